@@ -1,0 +1,1 @@
+"""SemMAE: semantic-guided masking for masked autoencoders."""

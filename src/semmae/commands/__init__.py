@@ -1,0 +1,1 @@
+"""One file per verb: its options, then top to bottom what it does."""

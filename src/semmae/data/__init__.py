@@ -1,0 +1,1 @@
+"""Images on disk → rows of tensors: sources, the manifest, crops, the part-map store, loaders."""

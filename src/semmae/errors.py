@@ -1,0 +1,17 @@
+"""What the user must mend: one exception, and the near misses that its message names."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input, told in one line: the value, the limit it broke, and the remedy. The command exits with code 2."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The hint to append to "unknown NAME": `; did you mean "vit_tiny"?`, else the list of known names."""
+    names = list(known)
+    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if matches:
+        return "; did you mean " + " or ".join(f'"{match}"' for match in matches) + "?"
+    return f" (known: {', '.join(names)})"

@@ -1,0 +1,1 @@
+"""Measurements over any encoder that returns `Features`: plain torch and scikit-learn."""

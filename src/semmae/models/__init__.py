@@ -1,0 +1,1 @@
+"""The networks: encoder, masked autoencoder, part learner. They see tensors, never paths, options or RNG."""

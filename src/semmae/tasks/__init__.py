@@ -1,0 +1,1 @@
+"""Training: one LightningModule per stage, and the Trainer they run on."""
