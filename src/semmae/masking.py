@@ -1,0 +1,129 @@
+"""Masks for masked image modelling, as pure functions of their inputs.
+
+A mask is bool (B, L) over the row-major patch grid, True = hidden, and every row hides the same
+number of patches, so that the visible ones stack into one tensor. Randomness enters as `noise`,
+uniform numbers drawn by the caller: the same noise gives the same mask on every device.
+
+| strategy | source                                   | what it reads                         |
+|----------|------------------------------------------|---------------------------------------|
+| random   | MAE (arXiv 2111.06377), section 3        | noise                                 |
+| intra    | SemMAE (arXiv 2206.10207), setting 1     | parts, noise; blend 0                 |
+| inter    | SemMAE, setting 2                        | parts, noise, order noise; blend 1    |
+| semantic | SemMAE, setting 3: from intra to inter   | parts, noise, order noise; any blend  |
+
+How `blend` moves from 0 to 1 during training is the task's business, not this file's.
+"""
+
+import torch
+from torch import Tensor
+
+from semmae.errors import UserError
+
+
+def num_hidden(num_patches: int, ratio: float) -> int:
+    """How many of `num_patches` are hidden: L − ⌊L·(1 − ratio)⌋.
+
+    MAE rounds the visible count down, and so does this: the only rounding in the project.
+
+    Raises:
+        UserError: the ratio is outside (0, 1), or leaves no visible or no hidden patch.
+    """
+    if not 0.0 < ratio < 1.0:
+        raise UserError(f"mask ratio {ratio} is outside (0, 1); 0.75 is the usual choice")
+    # 1 − 0.9 is 0.0999…98 in floating point: without the guard, 10 patches at 0.9 would keep none.
+    visible = int(num_patches * (1.0 - ratio) + 1e-9)
+    if visible < 1:
+        raise UserError(
+            f"mask ratio {ratio} leaves no visible patch of {num_patches}; "
+            f"use at most {1 - 1 / num_patches:.4g}, larger images or smaller patches"
+        )
+    if visible >= num_patches:
+        raise UserError(f"mask ratio {ratio} hides no patch of {num_patches}; use a larger ratio")
+    return num_patches - visible
+
+
+def hide_highest(scores: Tensor, count: int) -> Tensor:
+    """Hide the `count` highest-scoring patches of every row: scores (B, L) → mask bool (B, L)."""
+    hidden = scores.topk(count, dim=1, sorted=False).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hidden, True)
+
+
+def random_mask(noise: Tensor, ratio: float) -> Tensor:
+    """Hide patches at random, the lowest noise first: noise (B, L) in [0, 1) → mask bool (B, L)."""
+    return hide_highest(-noise, num_hidden(noise.shape[1], ratio))
+
+
+def part_counts(parts: Tensor, num_parts: int) -> Tensor:
+    """Patches of every part: parts (B, L) integers in [0, K) → counts (B, K) int64."""
+    counts = parts.new_zeros(parts.shape[0], num_parts, dtype=torch.long)
+    return counts.scatter_add_(1, parts.long(), torch.ones_like(parts, dtype=torch.long))
+
+
+def part_quotas(counts: Tensor, order_noise: Tensor, ratio: float, blend: float) -> Tensor:
+    """How many patches each part has to hide.
+
+    Two quotas are blended (SemMAE, section 3.2): the intra quota H·n_k/L, the same share of every
+    part, and the inter quota, whole parts in ascending order of `order_noise` until the budget H ends.
+
+    Args:
+        counts: patches of each part (B, K), the same sum L in every row.
+        order_noise: uniform (B, K); also settles ties of the rounding.
+        ratio: share of patches to hide.
+        blend: 0 hides a share of every part, 1 hides whole parts.
+
+    Returns:
+        (B, K) int64; every row sums to `num_hidden(L, ratio)`, each entry is within 1 of the blended
+        quota and never above the part's size.
+    """
+    if not 0.0 <= blend <= 1.0:
+        raise ValueError(f"blend {blend} is outside [0, 1]")
+    total = int(counts[0].sum())
+    hidden = num_hidden(total, ratio)
+    # float64: H·n_k/L must round down to itself where it is whole.
+    sizes = counts.double()
+    intra = sizes * hidden / total
+    order = order_noise.argsort(dim=1)
+    ordered = counts.gather(1, order)
+    before = ordered.cumsum(1) - ordered
+    inter = torch.empty_like(counts).scatter_(
+        1, order, torch.minimum(ordered, (hidden - before).clamp(min=0))
+    )
+    return _largest_remainder((1.0 - blend) * intra + blend * inter.double(), order_noise, hidden)
+
+
+def _largest_remainder(quotas: Tensor, tie_noise: Tensor, total: int) -> Tensor:
+    """Round quotas (B, K) to integers that sum to `total`: the largest fractions are rounded up."""
+    # Sums of halves and thirds land a hair below the whole number they stand for.
+    floors = (quotas + 1e-6).floor()
+    short = (total - floors.sum(1, keepdim=True)).long()
+    # A remainder outweighs any noise: two remainders that differ by less than 1e-6 count as tied.
+    remainders = ((quotas - floors) * 1e6).round() + tie_noise.double()
+    rank = remainders.argsort(dim=1, descending=True).argsort(dim=1)
+    return floors.long() + (rank < short)
+
+
+def semantic_mask(parts: Tensor, noise: Tensor, order_noise: Tensor, ratio: float, blend: float) -> Tensor:
+    """Hide each part's quota of patches (SemMAE, Figure 1 B).
+
+    Inside a part the lowest noise is hidden first; whole parts go in ascending order of `order_noise`.
+
+    Args:
+        parts: part label of every patch (B, L), integers in [0, K).
+        noise: uniform [0, 1) (B, L).
+        order_noise: uniform [0, 1) (B, K); K is the number of labels.
+        ratio: share of patches to hide, the same count in every row.
+        blend: 0 = intra (a share of every part), 1 = inter (whole parts).
+
+    Returns:
+        mask bool (B, L), True = hidden.
+    """
+    parts = parts.long()
+    counts = part_counts(parts, order_noise.shape[1])
+    quotas = part_quotas(counts, order_noise, ratio, blend)
+    # Sorted by part and then by noise, a patch's rank inside its part is its place less its part's start.
+    by_part = (parts + noise.double()).argsort(dim=1)
+    sorted_parts = parts.gather(1, by_part)
+    starts = counts.cumsum(1) - counts
+    place = torch.arange(parts.shape[1], device=parts.device)
+    under_quota = (place - starts.gather(1, sorted_parts)) < quotas.gather(1, sorted_parts)
+    return torch.zeros_like(under_quota).scatter_(1, by_part, under_quota)

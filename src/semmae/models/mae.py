@@ -1,0 +1,115 @@
+"""The masked autoencoder (MAE, arXiv 2111.06377): encode what is visible, predict the pixels of what is hidden.
+
+Notable here:
+- the mask is an argument: the model draws no random number;
+- tokens stay in shuffled order, visible first: attention does not mind, so nothing is unshuffled;
+- only hidden patches go through the prediction layer.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from semmae.losses import masked_pixel_loss
+from semmae.models.vit import Encoder, init_transformer
+from semmae.patches import normalize_patches, patchify, resize_positions, sincos_positions
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """Sizes of the decoder; the MAE paper's for ViT-B and ViT-L."""
+
+    width: int = 512
+    depth: int = 8
+    num_heads: int = 16
+
+
+@dataclass(frozen=True)
+class MAEOutput:
+    """The loss, and the predictions of hidden patches.
+
+    loss: scalar, mean squared error on hidden patches.
+    hidden_pred: (B, H, p·p·3), rows in the order of `hidden`.
+    hidden: (B, H) indices of the hidden patches, ascending.
+    num_patches: L.
+    """
+
+    loss: Tensor
+    hidden_pred: Tensor
+    hidden: Tensor
+    num_patches: int
+
+    @property
+    def pred(self) -> Tensor:
+        """Predictions on the full grid (B, L, p·p·3), row-major; visible patches, never predicted, are zero."""
+        batch, _, pixels = self.hidden_pred.shape
+        full = self.hidden_pred.new_zeros(batch, self.num_patches, pixels)
+        return full.scatter(1, self.hidden[:, :, None].expand(-1, -1, pixels), self.hidden_pred)
+
+
+def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (visible (B, V), hidden (B, H)) of a mask bool (B, L), ascending; every row hides the same count."""
+    # A stable sort of 0/1 puts visible before hidden and keeps the grid's order in both.
+    order = mask.long().argsort(dim=1, stable=True)
+    visible = mask.shape[1] - int(mask[0].sum())
+    return order[:, :visible], order[:, visible:]
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder, and a light decoder with one learned token for every hidden patch.
+
+    Args:
+        encoder: the encoder to pre-train.
+        decoder: sizes of the decoder.
+        norm_pix_loss: predict pixels normalised per patch.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: DecoderSpec, norm_pix_loss: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.norm_pix_loss = norm_pix_loss
+        side = encoder.spec.image_size // encoder.patch_size
+        self.decoder_embed = nn.Linear(encoder.width, decoder.width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.width))
+        self.decoder_pos_embed = nn.Parameter(sincos_positions(side, decoder.width), requires_grad=False)
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.decoder_blocks = nn.Sequential(
+            *(
+                Block(decoder.width, decoder.num_heads, qkv_bias=True, norm_layer=norm)
+                for _ in range(decoder.depth)
+            )
+        )
+        self.decoder_norm = norm(decoder.width)
+        self.decoder_pred = nn.Linear(decoder.width, encoder.patch_size**2 * 3)
+        for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
+            init_transformer(part)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, mask: Tensor) -> MAEOutput:
+        """Normalised images (B, 3, S, S), mask bool (B, L), True = hidden, the same count in every row."""
+        visible, hidden = split_mask(mask)
+        tokens = self.encoder.encode_visible(images, visible)
+        prediction = self._decode(tokens, visible, hidden, images.shape[-1] // self.encoder.patch_size)
+        patches = patchify(images, self.encoder.patch_size)
+        target = patches.gather(1, hidden[:, :, None].expand(-1, -1, patches.shape[2]))
+        if self.norm_pix_loss:
+            target = normalize_patches(target)
+        return MAEOutput(masked_pixel_loss(prediction, target), prediction, hidden, mask.shape[1])
+
+    def _decode(self, tokens: Tensor, visible: Tensor, hidden: Tensor, side: int) -> Tensor:
+        """Tokens (B, 1 + V, C) of visible patches → predicted pixels (B, H, p·p·3) of hidden ones."""
+        tokens = self.decoder_embed(tokens)
+        masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden.shape[1], -1)
+        positions = resize_positions(self.decoder_pos_embed, side)
+        grid = positions[:, 1:].expand(len(tokens), -1, -1)
+        order = torch.cat([visible, hidden], dim=1)
+        shuffled = grid.gather(1, order[:, :, None].expand(-1, -1, self.decoder.width))
+        token = positions[:, :1].expand(len(tokens), -1, -1)
+        tokens = torch.cat([tokens, masked], dim=1) + torch.cat([token, shuffled], dim=1)
+        tokens = self.decoder_norm(self.decoder_blocks(tokens)[:, 1 + visible.shape[1] :])
+        prediction: Tensor = self.decoder_pred(tokens)
+        return prediction
