@@ -1,0 +1,131 @@
+"""One line of progress on stderr for work that lasts: count, rate, share of time spent waiting for data.
+
+Notable here:
+- nothing is written in the first two seconds, so that short work stays silent;
+- on a terminal one line is rewritten in place; elsewhere (a log file, Slurm) there is one line at the
+  end, and one a minute before it, so that a log neither fills up nor falls silent for hours;
+- `iterate` measures the wait for data; `rate` and `data_wait` can be logged too.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Self, TextIO, TypeVar
+
+SILENT_SECONDS = 2.0
+TERMINAL_SECONDS = 0.2  # between two rewritings of the line on a terminal
+LOG_SECONDS = 60.0  # between two lines elsewhere
+
+Item = TypeVar("Item")
+
+
+class Progress:
+    """Counts work done inside a `with` block.
+
+    Args:
+        total: how many units there are; None when unknown.
+        unit: what is counted, plural.
+        label: what is being done, at the start of the line.
+        stream: where to write; None is stderr, looked up on entry.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        unit: str = "images",
+        label: str = "",
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total, self.unit, self.label = total, unit, label
+        self.done = 0
+        self._stream, self._clock = stream, clock
+        self._started = self._written = clock()
+        self._waited: float | None = None  # None until `iterate` measures
+        self._width = 0  # characters of the line on the terminal, to be wiped by a shorter one
+
+    def __enter__(self) -> Self:
+        self._stream = self._stream or sys.stderr
+        self._started = self._written = self._clock()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Written after an error or Ctrl-C too: how far the work came is worth knowing.
+        if self.elapsed > SILENT_SECONDS:
+            self._write(end="\n")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since entry."""
+        return self._clock() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Units a second since entry."""
+        return self.done / max(self.elapsed, 1e-9)
+
+    @property
+    def data_wait(self) -> float:
+        """Share (0 to 1) of the time since entry spent waiting in `iterate` for the next item."""
+        return min(1.0, (self._waited or 0.0) / max(self.elapsed, 1e-9))
+
+    def iterate(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items; the time until each one arrives counts as waiting for data."""
+        self._waited = self._waited or 0.0
+        iterator = iter(items)
+        while True:
+            asked = self._clock()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._waited += self._clock() - asked
+            yield item
+
+    def update(self, count: int = 1) -> None:
+        """`count` more units are done."""
+        self.done += count
+        pause = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
+        if self.done == self.total and not self._terminal:
+            return  # the line at the end follows at once
+        if self.elapsed > SILENT_SECONDS and self._clock() - self._written >= pause:
+            self._write(end="" if self._terminal else "\n")
+
+    @property
+    def line(self) -> str:
+        """What is shown, e.g. `features: 1200/4000 images, 310 images/s, 2 % waiting for data, 0:09 left`."""
+        count = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
+        rate = f"{self.rate:.0f}" if self.rate >= 10 else f"{self.rate:.2g}"
+        facts = [f"{count} {self.unit}", f"{rate} {self.unit}/s"]
+        if self._waited is not None:
+            facts.append(f"{self.data_wait:.0%} waiting for data".replace("%", " %"))
+        if self.total is not None and 0 < self.done < self.total:
+            facts.append(f"{_clock_time((self.total - self.done) / self.rate)} left")
+        else:
+            facts.append(f"{_clock_time(self.elapsed)} in all")
+        return (f"{self.label}: " if self.label else "") + ", ".join(facts)
+
+    @property
+    def _terminal(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def _write(self, end: str) -> None:
+        assert self._stream is not None, "Progress is used inside its `with` block"
+        line = self.line
+        start = "\r" if self._terminal else ""
+        self._stream.write(start + line.ljust(self._width if self._terminal else 0) + end)
+        self._stream.flush()
+        self._written, self._width = self._clock(), len(line)
+
+
+def _clock_time(seconds: float) -> str:
+    """`0:09`, `12:30` or `3:05:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

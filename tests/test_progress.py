@@ -1,0 +1,88 @@
+"""Progress: silent when short, one line in a log, one rewritten line on a terminal, the wait measured."""
+
+import io
+
+import pytest
+
+from semmae.progress import Progress
+
+
+class Clock:
+    """A clock that stands still until told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(stream: io.StringIO, items: int, load: float, work: float, total: int | None = None) -> Progress:
+    """Work through `items` batches of ten, each loaded in `load` and worked on for `work` seconds."""
+    clock = Clock()
+
+    def batches():
+        for item in range(items):
+            clock.now += load
+            yield item
+
+    with Progress(total, label="features", stream=stream, clock=clock) as progress:
+        for _ in progress.iterate(batches()):
+            clock.now += work
+            progress.update(10)
+    return progress
+
+
+def test_short_work_is_silent() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        run(stream, items=10, load=0.1, work=0.09, total=100)
+        assert stream.getvalue() == ""
+
+
+def test_a_log_gets_one_line() -> None:
+    stream = io.StringIO()
+    progress = run(stream, items=10, load=0.25, work=0.75, total=100)
+    assert stream.getvalue() == (
+        "features: 100/100 images, 10 images/s, 25 % waiting for data, 0:10 in all\n"
+    )
+    assert progress.rate == pytest.approx(10)
+    assert progress.data_wait == pytest.approx(0.25)
+
+
+def test_a_log_of_long_work_gets_a_line_a_minute() -> None:
+    stream = io.StringIO()
+    run(stream, items=30, load=0, work=10, total=300)
+    lines = stream.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f"features: {done}/300 images" for done in (60, 120, 180, 240, 300)
+    ]
+    assert lines[0].endswith("4:00 left")
+
+
+def test_a_terminal_line_is_rewritten_and_wiped() -> None:
+    stream = Terminal()
+    run(stream, items=40, load=0, work=1)
+    text = stream.getvalue()
+    assert text.count("\n") == 1 and text.endswith("\n")
+    shown = text.rstrip("\n").split("\r")[1:]
+    assert all(len(later) >= len(earlier.rstrip()) for earlier, later in zip(shown, shown[1:], strict=False))
+    assert shown[-1].startswith("features: 400 images")
+
+
+def test_an_error_passes_and_the_line_is_ended() -> None:
+    stream, clock = Terminal(), Clock()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Progress(5, "steps", stream=stream, clock=clock) as progress,
+    ):
+        clock.now += 3
+        progress.update(2)
+        raise KeyboardInterrupt
+    assert stream.getvalue().endswith("2/5 steps, 0.67 steps/s, 0:04 left\n")
