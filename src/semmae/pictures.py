@@ -1,0 +1,229 @@
+"""The pictures of a run, as PNG sheets: parts over images, masks along the schedule, reconstructions.
+
+- Images are uint8 (N, 3, S, S) RGB; part labels uint8 (N, G, G), 255 where not yet computed;
+  masks bool (N, L), True = hidden.
+- A label has the same colour in every picture. The first seven are Okabe and Ito's: colour-blind readers
+  can tell them apart.
+- Tiles are scaled before labels or masks are laid over them: the edges of parts and patches stay sharp.
+- Sheets are drawn with PIL: no global drawing state, and the pixels are what was asked for.
+"""
+
+import io
+import math
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+Pixels = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+BACKGROUND = "background"
+NOT_COMPUTED = 255
+HIDDEN_GREY = 128
+
+_OKABE_ITO = ("e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7")
+_TOL_MUTED = ("332288", "44aa99", "117733", "999933", "cc6677", "882255", "aa4499")
+PALETTE: tuple[Colour, ...] = tuple(
+    (int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)) for code in _OKABE_ITO + _TOL_MUTED
+)
+_BACKGROUND_SWATCH: Colour = (90, 90, 90)
+
+_OPACITY = 0.65
+_TILE = 192  # the side of a tile that is aimed at, in pixels
+_GAP, _GROUP_GAP, _MARGIN = 6, 26, 14
+_TEXT = 18
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def label_colours(label_names: Sequence[str]) -> list[Colour | None]:
+    """One colour per label, None for a background; a part's colour depends on its number only."""
+    has_background = len(label_names) > 0 and label_names[0] == BACKGROUND
+    parts: list[Colour | None] = [PALETTE[i % len(PALETTE)] for i in range(len(label_names) - has_background)]
+    return [None, *parts] if has_background else parts
+
+
+def overlay(images: Tensor, labels: Tensor | Pixels, label_names: Sequence[str]) -> Tensor:
+    """Part colours blended over images: uint8 (N, 3, S, S) and (N, G, G) → uint8 (N, 3, S, S).
+
+    Background becomes grey at half brightness; pixels whose label is not yet computed (255) stay as they are.
+    Raises ValueError for a label that has no name.
+    """
+    grid = torch.as_tensor(np.asarray(labels)).long()
+    side = images.shape[-1]
+    rows = (torch.arange(side) * 2 + 1) * grid.shape[-2] // (2 * side)  # the label under each pixel's centre
+    columns = (torch.arange(side) * 2 + 1) * grid.shape[-1] // (2 * side)
+    at_pixel = grid[:, rows][:, :, columns].unsqueeze(1)
+    known = at_pixel != NOT_COMPUTED
+    if bool((at_pixel[known] >= len(label_names)).any()):
+        largest = int(at_pixel[known].max())
+        raise ValueError(f"label {largest} has no name: there are {len(label_names)} label names")
+    base = images.float()
+    grey = (base * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(base)
+    blended = base
+    for label, colour in enumerate(label_colours(label_names)):
+        # Parts lie over the image in grey, its contrast halved: dark blue on white cloth must not look like
+        # sky blue on black cloth, and the image's own colours must not shift those of the legend.
+        tint = grey / 2
+        if colour is not None:
+            tint = (1 - _OPACITY) * (64 + grey / 2) + _OPACITY * torch.tensor(colour).view(1, 3, 1, 1)
+        blended = torch.where(at_pixel == label, tint, blended)
+    return blended.round().clamp(0, 255).to(torch.uint8)
+
+
+def hide(images: Tensor, mask: Tensor) -> Tensor:
+    """Images with their hidden patches in flat grey: uint8 (N, 3, S, S), bool (N, L) → uint8 (N, 3, S, S)."""
+    return torch.where(_at_pixels(mask, images.shape[-1]), torch.full_like(images, HIDDEN_GREY), images)
+
+
+def paste(images: Tensor, mask: Tensor, reconstruction: Tensor) -> Tensor:
+    """The reconstruction where patches were hidden, the image itself elsewhere; uint8 (N, 3, S, S)."""
+    return torch.where(_at_pixels(mask, images.shape[-1]), reconstruction, images)
+
+
+def parts_picture(images: Tensor, labels: Tensor | Pixels, label_names: Sequence[str], path: Path) -> None:
+    """Writes a sheet of pairs, image | parts, four pairs to a row, with a legend."""
+    large = _to_tile_size(images)
+    tiles = _interleave([large, overlay(large, labels, label_names)])
+    pairs = min(4, len(images))
+    sheet = _sheet(tiles, ("image", "parts"), groups=pairs, legend=_legend(label_names))
+    write_atomically(path, _png(sheet))
+
+
+def masks_picture(
+    images: Tensor,
+    labels: Tensor | Pixels | None,
+    label_names: Sequence[str],
+    masks: Sequence[tuple[str, Tensor]],
+    path: Path,
+) -> None:
+    """Writes a sheet with a row per image: image | parts | the image under every (title, mask bool (N, L)).
+
+    Without labels the column of parts and the legend are left out.
+    """
+    large = _to_tile_size(images)
+    columns, headers = [large], ["image"]
+    if labels is not None:
+        columns.append(overlay(large, labels, label_names))
+        headers.append("parts")
+    columns += [hide(large, mask) for _, mask in masks]
+    headers += [title for title, _ in masks]
+    legend = _legend(label_names) if labels is not None else []
+    write_atomically(path, _png(_sheet(_interleave(columns), headers, groups=1, legend=legend)))
+
+
+def reconstructions_picture(images: Tensor, mask: Tensor, reconstruction: Tensor, path: Path) -> None:
+    """Writes a sheet, two images to a row: image | visible patches | reconstruction | image.
+
+    reconstruction: uint8 (N, 3, S, S); of it the hidden patches are shown, pasted among the visible ones.
+    """
+    large, painted = _to_tile_size(images), _to_tile_size(paste(images, mask, reconstruction))
+    tiles = _interleave([large, hide(large, mask), painted, large])
+    headers = ("image", "visible", "reconstruction", "image")
+    write_atomically(path, _png(_sheet(tiles, headers, groups=min(2, len(images)), legend=[])))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes beside `path`, then renames: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _at_pixels(mask: Tensor, side: int) -> Tensor:
+    """bool (N, L) over a square patch grid → bool (N, 1, side, side)."""
+    grid = math.isqrt(mask.shape[-1])
+    if grid * grid != mask.shape[-1]:
+        raise ValueError(f"a mask over {mask.shape[-1]} patches is no square grid")
+    index = torch.arange(side) * grid // side
+    return mask.view(-1, grid, grid)[:, index][:, :, index].unsqueeze(1)
+
+
+def _to_tile_size(images: Tensor) -> Tensor:
+    """Small images grow by a whole factor (patches stay equal in size), large ones shrink to 224; uint8."""
+    side = images.shape[-1]
+    target = side * max(1, round(_TILE / side)) if side <= 256 else 224
+    if target == side:
+        return images
+    resized = [
+        Image.fromarray(_pixels(image)).resize((target, target), Image.Resampling.LANCZOS) for image in images
+    ]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
+
+
+def _interleave(columns: Sequence[Tensor]) -> Iterator[Pixels]:
+    """Row by row: the first image of every column, then the second …; each (T, T, 3)."""
+    return (_pixels(image) for row in zip(*columns, strict=True) for image in row)
+
+
+def _pixels(image: Tensor) -> Pixels:
+    return image.permute(1, 2, 0).contiguous().numpy()
+
+
+def _legend(label_names: Sequence[str]) -> list[tuple[str, Colour]]:
+    colours = label_colours(label_names)
+    return [(name, colour or _BACKGROUND_SWATCH) for name, colour in zip(label_names, colours, strict=True)]
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    # The face that matplotlib ships: the same on every machine, and it has the Greek letters of the schedule.
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _TEXT)
+
+
+def _sheet(
+    tiles: Iterator[Pixels], headers: Sequence[str], groups: int, legend: Sequence[tuple[str, Colour]]
+) -> Image.Image:
+    """Tiles (T, T, 3) in reading order on paper: `groups` blocks of len(headers) columns side by side."""
+    placed = list(tiles)
+    side, columns = placed[0].shape[0], len(headers) * groups
+    group_gap = _GROUP_GAP - _GAP
+    left = [_MARGIN + i * (side + _GAP) + i // len(headers) * group_gap for i in range(columns)]
+    titles = [textwrap.fill(title, max(8, side // 11)) for title in headers]
+    top = _MARGIN + (max(title.count("\n") for title in titles) + 1) * (_TEXT + 6) + 4
+    bottom = top + math.ceil(len(placed) / columns) * (side + _GAP)
+    width = left[-1] + side + _MARGIN
+    keys, legend_bottom = _place_legend(legend, width, bottom + 6)
+    sheet = Image.new("RGB", (width, legend_bottom + _MARGIN - _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, x in enumerate(left):
+        title = titles[column % len(headers)]
+        middle = (x + side / 2, top - 8)
+        draw.multiline_text(middle, title, _INK, _font(), anchor="md", align="center", spacing=6)
+    for number, tile in enumerate(placed):
+        row, column = divmod(number, columns)
+        sheet.paste(Image.fromarray(tile), (left[column], top + row * (side + _GAP)))
+    for x, y, name, colour in keys:
+        draw.rounded_rectangle((x, y, x + _TEXT, y + _TEXT), 4, fill=colour)
+        draw.text((x + _TEXT + 8, y + _TEXT / 2), name, _INK, _font(), anchor="lm")
+    return sheet
+
+
+def _place_legend(
+    legend: Sequence[tuple[str, Colour]], width: int, top: int
+) -> tuple[list[tuple[int, int, str, Colour]], int]:
+    """(x, y, name, colour) of every key, wrapped into lines, and where the legend ends."""
+    placed: list[tuple[int, int, str, Colour]] = []
+    x, y = _MARGIN, top
+    for name, colour in legend:
+        needed = _TEXT + 8 + math.ceil(_font().getlength(name)) + 22
+        if x > _MARGIN and x + needed > width:
+            x, y = _MARGIN, y + _TEXT + 10
+        placed.append((x, y, name, colour))
+        x += needed
+    return placed, y + _TEXT + _GAP if legend else top - 6
+
+
+def _png(sheet: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

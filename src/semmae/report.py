@@ -1,0 +1,385 @@
+"""One page about a run: report.html, self-contained, made of what lies in the run's folder.
+
+- Everything on the page is read from files (config.yaml, summary.json, metrics.jsonl, parts/, pictures/,
+  results.json): `semmae report RUN` gives the same page again; a missing file only leaves its section out.
+- Curves are inline SVG in the colours of the page (light or dark), pictures embedded PNG. Nothing is fetched.
+- The text and the style live in report.html.jinja; this file prepares numbers.
+"""
+
+import base64
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+import yaml
+
+from semmae.charts import charts, number
+from semmae.errors import UserError
+from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture, write_atomically
+
+__all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
+
+Record = Mapping[str, Any]
+
+STAGES = {"teacher": "Teacher", "parts": "Parts", "pretrain": "Masked autoencoder"}
+
+# heading, places where the picture may lie, what the reader sees on it
+PICTURES = (
+    (
+        "Parts",
+        ("parts/parts.png", "parts.png"),
+        "Each image beside its learned parts. A colour means the same part everywhere; background is dim grey.",
+    ),
+    (
+        "Masks along the schedule",
+        ("pictures/masks.png",),
+        "Hidden patches are grey; every mask hides the same number. From left to right, training goes on.",
+    ),
+    (
+        "Reconstructions",
+        ("pictures/reconstructions.png",),
+        "The autoencoder sees the visible patches only; its prediction of the hidden ones is pasted in.",
+    ),
+)
+
+QUALITY_ROWS = {
+    "learned": "Learned parts",
+    "heads": "Raw attention heads",
+    "kmeans": "k-means of patch tokens",
+    "grid": "Fixed grid",
+}
+SCORES = {"nmi": "NMI", "ari": "ARI", "foreground_iou": "Foreground IoU"}
+QUALITY_COLUMNS = {key: f"{name} %" for key, name in SCORES.items()} | {"parts_used": "Parts in use"}
+RESULT_NAMES = {"top1": "Top-1 %", "top5": "Top-5 %", "images": "Images", "classes": "Classes"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, a header and rows of text; `best` holds the (row, column) of cells to stress."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+
+
+def write_report(run: Path) -> Path:
+    """Writes `run`/report.html and returns its path. UserError when the folder is no run of ours."""
+    run = Path(run)
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give the folder that a command wrote with --out")
+    if not any(
+        (run / name).exists() for name in ("config.yaml", "metrics.jsonl", "results.json", "parts.json")
+    ):
+        raise UserError(
+            f"{run}: not a run, it holds none of config.yaml, metrics.jsonl, parts.json, results.json; "
+            "give the folder that a command wrote with --out"
+        )
+    config, summary = _read_config(run / "config.yaml"), _read_json(run / "summary.json")
+    stages = _read_stages(run)
+    kind = _kind(run, stages, summary)
+    basics = _basics(run, config, summary, stages)
+    template = files("semmae").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(template).render(
+        name=run.resolve().name,
+        lead=_lead(kind, config, basics),
+        facts=_facts(run, config, basics),
+        notices=_notices(run, kind, stages),
+        stage_table=_stage_table(run, kind, stages) if len(stages) > 1 else None,
+        pictures=list(_pictures(run)),
+        charts=[
+            (STAGES.get(stage, stage), plots)
+            for stage, records in stages.items()
+            if (plots := charts(records))
+        ],
+        quality=_quality(run),
+        results=list(_results(run)),
+        config=[(name, number(value)) for name, value in config.items()],
+        steps=_next_steps(run, kind, config),
+        version=version("semmae"),
+    )
+    path = run / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+# Reading
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in the file, {} when there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove it or run its command again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; remove it or run its command again")
+    return content
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The options, nested ones under dotted names."""
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not YAML ({reason}); mend or remove it") from error
+    return dict(_flat(content, "")) if isinstance(content, dict) else {}
+
+
+def _flat(options: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for name, value in options.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _read_stages(run: Path) -> dict[str, list[Record]]:
+    """Records per stage in the order of STAGES, by step; of a step logged again after a resume the last counts."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for folder, default in ((run, "pretrain"), (run / "teacher", "teacher"), (run / "parts", "parts")):
+        for record in _read_records(folder / "metrics.jsonl"):
+            steps = found.setdefault(str(record.get("stage", default)), {})
+            steps.setdefault(int(record.get("step", len(steps))), {}).update(record)
+    order = [stage for stage in STAGES if stage in found] + [stage for stage in found if stage not in STAGES]
+    return {stage: [found[stage][step] for step in sorted(found[stage])] for stage in order}
+
+
+def _read_records(path: Path) -> Iterable[Record]:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for position, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            # A run that is being written, or was stopped, may end in half a line.
+            if position < len(lines) or line.endswith("\n"):
+                raise UserError(f"{path}, line {position}: not JSON; remove that line") from error
+
+
+def _kind(run: Path, stages: Mapping[str, Any], summary: Record) -> str:
+    """ "pretrain", "parts", "teacher" or "evaluation"."""
+    if summary.get("stage") in STAGES:
+        return str(summary["stage"])
+    if "pretrain" in stages or (run / "autoencoder").exists():
+        return "pretrain"
+    if "parts" in stages or (run / "parts.json").exists():
+        return "parts"
+    if (run / "results.json").exists():
+        return "evaluation"
+    return "teacher" if "teacher" in stages else "pretrain"
+
+
+# Words and numbers
+
+
+def _find(config: Record, *names: str) -> Any:
+    """The first option of one of these names, however deep; None when there is none."""
+    for name in names:
+        for key, value in config.items():
+            if key.rpartition(".")[2] == name and value is not None:
+                return value
+    return None
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return f"{minutes * 60:.0f} s"
+    if minutes < 90:
+        return f"{minutes:.1f} min" if minutes < 10 else f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h"
+
+
+def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, list[Record]]) -> dict[str, Any]:
+    """model, images, image_size, epochs, minutes: what the run says of itself, else what its files tell."""
+    encoder = _read_json(run / "encoder" / "config.json")
+    arguments = encoder.get("model_args", {})
+    last = stages[list(stages)[-1]][-1] if stages else {}
+    reached = int(last["epoch"]) + 1 if "epoch" in last else None
+    parts = _read_json(run / "parts" / "parts.json") or _read_json(run / "parts.json")
+    known = {
+        "model": _find(config, "model", "arch") or encoder.get("architecture"),
+        "images": parts.get("images"),
+        "image_size": _find(config, "image_size") or arguments.get("img_size"),
+        "epochs": reached or _find(config, "epochs"),
+        "minutes": None,
+    }
+    return {name: summary.get(name, value) for name, value in known.items()}
+
+
+def _lead(kind: str, config: Record, basics: Record) -> str:
+    """One sentence: what was done, on what, for how long."""
+    model = f" {basics['model']}" if basics["model"] else "n encoder"
+    deed = {
+        "pretrain": f"A{model} was pre-trained as a masked autoencoder",
+        "teacher": f"A{model} was trained as a teacher, by self-distillation without labels,",
+        "parts": "Semantic parts were learned from a frozen encoder",
+        "evaluation": "An encoder was measured",
+    }[kind]
+    if kind == "pretrain" and (masking := _find(config, "masking")):
+        deed += f" with {masking} masking"
+    if basics["images"]:
+        deed += f" on {number(basics['images'])} images"
+    if basics["epochs"]:
+        deed += f" for {number(basics['epochs'])} epoch" + ("s" if basics["epochs"] != 1 else "")
+    return f"{deed}, in {_duration(basics['minutes'])}." if basics["minutes"] else f"{deed}."
+
+
+def _facts(run: Path, config: Record, basics: Record) -> list[tuple[str, str]]:
+    """(name, value) of the tiles at the top; what is not known is left out."""
+    size = basics["image_size"]
+    size = size[0] if isinstance(size, list | tuple) else size
+    facts = [
+        ("Images", number(basics["images"]) if basics["images"] else ""),
+        ("Image size", f"{size} × {size}" if size else ""),
+        ("Epochs", number(basics["epochs"]) if basics["epochs"] else ""),
+        ("Time", _duration(basics["minutes"]) if basics["minutes"] else ""),
+        ("Data", str(_find(config, "data") or "")),
+        ("Encoder", str(run / "encoder") if (run / "encoder").exists() else ""),
+    ]
+    return [fact for fact in facts if fact[1]]
+
+
+def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[str]:
+    """What a reader must not overlook: a run cut short, losses that were not finite, images left out."""
+    notices = []
+    if kind in ("pretrain", "teacher") and not (run / "encoder").exists():
+        notices.append("This run is not finished: its encoder is not written yet.")
+    for stage, records in stages.items():
+        bad = [int(record["step"]) for record in records if not math.isfinite(record.get("loss", 0.0))]
+        if bad:
+            steps = f"step {bad[0]}" if len(bad) == 1 else f"{len(bad)} records, the first at step {bad[0]}"
+            notices.append(f"{STAGES.get(stage, stage)}: the loss was not finite ({steps}).")
+    for folder in (run, run / "teacher", run / "parts"):
+        if (folder / "skipped.csv").exists():
+            skipped = len((folder / "skipped.csv").read_text(encoding="utf-8").splitlines()) - 1
+            if skipped > 0:
+                images = "image was" if skipped == 1 else "images were"
+                notices.append(f"{skipped} unreadable {images} left out; see {folder / 'skipped.csv'}.")
+                break
+    return notices
+
+
+def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Table:
+    """A row per stage: how far it went, its last loss, its usual speed and the usual wait for data."""
+    rows = []
+    for stage, records in stages.items():
+        summary = _read_json((run if stage == kind else run / stage) / "summary.json")
+        last = {key: value for record in records for key, value in record.items()}
+        speeds = [record["images_per_s"] for record in records if "images_per_s" in record]
+        waits = [record["data_wait"] for record in records if "data_wait" in record]
+        cells = (
+            STAGES.get(stage, stage),
+            number(int(last["epoch"]) + 1 if "epoch" in last else None),
+            _duration(summary["minutes"]) if "minutes" in summary else "–",
+            number(last.get("loss")),
+            number(float(median(speeds)) if speeds else None),
+            f"{median(waits):.0%}" if waits else "–",
+        )
+        rows.append(cells)
+    return Table("", ("Stage", "Epochs", "Time", "Last loss", "Images/s", "Waiting for data"), tuple(rows))
+
+
+# Sections
+
+
+def _pictures(run: Path) -> Iterable[tuple[str, str, str]]:
+    """(heading, caption, PNG as base64) of every picture that the run holds."""
+    for heading, places, caption in PICTURES:
+        path = next((run / place for place in places if (run / place).exists()), None)
+        if path:
+            yield heading, caption, base64.b64encode(path.read_bytes()).decode()
+
+
+def _quality(run: Path) -> tuple[str, Table] | None:
+    """A verdict in words and the table, the best of each measure stressed; None when nothing was measured."""
+    measured = _read_json(run / "parts" / "quality.json") or _read_json(run / "quality.json")
+    methods = [method for method in QUALITY_ROWS if method in measured]
+    if not methods:
+        return None
+    rows, best = [], set()
+    for method in methods:
+        rows.append((QUALITY_ROWS[method], *(number(measured[method].get(key)) for key in QUALITY_COLUMNS)))
+    for column, key in enumerate(SCORES, 1):
+        values = [measured[method].get(key, -math.inf) for method in methods]
+        best |= {
+            (row, column) for row, value in enumerate(values) if value == max(values) and len(methods) > 1
+        }
+    table = Table("", ("", *QUALITY_COLUMNS.values()), tuple(rows), frozenset(best))
+    return _verdict(measured, methods), table
+
+
+def _verdict(measured: Record, methods: list[str]) -> str:
+    """Whether the learned parts beat everything they are compared with, measure by measure."""
+    others = [method for method in methods if method != "learned"]
+    if "learned" not in methods or not others:
+        return ""
+    lost = [
+        f"{SCORES[key]} (by {QUALITY_ROWS[other]})"
+        for key in SCORES
+        for other in others
+        if measured[other].get(key, -math.inf) >= measured["learned"].get(key, -math.inf)
+    ]
+    if not lost:
+        return "The learned parts beat everything they are compared with, on all three measures."
+    return f"The learned parts are matched or beaten on {', '.join(lost)}."
+
+
+def _results(run: Path) -> Iterable[Table]:
+    """For each results.json in the run and its sub-folders: a table of scores and one of their protocol."""
+    for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
+        content = _read_json(path)
+        protocol = content.pop("protocol", {})
+        scored = {name: value for name, value in content.items() if isinstance(value, dict)}
+        single = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
+        methods = ({"this encoder": single} if single else {}) | scored
+        columns = list(dict.fromkeys(key for values in methods.values() for key in values))
+        rows = tuple(
+            (name, *(number(values.get(key)) for key in columns)) for name, values in methods.items()
+        )
+        title = path.parent.name if path.parent != run else ""
+        yield Table(title, ("", *(RESULT_NAMES.get(key, key) for key in columns)), rows)
+        if isinstance(protocol, dict) and protocol:
+            settings = tuple((name, number(value)) for name, value in _flat(protocol, ""))
+            yield Table("Protocol", ("Setting", "Value"), settings)
+
+
+def _next_steps(run: Path, kind: str, config: Record) -> list[tuple[str, str]]:
+    """(purpose, commands to copy) for what this run can be used for next."""
+    here, data = shlex.quote(str(run)), shlex.quote(str(_find(config, "data") or "IMAGES"))
+    if kind == "evaluation":
+        return []
+    if kind == "parts":
+        return [("Pre-train with these parts", f"semmae pretrain --data {data} --parts {here} --out NEW_RUN")]
+    if not (run / "encoder").exists():
+        again = f"semmae {kind} --config {shlex.quote(str(run / 'config.yaml'))} --resume"
+        return [("Go on with this run", again)] if (run / "checkpoints" / "last.ckpt").exists() else []
+    steps = [
+        ("Measure the encoder by k-NN", f"semmae knn --encoder {here} --data {data} --out NEW_FOLDER"),
+        ("Write a feature vector per image", f"semmae embed --encoder {here} --data {data} --out FILE"),
+        (
+            "Load it with timm",
+            f'import timm\n\nencoder = timm.create_model("local-dir:{run / "encoder"}", pretrained=True)',
+        ),
+    ]
+    if kind == "teacher":
+        learn = f"semmae parts --data {data} --teacher {here} --out NEW_RUN"
+        steps.insert(0, ("Learn parts from this teacher", learn))
+    return steps
