@@ -12,7 +12,6 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -36,7 +35,7 @@ PICTURES = (
     (
         "Parts",
         ("parts/parts.png", "parts.png"),
-        "Each image beside its learned parts. A colour means the same part everywhere; background is dim grey.",
+        "Each image beside its learned parts. A colour is the same part everywhere; background is dim grey.",
     ),
     (
         "Masks along the schedule",
@@ -106,8 +105,8 @@ def write_report(run: Path) -> Path:
         quality=_quality(run),
         results=list(_results(run)),
         config=[(name, number(value)) for name, value in config.items()],
+        again=f"semmae report {shlex.quote(str(run))}",
         steps=_next_steps(run, kind, config),
-        version=version("semmae"),
     )
     path = run / "report.html"
     write_atomically(path, page.encode())
@@ -151,7 +150,7 @@ def _flat(options: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
 
 
 def _read_stages(run: Path) -> dict[str, list[Record]]:
-    """Records per stage in the order of STAGES, by step; of a step logged again after a resume the last counts."""
+    """Records per stage, in the order of STAGES, by step; a step logged again after a resume counts once."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for folder, default in ((run, "pretrain"), (run / "teacher", "teacher"), (run / "parts", "parts")):
         for record in _read_records(folder / "metrics.jsonl"):
