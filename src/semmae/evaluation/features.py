@@ -1,0 +1,112 @@
+"""One vector an image: an encoder's features, and the baseline that any encoder must beat, raw pixels."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from semmae.data.loaders import normalise
+from semmae.progress import Progress
+
+Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S), "row" int64 (B,)
+Pooling = Literal["cls", "mean"]
+
+
+def extract(
+    encoder: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pooling: Pooling = "cls",
+    device: torch.device | str = "cpu",
+    total: int | None = None,
+    label: str = "features",
+) -> Tensor:
+    """The features of every image, in the order of the rows.
+
+    Args:
+        encoder: normalised images (B, 3, S, S) → `Features`; on `device`. Run in evaluation mode,
+            left in the mode it came in.
+        batches: "image" uint8 (B, 3, S, S) and "row" int64 (B,), each row once, in any order.
+        mean, std: the encoder's normalisation, three numbers each, for pixels in 0 to 1.
+        pooling: the class token, or the mean of the patch tokens.
+        device: where the encoder runs.
+        total: images in all, for the progress line; None when unknown.
+        label: what the progress line says is being done.
+
+    Returns:
+        float32 (N, C) on the CPU.
+    """
+
+    def embed(images: Tensor) -> Tensor:
+        features = encoder(normalise(images.to(device, non_blocking=True), mean, std))
+        pooled: Tensor = features.cls if pooling == "cls" else features.patches.mean(1)
+        return pooled
+
+    with evaluating(encoder):
+        return _collect(batches, embed, total, label)
+
+
+def raw_pixels(
+    batches: Iterable[Batch], *, side: int = 16, total: int | None = None, label: str = "raw pixels"
+) -> Tensor:
+    """The images themselves as vectors: shrunk to `side` x `side` by area, each standardised over its values.
+
+    Args:
+        batches: as for `extract`.
+        side: pixels a side after shrinking.
+        total, label: as for `extract`.
+
+    Returns:
+        float32 (N, 3·side·side) in the order of the rows, mean 0 and deviation 1 each (an image of
+        a single colour gives zeros).
+    """
+
+    def embed(images: Tensor) -> Tensor:
+        pixels = F.interpolate(images.float() / 255, size=(side, side), mode="area").flatten(1)
+        pixels = pixels - pixels.mean(1, keepdim=True)
+        # Below one grey level in a thousand there is only rounding to be amplified.
+        return pixels / pixels.std(1, correction=0, keepdim=True).clamp_min(1e-6)
+
+    return _collect(batches, embed, total, label)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each submodule is back in its own mode."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@torch.inference_mode()
+def _collect(
+    batches: Iterable[Batch], embed: Callable[[Tensor], Tensor], total: int | None, label: str
+) -> Tensor:
+    """`embed` of every batch's images, float32 on the CPU, put into the order of the rows."""
+    rows: list[Tensor] = []
+    vectors: list[Tensor] = []
+    with Progress(total, label=label) as progress:
+        for batch in progress.iterate(batches):
+            vectors.append(embed(batch["image"]).float().cpu())
+            rows.append(batch["row"])
+            progress.update(len(batch["row"]))
+    assert rows, "there are no images to embed"
+    found, order = torch.cat(rows).sort()
+    assert (found[1:] > found[:-1]).all(), "a row came twice"
+    places = order.argsort()
+    # Filled batch by batch: the features are never held three times, as cat and then index would.
+    ordered = torch.empty(len(places), vectors[0].shape[1])
+    start = 0
+    for chunk in vectors:
+        ordered[places[start : start + len(chunk)]] = chunk
+        start += len(chunk)
+    return ordered

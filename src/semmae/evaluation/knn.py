@@ -1,0 +1,161 @@
+"""The weighted k-nearest-neighbour classifier of InstDisc and DINO: what features know without training.
+
+Cosine similarity to the training features; each of the k nearest votes for its class with weight
+exp(similarity / temperature) (InstDisc, arXiv 1805.01978, section 3.4; DINO, arXiv 2104.14294,
+section 4.1: k = 20, temperature 0.07).
+
+Notable here:
+- the result does not hang on luck: of equally near images the one with the lower row votes, of
+  classes with equal votes the lower one leads, and votes are summed on the CPU in a fixed order;
+- similarities are held for a block of queries at a time, and blocks shrink as the training set grows.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from semmae.errors import UserError
+
+SIMILARITIES = 2**26  # held at once at most: 256 MiB of float32
+
+
+def knn_scores(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    *,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    block: int = 1024,
+    leave_one_out: bool = False,
+) -> Tensor:
+    """Each class's share of the votes, for each query.
+
+    Args:
+        train: features (N, C) of the images that vote, on the device to compute on.
+        train_labels: their classes, integers (N,) in [0, num_classes).
+        test: features (M, C) of the queries.
+        num_classes: number of classes.
+        k: neighbours that vote; where there are fewer, all of them.
+        temperature: similarities are divided by it; the lower, the more the nearest decide.
+        block: queries at a time, at most.
+        leave_one_out: `test` is `train` itself, and no image votes for itself.
+
+    Returns:
+        float32 (M, num_classes) on the CPU; each row sums to 1.
+
+    Raises:
+        UserError: features are not finite, or nobody is there to vote.
+    """
+    neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
+    labels = train_labels.cpu()
+    blocks = [_votes(near, labels[rows], num_classes, temperature) for near, rows in neighbours]
+    return torch.cat(blocks)
+
+
+def knn_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    block: int = 1024,
+    leave_one_out: bool = False,
+) -> dict[str, float]:
+    """How often the right class leads, and how often it is among the first five.
+
+    Args:
+        test_labels: classes (M,) of the queries, in [0, num_classes).
+        others: as for `knn_scores`.
+
+    Returns:
+        "top1" and "top5" in percent; with five classes or fewer "top5" is 100.
+
+    Raises:
+        UserError: as `knn_scores`.
+    """
+    neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
+    labels, truths = train_labels.cpu(), test_labels.cpu()
+    ranks: list[Tensor] = []
+    for near, rows in neighbours:
+        scores = _votes(near, labels[rows], num_classes, temperature)
+        done = sum(map(len, ranks))
+        ranks.append(_rank(scores, truths[done : done + len(scores)]))
+    rank = torch.cat(ranks)
+    return {"top1": _percent(rank < 1), "top5": _percent(rank < 5)}
+
+
+def _neighbours(
+    train: Tensor, test: Tensor, *, k: int, block: int, leave_one_out: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Similarities (B, k) and rows in `train` (B, k) of the nearest, block of queries by block."""
+    voters = len(train) - 1 if leave_one_out else len(train)
+    _check(train, test, voters)
+    assert not leave_one_out or len(train) == len(test), "leave-one-out compares a set with itself"
+    keys = F.normalize(train.float(), dim=1)
+    size = max(1, min(block, SIMILARITIES // len(train)))
+    for start in range(0, len(test), size):
+        queries = F.normalize(test[start : start + size].to(keys).float(), dim=1)
+        similarity = queries @ keys.T
+        if leave_one_out:
+            own = torch.arange(len(queries), device=keys.device)
+            similarity[own, start + own] = -torch.inf
+        near, rows = _nearest(similarity, min(k, voters))
+        yield near.cpu(), rows.cpu()
+
+
+def _check(train: Tensor, test: Tensor, voters: int) -> None:
+    """Refuse what gives no result, or a meaningless one."""
+    if voters < 1 or not len(test):
+        raise UserError(
+            f"k-NN needs at least one query and one image to vote: there are {len(test)} and {voters}; "
+            "give --data with more images"
+        )
+    for name, features in (("training", train), ("test", test)):
+        broken = int((~features.isfinite().all(1)).sum())
+        if broken:
+            raise UserError(
+                f"{broken} of {len(features)} {name} features are not finite; "
+                "the encoder's weights are broken (its training diverged?)"
+            )
+
+
+def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of each row (B, N): values (B, k), indices (B, k); of equal values the first ones.
+
+    `topk` is fast but picks any of the values equal to the k-th: only rows where there is such a
+    choice are sorted in full.
+    """
+    near, rows = similarity.topk(k, dim=1)
+    tied = ((similarity >= near[:, -1:]).sum(1) > k).nonzero()[:, 0]
+    if len(tied):
+        rows[tied] = similarity[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
+    return near, rows
+
+
+def _votes(near: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
+    """Share of the votes (B, num_classes) from neighbours' similarities (B, k) and classes (B, k).
+
+    The softmax is exp(similarity / temperature) divided by its sum: the same order of classes, and
+    no overflow at a low temperature.
+    """
+    weights = (near.double() / temperature).softmax(1)
+    scores = weights.new_zeros(len(near), num_classes).scatter_add_(1, labels.long(), weights)
+    return scores.float()
+
+
+def _rank(scores: Tensor, truths: Tensor) -> Tensor:
+    """How many classes come before the true one: (B,) from scores (B, K) and classes (B,)."""
+    own = scores.gather(1, truths.long()[:, None])
+    earlier = torch.arange(scores.shape[1]) < truths[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(1)
+
+
+def _percent(hits: Tensor) -> float:
+    return 100 * hits.double().mean().item()
