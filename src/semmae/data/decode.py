@@ -1,0 +1,95 @@
+"""Image bytes → uint8 RGB (3, H, W).
+
+- The usual files (8-bit JPEG, PNG and WebP without transparency) torchvision decodes into a tensor.
+- Everything else, and whatever torchvision refuses, goes through Pillow: BMP, TIFF, GIF (first frame), CMYK,
+  16-bit (the high byte is kept), transparency (composited on white).
+- The orientation that the EXIF block tells is applied on both ways.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+# The bytes are only read. torch warns of a tensor over read-only memory; copying costs 2 % of decoding.
+warnings.filterwarnings("ignore", message="The given buffer is not writable", module=r"semmae\.data\.decode")
+
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+_INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def decode(raw: bytes) -> Tensor:
+    """uint8 (3, H, W) RGB of an encoded image. ValueError with a short reason when it cannot be read."""
+    if not raw:
+        raise ValueError("empty file")
+    mode = _fast_mode(raw)
+    if mode is not None:
+        data = torch.frombuffer(raw, dtype=torch.uint8)
+        try:
+            image: Tensor = decode_image(data, mode, apply_exif_orientation=True)
+        except RuntimeError:
+            # Pillow reads some files that torchvision refuses, and names the fault of the others.
+            return _decode_with_pillow(raw)
+        if image.shape[0] == 3:
+            return image
+        if image.shape[0] == 1:
+            return image.expand(3, -1, -1)
+    return _decode_with_pillow(raw)
+
+
+def _fast_mode(raw: bytes) -> ImageReadMode | None:
+    """How torchvision should read these bytes, None where only Pillow reads them rightly."""
+    if raw.startswith(_JPEG):
+        return ImageReadMode.UNCHANGED  # 1, 3 or 4 (CMYK) channels tell what the file holds
+    if raw.startswith(_PNG):
+        # IHDR is the first chunk: byte 24 is the bit depth, 25 the colour type (0 gray, 2 RGB, 3 palette).
+        plain = raw[24:25] == b"\x08" and raw[25:26] in (b"\x00", b"\x02", b"\x03")
+        extra = b"tRNS" in raw or b"eXIf" in raw
+        return ImageReadMode.RGB if plain and not extra else None
+    if raw[:4] == b"RIFF" and raw[8:16] == b"WEBPVP8 ":  # the extended forms may hold alpha, EXIF, animation
+        return ImageReadMode.RGB
+    return None
+
+
+def _decode_with_pillow(raw: bytes) -> Tensor:
+    """As `decode`, by Pillow."""
+    try:
+        with Image.open(io.BytesIO(raw)) as opened:
+            opened.load()
+            image = _to_rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        raise ValueError("not an image") from None
+    except Exception as error:  # Pillow's decoders raise nearly any type on damaged bytes
+        raise ValueError(_reason(error)) from error
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB: 16 bits cut to the high byte, transparency composited on white."""
+    if image.mode in _INTEGER_MODES:
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("32-bit pixels, of which the range is unknown")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, of which the range is unknown")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """One short line for the list of skipped files."""
+    text = str(error).strip().splitlines()
+    line = text[0] if text else type(error).__name__
+    if "truncated" in line.lower() or isinstance(error, EOFError):
+        return "truncated"
+    return line[:120]
