@@ -1,0 +1,52 @@
+# `make demo` and `make test` need Python 3.11, pip and nothing else: they set up .venv/ first, once per lock file.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+LOCK := requirements.lock
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow check format lock
+
+help:
+	@echo "make demo        the whole way on drawn images, into runs/demo (DATA=DIR: on your own)"
+	@echo "make test        the fast tests"
+	@echo "make test-slow   the tests marked slow"
+	@echo "make check       ruff, mypy, import-linter"
+	@echo "make format      let ruff mend what it can"
+	@echo "make lock        write $(LOCK) anew from pyproject.toml (UPGRADE=1: to the newest versions)"
+
+setup: $(STAMP)
+
+# pip leaves what is already right alone, so a set-up that was interrupted goes on where it stopped.
+$(STAMP): $(LOCK) pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit("semmae needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement $(LOCK)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/semmae demo --out runs/demo --overwrite $(if $(DATA),--data "$(DATA)")
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# --universal: one file for Linux and macOS and for every Python we support, told apart by markers.
+lock: $(STAMP)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command "make lock" --quiet $(if $(UPGRADE),--upgrade) --output-file $(LOCK)

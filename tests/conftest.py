@@ -1,0 +1,40 @@
+"""What every test runs under: its own caches, fixed seeds, one thread; and where the shared data lies."""
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# The data and reference vectors lie beside the repository, outside it: a fresh clone passes without them.
+_SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the suite off the user's caches and off the network; set here, before any library reads these."""
+    caches = tempfile.TemporaryDirectory(prefix="semmae-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(caches.cleanup)
+    os.environ["SEMMAE_CACHE"] = str(Path(caches.name) / "semmae")
+    os.environ["HF_HOME"] = str(Path(caches.name) / "huggingface")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Golden losses are compared exactly, and how a sum is split over threads changes its last bits.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Make a test's outcome independent of which tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data and reference vectors, or a skip where there is none."""
+    if not _SHARED.is_dir():
+        pytest.skip(f"needs the shared data and vectors at {_SHARED}, which is absent")
+    return _SHARED
