@@ -264,7 +264,7 @@ def _place(posed: Posed, side: int, rng: np.random.Generator) -> tuple[Posed, fl
     moved = [(code, _turned(points * stretch, (0, 0), tilt)) for code, points in posed]
     everything = np.concatenate([points for _, points in moved])
     low, extent = everything.min(0), np.ptp(everything, 0)
-    unit = side * rng.uniform(0.6, 0.9) / extent.max()
+    unit = side * rng.uniform(0.5, 0.9) / extent.max()
     margin = 0.03 * side  # room for half a line
     corner = rng.uniform(margin, side - margin - extent * unit)
     return [(code, (points - low) * unit + corner) for code, points in moved], float(unit)
