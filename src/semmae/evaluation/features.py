@@ -32,7 +32,8 @@ def extract(
         encoder: normalised images (B, 3, S, S) → `Features`; on `device`. Run in evaluation mode,
             left in the mode it came in.
         batches: "image" uint8 (B, 3, S, S) and "row" int64 (B,), each row once, in any order.
-        mean, std: the encoder's normalisation, three numbers each, for pixels in 0 to 1.
+        mean: of the encoder's normalisation, one number a channel, for pixels in 0 to 1.
+        std: likewise.
         pooling: the class token, or the mean of the patch tokens.
         device: where the encoder runs.
         total: images in all, for the progress line; None when unknown.
@@ -59,7 +60,8 @@ def raw_pixels(
     Args:
         batches: as for `extract`.
         side: pixels a side after shrinking.
-        total, label: as for `extract`.
+        total: as for `extract`.
+        label: as for `extract`.
 
     Returns:
         float32 (N, 3·side·side) in the order of the rows, mean 0 and deviation 1 each (an image of

@@ -51,9 +51,9 @@ def knn_scores(
         UserError: features are not finite, or nobody is there to vote.
     """
     neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
+    assert len(train) == len(train_labels), "one class for each training image"
     labels = train_labels.cpu()
-    blocks = [_votes(near, labels[rows], num_classes, temperature) for near, rows in neighbours]
-    return torch.cat(blocks)
+    return torch.cat([_votes(near, labels[rows], num_classes, temperature) for near, rows in neighbours])
 
 
 def knn_accuracy(
@@ -70,9 +70,8 @@ def knn_accuracy(
 ) -> dict[str, float]:
     """How often the right class leads, and how often it is among the first five.
 
-    Args:
-        test_labels: classes (M,) of the queries, in [0, num_classes).
-        others: as for `knn_scores`.
+    `test_labels` (M,) are the classes of the queries, in [0, num_classes); everything else is as for
+    `knn_scores`. Classes without a vote are level, and fill the five places from the lowest on.
 
     Returns:
         "top1" and "top5" in percent; with five classes or fewer "top5" is 100.
@@ -81,6 +80,8 @@ def knn_accuracy(
         UserError: as `knn_scores`.
     """
     neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
+    assert len(train) == len(train_labels), "one class for each training image"
+    assert len(test) == len(test_labels), "one class for each query"
     labels, truths = train_labels.cpu(), test_labels.cpu()
     ranks: list[Tensor] = []
     for near, rows in neighbours:
@@ -96,7 +97,7 @@ def _neighbours(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Similarities (B, k) and rows in `train` (B, k) of the nearest, block of queries by block."""
     voters = len(train) - 1 if leave_one_out else len(train)
-    _check(train, test, voters)
+    _check(train, test, voters, k)
     assert not leave_one_out or len(train) == len(test), "leave-one-out compares a set with itself"
     keys = F.normalize(train.float(), dim=1)
     size = max(1, min(block, SIMILARITIES // len(train)))
@@ -110,8 +111,10 @@ def _neighbours(
         yield near.cpu(), rows.cpu()
 
 
-def _check(train: Tensor, test: Tensor, voters: int) -> None:
+def _check(train: Tensor, test: Tensor, voters: int, k: int) -> None:
     """Refuse what gives no result, or a meaningless one."""
+    if k < 1:
+        raise UserError(f"k is {k}; at least one neighbour must vote (the usual k is 20)")
     if voters < 1 or not len(test):
         raise UserError(
             f"k-NN needs at least one query and one image to vote: there are {len(test)} and {voters}; "
@@ -140,11 +143,13 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _votes(near: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
-    """Share of the votes (B, num_classes) from neighbours' similarities (B, k) and classes (B, k).
+    """Share of the votes (B, num_classes), from neighbours' similarities (B, k) and classes (B, k).
 
     The softmax is exp(similarity / temperature) divided by its sum: the same order of classes, and
     no overflow at a low temperature.
     """
+    if temperature <= 0:
+        raise UserError(f"temperature is {temperature}; it must be above 0 (the usual one is 0.07)")
     weights = (near.double() / temperature).softmax(1)
     scores = weights.new_zeros(len(near), num_classes).scatter_add_(1, labels.long(), weights)
     return scores.float()

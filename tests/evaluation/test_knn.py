@@ -1,0 +1,175 @@
+"""k-NN: equal to a slow loop and to scikit-learn, deterministic under ties, honest about itself."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from semmae.errors import UserError
+from semmae.evaluation import knn
+from semmae.evaluation.knn import knn_accuracy, knn_scores
+
+CLASSES = 7
+
+
+def features(count: int, seed: int, classes: int = CLASSES) -> tuple[Tensor, Tensor]:
+    """Noisy clusters (count, 16), one per class and overlapping, and their classes."""
+    centres = torch.randn(classes, 16, generator=torch.Generator().manual_seed(99))
+    noise = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=noise)
+    return centres[labels] + 2.5 * torch.randn(count, 16, generator=noise), labels
+
+
+def slow_scores(train, labels, test, classes, k, temperature, skip_self=False) -> list[list[float]]:
+    """Votes by the definition, one query and one neighbour at a time, shares of the sum."""
+    rows = []
+    for number, query in enumerate(test.tolist()):
+        near = []
+        for row, other in enumerate(train.tolist()):
+            dot = sum(a * b for a, b in zip(query, other, strict=True))
+            near.append((-dot / (math.hypot(*query) * math.hypot(*other)), row))
+        near = sorted(pair for pair in near if not (skip_self and pair[1] == number))[:k]
+        votes = [0.0] * classes
+        for distance, row in near:
+            votes[int(labels[row])] += math.exp(-distance / temperature)
+        rows.append([vote / sum(votes) for vote in votes])
+    return rows
+
+
+@pytest.mark.parametrize("skip_self", [False, True])
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (13, 1.0)])
+def test_equals_the_definition(k: int, temperature: float, skip_self: bool) -> None:
+    train, labels = features(60, seed=0)
+    test = train if skip_self else features(25, seed=1)[0]
+    options = {"num_classes": CLASSES, "k": k, "temperature": temperature, "leave_one_out": skip_self}
+    scores = knn_scores(train, labels, test, block=8, **options)
+    expected = slow_scores(train, labels, test, CLASSES, k, temperature, skip_self)
+    torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_equals_scikit_learn() -> None:
+    (train, labels), (test, truths) = features(500, seed=0), features(200, seed=1)
+    reference = KNeighborsClassifier(
+        n_neighbors=20,
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / 0.07),
+    ).fit(train.numpy(), labels.numpy())
+    shares = reference.predict_proba(test.numpy())
+    scores = knn_scores(train, labels, test, num_classes=CLASSES)
+    torch.testing.assert_close(scores.double(), torch.from_numpy(shares).double(), rtol=1e-4, atol=1e-5)
+    accuracy = knn_accuracy(train, labels, test, truths, num_classes=CLASSES)
+    assert accuracy["top1"] == pytest.approx(100 * reference.score(test.numpy(), truths.numpy()))
+    first_five = np.argsort(-shares, axis=1, kind="stable")[:, :5]
+    assert accuracy["top5"] == pytest.approx(100 * (first_five == truths.numpy()[:, None]).any(1).mean())
+    assert 100 / CLASSES < accuracy["top1"] < accuracy["top5"] < 100, "neither chance nor certainty"
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    (train, labels), (test, truths) = features(90, seed=0), features(50, seed=1)
+    whole = knn_accuracy(train, labels, test, truths, num_classes=CLASSES)
+    assert knn_accuracy(train, labels, test, truths, num_classes=CLASSES, block=7) == whole
+    monkeypatch.setattr(knn, "SIMILARITIES", 200)  # two queries at a time
+    assert knn_accuracy(train, labels, test, truths, num_classes=CLASSES) == whole
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    nearest = knn._nearest
+
+    def spy(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        sizes.append(similarity.numel())
+        return nearest(similarity, k)
+
+    monkeypatch.setattr(knn, "_nearest", spy)
+    monkeypatch.setattr(knn, "SIMILARITIES", 1000)
+    train, labels = features(300, seed=0)
+    knn_scores(train, labels, train, num_classes=CLASSES, leave_one_out=True)
+    assert max(sizes) <= 1000
+
+
+def test_leave_one_out_excludes_oneself() -> None:
+    # Every image is its own nearest, and its only other neighbour nearby is of the other class.
+    angles = torch.tensor([0.0, 0.01, 2.0, 2.01])
+    pairs = torch.stack([angles.cos(), angles.sin()], 1)
+    labels = torch.tensor([0, 1, 0, 1])
+    alone = knn_accuracy(pairs, labels, pairs, labels, num_classes=2, k=1, leave_one_out=True)
+    assert alone["top1"] == 0
+    assert knn_accuracy(pairs, labels, pairs, labels, num_classes=2, k=1)["top1"] == 100
+
+
+def test_leave_one_out_is_right_in_later_blocks() -> None:
+    train, labels = features(40, seed=0)
+    options = {"num_classes": CLASSES, "k": 5, "leave_one_out": True}
+    whole = knn_scores(train, labels, train, **options)
+    torch.testing.assert_close(knn_scores(train, labels, train, block=7, **options), whole)
+
+
+def test_k_shrinks_to_the_images_there_are() -> None:
+    train, labels = features(6, seed=0)
+    test, _ = features(5, seed=1)
+    torch.testing.assert_close(
+        knn_scores(train, labels, test, num_classes=CLASSES, k=50),
+        knn_scores(train, labels, test, num_classes=CLASSES, k=6),
+    )
+    alone = knn_scores(train, labels, train, num_classes=CLASSES, k=50, leave_one_out=True)
+    assert torch.isfinite(alone).all()
+    torch.testing.assert_close(alone.sum(1), torch.ones(6))
+
+
+def test_a_class_of_one_image_can_win_and_an_empty_one_cannot() -> None:
+    train = torch.eye(3)
+    scores = knn_scores(train, torch.tensor([0, 0, 3]), train, num_classes=5, k=2)
+    assert scores.argmax(1).tolist() == [0, 0, 3]
+    assert (scores[:, [1, 2, 4]] == 0).all()
+
+
+def test_top5_is_certain_with_five_classes() -> None:
+    for classes in (2, 4, 5):
+        (train, labels), (test, truths) = features(30, 0, classes), features(20, 1, classes)
+        assert knn_accuracy(train, labels, test, truths, num_classes=classes, k=1)["top5"] == 100
+
+
+def test_ties_go_to_the_lower_row_and_the_lower_class() -> None:
+    # Twelve copies of one image: any five are equally near, the first five must vote.
+    copies = torch.ones(12, 4)
+    labels = torch.tensor([2, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0])
+    scores = knn_scores(copies, labels, copies[:3], num_classes=3, k=5)
+    torch.testing.assert_close(scores, torch.tensor([[0.2, 0.4, 0.4]]).expand(3, 3))
+    # Classes 1 and 2 are level: class 1 leads.
+    options = {"num_classes": 3, "k": 5}
+    assert knn_accuracy(copies, labels, copies[:1], torch.tensor([1]), **options)["top1"] == 100
+    assert knn_accuracy(copies, labels, copies[:1], torch.tensor([2]), **options)["top1"] == 0
+
+
+def test_ties_at_the_edge_keep_the_nearer_ones() -> None:
+    train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 2.0]])
+    scores = knn_scores(train, torch.arange(4), torch.tensor([[1.0, 1.0]]), num_classes=4, k=2)
+    assert (scores[0] > 0).tolist() == [True, False, True, False]
+
+
+def test_length_of_features_and_a_low_temperature_are_harmless() -> None:
+    (train, labels), (test, _) = features(40, seed=0), features(10, seed=1)
+    scores = knn_scores(train, labels, test, num_classes=CLASSES)
+    torch.testing.assert_close(knn_scores(1000 * train, labels, test / 50, num_classes=CLASSES), scores)
+    torch.testing.assert_close(
+        knn_scores(train, labels, test, num_classes=CLASSES, temperature=1e-6),
+        knn_scores(train, labels, test, num_classes=CLASSES, k=1),
+    )
+
+
+def test_refusals_name_value_and_remedy() -> None:
+    train, labels = features(10, seed=0)
+    broken = train.clone()
+    broken[3, 2] = torch.nan
+    with pytest.raises(UserError, match="1 of 10 training features are not finite"):
+        knn_scores(broken, labels, train, num_classes=CLASSES)
+    with pytest.raises(UserError, match="there are 1 and 0"):
+        knn_scores(train[:1], labels[:1], train[:1], num_classes=CLASSES, leave_one_out=True)
+    with pytest.raises(UserError, match="k is 0"):
+        knn_scores(train, labels, train, num_classes=CLASSES, k=0)
+    with pytest.raises(UserError, match="temperature is 0"):
+        knn_scores(train, labels, train, num_classes=CLASSES, temperature=0)
