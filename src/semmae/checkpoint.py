@@ -1,0 +1,258 @@
+"""Our own form on disk: a folder with `model.safetensors` and `config.json`.
+
+Notable here:
+- an encoder's folder is also a timm folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`
+  gives the same features; what timm does not know stands in a section of its own, "semmae";
+- before an encoder is written, the model that its configuration describes is built without memory and
+  compared, so that what is written can be read again;
+- a folder is written beside its place and moved there whole: a reader never sees half of one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.layers.drop import DropPath
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from semmae.errors import UserError
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.vit import MODELS, Encoder, EncoderSpec
+from semmae.models.weights import load_strictly, vit_arguments
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+ENCODER, AUTOENCODER, LEARNER = "encoder", "autoencoder", "learner"
+
+# What timm's data pipeline asks of a model of ours; mean, std and size come from the specification.
+_PREPROCESSING = {"interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}
+
+
+def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write an encoder as a folder that timm loads too, replacing an older one at the end.
+
+    Args:
+        encoder: its tensors are written under timm's names.
+        folder: where to; its parent is made.
+        extra: anything that JSON can hold, for `read_extra`.
+
+    Raises:
+        UserError: the folder holds other things, or the model cannot be described in timm's arguments.
+    """
+    config = _timm_config(encoder) | {
+        "semmae": {"kind": ENCODER, "spec": asdict(encoder.spec), "extra": extra or {}}
+    }
+    _write(folder, encoder.vit.state_dict(), config)
+
+
+def read_encoder(folder: Path) -> Encoder:
+    """The encoder of a folder by `save_encoder`, in eval mode.
+
+    Raises:
+        UserError: the folder holds none, or its tensors do not fit its configuration.
+    """
+    config = _read_config(folder, ENCODER)
+    encoder = _build(config, config["semmae"]["spec"])
+    _load(encoder.vit, folder)
+    return encoder.eval()
+
+
+def save_autoencoder(
+    autoencoder: MaskedAutoencoder, folder: Path, extra: dict[str, Any] | None = None
+) -> None:
+    """Write encoder and decoder, under our own tensor names; otherwise as `save_encoder`."""
+    own = {
+        "kind": AUTOENCODER,
+        "spec": asdict(autoencoder.encoder.spec),
+        "decoder": asdict(autoencoder.decoder),
+        "norm_pix_loss": autoencoder.norm_pix_loss,
+        "extra": extra or {},
+    }
+    _write(folder, autoencoder.state_dict(), _timm_config(autoencoder.encoder) | {"semmae": own})
+
+
+def read_autoencoder(folder: Path) -> MaskedAutoencoder:
+    """The masked autoencoder of a folder by `save_autoencoder`, in eval mode; errors as `read_encoder`."""
+    config = _read_config(folder, AUTOENCODER)
+    own = config["semmae"]
+    encoder = _build(config, own["spec"])
+    autoencoder = MaskedAutoencoder(encoder, DecoderSpec(**own["decoder"]), own["norm_pix_loss"])
+    _load(autoencoder, folder)
+    return autoencoder.eval()
+
+
+def save_learner(learner: PartLearner, folder: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write a part learner, without the encoder that it was trained on; otherwise as `save_encoder`."""
+    own = {"kind": LEARNER, "spec": asdict(learner.spec), "extra": extra or {}}
+    _write(folder, learner.state_dict(), {"semmae": own})
+
+
+def load_learner(folder: Path) -> PartLearner:
+    """The part learner of a folder by `save_learner`, in eval mode; errors as `read_encoder`."""
+    learner = PartLearner(PartsSpec(**_read_config(folder, LEARNER)["semmae"]["spec"]))
+    _load(learner, folder)
+    return learner.eval()
+
+
+def kind(folder: Path) -> str | None:
+    """`ENCODER`, `AUTOENCODER`, `LEARNER`, or None where the folder is none of ours."""
+    if not (folder / CONFIG).is_file():
+        return None
+    found = read_json(folder / CONFIG).get("semmae", {}).get("kind")
+    return found if found in (ENCODER, AUTOENCODER, LEARNER) else None
+
+
+def read_extra(folder: Path) -> dict[str, Any]:
+    """What was given as `extra` when the folder was written."""
+    extra: dict[str, Any] = read_json(folder / CONFIG)["semmae"]["extra"]
+    return extra
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256, in hexadecimal, of the module's tensors: names, types, shapes and bytes.
+
+    The same in every process and on every device; the order of the tensors does not matter.
+    """
+    sha = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(flat.view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file, or UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not readable as JSON ({error}); restore the file or the whole folder"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object; restore the file or the whole folder")
+    return content
+
+
+def _timm_config(encoder: Encoder) -> dict[str, Any]:
+    """The configuration with which timm builds this encoder, checked to do so."""
+    spec, vit = encoder.spec, encoder.vit
+    arguments = vit_arguments(vit.state_dict(), spec.num_heads)
+    # Models of timm's own factory carry it; it holds what cannot be seen in the weights (activations …).
+    known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
+    architecture = known.get("architecture") or _nearest_name(spec)
+    with torch.device("meta"):
+        described = timm.create_model(architecture, pretrained=False, **arguments)
+    if _signature(described) != _signature(vit):
+        raise UserError(
+            f"the encoder is not what timm builds as {architecture} with {arguments}, so it could not be "
+            "read again; save encoders that come from timm:NAME, a checkpoint file or EncoderSpec"
+        )
+    preprocessing = {key: known.get(key, default) for key, default in _PREPROCESSING.items()}
+    return {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": spec.width,
+        "global_pool": arguments["global_pool"],
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [3, spec.image_size, spec.image_size],
+            "fixed_input_size": False,
+            **preprocessing,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def _nearest_name(spec: EncoderSpec) -> str:
+    """A name of timm's for these sizes; every argument is given beside it, so that near is enough."""
+    nearest = min(MODELS, key=lambda name: abs(MODELS[name][0] - spec.width))
+    names = [f"{nearest}_patch{patch}_224" for patch in (spec.patch_size, 16, 14)]
+    return next(name for name in names if timm.is_model(name))
+
+
+def _signature(vit: nn.Module) -> list[tuple[str, ...]]:
+    """What must agree for equal features: tensors and layers; dropout is no part of a trained model."""
+    tensors = [(name, str(tuple(tensor.shape))) for name, tensor in vit.state_dict().items()]
+    layers = [
+        (name, type(layer).__name__, layer.extra_repr())
+        for name, layer in vit.named_modules()
+        if not isinstance(layer, nn.Dropout | DropPath | nn.Identity)
+    ]
+    return [*tensors, *layers]
+
+
+def _build(config: dict[str, Any], spec: dict[str, Any]) -> Encoder:
+    vit = timm.create_model(
+        config["architecture"],
+        pretrained=False,
+        pretrained_cfg=config["pretrained_cfg"],
+        **config["model_args"],
+    )
+    assert isinstance(vit, VisionTransformer)
+    return Encoder(EncoderSpec(**spec | {"mean": tuple(spec["mean"]), "std": tuple(spec["std"])}), vit)
+
+
+def _read_config(folder: Path, wanted: str) -> dict[str, Any]:
+    if kind(folder) != wanted:
+        raise UserError(
+            f"{folder}: no {wanted} of semmae; give a folder that holds {WEIGHTS} and its {CONFIG}"
+        )
+    return read_json(folder / CONFIG)
+
+
+def _load(module: nn.Module, folder: Path) -> None:
+    try:
+        load_strictly(module, load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{folder / WEIGHTS}: {error}; restore the folder or save it again") from error
+
+
+def _write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with _replacing(folder) as fresh:
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(config, indent=2, allow_nan=False)
+        (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, moved into its place when the block ends well."""
+    others = (
+        [path.name for path in folder.iterdir() if path.name not in (WEIGHTS, CONFIG)]
+        if folder.exists()
+        else []
+    )
+    if others:
+        raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+        fresh, old = Path(beside) / "fresh", Path(beside) / "old"
+        fresh.mkdir()
+        yield fresh
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(fresh, folder)
+        except OSError:
+            if old.exists():
+                shutil.move(old, folder)
+            raise
