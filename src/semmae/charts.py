@@ -13,20 +13,25 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 400, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 38
 _MOST_POINTS = 250
 
-# title and the keys drawn together, with their names
-CURVES: tuple[tuple[str, dict[str, str]], ...] = (
-    ("Loss", {"loss": "total", "loss_reconstruction": "reconstruction", "loss_diversity": "diversity"}),
-    ("Learning rate", {"lr": "learning rate"}),
-    ("Blend α: 0 within parts, 1 whole parts", {"blend": "blend α"}),
-    ("Share of patches hidden", {"hidden_share": "hidden"}),
-    ("Teacher momentum", {"momentum": "momentum"}),
-    ("Teacher temperature", {"teacher_temp": "temperature"}),
-    ("k-NN accuracy, %", {"knn_top1": "top-1", "knn_top5": "top-5"}),
-    ("Speed, images/s", {"images_per_s": "images/s"}),
-    ("Share of time waiting for data", {"data_wait": "waiting"}),
+# title, unit, factor, and the keys drawn together with their names
+CURVES: tuple[tuple[str, str, float, dict[str, str]], ...] = (
+    (
+        "Loss",
+        "",
+        1,
+        {"loss": "total", "loss_reconstruction": "reconstruction", "loss_diversity": "diversity"},
+    ),
+    ("Learning rate", "", 1, {"lr": "learning rate"}),
+    ("Blend α: 0 within parts, 1 whole parts", "", 1, {"blend": "blend α"}),
+    ("Hidden patches", " %", 100, {"hidden_share": "hidden"}),
+    ("Teacher momentum", "", 1, {"momentum": "momentum"}),
+    ("Teacher temperature", "", 1, {"teacher_temp": "temperature"}),
+    ("k-NN accuracy", " %", 1, {"knn_top1": "top-1", "knn_top5": "top-5"}),
+    ("Speed", " images/s", 1, {"images_per_s": "images/s"}),
+    ("Time spent waiting for data", " %", 100, {"data_wait": "waiting"}),
 )
 
 Points = list[tuple[float, float]]
@@ -53,13 +58,29 @@ class Chart:
 
 
 def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The charts of one stage, for those of CURVES that have two points or more."""
-    found = []
-    for title, names in CURVES:
-        curves = {name: points for key, name in names.items() if len(points := _points(records, key)) > 1}
-        if curves:
-            found.append(_chart(title, curves))
-    return found
+    """The charts of one stage: those of CURVES that change. What stays the same is told by `constants`."""
+    curves = [
+        (f"{title},{unit}" if unit else title, _curves(records, factor, names))
+        for title, unit, factor, names in CURVES
+    ]
+    return [
+        _chart(title, lines) for title, lines in curves if any(not _constant(line) for line in lines.values())
+    ]
+
+
+def constants(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(title, value) of those of CURVES that stay the same: a flat line says less than a number."""
+    told = []
+    for title, unit, factor, names in CURVES:
+        lines = _curves(records, factor, names)
+        if lines and all(_constant(line) for line in lines.values()):
+            told.append((title, ", ".join(number(line[0][1]) for line in lines.values()) + unit))
+    return told
+
+
+def finite(value: object) -> bool:
+    """Whether this is a number that has a place on an axis."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def number(value: object) -> str:
@@ -75,21 +96,27 @@ def number(value: object) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+        return _scientific(value, 1)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _points(records: Sequence[Mapping[str, Any]], key: str) -> Points:
-    """(step, value) where the value is there and finite, at most _MOST_POINTS of them."""
-    points = [
-        (float(record["step"]), float(record[key]))
-        for record in records
-        if key in record and record[key] is not None and math.isfinite(record[key])
-    ]
-    size = math.ceil(len(points) / _MOST_POINTS) or 1
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+def _curves(
+    records: Sequence[Mapping[str, Any]], factor: float, names: Mapping[str, str]
+) -> dict[str, Points]:
+    """Name → at most _MOST_POINTS pairs (step, value × factor), for the keys that have finite values."""
+    curves = {}
+    for key, name in names.items():
+        points = [(float(r["step"]), factor * r[key]) for r in records if finite(r.get(key))]
+        size = math.ceil(len(points) / _MOST_POINTS) or 1
+        groups = [points[start : start + size] for start in range(0, len(points), size)]
+        if groups:
+            curves[name] = [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+    return curves
+
+
+def _constant(points: Points) -> bool:
+    values = [value for _, value in points]
+    return max(values) - min(values) <= 1e-6 * max(map(abs, values))
 
 
 def _chart(title: str, curves: Mapping[str, Points]) -> Chart:
@@ -99,9 +126,7 @@ def _chart(title: str, curves: Mapping[str, Points]) -> Chart:
         tick for tick in _ticks(min(steps), max(steps), whole=True) if min(steps) <= tick <= max(steps)
     ]
     low, high = min(values), max(values)
-    if high - low < 1e-9 * max(1.0, abs(high)) or high == low:  # a constant still needs an axis around it
-        low, high = low - 0.05 * abs(low or 1.0), high + 0.05 * abs(high or 1.0)
-    elif 0 < low < 0.4 * high:
+    if 0 < low < 0.4 * high:
         low = 0.0
     y_ticks = _ticks(low, high, whole=False)
     low, high = y_ticks[0], y_ticks[-1]
@@ -141,6 +166,10 @@ def _short(value: float) -> str:
     for size, sign in ((1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e6 if sign == 'M' else 1e3):g}{sign}"
-    if 0 < abs(value) < 1e-3:
-        return number(value)
-    return f"{value:g}"
+    plain = f"{value:g}"
+    return plain if len(plain) <= 7 and not 0 < abs(value) < 1e-3 else _scientific(value, 2)
+
+
+def _scientific(value: float, digits: int) -> str:
+    mantissa, exponent = f"{value:.{digits}e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

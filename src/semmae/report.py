@@ -20,7 +20,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from semmae.charts import charts, number
+from semmae import charts
+from semmae.charts import finite, number
 from semmae.errors import UserError
 from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture, write_atomically
 
@@ -97,10 +98,10 @@ def write_report(run: Path) -> Path:
         notices=_notices(run, kind, stages),
         stage_table=_stage_table(run, kind, stages) if len(stages) > 1 else None,
         pictures=list(_pictures(run)),
-        charts=[
-            (STAGES.get(stage, stage), plots)
+        frame=charts,
+        curves=[
+            (STAGES.get(stage, stage), charts.charts(records), charts.constants(records))
             for stage, records in stages.items()
-            if (plots := charts(records))
         ],
         quality=_quality(run),
         results=list(_results(run)),
@@ -155,7 +156,8 @@ def _read_stages(run: Path) -> dict[str, list[Record]]:
     for folder, default in ((run, "pretrain"), (run / "teacher", "teacher"), (run / "parts", "parts")):
         for record in _read_records(folder / "metrics.jsonl"):
             steps = found.setdefault(str(record.get("stage", default)), {})
-            steps.setdefault(int(record.get("step", len(steps))), {}).update(record)
+            step = int(record.get("step", len(steps)))
+            steps.setdefault(step, {"step": step}).update(record)
     order = [stage for stage in STAGES if stage in found] + [stage for stage in found if stage not in STAGES]
     return {stage: [found[stage][step] for step in sorted(found[stage])] for stage in order}
 
@@ -262,7 +264,7 @@ def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[s
     if kind in ("pretrain", "teacher") and not (run / "encoder").exists():
         notices.append("This run is not finished: its encoder is not written yet.")
     for stage, records in stages.items():
-        bad = [int(record["step"]) for record in records if not math.isfinite(record.get("loss", 0.0))]
+        bad = [int(record["step"]) for record in records if not finite(record.get("loss", 0.0))]
         if bad:
             steps = f"step {bad[0]}" if len(bad) == 1 else f"{len(bad)} records, the first at step {bad[0]}"
             notices.append(f"{STAGES.get(stage, stage)}: the loss was not finite ({steps}).")
@@ -293,10 +295,15 @@ def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Ta
             f"{median(waits):.0%}" if waits else "–",
         )
         rows.append(cells)
-    return Table("", ("Stage", "Epochs", "Time", "Last loss", "Images/s", "Waiting for data"), tuple(rows))
+    return Table("", ("Stage", "Epochs", "Time", "Last loss", "Images/s", "Data wait"), tuple(rows))
 
 
 # Sections
+
+
+def _score(value: object) -> str:
+    """Scores of one column line up: always one decimal."""
+    return f"{value:.1f}" if isinstance(value, float) and 1 <= abs(value) < 1000 else number(value)
 
 
 def _pictures(run: Path) -> Iterable[tuple[str, str, str]]:
@@ -315,7 +322,8 @@ def _quality(run: Path) -> tuple[str, Table] | None:
         return None
     rows, best = [], set()
     for method in methods:
-        rows.append((QUALITY_ROWS[method], *(number(measured[method].get(key)) for key in QUALITY_COLUMNS)))
+        scores = {key: float(value) for key, value in measured[method].items()}
+        rows.append((QUALITY_ROWS[method], *(_score(scores.get(key)) for key in QUALITY_COLUMNS)))
     for column, key in enumerate(SCORES, 1):
         values = [measured[method].get(key, -math.inf) for method in methods]
         best |= {
@@ -351,7 +359,8 @@ def _results(run: Path) -> Iterable[Table]:
         methods = ({"this encoder": single} if single else {}) | scored
         columns = list(dict.fromkeys(key for values in methods.values() for key in values))
         rows = tuple(
-            (name, *(number(values.get(key)) for key in columns)) for name, values in methods.items()
+            (name.replace("_", " "), *(_score(values.get(key)) for key in columns))
+            for name, values in methods.items()
         )
         title = path.parent.name if path.parent != run else ""
         yield Table(title, ("", *(RESULT_NAMES.get(key, key) for key in columns)), rows)

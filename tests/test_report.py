@@ -1,0 +1,335 @@
+"""The pictures show what they say, pixel by pixel; the page holds what the run holds, and nothing else."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from semmae import charts
+from semmae.errors import UserError
+from semmae.pictures import HIDDEN_GREY, hide, label_colours, paste
+from semmae.report import (
+    masks_picture,
+    overlay,
+    parts_picture,
+    reconstructions_picture,
+    write_report,
+)
+
+SUMMARY = {"stage": "pretrain", "images": 1898, "minutes": 12.4}
+NAMES = ["background", "head", "body", "limb"]
+
+
+def photos(count: int = 4, side: int = 32) -> Tensor:
+    """Soft colour gradients with a little noise: uint8 (count, 3, side, side)."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(count, 3, 2, 2, generator=generator) * 200 + 20
+    smooth = torch.nn.functional.interpolate(corners, size=side, mode="bilinear", align_corners=True)
+    return (smooth + torch.rand(smooth.shape, generator=generator) * 30).to(torch.uint8)
+
+
+def labels(count: int = 4) -> Tensor:
+    """Quadrants of an 8 × 8 grid: background, head / body, limb."""
+    quadrants = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8)
+    return quadrants.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(count, 8, 8).clone()
+
+
+def write_metrics(path: Path, stage: str, steps: int, **extra: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"stage": stage, "step": 10 * i, "epoch": i // 5, "loss": 0.3 + math.exp(-i / 9), "lr": 1e-3 * i,
+         "images_per_s": 100.0 + i % 3, "data_wait": 0.02 + 0.001 * (i % 4), **extra}
+        for i in range(1, steps + 1)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def pretrain_run(folder: Path) -> Path:
+    """A whole run as the commands leave it: teacher and parts inside, pictures, quality, encoder, k-NN."""
+    images, mask = photos(), torch.rand(4, 64, generator=torch.Generator().manual_seed(1)) < 0.75
+    folder.mkdir()
+    (folder / "encoder").mkdir()
+    (folder / "config.yaml").write_text(
+        "data: my photos\nmodel: vit_tiny\nimage_size: 32\nepochs: 10\nmasking: semantic\n"
+        "parts: {num_parts: 3}\n"
+    )
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    for stage, place in (("pretrain", folder), ("teacher", folder / "teacher"), ("parts", folder / "parts")):
+        write_metrics(place / "metrics.jsonl", stage, 49, hidden_share=0.75)
+    parts_picture(images, labels(), NAMES, folder / "parts" / "parts.png")
+    masks_picture(images, labels(), NAMES, [("α = 0", mask)], folder / "pictures" / "masks.png")
+    reconstructions_picture(images, mask, 255 - images, folder / "pictures" / "reconstructions.png")
+    quality = {
+        "learned": {"nmi": 41.3, "ari": 28.0, "foreground_iou": 63.2, "parts_used": 2.7},
+        "grid": {"nmi": 20.0, "ari": 10.0, "foreground_iou": 44.0, "parts_used": 3.0},
+    }
+    (folder / "parts" / "quality.json").write_text(json.dumps(quality))
+    write_knn(folder / "knn")
+    return folder
+
+
+def write_knn(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    results = {"protocol": {"k": 20, "pooling": "cls"}, "top1": 41.25, "top5": 70.0, "images": 1200}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects headings, the places that the page points to, tables, and whether every element is closed."""
+
+    VOID = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source, self.headings, self.references = path.read_text(encoding="utf-8"), [""], [""]
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+
+# Pictures
+
+
+def test_overlay_dims_background_tints_parts_and_leaves_uncomputed_pixels() -> None:
+    images, grid = photos(), labels()
+    grid[:, 7, 7] = 255
+    shown = overlay(images, grid, NAMES)
+    assert shown.shape == images.shape and shown.dtype == torch.uint8
+    background = shown[:, :, :16, :16].int()
+    assert (background.amax(1) == background.amin(1)).all()  # grey
+    assert background.float().mean() < 0.6 * images[:, :, :16, :16].float().mean()  # dim
+    assert torch.equal(shown[:, :, 28:, 28:], images[:, :, 28:, 28:])
+    for label, (rows, columns) in {1: (slice(16), slice(16, 32)), 2: (slice(16, 32), slice(16))}.items():
+        colour = torch.tensor(label_colours(NAMES)[label], dtype=torch.float32)
+        tinted = shown[:, :, rows, columns].float()
+        # The part's colour is nearer than any other label's, for every pixel and whatever the image.
+        others = torch.stack([torch.tensor(c, dtype=torch.float32) for c in label_colours(NAMES) if c])
+        offset = tinted - tinted.mean(1, keepdim=True)
+        chroma = others - others.mean(1, keepdim=True)
+        distance = (offset.unsqueeze(1) / 0.65 - chroma.view(1, -1, 3, 1, 1)).square().sum(2)
+        assert (distance.argmin(1) == label - 1).all(), colour
+
+
+def test_overlay_takes_the_label_under_each_pixel_centre() -> None:
+    """Against a slow loop, on a grid that does not divide the image."""
+    generator = torch.Generator().manual_seed(3)
+    grid = torch.randint(0, 2, (1, 7, 7), generator=generator, dtype=torch.uint8) * 255
+    black = torch.zeros(1, 3, 10, 10, dtype=torch.uint8)
+    shown = overlay(black + 200, grid, ["background"])
+    for row in range(10):
+        for column in range(10):
+            label = grid[0, int((row + 0.5) * 7 / 10), int((column + 0.5) * 7 / 10)]
+            assert shown[0, 0, row, column] == (200 if label == 255 else 100)
+
+
+def test_overlay_accepts_arrays_and_refuses_labels_without_a_name() -> None:
+    images, grid = photos(), labels()
+    assert torch.equal(overlay(images, grid.numpy(), NAMES), overlay(images, grid, NAMES))
+    with pytest.raises(ValueError, match="label 3 has no name"):
+        overlay(images, grid, NAMES[:3])
+
+
+def test_colours_depend_on_the_part_not_on_whether_there_is_a_background() -> None:
+    assert label_colours(NAMES)[0] is None
+    assert label_colours(NAMES)[1:] == label_colours(NAMES[1:])
+    assert len(set(label_colours([f"part {i}" for i in range(14)]))) == 14
+
+
+def test_hide_and_paste_work_patch_by_patch() -> None:
+    images = photos(2)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, 5] = mask[1, 15] = True  # row 1, column 1 and row 3, column 3 of a 4 × 4 grid of 8-pixel patches
+    for image, corner in ((0, 8), (1, 24)):
+        expected = images[image].clone()
+        expected[:, corner : corner + 8, corner : corner + 8] = HIDDEN_GREY
+        assert torch.equal(hide(images, mask)[image], expected)
+        expected[:, corner : corner + 8, corner : corner + 8] = 7
+        assert torch.equal(paste(images, mask, torch.full_like(images, 7))[image], expected)
+    with pytest.raises(ValueError, match="15 patches"):
+        hide(images, mask[:, :15])
+
+
+def contains(sheet: np.ndarray[Any, Any], tile: Tensor) -> bool:
+    """Whether the tile (3, T, T) lies somewhere on the sheet (H, W, 3), pixel for pixel."""
+    wanted = tile.permute(1, 2, 0).numpy()
+    height, width = wanted.shape[:2]
+    rows, columns = sheet.shape[0] - height + 1, sheet.shape[1] - width + 1
+    candidates = np.ones((rows, columns), dtype=bool)
+    for y, x in np.random.default_rng(0).integers(
+        0, (height, width), (40, 2)
+    ):  # few places survive 40 probes
+        candidates &= (sheet[y : y + rows, x : x + columns] == wanted[y, x]).all(-1)
+    corners = np.argwhere(candidates)
+    return any(np.array_equal(sheet[y : y + height, x : x + width], wanted) for y, x in corners)
+
+
+def test_sheets_hold_the_images_and_what_is_laid_over_them(tmp_path: Path) -> None:
+    images, grid = photos(3, 192), labels(3)  # 192 is the tile's own size: nothing is resized
+    mask = torch.rand(3, 64, generator=torch.Generator().manual_seed(1)) < 0.75
+    parts_picture(images, grid, NAMES, tmp_path / "deep" / "parts.png")
+    masks_picture(images, None, [], [("start", mask), ("end", ~mask)], tmp_path / "masks.png")
+    reconstructions_picture(images, mask, 255 - images, tmp_path / "reconstructions.png")
+    expected = {
+        "deep/parts.png": [images, overlay(images, grid, NAMES)],
+        "masks.png": [images, hide(images, mask), hide(images, ~mask)],
+        "reconstructions.png": [images, hide(images, mask), paste(images, mask, 255 - images)],
+    }
+    for name, columns in expected.items():
+        sheet = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+        assert all(contains(sheet, tile) for column in columns for tile in column), name
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+# Curves
+
+
+def test_a_chart_runs_through_its_points() -> None:
+    records = [{"step": step, "loss": loss} for step, loss in ((0, 1.0), (50, 0.5), (100, 0.0))]
+    (chart,) = charts.charts(records)
+    points = [tuple(map(float, point.split(","))) for point in chart.lines[0].points.split()]
+    right, bottom = charts.WIDTH - charts.RIGHT, charts.HEIGHT - charts.BOTTOM
+    middle = ((charts.LEFT + right) / 2, (charts.TOP + bottom) / 2)
+    assert points == [(charts.LEFT, charts.TOP), middle, (right, bottom)]
+    assert (chart.lines[0].first, chart.lines[0].last) == ("1", "0")
+    assert (float(bottom), "0") in chart.y_ticks and (float(charts.TOP), "1") in chart.y_ticks
+
+
+def test_long_curves_are_thinned_and_keep_their_mean() -> None:
+    records = [{"step": step, "loss": float(step % 2)} for step in range(10_000)]
+    (line,) = charts._curves(records, 1, {"loss": "loss"}).values()
+    assert len(line) <= 250 and line[-1][0] == 9999
+    assert all(value == pytest.approx(0.5) for _, value in line)
+
+
+def test_flat_curves_are_told_in_words_and_broken_values_left_out() -> None:
+    records = [{"step": s, "loss": loss, "hidden_share": 0.75} for s, loss in enumerate((1.0, math.nan, 0.5))]
+    assert [chart.title for chart in charts.charts(records)] == ["Loss"]
+    assert "nan" not in charts.charts(records)[0].lines[0].points
+    assert charts.constants(records) == [("Hidden patches", "75 %")]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12345, "12,345"),
+        (41.234, "41.2"),
+        (1.5e-4, "1.5e-4"),
+        (0.0, "0"),
+        (True, "yes"),
+        (None, "–"),
+        (2e4, "20,000"),
+    ],
+)
+def test_numbers_for_people(value: object, text: str) -> None:
+    assert charts.number(value) == text
+
+
+# The page
+
+
+def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
+    run = pretrain_run(tmp_path / "run a")
+    path = write_report(run)
+    page = Page(path)
+    assert path == run / "report.html" and page.open == []
+    assert page.headings[1:] == [
+        "Parts",
+        "Masks along the schedule",
+        "Reconstructions",
+        "Curves",
+        "Quality of the parts",
+        "Results",
+        "Configuration",
+        "How to go on",
+    ]
+    assert "semantic masking on 1,898 images for 10 epochs, in 12 min." in page.text
+    assert "beat everything they are compared with" in page.text
+    assert "41.2" in page.text and "num_parts" in page.text
+    assert f"semmae knn --encoder '{run}' --data 'my photos'" in page.text
+    assert f'timm.create_model("local-dir:{run / "encoder"}", pretrained=True)' in page.text
+    assert page.source.count("<polyline") == 12  # loss, learning rate, speed and waiting of three stages
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    page = Page(write_report(pretrain_run(tmp_path / "run")))
+    pictures = [reference for reference in page.references if reference]
+    assert len(pictures) == 3 and all(
+        reference.startswith("data:image/png;base64,") for reference in pictures
+    )
+    without_pictures = re.sub(r"base64,[^\"]+", "", page.source)
+    assert not re.search(r"https?:|url\(|@import|<script|<link", without_pictures)
+
+
+def test_missing_pieces_leave_no_section(tmp_path: Path) -> None:
+    run = tmp_path / "teacher"
+    write_metrics(run / "metrics.jsonl", "teacher", 9)
+    page = Page(write_report(run))
+    assert page.headings[1:] == ["Curves"]
+    assert "not finished" in page.text and "None" not in page.text
+    assert "trained as a teacher" in page.text
+
+
+def test_a_parts_run_and_a_knn_folder_have_pages(tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    write_metrics(parts / "metrics.jsonl", "parts", 9)
+    parts_picture(photos(), labels(), NAMES, parts / "parts.png")
+    page = Page(write_report(parts))
+    assert page.headings[1:] == ["Parts", "Curves", "How to go on"]
+    assert f"--parts {parts}" in page.text
+    page = Page(write_report(write_knn(tmp_path / "knn")))
+    assert page.headings[1:] == ["Results"]
+    assert "Top-1 % Top-5 % Images this encoder 41.2 70.0 1,200" in page.text
+
+
+def test_a_stopped_run_can_be_looked_at(tmp_path: Path) -> None:
+    """Half a last line, steps logged twice after a resume, a loss that broke."""
+    log = tmp_path / "metrics.jsonl"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    lines = ['{"step": 1, "loss": 5.0}', '{"step": 2, "loss": NaN}', '{"step": 3, "loss": 2.0}',
+             '{"step": 1, "loss": 4.0}', '{"step": 4, "lo']  # fmt: skip
+    log.write_text("\n".join(lines))
+    page = Page(write_report(tmp_path))
+    assert "the loss was not finite (step 2)" in page.text
+    assert "4 → 2" in page.text and "--resume" in page.text
+    log.write_text("\n".join(lines) + "\n" + lines[0] + "\n")
+    with pytest.raises(UserError, match="line 5: not JSON"):
+        write_report(tmp_path)
+
+
+def test_names_and_options_are_text_not_markup(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: <script>alert(1)</script>\n")
+    assert "<script" not in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="not a run"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
