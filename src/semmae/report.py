@@ -176,7 +176,7 @@ def _read_records(path: Path) -> Iterable[Record]:
 
 
 def _kind(run: Path, stages: Mapping[str, Any], summary: Record) -> str:
-    """ "pretrain", "parts", "teacher" or "evaluation"."""
+    """What the folder holds: one of pretrain, parts, teacher, evaluation."""
     if summary.get("stage") in STAGES:
         return str(summary["stage"])
     if "pretrain" in stages or (run / "autoencoder").exists():
