@@ -190,6 +190,8 @@ def test_no_image_takes_a_mask_that_is_another_ones(tmp_path: Path) -> None:
     marked(tmp_path, "cat/1.png", "owl/1.png")
     names = ["dog/1.jpg", "owl/1.jpg", "cat/1.jpg"]
     assert found(names, tmp_path) == {"cat/1.jpg": 1, "owl/1.jpg": 2}
+    marked(tmp_path / "flat", "1.png")
+    assert found(["dog/1.jpg", "1.jpg"], tmp_path / "flat") == {"1.jpg": 1}
 
 
 def test_ambiguity_names_both(tmp_path: Path) -> None:
