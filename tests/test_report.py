@@ -178,19 +178,18 @@ def contains(sheet: np.ndarray[Any, Any], tile: Tensor) -> bool:
     """Whether the tile (3, T, T) lies somewhere on the sheet (H, W, 3), pixel for pixel."""
     wanted = tile.permute(1, 2, 0).numpy()
     height, width = wanted.shape[:2]
+    probes = [(height // 2 + y, x) for y in range(0, 96, 7) for x in range(0, width, 17)]
     rows, columns = sheet.shape[0] - height + 1, sheet.shape[1] - width + 1
-    candidates = np.ones((rows, columns), dtype=bool)
-    for y, x in np.random.default_rng(0).integers(
-        0, (height, width), (40, 2)
-    ):  # few places survive 40 probes
-        candidates &= (sheet[y : y + rows, x : x + columns] == wanted[y, x]).all(-1)
-    corners = np.argwhere(candidates)
+    # Tiles begin anywhere; the places where all probes agree are few, and only these are compared in full.
+    corners = np.argwhere((sheet[:rows, :columns] == wanted[0, 0]).all(-1))
+    for y, x in probes:
+        corners = corners[(sheet[corners[:, 0] + y, corners[:, 1] + x] == wanted[y, x]).all(-1)]
     return any(np.array_equal(sheet[y : y + height, x : x + width], wanted) for y, x in corners)
 
 
 def test_sheets_hold_the_images_and_what_is_laid_over_them(tmp_path: Path) -> None:
-    images, grid = photos(3, 192), labels(3)  # 192 is the tile's own size: nothing is resized
-    mask = torch.rand(3, 64, generator=torch.Generator().manual_seed(1)) < 0.75
+    images, grid = photos(2, 192), labels(2)  # 192 is the tile's own size: nothing is resized
+    mask = torch.rand(2, 64, generator=torch.Generator().manual_seed(1)) < 0.75
     parts_picture(images, grid, NAMES, tmp_path / "deep" / "parts.png")
     masks_picture(images, None, [], [("start", mask), ("end", ~mask)], tmp_path / "masks.png")
     reconstructions_picture(images, mask, 255 - images, tmp_path / "reconstructions.png")
