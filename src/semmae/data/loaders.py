@@ -150,6 +150,7 @@ def make_loader(
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # its own: reading data must not move the global random numbers
         worker_init_fn=_start_worker,
     )
 
@@ -164,6 +165,12 @@ def normalise(
         for values in (mean, std)
     )
     return images.float().sub_(shift).div_(scale)
+
+
+def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
+    """The way back of `normalise`: float (..., 3, S, S) → uint8, clipped to 0..255."""
+    shift, scale = (torch.tensor([255 * value for value in values]).view(3, 1, 1) for values in (mean, std))
+    return (images * scale.to(images) + shift.to(images)).round().clamp(0, 255).to(torch.uint8)
 
 
 def _epoch_and_row(key: Key) -> tuple[int, int]:

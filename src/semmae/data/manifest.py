@@ -1,8 +1,8 @@
-"""The images of a run, in an order that stays; each was decoded once, so that no broken file stops a training.
+"""The images of a run, in an order that stays; each was decoded once: no broken file stops a training.
 
 - `open_images` is the door: source → manifest → `ImageSet`, whose rows read as uint8 tensors.
 - What cannot be read is left out and listed; above 5 % the data set itself is at fault and the user is told.
-- Results are cached by (name, size, time of change), so that only new and changed files are decoded again.
+- What was readable is cached by (name, size, time of change): only other files are decoded the next time.
 """
 
 import csv
@@ -11,10 +11,9 @@ import hashlib
 import json
 import logging
 import os
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 from semmae.data.decode import decode
 from semmae.data.sources import Selection, Source, open_source
 from semmae.errors import UserError
+from semmae.progress import Progress
 
 UNREADABLE_LIMIT = 0.05
 _BLOCK = 512  # images handed to the threads together
@@ -34,8 +34,8 @@ _CACHE_VERSION = 1
 
 _log = logging.getLogger("semmae")
 
-# name → (size, time of change, why it cannot be read or None)
-_Known = dict[str, tuple[int, int, str | None]]
+# name → (size, time of change) of the images found readable
+_Known = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -119,19 +119,24 @@ def build_manifest(
         None if folder is None else folder / f"{hashlib.sha256(source.key.encode()).hexdigest()[:32]}.json.gz"
     )
     known = {} if file is None else _read_cache(file)
-    stamps = list(zip(source.names, source.sizes, source.modified, strict=True))
-    todo = [i for i, (name, *stamp) in enumerate(stamps) if list(known.get(name, ())[:2]) != stamp]
-    for i, reason in zip(todo, _check(source, todo, workers, progress), strict=True):
-        name, size, modified = stamps[i]
-        known[name] = (size, modified, reason)
-    if file is not None and todo:
-        _write_cache(file, known)
-    skipped = tuple((name, reason) for name in source.names if (reason := known[name][2]) is not None)
+    stamps = list(zip(source.sizes, source.modified, strict=True))
+    todo = [i for i, name in enumerate(source.names) if known.get(name) != stamps[i]]
+    reasons: dict[int, str] = {}
+    try:
+        for i, reason in zip(todo, _check(source, todo, workers, progress), strict=True):
+            if reason is None:
+                known[source.names[i]] = stamps[i]
+            else:
+                reasons[i] = reason
+    finally:  # also when interrupted: the next check goes on from here
+        if file is not None and len(reasons) < len(todo):
+            _write_cache(file, known)
+    skipped = tuple((source.names[i], reason) for i, reason in reasons.items())
     _judge(source, skipped)
-    kept = [i for i, name in enumerate(source.names) if known[name][2] is None]
-    labels = None if source.labels is None else tuple(source.labels[i] for i in kept)
+    kept = [i for i in range(len(source)) if i not in reasons]
+    names, sizes = tuple(source.names[i] for i in kept), tuple(source.sizes[i] for i in kept)
     return Manifest(
-        tuple(source.names[i] for i in kept), tuple(source.sizes[i] for i in kept), labels, skipped
+        names, sizes, None if source.labels is None else tuple(source.labels[i] for i in kept), skipped
     )
 
 
@@ -153,7 +158,7 @@ def sample_rows(count: int, limit: int, seed: int) -> list[int]:
     return sorted(drawn)
 
 
-def _check(source: Source, rows: Sequence[int], workers: int, progress: bool) -> list[str | None]:
+def _check(source: Source, rows: Sequence[int], workers: int, progress: bool) -> Iterator[str | None]:
     """Why each row cannot be read, None where it can. Threads: decoding frees the interpreter's lock."""
 
     def reason(row: int) -> str | None:
@@ -165,16 +170,13 @@ def _check(source: Source, rows: Sequence[int], workers: int, progress: bool) ->
             return str(error)
         return None
 
-    found: list[str | None] = []
-    line = _ProgressLine(f"checking {source.root}", len(rows)) if progress else None
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
+    line = Progress(len(rows), label=f"checking {source.root}") if progress else nullcontext()
+    with ThreadPoolExecutor(max(workers, 1)) as pool, line as counter:
         for at in range(0, len(rows), _BLOCK):
-            found += pool.map(reason, rows[at : at + _BLOCK])
-            if line:
-                line.update(len(found))
-    if line:
-        line.close()
-    return found
+            block = rows[at : at + _BLOCK]
+            yield from pool.map(reason, block)
+            if counter:
+                counter.update(len(block))
 
 
 def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
@@ -201,7 +203,7 @@ def _read_cache(file: Path) -> _Known:
         stored = json.loads(gzip.decompress(file.read_bytes()))
         if stored["version"] != _CACHE_VERSION:
             return {}
-        return {name: (size, modified, reason) for name, size, modified, reason in stored["images"]}
+        return {name: (size, modified) for name, size, modified in stored["images"]}
     except FileNotFoundError:
         return {}
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -210,7 +212,7 @@ def _read_cache(file: Path) -> _Known:
 
 
 def _write_cache(file: Path, known: _Known) -> None:
-    """Keeps what is known of other splits too. Only speed is lost when the folder cannot be written."""
+    """Keep what is known, of other splits too. Only speed is lost when the folder cannot be written."""
     part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     stored = {"version": _CACHE_VERSION, "images": [[name, *stamp] for name, stamp in known.items()]}
     try:
@@ -219,27 +221,3 @@ def _write_cache(file: Path, known: _Known) -> None:
         os.replace(part, file)
     except OSError as error:
         _log.warning("%s: cache not written (%s), images are checked again the next time", file, error)
-
-
-class _ProgressLine:
-    """`checking photos: 1024 / 1898 images, 640 images/s` on stderr, once it takes more than two seconds."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total = title, total
-        self._start = self._last = time.monotonic()
-        self._shown = False
-
-    def update(self, done: int) -> None:
-        now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        if now - self._start < 2 or now - self._last < (0.5 if terminal else 10) and self._shown:
-            return
-        self._last, self._shown = now, True
-        speed = done / (now - self._start)
-        text = f"{self._title}: {done} / {self._total} images, {speed:.0f} images/s"
-        sys.stderr.write(f"\r{text}" if terminal else f"{text}\n")
-        sys.stderr.flush()
-
-    def close(self) -> None:
-        if self._shown and sys.stderr.isatty():
-            sys.stderr.write("\n")

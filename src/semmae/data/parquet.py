@@ -64,7 +64,13 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
         modified += [path.stat().st_mtime_ns] * count
     if not names:
         raise UserError(f"{data}: no rows in {len(files)} Parquet files; give a file with images")
-    rows = _datasets().Dataset.from_parquet([str(path) for path in paths], columns=columns)
+    datasets = _datasets()
+    try:
+        rows = datasets.Dataset.from_parquet([str(path) for path in paths], columns=columns)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise UserError(
+            f"{data}: Parquet not readable ({error.__cause__}); repair or remove the file"
+        ) from error
     return TableSource(rows, root=root, key=str(root.resolve()), names=names, modified=modified, data=data)
 
 

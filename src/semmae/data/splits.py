@@ -4,14 +4,14 @@ from collections.abc import Iterable
 
 from semmae.errors import UserError
 
-TRAIN = ("train", "training")
+TRAIN = ("train",)
 # In order of preference: where there is no validation set, the test set is what results are told on.
-VAL = ("val", "validation", "valid", "test")
+VAL = ("val", "validation", "test")
 
 
 def are_splits(names: Iterable[str]) -> bool:
     """Whether first-level names tell splits. `test` alone does not: it may be a class or any other folder."""
-    return any(name in ("train", "training", "val", "validation", "valid") for name in names)
+    return not {"train", "val", "validation"}.isdisjoint(names)
 
 
 def find_split(split: str, names: Iterable[str]) -> str | None:

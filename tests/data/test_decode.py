@@ -1,0 +1,135 @@
+"""Decoding is compared with Pillow, format by format; what is broken must say so."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from semmae.data.decode import decode
+
+HEIGHT, WIDTH = 24, 40
+
+
+def gradient() -> Image.Image:
+    """Smooth, with no symmetry, so that every orientation differs."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    return Image.fromarray(np.stack([x * 6, y * 10, (x + y) * 3], -1).astype(np.uint8))
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def by_pillow(raw: bytes) -> torch.Tensor:
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(raw))).convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def exif(orientation: int) -> Image.Exif:
+    block = Image.Exif()
+    block[0x0112] = orientation
+    return block
+
+
+PLAIN = {
+    "jpeg": lambda: encode(gradient(), "JPEG"),
+    "progressive": lambda: encode(gradient(), "JPEG", progressive=True),
+    "gray jpeg": lambda: encode(gradient().convert("L"), "JPEG"),
+    "cmyk jpeg": lambda: encode(gradient().convert("CMYK"), "JPEG"),
+    "png": lambda: encode(gradient(), "PNG"),
+    "gray png": lambda: encode(gradient().convert("L"), "PNG"),
+    "two-colour png": lambda: encode(gradient().convert("1"), "PNG"),
+    "palette png": lambda: encode(gradient().quantize(32), "PNG"),
+    "4-bit palette png": lambda: encode(gradient().quantize(8), "PNG", bits=4),
+    "webp": lambda: encode(gradient(), "WEBP"),
+    "lossless webp": lambda: encode(gradient(), "WEBP", lossless=True),
+    "bmp": lambda: encode(gradient(), "BMP"),
+    "tiff": lambda: encode(gradient(), "TIFF", compression="tiff_lzw"),
+    "cmyk tiff": lambda: encode(gradient().convert("CMYK"), "TIFF"),
+    "gif": lambda: encode(gradient().quantize(32), "GIF"),
+    "webp with exif": lambda: encode(gradient(), "WEBP", exif=exif(6)),
+    "png with exif": lambda: encode(gradient(), "PNG", exif=exif(8)),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_agrees_with_pillow(kind: str) -> None:
+    raw = PLAIN[kind]()
+    image = decode(raw)
+    assert image.dtype == torch.uint8 and image.shape[0] == 3
+    # JPEG and WebP decoders may round differently by one step.
+    assert (image.int() - by_pillow(raw).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    raw = encode(gradient(), "JPEG", quality=95, exif=exif(orientation))
+    image = decode(raw)
+    assert tuple(image.shape[1:]) == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
+    assert (image.int() - by_pillow(raw).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_to_8(kind: str) -> None:
+    eight = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    image = decode(encode(Image.fromarray(eight * 257), kind))  # 257 = 65535 / 255
+    assert torch.equal(image, torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_alpha_is_composited_on_white(kind: str) -> None:
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[..., 0], pixels[:4, :, 3], pixels[4:, :, 3] = 200, 255, 0  # top opaque, bottom clear
+    image = decode(encode(Image.fromarray(pixels), kind, **options))
+    assert image[:, 0, 0].tolist() == [200, 0, 0] and image[:, 7, 0].tolist() == [255, 255, 255]
+    pixels[..., 3] = 51  # one fifth opaque
+    image = decode(encode(Image.fromarray(pixels), kind, **options))
+    assert image[:, 0, 0].tolist() == [244, 204, 204]
+
+
+def test_transparent_palette_colour_is_white() -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((0, 0), 0)
+    pixels = decode(encode(image, "PNG", transparency=0))
+    assert pixels[:, 0, 0].tolist() == [255, 255, 255] and pixels[:, 1, 1].tolist() == [0, 0, 255]
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "WEBP"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        raw = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert decode(raw)[:, 3, 3].tolist() == [255, 0, 0]
+
+
+def test_one_pixel() -> None:
+    assert decode(encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).flatten().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_truncated_files_are_refused(kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    raw = encode(noise, kind)
+    for keep in (12, len(raw) // 2, len(raw) * 9 // 10):
+        with pytest.raises(ValueError, match=".") as caught:
+            decode(raw[:keep])
+        assert "\n" not in str(caught.value)
+
+
+def test_reasons() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    floats = Image.fromarray(np.ones((4, 4), np.float32))
+    for raw, reason in (
+        (b"", "empty file"),
+        (b"these are not the bytes of an image", "not an image"),
+        (encode(noise, "JPEG")[:1000], "truncated"),
+        (encode(floats, "TIFF"), "floating-point pixels"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            decode(raw)

@@ -1,0 +1,129 @@
+"""Batches are pure functions of (seed, epoch, row), whatever the workers and ranks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from semmae.data.crop import crop_image, crop_parts, random_crop
+from semmae.data.loaders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CropDataset,
+    EpochSampler,
+    WholeDataset,
+    make_loader,
+    normalise,
+)
+from semmae.data.manifest import ImageSet, open_images
+from semmae.data.part_store import PartStore
+
+NAMES = [f"c{i % 2}/{i:02}.jpg" for i in range(11)]
+
+
+@pytest.fixture
+def images(tmp_path: Path, write_images: Callable[..., Path]) -> ImageSet:
+    return open_images(write_images(tmp_path / "photos", *NAMES))
+
+
+def test_sampler_is_a_permutation_of_its_own_for_each_epoch() -> None:
+    sampler = EpochSampler(50, seed=1)
+    first = list(sampler)
+    assert list(sampler) == first and len(first) == len(sampler) == 50
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert {epoch for epoch, _ in second} == {1} and [row for _, row in first] != [row for _, row in second]
+    assert sorted(row for _, row in second) == list(range(50))
+    assert list(EpochSampler(50, seed=2)) != first
+    assert [row for _, row in EpochSampler(5, shuffle=False)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("length", "ranks"), [(10, 3), (9, 3), (2, 5), (1, 4), (17, 2)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_share_an_epoch_evenly(length: int, ranks: int, shuffle: bool) -> None:
+    shares = [list(EpochSampler(length, 0, shuffle, num_replicas=ranks, rank=rank)) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {-(-length // ranks)}
+    together = [share[i][1] for i in range(len(shares[0])) for share in shares]
+    alone = [row for _, row in EpochSampler(length, 0, shuffle)]
+    assert together[:length] == alone and set(together) == set(range(length))
+
+
+def test_crops_depend_on_seed_epoch_and_row_only(images: ImageSet) -> None:
+    data = CropDataset(images, 16, seed=5)
+    once = data[(2, 7)]["images"]
+    data[(0, 1)]
+    assert (
+        torch.equal(data[(2, 7)]["images"], once)
+        and once.shape == (1, 3, 16, 16)
+        and once.dtype == torch.uint8
+    )
+    for other in (data[(3, 7)], data[(2, 6)], CropDataset(images, 16, seed=6)[(2, 7)]):
+        assert not torch.equal(other["images"], once)
+
+
+def test_workers_change_nothing(images: ImageSet) -> None:
+    def epoch(workers: int) -> list[dict[str, torch.Tensor]]:
+        sampler = EpochSampler(len(images), seed=3)
+        loader = make_loader(
+            CropDataset(images, 12, views=2, colour=True), 4, sampler=sampler, workers=workers, drop_last=True
+        )
+        batches = []
+        for number in range(2):
+            sampler.set_epoch(number)
+            batches += list(loader)
+        return batches
+
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    alone, shared = epoch(0), epoch(2)
+    assert len(alone) == len(shared) == 4
+    for one, other in zip(alone, shared, strict=True):
+        assert one["images"].shape == (4, 2, 3, 12, 12)
+        assert torch.equal(one["images"], other["images"]) and torch.equal(one["row"], other["row"])
+    assert torch.equal(torch.get_rng_state(), state)  # loading must not move the global random numbers
+
+
+def test_parts_are_cut_as_the_image(images: ImageSet, tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 5, (len(images), 9, 9)).astype(np.uint8)
+    store = PartStore.create(
+        tmp_path / "p",
+        images=len(images),
+        grid=9,
+        label_names=list("abcde"),
+        teacher_digest="t",
+        manifest_digest=images.digest,
+    )
+    store.write(np.arange(len(images)), labels)
+    item = CropDataset(images, 16, seed=1, parts=store, side=4)[(3, 2)]
+    crop = random_crop(20, 28, np.random.default_rng((1, 3, 2)))
+    assert torch.equal(item["images"][0], crop_image(images.read(2), crop, 16)) and item["row"] == 2
+    assert torch.equal(item["parts"], crop_parts(labels[2], crop, 4)) and item["parts"].dtype == torch.int64
+    with pytest.raises(ValueError, match="one view"):
+        CropDataset(images, 16, views=2, parts=store, side=4)
+
+
+def test_whole_images_stretched_or_from_the_centre(images: ImageSet) -> None:
+    image = images.read(4)
+    stretched, centred = WholeDataset(images, 14)[4], WholeDataset(images, 14, fit="centre")[(9, 4)]
+    resize = {"interpolation": F.InterpolationMode.BICUBIC, "antialias": True}
+    assert stretched["row"] == centred["row"] == 4
+    assert torch.equal(stretched["image"], F.resize(image, [14, 14], **resize))
+    assert torch.equal(centred["image"], F.center_crop(F.resize(image, [14], **resize), [14, 14]))
+
+
+def test_a_list_of_rows_is_a_sampler(images: ImageSet) -> None:
+    batches = list(make_loader(WholeDataset(images, 8), 2, sampler=[9, 3, 4]))
+    assert [batch["row"].tolist() for batch in batches] == [[9, 3], [4]]
+    assert len(list(make_loader(WholeDataset(images, 8), 4))) == 3
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5), (2, 3, 5, 5), (2, 4, 3, 5, 5)])
+def test_normalise_is_torchvisions(shape: tuple[int, ...]) -> None:
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    expected = F.normalize(images.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    found = normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(normalise(images, (0, 0, 0), (1, 1, 1)), images.float() / 255)

@@ -1,0 +1,162 @@
+"""Broken files are found before a run; nothing that was checked is decoded again."""
+
+import csv
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from semmae.data import manifest as module
+from semmae.data.decode import decode
+from semmae.data.manifest import ImageSet, Manifest, build_manifest, open_images, write_skipped
+from semmae.data.sources import open_source
+from semmae.errors import UserError
+
+Write = Callable[..., Path]
+MANY = [f"c{i % 2}/{i:02}.jpg" for i in range(40)]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of what was decoded, in place of a count of calls."""
+    seen: list[int] = []
+
+    def counting(raw: bytes) -> torch.Tensor:
+        seen.append(len(raw))
+        return decode(raw)
+
+    monkeypatch.setattr(module, "decode", counting)
+    return seen
+
+
+def test_a_few_broken_files_are_skipped_and_listed(
+    tmp_path: Path, write_images: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_images(tmp_path / "photos", *MANY)
+    (root / "c1/01.jpg").write_bytes((root / "c1/01.jpg").read_bytes()[:500])
+    (root / "c1/03.jpg").write_text("a text, renamed")
+    images = open_images(root)
+    assert len(images) == 38 and "c1/01.jpg" not in images.names
+    assert images.manifest.skipped == (("c1/01.jpg", "truncated"), ("c1/03.jpg", "not an image"))
+    assert images.labels == tuple(name[:2] for name in images.names)
+    assert "2 of 40 images (5.0 %) cannot be read and are left out: c1/01.jpg (truncated)" in caplog.text
+    for row in (0, 20, 37):
+        assert torch.equal(images.read(row), decode((root / images.names[row]).read_bytes()))
+    write_skipped(images.manifest, tmp_path / "skipped.csv")
+    with open(tmp_path / "skipped.csv", newline="") as file:
+        assert list(csv.reader(file)) == [["name", "reason"], *map(list, images.manifest.skipped)]
+    assert pickle.loads(pickle.dumps(images)).digest == images.digest
+
+
+def test_above_five_percent_the_user_is_told(tmp_path: Path, write_images: Write) -> None:
+    root = write_images(tmp_path / "photos", *MANY)
+    for name in ("c0/00.jpg", "c0/02.jpg", "c0/04.jpg", "c0/06.jpg"):
+        (root / name).write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        open_images(root)
+    assert str(caught.value) == (
+        f"{root}: 4 of 40 images (10.0 %) cannot be read, limit 5 %: c0/00.jpg (empty file), "
+        "c0/02.jpg (empty file), c0/04.jpg (empty file), …; repair or remove them"
+    )
+
+
+def test_only_new_changed_and_broken_files_are_decoded_again(
+    tmp_path: Path, write_images: Write, decoded: list[int]
+) -> None:
+    root, cache = write_images(tmp_path / "photos", *MANY), tmp_path / "cache"
+
+    def build() -> Manifest:
+        decoded.clear()
+        return build_manifest(open_source(root), 2, cache)
+
+    first = build()
+    assert len(decoded) == 40
+    assert build() == first and decoded == []
+    write_images(root, "c0/new.jpg")
+    (root / "c1/01.jpg").write_bytes(b"broken")
+    os.utime(root / "c1/03.jpg", ns=(1, 1))  # same size, other time
+    assert len(build()) == 40 and len(decoded) == 3
+    assert len(build()) == 40 and len(decoded) == 1  # what cannot be read may have been mended meanwhile
+    assert [file.suffix for file in cache.iterdir()] == [".gz"]
+
+
+def test_splits_share_one_cache(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:
+    root = write_images(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "val/b/3.jpg")
+    assert len(open_images(root)) == 3
+    decoded.clear()
+    assert open_images(root, split="val").names == ("val/a/2.jpg", "val/b/3.jpg") and decoded == []
+
+
+def test_a_check_that_was_interrupted_goes_on(
+    tmp_path: Path, write_images: Write, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, cache = write_images(tmp_path / "photos", *MANY), tmp_path / "cache"
+    source = open_source(root)
+    monkeypatch.setattr(module, "_BLOCK", 8)
+    read = source.read
+
+    def interrupted(i: int) -> bytes:
+        if i == 20:
+            raise KeyboardInterrupt
+        return read(i)
+
+    source.read = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        build_manifest(source, 1, cache)
+    decoded.clear()
+    assert len(build_manifest(open_source(root), 1, cache)) == 40 and len(decoded) == 20
+
+
+def test_a_damaged_or_unwritable_cache_costs_only_time(
+    tmp_path: Path, write_images: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, cache = write_images(tmp_path / "photos", *MANY), tmp_path / "cache"
+    first = build_manifest(open_source(root), 1, cache)
+    next(cache.iterdir()).write_bytes(b"damaged")
+    assert build_manifest(open_source(root), 1, cache) == first and "cache not readable" in caplog.text
+    (tmp_path / "file").write_text("in the way")
+    assert (
+        build_manifest(open_source(root), 1, tmp_path / "file") == first
+        and "cache not written" in caplog.text
+    )
+    assert build_manifest(open_source(root), 1, None) == first
+
+
+def test_digest_is_over_names_and_sizes_in_their_order() -> None:
+    # Golden: a changed digest would make every part store of earlier runs refuse its images.
+    manifest = Manifest(("a/1.jpg", "b/2.jpg"), (10, 20), None)
+    assert manifest.digest == "53491f28ee77292f64151906847c066c0109a19f0a587eb3912976c8359cef21"
+    assert Manifest(("a/1.jpg", "b/2.jpg"), (10, 20), ("a", "b"), (("x", "y"),)).digest == manifest.digest
+    others = [(("b/2.jpg", "a/1.jpg"), (20, 10)), (("a/1.jpg", "b/2.jpg"), (10, 21)), (("a/1.jpg",), (10,))]
+    assert all(Manifest(names, sizes, None).digest != manifest.digest for names, sizes in others)
+
+
+def test_limit_draws_a_seeded_sample_in_order(
+    tmp_path: Path, write_images: Write, decoded: list[int]
+) -> None:
+    root = write_images(tmp_path, *MANY)
+    some = open_images(root, limit=7, seed=3)
+    assert len(some) == 7 and len(decoded) == 7 and list(some.names) == sorted(some.names)
+    assert open_images(root, limit=7, seed=3).digest == some.digest
+    assert open_images(root, limit=7, seed=4).names != some.names
+    assert open_images(root, limit=99).names == open_images(root).names
+    subset = open_images(root).manifest.subset(7, 3)
+    assert (subset.names, subset.labels, subset.digest) == (some.names, some.labels, some.digest)
+    with pytest.raises(UserError, match="limit 0"):
+        open_images(root, limit=0)
+
+
+def test_a_file_that_goes_missing_later_is_named(tmp_path: Path, write_images: Write) -> None:
+    images = open_images(write_images(tmp_path, "a/1.jpg", "a/2.jpg"))
+    (tmp_path / "a/2.jpg").unlink()
+    with pytest.raises(UserError, match=r"a/2\.jpg: no longer readable"):
+        images.read(1)
+
+
+def test_tables_are_checked_too(tmp_path: Path, write_table: Write) -> None:
+    images = open_images(write_table(tmp_path / "t.parquet", 5, label=list("abcab")))
+    assert isinstance(images, ImageSet) and images.labels == tuple("abcab")
+    assert images.read(3).shape == (3, 20, 28) and images.manifest.skipped == ()

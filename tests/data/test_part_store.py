@@ -1,0 +1,116 @@
+"""The store keeps rows over restarts, and refuses what does not belong to it."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semmae.data.part_store import PartStore
+from semmae.errors import UserError
+
+NAMES = ["background", "head", "body"]
+
+
+def create(path: Path, **changes: object) -> PartStore:
+    values = {"images": 6, "grid": 4, "label_names": NAMES, "teacher_digest": "t1", "manifest_digest": "m1"}
+    return PartStore.create(path, **(values | changes))  # type: ignore[arg-type]
+
+
+def random_labels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 3, (count, 4, 4)).astype(np.uint8)
+
+
+def test_written_in_two_goes_and_read_back(tmp_path: Path) -> None:
+    labels = random_labels(6)
+    store = create(tmp_path / "p", extra={"seed": 3})
+    assert store.missing().tolist() == [0, 1, 2, 3, 4, 5]
+    store.write(np.array([4, 1]), labels[[4, 1]])
+    del store
+    resumed = create(tmp_path / "p")
+    assert resumed.missing().tolist() == [0, 2, 3, 5] and not resumed.complete
+    resumed.write(torch.tensor([0, 2, 3, 5]), torch.from_numpy(labels[[0, 2, 3, 5]]).long())
+    resumed.finish()
+    opened = PartStore.open(tmp_path / "p", manifest_digest="m1")
+    assert np.array_equal(opened.labels, labels) and opened.labels.dtype == np.uint8
+    assert (opened.num_labels, opened.label_names, opened.grid, opened.images) == (3, NAMES, 4, 6)
+    assert opened.teacher_digest == "t1" and opened.extra == {"seed": 3} and opened.complete
+
+
+def test_two_writers_of_disjoint_rows(tmp_path: Path) -> None:
+    labels = random_labels(6)
+    first, second = create(tmp_path / "p"), create(tmp_path / "p")
+    first.write(np.arange(0, 6, 2), labels[0::2])
+    second.write(np.arange(1, 6, 2), labels[1::2])
+    first.finish()
+    assert np.array_equal(PartStore.open(tmp_path / "p", manifest_digest=None).labels, labels)
+
+
+def test_a_row_written_in_part_is_missing(tmp_path: Path) -> None:
+    store = create(tmp_path / "p")
+    store.write(np.arange(6), random_labels(6))
+    store.labels[3, 2, 1] = 255
+    assert store.missing().tolist() == [3]
+    with pytest.raises(ValueError, match="1 of 6"):
+        store.finish()
+
+
+def test_unfinished_store_is_refused(tmp_path: Path) -> None:
+    create(tmp_path / "p").write(np.array([0]), random_labels(1))
+    with pytest.raises(UserError, match="5 of 6 images are not labelled"):
+        PartStore.open(tmp_path / "p")
+
+
+def test_other_images_are_refused_with_both_digests(tmp_path: Path) -> None:
+    store = create(tmp_path / "p")
+    store.write(np.arange(6), random_labels(6))
+    store.finish()
+    with pytest.raises(UserError, match=r"m1.*m2"):
+        PartStore.open(tmp_path / "p", manifest_digest="m2")
+    with pytest.raises(UserError, match=r"manifest_digest m1, not m2"):
+        create(tmp_path / "p", manifest_digest="m2")
+    with pytest.raises(UserError, match=r"grid 4, not 8"):
+        create(tmp_path / "p", grid=8)
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no part labels"):
+        PartStore.open(tmp_path / "none")
+    store = create(tmp_path / "p")
+    store.write(np.arange(6), random_labels(6))
+    store.finish()
+    np.save(tmp_path / "p" / "parts.npy", np.zeros((5, 4, 4), np.uint8))
+    with pytest.raises(UserError, match=r"\(5, 4, 4\)"):
+        PartStore.open(tmp_path / "p")
+    (tmp_path / "p" / "parts.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match="cannot be read"):
+        PartStore.open(tmp_path / "p")
+    (tmp_path / "p" / "parts.json").write_text(json.dumps({"grid": 4}))
+    with pytest.raises(UserError, match="lacks images"):
+        PartStore.open(tmp_path / "p")
+    (tmp_path / "p" / "parts.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        PartStore.open(tmp_path / "p")
+
+
+def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
+    store = create(tmp_path / "p")
+    for bad in (3, -1, 255):
+        with pytest.raises(ValueError, match="0 to 2"):
+            store.write(np.array([0]), np.full((1, 4, 4), bad))
+    assert len(store.missing()) == 6
+    with pytest.raises(ValueError, match="256 labels"):
+        create(tmp_path / "q", label_names=[str(i) for i in range(256)])
+
+
+def test_read_only_and_picklable_without_its_array(tmp_path: Path) -> None:
+    store = create(tmp_path / "p")
+    store.write(np.arange(6), random_labels(6))
+    store.finish()
+    opened = PartStore.open(tmp_path / "p")
+    with pytest.raises(ValueError, match="read-only"):
+        opened.labels[0] = 0
+    raw = pickle.dumps(opened)
+    assert len(raw) < 1000 and np.array_equal(pickle.loads(raw).labels, opened.labels)
