@@ -100,7 +100,7 @@ def save_learner(learner: PartLearner, folder: Path, extra: dict[str, Any] | Non
     _write(folder, learner.state_dict(), {"semmae": own})
 
 
-def load_learner(folder: Path) -> PartLearner:
+def read_learner(folder: Path) -> PartLearner:
     """The part learner of a folder by `save_learner`, in eval mode; errors as `read_encoder`."""
     learner = PartLearner(PartsSpec(**_read_config(folder, LEARNER)["semmae"]["spec"]))
     _load(learner, folder)
@@ -236,6 +236,8 @@ def _write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> No
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`, moved into its place when the block ends well."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give a folder")
     others = (
         [path.name for path in folder.iterdir() if path.name not in (WEIGHTS, CONFIG)]
         if folder.exists()

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-_PREFIXES = ("module.", "backbone.")
+# The last one is of torch.compile.
+_PREFIXES = ("module.", "backbone.", "_orig_mod.")
 # iBOT calls the token of a hidden patch masked_embed, DINOv2 mask_token; features do not need it.
 _TRAINING_ONLY = ("head.", "masked_embed", "mask_token", "dino_head.", "ibot_head.")
 

@@ -48,21 +48,16 @@ def load_encoder(spec: str | Path, *, num_heads: int | None = None) -> Encoder:
         UserError: there is no such encoder, or it is of another kind.
     """
     if str(spec).startswith("timm:"):
-        return timm_form.load_named(str(spec).removeprefix("timm:"))
-    path = _existing(spec)
-    if path.is_dir():
-        return _encoder_of_folder(path)
-    if path.name == checkpoint.WEIGHTS and _describes(path.parent):
-        return _encoder_of_folder(path.parent)
-    state, _ = _read_weights(path)
-    kept, dropped = _to_encoder(state)
-    if dropped:
-        _LOG.info("%s: dropped, not part of an encoder: %s", path, ", ".join(dropped))
-    heads = _num_heads("num_heads", num_heads, path, kept.get("cls_token"), _HEADS)
-    try:
-        return encoder_from_weights(kept, heads)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; give a ViT checkpoint in MAE, DINO, iBOT or timm form") from error
+        encoder = timm_form.load_named(str(spec).removeprefix("timm:"))
+    else:
+        path = _existing(spec)
+        described = path.name == checkpoint.WEIGHTS and _describes(path.parent)
+        if path.is_file() and not described:
+            return _encoder_of_file(path, num_heads)
+        encoder = _encoder_of_folder(path.parent if described else path)
+    if num_heads not in (None, encoder.spec.num_heads):
+        raise UserError(f"{spec}: has {encoder.spec.num_heads} heads, not {num_heads}; leave num_heads out")
+    return encoder
 
 
 def load_mae(
@@ -107,7 +102,7 @@ def _existing(spec: str | Path) -> Path:
     if path.exists():
         return path
     name = str(spec)
-    if timm.is_model(name.partition(".")[0]):
+    if name in timm.list_models() or name in timm.list_pretrained():
         raise UserError(f'{name}: no such file or folder; did you mean "timm:{name}"?')
     raise UserError(f"{name}: no such file or folder; give a checkpoint file, a run of semmae, or timm:NAME")
 
@@ -116,6 +111,22 @@ def _describes(folder: Path) -> bool:
     """Whether the folder's config.json says how to build its model: ours, or timm's."""
     config = folder / checkpoint.CONFIG
     return config.is_file() and "architecture" in checkpoint.read_json(config)
+
+
+def _encoder_of_file(path: Path, num_heads: int | None) -> Encoder:
+    state, _ = _read_weights(path)
+    kept, dropped = _to_encoder(state)
+    if dropped:
+        _LOG.info("%s: dropped, not part of an encoder: %s", path, ", ".join(dropped))
+    if "fc_norm.weight" in kept:
+        _LOG.warning(
+            "%s: trained with mean pooling; its final norm follows the pooling, not the tokens", path
+        )
+    heads = _num_heads("num_heads", num_heads, path, kept.get("cls_token"), _HEADS)
+    try:
+        return encoder_from_weights(kept, heads)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; give a ViT checkpoint in MAE, DINO, iBOT or timm form") from error
 
 
 def _encoder_of_folder(folder: Path) -> Encoder:
@@ -150,7 +161,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
         others = [key for key in _WRAPPERS if key != wrapper and isinstance(state.get(key), Mapping)]
         _LOG.info("%s: weights taken from %r%s", path, wrapper, f", not from {others}" if others else "")
         state = state[wrapper]
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         found = ", ".join(str(key) for key in list(state)[:3]) or "nothing"
         raise UserError(f"{path}: holds no tensors by name (found {found}); give a state dict of a ViT")

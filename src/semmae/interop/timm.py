@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
-from torch import Tensor, nn
+from torch import Tensor
 
 from semmae.errors import UserError, near
 from semmae.models.vit import Encoder
@@ -47,17 +47,19 @@ def _check_name(name: str) -> None:
     raise UserError(f'timm has no model "{name}"{hint}')
 
 
-def _create(name: str, pretrained: bool) -> nn.Module:
+def _create(name: str, pretrained: bool) -> Any:
     try:
-        model: nn.Module = timm.create_model(
-            name, pretrained=pretrained, dynamic_img_size=True, num_classes=0
-        )
+        model: Any = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
+        # Dropped afterwards: asked for a model without classifier, timm would not load strictly.
+        model.reset_classifier(0)
     except TypeError as error:
         # Models of other families do not take dynamic_img_size.
         raise UserError(_refusal(name, "it is no Vision Transformer")) from error
     except Exception as error:
         # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).split())
+        if name.startswith("local-dir:"):
+            raise UserError(f"timm:{name} cannot be loaded ({reason}); restore the folder") from error
         raise UserError(
             f"the weights of timm:{name} are not at hand ({reason}); download them once where the hub can be "
             "reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
@@ -65,8 +67,8 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     return model
 
 
-def _wrap(name: str, model: nn.Module) -> Encoder:
-    config: Any = model.pretrained_cfg
+def _wrap(name: str, model: Any) -> Encoder:
+    config = model.pretrained_cfg
     try:
         return wrap_vit(model, tuple(config["mean"]), tuple(config["std"]))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The masked autoencoder (MAE, arXiv 2111.06377): encode what is visible, predict the pixels of what is hidden.
+"""The masked autoencoder (MAE, arXiv 2111.06377): encode what is visible, predict what is hidden.
 
 Notable here:
 - the mask is an argument: the model draws no random number;
@@ -8,6 +8,7 @@ Notable here:
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -27,6 +28,17 @@ class DecoderSpec:
     num_heads: int = 16
 
 
+# By name of the encoder: the MAE paper's for ViT-B and larger; for smaller encoders our choice, so
+# that the decoder stays the lighter half.
+DECODERS = {
+    "vit_tiny": DecoderSpec(192, 4, 6),
+    "vit_small": DecoderSpec(256, 4, 8),
+    "vit_base": DecoderSpec(),
+    "vit_large": DecoderSpec(),
+    "vit_huge": DecoderSpec(),
+}
+
+
 @dataclass(frozen=True)
 class MAEOutput:
     """The loss, and the predictions of hidden patches.
@@ -44,14 +56,14 @@ class MAEOutput:
 
     @property
     def pred(self) -> Tensor:
-        """Predictions on the full grid (B, L, p·p·3), row-major; visible patches, never predicted, are zero."""
+        """Predictions on the full grid (B, L, p·p·3), row-major; zero on visible patches."""
         batch, _, pixels = self.hidden_pred.shape
         full = self.hidden_pred.new_zeros(batch, self.num_patches, pixels)
         return full.scatter(1, self.hidden[:, :, None].expand(-1, -1, pixels), self.hidden_pred)
 
 
 def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices (visible (B, V), hidden (B, H)) of a mask bool (B, L), ascending; every row hides the same count."""
+    """Mask bool (B, L) → ascending indices of visible (B, V) and hidden (B, H) patches."""
     # A stable sort of 0/1 puts visible before hidden and keeps the grid's order in both.
     order = mask.long().argsort(dim=1, stable=True)
     visible = mask.shape[1] - int(mask[0].sum())
@@ -72,11 +84,18 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.norm_pix_loss = norm_pix_loss
+        vit = encoder.vit
+        if vit.num_prefix_tokens != 1 or vit.no_embed_class or not isinstance(vit.norm_pre, nn.Identity):
+            raise ValueError("the encoder has registers, a pre-norm or no class position, which MAE has not")
+        assert vit.pos_embed is not None
+        # Fixed in MAE; those of an encoder that was read from a file arrive trainable.
+        vit.pos_embed.requires_grad_(False)
         side = encoder.spec.image_size // encoder.patch_size
         self.decoder_embed = nn.Linear(encoder.width, decoder.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.width))
         self.decoder_pos_embed = nn.Parameter(sincos_positions(side, decoder.width), requires_grad=False)
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        # timm calls it, whatever its annotation asks for.
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.decoder_blocks = nn.Sequential(
             *(
                 Block(decoder.width, decoder.num_heads, qkv_bias=True, norm_layer=norm)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from semmae.patches import patchify, resize_positions, sincos_positions
@@ -80,9 +81,23 @@ class Encoder(nn.Module):
         """Channels of a token."""
         return self.spec.width
 
+    @property
+    def last_attention(self) -> Attention:
+        """The attention layer of the last block: `qkv`, `q_norm`, `k_norm`, `num_heads`."""
+        attention = self.vit.blocks[-1].attn
+        assert isinstance(attention, Attention)
+        return attention
+
     def forward(self, images: Tensor) -> Features:
         """Normalised images (B, 3, S, S), S any multiple of the patch size → `Features`."""
         tokens: Tensor = self.vit.forward_features(images)
+        return self._split(tokens)
+
+    def last_block_features(self, images: Tensor) -> Features:
+        """What the last block's heads look at: its layer-normed input, as `Features`. SemMAE's ĉ and f̂."""
+        return self._split(self._last_block_input(images))
+
+    def _split(self, tokens: Tensor) -> Features:
         return Features(tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :])
 
     def attention(self, images: Tensor) -> Tensor:
@@ -90,22 +105,24 @@ class Encoder(nn.Module):
 
         A row sums to less than 1: the class token attends to itself too.
         """
-        queries, keys = self._last_queries_keys(self.last_block_input(images))
+        queries, keys = self._last_queries_keys(self._last_block_input(images))
         logits = queries[:, :, :1] @ keys.transpose(-2, -1)
         return logits.softmax(-1)[:, :, 0, self.vit.num_prefix_tokens :]
 
-    def last_block_input(self, images: Tensor) -> Tensor:
-        """Layer-normed input tokens of the last block: (B, prefix + L, C). SemMAE's ĉ and f̂."""
+    def _last_block_input(self, images: Tensor) -> Tensor:
+        """Layer-normed input of the last block: (B, prefix + L, C)."""
         vit = self.vit
         tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
         for block in vit.blocks[:-1]:
             tokens = block(tokens)
-        normed: Tensor = vit.blocks[-1].norm1(tokens)
+        last = vit.blocks[-1]
+        assert isinstance(last, Block)
+        normed: Tensor = last.norm1(tokens)
         return normed
 
     def _last_queries_keys(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled queries and keys of the last block, (B, heads, T, d) each, of its normed input (B, T, C)."""
-        attention = self.vit.blocks[-1].attn
+        attention = self.last_attention
         batch, length, _ = tokens.shape
         qkv = attention.qkv(tokens).reshape(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
         return attention.q_norm(qkv[0]) * attention.scale, attention.k_norm(qkv[1])
@@ -121,6 +138,7 @@ class Encoder(nn.Module):
             (B, 1 + V, C): class token, then patches in the order of `visible`; after the final norm.
         """
         vit = self.vit
+        assert vit.pos_embed is not None and vit.cls_token is not None
         # Gathered before the projection: three quarters of the patches are never multiplied.
         pixels = patchify(images, self.patch_size)
         chosen = pixels.gather(1, visible[:, :, None].expand(-1, -1, pixels.shape[2]))
@@ -154,6 +172,7 @@ def build_vit(spec: EncoderSpec) -> VisionTransformer:
         weight_init="skip",
     )
     init_transformer(vit)
+    assert vit.pos_embed is not None and vit.cls_token is not None
     nn.init.normal_(vit.cls_token, std=0.02)
     vit.pos_embed.data.copy_(sincos_positions(spec.image_size // spec.patch_size, spec.width))
     vit.pos_embed.requires_grad_(False)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -114,8 +115,7 @@ def wrap_vit(vit: nn.Module, mean: tuple[float, float, float], std: tuple[float,
     if vit.cls_token is None:
         raise ValueError("the model has no class token")
     last = vit.blocks[-1]
-    # The class by its name: timm has moved it between modules.
-    if type(last) is not Block or type(last.attn).__name__ != "Attention":
+    if type(last) is not Block or not isinstance(last.attn, Attention):
         raise ValueError(f"its last block, a {type(last).__name__}, has no plain attention")
     heads = last.attn.num_heads
     arguments = vit_arguments(vit.state_dict(), heads)

@@ -1,0 +1,173 @@
+"""The masked autoencoder, against the outputs of the release and against a slow one in grid order."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from semmae.interop.load import load_mae
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder, split_mask
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.models.weights import wrap_vit
+from semmae.patches import patchify, resize_positions, sincos_positions
+
+
+def tiny(norm_pix_loss: bool = True) -> MaskedAutoencoder:
+    encoder = Encoder(EncoderSpec(image_size=32, patch_size=8, width=48, depth=2, num_heads=3))
+    return MaskedAutoencoder(encoder, DecoderSpec(width=32, depth=2, num_heads=4), norm_pix_loss)
+
+
+def some_mask(batch: int, length: int, hidden: int) -> Tensor:
+    """A mask bool (batch, length) that hides the same count in every row."""
+    return torch.rand(batch, length).argsort(dim=1).argsort(dim=1) < hidden
+
+
+@torch.no_grad()
+def test_loss_and_predictions_are_those_of_the_release(shared: Path) -> None:
+    expected = load_file(shared / "vectors/mae-p8/expected.safetensors")
+    mask = expected["mask"].bool()
+
+    output = load_mae(shared / "vectors/mae-p8/checkpoint.pth")(expected["images"], mask)
+
+    assert abs(float(output.loss) - float(expected["loss"])) < 1e-5
+    assert (output.pred - expected["pred"])[mask].abs().max() < 1e-5
+
+
+def test_positions_are_those_of_the_release(shared: Path) -> None:
+    released = load_mae(shared / "vectors/mae-p8/checkpoint.pth")
+
+    assert torch.allclose(released.encoder.vit.pos_embed, sincos_positions(8, 48), atol=1e-6)
+    assert torch.allclose(released.decoder_pos_embed, sincos_positions(8, 32), atol=1e-6)
+
+
+def reference_prediction(mae: MaskedAutoencoder, images: Tensor, mask: Tensor) -> Tensor:
+    """Predictions (B, L, p·p·3) as the MAE paper tells it: unshuffled, one image at a time."""
+    side = images.shape[-1] // mae.encoder.patch_size
+    predictions = []
+    for image, hidden in zip(images, mask, strict=True):
+        visible = (~hidden).nonzero().flatten()
+        encoded = mae.decoder_embed(mae.encoder.encode_visible(image[None], visible[None]))[0]
+        grid = mae.mask_token[0].repeat(len(hidden), 1)
+        grid[visible] = encoded[1:]
+        sequence = torch.cat([encoded[:1], grid])[None] + resize_positions(mae.decoder_pos_embed, side)
+        predictions.append(mae.decoder_pred(mae.decoder_norm(mae.decoder_blocks(sequence)))[0, 1:])
+    return torch.stack(predictions)
+
+
+def reference_loss(prediction: Tensor, images: Tensor, mask: Tensor, normalized: bool) -> float:
+    total, count = 0.0, 0
+    patches = patchify(images, 8)
+    for image, patch in mask.nonzero().tolist():
+        target = patches[image, patch]
+        if normalized:
+            centred = target - target.sum() / len(target)
+            target = centred / (centred.square().sum() / (len(target) - 1) + 1e-6).sqrt()
+        total += float((prediction[image, patch] - target).square().sum())
+        count += len(target)
+    return total / count
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("size", [32, 48])  # the size built for, and another
+@torch.no_grad()
+def test_a_slow_autoencoder_in_grid_order_agrees(size: int, normalized: bool) -> None:
+    mae = tiny(normalized).eval()
+    length = (size // 8) ** 2
+    images, mask = torch.randn(3, 3, size, size), some_mask(3, length, length * 3 // 4)
+
+    output = mae(images, mask)
+
+    expected = reference_prediction(mae, images, mask)
+    assert torch.allclose(output.pred[mask], expected[mask], atol=1e-5)
+    assert (output.pred[~mask] == 0).all()
+    assert float(output.loss) == pytest.approx(reference_loss(expected, images, mask, normalized), rel=1e-5)
+
+
+@torch.no_grad()
+def test_predictions_do_not_see_hidden_pixels() -> None:
+    mae = tiny().eval()
+    images, mask = torch.randn(2, 3, 32, 32), some_mask(2, 16, 12)
+    hidden = mask.reshape(2, 1, 4, 1, 4, 1).expand(-1, 3, -1, 8, -1, 8).reshape(2, 3, 32, 32)
+
+    changed = torch.where(hidden, torch.randn(2, 3, 32, 32), images)
+
+    assert torch.equal(mae(changed, mask).pred, mae(images, mask).pred)
+
+
+def test_gradient_reaches_all_but_the_fixed_positions() -> None:
+    mae = tiny()
+
+    mae(torch.randn(2, 3, 32, 32), some_mask(2, 16, 12)).loss.backward()
+
+    untouched = [
+        name for name, weight in mae.named_parameters() if weight.grad is None or not weight.grad.any()
+    ]
+    assert untouched == ["decoder_pos_embed", "encoder.vit.pos_embed"]
+
+
+def test_positions_of_an_encoder_from_elsewhere_become_fixed() -> None:
+    vit = VisionTransformer(32, 8, num_classes=0, embed_dim=24, depth=1, num_heads=2, dynamic_img_size=True)
+    encoder = wrap_vit(vit, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert encoder.vit.pos_embed.requires_grad
+
+    MaskedAutoencoder(encoder, DecoderSpec(16, 1, 2))
+
+    assert not encoder.vit.pos_embed.requires_grad
+
+
+def test_an_encoder_with_registers_is_refused() -> None:
+    vit = VisionTransformer(32, 8, num_classes=0, embed_dim=24, depth=1, num_heads=2, reg_tokens=4)
+    encoder = wrap_vit(vit, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    with pytest.raises(ValueError, match="registers"):
+        MaskedAutoencoder(encoder, DecoderSpec(16, 1, 2))
+
+
+@torch.no_grad()
+def test_bfloat16_autocast_stays_close() -> None:
+    mae = tiny().eval()
+    images, mask = torch.randn(2, 3, 32, 32), some_mask(2, 16, 12)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        output = mae(images, mask)
+
+    assert float(output.loss) == pytest.approx(float(mae(images, mask).loss), rel=1e-2)
+
+
+def test_a_few_steps_learn_one_batch() -> None:
+    mae = tiny()
+    images, mask = (
+        torch.rand(4, 3, 1, 1).expand(-1, -1, 32, 32) + 0.1 * torch.randn(4, 3, 32, 32),
+        some_mask(4, 16, 12),
+    )
+    optimizer = torch.optim.AdamW(mae.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = mae(images, mask).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@given(st.integers(1, 4), st.integers(2, 40), st.data())
+@settings(max_examples=50, deadline=None)
+def test_splitting_a_mask_keeps_every_patch_once_in_ascending_order(
+    batch: int, length: int, data: st.DataObject
+) -> None:
+    hidden_count = data.draw(st.integers(0, length))
+    mask = torch.zeros(batch, length, dtype=torch.bool)
+    for row in mask:
+        row[data.draw(st.permutations(range(length)))[:hidden_count]] = True
+
+    visible, hidden = split_mask(mask)
+
+    for row, seen, unseen in zip(mask, visible, hidden, strict=True):
+        assert seen.tolist() == (~row).nonzero().flatten().tolist()
+        assert unseen.tolist() == row.nonzero().flatten().tolist()
