@@ -49,9 +49,7 @@ def tokens(encoder: Encoder, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [32, 48])
 @torch.no_grad()
-def test_timm_reads_the_folder_and_gives_the_same_features(
-    encoder: Encoder, tmp_path: Path, size: int
-) -> None:
+def test_timm_reads_the_folder_and_gives_the_same_features(encoder: Encoder, tmp_path: Path, size: int) -> None:
     checkpoint.save_encoder(encoder, tmp_path / "encoder")
     images = torch.randn(2, 3, size, size)
 
@@ -128,9 +126,7 @@ def test_dropout_does_not_hinder_saving(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_a_masked_autoencoder_comes_back_whole(encoder: Encoder, tmp_path: Path) -> None:
-    saved = MaskedAutoencoder(
-        encoder, DecoderSpec(width=32, depth=2, num_heads=4), norm_pix_loss=False
-    ).eval()
+    saved = MaskedAutoencoder(encoder, DecoderSpec(width=32, depth=2, num_heads=4), norm_pix_loss=False).eval()
     checkpoint.save_autoencoder(saved, tmp_path / "autoencoder", {"step": 5})
     images, mask = torch.randn(2, 3, 32, 32), torch.arange(16).expand(2, -1) < 12
 

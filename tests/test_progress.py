@@ -49,9 +49,7 @@ def test_short_work_is_silent() -> None:
 def test_a_log_gets_one_line() -> None:
     stream = io.StringIO()
     progress = run(stream, items=10, load=0.25, work=0.75, total=100)
-    assert stream.getvalue() == (
-        "features: 100/100 images, 10 images/s, 25 % waiting for data, 0:10 in all\n"
-    )
+    assert stream.getvalue() == ("features: 100/100 images, 10 images/s, 25 % waiting for data, 0:10 in all\n")
     assert progress.rate == pytest.approx(10)
     assert progress.data_wait == pytest.approx(0.25)
 

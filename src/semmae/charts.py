@@ -60,12 +60,9 @@ class Chart:
 def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """The charts of one stage: those of CURVES that change. What stays the same is told by `constants`."""
     curves = [
-        (f"{title},{unit}" if unit else title, _curves(records, factor, names))
-        for title, unit, factor, names in CURVES
+        (f"{title},{unit}" if unit else title, _curves(records, factor, names)) for title, unit, factor, names in CURVES
     ]
-    return [
-        _chart(title, lines) for title, lines in curves if any(not _constant(line) for line in lines.values())
-    ]
+    return [_chart(title, lines) for title, lines in curves if any(not _constant(line) for line in lines.values())]
 
 
 def constants(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -100,9 +97,7 @@ def number(value: object) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _curves(
-    records: Sequence[Mapping[str, Any]], factor: float, names: Mapping[str, str]
-) -> dict[str, Points]:
+def _curves(records: Sequence[Mapping[str, Any]], factor: float, names: Mapping[str, str]) -> dict[str, Points]:
     """Name → at most _MOST_POINTS pairs (step, value × factor), for the keys that have finite values."""
     curves = {}
     for key, name in names.items():
@@ -122,9 +117,7 @@ def _constant(points: Points) -> bool:
 def _chart(title: str, curves: Mapping[str, Points]) -> Chart:
     steps = [step for points in curves.values() for step, _ in points]
     values = [value for points in curves.values() for _, value in points]
-    x_ticks = [
-        tick for tick in _ticks(min(steps), max(steps), whole=True) if min(steps) <= tick <= max(steps)
-    ]
+    x_ticks = [tick for tick in _ticks(min(steps), max(steps), whole=True) if min(steps) <= tick <= max(steps)]
     low, high = min(values), max(values)
     if 0 < low < 0.4 * high:
         low = 0.0

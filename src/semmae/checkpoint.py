@@ -52,9 +52,7 @@ def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = 
     Raises:
         UserError: the folder holds other things, or the model cannot be described in timm's arguments.
     """
-    config = _timm_config(encoder) | {
-        "semmae": {"kind": ENCODER, "spec": asdict(encoder.spec), "extra": extra or {}}
-    }
+    config = _timm_config(encoder) | {"semmae": {"kind": ENCODER, "spec": asdict(encoder.spec), "extra": extra or {}}}
     _write(folder, encoder.vit.state_dict(), config)
 
 
@@ -70,9 +68,7 @@ def read_encoder(folder: Path) -> Encoder:
     return encoder.eval()
 
 
-def save_autoencoder(
-    autoencoder: MaskedAutoencoder, folder: Path, extra: dict[str, Any] | None = None
-) -> None:
+def save_autoencoder(autoencoder: MaskedAutoencoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write encoder and decoder, under our own tensor names; otherwise as `save_encoder`."""
     own = {
         "kind": AUTOENCODER,
@@ -139,9 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not readable as JSON ({error}); restore the file or the whole folder"
-        ) from error
+        raise UserError(f"{path}: not readable as JSON ({error}); restore the file or the whole folder") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object; restore the file or the whole folder")
     return content
@@ -212,9 +206,7 @@ def _build(config: dict[str, Any], spec: dict[str, Any]) -> Encoder:
 
 def _read_config(folder: Path, wanted: str) -> dict[str, Any]:
     if kind(folder) != wanted:
-        raise UserError(
-            f"{folder}: no {wanted} of semmae; give a folder that holds {WEIGHTS} and its {CONFIG}"
-        )
+        raise UserError(f"{folder}: no {wanted} of semmae; give a folder that holds {WEIGHTS} and its {CONFIG}")
     return read_json(folder / CONFIG)
 
 
@@ -238,11 +230,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`, moved into its place when the block ends well."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; give a folder")
-    others = (
-        [path.name for path in folder.iterdir() if path.name not in (WEIGHTS, CONFIG)]
-        if folder.exists()
-        else []
-    )
+    others = [path.name for path in folder.iterdir() if path.name not in (WEIGHTS, CONFIG)] if folder.exists() else []
     if others:
         raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -85,9 +85,7 @@ def part_quotas(counts: Tensor, order_noise: Tensor, ratio: float, blend: float)
     order = order_noise.argsort(dim=1)
     ordered = counts.gather(1, order)
     before = ordered.cumsum(1) - ordered
-    inter = torch.empty_like(counts).scatter_(
-        1, order, torch.minimum(ordered, (hidden - before).clamp(min=0))
-    )
+    inter = torch.empty_like(counts).scatter_(1, order, torch.minimum(ordered, (hidden - before).clamp(min=0)))
     return _largest_remainder((1.0 - blend) * intra + blend * inter.double(), order_noise, hidden)
 
 

@@ -66,7 +66,5 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
     if old == side:
         return positions
     square = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    resized = functional.interpolate(
-        square, (side, side), mode="bicubic", antialias=True, align_corners=False
-    )
+    resized = functional.interpolate(square, (side, side), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([token, resized.permute(0, 2, 3, 1).reshape(1, side * side, -1)], dim=1)

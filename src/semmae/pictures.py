@@ -154,9 +154,7 @@ def _to_tile_size(images: Tensor) -> Tensor:
     target = side * max(1, round(_TILE / side)) if side <= 256 else 224
     if target == side:
         return images
-    resized = [
-        Image.fromarray(_pixels(image)).resize((target, target), Image.Resampling.LANCZOS) for image in images
-    ]
+    resized = [Image.fromarray(_pixels(image)).resize((target, target), Image.Resampling.LANCZOS) for image in images]
     return torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
 
 

@@ -47,9 +47,7 @@ def write_table() -> WriteImages:
     def write(path: Path, count: int, *, label: list[object] | None = None, struct: bool = True) -> Path:
         raws = [_encode(seed) for seed in range(count)]
         columns: dict[str, list[object]] = {
-            "image": [{"bytes": raw, "path": f"{i}.jpg"} for i, raw in enumerate(raws)]
-            if struct
-            else list(raws)
+            "image": [{"bytes": raw, "path": f"{i}.jpg"} for i, raw in enumerate(raws)] if struct else list(raws)
         }
         if label is not None:
             columns["label"] = label

@@ -26,13 +26,9 @@ def muted(seed: int = 0) -> torch.Tensor:
         ("saturation", 1.2, (1, 1, 1.2, 0)),
     ],
 )
-def test_agrees_with_torchvision(
-    name: str, factor: float, arguments: tuple[float, float, float, float]
-) -> None:
+def test_agrees_with_torchvision(name: str, factor: float, arguments: tuple[float, float, float, float]) -> None:
     expected = getattr(F, f"adjust_{name}")(muted(), factor)
-    assert (
-        shift_colours(muted(), *arguments).int() - expected.int()
-    ).abs().max() <= 2  # they round, or cut off
+    assert (shift_colours(muted(), *arguments).int() - expected.int()).abs().max() <= 2  # they round, or cut off
 
 
 def test_hue_turns_as_on_the_colour_circle() -> None:

@@ -67,18 +67,14 @@ def test_flip_probability() -> None:
 def test_crop_image_is_torchvisions_resized_crop(crop: Crop, height: int, width: int, size: int) -> None:
     image = noise(height, width).permute(1, 2, 0).contiguous().permute(2, 0, 1)  # strides as decoded
     box = pixel_box(crop, height, width)
-    expected = F.resized_crop(
-        image, *box, [size, size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-    )
+    expected = F.resized_crop(image, *box, [size, size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     expected = F.horizontal_flip(expected) if crop.flip else expected
     assert torch.equal(crop_image(image, crop, size), expected)
 
 
 def test_crop_image_of_gray_read_with_stride_zero() -> None:
     gray = noise(30, 20)[:1]
-    assert torch.equal(
-        crop_image(gray.expand(3, -1, -1), WHOLE, 16), crop_image(gray.repeat(3, 1, 1), WHOLE, 16)
-    )
+    assert torch.equal(crop_image(gray.expand(3, -1, -1), WHOLE, 16), crop_image(gray.repeat(3, 1, 1), WHOLE, 16))
 
 
 @given(crops, st.integers(1, 16), st.integers(1, 14), st.integers(0, 99))
@@ -104,14 +100,9 @@ def test_parts_follow_the_image(seed: int) -> None:
     rng = np.random.default_rng(seed)
     grid, cell, side = 7, 16, 8
     labels = rng.integers(0, 2, (grid, grid)).astype(np.uint8)
-    picture = (
-        torch.from_numpy(labels * 255).repeat_interleave(cell, 0).repeat_interleave(cell, 1).expand(3, -1, -1)
-    )
+    picture = torch.from_numpy(labels * 255).repeat_interleave(cell, 0).repeat_interleave(cell, 1).expand(3, -1, -1)
     crop = random_crop(grid * cell, grid * cell, rng)
-    shown = (
-        crop_image(picture, crop, side * 8)[0].view(side, 8, side, 8)[:, 3:5, :, 3:5].float().mean((1, 3))
-        / 255
-    )
+    shown = crop_image(picture, crop, side * 8)[0].view(side, 8, side, 8)[:, 3:5, :, 3:5].float().mean((1, 3)) / 255
     parts = crop_parts(labels, crop, side).view(side, side)
     clear = (shown < 0.05) | (shown > 0.95)  # where a cell's border passes the centre, either label is right
     assert clear.float().mean() > 0.4

@@ -55,11 +55,7 @@ def test_crops_depend_on_seed_epoch_and_row_only(images: ImageSet) -> None:
     data = CropDataset(images, 16, seed=5)
     once = data[(2, 7)]["images"]
     data[(0, 1)]
-    assert (
-        torch.equal(data[(2, 7)]["images"], once)
-        and once.shape == (1, 3, 16, 16)
-        and once.dtype == torch.uint8
-    )
+    assert torch.equal(data[(2, 7)]["images"], once) and once.shape == (1, 3, 16, 16) and once.dtype == torch.uint8
     for other in (data[(3, 7)], data[(2, 6)], CropDataset(images, 16, seed=6)[(2, 7)]):
         assert not torch.equal(other["images"], once)
 

@@ -118,10 +118,7 @@ def test_a_damaged_or_unwritable_cache_costs_only_time(
     next(cache.iterdir()).write_bytes(b"damaged")
     assert build_manifest(open_source(root), 1, cache) == first and "cache not readable" in caplog.text
     (tmp_path / "file").write_text("in the way")
-    assert (
-        build_manifest(open_source(root), 1, tmp_path / "file") == first
-        and "cache not written" in caplog.text
-    )
+    assert build_manifest(open_source(root), 1, tmp_path / "file") == first and "cache not written" in caplog.text
     assert build_manifest(open_source(root), 1, None) == first
 
 
@@ -134,9 +131,7 @@ def test_digest_is_over_names_and_sizes_in_their_order() -> None:
     assert all(Manifest(names, sizes, None).digest != manifest.digest for names, sizes in others)
 
 
-def test_limit_draws_a_seeded_sample_in_order(
-    tmp_path: Path, write_images: Write, decoded: list[int]
-) -> None:
+def test_limit_draws_a_seeded_sample_in_order(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:
     root = write_images(tmp_path, *MANY)
     some = open_images(root, limit=7, seed=3)
     assert len(some) == 7 and len(decoded) == 7 and list(some.names) == sorted(some.names)

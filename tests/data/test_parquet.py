@@ -38,9 +38,7 @@ def test_folder_of_tables_and_its_splits(tmp_path: Path, write_table: Write, jpe
 
 
 def test_classes_come_by_name(tmp_path: Path, jpeg: Jpeg) -> None:
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     rows = {"image": [{"bytes": jpeg(i), "path": None} for i in range(3)], "label": [1, 0, 1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "t.parquet")
     source = open_source(tmp_path / "t.parquet")
@@ -74,9 +72,7 @@ def test_faults_are_told(tmp_path: Path) -> None:
 def test_hub_sets_are_joined_over_their_splits(monkeypatch: pytest.MonkeyPatch, jpeg: Jpeg) -> None:
     def fake_hub(name: str) -> datasets.DatasetDict:
         assert name == "owner/set"
-        features = datasets.Features(
-            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["c", "d"])}
-        )
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["c", "d"])})
         parts = {"train": [0, 1, 1], "test": [1, 0]}
         return datasets.DatasetDict(
             {

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from semmae.interop import mae
-from semmae.interop.load import load_mae
+from semmae.loading import load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 

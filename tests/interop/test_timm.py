@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semmae.errors import UserError
-from semmae.interop.load import load_encoder
+from semmae.loading import load_encoder
 
 SIZES = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -17,9 +17,7 @@ SIZES = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
 def test_a_folder_of_timm_is_read_with_its_preprocessing(tmp_path: Path) -> None:
     model = timm.create_model("vit_small_patch14_reg4_dinov2", **SIZES, patch_size=8, num_classes=5).eval()
     model.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    timm.models.save_for_hf(
-        model, str(tmp_path), model_args={**SIZES, "patch_size": 8}, safe_serialization=True
-    )
+    timm.models.save_for_hf(model, str(tmp_path), model_args={**SIZES, "patch_size": 8}, safe_serialization=True)
     images = torch.randn(2, 3, 32, 32)
 
     by_name, by_folder = load_encoder(f"timm:local-dir:{tmp_path}"), load_encoder(tmp_path)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from semmae.interop.load import load_mae
+from semmae.loading import load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder, split_mask
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import wrap_vit
@@ -104,9 +104,7 @@ def test_gradient_reaches_all_but_the_fixed_positions() -> None:
 
     mae(torch.randn(2, 3, 32, 32), some_mask(2, 16, 12)).loss.backward()
 
-    untouched = [
-        name for name, weight in mae.named_parameters() if weight.grad is None or not weight.grad.any()
-    ]
+    untouched = [name for name, weight in mae.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert untouched == ["decoder_pos_embed", "encoder.vit.pos_embed"]
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.interop.load import load_encoder
+from semmae.loading import load_encoder
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.models.weights import wrap_vit
 from semmae.patches import sincos_positions
@@ -78,9 +78,7 @@ def attention_by_hand(vit: VisionTransformer, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [32, 48])
 @torch.no_grad()
 def test_attention_is_the_softmax_of_the_last_block(options: dict[str, object], size: int) -> None:
-    vit = VisionTransformer(
-        32, 8, num_classes=0, embed_dim=24, depth=2, num_heads=2, dynamic_img_size=True, **options
-    )
+    vit = VisionTransformer(32, 8, num_classes=0, embed_dim=24, depth=2, num_heads=2, dynamic_img_size=True, **options)
     encoder = wrap_vit(vit, HALF, HALF).eval()
     images = torch.randn(2, 3, size, size)
 

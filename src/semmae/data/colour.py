@@ -20,9 +20,7 @@ def jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
     change, gray, blur, sigma = rng.random(4).tolist()
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
     if change < 0.8:
-        image = shift_colours(
-            image, 1 + 0.4 * brightness, 1 + 0.4 * contrast, 1 + 0.2 * saturation, 0.1 * hue
-        )
+        image = shift_colours(image, 1 + 0.4 * brightness, 1 + 0.4 * contrast, 1 + 0.2 * saturation, 0.1 * hue)
     if gray < 0.2:
         image = shift_colours(image, 1, 1, 0, 0)
     if blur < 0.5:

@@ -31,9 +31,7 @@ Posed = list[tuple[int, Floats]]  # code = label * TONES + tone, and polygon (n,
 
 PARTS = ("background", "body", "head", "limb", "tail-wing", "ear-top", "eye")
 BODY, HEAD, LIMB, WING, TOP, EYE = range(1, 7)
-PLAIN, FAR, INK, PATTERN = range(
-    4
-)  # a part's tones: its colour, in shade, the line around it, stripes or spots
+PLAIN, FAR, INK, PATTERN = range(4)  # a part's tones: its colour, in shade, the line around it, stripes or spots
 TONES = 4
 OVERSAMPLING = 3  # odd, so that every pixel has a centre sample for the mask
 SMALLEST = 32  # pixels; below this an eye is less than one

@@ -155,9 +155,7 @@ def make_loader(
     )
 
 
-def normalise(
-    images: Tensor, mean: Iterable[float] = IMAGENET_MEAN, std: Iterable[float] = IMAGENET_STD
-) -> Tensor:
+def normalise(images: Tensor, mean: Iterable[float] = IMAGENET_MEAN, std: Iterable[float] = IMAGENET_STD) -> Tensor:
     """uint8 (..., 3, S, S) → float32 of zero mean and unit deviation per channel, on the same device."""
     shift, scale = (
         # non_blocking: otherwise the step would wait for the device here

@@ -95,9 +95,7 @@ class ImageSet:
             return decode(self.source.read(int(self._positions[row])))
         except (OSError, ValueError) as error:
             name = f"{self.source.root}/{self.names[row]}"
-            raise UserError(
-                f"{name}: no longer readable ({error}); restore it, or begin anew without it"
-            ) from error
+            raise UserError(f"{name}: no longer readable ({error}); restore it, or begin anew without it") from error
 
 
 def open_images(
@@ -115,9 +113,7 @@ def build_manifest(
 ) -> Manifest:
     """Decode every image once; UserError when over 5 % cannot be. `cache`: a folder, None for no cache."""
     folder = _default_cache() if cache == "default" else cache
-    file = (
-        None if folder is None else folder / f"{hashlib.sha256(source.key.encode()).hexdigest()[:32]}.json.gz"
-    )
+    file = None if folder is None else folder / f"{hashlib.sha256(source.key.encode()).hexdigest()[:32]}.json.gz"
     known = {} if file is None else _read_cache(file)
     stamps = list(zip(source.sizes, source.modified, strict=True))
     todo = [i for i, name in enumerate(source.names) if known.get(name) != stamps[i]]
@@ -135,9 +131,7 @@ def build_manifest(
     _judge(source, skipped)
     kept = [i for i in range(len(source)) if i not in reasons]
     names, sizes = tuple(source.names[i] for i in kept), tuple(source.sizes[i] for i in kept)
-    return Manifest(
-        names, sizes, None if source.labels is None else tuple(source.labels[i] for i in kept), skipped
-    )
+    return Manifest(names, sizes, None if source.labels is None else tuple(source.labels[i] for i in kept), skipped)
 
 
 def write_skipped(manifest: Manifest, path: Path) -> None:
@@ -184,9 +178,7 @@ def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
     if not skipped:
         return
     share = len(skipped) / len(source)
-    shown = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3]) + (
-        ", …" if len(skipped) > 3 else ""
-    )
+    shown = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3]) + (", …" if len(skipped) > 3 else "")
     fault = f"{source.root}: {len(skipped)} of {len(source)} images ({100 * share:.1f} %) cannot be read"
     if share > UNREADABLE_LIMIT:
         raise UserError(f"{fault}, limit {100 * UNREADABLE_LIMIT:.0f} %: {shown}; repair or remove them")

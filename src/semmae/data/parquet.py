@@ -68,9 +68,7 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
     try:
         rows = datasets.Dataset.from_parquet([str(path) for path in paths], columns=columns)
     except datasets.exceptions.DatasetGenerationError as error:
-        raise UserError(
-            f"{data}: Parquet not readable ({error.__cause__}); repair or remove the file"
-        ) from error
+        raise UserError(f"{data}: Parquet not readable ({error.__cause__}); repair or remove the file") from error
     return TableSource(rows, root=root, key=str(root.resolve()), names=names, modified=modified, data=data)
 
 
@@ -81,9 +79,7 @@ def open_hub(data: str, split: str | None) -> TableSource:
         loaded = datasets.load_dataset(data.removeprefix("hf:"))
     except Exception as error:  # hub, network and script errors have no common type
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{data}: cannot be loaded from the hub: {reason}; check the name and the network"
-        ) from error
+        raise UserError(f"{data}: cannot be loaded from the hub: {reason}; check the name and the network") from error
     if split is not None:
         wanted = pick_split(split, loaded, data)
         loaded = {wanted: loaded[wanted]}
@@ -122,9 +118,7 @@ def _read_schema(path: Path) -> pa.Schema:
 
 def _check_columns(data: str, schema: pa.Schema) -> None:
     if "image" not in schema.names:
-        raise UserError(
-            f'{data}: no column "image"{near("image", schema.names)}; rename the one with the image bytes'
-        )
+        raise UserError(f'{data}: no column "image"{near("image", schema.names)}; rename the one with the image bytes')
     kind = schema.field("image").type
     if pa.types.is_struct(kind):
         kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind

@@ -34,9 +34,7 @@ class PartStore:
         shape = (self.images, self.grid, self.grid)
         if self.labels.shape != shape or self.labels.dtype != np.uint8:
             found = f"{self.labels.dtype} {self.labels.shape}"
-            raise UserError(
-                f"{path}: parts.npy holds {found}, parts.json tells uint8 {shape}; label the images anew"
-            )
+            raise UserError(f"{path}: parts.npy holds {found}, parts.json tells uint8 {shape}; label the images anew")
 
     @classmethod
     def create(
@@ -84,9 +82,7 @@ class PartStore:
         store = cls(path, meta, writable=False)
         if not meta["complete"]:
             left = len(store.missing())
-            raise UserError(
-                f"{path}: {left} of {store.images} images are not labelled yet; resume `semmae parts`"
-            )
+            raise UserError(f"{path}: {left} of {store.images} images are not labelled yet; resume `semmae parts`")
         if manifest_digest is not None and manifest_digest != store.manifest_digest:
             raise UserError(
                 f"{path}: part labels are for the images {store.manifest_digest}, not for {manifest_digest}; "
@@ -106,9 +102,7 @@ class PartStore:
         """Store labels (n, grid, grid) of the rows (n,); integers below `num_labels`."""
         values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
         if values.size and not 0 <= values.min() <= values.max() < self.num_labels:
-            raise ValueError(
-                f"labels {values.min()} to {values.max()}, the store knows 0 to {self.num_labels - 1}"
-            )
+            raise ValueError(f"labels {values.min()} to {values.max()}, the store knows 0 to {self.num_labels - 1}")
         self.labels[np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)] = values
 
     def missing(self) -> np.ndarray:

@@ -211,6 +211,4 @@ def _refuse(data: str, files: list[str]) -> None:
         raise UserError(f"{data}: tar shards are not supported yet; unpack them into a folder")
     kinds = sorted({os.path.splitext(name)[1] or "no extension" for name in files})
     found = f"{len(files)} files ({', '.join(kinds[:5])})" if files else "nothing"
-    raise UserError(
-        f"{data}: no images, found {found}; give a folder with {' '.join(sorted(EXTENSIONS))} or .parquet"
-    )
+    raise UserError(f"{data}: no images, found {found}; give a folder with {' '.join(sorted(EXTENSIONS))} or .parquet")

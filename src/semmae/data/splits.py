@@ -28,7 +28,5 @@ def pick_split(split: str, names: Iterable[str], data: str) -> str:
     found = find_split(split, names) if are_splits(names) else None
     if found is None:
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "no folders"
-        raise UserError(
-            f"{data}: no {split!r} split, found {shown}; put the images into {data}/train and {data}/val"
-        )
+        raise UserError(f"{data}: no {split!r} split, found {shown}; put the images into {data}/train and {data}/val")
     return found

@@ -90,9 +90,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _collect(
-    batches: Iterable[Batch], embed: Callable[[Tensor], Tensor], total: int | None, label: str
-) -> Tensor:
+def _collect(batches: Iterable[Batch], embed: Callable[[Tensor], Tensor], total: int | None, label: str) -> Tensor:
     """`embed` of every batch's images, float32 on the CPU, put into the order of the rows."""
     rows: list[Tensor] = []
     vectors: list[Tensor] = []

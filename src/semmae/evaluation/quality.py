@@ -54,9 +54,7 @@ def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, 
     labels = np.broadcast_to(sample(grids), truth.shape)
     foreground = truth > 0
     if not foreground.any():
-        raise UserError(
-            f"none of the {len(truth)} masks has a foreground; 0 is background, 1 and more are parts"
-        )
+        raise UserError(f"none of the {len(truth)} masks has a foreground; 0 is background, 1 and more are parts")
     missing = int((labels == NOT_COMPUTED).any((1, 2)).sum())
     if missing:
         raise UserError(f"{missing} of {len(labels)} images have no part labels yet; finish them first")
@@ -69,9 +67,7 @@ def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, 
     }
 
 
-def compare(
-    methods: Mapping[str, npt.ArrayLike], masks: Sequence[Labels] | Labels
-) -> dict[str, dict[str, float]]:
+def compare(methods: Mapping[str, npt.ArrayLike], masks: Sequence[Labels] | Labels) -> dict[str, dict[str, float]]:
     """`quality` of several methods, name → label grids, on the same masks: parts beside their baselines."""
     sampled = np.stack([sample(mask) for mask in masks])
     return {name: quality(grids, sampled) for name, grids in methods.items()}

@@ -97,10 +97,7 @@ class MaskedAutoencoder(nn.Module):
         # timm calls it, whatever its annotation asks for.
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.decoder_blocks = nn.Sequential(
-            *(
-                Block(decoder.width, decoder.num_heads, qkv_bias=True, norm_layer=norm)
-                for _ in range(decoder.depth)
-            )
+            *(Block(decoder.width, decoder.num_heads, qkv_bias=True, norm_layer=norm) for _ in range(decoder.depth))
         )
         self.decoder_norm = norm(decoder.width)
         self.decoder_pred = nn.Linear(decoder.width, encoder.patch_size**2 * 3)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semmae import checkpoint
 from semmae.errors import UserError
-from semmae.interop.load import load_encoder, load_mae
+from semmae.loading import load_encoder, load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 
@@ -52,9 +52,7 @@ def test_heads_that_contradict_a_folder_of_ours_are_refused(encoder: Encoder, tm
 
 
 @torch.no_grad()
-def test_a_fine_tuned_mae_keeps_its_norm_behind_the_pooling(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_fine_tuned_mae_keeps_its_norm_behind_the_pooling(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3}
     tuned = VisionTransformer(**options, num_classes=9, global_pool="avg", dynamic_img_size=True).eval()
     torch.save({"model": tuned.state_dict()}, tmp_path / "tuned.pth")
@@ -90,13 +88,9 @@ def test_a_full_checkpoint_gives_its_teacher(shared: Path, caplog: pytest.LogCap
     assert "head.mlp.0.weight" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "backbone.", "module.backbone.", "backbone.module.", "_orig_mod."]
-)
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "backbone.module.", "_orig_mod."])
 @pytest.mark.parametrize("wrapper", [None, "teacher", "model", "state_dict", "student"])
-def test_wrappers_and_prefixes_come_off(
-    encoder: Encoder, tmp_path: Path, prefix: str, wrapper: str | None
-) -> None:
+def test_wrappers_and_prefixes_come_off(encoder: Encoder, tmp_path: Path, prefix: str, wrapper: str | None) -> None:
     state = OrderedDict((prefix + name, tensor) for name, tensor in encoder.vit.state_dict().items())
     state[f"{prefix}head.weight"] = torch.zeros(1000, 48)
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "some.pth")
@@ -139,9 +133,7 @@ def released_form(mae: MaskedAutoencoder) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def test_a_mae_without_options_is_asked_for_its_heads(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mae_without_options_is_asked_for_its_heads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mae = MaskedAutoencoder(Encoder(STANDARD), DecoderSpec(width=32, depth=1, num_heads=4)).eval()
     path = tmp_path / "mae.pth"
     torch.save({"model": released_form(mae)}, path)
@@ -211,9 +203,7 @@ def test_code_in_a_checkpoint_is_never_run(
     assert callable(load)
     evil = Malicious(f"touch {tmp_path / 'executed'}")
     content: dict[str, object] = {"model": encoder.vit.state_dict()}
-    content["args" if "args" in place else place] = (
-        argparse.Namespace(x=evil) if place == "inside args" else evil
-    )
+    content["args" if "args" in place else place] = argparse.Namespace(x=evil) if place == "inside args" else evil
     torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=not legacy)
 
     with pytest.raises(UserError, match=r"holds code \(\w+\.system\), which is never run") as told:
@@ -239,9 +229,7 @@ def other_vit(path: Path) -> None:
 
 
 def no_class_token(path: Path) -> None:
-    torch.save(
-        {name: tensor for name, tensor in Encoder(TINY).vit.state_dict().items() if name != "cls_token"}, path
-    )
+    torch.save({name: tensor for name, tensor in Encoder(TINY).vit.state_dict().items() if name != "cls_token"}, path)
 
 
 def odd_grid(path: Path) -> None:

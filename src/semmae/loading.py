@@ -81,9 +81,7 @@ def load_mae(
     state, options = _read_weights(path)
     state = {dino.strip(name): tensor for name, tensor in state.items()}
     if not mae.is_mae(state):
-        raise UserError(
-            f"{path}: no decoder_embed.weight, so no masked autoencoder; load_encoder reads encoders"
-        )
+        raise UserError(f"{path}: no decoder_embed.weight, so no masked autoencoder; load_encoder reads encoders")
     encoder_heads = _num_heads("num_heads", num_heads, path, state.get("cls_token"), _HEADS)
     width = state.get("mask_token")
     decoder_heads = _num_heads("decoder_num_heads", decoder_num_heads, path, width, _DECODER_HEADS)
@@ -119,9 +117,7 @@ def _encoder_of_file(path: Path, num_heads: int | None) -> Encoder:
     if dropped:
         _LOG.info("%s: dropped, not part of an encoder: %s", path, ", ".join(dropped))
     if "fc_norm.weight" in kept:
-        _LOG.warning(
-            "%s: trained with mean pooling; its final norm follows the pooling, not the tokens", path
-        )
+        _LOG.warning("%s: trained with mean pooling; its final norm follows the pooling, not the tokens", path)
     heads = _num_heads("num_heads", num_heads, path, kept.get("cls_token"), _HEADS)
     try:
         return encoder_from_weights(kept, heads)
@@ -138,18 +134,14 @@ def _encoder_of_folder(folder: Path) -> Encoder:
             return checkpoint.read_autoencoder(candidate).encoder
     if _describes(folder):
         return timm_form.load_named(f"local-dir:{folder}")
-    raise UserError(
-        f"{folder}: holds no encoder; give a run of semmae, its encoder folder, or a checkpoint file"
-    )
+    raise UserError(f"{folder}: holds no encoder; give a run of semmae, its encoder folder, or a checkpoint file")
 
 
 def _autoencoder_of_folder(folder: Path) -> MaskedAutoencoder:
     for candidate in (folder, folder / checkpoint.AUTOENCODER):
         if checkpoint.kind(candidate) == checkpoint.AUTOENCODER:
             return checkpoint.read_autoencoder(candidate)
-    raise UserError(
-        f"{folder}: holds no masked autoencoder; give a run of semmae pretrain, or a file in MAE's form"
-    )
+    raise UserError(f"{folder}: holds no masked autoencoder; give a run of semmae pretrain, or a file in MAE's form")
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
@@ -201,9 +193,7 @@ def _to_encoder(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]
     return kept, heads + dropped
 
 
-def _num_heads(
-    option: str, asked: int | None, path: Path, token: Tensor | None, by_width: Mapping[int, int]
-) -> int:
+def _num_heads(option: str, asked: int | None, path: Path, token: Tensor | None, by_width: Mapping[int, int]) -> int:
     """Heads of a model: as asked, else by `config.json` beside the file, else by the width of its token."""
     if asked is not None:
         return asked

@@ -16,7 +16,7 @@ from torch import Tensor
 from semmae import charts
 from semmae.errors import UserError
 from semmae.pictures import HIDDEN_GREY, hide, label_colours, paste
-from semmae.report import (
+from semmae.reporting import (
     masks_picture,
     overlay,
     parts_picture,
@@ -58,8 +58,7 @@ def pretrain_run(folder: Path) -> Path:
     folder.mkdir()
     (folder / "encoder").mkdir()
     (folder / "config.yaml").write_text(
-        "data: my photos\nmodel: vit_tiny\nimage_size: 32\nepochs: 10\nmasking: semantic\n"
-        "parts: {num_parts: 3}\n"
+        "data: my photos\nmodel: vit_tiny\nimage_size: 32\nepochs: 10\nmasking: semantic\nparts: {num_parts: 3}\n"
     )
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     for stage, place in (("pretrain", folder), ("teacher", folder / "teacher"), ("parts", folder / "parts")):
@@ -277,9 +276,7 @@ def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     page = Page(write_report(pretrain_run(tmp_path / "run")))
     pictures = [reference for reference in page.references if reference]
-    assert len(pictures) == 3 and all(
-        reference.startswith("data:image/png;base64,") for reference in pictures
-    )
+    assert len(pictures) == 3 and all(reference.startswith("data:image/png;base64,") for reference in pictures)
     without_pictures = re.sub(r"base64,[^\"]+", "", page.source)
     assert not re.search(r"https?:|url\(|@import|<script|<link", without_pictures)
 

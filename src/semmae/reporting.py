@@ -76,9 +76,7 @@ def write_report(run: Path) -> Path:
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; give the folder that a command wrote with --out")
-    if not any(
-        (run / name).exists() for name in ("config.yaml", "metrics.jsonl", "results.json", "parts.json")
-    ):
+    if not any((run / name).exists() for name in ("config.yaml", "metrics.jsonl", "results.json", "parts.json")):
         raise UserError(
             f"{run}: not a run, it holds none of config.yaml, metrics.jsonl, parts.json, results.json; "
             "give the folder that a command wrote with --out"
@@ -326,9 +324,7 @@ def _quality(run: Path) -> tuple[str, Table] | None:
         rows.append((QUALITY_ROWS[method], *(_score(scores.get(key)) for key in QUALITY_COLUMNS)))
     for column, key in enumerate(SCORES, 1):
         values = [measured[method].get(key, -math.inf) for method in methods]
-        best |= {
-            (row, column) for row, value in enumerate(values) if value == max(values) and len(methods) > 1
-        }
+        best |= {(row, column) for row, value in enumerate(values) if value == max(values) and len(methods) > 1}
     table = Table("", ("", *QUALITY_COLUMNS.values()), tuple(rows), frozenset(best))
     return _verdict(measured, methods), table
 
@@ -359,8 +355,7 @@ def _results(run: Path) -> Iterable[Table]:
         methods = ({"this encoder": single} if single else {}) | scored
         columns = list(dict.fromkeys(key for values in methods.values() for key in values))
         rows = tuple(
-            (name.replace("_", " "), *(_score(values.get(key)) for key in columns))
-            for name, values in methods.items()
+            (name.replace("_", " "), *(_score(values.get(key)) for key in columns)) for name, values in methods.items()
         )
         title = path.parent.name if path.parent != run else ""
         yield Table(title, ("", *(RESULT_NAMES.get(key, key) for key in columns)), rows)
@@ -377,11 +372,11 @@ def _next_steps(run: Path, kind: str, config: Record) -> list[tuple[str, str]]:
     if kind == "parts":
         return [("Pre-train with these parts", f"semmae pretrain --data {data} --parts {here} --out NEW_RUN")]
     if not (run / "encoder").exists():
-        again = f"semmae {kind} --config {shlex.quote(str(run / 'config.yaml'))} --resume"
+        again = f"semmae {kind} --out {here} --resume"
         return [("Go on with this run", again)] if (run / "checkpoints" / "last.ckpt").exists() else []
     steps = [
         ("Measure the encoder by k-NN", f"semmae knn --encoder {here} --data {data} --out NEW_FOLDER"),
-        ("Write a feature vector per image", f"semmae embed --encoder {here} --data {data} --out FILE"),
+        ("Write a feature vector per image", f"semmae embed --encoder {here} --data {data} --out features.parquet"),
         (
             "Load it with timm",
             f'import timm\n\nencoder = timm.create_model("local-dir:{run / "encoder"}", pretrained=True)',

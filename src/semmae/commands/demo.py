@@ -1,0 +1,143 @@
+"""`semmae demo`: the whole way in minutes, on drawn creatures with known parts or on one's own folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semmae.commands.knn import KnnOptions, class_indices, image_features, open_encoder
+from semmae.commands.options import Model, RunOptions, check_image_size
+from semmae.commands.pretrain import PretrainOptions, pretrain
+from semmae.commands.run import checked, run_folder, write_text
+from semmae.data.creatures import draw_creatures
+from semmae.data.loaders import WholeDataset, make_loader
+from semmae.data.manifest import ImageSet, open_images
+from semmae.evaluation.features import raw_pixels
+from semmae.evaluation.knn import knn_accuracy
+from semmae.models.vit import Encoder
+from semmae.reporting import write_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(RunOptions):
+    """Options of `semmae demo`."""
+
+    data: str | None = None
+    """Your own images; default: drawn creatures, whose parts are known."""
+    masks: Path | None = None
+    """Folder of PNG labels of true parts of your images, if there are any."""
+    images: int = 800
+    """How many creatures to draw, or how many of your images to use at most."""
+    model: Model = "vit_tiny"
+    """Size of the encoder."""
+    image_size: int = 64
+    """Pixels a side of the crops the encoder sees; divisible by the patch size."""
+    patch_size: int = 8
+    """Pixels a side of a patch."""
+    epochs: int = 30
+    """Passes over the images of the masked autoencoder."""
+    teacher_epochs: int = 6
+    """Passes over the images of the encoder that parts are learned from."""
+    parts_epochs: int = 10
+    """Passes over the images of the part learner."""
+    batch_size: int = 64
+    """Images per optimiser step."""
+    blr: float = 1.5e-3
+    """Base learning rate of the masked autoencoder: multiplied by batch size / 256."""
+
+
+def demo(options: DemoOptions) -> Path:
+    """Show the whole way in minutes: teacher, parts, masked autoencoder, k-NN, report."""
+    options = checked(options)
+    check_image_size(options.image_size, options.patch_size)
+    if options.data is not None:
+        open_images(options.data, limit=options.images, seed=options.seed, workers=options.workers)
+    with run_folder(options) as out:
+        data, masks = options.data, options.masks
+        if data is None:
+            data, masks = _creatures(options)
+        run = pretrain(pretrain_options(options, data, masks))
+        features = KnnOptions(
+            encoder=str(run), data=data, out=out / "knn", workers=options.workers, limit=options.images,
+            pooling="mean", seed=options.seed,
+        )  # fmt: skip
+        images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
+        accuracy = compare_knn(features, images) if images.labels is not None else {}
+        write_text(run / "results.json", json.dumps(accuracy, indent=1) + "\n")
+        page = write_report(run)
+    print(table(run, accuracy, page))
+    return out
+
+
+def _creatures(options: DemoOptions) -> tuple[str, Path]:
+    folder = options.out / "creatures"
+    if not folder.exists():
+        draw_creatures(folder, count=options.images, size=96, seed=options.seed)
+    return str(folder / "images"), folder / "masks"
+
+
+def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> PretrainOptions:
+    """The run that the demo makes, in `run/` below its folder."""
+    return PretrainOptions(
+        data=data,
+        out=options.out / "run",
+        masks=masks,
+        limit=options.images,
+        seed=options.seed,
+        workers=options.workers,
+        resume=options.resume and (options.out / "run" / "config.yaml").exists(),
+        model=options.model,
+        image_size=options.image_size,
+        patch_size=options.patch_size,
+        epochs=options.epochs,
+        teacher_epochs=options.teacher_epochs,
+        parts_epochs=options.parts_epochs,
+        batch_size=options.batch_size,
+        blr=options.blr,
+    )
+
+
+def compare_knn(options: KnnOptions, images: ImageSet) -> dict[str, Any]:
+    """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels."""
+    encoder = open_encoder(options)
+    torch.manual_seed(options.seed)
+    untrained = Encoder(encoder.spec).to(next(encoder.parameters()).device)
+    (targets,), names = class_indices([images])
+    whole = WholeDataset(images, encoder.spec.image_size, fit="centre")
+    vectors = {
+        "encoder": image_features(options, encoder, images),
+        "untrained": image_features(options, untrained, images),
+        "raw_pixels": raw_pixels(make_loader(whole, options.batch_size, workers=options.workers)),
+    }
+    scores = {name: _leave_one_out(options, vector, targets, len(names)) for name, vector in vectors.items()}
+    protocol = {name: getattr(options, name) for name in ("k", "temperature", "pooling")} | {"split": "leave one out"}
+    return {"protocol": protocol, "images": len(images), "classes": len(names), **scores}
+
+
+def _leave_one_out(options: KnnOptions, vectors: Tensor, targets: Tensor, classes: int) -> dict[str, float]:
+    return knn_accuracy(
+        vectors, targets, vectors, targets,
+        num_classes=classes, k=options.k, temperature=options.temperature, leave_one_out=True,
+    )  # fmt: skip
+
+
+def table(run: Path, accuracy: dict[str, Any], page: Path) -> str:
+    """What the demo ends with: part quality and k-NN beside their baselines, and where to look."""
+    lines = ["", f"{'':24}{'NMI':>8}{'ARI':>8}"]
+    quality = run / "parts" / "quality.json"
+    if quality.exists():
+        measured = json.loads(quality.read_text())
+        for key, name in (("learned", "learned parts"), ("grid", "fixed grid")):
+            lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
+    else:
+        lines = [""]
+    if accuracy:
+        lines += ["", f"{'k-NN, ' + str(accuracy['classes']) + ' classes':24}{'top-1 %':>8}{'top-5 %':>8}"]
+        named = {"encoder": "this encoder", "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
+        for key, name in named.items():
+            lines.append(f"{name:24}{accuracy[key]['top1']:8.1f}{accuracy[key]['top5']:8.1f}")
+    lines += ["", f"encoder  {run / 'encoder'}", f"report   {page}"]
+    return "\n".join(lines)

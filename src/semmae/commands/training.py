@@ -1,0 +1,67 @@
+"""What the training verbs do alike: batch size, loader, summary."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from semmae.commands.options import TrainOptions
+from semmae.commands.run import write_text
+from semmae.data.loaders import CropDataset, EpochSampler, make_loader
+from semmae.data.manifest import ImageSet, open_images, write_skipped
+from semmae.errors import UserError
+from semmae.tasks.trainer import FitOptions, is_rank_zero
+
+_log = logging.getLogger("semmae")
+
+
+def open_training_images(options: TrainOptions) -> ImageSet:
+    """The images of --data, checked; nothing is written but the manifest's cache."""
+    if options.batch_size % options.devices:
+        raise UserError(
+            f"--batch-size {options.batch_size} is not divisible by --devices {options.devices}; use a multiple"
+        )
+    return open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+
+
+def training_loader(dataset: CropDataset, options: TrainOptions) -> DataLoader[dict[str, Any]]:
+    """Shuffled whole batches; with fewer images than one batch, the batch shrinks with a warning."""
+    batch = options.batch_size
+    if len(dataset) < batch:
+        batch = max(options.devices, len(dataset) // options.devices * options.devices)
+        _log.warning("batch size %d is more than the %d images: shrunk to %d", options.batch_size, len(dataset), batch)
+    sampler = EpochSampler(len(dataset), options.seed)
+    return make_loader(dataset, batch // options.devices, sampler=sampler, workers=options.workers, drop_last=True)
+
+
+def fit_options(options: TrainOptions, out: Path, stage: str, epochs: int, clip: float | None = None) -> FitOptions:
+    """The Trainer's options of a verb."""
+    return FitOptions(
+        out=out, stage=stage, epochs=epochs, precision=options.precision, devices=options.devices, clip=clip
+    )
+
+
+@contextmanager
+def summarised(out: Path, stage: str, images: ImageSet, **facts: Any) -> Iterator[None]:
+    """Write skipped.csv before, and summary.json after, one stage of a run; minutes add up over resumes."""
+    path, started = out / "summary.json", time.monotonic()
+    before = json.loads(path.read_text())["minutes"] if path.exists() else 0.0
+    if is_rank_zero():
+        write_skipped(images.manifest, out / "skipped.csv")
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        if is_rank_zero():
+            minutes = round(before + (time.monotonic() - started) / 60, 3)
+            summary = {
+                "stage": stage, "finished": finished, "minutes": minutes, "images": len(images),
+                "skipped": len(images.manifest.skipped), "manifest": images.digest, **facts,
+            }  # fmt: skip
+            write_text(path, json.dumps(summary, indent=1) + "\n")
