@@ -79,7 +79,7 @@ def pixel_box(crop: Crop, height: int, width: int) -> tuple[int, int, int, int]:
 
 def crop_parts(grid: np.ndarray | Tensor, crop: Crop, side: int) -> Tensor:
     """uint8 (G, G) → int64 (side·side,), row-major: the label under the centre of each patch of the crop."""
-    labels = torch.from_numpy(np.array(grid))  # copied: a store's rows are read-only
+    labels = torch.tensor(grid.tolist())  # copied: the rows of a store are read-only
     centres = (np.arange(side) + 0.5) / side
     rows = _cells(crop.top + crop.height * centres, labels.shape[0])
     columns = _cells(crop.left + crop.width * (1 - centres if crop.flip else centres), labels.shape[1])
