@@ -48,12 +48,17 @@ def run(arguments: list[str]) -> int:
             raise UserError(f"unknown verb {verb!r}{near(verb, VERBS)}")
         return _run_verb(verb, arguments[1:])
     except UserError as error:
-        print(f"semmae: {error}", file=sys.stderr)
+        print(f"semmae: {_last_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _last_line(error: UserError) -> str:
+    """The message itself, also where a loader's worker has wrapped it in its traceback."""
+    return str(error).strip().splitlines()[-1].removeprefix("semmae.errors.UserError: ")
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:

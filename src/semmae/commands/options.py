@@ -86,8 +86,8 @@ def check_values(options: object) -> None:
 
 
 _SMALLEST = {
-    "image_size": 8, "patch_size": 2, "batch_size": 1, "epochs": 1, "devices": 1, "workers": 0, "limit": 1,
-    "num_parts": 1, "grid": 2, "k": 1, "teacher_epochs": 1, "parts_epochs": 1, "seed": 0,
+    "image_size": 8, "teacher_image_size": 8, "patch_size": 2, "batch_size": 1, "epochs": 1, "devices": 1, "workers": 0,
+    "limit": 1, "num_parts": 1, "grid": 2, "k": 1, "teacher_epochs": 1, "parts_epochs": 1, "seed": 0,
 }  # fmt: skip
 
 

@@ -70,6 +70,8 @@ class PretrainOptions(SizeOptions):
     """Folder of PNG labels of true parts, to measure learned parts against."""
     teacher_epochs: int | None = None
     """Epochs of the teacher, when one is trained; default: a quarter of --epochs."""
+    teacher_image_size: int | None = None
+    """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster."""
     parts_epochs: int | None = None
     """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5."""
 
@@ -78,7 +80,6 @@ def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
     options = checked(options)
     check_recipe(options)
-    check_image_size(options.image_size, options.patch_size)
     images = open_training_images(options)
     teacher = load_teacher(options)
     if options.parts is not None:
@@ -92,9 +93,10 @@ def pretrain(options: PretrainOptions) -> Path:
 
 
 def check_recipe(options: PretrainOptions) -> None:
-    """Refuse a mask ratio that leaves nothing to see or to predict, and options that contradict each other."""
-    if options.patch_size <= options.image_size:
-        num_hidden((options.image_size // options.patch_size) ** 2, options.mask_ratio)
+    """Refuse sizes that do not divide, a mask ratio that leaves nothing, and options that contradict each other."""
+    check_image_size(options.image_size, options.patch_size)
+    check_image_size(options.teacher_image_size or options.image_size, options.patch_size)
+    num_hidden((options.image_size // options.patch_size) ** 2, options.mask_ratio)
     if options.masking == "random" and (options.parts or options.teacher):
         raise UserError("--masking random reads no parts; leave out --parts and --teacher, or choose semantic")
     if options.parts and options.teacher:
@@ -127,7 +129,9 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
 def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
     """Train an encoder on the images themselves inside `out`, unless an earlier start of this run has."""
     epochs = options.teacher_epochs or max(1, options.epochs // 4)
-    stage = stage_options(options, TeacherOptions, "teacher", epochs=epochs)
+    size = options.teacher_image_size or options.image_size
+    own: dict[str, Any] = {"epochs": epochs, "image_size": size, "blr": TeacherOptions.blr}
+    stage = stage_options(options, TeacherOptions, "teacher", **own)
     if not (stage.out / "encoder" / "config.json").exists():
         with run_folder(stage):
             train_teacher(stage, images)

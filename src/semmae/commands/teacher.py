@@ -23,8 +23,8 @@ class TeacherOptions(SizeOptions):
 
     epochs: int = 100
     """Passes over the images."""
-    lr: float = 1e-3
-    """Learning rate at its highest."""
+    blr: float = 1e-3
+    """Base learning rate: multiplied by batch size / 256."""
     momentum: float = 0.99
     """Momentum of the averaged encoder at the start; it ends at 1."""
 
@@ -46,7 +46,7 @@ def train_teacher(options: TeacherOptions, images: ImageSet) -> None:
     out = options.out
     torch.manual_seed(options.seed)
     encoder = Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size))
-    task = TeacherTask(encoder, TeacherRecipe(lr=options.lr, momentum=options.momentum))
+    task = TeacherTask(encoder, TeacherRecipe(lr=options.blr * options.batch_size / 256, momentum=options.momentum))
     dataset = CropDataset(images, options.image_size, views=2, scale=(0.25, 1.0), seed=options.seed, colour=True)
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):

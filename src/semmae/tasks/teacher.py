@@ -25,7 +25,7 @@ from semmae.tasks.schedules import cosine
 class TeacherRecipe:
     """The optimisation of stage 0; DINO's, with fewer prototypes and a faster teacher for small data."""
 
-    lr: float = 1e-3
+    lr: float = 2.5e-4
     weight_decay: float = 0.04
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_share: float = 0.1
