@@ -20,8 +20,13 @@ from typing import Any
 import tyro
 
 from semmae import VERBS, __version__, load_verb
-from semmae.commands.options import check_choice, choices, flag, read_config, untold_on_resume
+from semmae.commands.options import begun_with, check_choice, check_number, choices, flag, read_config
 from semmae.errors import UserError, near
+
+# The verbs whose only required option has no name: `semmae report RUN`; and what to call it.
+_POSITIONAL = {"report": "the folder of a run"}
+# Lines of tyro's boxes that tell nothing.
+_NOISE = re.compile(r"(For full helptext|Parsing error).*|Missing argument|Unrecognized options|semmae \w+ --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -97,17 +102,17 @@ def parse(verb: str, kind: type[Any], description: str, arguments: list[str]) ->
     Raises:
         UserError: an unknown option, a value of the wrong kind, a missing option.
     """
-    arguments = list(arguments)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if not {"-h", "--help"} & set(arguments):
-        _check_arguments(verb, arguments, kind)
+    if {"-h", "--help"} & set(arguments):
+        return _parse_quietly(verb, kind, description, arguments, None)
+    _check_arguments(verb, arguments, kind)
     default = None
     config = _value_of("config", arguments)
-    if config is not None and "config" in fields:
+    if config is not None:
         default = _from_file(Path(config), kind)
     elif "--resume" in arguments:
         # A resumed run reads its own config.yaml: nothing but --out has to be told again.
-        default = _with_defaults(kind, untold_on_resume(kind))
+        default = _with_defaults(kind, begun_with(kind, _value_of("out", arguments)))
+    _check_complete(verb, arguments, kind, default)
     return _parse_quietly(verb, kind, description, arguments, default)
 
 
@@ -119,13 +124,28 @@ def _check_arguments(verb: str, arguments: list[str], kind: type[Any]) -> None:
         name = argument.split("=")[0].replace("_", "-")
         if argument.startswith("--") and name not in known:
             # Written as the user would: the near ones only, a verb has too many options to list.
-            matches = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-            hint = f"did you mean {' or '.join(matches)}?" if matches else f"see semmae {verb} --help"
+            # Without the dashes, which make all options alike.
+            matches = difflib.get_close_matches(name[2:], [option[2:] for option in known], n=3, cutoff=0.6)
+            near_ones = " or ".join(f"--{match}" for match in matches)
+            hint = f"did you mean {near_ones}?" if matches else f"see semmae {verb} --help"
             raise UserError(f"unknown option {name}; {hint}")
     for name, hint_type in hints.items():
         value = _value_of(name, arguments)
         if value is not None:
             check_choice(name, value, choices(hint_type))
+            check_number(name, value, hint_type)
+
+
+def _check_complete(verb: str, arguments: list[str], kind: type[Any], default: Any) -> None:
+    """Required options that neither the arguments nor a file of options tell, all of them in one line."""
+    if verb in _POSITIONAL:
+        missing = [] if arguments else [_POSITIONAL[verb]]
+    else:
+        required = (field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)
+        untold = [name for name in required if getattr(default, name, tyro.MISSING) is tyro.MISSING]
+        missing = [flag(name) for name in untold if _value_of(name, arguments) is None]
+    if missing:
+        raise UserError(f"{verb} needs {' and '.join(missing)}; see semmae {verb} --help")
 
 
 def _value_of(name: str, arguments: list[str]) -> str | None:
@@ -157,8 +177,7 @@ def _with_defaults(kind: type[Any], values: dict[str, Any]) -> Any:
 def _parse_quietly(verb: str, kind: type[Any], description: str, arguments: list[str], default: Any) -> Any:
     """tyro's parser, its boxed complaints condensed to one line."""
     complaint = io.StringIO()
-    # A verb's only required option without a name is its subject: `semmae report RUN`.
-    markers = (tyro.conf.PositionalRequiredArgs,) if verb == "report" else ()
+    markers = (tyro.conf.PositionalRequiredArgs,) if verb in _POSITIONAL else ()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
@@ -172,7 +191,7 @@ def _parse_quietly(verb: str, kind: type[Any], description: str, arguments: list
 
 def _one_line(boxed: str, verb: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    words = [re.sub(r"[│┃╭╮╰╯─━]+", " ", line).strip() for line in plain.splitlines()]
-    kept = (word for word in words if word and not word.startswith(("For full helptext", "Parsing error")))
+    words = [re.sub(r"[│┃╭╮╰╯─━]+|-{3,}", " ", line).strip() for line in plain.splitlines()]
+    kept = (word for word in words if word and not _NOISE.fullmatch(word))
     told = re.sub(r"\s+", " ", "; ".join(kept))
     return f"{told} (see semmae {verb} --help)"

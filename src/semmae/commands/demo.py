@@ -15,8 +15,10 @@ from semmae.commands.run import checked, run_folder, write_text
 from semmae.data.creatures import draw_creatures
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images
+from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.knn import knn_accuracy
+from semmae.evaluation.quality import read_masks
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 
@@ -54,7 +56,13 @@ def demo(options: DemoOptions) -> Path:
     options = checked(options)
     check_image_size(options.image_size, options.patch_size)
     if options.data is not None:
-        open_images(options.data, limit=options.images, seed=options.seed, workers=options.workers)
+        images = open_images(options.data, limit=options.images, seed=options.seed, workers=options.workers)
+        if options.masks is not None:
+            read_masks(images.names, options.masks)
+    elif options.masks is not None:
+        raise UserError(
+            "--masks belongs to your own images, and drawn ones have theirs; give --data too, or leave it out"
+        )
     with run_folder(options) as out:
         data, masks = options.data, options.masks
         if data is None:

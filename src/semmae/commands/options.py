@@ -4,7 +4,9 @@ An option is declared once, here or at its verb, as a field of a frozen dataclas
 the Python call, `config.yaml` and `--help` all read that declaration. The text under a field is its help.
 """
 
+import contextlib
 import dataclasses
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,7 +73,7 @@ class SizeOptions(TrainOptions):
 
 
 def check_values(options: object) -> None:
-    """Check every field against its declared type's choices, and the sizes for being positive.
+    """Check every field: of the declared kind, among the choices, within the limits.
 
     Raises:
         UserError: names the value, the limit and the near choices.
@@ -80,15 +82,54 @@ def check_values(options: object) -> None:
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         value = getattr(options, field.name)
         check_choice(field.name, value, choices(hints[field.name]))
-        smallest = _SMALLEST.get(field.name)
-        if smallest is not None and value is not None and value < smallest:
-            raise UserError(f"{flag(field.name)} {value}: must be at least {smallest}")
+        _check_kind(field.name, value, hints[field.name])
+        if field.name in _LIMITS and value is not None:
+            low, high = _LIMITS[field.name]
+            if not low <= value <= high:  # so written, NaN is refused too
+                limit = f"at least {low}" if high == _NO_LIMIT else f"from {low} to {high}"
+                raise UserError(f"{flag(field.name)} {value}: must be {limit}")
 
 
-_SMALLEST = {
+_NO_LIMIT = sys.float_info.max  # infinity is above it
+_AT_LEAST = {
     "image_size": 8, "teacher_image_size": 8, "patch_size": 2, "batch_size": 1, "epochs": 1, "devices": 1, "workers": 0,
-    "limit": 1, "num_parts": 1, "grid": 2, "k": 1, "teacher_epochs": 1, "parts_epochs": 1, "seed": 0,
+    "limit": 1, "grid": 2, "k": 1, "teacher_epochs": 1, "parts_epochs": 1, "seed": 0, "images": 1, "num_heads": 1,
+    "decoder_width": 4, "decoder_depth": 1, "decoder_heads": 1, "lr": 0, "blr": 0, "weight_decay": 0, "gamma": 0,
+    "diversity": 0,
 }  # fmt: skip
+_LIMITS: dict[str, tuple[float, float]] = {
+    **{name: (low, _NO_LIMIT) for name, low in _AT_LEAST.items()},
+    "num_parts": (1, 254),  # a label is one byte, one is the background, one means "not yet computed"
+    "warmup_share": (0, 1),
+    "momentum": (0, 1),
+}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+def _check_kind(name: str, value: Any, annotation: Any) -> None:
+    """Refuse a value, from a file of options or a Python call, of another kind than declared."""
+    wanted = kinds(annotation)
+    fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
+    if wanted and not fits and not (float in wanted and type(value) is int):
+        told = " or ".join(words for kind, words in _KINDS.items() if kind in wanted)
+        raise UserError(f"{flag(name)} {value!r}: must be {told}")
+
+
+def check_number(name: str, text: str, annotation: Any) -> None:
+    """Refuse text on the command line that is no number where one is declared."""
+    wanted = kinds(annotation)
+    kind = next((kind for kind in (int, float) if kind in wanted), None)
+    if kind is None or (text == "None" and type(None) in wanted):
+        return
+    try:
+        kind(text)
+    except ValueError as error:
+        raise UserError(f"{flag(name)} {text!r}: must be {_KINDS[kind]}") from error
+
+
+def kinds(annotation: Any) -> tuple[type[Any], ...]:
+    """The types that an annotation such as `int | None` allows; empty for a `Literal`."""
+    return tuple(kind for kind in typing.get_args(annotation) or (annotation,) if isinstance(kind, type))
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
@@ -147,8 +188,16 @@ def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
 
 
 def _converted(value: Any, annotation: Any) -> Any:
-    takes_path = annotation is Path or Path in typing.get_args(annotation)
-    return Path(value) if takes_path and value is not None else value
+    """Text as a path where one is declared, and the other way round; 1e-3, which YAML takes for text, as a number."""
+    wanted = kinds(annotation)
+    if isinstance(value, str) and Path in wanted:
+        return Path(value)
+    if isinstance(value, Path) and Path not in wanted:
+        return str(value)
+    if isinstance(value, str) and float in wanted:
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def resumed(options: OptionsT) -> OptionsT:
@@ -162,30 +211,33 @@ def resumed(options: OptionsT) -> OptionsT:
         raise UserError(f"{options.out}: no run to resume (no config.yaml); start it without --resume")
     saved = read_config(path, type(options))
     for field in dataclasses.fields(options):
-        given, default = getattr(options, field.name), field.default
-        was = saved.get(field.name, default)
-        # A resumed run needs no options; one that is given must be the one the run began with.
-        if field.name in {*_FREE_ON_RESUME, "out"} or given in (default, was) or given == "":
-            continue
-        raise UserError(
-            f"{flag(field.name)} {given}: the run in {options.out} began with {was}; leave it out, or use another --out"
-        )
-    free = {name: getattr(options, name) for name in _FREE_ON_RESUME}
-    return dataclasses.replace(options, **{**saved, **free, "out": options.out})
+        given, was = getattr(options, field.name), saved.get(field.name, field.default)
+        if field.name not in {*_FREE_ON_RESUME, "out"} and given != was:
+            raise UserError(
+                f"{flag(field.name)} {given}: the run in {options.out} began with {was}; "
+                "leave it out, or use another --out"
+            )
+    return options
 
 
-def untold_on_resume(kind: type[Any]) -> dict[str, str]:
-    """Stand-ins for the required options that a resumed run reads from its config.yaml: all but `out`."""
+def begun_with(kind: type[Any], out: Path | str | None) -> dict[str, Any]:
+    """What a resumed run need not be told again: the options of the run in `out`.
+
+    Where no run is, stand-ins for the required options, so that `resumed` can tell what is wrong.
+    """
+    path = Path(out or "") / "config.yaml"
+    if out and path.is_file():
+        return {name: value for name, value in read_config(path, kind).items() if name != "out"}
     required = (field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)
     return {name: "" for name in required if name != "out"}
 
 
 def as_kwargs(values: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
-    """Keyword arguments of a Python call for the dataclass `kind`: strings become paths where paths are declared."""
+    """Keyword arguments of a Python call for the dataclass `kind`, its paths and texts converted as declared."""
     hints = typing.get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
             raise UserError(f"unknown option {name!r}{near(name, known)}")
     given = {name: _converted(value, hints[name]) for name, value in values.items()}
-    return {**untold_on_resume(kind), **given} if given.get("resume") else given
+    return {**begun_with(kind, given.get("out")), **given} if given.get("resume") else given

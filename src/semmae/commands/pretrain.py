@@ -18,6 +18,7 @@ from semmae.data.loaders import CropDataset, WholeDataset, denormalise, normalis
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
+from semmae.evaluation.quality import read_masks
 from semmae.loading import load_encoder
 from semmae.masking import num_hidden
 from semmae.models.mae import DECODERS, DecoderSpec, MaskedAutoencoder
@@ -84,6 +85,8 @@ def pretrain(options: PretrainOptions) -> Path:
     teacher = load_teacher(options)
     if options.parts is not None:
         PartStore.open(options.parts, manifest_digest=images.digest)
+    if options.masks is not None:
+        read_masks(images.names, options.masks)
     with run_folder(options):
         store = part_labels(options, images, teacher) if options.masking != "random" else None
         train_autoencoder(options, images, store)
@@ -97,10 +100,13 @@ def check_recipe(options: PretrainOptions) -> None:
     check_image_size(options.image_size, options.patch_size)
     check_image_size(options.teacher_image_size or options.image_size, options.patch_size)
     num_hidden((options.image_size // options.patch_size) ** 2, options.mask_ratio)
+    decoder_spec(options)
     if options.masking == "random" and (options.parts or options.teacher):
         raise UserError("--masking random reads no parts; leave out --parts and --teacher, or choose semantic")
     if options.parts and options.teacher:
         raise UserError("--parts and --teacher exclude each other: parts are read, or learned; give one of them")
+    if options.masks and (options.parts or options.masking == "random"):
+        raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
 
 
 def load_teacher(options: PretrainOptions) -> Encoder | None:
