@@ -33,9 +33,11 @@ def num_hidden(num_patches: int, ratio: float) -> int:
     # 1 − 0.9 is 0.0999…98 in floating point: without the guard, 10 patches at 0.9 would keep none.
     visible = int(num_patches * (1.0 - ratio) + 1e-9)
     if visible < 1:
+        # Rounded down: 1 − 1/196 to four digits is 0.9949, which would be refused too.
+        highest = int((1.0 - 1.0 / num_patches) * 1e4) / 1e4
         raise UserError(
             f"mask ratio {ratio} leaves no visible patch of {num_patches}; "
-            f"use at most {1 - 1 / num_patches:.4g}, larger images or smaller patches"
+            f"use at most {highest:g}, larger images or smaller patches"
         )
     if visible >= num_patches:
         raise UserError(f"mask ratio {ratio} hides no patch of {num_patches}; use a larger ratio")

@@ -23,10 +23,10 @@ class TeacherOptions(SizeOptions):
 
     epochs: int = 100
     """Passes over the images."""
-    blr: float = 1e-3
+    blr: float = 4e-3
     """Base learning rate: multiplied by batch size / 256."""
-    momentum: float = 0.99
-    """Momentum of the averaged encoder at the start; it ends at 1."""
+    momentum: float = 0.97
+    """Momentum of the averaged encoder at the start; it ends at 1. Long runs on large data want 0.996."""
 
 
 def teacher(options: TeacherOptions) -> Path:

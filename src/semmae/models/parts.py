@@ -154,8 +154,8 @@ class PartLearner(nn.Module):
         self.kernel: Tensor
         self.attention = PartAttention(spec.width, spec.num_parts, spec.head_dim)
         self.background = nn.Parameter(torch.zeros(())) if spec.background else None
-        # Up to at least half the image's side: g·p/2.
-        doublings = max(1, (spec.patch_size // 2).bit_length() - 1)
+        # Up to at least half the image's side, g·p/2; more where the patch size is no power of two.
+        doublings = max(1, (spec.patch_size - 1).bit_length() - 1)
         self.decoder = StyleDecoder(len(spec.label_names), spec.width, spec.decoder_width, doublings)
         if encoder is not None:
             self.attention.start_from_heads(encoder, generator)

@@ -7,8 +7,9 @@ from torch import nn
 
 from semmae.tasks.schedules import warmup_cosine
 
-# Tokens and positions are no weights of a linear map: never decayed (MAE, DINO).
-_NEVER_DECAYED = ("cls_token", "mask_token", "pos_embed", "reg_token")
+# Tokens and positions are no weights of a linear map: never decayed (MAE, DINO). timm knows a bias by ".bias" or
+# by its one dimension; the part tokens' have two, part and channel, and are named "query_bias" and "key_bias".
+_NEVER_DECAYED = ("bias", "cls_token", "mask_token", "pos_embed", "reg_token")
 
 
 def adamw_warmup_cosine(

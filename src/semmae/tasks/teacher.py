@@ -1,7 +1,9 @@
 """Stage 0: an encoder from one's own images, by DINO self-distillation (arXiv 2104.14294).
 
-Loss and projection heads are lightly's; here is what surrounds them: an EMA teacher, its schedules,
-and the gradient of the last layer held back while the teacher is still noise.
+Losses and projection heads are lightly's; here is what surrounds them: an EMA teacher, its schedules,
+and the gradient of the last layer held back while the teacher is still noise. To DINO's loss comes
+KoLeo (DINOv2, arXiv 2304.07193): with hundreds of steps instead of hundreds of thousands, DINO alone
+stays at the uniform answer (loss = log of the prototypes), and k-NN at chance.
 """
 
 import copy
@@ -9,7 +11,8 @@ import warnings
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
-from lightly.loss import DINOLoss
+import torch
+from lightly.loss import DINOLoss, KoLeoLoss
 from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import update_momentum
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -25,14 +28,15 @@ from semmae.tasks.schedules import cosine
 class TeacherRecipe:
     """The optimisation of stage 0; DINO's, with fewer prototypes and a faster teacher for small data."""
 
-    lr: float = 2.5e-4
+    lr: float = 1e-3
     weight_decay: float = 0.04
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_share: float = 0.1
-    momentum: float = 0.99  # of the EMA at the start; 1 at the end
+    momentum: float = 0.97  # of the EMA at the start; 1 at the end
     teacher_temp: float = 0.04
     student_temp: float = 0.1
-    prototypes: int = 2048
+    prototypes: int = 1024
+    koleo: float = 0.5  # weight of KoLeo, which keeps the images of a batch apart; DINOv2's is 0.1
     frozen_share: float = 0.1  # of the steps, in which the last layer of the head does not learn
     clip: float = 3.0  # norm of the gradient
 
@@ -52,6 +56,7 @@ class TeacherTask(pl.LightningModule):
         # Built anew: torch cannot copy a weight-normalised layer.
         self.teacher_head = _head(encoder.width, recipe).requires_grad_(False)
         self.teacher_head.load_state_dict(self.student_head.state_dict())
+        self.spread = KoLeoLoss()
         self.criterion = DINOLoss(
             output_dim=recipe.prototypes,
             warmup_teacher_temp=recipe.teacher_temp,
@@ -68,9 +73,12 @@ class TeacherTask(pl.LightningModule):
         spec = self.student.spec
         crops = normalise(batch["images"].transpose(0, 1).flatten(0, 1), spec.mean, spec.std)  # view-major
         taught = self.teacher_head(self.teacher(crops).cls).chunk(2)
-        told = self.student_head(self.student(crops).cls).chunk(2)
-        loss: Tensor = self.criterion(list(taught), list(told))
-        self.log("loss", loss.detach())
+        seen = self.student(crops).cls
+        told = self.student_head(seen).chunk(2)
+        distillation = self.criterion(list(taught), list(told))
+        spread = torch.stack([self.spread(view) for view in seen.chunk(2)]).mean()
+        loss: Tensor = distillation + self.recipe.koleo * spread
+        self.log_dict({"loss": loss.detach(), "loss_dino": distillation.detach(), "loss_koleo": spread.detach()})
         self.log("momentum", momentum)
         return loss
 

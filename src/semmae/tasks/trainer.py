@@ -25,6 +25,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -94,7 +95,7 @@ def fit(task: pl.LightningModule, loader: DataLoader[dict[str, Any]], options: F
 
 def is_rank_zero() -> bool:
     """Whether this process writes what all processes share."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
 
 
 def barrier() -> None:
