@@ -153,7 +153,8 @@ class PartLearner(nn.Module):
         self.spec = spec
         self.kernel: Tensor
         self.attention = PartAttention(spec.width, spec.num_parts, spec.head_dim)
-        self.background = nn.Parameter(torch.zeros(())) if spec.background else None
+        # Background is what the parts together turn away from: bias − scale · mean of their logits.
+        self.background = nn.Parameter(torch.tensor([0.0, 1.0])) if spec.background else None
         # Up to at least half the image's side, g·p/2; more where the patch size is no power of two.
         doublings = max(1, (spec.patch_size - 1).bit_length() - 1)
         self.decoder = StyleDecoder(len(spec.label_names), spec.width, spec.decoder_width, doublings)
@@ -173,8 +174,8 @@ class PartLearner(nn.Module):
         # A head's softmax runs over patches and ignores its mean; parts are compared at equal mean.
         logits = logits - logits.mean(-1, keepdim=True)
         if self.background is not None:
-            background = self.background.to(logits.dtype).expand(len(logits), 1, logits.shape[2])
-            logits = torch.cat([background, logits], dim=1)
+            bias, scale = self.background.to(logits.dtype)
+            logits = torch.cat([bias - scale * logits.mean(1, keepdim=True), logits], dim=1)
         side = int(logits.shape[2] ** 0.5)
         return self._blur(logits.softmax(dim=1).unflatten(2, (side, side)))
 
