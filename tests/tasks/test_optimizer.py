@@ -1,0 +1,103 @@
+"""AdamW: which parameters decay, which are left out, and the learning rate of every step."""
+
+import pytest
+import torch
+from torch import nn
+
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.tasks.optimizer import adamw_warmup_cosine
+from semmae.tasks.schedules import warmup_cosine
+
+TINY = EncoderSpec(image_size=16, patch_size=8, width=24, depth=1, num_heads=3)
+
+
+def configure(
+    module: nn.Module, **changes: float
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    options = {"lr": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.05, "total_steps": 12, "warmup_steps": 4}
+    configured = adamw_warmup_cosine(module, **{**options, **changes})
+    assert configured["lr_scheduler"]["interval"] == "step"
+    return configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+
+
+def decays(module: nn.Module) -> dict[str, float]:
+    """The weight decay of every parameter that is optimised, by name."""
+    optimizer, _ = configure(module)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    found = [
+        (names[id(parameter)], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    assert len(found) == len(dict(found)), "a parameter is optimised twice"
+    return dict(found)
+
+
+def test_an_autoencoder_decays_the_weights_of_linear_maps_only() -> None:
+    model = MaskedAutoencoder(Encoder(TINY), DecoderSpec(24, 1, 3))
+
+    found = decays(model)
+
+    block = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    linear = {
+        "encoder.vit.patch_embed.proj",
+        "decoder_embed",
+        "decoder_pred",
+        *(f"encoder.vit.blocks.0.{layer}" for layer in block),
+        *(f"decoder_blocks.0.{layer}" for layer in block),
+    }
+    assert {name for name, decay in found.items() if decay} == {f"{layer}.weight" for layer in linear}
+    assert {decay for decay in found.values() if decay} == {0.05}
+    spared = {name for name, decay in found.items() if not decay}
+    assert {"mask_token", "encoder.vit.cls_token", "decoder_norm.weight", "encoder.vit.norm.bias"} <= spared
+
+
+def test_fixed_positions_are_not_optimised_and_all_else_is() -> None:
+    model = MaskedAutoencoder(Encoder(TINY), DecoderSpec(24, 1, 3))
+
+    left_out = dict(model.named_parameters()).keys() - decays(model).keys()
+
+    assert left_out == {"encoder.vit.pos_embed", "decoder_pos_embed"}
+
+
+def test_learned_positions_and_registers_do_not_decay() -> None:
+    module = nn.Module()
+    for name in ("pos_embed", "reg_token", "cls_token", "weight"):
+        module.register_parameter(name, nn.Parameter(torch.ones(1, 2, 4)))
+
+    assert decays(module) == {"pos_embed": 0.0, "reg_token": 0.0, "cls_token": 0.0, "weight": 0.05}
+
+
+def test_a_part_learner_decays_no_bias() -> None:
+    """Its queries' and keys' biases have a dimension for the part: they look like matrices."""
+    found = decays(PartLearner(PartsSpec(width=24, patch_size=8, num_parts=3, head_dim=8, decoder_width=16)))
+
+    assert found["attention.query_weight"] == found["decoder.to_rgb.weight"] == 0.05
+    assert found["background"] == 0.0
+    assert {name: decay for name, decay in found.items() if name.endswith("bias") and decay} == {}
+
+
+def test_a_step_without_gradient_shrinks_weights_and_leaves_biases() -> None:
+    layer = nn.Linear(3, 2)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    optimizer, _ = configure(layer, warmup_steps=0)
+    layer(torch.zeros(1, 3)).sum().mul(0.0).backward()
+
+    optimizer.step()
+
+    assert torch.allclose(layer.weight, weight * (1 - 0.1 * 0.05))
+    assert torch.equal(layer.bias, bias)
+
+
+def test_the_rate_follows_the_schedule_in_every_group() -> None:
+    optimizer, scheduler = configure(nn.Linear(3, 2))
+
+    for step in range(13):
+        expected = 0.1 * warmup_cosine(step, total=12, warmup=4, start=1.0, end=0.0)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * 2)
+        assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.9)}
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)

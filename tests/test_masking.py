@@ -1,0 +1,305 @@
+"""Masks: exact counts by property tests, quotas of the released code, and a slow loop as the reference."""
+
+import json
+import math
+import re
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from semmae.errors import UserError
+from semmae.masking import hide_highest, num_hidden, part_counts, part_quotas, random_mask, semantic_mask
+
+many = settings(deadline=None, max_examples=80)
+# In floating point 1 − 0.9 and 1 − 5/6 fall short of what they stand for, 1 − 0.6 and 1 − 1/3 do not.
+RATIOS = st.sampled_from([0.75, 0.9, 0.6, 0.8, 0.7, 1 / 3, 2 / 3, 5 / 6, 6 / 7, 0.999]) | st.integers(1, 99).map(
+    lambda hundredths: hundredths / 100
+)
+BLENDS = st.sampled_from([0.0, 1.0]) | st.integers(0, 10).map(lambda tenths: tenths / 10)
+
+
+def hidden_by_fractions(num_patches: int, ratio: float) -> int:
+    """L − ⌊L·(1 − r)⌋ in exact arithmetic, r being the fraction that its float stands for."""
+    return num_patches - math.floor(num_patches * (1 - Fraction(ratio).limit_denominator(1000)))
+
+
+def distinct_noise(seed: int, rows: int, length: int) -> Tensor:
+    """Uniform noise (rows, length) without ties, which sorting settles differently on each device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(length, generator=generator) for _ in range(rows)]) / length
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, float, float]:
+    """Arguments of `semantic_mask`: any grid, any number and sizes of parts, empty ones among them."""
+    rows, length, labels = draw(st.integers(1, 3)), draw(st.integers(2, 90)), draw(st.integers(1, 8))
+    ratio, blend, seed = draw(RATIOS), draw(BLENDS), draw(st.integers(0, 2**32))
+    assume(hidden_by_fractions(length, ratio) < length)
+    generator = torch.Generator().manual_seed(seed)
+    # Powers of uniform numbers: from equal parts to one that takes nearly all.
+    skew = draw(st.sampled_from([1, 3, 12]))
+    parts = (torch.rand(rows, length, generator=generator) ** skew * labels).long()
+    return parts, distinct_noise(seed + 1, rows, length), distinct_noise(seed + 2, rows, labels), ratio, blend
+
+
+def slow_quotas(sizes: list[int], order_noise: list[float], hidden: int, blend: float) -> tuple[list[Fraction], int]:
+    """Exact blended quotas, and how many of them have to be rounded up."""
+    share, left = Fraction(blend).limit_denominator(1000), hidden
+    quotas = [(1 - share) * Fraction(hidden * size, sum(sizes)) for size in sizes]
+    for part in sorted(range(len(sizes)), key=lambda part: order_noise[part]):
+        taken = min(sizes[part], left)
+        left -= taken
+        quotas[part] += share * taken
+    return quotas, hidden - sum(math.floor(quota) for quota in quotas)
+
+
+def slow_mask(parts: list[int], noise: list[float], order_noise: list[float], hidden: int, blend: float) -> list[bool]:
+    """One row of `semantic_mask`, part by part and patch by patch in exact arithmetic."""
+    members = [[patch for patch, label in enumerate(parts) if label == part] for part in range(len(order_noise))]
+    quotas, short = slow_quotas([len(patches) for patches in members], order_noise, hidden, blend)
+    counts = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda part: (quotas[part] % 1, order_noise[part]), reverse=True)
+    for part in by_remainder[:short]:
+        counts[part] += 1
+    mask = [False] * len(parts)
+    for patches, count in zip(members, counts, strict=True):
+        for patch in sorted(patches, key=lambda patch: noise[patch])[:count]:
+            mask[patch] = True
+    return mask
+
+
+@many
+@given(st.integers(2, 3000), RATIOS)
+def test_the_hidden_count_is_that_of_exact_arithmetic(length: int, ratio: float) -> None:
+    expected = hidden_by_fractions(length, ratio)
+    assume(expected < length)
+
+    assert num_hidden(length, ratio) == expected
+
+
+@pytest.mark.parametrize("ratio", [-0.5, 0.0, 1.0, 75.0, math.nan])
+def test_a_ratio_that_is_no_share_is_refused_by_value(ratio: float) -> None:
+    with pytest.raises(UserError, match=rf"mask ratio {ratio} is outside \(0, 1\)"):
+        num_hidden(196, ratio)
+
+
+@pytest.mark.parametrize("length", [3, 16, 49, 144, 196, 256, 784, 4096])
+def test_a_ratio_that_leaves_nothing_visible_is_refused_with_one_that_works(length: int) -> None:
+    with pytest.raises(UserError, match=f"mask ratio 0.99999 leaves no visible patch of {length}") as error:
+        num_hidden(length, 0.99999)
+
+    remedy = re.search(r"use at most ([\d.]+),", str(error.value))
+    assert remedy is not None
+    assert num_hidden(length, float(remedy[1])) == length - 1
+
+
+def test_a_ratio_that_hides_nothing_is_refused_by_value() -> None:
+    with pytest.raises(UserError, match="mask ratio 1e-12 hides no patch of 196"):
+        num_hidden(196, 1e-12)
+
+
+@many
+@given(st.integers(1, 3), st.integers(1, 50), st.data())
+def test_hide_highest_hides_the_highest(rows: int, length: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, length))
+    scores = distinct_noise(data.draw(st.integers(0, 2**32)), rows, length) - 0.5
+
+    mask = hide_highest(scores, count)
+
+    for row, hidden in zip(scores.tolist(), mask.tolist(), strict=True):
+        assert hidden == [score in sorted(row, reverse=True)[:count] for score in row]
+
+
+def test_a_random_mask_hides_the_lowest_noise() -> None:
+    noise = torch.tensor([[0.5, 0.0, 0.9, 0.2, 0.7], [0.1, 0.2, 0.3, 0.4, 0.0]])
+
+    mask = random_mask(noise, 0.6)
+
+    assert mask.tolist() == [[True, True, False, True, False], [True, True, False, False, True]]
+
+
+@many
+@given(problems())
+def test_part_counts_count(problem: tuple[Tensor, Tensor, Tensor, float, float]) -> None:
+    parts, _, order_noise, _, _ = problem
+    labels = order_noise.shape[1]
+
+    # The stored labels are uint8.
+    counts = part_counts(parts.to(torch.uint8), labels)
+
+    assert counts.tolist() == [[row.count(part) for part in range(labels)] for row in parts.tolist()]
+
+
+@many
+@given(problems())
+def test_quotas_sum_exactly_and_stay_within_one_of_the_blend(
+    problem: tuple[Tensor, Tensor, Tensor, float, float],
+) -> None:
+    parts, _, order_noise, ratio, blend = problem
+    counts = part_counts(parts, order_noise.shape[1])
+    hidden = hidden_by_fractions(parts.shape[1], ratio)
+
+    quotas = part_quotas(counts, order_noise, ratio, blend)
+
+    assert quotas.sum(1).tolist() == [hidden] * len(parts)
+    assert (quotas <= counts).all() and (quotas >= 0).all()
+    for sizes, order, rounded in zip(counts.tolist(), order_noise.tolist(), quotas.tolist(), strict=True):
+        exact, _ = slow_quotas(sizes, order, hidden, blend)
+        assert all(abs(given - wanted) < 1 for given, wanted in zip(rounded, exact, strict=True))
+
+
+@many
+@given(problems(), st.floats(0.0, 1.0))
+def test_any_blend_keeps_the_count(problem: tuple[Tensor, Tensor, Tensor, float, float], blend: float) -> None:
+    """Also a blend a hair above 0 or below 1, where remainders are lost in rounding."""
+    parts, noise, order_noise, ratio, _ = problem
+    counts = part_counts(parts, order_noise.shape[1])
+
+    quotas = part_quotas(counts, order_noise, ratio, blend)
+    mask = semantic_mask(parts, noise, order_noise, ratio, blend)
+
+    assert (quotas <= counts).all() and (quotas >= 0).all()
+    assert mask.sum(1).tolist() == [hidden_by_fractions(parts.shape[1], ratio)] * len(parts)
+
+
+@pytest.mark.parametrize("blend", [-0.01, 1.01, math.nan])
+def test_a_blend_that_is_no_share_is_refused(blend: float) -> None:
+    with pytest.raises(ValueError, match="blend"):
+        part_quotas(torch.tensor([[3, 5]]), torch.tensor([[0.1, 0.2]]), 0.75, blend)
+
+
+def test_quotas_are_within_one_of_the_released_code(shared: Path) -> None:
+    vectors = json.loads((shared / "vectors/mask-counts.json").read_text())
+    assert vectors
+    for vector in vectors:
+        sizes, order = torch.tensor(vector["part_sizes"]), torch.tensor(vector["part_order"])
+        parts = torch.arange(len(sizes)).repeat_interleave(sizes)[None]
+        # The part that is hidden first has the lowest noise.
+        order_noise = (order.argsort() / len(order))[None]
+
+        mask = semantic_mask(
+            parts, torch.rand(parts.shape), order_noise, vector["mask_ratio"], 1 - vector["intra_weight"]
+        )
+
+        hidden = part_counts(parts[mask][None], len(sizes))[0]
+        assert (~mask).sum() == vector["num_visible"], vector
+        assert (hidden - torch.tensor(vector["mask_counts"])).abs().max() <= 1, (hidden.tolist(), vector)
+
+
+@many
+@given(problems())
+def test_semantic_mask_is_that_of_the_slow_loop(problem: tuple[Tensor, Tensor, Tensor, float, float]) -> None:
+    parts, noise, order_noise, ratio, blend = problem
+
+    mask = semantic_mask(parts, noise, order_noise, ratio, blend)
+
+    hidden = hidden_by_fractions(parts.shape[1], ratio)
+    rows = zip(parts.tolist(), noise.tolist(), order_noise.tolist(), strict=True)
+    assert mask.tolist() == [slow_mask(*row, hidden, blend) for row in rows]
+
+
+@many
+@given(problems())
+def test_blend_zero_hides_near_equal_shares(problem: tuple[Tensor, Tensor, Tensor, float, float]) -> None:
+    parts, noise, order_noise, ratio, _ = problem
+
+    mask = semantic_mask(parts, noise, order_noise, ratio, 0.0)
+
+    share = mask.sum(1)[0].item() / parts.shape[1]
+    for part in range(order_noise.shape[1]):
+        inside = parts == part
+        assert (((mask & inside).sum(1) - share * inside.sum(1)).abs() < 1 + 1e-6).all()
+
+
+@many
+@given(problems())
+def test_blend_one_cuts_at_most_one_part(problem: tuple[Tensor, Tensor, Tensor, float, float]) -> None:
+    parts, noise, order_noise, ratio, _ = problem
+
+    mask = semantic_mask(parts, noise, order_noise, ratio, 1.0)
+
+    for labels, hidden, order in zip(parts, mask, order_noise, strict=True):
+        shares = [hidden[labels == part].float().mean().item() for part in order.argsort() if (labels == part).any()]
+        # In their order: whole parts, at most one cut, untouched parts.
+        assert shares == sorted(shares, reverse=True)
+        assert sum(0 < share < 1 for share in shares) <= 1
+
+
+@many
+@given(problems())
+def test_relabelling_parts_changes_nothing(problem: tuple[Tensor, Tensor, Tensor, float, float]) -> None:
+    parts, noise, order_noise, ratio, blend = problem
+    renamed = torch.randperm(order_noise.shape[1], generator=torch.Generator().manual_seed(parts.sum().item()))
+    moved = torch.empty_like(order_noise)
+    moved[:, renamed] = order_noise
+
+    mask = semantic_mask(renamed[parts], noise, moved, ratio, blend)
+
+    assert torch.equal(mask, semantic_mask(parts, noise, order_noise, ratio, blend))
+
+
+@many
+@given(problems())
+def test_the_same_noise_gives_the_same_mask_in_any_batch(
+    problem: tuple[Tensor, Tensor, Tensor, float, float],
+) -> None:
+    parts, noise, order_noise, ratio, blend = problem
+
+    mask = semantic_mask(parts, noise, order_noise, ratio, blend)
+
+    torch.rand(7)  # the global generator has no say
+    alone = [semantic_mask(parts[row, None], noise[row, None], order_noise[row, None], ratio, blend) for row in (0, -1)]
+    assert torch.equal(mask, semantic_mask(parts, noise, order_noise, ratio, blend))
+    assert torch.equal(mask[[0, -1]], torch.cat(alone))
+    assert torch.equal(mask, semantic_mask(parts.to(torch.uint8), noise, order_noise, ratio, blend))
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("labels", [2, 7, 200])
+def test_the_ends_of_the_noise_stay_inside_their_part(labels: int, blend: float) -> None:
+    """A part's highest noise, just below 1, must not be sorted behind the next part's 0.0."""
+    below_one = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
+    # The later a part, the earlier in the row: a tie with the next part would be settled wrongly.
+    parts = torch.arange(labels - 1, -1, -1).repeat_interleave(4)[None]
+    noise = torch.tensor([0.0, 0.25, 0.5, below_one]).repeat(labels)[None]
+    order_noise = distinct_noise(0, 1, labels)
+
+    mask = semantic_mask(parts, noise, order_noise, 0.75, blend)
+
+    expected = slow_mask(
+        parts[0].tolist(), noise[0].tolist(), order_noise[0].tolist(), num_hidden(4 * labels, 0.75), blend
+    )
+    assert mask[0].tolist() == expected
+
+
+def test_equal_noise_keeps_the_count() -> None:
+    parts = torch.tensor([[0, 1, 2, 1, 0, 2, 1, 1, 0]])
+
+    mask = semantic_mask(parts, torch.zeros(1, 9), torch.zeros(1, 3), 0.6, 0.5)
+
+    assert mask.sum() == 6
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.4, 1.0])
+def test_patches_of_a_part_are_hidden_equally_often(blend: float) -> None:
+    draws = 20_000
+    parts = torch.tensor([0, 1, 0, 2, 2, 1, 2, 1, 0, 2, 2, 3, 3, 3])
+    noise, order_noise = torch.rand(draws, len(parts)), torch.rand(draws, 4)
+
+    hidden = semantic_mask(parts.expand(draws, -1), noise, order_noise, 0.6, blend).float()
+
+    once, together = hidden.mean(0), hidden.T @ hidden / draws
+    six_deviations = 6 * 0.5 * (2 / draws) ** 0.5
+    for part in range(4):
+        members = (parts == part).nonzero().flatten().tolist()
+        pairs = torch.stack([together[pair] for pair in combinations(members, 2)])
+        assert once[members].max() - once[members].min() < six_deviations
+        assert pairs.max() - pairs.min() < six_deviations
+    # Parts of the same size have the same chances, whatever their labels.
+    assert abs(once[parts == 0].mean() - once[parts == 3].mean()) < six_deviations
