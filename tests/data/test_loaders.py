@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import functional as F
 
 from semmae.data.crop import crop_image, crop_parts, random_crop
 from semmae.data.loaders import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     CropDataset,
     EpochSampler,
     WholeDataset,
@@ -119,7 +118,7 @@ def test_a_list_of_rows_is_a_sampler(images: ImageSet) -> None:
 @pytest.mark.parametrize("shape", [(3, 5, 5), (2, 3, 5, 5), (2, 4, 3, 5, 5)])
 def test_normalise_is_torchvisions(shape: tuple[int, ...]) -> None:
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
-    expected = F.normalize(images.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
-    found = normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+    expected = F.normalize(images.float() / 255, list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))
+    found = normalise(images, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-6)
     assert torch.equal(normalise(images, (0, 0, 0), (1, 1, 1)), images.float() / 255)

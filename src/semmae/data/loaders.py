@@ -21,9 +21,6 @@ from semmae.data.crop import WHOLE, crop_image, crop_parts, random_crop
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 Key = int | tuple[int, int]  # a row, or (epoch, row)
 
 
@@ -155,7 +152,7 @@ def make_loader(
     )
 
 
-def normalise(images: Tensor, mean: Iterable[float] = IMAGENET_MEAN, std: Iterable[float] = IMAGENET_STD) -> Tensor:
+def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
     """uint8 (..., 3, S, S) → float32 of zero mean and unit deviation per channel, on the same device."""
     shift, scale = (
         # non_blocking: otherwise the step would wait for the device here
