@@ -371,14 +371,12 @@ def test_the_first_label_is_the_background(features: Features) -> None:
 
 @torch.no_grad()
 def test_the_background_starts_where_the_parts_turn_away() -> None:
-    """Parts that all look at the left half leave the right half to the background."""
+    """On the right two parts turn away and one looks on: above its own mean, but less than they are below theirs."""
     learner = PartLearner(SPEC)
     cls = torch.randn(1, 48)
-    # One direction that raises the logits of all three parts alike.
     tokens = learner.attention(cls, torch.eye(48)[None])[0] - learner.attention(cls, torch.zeros(1, 48, 48))[0]
-    towards = torch.linalg.pinv(tokens) @ torch.ones(3)
-    left = torch.tensor([3.0, 3.0, -3.0, -3.0]).repeat(4)
-    patches = (left[:, None] * towards + 0.01 * torch.randn(16, 48))[None]
+    right = torch.linalg.pinv(tokens) @ torch.tensor([1.0, -4.0, -4.0])
+    patches = (torch.tensor([-1.0, -1.0, 1.0, 1.0]).repeat(4)[:, None] * right)[None]
 
     labels = learner.labels(Features(cls, patches), 4)[0]
 
