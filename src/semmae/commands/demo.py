@@ -39,22 +39,25 @@ class DemoOptions(RunOptions):
     """Pixels a side of the crops the encoder sees; divisible by the patch size."""
     patch_size: int = 8
     """Pixels a side of a patch."""
-    epochs: int = 30
+    epochs: int = 10
     """Passes over the images of the masked autoencoder."""
     teacher_epochs: int = 6
     """Passes over the images of the encoder that parts are learned from."""
-    parts_epochs: int = 10
+    teacher_image_size: int = 32
+    """Pixels a side of that encoder's crops."""
+    parts_epochs: int = 6
     """Passes over the images of the part learner."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Images per optimiser step."""
-    blr: float = 1.5e-3
+    blr: float = 4e-3
     """Base learning rate of the masked autoencoder: multiplied by batch size / 256."""
 
 
 def demo(options: DemoOptions) -> Path:
     """Show the whole way in minutes: teacher, parts, masked autoencoder, k-NN, report."""
     options = checked(options)
-    check_image_size(options.image_size, options.patch_size)
+    for size in (options.image_size, options.teacher_image_size):
+        check_image_size(size, options.patch_size)
     if options.data is not None:
         images = open_images(options.data, limit=options.images, seed=options.seed, workers=options.workers)
         if options.masks is not None:
@@ -102,6 +105,7 @@ def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> Pre
         patch_size=options.patch_size,
         epochs=options.epochs,
         teacher_epochs=options.teacher_epochs,
+        teacher_image_size=options.teacher_image_size,
         parts_epochs=options.parts_epochs,
         batch_size=options.batch_size,
         blr=options.blr,
