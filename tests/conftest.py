@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 # The data and reference vectors lie beside the repository, outside it: a fresh clone passes without them.
@@ -38,3 +39,27 @@ def shared() -> Path:
     if not _SHARED.is_dir():
         pytest.skip(f"needs the shared data and vectors at {_SHARED}, which is absent")
     return _SHARED
+
+
+@pytest.fixture(scope="session")
+def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn images/CLASS/*.png and masks/CLASS/*.png."""
+    from semmae.data.creatures import draw_creatures
+
+    folder = tmp_path_factory.mktemp("drawn") / "creatures"
+    draw_creatures(folder, count=tiny.COUNT, size=48)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_run(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`semmae pretrain` the whole way, never interrupted: what other runs of its stages are compared with."""
+    import semmae
+
+    out = tmp_path_factory.mktemp("whole") / "run"
+    epochs = {name: tiny.EPOCHS for name in ("epochs", "teacher_epochs", "parts_epochs")}
+    with tiny.every_step():
+        semmae.pretrain(
+            data=creatures / "images", out=out, masks=creatures / "masks", **epochs, **tiny.SIZE, **tiny.TRAIN
+        )
+    return out

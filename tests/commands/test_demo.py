@@ -1,0 +1,62 @@
+"""`semmae demo`: its table, on drawn creatures and on a folder of one's own."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from semmae.cli import run
+
+TINY = [
+    "--image-size",
+    "32",
+    "--epochs",
+    "1",
+    "--teacher-epochs",
+    "1",
+    "--parts-epochs",
+    "1",
+    "--batch-size",
+    "8",
+    "--workers",
+    "0",
+    "--images",
+    "16",
+]
+
+
+def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    assert run(["demo", "--out", str(out), *TINY]) == 0
+    told = capsys.readouterr().out
+    rows = {
+        name: [float(value) for value in values.split()]
+        for name, values in re.findall(r"^([^\d\n]+?) {2,}([-\d. ]+)$", told, re.M)
+    }
+    measured = json.loads((out / "run" / "parts" / "quality.json").read_text())
+    scores = json.loads((out / "run" / "results.json").read_text())
+    for name, key in (("learned parts", "learned"), ("fixed grid", "grid")):
+        expected = [measured[key]["nmi"], measured[key]["ari"]]
+        assert rows[name] == pytest.approx(expected, abs=0.051)
+    for name, key in (("this encoder", "encoder"), ("untrained encoder", "untrained"), ("raw pixels", "raw_pixels")):
+        assert rows[name] == pytest.approx([scores[key]["top1"], scores[key]["top5"]], abs=0.051)
+    assert len(list((out / "creatures" / "images").rglob("*.png"))) == 16
+    assert str(out / "run" / "encoder") in told
+    assert str(out / "run" / "report.html") in told
+    assert (out / "run" / "report.html").is_file()
+
+
+def test_a_folder_of_ones_own_without_classes(
+    creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for number, picture in enumerate(sorted((creatures / "images").rglob("*.png"))[:10]):
+        shutil.copy(picture, tmp_path / "photos" / f"{number}.png")
+    assert run(["demo", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "demo"), *TINY]) == 0
+    told = capsys.readouterr().out
+    assert "NMI" not in told  # nobody knows the true parts
+    assert "k-NN" not in told  # nor the classes
+    assert str(tmp_path / "demo" / "run" / "encoder") in told
+    assert not (tmp_path / "demo" / "creatures").exists()

@@ -1,0 +1,96 @@
+"""`semmae parts`: repeatable, resumable; labels that belong to their images; quality against true parts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import semmae
+from semmae.checkpoint import read_learner
+from semmae.cli import run
+from semmae.data.loaders import WholeDataset, normalise
+from semmae.data.manifest import open_images
+from semmae.data.part_store import PartStore
+from semmae.evaluation.quality import quality, read_masks
+
+
+def test_interrupted_and_resumed_is_as_never_interrupted(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out, teacher = tmp_path / "run", whole_run / "teacher"
+    with tiny.every_step():
+        with tiny.interrupted("parts", step=10):  # in the middle of the third epoch
+            semmae.parts(data=creatures / "images", out=out, teacher=teacher, epochs=tiny.EPOCHS, **tiny.TRAIN)
+        assert not (out / "learner").exists()
+        semmae.parts(out=out, resume=True)
+    assert tiny.losses(out) == tiny.losses(whole_run / "parts")
+    assert len(tiny.losses(out)) == tiny.STEPS
+    tiny.assert_same_weights(out / "learner", whole_run / "parts" / "learner")
+    assert (out / "parts.npy").read_bytes() == (whole_run / "parts" / "parts.npy").read_bytes()
+    assert (out / "report.html").is_file()
+    tiny.saved_state(out)
+
+
+def test_another_seed_gives_other_losses(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    with tiny.every_step(), tiny.interrupted("parts", step=1):
+        semmae.parts(
+            data=creatures / "images", out=tmp_path / "run", teacher=whole_run / "teacher", seed=1, **tiny.TRAIN
+        )
+    assert tiny.losses(tmp_path / "run")[0] != tiny.losses(whole_run / "parts")[0]
+
+
+def test_a_row_holds_the_labels_of_its_image(whole_run: Path, creatures: Path) -> None:
+    images = open_images(creatures / "images")
+    store = PartStore.open(whole_run / "parts", manifest_digest=images.digest)
+    learner, encoder = read_learner(whole_run / "parts" / "learner").eval(), semmae.load_encoder(whole_run / "teacher")
+    whole = WholeDataset(images, tiny.SIZE["image_size"])
+    pixels = normalise(torch.stack([whole[row]["image"] for row in (3, 30)]), encoder.spec.mean, encoder.spec.std)
+    with torch.inference_mode():
+        labels = learner.labels(encoder.last_block_features(pixels), store.grid).numpy()
+    assert (labels == store.labels[[3, 30]]).mean() > 0.999
+    assert store.label_names == ["background", *(f"part {number}" for number in range(1, 7))]
+
+
+def test_quality_is_measured_against_the_masks(whole_run: Path, creatures: Path) -> None:
+    measured = json.loads((whole_run / "parts" / "quality.json").read_text())
+    assert list(measured) == ["learned", "grid", "bands"]
+    images = open_images(creatures / "images")
+    store = PartStore.open(whole_run / "parts", manifest_digest=images.digest)
+    rows, masks = read_masks(images.names, creatures / "masks")
+    assert rows == list(range(tiny.COUNT))
+    assert measured["learned"] == pytest.approx(quality(store.labels, masks), abs=0.006)
+
+
+def test_an_interrupted_labelling_keeps_what_is_done(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole_run / "parts", out)
+    (out / "parts.png").unlink()
+    meta = json.loads((out / "parts.json").read_text())
+    (out / "parts.json").write_text(json.dumps({**meta, "complete": False}))
+    done = np.load(out / "parts.npy", mmap_mode="r+")
+    expected = done.copy()
+    # A row that is done is not computed again: a mark put there stays.
+    done[0], done[5:] = 3, 255
+    done.flush()
+    assert run(["parts", "--out", str(out), "--resume"]) == 0
+    labels = PartStore.open(out).labels
+    assert (labels[0] == 3).all()
+    assert (labels[1:] == expected[1:]).all()
+
+
+def test_labels_of_other_images_are_refused(
+    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = creatures / "images", tmp_path / "run"
+    code = run(
+        ["pretrain", "--data", str(data), "--limit", "16", "--workers", "0", "--out", str(out), "--model", "vit_tiny"]
+        + ["--image-size", "32", "--patch-size", "8", "--parts", str(whole_run / "parts")]
+    )
+    error = capsys.readouterr().err
+    assert code == 2
+    assert len(error.splitlines()) == 1
+    assert open_images(data).digest in error
+    assert open_images(data, limit=16).digest in error
+    assert not out.exists()

@@ -1,0 +1,208 @@
+"""`semmae pretrain`: the whole way and alone, repeatable, resumable; every masking; what it leaves behind."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import tiny
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+import semmae
+from semmae.cli import run
+from semmae.data.manifest import open_images
+from semmae.data.part_store import PartStore
+from semmae.tasks import pretrain as task
+from semmae.tasks.trainer import LAST
+
+OPTIONS = {"epochs": tiny.EPOCHS, **tiny.SIZE, **tiny.TRAIN}
+ONE_EPOCH = OPTIONS | {"epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def random_run(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("random") / "run"
+    with tiny.every_step():
+        semmae.pretrain(data=creatures / "images", out=out, masking="random", **ONE_EPOCH)
+    return out
+
+
+def test_the_whole_way_leaves_what_is_promised(whole_run: Path) -> None:
+    found = {path.relative_to(whole_run).as_posix() for path in whole_run.rglob("*") if path.is_file()}
+    stage = {"config.yaml", "metrics.jsonl", "train.log", "checkpoints/last.ckpt", "skipped.csv", "summary.json"}
+    weights = {"model.safetensors", "config.json"}
+    promised = {
+        *stage, *(f"encoder/{name}" for name in weights), *(f"autoencoder/{name}" for name in weights),
+        "report.html", "pictures/masks.png", "pictures/reconstructions.png",
+        *(f"teacher/{name}" for name in stage), *(f"teacher/encoder/{name}" for name in weights),
+        *(f"parts/{name}" for name in stage), *(f"parts/learner/{name}" for name in weights),
+        "parts/parts.npy", "parts/parts.json", "parts/parts.png", "parts/quality.json",
+    }  # fmt: skip
+    assert promised - found == set()
+    others = found - promised
+    assert all("tensorboard/" in name for name in others), others
+    assert sum("events.out.tfevents" in name for name in others) == 3
+    page = (whole_run / "report.html").read_text()
+    assert "<img" in page
+    assert "<svg" in page
+
+
+def test_interrupted_and_resumed_is_as_never_interrupted(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out, parts = tmp_path / "run", whole_run / "parts"
+    with tiny.every_step():
+        with tiny.interrupted("pretrain", step=10):  # in the middle of the third epoch
+            semmae.pretrain(data=creatures / "images", out=out, parts=parts, **OPTIONS)
+        assert len(tiny.losses(out)) == 10
+        semmae.pretrain(out=out, resume=True)
+    assert tiny.losses(out) == tiny.losses(whole_run)
+    assert len(tiny.losses(out)) == tiny.STEPS
+    tiny.assert_same_weights(out / "encoder", whole_run / "encoder")
+    tiny.assert_same_weights(out / "autoencoder", whole_run / "autoencoder")
+
+
+def test_the_whole_way_stopped_at_the_parts_goes_on_there(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    stages = {"teacher_epochs": tiny.EPOCHS, "parts_epochs": tiny.EPOCHS}
+    with tiny.every_step():
+        with tiny.interrupted("parts", step=6):
+            semmae.pretrain(data=creatures / "images", out=out, **stages, **OPTIONS)
+        before = tiny.listing(out / "teacher")
+        semmae.pretrain(out=out, resume=True)
+    assert tiny.listing(out / "teacher") == before
+    for stage in ("teacher", "parts", "."):
+        assert tiny.losses(out / stage) == tiny.losses(whole_run / stage), stage
+    assert (out / "parts" / "parts.npy").read_bytes() == (whole_run / "parts" / "parts.npy").read_bytes()
+    tiny.assert_same_weights(out / "autoencoder", whole_run / "autoencoder")
+
+
+def test_another_seed_gives_other_losses(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    with tiny.every_step(), tiny.interrupted("pretrain", step=1):
+        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", parts=whole_run / "parts", seed=1, **OPTIONS)
+    assert tiny.losses(tmp_path / "run")[0] != tiny.losses(whole_run)[0]
+
+
+def test_the_configuration_makes_the_same_run_again(random_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with tiny.every_step():
+        assert run(["pretrain", "--config", str(random_run / "config.yaml"), "--out", str(out)]) == 0
+    assert tiny.losses(out) == tiny.losses(random_run)
+    ours, theirs = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (out, random_run))
+    assert {**ours, "out": ""} == {**theirs, "out": ""}
+
+
+def test_random_masking_needs_no_parts(random_run: Path) -> None:
+    assert not (random_run / "teacher").exists()
+    assert not (random_run / "parts").exists()
+    assert (random_run / "encoder" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("masking", "blend"), [("intra", 0.0), ("inter", 1.0)])
+def test_intra_and_inter_stay_at_one_end(
+    masking: str, blend: float, whole_run: Path, creatures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with tiny.every_step(), tiny.interrupted("pretrain", step=3):
+        semmae.pretrain(data=creatures / "images", out=out, parts=whole_run / "parts", masking=masking, **OPTIONS)
+    assert [line["blend"] for line in tiny.metrics(out)] == [blend] * 3
+
+
+def test_semantic_goes_from_one_end_to_the_other(whole_run: Path) -> None:
+    blends = [line["blend"] for line in tiny.metrics(whole_run)]
+    assert blends == pytest.approx([(step / tiny.STEPS) ** 2 for step in range(tiny.STEPS)], abs=1e-7)
+
+
+def test_part_labels_follow_the_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images black to the left and white to the right, labelled so: in every batch, label = brightness."""
+    data = tmp_path / "images"
+    data.mkdir()
+    picture = np.zeros((48, 48, 3), np.uint8)
+    picture[:, 24:] = 255
+    for number in range(8):
+        Image.fromarray(picture).save(data / f"{number}.png")
+    digest = open_images(data).digest
+    store = PartStore.create(
+        tmp_path / "parts", images=8, grid=24, label_names=["black", "white"], teacher_digest="", manifest_digest=digest
+    )
+    store.write(np.arange(8), np.broadcast_to(np.arange(24) >= 12, (8, 24, 24)).astype(np.uint8))
+    store.finish()
+    seen: list[dict[str, Tensor]] = []
+    real = task.PretrainTask.training_step
+
+    def watched(module: task.PretrainTask, batch: dict[str, Tensor], index: int) -> Tensor:
+        seen.append(batch)
+        return real(module, batch, index)
+
+    monkeypatch.setattr(task.PretrainTask, "training_step", watched)
+    with tiny.interrupted("pretrain", step=3):
+        semmae.pretrain(data=data, out=tmp_path / "run", parts=tmp_path / "parts", **OPTIONS)
+    pixels = torch.cat([batch["images"][:, 0, 0] for batch in seen]).float()  # (24, 32, 32)
+    centres = pixels.unfold(1, 8, 8).unfold(2, 8, 8)[..., 3:5, 3:5].mean((-1, -2)).flatten(1)
+    labels = torch.cat([batch["parts"] for batch in seen])
+    sure = (centres < 20) | (centres > 235)  # not a patch whose centre lies on the edge
+    assert sure.float().mean() > 0.8
+    assert torch.equal(labels[sure], (centres[sure] > 128).long())
+    # Both sides are seen, and mirrored images among them.
+    left = labels.view(-1, 4, 4)[:, :, 0].float().mean(1)
+    assert {0.0, 1.0} <= set(left.tolist())
+
+
+def test_fewer_images_than_one_batch(creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "run"
+    with caplog.at_level(logging.WARNING, "semmae"):
+        semmae.pretrain(data=creatures / "images", out=out, limit=5, masking="random", **ONE_EPOCH)
+    assert "batch size 8 is more than the 5 images: shrunk to 5" in caplog.text
+    assert [line["step"] for line in tiny.metrics(out)] == [1]
+
+
+def test_timm_loads_the_encoder(whole_run: Path) -> None:
+    model = timm.create_model(f"local-dir:{whole_run / 'encoder'}", pretrained=True).eval()
+    encoder = semmae.load_encoder(whole_run)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        tokens = model.forward_features(images)
+        ours = encoder(images)
+    assert torch.allclose(tokens[:, 0], ours.cls, atol=1e-5)
+    assert torch.allclose(tokens[:, 1:], ours.patches, atol=1e-5)
+    assert torch.allclose(model(images), ours.cls, atol=1e-5)
+
+
+def test_the_checkpoint_holds_no_code_and_the_last_step(whole_run: Path) -> None:
+    state = tiny.saved_state(whole_run)
+    assert state["global_step"] == tiny.STEPS
+    encoder = semmae.load_encoder(whole_run).state_dict()
+    assert all(torch.equal(tensor, state["state_dict"][f"mae.encoder.{name}"]) for name, tensor in encoder.items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    real = task.PretrainTask.training_step
+
+    def broken(module: task.PretrainTask, batch: dict[str, Tensor], index: int) -> Tensor:
+        loss = real(module, batch, index)
+        return loss * float("nan") if module.global_step >= 5 else loss  # in the second epoch
+
+    monkeypatch.setattr(task.PretrainTask, "training_step", broken)
+    arguments = ["--data", str(creatures / "images"), "--out", str(out), "--masking", "random", "--epochs", "3"]
+    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
+    assert run(["pretrain", *arguments, *sizes]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "loss is nan at step 5" in error
+    assert f"is kept in {out / 'checkpoints' / LAST}" in error
+    assert "--resume" in error
+    state = tiny.saved_state(out)
+    assert state["global_step"] == 4
+    assert tiny.finite(state["state_dict"])
+    assert [line["step"] for line in tiny.metrics(out)] == [4]
+
+
+def test_an_absurd_learning_rate_stops_the_run(creatures: Path, tmp_path: Path) -> None:
+    with pytest.raises(semmae.errors.UserError, match="loss is .* no epoch was finished.*lower the learning rate"):
+        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", blr=1e30, **OPTIONS)
+    assert not (tmp_path / "run" / "checkpoints" / LAST).exists()
+    assert not (tmp_path / "run" / "encoder").exists()

@@ -1,0 +1,261 @@
+"""The command line: what it refuses, in one line and before it touches anything; help; Ctrl-C; the Python calls."""
+
+import dataclasses
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+import semmae
+import semmae.reporting
+from semmae import VERBS, load_verb
+from semmae.cli import parse, run
+from semmae.commands.options import flag
+from semmae.errors import UserError
+
+SIZES = [
+    "--model",
+    "vit_tiny",
+    "--image-size",
+    "32",
+    "--patch-size",
+    "8",
+    "--batch-size",
+    "8",
+    "--workers",
+    "0",
+    "--epochs",
+    "1",
+]
+
+
+@pytest.fixture
+def desk(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the command runs in, with what users get wrong."""
+    (tmp_path / "images").symlink_to(creatures / "images")
+    for folder in ("empty", "texts", "broken", "torn"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no image")
+    pictures = sorted((creatures / "images").rglob("*.png"))[:20]
+    for number, picture in enumerate(pictures):
+        (tmp_path / "broken" / f"{number:02}.png").write_bytes(picture.read_bytes() if number > 1 else b"nonsense")
+    (tmp_path / "photo.pth").write_bytes(pictures[0].read_bytes())
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "unknown.yaml").write_text("epohcs: 3\n")
+    (tmp_path / "words.yaml").write_text("epochs: three\n")
+    (tmp_path / "list.yaml").write_text("- 3\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# Arguments after `semmae pretrain --data images SIZES --out out`, and what the one line must name.
+REFUSED = [
+    ("--data nowhere/photos", ["nowhere/photos", "no such file or folder", "check the path"]),
+    ("--data imagse", ["imagse", 'did you mean "images"?']),
+    ("--data empty", ["empty: no images, found nothing", "give a folder with"]),
+    ("--data texts", ["texts: no images, found 1 files (.txt)", "give a folder with"]),
+    ("--data broken", ["2 of 20 images (10.0 %)", "limit 5 %", "00.png", "repair or remove"]),
+    ("--image-size 30", ["30", "patch size 8", "use 24 or 32"]),
+    ("--image-size 0", ["--image-size 0", "at least 8"]),
+    ("--patch-size 0", ["--patch-size 0", "at least 2"]),
+    ("--mask-ratio 0", ["0.0", "outside (0, 1)", "0.75"]),
+    ("--mask-ratio 1", ["1.0", "outside (0, 1)", "0.75"]),
+    ("--mask-ratio 1.2", ["1.2", "outside (0, 1)", "0.75"]),
+    ("--mask-ratio nan", ["nan", "outside (0, 1)"]),
+    ("--mask-ratio 0.99", ["0.99", "no visible patch of 16", "at most 0.9375"]),
+    ("--mask-ratio 1e-12", ["1e-12", "hides no patch of 16", "larger ratio"]),
+    ("--model vit_tini", ["'vit_tini'", '"vit_tiny"']),
+    ("--masking semantics", ["'semantics'", 'did you mean "semantic"?']),
+    ("--masking holes", ["'holes'", "semantic, intra, inter, random"]),
+    ("--epoch 3", ["--epoch", "did you mean --epochs?"]),
+    ("--bogus", ["--bogus", "semmae pretrain --help"]),
+    ("stray", ["stray", "semmae pretrain --help"]),
+    ("--epochs abc", ["--epochs 'abc'", "whole number"]),
+    ("--epochs 1.5", ["--epochs '1.5'", "whole number"]),
+    ("--epochs 0", ["--epochs 0", "at least 1"]),
+    ("--epochs", ["--epochs"]),
+    ("--blr high", ["--blr 'high'", "a number"]),
+    ("--blr nan", ["--blr nan"]),
+    ("--blr inf", ["--blr inf"]),
+    ("--gamma -1", ["--gamma -1.0", "at least 0"]),
+    ("--warmup-share 2", ["--warmup-share 2.0", "from 0 to 1"]),
+    ("--num-parts 300", ["--num-parts 300", "from 1 to 254"]),
+    ("--batch-size 3 --devices 2", ["--batch-size 3", "--devices 2", "multiple"]),
+    ("--decoder-width 190", ["190", "4", "6", "change one"]),
+    ("--limit 0", ["--limit 0", "at least 1"]),
+    ("--teacher photo.pth", ["photo.pth", "not readable as a checkpoint", ".safetensors"]),
+    ("--teacher empty.pth", ["empty.pth", "not readable as a checkpoint", ".safetensors"]),
+    ("--teacher nowhere", ["nowhere: no such file or folder", "timm:NAME"]),
+    ("--teacher timm:vit_tiny_patch16", ["vit_tiny_patch16", '"vit_tiny_patch16_224"']),
+    ("--parts nowhere", ["nowhere: no part labels", "semmae parts"]),
+    ("--masks nowhere", ["nowhere", "not a folder"]),
+    ("--masks empty", ["empty", "32 images", "bears the name of its image"]),
+    ("--parts a --teacher b", ["--parts and --teacher", "one of them"]),
+    ("--parts a --masks b", ["--masks", "semmae parts"]),
+    ("--masking random --parts a", ["--masking random", "--parts", "semantic"]),
+    ("--resume --overwrite", ["--resume and --overwrite", "one of them"]),
+    ("--resume", ["out: no run to resume", "without --resume"]),
+    ("--out texts --resume", ["texts: no run to resume", "without --resume"]),
+    ("--out texts", ["texts: not empty", "--resume", "--overwrite"]),
+    ("--out texts --overwrite", ["texts: holds no run", "another folder"]),
+    ("--out empty.pth", ["empty.pth: is a file", "folder"]),
+    ("--config nowhere.yaml", ["nowhere.yaml: no such file"]),
+    ("--config unknown.yaml", ["unknown.yaml", "'epohcs'", 'did you mean "epochs"?']),
+    ("--config list.yaml", ["list.yaml: holds no options", "name: value"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), REFUSED, ids=[arguments for arguments, _ in REFUSED])
+def test_what_pretrain_refuses(
+    arguments: str, named: list[str], desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuse(["pretrain", "--data", "images", *SIZES, "--out", "out", *arguments.split()], named, desk, capsys)
+
+
+OTHERS = [
+    ("pretrian --out out", ["'pretrian'", 'did you mean "pretrain"?']),
+    ("pretrain --out out", ["--data", "semmae pretrain --help"]),
+    ("pretrain", ["--out and --data", "semmae pretrain --help"]),
+    ("parts --data images --out out", ["--teacher", "semmae parts --help"]),
+    ("pretrain --data images --out out --config words.yaml", ["--epochs 'three'", "whole number"]),
+    ("teacher --data images --out out --image-size 30", ["30", "patch size 16", "use 16 or 32"]),
+    ("teacher --data images --out out --momentum 2", ["--momentum 2.0", "from 0 to 1"]),
+    ("parts --data images --out out --teacher photo.pth", ["photo.pth", "not readable as a checkpoint"]),
+    ("knn --encoder photo.pth --data images --out out", ["photo.pth", "not readable as a checkpoint"]),
+    ("knn --encoder photo.pth --data images --out out --temperature 0", ["0.0", "above 0", "0.07"]),
+    ("knn --encoder photo.pth --data images --out out --pooling max", ["'max'", "cls, mean"]),
+    ("embed --encoder photo.pth --data images --out out.csv", ["out.csv", "'.csv'", ".parquet or .npz"]),
+    ("embed --encoder photo.pth --data images --out empty.pth.npz --resume", ["--resume", "--overwrite"]),
+    ("report", ["the folder of a run", "semmae report --help"]),
+    ("report nowhere", ["nowhere: no such folder", "--out"]),
+    ("report texts", ["texts: not a run", "--out"]),
+    ("demo", ["--out", "semmae demo --help"]),
+    ("demo --out out --images 0", ["--images 0", "at least 1"]),
+    ("demo --out out --masks empty", ["--masks", "--data"]),
+    ("demo --out out --data empty", ["empty: no images"]),
+]
+
+
+@pytest.mark.parametrize(("command", "named"), OTHERS, ids=[command for command, _ in OTHERS])
+def test_what_the_verbs_refuse(command: str, named: list[str], desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refuse(command.split(), named, desk, capsys)
+
+
+def refuse(arguments: list[str], named: list[str], desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, one line with all that is `named`, nothing written."""
+    before = tiny.listing(desk)
+    assert run(arguments) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1, told
+    assert told.startswith("semmae: ")
+    assert [name for name in named if name not in told] == [], told
+    assert tiny.listing(desk) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--epochs 4", ["--epochs 4", "began with 3", "another --out"]),
+        ("--epochs 400", ["--epochs 400", "began with 3"]),  # the default, told all the same
+        ("--data elsewhere", ["--data elsewhere", "leave it out"]),
+    ],
+)
+def test_a_resumed_run_keeps_its_options(
+    arguments: str, named: list[str], whole_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuse(["pretrain", "--out", str(whole_run), "--resume", *arguments.split()], named, whole_run, capsys)
+    option, value = arguments.split()
+    with pytest.raises(UserError, match="began with"):
+        semmae.pretrain(out=whole_run, resume=True, **{option[2:]: int(value) if value.isdigit() else value})
+
+
+def test_options_beside_a_configuration_win(whole_run: Path) -> None:
+    kind, _ = load_verb("pretrain")
+    config = str(whole_run / "config.yaml")
+    options = parse("pretrain", kind, "", ["--config", config, "--out", "other", "--epochs", "7"])
+    assert (options.out, options.epochs, options.patch_size) == (Path("other"), 7, tiny.SIZE["patch_size"])
+
+
+def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
+    kind, _ = load_verb("pretrain")
+    (tmp_path / "a.yaml").write_text("blr: 1e-3\nparts: labels\ndata: photos\n")
+    options = parse("pretrain", kind, "", ["--config", str(tmp_path / "a.yaml"), "--out", "out"])
+    assert (options.blr, options.parts) == (1e-3, Path("labels"))
+
+
+def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert run(arguments) == 0
+        told = capsys.readouterr().out
+        assert all(f"\n  {verb} " in told for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_tells_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    told = capsys.readouterr().out
+    kind, function = load_verb(verb)
+    assert (function.__doc__ or "").split("(")[0].split(",")[0] in " ".join(told.split())
+    options = [field.name for field in dataclasses.fields(kind)]
+    assert [name for name in options if flag(name) not in told and not (verb == "report" and "PATH" in told)] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_python_call_has_the_same_options(verb: str) -> None:
+    kind, function = load_verb(verb)
+    call = getattr(semmae, verb)
+    assert callable(call)  # also `semmae.report`, beside the module semmae.reporting
+    assert list(inspect.signature(call).parameters) == [field.name for field in dataclasses.fields(kind)]
+    assert inspect.signature(call).return_annotation is Path
+    assert call.__doc__ == function.__doc__
+    assert call.__name__ == verb
+
+
+def test_the_python_call_refuses_as_the_command_does(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown option 'epohcs'; did you mean \"epochs\""):
+        semmae.pretrain(data="photos", out=tmp_path / "out", epohcs=3)
+    with pytest.raises(UserError, match="--epochs 'three': must be a whole number"):
+        semmae.pretrain(data="photos", out=tmp_path / "out", epochs="three")
+    with pytest.raises(UserError, match="--norm-pix-loss 1: must be true or false"):
+        semmae.pretrain(data="photos", out=tmp_path / "out", norm_pix_loss=1)
+    with pytest.raises(UserError, match="--epochs True: must be a whole number"):
+        semmae.pretrain(data="photos", out=tmp_path / "out", epochs=True)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(AttributeError, match="pretrian"):
+        _ = semmae.pretrian
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(creatures: Path, tmp_path: Path) -> None:
+    """A real process and a real signal, in the middle of training."""
+    out = tmp_path / "run"
+    sizes = [*SIZES, "--epochs", "12", "--limit", "16", "--masking", "random"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from semmae.cli import main; main()", "pretrain"]
+        + ["--data", str(creatures / "images"), "--out", str(out), *sizes],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell's background jobs ignore the signal, and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    told = ""
+    for line in process.stderr:
+        told += line
+        if "epoch 1/12" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    told += process.communicate(timeout=300)[1]
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1] == f"semmae: stopped; go on with: semmae pretrain --out {out} --resume"
+    assert "Traceback" not in told
+    assert not (out / "encoder").exists()
+    assert run(["pretrain", "--out", str(out), "--resume"]) == 0
+    steps = [line["step"] for line in tiny.metrics(out)]
+    assert steps == list(range(2, 25, 2))  # each epoch once
+    assert (out / "encoder" / "model.safetensors").is_file()

@@ -1,0 +1,86 @@
+"""The smallest runs of the verbs, seconds each: 32 creatures of 48 pixels, 16 patches, 12 blocks 192 wide."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from semmae.tasks import trainer
+
+COUNT = 32
+BATCH = 8
+EPOCHS = 3
+STEPS = COUNT // BATCH * EPOCHS
+
+TRAIN: dict[str, Any] = {"batch_size": BATCH, "workers": 0}
+SIZE: dict[str, Any] = {"model": "vit_tiny", "image_size": 32, "patch_size": 8}
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    """The loss of every step, of a run made inside `every_step`; each step is told once and in order."""
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def assert_golden(run: Path, golden: list[float]) -> None:
+    """The first losses, as another processor may round them."""
+    found = losses(run)[: len(golden)]
+    assert found == pytest.approx(golden, rel=2e-4), f"where this is intended, the new losses are {found}"
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    """Bit for bit."""
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, other))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def saved_state(run: Path) -> dict[str, Any]:
+    """checkpoints/last.ckpt, read by the unpickler that executes nothing."""
+    state = torch.load(run / "checkpoints" / trainer.LAST, weights_only=True)
+    assert isinstance(state, dict)
+    return state
+
+
+def finite(state: dict[str, Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point())
+
+
+@contextmanager
+def every_step() -> Iterator[None]:
+    """Runs made inside write each step's loss to metrics.jsonl."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "LOG_EVERY", 1)
+        yield
+
+
+@contextmanager
+def interrupted(stage: str, step: int) -> Iterator[None]:
+    """Ctrl-C when `stage` has done `step` steps."""
+    real = trainer.Meter.on_train_batch_end
+
+    def stop(meter: trainer.Meter, pl_trainer: Any, *rest: Any) -> None:
+        real(meter, pl_trainer, *rest)
+        if meter.options.stage == stage and pl_trainer.global_step == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(trainer.Interrupted):
+        patch.setattr(trainer.Meter, "on_train_batch_end", stop)
+        yield
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Everything below a folder, with size and time of change: equal listings, nothing was touched."""
+    stats = {path.relative_to(folder).as_posix(): path.stat() for path in sorted(folder.rglob("*"))}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
