@@ -1,7 +1,5 @@
 """`semmae parts`: learn parts from a frozen encoder, label every image, measure, draw."""
 
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,37 +7,31 @@ from typing import Literal
 import numpy as np
 import torch
 
-from semmae.checkpoint import digest, read_learner, save_learner
-from semmae.commands.options import TrainOptions, check_image_size
-from semmae.commands.run import checked, run_folder, write_text
+from semmae.checkpoint import read_learner, save_learner
+from semmae.commands.labelling import LabelOptions, label_images
+from semmae.commands.measuring import measure
+from semmae.commands.options import check_image_size
+from semmae.commands.run import checked, run_folder
 from semmae.commands.training import fit_options, open_training_images, summarised, training_loader
-from semmae.data.loaders import CropDataset, WholeDataset, make_loader, normalise
+from semmae.data.loaders import CropDataset, WholeDataset
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.evaluation.quality import compare, fixed_grid, read_masks
+from semmae.evaluation.quality import read_masks
 from semmae.loading import load_encoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
-from semmae.progress import Progress
 from semmae.reporting import parts_picture, write_report
 from semmae.tasks.parts import PartsRecipe, PartsTask
 from semmae.tasks.trainer import fit, is_rank_zero
 
-_log = logging.getLogger("semmae")
 _PICTURED = 24  # images in parts.png
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartsOptions(TrainOptions):
+class PartsOptions(LabelOptions):
     """Options of `semmae parts`."""
 
-    teacher: str
-    """Frozen encoder to learn from: timm:NAME, a run of semmae, or a checkpoint file."""
-    num_heads: int | None = None
-    """Heads of the encoder, where its file does not tell."""
-    image_size: int | None = None
-    """Pixels a side; default: as the encoder was trained."""
     epochs: int = 20
     """Passes over the images."""
     num_parts: int = 6
@@ -52,8 +44,6 @@ class PartsOptions(TrainOptions):
     """Weight of the diversity loss, λ_d."""
     lr: float = 1e-3
     """Learning rate at its highest."""
-    grid: int = 28
-    """Cells a side of the stored part labels."""
     masks: Path | None = None
     """Folder of PNG labels of true parts (same names, 0 = background), to measure against."""
 
@@ -110,48 +100,6 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder, siz
     loader = training_loader(CropDataset(images, size, scale=(0.5, 1.0), seed=options.seed), options)
     fit(task, loader, fit_options(options, options.out, "parts", options.epochs), options.resume)
     return learner
-
-
-@torch.inference_mode()
-def label_images(
-    options: PartsOptions, images: ImageSet, encoder: Encoder, learner: PartLearner, size: int
-) -> PartStore:
-    """Label every image that has no labels yet, whole and stretched to a square; returns the finished store."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder, learner = encoder.to(device), learner.to(device).eval()
-    store = PartStore.create(
-        options.out,
-        images=len(images),
-        grid=options.grid,
-        label_names=learner.spec.label_names,
-        teacher_digest=digest(encoder),
-        manifest_digest=images.digest,
-        extra={"teacher": options.teacher, "learner_digest": digest(learner)},
-    )
-    rows = store.missing().tolist()
-    loader = make_loader(WholeDataset(images, size), options.batch_size, sampler=rows, workers=options.workers)
-    with Progress(len(rows), "images", "labelling") as progress:
-        for batch in progress.iterate(loader):
-            pixels = normalise(batch["image"].to(device), encoder.spec.mean, encoder.spec.std)
-            labels = learner.labels(encoder.last_block_features(pixels), options.grid)
-            store.write(batch["row"], labels.cpu())
-            progress.update(len(labels))
-    store.finish()
-    return store
-
-
-def measure(store: PartStore, images: ImageSet, masks_dir: Path, path: Path) -> dict[str, dict[str, float]]:
-    """Part quality against true parts, beside a fixed grid and bands of as many cells; writes quality.json."""
-    rows, masks = read_masks(images.names, masks_dir)
-    grid = fixed_grid(store.num_labels, store.grid)
-    bands = fixed_grid(store.num_labels, store.grid, rows=store.num_labels)
-    table = compare({"learned": store.labels[rows], "grid": grid, "bands": bands}, masks)
-    rounded = {name: {key: round(value, 2) for key, value in row.items()} for name, row in table.items()}
-    write_text(path, json.dumps(rounded, indent=1) + "\n")
-    for name, row in rounded.items():
-        scores = f"NMI {row['nmi']:.1f}, ARI {row['ari']:.1f}, foreground IoU {row['foreground_iou']:.1f}"
-        _log.info("%s: %s (%d images with masks)", name, scores, len(masks))
-    return rounded
 
 
 def draw_parts(store: PartStore, images: ImageSet, path: Path) -> None:
