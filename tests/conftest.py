@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 # The data and reference vectors lie beside the repository, outside it: a fresh clone passes without them.
@@ -44,6 +43,8 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn images/CLASS/*.png and masks/CLASS/*.png."""
+    import tiny  # not above: it imports libraries that read the environment once, when imported
+
     from semmae.data.creatures import draw_creatures
 
     folder = tmp_path_factory.mktemp("drawn") / "creatures"
@@ -54,6 +55,8 @@ def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole_run(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`semmae pretrain` the whole way, never interrupted: what other runs of its stages are compared with."""
+    import tiny
+
     import semmae
 
     out = tmp_path_factory.mktemp("whole") / "run"

@@ -14,7 +14,7 @@ from semmae.errors import UserError
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.models.weights import wrap_vit
+from semmae.models.weights import encoder_from_weights, wrap_vit
 
 TINY = EncoderSpec(32, 8, 48, 2, 3, mlp_ratio=2.5, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 
@@ -113,6 +113,37 @@ def test_a_model_that_could_not_be_read_again_is_refused(tmp_path: Path) -> None
         checkpoint.save_encoder(wrap_vit(vit, TINY.mean, TINY.std), tmp_path / "encoder")
 
     assert not (tmp_path / "encoder").exists()
+
+
+def test_rotary_positions_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    encoder = small_timm_model("vit_small_patch16_dinov3", patch_size=8)
+
+    with pytest.raises(UserError, match=r"class Eva .* cannot be saved: .*; give it as timm:NAME") as told:
+        checkpoint.save_encoder(encoder, tmp_path / "encoder")
+
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "encoder").exists()
+
+
+@torch.no_grad()
+def test_gated_mlps_read_from_weights_come_back_whole(tmp_path: Path) -> None:
+    described = small_timm_model("vit_giant_patch14_dinov2", patch_size=8)
+    encoder = encoder_from_weights(described.vit.state_dict(), num_heads=3)
+    checkpoint.save_encoder(encoder, tmp_path / "encoder")
+    images = torch.randn(2, 3, 32, 32)
+
+    read = checkpoint.read_encoder(tmp_path / "encoder")
+
+    assert torch.equal(tokens(read, images), tokens(described, images))
+    by_timm = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True).eval()
+    assert torch.equal(by_timm.forward_features(images), tokens(described, images))
+
+
+def test_norms_of_another_epsilon_are_not_saved_as_timm_s(encoder: Encoder, tmp_path: Path) -> None:
+    of_huggingface = encoder_from_weights(encoder.vit.state_dict(), num_heads=3, norm_eps=1e-12)
+
+    with pytest.raises(UserError, match="could not be read again"):
+        checkpoint.save_encoder(of_huggingface, tmp_path / "encoder")
 
 
 def test_dropout_does_not_hinder_saving(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import pickle
 from collections import OrderedDict
 from pathlib import Path
 
@@ -149,6 +150,40 @@ def test_a_mae_without_options_is_asked_for_its_heads(tmp_path: Path, caplog: py
     assert "does not say norm_pix_loss" in caplog.text
 
 
+@pytest.mark.parametrize("key", ["num_heads", "num_attention_heads"])
+def test_heads_are_read_beside_the_file_under_both_names(encoder: Encoder, tmp_path: Path, key: str) -> None:
+    torch.save(encoder.vit.state_dict(), tmp_path / "vit.pth")
+    (tmp_path / "config.json").write_text(json.dumps({key: 2}))
+
+    assert load_encoder(tmp_path / "vit.pth").spec.num_heads == 2
+
+
+@torch.no_grad()
+def test_another_image_size_is_told_where_positions_are_interpolated(
+    encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "vit.pth"
+    torch.save(encoder.vit.state_dict(), path)
+
+    with caplog.at_level(logging.INFO, "semmae"):
+        load_encoder(path, num_heads=3, image_size=32)
+        assert "resized" not in caplog.text
+        read = load_encoder(path, num_heads=3, image_size=56)
+
+    assert f"{path}: resized, to take images of 56 pixels: pos_embed 4×4 to 7×7" in caplog.text
+    assert read(torch.randn(1, 3, 56, 56)).patches.shape == (1, 49, 48)
+
+
+@pytest.mark.parametrize(("size", "remedy"), [(60, "use 56 or 64$"), (7, "use 8$"), (0, "use 8$"), (-8, "use 8$")])
+def test_an_image_size_that_does_not_divide_into_patches_is_refused(
+    encoder: Encoder, tmp_path: Path, size: int, remedy: str
+) -> None:
+    checkpoint.save_encoder(encoder, tmp_path / "encoder")
+
+    with pytest.raises(UserError, match=f"images of {size} pixels do not divide into patches of 8; {remedy}"):
+        load_encoder(tmp_path / "encoder", image_size=size)
+
+
 @pytest.mark.parametrize("normalized", [True, False])
 def test_norm_pix_loss_is_that_of_the_options(tmp_path: Path, normalized: bool) -> None:
     mae = MaskedAutoencoder(Encoder(STANDARD), DecoderSpec(width=512, depth=1, num_heads=16))
@@ -213,6 +248,19 @@ def test_code_in_a_checkpoint_is_never_run(
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.filterwarnings("error")
+def test_a_pickle_of_other_objects_is_never_loaded(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps(Malicious(f"touch {tmp_path / 'executed'}"), protocol=protocol))
+
+    with pytest.raises(UserError, match=r"holds (code|objects other than tensors).*, which (is|are) never") as told:
+        load_encoder(path)
+
+    assert not (tmp_path / "executed").exists()
+    assert "\n" not in str(told.value)
+
+
 def resnet(path: Path) -> None:
     torch.save(
         {"conv1.weight": torch.zeros(8, 3, 7, 7), "bn1.weight": torch.zeros(8), "fc.bias": torch.zeros(2)},
@@ -232,6 +280,10 @@ def no_class_token(path: Path) -> None:
     torch.save({name: tensor for name, tensor in Encoder(TINY).vit.state_dict().items() if name != "cls_token"}, path)
 
 
+def no_positions(path: Path) -> None:
+    torch.save({name: tensor for name, tensor in Encoder(TINY).vit.state_dict().items() if name != "pos_embed"}, path)
+
+
 def odd_grid(path: Path) -> None:
     torch.save(Encoder(TINY).vit.state_dict() | {"pos_embed": torch.zeros(1, 13, 48)}, path)
 
@@ -245,6 +297,7 @@ WRONG_FILES = {
     "an optimiser": (lambda path: torch.save({"optimizer": {"lr": 1}}, path), r"found optimizer"),
     "a ResNet": (resnet, r"patch_embed\.proj\.weight is missing among conv1\.weight"),
     "no class token": (no_class_token, "cls_token is missing"),
+    "DINOv3": (no_positions, r"no pos_embed: its positions are rotary .* or timm:NAME"),
     "another kind of ViT": (
         other_vit,
         r"missing: norm\.bias; unexpected: blocks\.1\.attn\.rel_pos; of another shape: .*\(47,\) for \(48,\)",

@@ -1,13 +1,24 @@
 """The objectives against loops over their formulas, and the bounds that they promise."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import mutual_info_score
+from torch.nn import functional
 
-from semmae.losses import diversity_loss, masked_pixel_loss, reconstruction_loss
+from semmae.losses import (
+    concentration_loss,
+    diversity_loss,
+    feature_loss,
+    masked_pixel_loss,
+    mutual_information_loss,
+    reconstruction_loss,
+    total_variation_loss,
+)
 
 
 def test_masked_pixel_loss_is_that_of_the_release() -> None:
@@ -42,6 +53,22 @@ def test_reconstructions_are_compared_with_area_averages(factor: int) -> None:
                     ]
                     squares.append((sum(block) / factor**2 - reconstruction[b, channel, row, column].item()) ** 2)
     assert loss.item() == pytest.approx(sum(squares) / len(squares), rel=1e-5)
+
+
+def test_the_absolute_error_is_the_mean_absolute_difference() -> None:
+    reconstruction, images = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+
+    assert reconstruction_loss(reconstruction, images, "l1").item() == pytest.approx(
+        (reconstruction - images).abs().mean().item(), rel=1e-6
+    )
+
+
+def test_features_are_compared_patch_by_patch_in_row_major_order() -> None:
+    patches = torch.randn(2, 6, 5)
+    maps = torch.stack([patches[:, 3 * row : 3 * row + 3].transpose(1, 2) for row in range(2)], dim=2)  # (2, 5, 2, 3)
+
+    assert feature_loss(maps, patches).item() == 0
+    assert feature_loss(maps + 2, patches).item() == pytest.approx(4)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
@@ -111,3 +138,68 @@ def test_descending_the_diversity_separates_maps() -> None:
 
     assert before > 0.9
     assert loss.item() < 0.3
+
+
+def soft(*shape: int) -> torch.Tensor:
+    """Maps that share out every place among the labels."""
+    return (3 * torch.randn(*shape)).softmax(1)
+
+
+def test_mutual_information_is_that_of_the_joint_distribution_of_labels() -> None:
+    first, second = soft(2, 3, 2, 2), soft(2, 3, 2, 2)
+
+    joint = [[0.0] * 3 for _ in range(3)]
+    for b, row, column in itertools.product(range(2), range(2), range(2)):
+        for i, j in itertools.product(range(3), range(3)):
+            share = first[b, i, row, column].item() * second[b, j, row, column].item() / 8
+            joint[i][j] += share / 2
+            joint[j][i] += share / 2
+    margin = [sum(row) for row in joint]
+    information = sum(joint[i][j] * math.log(joint[i][j] / margin[i] / margin[j]) for i in range(3) for j in range(3))
+    assert mutual_information_loss(first, second).item() == pytest.approx(-information, rel=1e-4)
+
+
+def test_hard_labels_have_the_mutual_information_of_scikit_learn() -> None:
+    labels = torch.randint(0, 4, (3, 8, 8))
+    maps = functional.one_hot(labels, 4).permute(0, 3, 1, 2).float()
+
+    entropy = mutual_info_score(labels.flatten(), labels.flatten())
+    assert mutual_information_loss(maps, maps).item() == pytest.approx(-entropy, abs=1e-4)
+
+
+def test_mutual_information_is_lowest_where_views_agree_surely_on_labels_in_equal_use() -> None:
+    labels = torch.arange(4).repeat(1, 4, 1)  # every label once a row
+    sure = functional.one_hot(labels, 4).permute(0, 3, 1, 2).float()
+
+    assert mutual_information_loss(sure, sure).item() == pytest.approx(-math.log(4), abs=1e-4)
+    one_label = torch.zeros_like(sure)
+    one_label[:, 0] = 1
+    for worse in (one_label, torch.full_like(sure, 0.25), soft(1, 4, 4, 4)):
+        assert mutual_information_loss(worse, worse).item() > mutual_information_loss(sure, sure).item()
+    assert mutual_information_loss(sure, sure.roll(1, dims=3)).item() > -math.log(4)
+
+
+def test_concentration_is_the_variance_of_place_within_a_part() -> None:
+    maps = torch.rand(2, 3, 5, 5)
+
+    spreads = []
+    for image, part in itertools.product(range(2), range(3)):
+        weights = maps[image, part] / maps[image, part].sum()
+        cells = [((r + 0.5) / 5, (c + 0.5) / 5, weights[r, c].item()) for r in range(5) for c in range(5)]
+        y, x = sum(a * w for a, _, w in cells), sum(b * w for _, b, w in cells)
+        spreads.append(sum(((a - y) ** 2 + (b - x) ** 2) * w for a, b, w in cells))
+    assert concentration_loss(maps).item() == pytest.approx(sum(spreads) / len(spreads), rel=1e-4)
+    point = torch.zeros(1, 1, 5, 5)
+    point[0, 0, 2, 3] = 1
+    assert concentration_loss(point).item() == 0
+    assert concentration_loss(torch.zeros(1, 2, 5, 5)).isfinite()
+
+
+def test_total_variation_counts_the_borders_of_hard_parts() -> None:
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[:, :, 2:] = 1  # one border of four cells, seen by two parts, among 12 pairs of neighbours each way
+    maps = functional.one_hot(labels, 2).permute(0, 3, 1, 2).float()
+
+    assert total_variation_loss(maps).item() == pytest.approx(2 * 4 / 12)
+    assert total_variation_loss(maps.transpose(2, 3)).item() == pytest.approx(2 * 4 / 12)
+    assert total_variation_loss(torch.full((1, 2, 4, 4), 0.5)).item() == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.masking import hide_highest, num_hidden, part_counts, part_quotas, random_mask, semantic_mask
+from semmae.masking import block_mask, hide_highest, num_hidden, part_counts, part_quotas, random_mask, semantic_mask
 
 many = settings(deadline=None, max_examples=80)
 # In floating point 1 − 0.9 and 1 − 5/6 fall short of what they stand for, 1 − 0.6 and 1 − 1/3 do not.
@@ -303,3 +303,51 @@ def test_patches_of_a_part_are_hidden_equally_often(blend: float) -> None:
         assert pairs.max() - pairs.min() < six_deviations
     # Parts of the same size have the same chances, whatever their labels.
     assert abs(once[parts == 0].mean() - once[parts == 3].mean()) < six_deviations
+
+
+def slow_blocks(noise: list[float], boxes: list[list[float]], hidden: int) -> list[bool]:
+    """One row of `block_mask`: box by box, patch by patch."""
+    side = math.isqrt(len(noise))
+    mask, areas = [False] * len(noise), []
+    smallest = min(4, hidden)
+    for area_noise, aspect_noise, row_noise, column_noise in boxes:
+        area = smallest + (hidden - smallest) * area_noise
+        aspect = 0.3 ** (1 - 2 * aspect_noise)
+        height = min(max(round(math.sqrt(area * aspect)), 1), side)
+        width = min(max(round(math.sqrt(area / aspect)), 1), side)
+        top, left = int(row_noise * (side - height + 1)), int(column_noise * (side - width + 1))
+        areas.append([r * side + c for r in range(top, top + height) for c in range(left, left + width)])
+    areas.append(list(range(len(noise))))  # after all boxes, any that are left
+    for patches in areas:
+        for patch in sorted((patch for patch in patches if not mask[patch]), key=lambda patch: noise[patch]):
+            if sum(mask) < hidden:
+                mask[patch] = True
+    return mask
+
+
+@many
+@given(st.integers(3, 12), st.integers(1, 6), st.sampled_from([0.1, 0.3, 0.5, 0.75]), st.integers(0, 2**32))
+def test_blocks_are_those_of_a_slow_loop(side: int, boxes: int, ratio: float, seed: int) -> None:
+    length, generator = side * side, torch.Generator().manual_seed(seed)
+    noise, box_noise = distinct_noise(seed, 3, length), torch.rand(3, boxes, 4, generator=generator)
+
+    mask = block_mask(noise, box_noise, ratio)
+
+    hidden = hidden_by_fractions(length, ratio)
+    assert mask.sum(1).tolist() == [hidden] * 3
+    assert mask.tolist() == [
+        slow_blocks(row, shapes, hidden) for row, shapes in zip(noise.tolist(), box_noise.tolist(), strict=True)
+    ]
+
+
+def test_blocks_hang_together() -> None:
+    """Of the neighbours of a hidden patch far more are hidden than by chance."""
+    generator = torch.Generator().manual_seed(0)
+    noise, box_noise = torch.rand(64, 196, generator=generator), torch.rand(64, 16, 4, generator=generator)
+
+    def neighbours_hidden(mask: Tensor) -> float:
+        grid = mask.view(-1, 14, 14)
+        return float((grid[:, :, 1:] & grid[:, :, :-1]).sum() / grid[:, :, 1:].sum())
+
+    assert neighbours_hidden(random_mask(noise, 0.3)) < 0.35
+    assert neighbours_hidden(block_mask(noise, box_noise, 0.3)) > 0.6

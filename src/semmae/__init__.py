@@ -5,6 +5,7 @@ Each verb of the command line is a function here, with the same names:
 `semmae.masking`, `semmae.models`, `semmae.data`, `semmae.evaluation`.
 """
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -53,12 +54,14 @@ def __dir__() -> list[str]:
 def _as_call(verb: str) -> Callable[..., Path]:
     """The Python call of a verb: its options as keyword arguments, from the one declaration."""
     from semmae.commands.options import as_kwargs
+    from semmae.presets import preset_options
 
     kind, function = load_verb(verb)
+    preset = functools.partial(preset_options, verb)
 
     def call(*args: Any, **options: Any) -> Path:
         bound = inspect.signature(kind).bind_partial(*args)
-        return function(kind(**as_kwargs({**bound.arguments, **options}, kind)))
+        return function(kind(**as_kwargs({**bound.arguments, **options}, kind, preset)))
 
     call.__name__ = call.__qualname__ = verb
     call.__doc__ = function.__doc__

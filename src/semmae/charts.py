@@ -65,6 +65,14 @@ def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return [_chart(title, lines) for title, lines in curves if any(not _constant(line) for line in lines.values())]
 
 
+def loss_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """A chart for every logged loss by itself: their scales differ, and what shrinks alone is seen to shrink."""
+    keys = dict.fromkeys(key for record in records for key in record if key == "loss" or key.startswith("loss_"))
+    names = {key: key.removeprefix("loss_").replace("_", " ") if key != "loss" else "total" for key in keys}
+    curves = _curves(records, 1, names)
+    return [_chart(f"Loss: {name}", {name: points}) for name, points in curves.items()]
+
+
 def constants(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(title, value) of those of CURVES that stay the same: a flat line says less than a number."""
     told = []

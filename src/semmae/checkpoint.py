@@ -31,7 +31,7 @@ from semmae.errors import UserError
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
-from semmae.models.weights import load_strictly, vit_arguments
+from semmae.models.weights import has_swiglu, load_strictly, vit_arguments
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -144,16 +144,24 @@ def read_json(path: Path) -> dict[str, Any]:
 def _timm_config(encoder: Encoder) -> dict[str, Any]:
     """The configuration with which timm builds this encoder, checked to do so."""
     spec, vit = encoder.spec, encoder.vit
-    arguments = vit_arguments(vit.state_dict(), spec.num_heads)
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(
+            f"an encoder of timm's class {type(vit).__name__} (DINOv3, EVA) cannot be saved: its weights do not show "
+            "its rotary positions; give it as timm:NAME wherever it is needed"
+        )
+    state = vit.state_dict()
+    arguments = vit_arguments(state, spec.num_heads)
     # Models of timm's own factory carry it; it holds what cannot be seen in the weights (activations …).
     known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
-    architecture = known.get("architecture") or _nearest_name(spec)
+    # Gated MLPs are no argument that JSON can hold.
+    nearest = "vit_giant_patch14_dinov2" if has_swiglu(state) else _nearest_name(spec)
+    architecture = known.get("architecture") or nearest
     with torch.device("meta"):
         described = timm.create_model(architecture, pretrained=False, **arguments)
     if _signature(described) != _signature(vit):
         raise UserError(
             f"the encoder is not what timm builds as {architecture} with {arguments}, so it could not be "
-            "read again; save encoders that come from timm:NAME, a checkpoint file or EncoderSpec"
+            "read again; save encoders that come from timm:NAME, EncoderSpec, or a file in timm's, DINO's or MAE's form"
         )
     preprocessing = {key: known.get(key, default) for key, default in _PREPROCESSING.items()}
     return {

@@ -14,14 +14,16 @@ import re
 import sys
 import typing
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from semmae import VERBS, __version__, load_verb
-from semmae.commands.options import begun_with, check_choice, check_number, choices, flag, read_config
+from semmae.commands.options import GOING_ON, beneath, check_choice, check_number, choices, flag
 from semmae.errors import UserError, near
+from semmae.presets import preset_list, preset_options
 
 # The verbs whose only required option has no name: `semmae report RUN`; and what to call it.
 _POSITIONAL = {"report": "the folder of a run"}
@@ -103,15 +105,13 @@ def parse(verb: str, kind: type[Any], description: str, arguments: list[str]) ->
         UserError: an unknown option, a value of the wrong kind, a missing option.
     """
     if {"-h", "--help"} & set(arguments):
-        return _parse_quietly(verb, kind, description, arguments, None)
+        return _parse_quietly(verb, kind, f"{description}\n\n{preset_list(verb)}", arguments, None)
     _check_arguments(verb, arguments, kind)
-    default = None
-    config = _value_of("config", arguments)
-    if config is not None:
-        default = _from_file(Path(config), kind)
-    elif "--resume" in arguments:
-        # A resumed run reads its own config.yaml: nothing but --out has to be told again.
-        default = _with_defaults(kind, begun_with(kind, _value_of("out", arguments)))
+    # A resumed run reads its own config.yaml: nothing but --out has to be told again.
+    given: dict[str, Any] = {name: _value_of(name, arguments) for name in ("config", "out", "preset")}
+    going_on = any(flag(name) in arguments for name in GOING_ON)
+    values = beneath(kind, {**given, "resume": going_on}, partial(preset_options, verb))
+    default = _with_defaults(kind, values) if values else None
     _check_complete(verb, arguments, kind, default)
     return _parse_quietly(verb, kind, description, arguments, default)
 
@@ -160,10 +160,6 @@ def _value_of(name: str, arguments: list[str]) -> str | None:
         elif index + 1 < len(arguments):
             value = arguments[index + 1]
     return value
-
-
-def _from_file(path: Path, kind: type[Any]) -> Any:
-    return _with_defaults(kind, {**read_config(path, kind), "config": path})
 
 
 def _with_defaults(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -1,16 +1,19 @@
-"""The door to every encoder and masked autoencoder: a timm name, a folder of ours, a checkpoint file.
+"""The door to every encoder and masked autoencoder: a timm name, a folder, a checkpoint file.
 
 Notable here:
 - a pickle can hold code: files are read by the unpickler that builds tensors and plain values only;
   beyond these `argparse.Namespace` is let in, in which released checkpoints keep their options;
 - sizes are those of the weights; the number of heads, which weights do not show, is asked for,
   read beside the file, or known by the width;
-- every tensor of the file is either loaded or named in the log as dropped.
+- every tensor of the file is either loaded or named in the log as dropped, and so are positions that will be
+  interpolated.
 """
 
 import argparse
 import logging
+import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,12 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
 
 from semmae import checkpoint
 from semmae.errors import UserError
-from semmae.interop import dino, mae
+from semmae.interop import dino, huggingface, mae
 from semmae.interop import timm as timm_form
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import MODELS, Encoder
@@ -31,33 +35,61 @@ from semmae.models.weights import encoder_from_weights, load_strictly
 _LOG = logging.getLogger("semmae")
 # Where checkpoints of training scripts keep the weights, best first: DINO evaluates the teacher.
 _WRAPPERS = ("teacher", "model", "state_dict", "student")
-_HEADS = {width: heads for width, _, heads in MODELS.values()}
+# Beyond our own sizes: DINOv2's ViT-g, and the ViT-g and ViT-G of "Scaling Vision Transformers".
+_HEADS = {width: heads for width, _, heads in MODELS.values()} | {1536: 24, 1408: 16, 1664: 16}
+# Names of weights in a folder of transformers, and of what normalises the images.
+_WEIGHTS = (checkpoint.WEIGHTS, "pytorch_model.bin")
+_PREPROCESSOR = "preprocessor_config.json"
+# First bytes of pickles: bare, and in the archive that torch writes.
+_PICKLES = (b"\x80", b"P")
 # The decoders of the MAE release: width 512, 16 heads.
 _DECODER_HEADS = {512: 16}
 
 
-def load_encoder(spec: str | Path, *, num_heads: int | None = None) -> Encoder:
+def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
     """An encoder, in eval mode, from wherever it lies.
 
     Args:
-        spec: `timm:NAME`; a run of ours, or its `encoder` or `autoencoder` folder; a timm folder; a
-            checkpoint file (.pth, .pt, .safetensors) in MAE, DINO, iBOT or timm form.
+        spec: `timm:NAME`; a run of ours, or its `encoder` or `autoencoder` folder; a folder of timm or of
+            Hugging Face; a checkpoint file (.pth, .pt, .bin, .safetensors) in MAE, DINO, iBOT, timm or
+            Hugging Face form.
         num_heads: of a checkpoint file, where neither `config.json` beside it nor its width tells.
+        image_size: pixels a side of the images it will be shown, where that is not the size it was trained at.
 
     Raises:
-        UserError: there is no such encoder, or it is of another kind.
+        UserError: there is no such encoder, or it is of another kind, or cannot take images of that size.
     """
-    if str(spec).startswith("timm:"):
-        encoder = timm_form.load_named(str(spec).removeprefix("timm:"))
-    else:
-        path = _existing(spec)
-        described = path.name == checkpoint.WEIGHTS and _describes(path.parent)
-        if path.is_file() and not described:
-            return _encoder_of_file(path, num_heads)
-        encoder = _encoder_of_folder(path.parent if described else path)
+    encoder = _find_encoder(spec, num_heads)
     if num_heads not in (None, encoder.spec.num_heads):
         raise UserError(f"{spec}: has {encoder.spec.num_heads} heads, not {num_heads}; leave num_heads out")
+    if isinstance(encoder.vit.norm, nn.Identity) and not isinstance(encoder.vit.fc_norm, nn.Identity):
+        _LOG.warning("%s: trained with mean pooling; its final norm follows the pooling, not the tokens", spec)
+    if image_size is not None:
+        _check_image_size(spec, encoder, image_size)
     return encoder
+
+
+def _find_encoder(spec: str | Path, num_heads: int | None) -> Encoder:
+    if str(spec).startswith("timm:"):
+        return timm_form.load_named(str(spec).removeprefix("timm:"))
+    path = _existing(spec)
+    if path.is_file() and not (path.name == checkpoint.WEIGHTS and _describes(path.parent)):
+        return _encoder_of_file(path, num_heads)
+    return _encoder_of_folder(path.parent if path.is_file() else path, num_heads)
+
+
+def _check_image_size(spec: str | Path, encoder: Encoder, image_size: int) -> None:
+    """Refuse images that do not divide into patches; tell where positions are interpolated."""
+    patch, trained = encoder.patch_size, encoder.spec.image_size
+    if image_size < patch or image_size % patch:
+        below = image_size // patch * patch
+        sizes = f"{below} or {below + patch}" if below > 0 else f"{patch}"
+        raise UserError(f"{spec}: images of {image_size} pixels do not divide into patches of {patch}; use {sizes}")
+    if image_size != trained and encoder.vit.pos_embed is not None:
+        old, new = trained // patch, image_size // patch
+        _LOG.info(
+            "%s: resized, to take images of %d pixels: pos_embed %d×%d to %d×%d", spec, image_size, old, old, new, new
+        )
 
 
 def load_mae(
@@ -113,19 +145,30 @@ def _describes(folder: Path) -> bool:
 
 def _encoder_of_file(path: Path, num_heads: int | None) -> Encoder:
     state, _ = _read_weights(path)
-    kept, dropped = _to_encoder(state)
-    if dropped:
-        _LOG.info("%s: dropped, not part of an encoder: %s", path, ", ".join(dropped))
-    if "fc_norm.weight" in kept:
-        _LOG.warning("%s: trained with mean pooling; its final norm follows the pooling, not the tokens", path)
-    heads = _num_heads("num_heads", num_heads, path, kept.get("cls_token"), _HEADS)
     try:
+        kept, dropped = _to_encoder(state)
+        if dropped:
+            _LOG.info("%s: dropped, not part of an encoder: %s", path, ", ".join(dropped))
+        heads = _num_heads("num_heads", num_heads, path, kept.get("cls_token"), _HEADS)
+        if huggingface.is_huggingface(state):
+            return _huggingface_encoder(path, state, kept, heads)
         return encoder_from_weights(kept, heads)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; give a ViT checkpoint in MAE, DINO, iBOT or timm form") from error
+        forms = "MAE, DINO, iBOT, timm or Hugging Face"
+        raise UserError(f"{path}: {error}; give a ViT checkpoint in {forms} form, or timm:NAME") from error
 
 
-def _encoder_of_folder(folder: Path) -> Encoder:
+def _huggingface_encoder(path: Path, state: Mapping[str, Tensor], kept: Mapping[str, Tensor], heads: int) -> Encoder:
+    config = _beside(path)
+    huggingface.check_config(config)
+    colours = huggingface.normalisation(_beside(path, _PREPROCESSOR))
+    if colours is None:
+        _LOG.warning("%s: no image_mean and image_std in %s beside it; ImageNet's are taken", path, _PREPROCESSOR)
+    mean, std = colours or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return encoder_from_weights(kept, heads, mean, std, norm_eps=huggingface.norm_eps(state, config))
+
+
+def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
     for candidate in (folder, folder / checkpoint.ENCODER, folder / checkpoint.AUTOENCODER):
         kind = checkpoint.kind(candidate)
         if kind == checkpoint.ENCODER:
@@ -134,6 +177,11 @@ def _encoder_of_folder(folder: Path) -> Encoder:
             return checkpoint.read_autoencoder(candidate).encoder
     if _describes(folder):
         return timm_form.load_named(f"local-dir:{folder}")
+    if "model_type" in _beside(folder / checkpoint.CONFIG):
+        weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+        if weights is None:
+            raise UserError(f"{folder}: holds a config.json without weights; add {' or '.join(_WEIGHTS)}, in one file")
+        return _encoder_of_file(weights, num_heads)
     raise UserError(f"{folder}: holds no encoder; give a run of semmae, its encoder folder, or a checkpoint file")
 
 
@@ -165,31 +213,39 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: what matters is told below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Bytes that are no checkpoint fail in as many ways as there are bytes.
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code:
-            raise UserError(
-                f"{path}: holds code ({code[1]}), which is never run; save the tensors alone: "
-                "torch.save(model.state_dict(), FILE)"
-            ) from error
-        reason = type(error).__name__
-        raise UserError(
-            f"{path}: not readable as a checkpoint ({reason}); give a .pth, .pt or .safetensors file"
-        ) from error
+        raise UserError(f"{path}: {_fault(path, error)}") from error
     if not isinstance(content, Mapping):
         held = type(content).__name__
         raise UserError(f"{path}: holds a {held}, not tensors by name; save model.state_dict()")
     return content
 
 
+def _fault(path: Path, error: Exception) -> str:
+    """Why a file failed to load with this error, and the remedy."""
+    remedy = "save the tensors alone: torch.save(model.state_dict(), FILE)"
+    if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"holds code ({code[1]}), which is never run; {remedy}"
+    if isinstance(error, pickle.UnpicklingError):
+        with path.open("rb") as file:
+            if file.read(1) in _PICKLES:
+                return f"holds objects other than tensors, which are never loaded; {remedy}"
+    return f"not readable as a checkpoint ({type(error).__name__}); give a .pth, .pt, .bin or .safetensors file"
+
+
 def _to_encoder(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors in timm's names, and the names of those dropped, of any of the forms."""
     bare, heads = dino.to_encoder(state)
-    form = mae if mae.is_mae(bare) else timm_form
-    kept, dropped = form.to_encoder(bare)
+    if huggingface.is_huggingface(bare):
+        kept, dropped = huggingface.to_encoder(bare)
+    elif mae.is_mae(bare):
+        kept, dropped = mae.to_encoder(bare)
+    else:
+        kept, dropped = timm_form.to_encoder(bare)
     return kept, heads + dropped
 
 
@@ -197,7 +253,9 @@ def _num_heads(option: str, asked: int | None, path: Path, token: Tensor | None,
     """Heads of a model: as asked, else by `config.json` beside the file, else by the width of its token."""
     if asked is not None:
         return asked
-    told = _beside(path).get(option)
+    config = _beside(path)
+    # transformers' name for the same
+    told = config.get(option, config.get("num_attention_heads") if option == "num_heads" else None)
     if isinstance(told, int):
         return told
     if token is None:
@@ -217,6 +275,6 @@ def _norm_pix_loss(path: Path, options: Mapping[str, Any]) -> bool:
     return bool(told)
 
 
-def _beside(path: Path) -> dict[str, Any]:
-    config = path.with_name(checkpoint.CONFIG)
+def _beside(path: Path, name: str = checkpoint.CONFIG) -> dict[str, Any]:
+    config = path.with_name(name)
     return checkpoint.read_json(config) if config.is_file() else {}

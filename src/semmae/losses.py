@@ -1,5 +1,7 @@
 """The objectives: masked pixels (MAE), reconstruction and diversity (SemMAE, stage 1)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,14 +15,15 @@ def masked_pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(prediction, target)
 
 
-def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """L_r of SemMAE: pixel error of a reconstruction (B, 3, s, s) of images (B, 3, S, S), S ≥ s.
+def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: Literal["mse", "l1"] = "mse") -> Tensor:
+    """L_r of SemMAE: pixel error of a reconstruction (B, 3, s, s) of images (B, 3, S, S), squared or absolute.
 
     The images are area-averaged to the reconstruction's size.
     """
     if images.shape[-1] != reconstruction.shape[-1]:
         images = functional.interpolate(images, reconstruction.shape[-2:], mode="area")
-    return functional.mse_loss(reconstruction, images)
+    loss = functional.mse_loss if kind == "mse" else functional.l1_loss
+    return loss(reconstruction, images)
 
 
 def diversity_loss(maps: Tensor) -> Tensor:
@@ -32,3 +35,51 @@ def diversity_loss(maps: Tensor) -> Tensor:
     similarity = flat @ flat.transpose(1, 2)
     first, second = torch.triu_indices(count, count, offset=1, device=maps.device)
     return similarity[:, first, second].mean()
+
+
+def feature_loss(reconstruction: Tensor, patches: Tensor) -> Tensor:
+    """L_r on frozen features: squared error of a reconstruction (B, C, g, g) of patch tokens (B, L, C), g² = L."""
+    return functional.mse_loss(reconstruction.flatten(2).transpose(1, 2), patches)
+
+
+def mutual_information_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Minus the mutual information of the labels that two views give to the same places, in nats.
+
+    Lowest (−log N) when a place has the same label in both views, surely, and all labels are equally common:
+    maps follow the image's geometry, ignore its colours, are decided, and none is left empty.
+    Invariant information clustering (Ji, Henriques, Vedaldi, ICCV 2019, arXiv 1807.06653), section 3.1.
+
+    Args:
+        first: soft labels (B, N, h, w) of one view, sum 1 over N.
+        second: those of the other view at the same places.
+    """
+    count = first.shape[1]
+    a, b = (maps.transpose(0, 1).reshape(count, -1) for maps in (first, second))
+    joint = a @ b.T / a.shape[1]
+    joint = ((joint + joint.T) / 2).clamp_min(torch.finfo(joint.dtype).eps)
+    apart = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
+    return -(joint * (joint / apart).log()).sum()
+
+
+def concentration_loss(maps: Tensor) -> Tensor:
+    """Mean variance of place within a part, in squared image sides: maps (B, N, g, g) → scalar in [0, 1/2].
+
+    SCOPS (Hung et al., CVPR 2019, arXiv 1905.01298), section 3.2, "geometric concentration".
+    """
+    places = (torch.arange(maps.shape[-1], device=maps.device, dtype=maps.dtype) + 0.5) / maps.shape[-1]
+    mass = maps.sum((2, 3)).clamp_min(torch.finfo(maps.dtype).eps)
+    spread = maps.new_zeros(maps.shape[:2])
+    for shares in (maps.sum(3), maps.sum(2)):  # over the rows, over the columns: (B, N, g)
+        centre = (shares * places).sum(2) / mass
+        spread = spread + (shares * (places - centre[:, :, None]) ** 2).sum(2) / mass
+    return spread.mean()
+
+
+def total_variation_loss(maps: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring cells, summed over parts: maps (B, N, g, g) → scalar.
+
+    PDiscoFormer (Aniraj et al., ECCV 2024, arXiv 2407.04538), equation 4: parts of any shape, but connected.
+    """
+    down = (maps[:, :, 1:] - maps[:, :, :-1]).abs().sum(1).mean()
+    across = (maps[..., 1:] - maps[..., :-1]).abs().sum(1).mean()
+    return down + across

@@ -7,12 +7,15 @@ uniform numbers drawn by the caller: the same noise gives the same mask on every
 | strategy | source                                   | what it reads                         |
 |----------|------------------------------------------|---------------------------------------|
 | random   | MAE (arXiv 2111.06377), section 3        | noise                                 |
+| block    | BEiT (arXiv 2106.08254), Algorithm 1     | noise, box noise                      |
 | intra    | SemMAE (arXiv 2206.10207), setting 1     | parts, noise; blend 0                 |
 | inter    | SemMAE, setting 2                        | parts, noise, order noise; blend 1    |
 | semantic | SemMAE, setting 3: from intra to inter   | parts, noise, order noise; any blend  |
 
 How `blend` moves from 0 to 1 during training is the task's business, not this file's.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -53,6 +56,38 @@ def hide_highest(scores: Tensor, count: int) -> Tensor:
 def random_mask(noise: Tensor, ratio: float) -> Tensor:
     """Hide patches at random, the lowest noise first: noise (B, L) in [0, 1) → mask bool (B, L)."""
     return hide_highest(-noise, num_hidden(noise.shape[1], ratio))
+
+
+def block_mask(noise: Tensor, box_noise: Tensor, ratio: float) -> Tensor:
+    """Hide rectangles of patches: box after box until the count is reached, the last box only in part.
+
+    BEiT and iBOT draw one rectangle after the other and look how much is hidden; here all are drawn at once, so
+    that a batch is one call and the count is exact. Sides and aspects are theirs: at least 4 patches, at most as
+    many as are to be hidden, height / width log-uniform in 0.3 to 1 / 0.3.
+
+    Args:
+        noise: uniform [0, 1) (B, L) over a square grid: which patches of the last box stay visible, and which
+            others are hidden where all boxes together are too small.
+        box_noise: uniform [0, 1) (B, K, 4), the area, aspect, row and column of K boxes in their order.
+        ratio: share of patches to hide, the same count in every row.
+
+    Returns:
+        mask bool (B, L), True = hidden.
+    """
+    side, hidden = math.isqrt(noise.shape[1]), num_hidden(noise.shape[1], ratio)
+    assert side * side == noise.shape[1], "boxes need a square grid"
+    smallest = min(4, hidden)
+    area = smallest + (hidden - smallest) * box_noise[..., 0]
+    aspect = torch.exp(math.log(0.3) * (1.0 - 2.0 * box_noise[..., 1]))
+    sides = torch.stack([area * aspect, area / aspect], dim=-1).sqrt().round().clamp(1, side)  # (B, K, 2)
+    starts = (box_noise[..., 2:] * (side - sides + 1)).floor()
+    line = torch.arange(side, device=noise.device)
+    within = (line >= starts[..., None]) & (line < (starts + sides)[..., None])  # (B, K, 2, side)
+    covered = (within[:, :, 0, :, None] & within[:, :, 1, None, :]).flatten(2)  # (B, K, L)
+    # The place of the first box over a patch; K where there is none.
+    first = torch.where(covered.any(1), covered.float().argmax(1), box_noise.shape[1])
+    # float64, in which no noise below 1 is rounded up into the next box.
+    return hide_highest(-(first + noise.double()), hidden)
 
 
 def part_counts(parts: Tensor, num_parts: int) -> Tensor:

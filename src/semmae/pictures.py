@@ -2,12 +2,13 @@
 
 - Images are uint8 (N, 3, S, S) RGB; part labels uint8 (N, G, G), 255 where not yet computed;
   masks bool (N, L), True = hidden.
-- A label has the same colour in every picture. The first seven are Okabe and Ito's: colour-blind readers
-  can tell them apart.
+- A label has the same colour in every picture. Colour-blind readers can tell the first eight apart: Okabe and
+  Ito's seven and Tol's indigo; each further one is the colour farthest from all before it.
 - Tiles are scaled before labels or masks are laid over them: the edges of parts and patches stay sharp.
 - Sheets are drawn with PIL: no global drawing state, and the pixels are what was asked for.
 """
 
+import base64
 import io
 import math
 import os
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -30,12 +32,15 @@ BACKGROUND = "background"
 NOT_COMPUTED = 255
 HIDDEN_GREY = 128
 
-_OKABE_ITO = ("e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7")
-_TOL_MUTED = ("332288", "44aa99", "117733", "999933", "cc6677", "882255", "aa4499")
-PALETTE: tuple[Colour, ...] = tuple(
-    (int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)) for code in _OKABE_ITO + _TOL_MUTED
-)
-_BACKGROUND_SWATCH: Colour = (90, 90, 90)
+_FIRST_COLOURS = ("e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", "332288")
+BACKGROUND_SWATCH: Colour = (90, 90, 90)
+_BACKGROUND_HEAT: Colour = (200, 200, 200)
+
+# Linear RGB → cones → OKLab (Ottosson 2020), in which Euclidean distance is about perceived difference.
+_TO_CONES = ((0.4122214708, 0.5363325363, 0.0514459929), (0.2119034982, 0.6806995451, 0.1073969566),
+             (0.0883024619, 0.2817188376, 0.6299787005))  # fmt: skip
+_TO_OKLAB = ((0.2104542553, 0.7936177850, -0.0040720468), (1.9779984951, -2.4285922050, 0.4505937099),
+             (0.0259040371, 0.7827717662, -0.8086757660))  # fmt: skip
 
 _OPACITY = 0.65
 _TILE = 192  # the side of a tile that is aimed at, in pixels
@@ -47,8 +52,37 @@ _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 def label_colours(label_names: Sequence[str]) -> list[Colour | None]:
     """One colour per label, None for a background; a part's colour depends on its number only."""
     has_background = len(label_names) > 0 and label_names[0] == BACKGROUND
-    parts: list[Colour | None] = [PALETTE[i % len(PALETTE)] for i in range(len(label_names) - has_background)]
+    parts: list[Colour | None] = list(_palette()[: len(label_names) - has_background])
     return [None, *parts] if has_background else parts
+
+
+@cache
+def _palette() -> tuple[Colour, ...]:
+    """255 colours, as many as there can be labels: the first ones, then always the farthest from all before."""
+    chosen = [(int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)) for code in _FIRST_COLOURS]
+    steps = np.arange(0, 256, 17)
+    candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    perceived = _oklab(candidates)
+    lightness, chroma = perceived[:, 0], np.hypot(perceived[:, 1], perceived[:, 2])
+    usable = (lightness > 0.4) & (lightness < 0.92) & (chroma > 0.06) & (chroma < 0.21)  # neither grey nor neon
+    candidates, perceived = candidates[usable], perceived[usable]
+    distance = np.full(len(candidates), np.inf)
+    for colour in chosen:
+        distance = np.minimum(distance, np.linalg.norm(perceived - _oklab(np.array([colour])), axis=1))
+    while len(chosen) < NOT_COMPUTED:
+        farthest = int(distance.round(6).argmax())  # rounded: ties must not be broken by the machine's last bit
+        red, green, blue = candidates[farthest].tolist()
+        chosen.append((red, green, blue))
+        distance = np.minimum(distance, np.linalg.norm(perceived - perceived[farthest], axis=1))
+    return tuple(chosen)
+
+
+def _oklab(colours: NDArray[np.int_]) -> NDArray[np.float64]:
+    """sRGB 0 to 255 → OKLab, both (N, 3)."""
+    values = colours / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    lab: NDArray[np.float64] = np.cbrt(linear @ np.array(_TO_CONES).T) @ np.array(_TO_OKLAB).T
+    return lab
 
 
 def overlay(images: Tensor, labels: Tensor | Pixels, label_names: Sequence[str]) -> Tensor:
@@ -66,17 +100,33 @@ def overlay(images: Tensor, labels: Tensor | Pixels, label_names: Sequence[str])
     if bool((at_pixel[known] >= len(label_names)).any()):
         largest = int(at_pixel[known].max())
         raise ValueError(f"label {largest} has no name: there are {len(label_names)} label names")
-    base = images.float()
-    grey = (base * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(base)
-    blended = base
+    blended, grey = images.float(), _grey(images).expand_as(images)
     for label, colour in enumerate(label_colours(label_names)):
-        # Parts lie over the image in grey, its contrast halved: dark blue on white cloth must not look like
-        # sky blue on black cloth, and the image's own colours must not shift those of the legend.
-        tint = grey / 2
-        if colour is not None:
-            tint = (1 - _OPACITY) * (64 + grey / 2) + _OPACITY * torch.tensor(colour).view(1, 3, 1, 1)
+        tint = grey / 2 if colour is None else _tint(grey, torch.tensor(colour).view(1, 3, 1, 1))
         blended = torch.where(at_pixel == label, tint, blended)
     return blended.round().clamp(0, 255).to(torch.uint8)
+
+
+def heat(image: Tensor, maps: Tensor | NDArray[np.floating], colours: Sequence[Colour | None]) -> Tensor:
+    """Soft maps over one image: uint8 (3, S, S) and values from 0 to 1, (K, g, g) → uint8 (K, 3, S, S).
+
+    Where a map is 1, pixels are those of `overlay` for that part (the background's light grey); where it is 0,
+    those of its background; in between, a mixture.
+    """
+    values = torch.as_tensor(np.asarray(maps)).float()[None]
+    strength = interpolate(values, image.shape[-1], mode="bilinear", align_corners=False)[0].unsqueeze(1)
+    grey = _grey(image[None])
+    full = _tint(grey, torch.tensor([colour or _BACKGROUND_HEAT for colour in colours]).view(-1, 3, 1, 1))
+    return ((1 - strength) * grey / 2 + strength * full).round().to(torch.uint8)
+
+
+def spotlight(images: Tensor, regions: Tensor | NDArray[np.bool_], colours: Sequence[Colour]) -> Tensor:
+    """A region of each image as it is, outlined; what is around it, dim: uint8 (N, 3, S, S), bool (N, S, S)."""
+    inside = torch.as_tensor(np.asarray(regions)).unsqueeze(1)
+    grown = max_pool2d(inside.float(), 5, stride=1, padding=2) > 0
+    outline = torch.tensor(colours, dtype=torch.uint8).view(-1, 3, 1, 1)
+    around = (0.5 * (0.5 * images + 0.5 * _grey(images))).round().to(torch.uint8)
+    return torch.where(inside, images, torch.where(grown, outline, around))
 
 
 def hide(images: Tensor, mask: Tensor) -> Tensor:
@@ -131,6 +181,13 @@ def reconstructions_picture(images: Tensor, mask: Tensor, reconstruction: Tensor
     write_atomically(path, _png(_sheet(tiles, headers, groups=min(2, len(images)), legend=[])))
 
 
+def webp(image: Tensor) -> str:
+    """An image, uint8 (3, H, W), as the data URI of a WebP file."""
+    buffer = io.BytesIO()
+    Image.fromarray(_pixels(image)).save(buffer, "WEBP", quality=80, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes beside `path`, then renames: a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,9 +224,20 @@ def _pixels(image: Tensor) -> Pixels:
     return image.permute(1, 2, 0).contiguous().numpy()
 
 
+def _grey(images: Tensor) -> Tensor:
+    """float (N, 1, S, S), 0 to 255."""
+    return (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _tint(grey: Tensor, colours: Tensor) -> Tensor:
+    # Parts lie over the image in grey, its contrast halved: dark blue on white cloth must not look like
+    # sky blue on black cloth, and the image's own colours must not shift those of the legend.
+    return (1 - _OPACITY) * (64 + grey / 2) + _OPACITY * colours
+
+
 def _legend(label_names: Sequence[str]) -> list[tuple[str, Colour]]:
     colours = label_colours(label_names)
-    return [(name, colour or _BACKGROUND_SWATCH) for name, colour in zip(label_names, colours, strict=True)]
+    return [(name, colour or BACKGROUND_SWATCH) for name, colour in zip(label_names, colours, strict=True)]
 
 
 @cache

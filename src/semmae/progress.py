@@ -88,6 +88,10 @@ class Progress:
                 self._waited += self._clock() - asked
             yield item
 
+    def waited(self, seconds: float) -> None:
+        """Somebody else, such as another process, has waited so long for data."""
+        self._waited = (self._waited or 0.0) + seconds
+
     def update(self, count: int = 1) -> None:
         """`count` more units are done."""
         self.done += count

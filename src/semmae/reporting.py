@@ -3,31 +3,36 @@
 - Everything on the page is read from files (config.yaml, summary.json, metrics.jsonl, parts/, pictures/,
   results.json): `semmae report RUN` gives the same page again; a missing file only leaves its section out.
 - Curves are inline SVG in the colours of the page (light or dark), pictures embedded PNG. Nothing is fetched.
-- The text and the style live in report.html.jinja; this file prepares numbers.
+- The text lives in report.html.jinja, what it shares with other pages in page.py; this file prepares numbers.
 """
 
 import base64
-import json
-import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jinja2
-import yaml
-
 from semmae import charts
 from semmae.charts import finite, number
 from semmae.errors import UserError
+from semmae.page import (
+    Record,
+    Table,
+    by_step,
+    duration,
+    find,
+    flat,
+    quality,
+    read_config,
+    read_json,
+    read_records,
+    render,
+    score,
+)
 from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture, write_atomically
 
 __all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
-
-Record = Mapping[str, Any]
 
 STAGES = {"teacher": "Teacher", "parts": "Parts", "pretrain": "Masked autoencoder"}
 
@@ -50,25 +55,7 @@ PICTURES = (
     ),
 )
 
-QUALITY_ROWS = {
-    "learned": "Learned parts",
-    "heads": "Raw attention heads",
-    "kmeans": "k-means of patch tokens",
-    "grid": "Fixed grid",
-}
-SCORES = {"nmi": "NMI", "ari": "ARI", "foreground_iou": "Foreground IoU"}
-QUALITY_COLUMNS = {key: f"{name} %" for key, name in SCORES.items()} | {"parts_used": "Parts in use"}
 RESULT_NAMES = {"top1": "Top-1 %", "top5": "Top-5 %", "images": "Images", "classes": "Classes"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A caption, a header and rows of text; `best` holds the (row, column) of cells to stress."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    best: frozenset[tuple[int, int]] = frozenset()
 
 
 def write_report(run: Path) -> Path:
@@ -81,15 +68,12 @@ def write_report(run: Path) -> Path:
             f"{run}: not a run, it holds none of config.yaml, metrics.jsonl, parts.json, results.json; "
             "give the folder that a command wrote with --out"
         )
-    config, summary = _read_config(run / "config.yaml"), _read_json(run / "summary.json")
+    config, summary = read_config(run / "config.yaml"), read_json(run / "summary.json")
     stages = _read_stages(run)
     kind = _kind(run, stages, summary)
     basics = _basics(run, config, summary, stages)
-    template = files("semmae").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(template).render(
+    page = render(
+        "report.html.jinja",
         name=run.resolve().name,
         lead=_lead(kind, config, basics),
         facts=_facts(run, config, basics),
@@ -101,76 +85,28 @@ def write_report(run: Path) -> Path:
             (STAGES.get(stage, stage), charts.charts(records), charts.constants(records))
             for stage, records in stages.items()
         ],
-        quality=_quality(run),
+        quality=quality(read_json(run / "parts" / "quality.json") or read_json(run / "quality.json")),
         results=list(_results(run)),
         config=[(name, number(value)) for name, value in config.items()],
         again=f"semmae report {shlex.quote(str(run))}",
         steps=_next_steps(run, kind, config),
     )
     path = run / "report.html"
-    write_atomically(path, page.encode())
+    write_atomically(path, page)
     return path
 
 
 # Reading
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in the file, {} when there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); remove it or run its command again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; remove it or run its command again")
-    return content
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The options, nested ones under dotted names."""
-    if not path.exists():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not YAML ({reason}); mend or remove it") from error
-    return dict(_flat(content, "")) if isinstance(content, dict) else {}
-
-
-def _flat(options: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for name, value in options.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _read_stages(run: Path) -> dict[str, list[Record]]:
     """Records per stage, in the order of STAGES, by step; a step logged again after a resume counts once."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    found: dict[str, list[Record]] = {}
     for folder, default in ((run, "pretrain"), (run / "teacher", "teacher"), (run / "parts", "parts")):
-        for record in _read_records(folder / "metrics.jsonl"):
-            steps = found.setdefault(str(record.get("stage", default)), {})
-            step = int(record.get("step", len(steps)))
-            steps.setdefault(step, {"step": step}).update(record)
+        for record in read_records(folder / "metrics.jsonl"):
+            found.setdefault(str(record.get("stage", default)), []).append(record)
     order = [stage for stage in STAGES if stage in found] + [stage for stage in found if stage not in STAGES]
-    return {stage: [found[stage][step] for step in sorted(found[stage])] for stage in order}
-
-
-def _read_records(path: Path) -> Iterable[Record]:
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for position, line in enumerate(lines, 1):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            # A run that is being written, or was stopped, may end in half a line.
-            if position < len(lines) or line.endswith("\n"):
-                raise UserError(f"{path}, line {position}: not JSON; remove that line") from error
+    return {stage: by_step(found[stage]) for stage in order}
 
 
 def _kind(run: Path, stages: Mapping[str, Any], summary: Record) -> str:
@@ -189,35 +125,18 @@ def _kind(run: Path, stages: Mapping[str, Any], summary: Record) -> str:
 # Words and numbers
 
 
-def _find(config: Record, *names: str) -> Any:
-    """The first option of one of these names, however deep; None when there is none."""
-    for name in names:
-        for key, value in config.items():
-            if key.rpartition(".")[2] == name and value is not None:
-                return value
-    return None
-
-
-def _duration(minutes: float) -> str:
-    if minutes < 1:
-        return f"{minutes * 60:.0f} s"
-    if minutes < 90:
-        return f"{minutes:.1f} min" if minutes < 10 else f"{minutes:.0f} min"
-    return f"{minutes / 60:.1f} h"
-
-
 def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, list[Record]]) -> dict[str, Any]:
     """model, images, image_size, epochs, minutes: what the run says of itself, else what its files tell."""
-    encoder = _read_json(run / "encoder" / "config.json")
+    encoder = read_json(run / "encoder" / "config.json")
     arguments = encoder.get("model_args", {})
     last = stages[list(stages)[-1]][-1] if stages else {}
     reached = int(last["epoch"]) + 1 if "epoch" in last else None
-    parts = _read_json(run / "parts" / "parts.json") or _read_json(run / "parts.json")
+    parts = read_json(run / "parts" / "parts.json") or read_json(run / "parts.json")
     known = {
-        "model": _find(config, "model", "arch") or encoder.get("architecture"),
+        "model": find(config, "model", "arch") or encoder.get("architecture"),
         "images": parts.get("images"),
-        "image_size": _find(config, "image_size") or arguments.get("img_size"),
-        "epochs": reached or _find(config, "epochs"),
+        "image_size": find(config, "image_size") or arguments.get("img_size"),
+        "epochs": reached or find(config, "epochs"),
         "minutes": None,
     }
     return {name: summary.get(name, value) for name, value in known.items()}
@@ -232,13 +151,13 @@ def _lead(kind: str, config: Record, basics: Record) -> str:
         "parts": "Semantic parts were learned from a frozen encoder",
         "evaluation": "An encoder was measured",
     }[kind]
-    if kind == "pretrain" and (masking := _find(config, "masking")):
+    if kind == "pretrain" and (masking := find(config, "masking")):
         deed += f" with {masking} masking"
     if basics["images"]:
         deed += f" on {number(basics['images'])} images"
     if basics["epochs"]:
         deed += f" for {number(basics['epochs'])} epoch" + ("s" if basics["epochs"] != 1 else "")
-    return f"{deed}, in {_duration(basics['minutes'])}." if basics["minutes"] else f"{deed}."
+    return f"{deed}, in {duration(basics['minutes'])}." if basics["minutes"] else f"{deed}."
 
 
 def _facts(run: Path, config: Record, basics: Record) -> list[tuple[str, str]]:
@@ -249,8 +168,8 @@ def _facts(run: Path, config: Record, basics: Record) -> list[tuple[str, str]]:
         ("Images", number(basics["images"]) if basics["images"] else ""),
         ("Image size", f"{size} × {size}" if size else ""),
         ("Epochs", number(basics["epochs"]) if basics["epochs"] else ""),
-        ("Time", _duration(basics["minutes"]) if basics["minutes"] else ""),
-        ("Data", str(_find(config, "data") or "")),
+        ("Time", duration(basics["minutes"]) if basics["minutes"] else ""),
+        ("Data", str(find(config, "data") or "")),
         ("Encoder", str(run / "encoder") if (run / "encoder").exists() else ""),
     ]
     return [fact for fact in facts if fact[1]]
@@ -280,14 +199,14 @@ def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Ta
     """A row per stage: how far it went, its last loss, its usual speed and the usual wait for data."""
     rows = []
     for stage, records in stages.items():
-        summary = _read_json((run if stage == kind else run / stage) / "summary.json")
+        summary = read_json((run if stage == kind else run / stage) / "summary.json")
         last = {key: value for record in records for key, value in record.items()}
         speeds = [record["images_per_s"] for record in records if "images_per_s" in record]
         waits = [record["data_wait"] for record in records if "data_wait" in record]
         cells = (
             STAGES.get(stage, stage),
             number(int(last["epoch"]) + 1 if "epoch" in last else None),
-            _duration(summary["minutes"]) if "minutes" in summary else "–",
+            duration(summary["minutes"]) if "minutes" in summary else "–",
             number(last.get("loss")),
             number(float(median(speeds)) if speeds else None),
             f"{median(waits):.0%}" if waits else "–",
@@ -299,11 +218,6 @@ def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Ta
 # Sections
 
 
-def _score(value: object) -> str:
-    """Scores of one column line up: always one decimal."""
-    return f"{value:.1f}" if isinstance(value, float) and 1 <= abs(value) < 1000 else number(value)
-
-
 def _pictures(run: Path) -> Iterable[tuple[str, str, str]]:
     """(heading, caption, PNG as base64) of every picture that the run holds."""
     for heading, places, caption in PICTURES:
@@ -312,61 +226,28 @@ def _pictures(run: Path) -> Iterable[tuple[str, str, str]]:
             yield heading, caption, base64.b64encode(path.read_bytes()).decode()
 
 
-def _quality(run: Path) -> tuple[str, Table] | None:
-    """A verdict in words and the table, the best of each measure stressed; None when nothing was measured."""
-    measured = _read_json(run / "parts" / "quality.json") or _read_json(run / "quality.json")
-    methods = [method for method in QUALITY_ROWS if method in measured]
-    if not methods:
-        return None
-    rows, best = [], set()
-    for method in methods:
-        scores = {key: float(value) for key, value in measured[method].items()}
-        rows.append((QUALITY_ROWS[method], *(_score(scores.get(key)) for key in QUALITY_COLUMNS)))
-    for column, key in enumerate(SCORES, 1):
-        values = [measured[method].get(key, -math.inf) for method in methods]
-        best |= {(row, column) for row, value in enumerate(values) if value == max(values) and len(methods) > 1}
-    table = Table("", ("", *QUALITY_COLUMNS.values()), tuple(rows), frozenset(best))
-    return _verdict(measured, methods), table
-
-
-def _verdict(measured: Record, methods: list[str]) -> str:
-    """Whether the learned parts beat everything they are compared with, measure by measure."""
-    others = [method for method in methods if method != "learned"]
-    if "learned" not in methods or not others:
-        return ""
-    lost = [
-        f"{SCORES[key]} (by {QUALITY_ROWS[other]})"
-        for key in SCORES
-        for other in others
-        if measured[other].get(key, -math.inf) >= measured["learned"].get(key, -math.inf)
-    ]
-    if not lost:
-        return "The learned parts beat everything they are compared with, on all three measures."
-    return f"The learned parts are matched or beaten on {', '.join(lost)}."
-
-
 def _results(run: Path) -> Iterable[Table]:
     """For each results.json in the run and its sub-folders: a table of scores and one of their protocol."""
     for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
-        content = _read_json(path)
+        content = read_json(path)
         protocol = content.pop("protocol", {})
         scored = {name: value for name, value in content.items() if isinstance(value, dict)}
         single = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
         methods = ({"this encoder": single} if single else {}) | scored
         columns = list(dict.fromkeys(key for values in methods.values() for key in values))
         rows = tuple(
-            (name.replace("_", " "), *(_score(values.get(key)) for key in columns)) for name, values in methods.items()
+            (name.replace("_", " "), *(score(values.get(key)) for key in columns)) for name, values in methods.items()
         )
         title = path.parent.name if path.parent != run else ""
         yield Table(title, ("", *(RESULT_NAMES.get(key, key) for key in columns)), rows)
         if isinstance(protocol, dict) and protocol:
-            settings = tuple((name, number(value)) for name, value in _flat(protocol, ""))
+            settings = tuple((name, number(value)) for name, value in flat(protocol))
             yield Table("Protocol", ("Setting", "Value"), settings)
 
 
 def _next_steps(run: Path, kind: str, config: Record) -> list[tuple[str, str]]:
     """(purpose, commands to copy) for what this run can be used for next."""
-    here, data = shlex.quote(str(run)), shlex.quote(str(_find(config, "data") or "IMAGES"))
+    here, data = shlex.quote(str(run)), shlex.quote(str(find(config, "data") or "IMAGES"))
     if kind == "evaluation":
         return []
     if kind == "parts":

@@ -97,8 +97,8 @@ def test_knn_needs_classes(
 
 
 def test_report_is_made_again(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(whole_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "report.html"))
+    shutil.copytree(whole_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "*.html"))
     assert run(["report", str(tmp_path / "run")]) == 0
-    page = tmp_path / "run" / "report.html"
-    assert capsys.readouterr().out.strip() == str(page)
-    assert "<svg" in page.read_text()
+    pages = [tmp_path / "run" / "report.html", tmp_path / "run" / "parts" / "parts.html"]
+    assert capsys.readouterr().out.splitlines() == [str(page) for page in pages]
+    assert all("<svg" in page.read_text() for page in pages)

@@ -55,7 +55,9 @@ def test_a_row_holds_the_labels_of_its_image(whole_run: Path, creatures: Path) -
 
 def test_quality_is_measured_against_the_masks(whole_run: Path, creatures: Path) -> None:
     measured = json.loads((whole_run / "parts" / "quality.json").read_text())
-    assert list(measured) == ["learned", "grid", "bands"]
+    assert list(measured) == [
+        *("learned", "heads", "heads_background", "kmeans", "kmeans_centred", "grid", "bands", "protocol")
+    ]
     images = open_images(creatures / "images")
     store = PartStore.open(whole_run / "parts", manifest_digest=images.digest)
     rows, masks = read_masks(images.names, creatures / "masks")

@@ -41,6 +41,7 @@ def test_the_whole_way_leaves_what_is_promised(whole_run: Path) -> None:
         *(f"teacher/{name}" for name in stage), *(f"teacher/encoder/{name}" for name in weights),
         *(f"parts/{name}" for name in stage), *(f"parts/learner/{name}" for name in weights),
         "parts/parts.npy", "parts/parts.json", "parts/parts.png", "parts/quality.json",
+        "parts/parts.html", "parts/pictures/parts.npz",
     }  # fmt: skip
     assert promised - found == set()
     others = found - promised

@@ -13,6 +13,7 @@ from semmae.data.crop import crop_image, crop_parts, random_crop
 from semmae.data.loaders import (
     CropDataset,
     EpochSampler,
+    LocalCrops,
     WholeDataset,
     make_loader,
     normalise,
@@ -57,6 +58,21 @@ def test_crops_depend_on_seed_epoch_and_row_only(images: ImageSet) -> None:
     assert torch.equal(data[(2, 7)]["images"], once) and once.shape == (1, 3, 16, 16) and once.dtype == torch.uint8
     for other in (data[(3, 7)], data[(2, 6)], CropDataset(images, 16, seed=6)[(2, 7)]):
         assert not torch.equal(other["images"], once)
+
+
+def test_local_crops_come_beside_the_others(images: ImageSet) -> None:
+    local = LocalCrops(count=3, size=8, scale=(0.05, 0.25))
+    data = CropDataset(images, 16, views=2, scale=(0.25, 1.0), seed=5, local=local)
+    item = data[(2, 7)]
+    assert item["local"].shape == (3, 3, 8, 8) and item["local"].dtype == torch.uint8
+    assert torch.equal(data[(2, 7)]["local"], item["local"])
+    assert torch.equal(item["images"], CropDataset(images, 16, views=2, scale=(0.25, 1.0), seed=5)[(2, 7)]["images"])
+    # Drawn after the two global crops, from the same random numbers.
+    rng = np.random.default_rng((5, 2, 7))
+    image = images.read(7)
+    scales = [(0.25, 1.0)] * 2 + [local.scale] * 3
+    crops = [random_crop(image.shape[1], image.shape[2], rng, scale) for scale in scales]
+    assert torch.equal(item["local"], torch.stack([crop_image(image, crop, 8) for crop in crops[2:]]))
 
 
 def test_workers_change_nothing(images: ImageSet) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,54 @@ def test_read_only_and_picklable_without_its_array(tmp_path: Path) -> None:
         opened.labels[0] = 0
     raw = pickle.dumps(opened)
     assert len(raw) < 1000 and np.array_equal(pickle.loads(raw).labels, opened.labels)
+
+
+def test_every_change_is_named_in_one_line(tmp_path: Path) -> None:
+    create(tmp_path / "p", learner_digest="l1")
+    with pytest.raises(UserError) as caught:
+        create(tmp_path / "p", images=7, manifest_digest="m2", teacher_digest="t2", learner_digest="l2")
+    for change in ("images 6, not 7", "manifest_digest m1, not m2", "teacher_digest t1, not t2", "l1, not l2"):
+        assert change in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert create(tmp_path / "p", learner_digest="l1").digests == {
+        "teacher_digest": "t1", "learner_digest": "l1", "manifest_digest": "m1",
+    }  # fmt: skip
+
+
+def test_a_store_killed_as_it_was_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files come one after the other; `parts.json`, the last, tells that there is a store."""
+    for survived in range(2):
+        renamed = []
+
+        def replace(source: Path, target: Path, survived: int = survived, renamed: list[Path] = renamed) -> None:
+            if len(renamed) == survived:
+                raise KeyboardInterrupt
+            renamed.append(target)
+            source.rename(target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("os.replace", replace)
+            create(tmp_path / str(survived))
+        assert not (tmp_path / str(survived) / "parts.json").exists()
+        assert len(create(tmp_path / str(survived)).missing()) == 6
+
+
+def test_opening_reads_no_row(tmp_path: Path) -> None:
+    """1.3 million rows, none of them on the disk: reading them would take a second."""
+    store = create(tmp_path / "p")
+    store.write(np.arange(6), random_labels(6))
+    store.finish()
+    path, meta = tmp_path / "p" / "parts.npy", json.loads((tmp_path / "p" / "parts.json").read_text())
+    with open(path, "wb") as file:
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (1_300_000, 28, 28)}
+        np.lib.format.write_array_header_1_0(file, shape)
+        file.truncate(file.tell() + 1_300_000 * 28 * 28)
+    (tmp_path / "p" / "parts.json").write_text(json.dumps(meta | {"images": 1_300_000, "grid": 28}))
+    assert path.stat().st_size <= 800 * 1_300_000
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        opened = PartStore.open(tmp_path / "p")
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.05
+    assert opened.labels[1_299_999].sum() == 0

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from semmae.errors import UserError
-from semmae.evaluation.quality import SAMPLE, _match, compare, fixed_grid, quality, read_masks, sample
+from semmae.evaluation.quality import SAMPLE, _match, agreement, compare, fixed_grid, quality, read_masks, sample
 
 FASHION = Path(__file__).parents[2] / "../shared/data/street-fashion"
 
@@ -37,7 +37,13 @@ def test_halves_by_hand() -> None:
     halves = np.zeros((2, 2), np.uint8)
     halves[:, 1] = 1
     result = quality(halves, [mask])
-    assert result == pytest.approx({"nmi": 0, "ari": 0, "foreground_iou": 100, "parts_used": 2})
+    # Over all pixels the label tells background from parts, log 2, of the parts' entropy 1.5 log 2.
+    n = SAMPLE**2
+    q, h, every = (math.comb(m, 2) for m in (n // 4, n // 2, n))
+    chance = (h + 2 * q) * 2 * h / every
+    expected = {"nmi": 0, "ari": 0, "foreground_iou": 100, "parts_used": 2, "nmi_all": 100 * 2 / 2.5}
+    expected["ari_all"] = 100 * (h + 2 * q - chance) / ((h + 2 * q + 2 * h) / 2 - chance)
+    assert result == pytest.approx(expected)
 
 
 def test_one_wrong_quarter_by_hand() -> None:
@@ -69,17 +75,40 @@ def test_foreground_needs_more_than_half() -> None:
 def test_equals_scikit_learn_on_the_pixels() -> None:
     masks, pred = some_masks(5), some_labels(5)
     truth, label = [], []
+    every_truth, every_label = [], []
     for mask, grid in zip(masks, pred, strict=True):
         for y in range(SAMPLE):
             for x in range(SAMPLE):
                 down, right = (y + 0.5) / SAMPLE, (x + 0.5) / SAMPLE
                 part = mask[int(down * mask.shape[0]), int(right * mask.shape[1])]
+                name = grid[int(down * 14), int(right * 14)]
+                every_truth.append(part)
+                every_label.append(name)
                 if part:
                     truth.append(part)
-                    label.append(grid[int(down * 14), int(right * 14)])
+                    label.append(name)
     result = quality(pred, masks)
     assert result["nmi"] == pytest.approx(100 * normalized_mutual_info_score(truth, label))
     assert result["ari"] == pytest.approx(100 * adjusted_rand_score(truth, label))
+    assert result["nmi_all"] == pytest.approx(100 * normalized_mutual_info_score(every_truth, every_label))
+    assert result["ari_all"] == pytest.approx(100 * adjusted_rand_score(every_truth, every_label))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 9])
+@pytest.mark.parametrize("labels", [1, 3, 200])
+@pytest.mark.parametrize("points", [1, 2, 50, 5000])
+def test_agreement_is_scikit_learns(parts: int, labels: int, points: int) -> None:
+    rng = np.random.default_rng(points)
+    truth = rng.integers(0, parts, points).astype(np.uint8)
+    # Half of them follow the truth, so that there is something to agree on.
+    names = np.where(rng.random(points) < 0.5, truth * 7 % labels, rng.integers(0, labels, points)).astype(np.uint8)
+    expected = (normalized_mutual_info_score(truth, names), adjusted_rand_score(truth, names))
+    assert agreement(truth, names) == pytest.approx([100 * value for value in expected], abs=1e-9)
+
+
+def test_agreement_of_equal_partitions_is_whole() -> None:
+    one, each = np.zeros(5, np.uint8), np.arange(5)
+    assert agreement(one, one) == agreement(each, each[::-1].copy()) == (100, 100)
 
 
 def test_names_of_labels_do_not_matter() -> None:

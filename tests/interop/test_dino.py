@@ -1,5 +1,6 @@
 """The key map of DINO, iBOT and DINOv2."""
 
+import pytest
 import timm
 import torch
 
@@ -40,3 +41,27 @@ def test_registers_of_dinov2_are_read_as_timm_reads_them() -> None:
     assert dropped == ["mask_token"]
     assert torch.allclose(features.cls, tokens[:, 0], atol=1e-5)
     assert torch.allclose(features.patches, tokens[:, 5:], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@torch.no_grad()
+def test_the_gated_mlps_of_dinov2_are_read_as_timm_reads_them(chunked: bool) -> None:
+    """ViT-g of the release; in training scripts blocks stand in chunks, numbered through."""
+    options = {"img_size": 28, "patch_size": 7, "embed_dim": 48, "depth": 3, "num_heads": 2, "num_classes": 0}
+    by_timm = timm.create_model("vit_giant_patch14_dinov2", **options)
+    released = {name: torch.randn_like(tensor) * 0.3 for name, tensor in by_timm.state_dict().items()}
+    released = {name.replace("fc1", "w12").replace("fc2", "w3"): tensor for name, tensor in released.items()}
+    released["mask_token"] = torch.zeros(1, 48)
+    by_timm.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(dict(released), by_timm))
+    if chunked:
+        chunk = {"blocks.0.": "blocks.0.0.", "blocks.1.": "blocks.0.1.", "blocks.2.": "blocks.1.2."}
+        released = {chunk.get(name[:9], name[:9]) + name[9:]: tensor for name, tensor in released.items()}
+        assert "blocks.1.2.mlp.w12.weight" in released
+    images = torch.randn(2, 3, 28, 28)
+
+    kept, _ = dino.to_encoder(released)
+    features = encoder_from_weights(kept, num_heads=2)(images)
+
+    tokens = by_timm.eval().forward_features(images)
+    assert torch.allclose(features.cls, tokens[:, 0], atol=1e-5)
+    assert torch.allclose(features.patches, tokens[:, 1:], atol=1e-5)

@@ -1,5 +1,6 @@
 """Models of timm by name. The hub is out of reach here: weights come from a folder."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,37 @@ def test_a_folder_of_timm_is_read_with_its_preprocessing(tmp_path: Path) -> None
         assert encoder(torch.randn(1, 3, 48, 48)).patches.shape == (1, 36, 48)
 
 
+@torch.no_grad()
+def test_a_folder_of_dinov3_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {**SIZES, "patch_size": 8}
+    model = timm.create_model("vit_small_patch16_dinov3", **options, num_classes=5).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    timm.models.save_for_hf(model, str(tmp_path), model_args=options, safe_serialization=True)
+
+    with caplog.at_level(logging.INFO, "semmae"):
+        encoder = load_encoder(tmp_path)
+
+    assert (encoder.spec.image_size, encoder.spec.patch_size, encoder.width) == (32, 8, 48)
+    assert (encoder.spec.depth, encoder.spec.num_heads, encoder.spec.mlp_ratio) == (2, 3, 4)
+    for size in (32, 48):
+        images = torch.randn(2, 3, size, size)
+        tokens, features = model.forward_features(images), encoder(images)
+        assert torch.allclose(features.cls, tokens[:, 0], atol=1e-6)
+        assert torch.allclose(features.patches, tokens[:, 5:], atol=1e-6)
+    assert "dropped, not part of an encoder: head.weight, head.bias" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("test_convnext", "it is no Vision Transformer"),
         ("test_efficientnet", "it is no Vision Transformer"),
-        ("vit_small_patch16_dinov3", "Eva"),
+        ("vit_mediumd_patch16_rope_reg1_gap_256", "no class token"),
+        ("vit_small_patch16_18x2_224", "ParallelThingsBlock, have no plain attention"),
+        ("eva02_enormous_patch14_clip_224", "EvaBlockPostNorm, have no plain attention"),
+        ("vit_5b_patch16_sapiens2", "share keys"),
+        ("swin_tiny_patch4_window7_224", "SwinTransformer, neither VisionTransformer nor Eva"),
         ("vit_tiny_r_s16_p8_224", r"expected \(width, 3, p, p\)"),
         ("test_vit2", "no class token"),
         ("vit_tiny_patch16_24", 'did you mean "vit_tiny_patch16_224"'),

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -123,6 +124,14 @@ def test_an_encoder_with_registers_is_refused() -> None:
     encoder = wrap_vit(vit, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     with pytest.raises(ValueError, match="registers"):
+        MaskedAutoencoder(encoder, DecoderSpec(16, 1, 2))
+
+
+def test_an_encoder_with_rotary_positions_is_refused() -> None:
+    vit = Eva(32, 8, num_classes=0, embed_dim=24, depth=1, num_heads=2, use_rot_pos_emb=True, dynamic_img_size=True)
+    encoder = wrap_vit(vit, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    with pytest.raises(ValueError, match="rotary"):
         MaskedAutoencoder(encoder, DecoderSpec(16, 1, 2))
 
 

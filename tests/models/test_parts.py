@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from semmae.loading import load_encoder
-from semmae.losses import diversity_loss, reconstruction_loss
+from semmae.losses import diversity_loss, feature_loss, reconstruction_loss
 from semmae.models.parts import PartLearner, PartsSpec, StyleLayer
 from semmae.models.vit import Encoder, EncoderSpec, Features
 
@@ -39,7 +39,7 @@ def spec(**changes: object) -> PartsSpec:
 
 def head_logits(encoder: Encoder, features: Features) -> Tensor:
     """Class-to-patch logits (B, heads, L) of the last block, head by head through its own linear layer."""
-    attention = encoder.last_attention
+    attention = encoder.vit.blocks[-1].attn
     cls, patches = attention.qkv(features.cls), attention.qkv(features.patches)
     width, dim = encoder.width, encoder.width // attention.num_heads
     heads = []
@@ -354,6 +354,48 @@ def test_labels_are_the_strongest_of_the_upsampled_maps(features: Features, back
     chosen = maps.gather(1, labels.long()[:, None])[:, 0]
     assert (maps.amax(1) - chosen).max() < 1e-6
     assert len(labels.unique()) > 1
+
+
+@pytest.mark.parametrize("side", [1, 5, 7])
+def test_the_blur_is_binomial_and_keeps_what_is_flat(features: Features, side: int) -> None:
+    learner = PartLearner(spec(blur=side))
+
+    row = [math.comb(side - 1, k) / 2 ** (side - 1) for k in range(side)]
+    assert torch.allclose(learner.kernel, torch.outer(torch.tensor(row), torch.tensor(row)))
+    maps = learner.part_maps(features)
+    assert torch.allclose(maps.sum(1), torch.ones(2, 4, 4), atol=1e-5)
+    unblurred = PartLearner(spec(blur=1))
+    unblurred.load_state_dict(learner.state_dict())
+    assert (unblurred.part_maps(features).std() > maps.std()) == (side > 1)
+
+
+def test_normalised_over_the_patches_every_map_covers_as_much_as_the_others(features: Features) -> None:
+    learner = PartLearner(spec(normalise="patches", blur=1))
+
+    maps = learner.part_maps(features)
+
+    assert torch.allclose(maps.sum((2, 3)), torch.full((2, 4), 16 / 4), atol=1e-4)
+    logits = learner.attention(features.cls, features.patches)
+    assert torch.allclose(maps[:, 1:].flatten(2), logits.softmax(-1) * 4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("patch_size", "output", "side"), [(8, "half", 16), (8, "full", 32), (6, "full", 32)])
+def test_the_output_reaches_the_wanted_side(features: Features, patch_size: int, output: str, side: int) -> None:
+    learner = PartLearner(spec(patch_size=patch_size, output=output))
+
+    assert learner(features).reconstruction.shape == (2, 3, side, side)
+
+
+def test_features_are_rebuilt_on_the_patch_grid_from_the_maps(features: Features) -> None:
+    learner = PartLearner(spec(target="features"))
+
+    rebuilt = learner(features).reconstruction
+
+    assert rebuilt.shape == (2, 48, 4, 4)
+    swapped = Features(features.cls, torch.randn_like(features.patches))
+    assert not torch.allclose(learner(swapped).reconstruction, rebuilt)
+    feature_loss(rebuilt, features.patches).backward()
+    assert all(parameter.grad is not None for parameter in learner.decoder.parameters())
 
 
 def test_labels_are_named_in_the_order_of_the_maps() -> None:

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semmae.loading import load_encoder
+from semmae.models.blocks import ViT
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.models.weights import wrap_vit
 from semmae.patches import sincos_positions
@@ -54,40 +55,140 @@ def test_another_image_size_is_close_to_the_released_code(shared: Path) -> None:
     assert relative_error(encoder.attention(expected["images"]), expected["attention"][:, :, 0, 1:]) < 4e-2
 
 
-def attention_by_hand(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Class-to-patch attention from what passes the last block's layers in a plain forward."""
-    seen: dict[str, Tensor] = {}
-    attention = vit.blocks[-1].attn
-    layers = {"qkv": attention.qkv, "q": attention.q_norm, "k": attention.k_norm}
-    hooks = [
-        layer.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
-        for name, layer in layers.items()
-    ]
+def attention_of_timm(vit: ViT, images: Tensor) -> Tensor:
+    """Class-to-patch attention of every block, (blocks, B, heads, L): the softmax that timm's plain path computes."""
+    seen: list[Tensor] = []
+    hooks = []
+    for block in vit.blocks:
+        block.attn.fused_attn = False
+        hooks.append(block.attn.attn_drop.register_forward_hook(lambda _, __, softmax: seen.append(softmax)))
     vit.forward_features(images)
-    for hook in hooks:
+    for hook, block in zip(hooks, vit.blocks, strict=True):
         hook.remove()
-    rows = []
-    for head in range(attention.num_heads):
-        query, keys = seen["q"][:, head, 0], seen["k"][:, head]
-        logits = torch.einsum("bd,btd->bt", query, keys) / query.shape[-1] ** 0.5
-        rows.append(logits.exp() / logits.exp().sum(dim=1, keepdim=True))
-    return torch.stack(rows, dim=1)[:, :, vit.num_prefix_tokens :]
+        block.attn.fused_attn = True
+    return torch.stack(seen)[:, :, :, 0, vit.num_prefix_tokens :]
 
 
-@pytest.mark.parametrize("options", [{}, {"reg_tokens": 4, "no_embed_class": True}, {"qk_norm": True}])
+# Both families: registers, norms of queries and keys, no biases; rotary positions in halves, interleaved beside added
+# ones with queries, keys and values apart, and learned for every block; added ones with biases of Eva's own.
+FAMILIES = {
+    "vit_small_patch16_224": {},
+    "vit_small_patch14_reg4_dinov2": {},
+    "vit_tiny_patch16_224": {"qk_norm": True, "qkv_bias": False},
+    "vit_small_patch16_dinov3": {},
+    "vit_small_plus_patch16_dinov3_qkvb": {},
+    "eva02_tiny_patch14_224": {},
+    "vit_small_patch16_rope_mixed_ape_224": {},
+    "eva_giant_patch14_224": {},
+}
+ROTARY = ("dinov3", "eva02", "rope")
+
+
+def small_timm_model(name: str, **options: object) -> Encoder:
+    """A model of timm with every tensor drawn at random, so that no bias or scale is left out unnoticed."""
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 0}
+    vit = timm.create_model(name, **sizes | FAMILIES[name] | options, dynamic_img_size=True)
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return wrap_vit(vit, HALF, HALF).eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("size", [32, 48])
 @torch.no_grad()
-def test_attention_is_the_softmax_of_the_last_block(options: dict[str, object], size: int) -> None:
-    vit = VisionTransformer(32, 8, num_classes=0, embed_dim=24, depth=2, num_heads=2, dynamic_img_size=True, **options)
-    encoder = wrap_vit(vit, HALF, HALF).eval()
+def test_attention_is_the_softmax_of_timm_for_every_block_and_head(name: str, size: int) -> None:
+    encoder = small_timm_model(name)
     images = torch.randn(2, 3, size, size)
 
-    attention = encoder.attention(images)
+    every = encoder.attentions(images)
 
-    assert attention.shape == (2, 2, (size // 8) ** 2)
-    assert torch.allclose(attention, attention_by_hand(vit, images), atol=1e-6)
-    assert (attention > 0).all()
-    assert (attention.sum(-1) < 1).all()  # the class token attends to itself, and to registers
+    expected = attention_of_timm(encoder.vit, images)
+    assert every.shape == (3, 2, 3, (size // 8) ** 2)
+    assert torch.allclose(every, expected, atol=1e-6)
+    assert every.std(dim=-1).min() > 1e-4  # attention that looks somewhere: an even one would agree by chance
+    assert (every.sum(-1) < 1).all()  # the class token attends to itself, and to registers
+    assert torch.equal(encoder.attention(images), every[-1])
+    for block in range(-3, 3):
+        assert torch.equal(encoder.attention(images, block), every[block])
+
+
+@pytest.mark.parametrize("block", [3, -4])
+def test_a_block_that_is_not_there_is_refused(block: int) -> None:
+    with pytest.raises(ValueError, match=rf"block {block} of an encoder of 3; choose from -3 to 2"):
+        small_timm_model("vit_small_patch16_224").attention(torch.randn(1, 3, 32, 32), block)
+
+
+@torch.no_grad()
+def test_no_block_is_run_twice_nor_one_too_many() -> None:
+    encoder = small_timm_model("vit_small_patch16_dinov3")
+    ran: list[int] = []
+    for index, block in enumerate(encoder.vit.blocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    images = torch.randn(1, 3, 32, 32)
+
+    encoder.attention(images, 1)
+    assert ran == [0]
+    encoder.last_block_features(images)
+    assert ran == [0, 0, 1]
+    ran.clear()
+    encoder.attentions(images)
+    assert ran in ([0, 1], [0, 1, 2])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("size", [32, 48])
+@torch.no_grad()
+def test_features_are_those_of_timm(name: str, size: int) -> None:
+    encoder = small_timm_model(name)
+    vit, images = encoder.vit, torch.randn(2, 3, size, size)
+    entered: list[Tensor] = []
+    vit.blocks[-1].attn.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+
+    features, inputs = encoder(images), encoder.last_block_features(images)
+
+    tokens = vit.forward_features(images)
+    assert torch.equal(features.cls, tokens[:, 0])
+    assert torch.equal(features.patches, tokens[:, vit.num_prefix_tokens :])
+    assert torch.allclose(inputs.cls, entered[0][:, 0], atol=1e-6)
+    assert torch.allclose(inputs.patches, entered[0][:, vit.num_prefix_tokens :], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not any(kind in name for kind in ROTARY)])
+@torch.no_grad()
+def test_heads_are_linear_in_the_input_of_the_last_block(name: str) -> None:
+    encoder = small_timm_model(name, **({"qk_norm": False} if FAMILIES[name] else {}))
+    vit, images = encoder.vit, torch.randn(2, 3, 32, 32)
+    tokens: list[Tensor] = []
+    vit.blocks[-1].attn.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
+    encoder(images)
+
+    heads = encoder.last_heads()
+
+    query = torch.einsum("bc,hdc->bhd", tokens[0][:, 0], heads.query_weight) + heads.query_bias
+    keys = torch.einsum("btc,hdc->bhtd", tokens[0], heads.key_weight) + heads.key_bias[:, None]
+    logits = torch.einsum("bhd,bhtd->bht", query, keys) / 16**0.5
+    assert torch.allclose(
+        logits.softmax(-1)[:, :, vit.num_prefix_tokens :], attention_of_timm(vit, images)[-1], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [(name, "rotates its keys") for name in FAMILIES if any(kind in name for kind in ROTARY)]
+    + [("vit_tiny_patch16_224", "normalises its queries and keys")],
+)
+def test_heads_that_are_not_linear_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"{reason}.*; start the parts at random"):
+        small_timm_model(name).last_heads()
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize("call", ["forward", "attention", "attentions", "last_block_features"])
+def test_images_that_do_not_divide_into_patches_are_refused(name: str, call: str) -> None:
+    encoder = small_timm_model(name)
+
+    with pytest.raises(ValueError, match="images of 32×36 pixels do not divide into patches of 8; resize"):
+        getattr(encoder, call)(torch.randn(1, 3, 32, 36))
 
 
 @torch.no_grad()

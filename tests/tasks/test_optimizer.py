@@ -7,7 +7,7 @@ from torch import nn
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.tasks.optimizer import adamw_warmup_cosine
+from semmae.tasks.optimizer import adamw_warmup_cosine, set_weight_decay
 from semmae.tasks.schedules import warmup_cosine
 
 TINY = EncoderSpec(image_size=16, patch_size=8, width=24, depth=1, num_heads=3)
@@ -74,7 +74,7 @@ def test_a_part_learner_decays_no_bias() -> None:
     """Its queries' and keys' biases have a dimension for the part: they look like matrices."""
     found = decays(PartLearner(PartsSpec(width=24, patch_size=8, num_parts=3, head_dim=8, decoder_width=16)))
 
-    assert found["attention.query_weight"] == found["decoder.to_rgb.weight"] == 0.05
+    assert found["attention.query_weight"] == found["decoder.last.weight"] == 0.05
     assert found["background"] == 0.0
     assert {name: decay for name, decay in found.items() if name.endswith("bias") and decay} == {}
 
@@ -101,3 +101,14 @@ def test_the_rate_follows_the_schedule_in_every_group() -> None:
         optimizer.step()
         scheduler.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+def test_a_decay_that_begins_at_nothing_rises_where_it_belongs() -> None:
+    layer = nn.Linear(3, 2)
+    optimizer, _ = configure(layer, weight_decay=0.0)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
+
+    set_weight_decay(optimizer, 0.3)
+
+    decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decayed == {id(layer.weight): 0.3, id(layer.bias): 0.0}

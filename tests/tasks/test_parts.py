@@ -5,7 +5,8 @@ from pathlib import Path
 import tiny
 
 # A fixed seed on a CPU. A refactor leaves them as they are; an intended change says why beside the new ones.
-GOLDEN = [0.80542648, 0.833534, 0.83730429, 0.80432475, 0.69775313]
+# Agreement, its second view and its changes of colour came after the first release of these numbers.
+GOLDEN = [0.93197155, 1.09500253, 0.90177494, 0.86248744, 0.5631994]
 
 
 def test_the_first_losses_are_golden(whole_run: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import tiny
 
 # A fixed seed on a CPU. A refactor leaves them as they are; an intended change says why beside the new ones.
-GOLDEN = [2.02625155, 2.11826992, 2.03941679, 2.00245357, 2.01670885]
+# They change with the parts that the masks follow, and so with the teacher that these are learned from.
+GOLDEN = [2.02447486, 2.10805416, 2.04067063, 2.01750278, 2.01975846]
 
 
 def test_the_first_losses_are_golden(whole_run: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semmae.tasks.schedules import cosine, warmup_cosine
+from semmae.tasks.schedules import cosine, linear_warmup, warmup_cosine
 
 quick = settings(deadline=None, max_examples=80)
 
@@ -57,3 +57,10 @@ def test_a_momentum_rises_from_start_to_end() -> None:
     assert values[50] == pytest.approx(0.998)
     assert values[100] == pytest.approx(1.0)
     assert values == sorted(values)
+
+
+def test_a_temperature_rises_in_a_line_and_stays() -> None:
+    values = [linear_warmup(step, warmup=4, start=0.04, end=0.08) for step in range(7)]
+
+    assert values == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.08, 0.08, 0.08])
+    assert linear_warmup(0, warmup=0, start=0.04, end=0.08) == 0.08

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from semmae.commands.options import RunOptions, check_image_size
+from semmae.commands.options import RunOptions
 from semmae.commands.run import checked, run_folder, write_text
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
@@ -71,8 +71,7 @@ def knn(options: KnnOptions) -> Path:
 
 def open_encoder(options: FeatureOptions) -> Encoder:
     """The encoder of --encoder, frozen, for the image size asked for."""
-    encoder = load_encoder(options.encoder, num_heads=options.num_heads)
-    check_image_size(feature_size(options, encoder), encoder.patch_size)
+    encoder = load_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

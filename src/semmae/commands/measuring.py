@@ -2,25 +2,178 @@
 
 import json
 import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from semmae.commands.run import write_text
-from semmae.data.manifest import ImageSet
+from semmae.data.loaders import WholeDataset, make_loader
+from semmae.data.manifest import ImageSet, sample_rows
 from semmae.data.part_store import PartStore
-from semmae.evaluation.quality import compare, fixed_grid, read_masks
+from semmae.errors import UserError
+from semmae.evaluation.baselines import FIT_IMAGES, baseline_labels, fit_clusters, sample_tokens
+from semmae.evaluation.keypoints import Keypoints, keypoint_quality, read_keypoints
+from semmae.evaluation.quality import SAMPLE, Labels, find_masks, fixed_grid, load_masks, quality
+from semmae.models.vit import Encoder
+from semmae.page import Table
+from semmae.page import quality as quality_table
+from semmae.progress import Progress
+
+MOST_IMAGES = 2000  # measured unless told otherwise: enough for the first decimal of every figure
 
 _log = logging.getLogger("semmae")
 
+Scores = dict[str, dict[str, float]]  # method → figure → value
 
-def measure(store: PartStore, images: ImageSet, masks_dir: Path, path: Path) -> dict[str, dict[str, float]]:
-    """Part quality against true parts, beside a fixed grid and bands of as many cells; writes quality.json."""
-    rows, masks = read_masks(images.names, masks_dir)
-    grid = fixed_grid(store.num_labels, store.grid)
-    bands = fixed_grid(store.num_labels, store.grid, rows=store.num_labels)
-    table = compare({"learned": store.labels[rows], "grid": grid, "bands": bands}, masks)
-    rounded = {name: {key: round(value, 2) for key, value in row.items()} for name, row in table.items()}
-    write_text(path, json.dumps(rounded, indent=1) + "\n")
-    for name, row in rounded.items():
-        scores = f"NMI {row['nmi']:.1f}, ARI {row['ari']:.1f}, foreground IoU {row['foreground_iou']:.1f}"
-        _log.info("%s: %s (%d images with masks)", name, scores, len(masks))
-    return rounded
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of true parts, read and checked, and the images that are measured by it."""
+
+    rows: list[int]  # of the images measured, ascending
+    masked: list[int]  # indices into `rows` of those that have a mask
+    masks: list[Labels]  # of these, sampled
+    keypoints: Keypoints | None  # relative; their rows are indices into `rows`
+    protocol: dict[str, Any]  # what quality.json says of it
+
+
+def read_truth(
+    images: ImageSet, *, masks: Path | None, keypoints: Path | None = None, limit: int = MOST_IMAGES, seed: int = 0
+) -> Truth:
+    """Read and check true parts; to be called before anything long begins.
+
+    Args:
+        images: that are labelled.
+        masks: folder of masks, see `find_masks`.
+        keypoints: CSV file, see `read_keypoints`. One of the two at least.
+        limit: images with masks, and images with keypoints, that are measured at most.
+        seed: draws them.
+
+    Raises:
+        UserError: neither is given, or what is given cannot be used.
+    """
+    if masks is None and keypoints is None:
+        raise UserError("no true parts to measure against; give --masks or --keypoints")
+    found = find_masks(images.names, masks) if masks is not None else {}
+    points = None
+    if keypoints is not None:
+        points = read_keypoints(keypoints, images.names, skipped=[name for name, _ in images.manifest.skipped])
+    pointed = np.unique(points.rows).tolist() if points else []
+    rows = sorted({*_drawn(list(found), limit, seed), *_drawn(pointed, limit, seed)})
+    masked = [index for index, row in enumerate(rows) if row in found]
+    loaded = load_masks([found[rows[index]] for index in masked])
+    if masks is not None and not any(mask.any() for mask in loaded):
+        raise UserError(f"{masks}: none of {len(loaded)} masks has a foreground; 0 is background, 1 and more are parts")
+    protocol: dict[str, Any] = {"images": len(rows), "images_with_truth": len({*found, *pointed}), "seed": seed}
+    if masks is not None:
+        protocol |= {"masks": str(masks), "masks_measured": len(masked), "points_a_side": SAMPLE}
+    if points is not None:
+        points = _relative(points.of(rows), rows, images)
+        protocol |= {"keypoints": str(keypoints), "keypoints_measured": len(points)}
+    return Truth(rows, masked, loaded, points, protocol)
+
+
+def measure(
+    store: PartStore,
+    images: ImageSet,
+    encoder: Encoder | None,
+    truth: Truth,
+    path: Path,
+    *,
+    size: int,
+    batch_size: int,
+    workers: int,
+    seed: int,
+) -> Scores:
+    """Part quality beside all baselines, on the same images and points; writes quality.json, logs the table.
+
+    Args:
+        store: complete labels of `images`.
+        images: that are labelled.
+        encoder: frozen, the one the parts were learned from; where it lies is where it computes. None where
+            there is none: then nothing of an encoder's is compared.
+        truth: from `read_truth` of these images.
+        path: of quality.json.
+        size: pixels a side of the images the encoder sees, as for the labels.
+        batch_size: images at a time.
+        workers: processes that load images.
+        seed: of k-means.
+
+    Returns:
+        Method → figure → value, as in the file.
+    """
+    methods: dict[str, npt.NDArray[np.uint8]] = {"learned": store.labels[truth.rows]}
+
+    def loader(rows: Sequence[int]) -> Iterable[Mapping[str, Tensor]]:
+        return make_loader(WholeDataset(images, size), batch_size, sampler=rows, workers=workers)
+
+    protocol = truth.protocol | {"labels": store.num_labels, "grid": store.grid}
+    if encoder is not None:
+        fitted = _drawn(truth.rows, FIT_IMAGES, seed)
+        generator = torch.Generator().manual_seed(seed)
+        tokens = sample_tokens(encoder, loader(fitted), images=len(fitted), generator=generator)
+        centres = {name: fit_clusters(own, store.num_labels, seed) for name, own in tokens.items()}
+        methods |= baseline_labels(encoder, loader(truth.rows), centres, store.grid, images=len(truth.rows))
+        protocol |= {"heads": encoder.spec.num_heads, "kmeans_tokens": len(tokens["kmeans"])}
+    bands = min(store.num_labels, store.grid)
+    methods["grid"] = fixed_grid(min(store.num_labels, store.grid**2), store.grid)
+    methods["bands"] = fixed_grid(bands, store.grid, rows=bands)
+    scores = {name: _rounded(score(labels, truth)) for name, labels in methods.items()}
+    write_text(path, json.dumps({**scores, "protocol": protocol}, indent=1, ensure_ascii=False) + "\n")
+    _log.info("%s", summary(scores, truth))
+    return scores
+
+
+def score(labels: npt.NDArray[np.uint8], truth: Truth) -> dict[str, float]:
+    """Every figure of labels (N, G, G) of the rows of `truth`, or of one grid (G, G) for all of them."""
+    figures: dict[str, float] = {}
+    if truth.masks:
+        figures |= quality(labels if labels.ndim == 2 else labels[truth.masked], truth.masks)
+    if truth.keypoints is not None:
+        figures |= keypoint_quality(labels, truth.keypoints)
+    return figures
+
+
+def summary(scores: Scores, truth: Truth) -> str:
+    """The table of quality in plain text, the best of each column starred, and a verdict."""
+    shown = quality_table(scores)
+    assert shown is not None, "the learned parts at least were measured"
+    verdict, table = shown
+    title = f"Part quality on {len(truth.rows)} images (* best of its column)"
+    return "\n".join([title, *_lines(table), verdict])
+
+
+def _lines(table: Table) -> list[str]:
+    """Columns lined up: the first to the left, figures to the right, a star or its room behind each."""
+    cells = [[f"{name} " for name in table.header]]
+    for number, row in enumerate(table.rows):
+        cells.append([cell + ("*" if (number, column) in table.best else " ") for column, cell in enumerate(row)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in cells]
+
+
+def _relative(points: Keypoints, rows: Sequence[int], images: ImageSet) -> Keypoints:
+    """Keypoints as shares of their images, which are decoded for their sizes."""
+    with Progress(len(np.unique(points.rows)), label="sizes of images with keypoints") as progress:
+
+        def size_of(index: int) -> tuple[int, int]:
+            progress.update()
+            _, height, width = images.read(rows[index]).shape
+            return height, width
+
+        return points.relative(size_of, [images.names[row] for row in rows])
+
+
+def _drawn(rows: Sequence[int], limit: int, seed: int) -> list[int]:
+    """At most `limit` of the rows, ascending as they came."""
+    return [rows[index] for index in sample_rows(len(rows), limit, seed)]
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in figures.items()}

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,8 +20,21 @@ from semmae.errors import UserError, near
 Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 
-# What may differ between the first run and the one that resumes it: none of them changes the result.
-_FREE_ON_RESUME = {"resume", "overwrite", "workers", "config"}
+# Each of them goes on with the run in --out, by its own options.
+GOING_ON = ("resume", "labels_only", "quality_only")
+# What may differ between the first run and the one that resumes it: none of them changes weights or labels.
+_FREE_ON_RESUME = {
+    *GOING_ON,
+    "overwrite",
+    "workers",
+    "config",
+    "export_png",
+    "export_size",
+    "masks",
+    "keypoints",
+    "quality_images",
+    "knn_every",
+}
 
 OptionsT = TypeVar("OptionsT", bound="RunOptions")
 
@@ -72,6 +85,14 @@ class SizeOptions(TrainOptions):
     """Pixels a side of a patch."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PresetOptions:
+    """What verbs take that have named recipes."""
+
+    preset: str | None = None
+    """Recipe to begin with, by name; options given beside it, or in --config, win."""
+
+
 def check_values(options: object) -> None:
     """Check every field: of the declared kind, among the choices, within the limits.
 
@@ -95,13 +116,23 @@ _AT_LEAST = {
     "image_size": 8, "teacher_image_size": 8, "patch_size": 2, "batch_size": 1, "epochs": 1, "devices": 1, "workers": 0,
     "limit": 1, "grid": 2, "k": 1, "teacher_epochs": 1, "parts_epochs": 1, "seed": 0, "images": 1, "num_heads": 1,
     "decoder_width": 4, "decoder_depth": 1, "decoder_heads": 1, "lr": 0, "blr": 0, "weight_decay": 0, "gamma": 0,
-    "diversity": 0,
+    "diversity": 0, "weight_decay_end": 0, "local_crops": 0, "local_size": 1, "prototypes": 2, "head_width": 1,
+    "ibot": 0, "koleo": 0, "clip": 0, "knn_every": 0, "sample": 1, "blur": 1, "agreement": 0, "concentration": 0,
+    "total_variation": 0, "quality_images": 1,
 }  # fmt: skip
 _LIMITS: dict[str, tuple[float, float]] = {
     **{name: (low, _NO_LIMIT) for name, low in _AT_LEAST.items()},
     "num_parts": (1, 254),  # a label is one byte, one is the background, one means "not yet computed"
+    "hue": (0, 0.5),  # turns either way: half of one reaches every hue
     "warmup_share": (0, 1),
     "momentum": (0, 1),
+    "crop_scale": (0.05, 1),  # between them lie the local crops
+    "teacher_temp": (0.001, 1),
+    "warmup_teacher_temp": (0.001, 1),
+    "temp_warmup_share": (0, 1),
+    "frozen_share": (0, 1),
+    "mask_share": (0, 1),
+    "mask_spread": (0, 1),
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
@@ -143,12 +174,12 @@ def check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
         raise UserError(f"{flag(name)}: unknown {name.replace('_', ' ')} {value!r}{near(str(value), known)}")
 
 
-def check_image_size(image_size: int, patch_size: int) -> None:
-    """Refuse an image that does not divide into patches."""
+def check_image_size(image_size: int, patch_size: int, name: str = "image_size") -> None:
+    """Refuse an image that does not divide into patches; `name` is the option that told its size."""
     if image_size % patch_size:
         below = image_size - image_size % patch_size
         sizes = f"{below} or {below + patch_size}" if below else f"{patch_size}"
-        raise UserError(f"--image-size {image_size} is not divisible by the patch size {patch_size}; use {sizes}")
+        raise UserError(f"{flag(name)} {image_size} is not divisible by the patch size {patch_size}; use {sizes}")
 
 
 def flag(name: str) -> str:
@@ -160,8 +191,8 @@ def to_yaml(options: object) -> str:
     """Options as YAML that `read_config` reads; where to write and how to begin are not part of it."""
     values = dataclasses.asdict(options)  # type: ignore[call-overload]
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    for name in ("config", "resume", "overwrite"):
-        plain.pop(name)
+    for name in ("config", "overwrite", *GOING_ON):
+        plain.pop(name, None)
     return yaml.safe_dump(plain, sort_keys=False)
 
 
@@ -200,6 +231,11 @@ def _converted(value: Any, annotation: Any) -> Any:
     return value
 
 
+def goes_on(options: object) -> bool:
+    """Whether these options mean the run that is already in --out."""
+    return any(getattr(options, name, False) for name in GOING_ON)
+
+
 def resumed(options: OptionsT) -> OptionsT:
     """The options of the run in `options.out`, to go on with.
 
@@ -208,7 +244,8 @@ def resumed(options: OptionsT) -> OptionsT:
     """
     path = Path(options.out) / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{options.out}: no run to resume (no config.yaml); start it without --resume")
+        asked = next(flag(name) for name in GOING_ON if getattr(options, name, False))
+        raise UserError(f"{options.out}: no run to resume (no config.yaml); start it without {asked}")
     saved = read_config(path, type(options))
     for field in dataclasses.fields(options):
         given, was = getattr(options, field.name), saved.get(field.name, field.default)
@@ -232,12 +269,35 @@ def begun_with(kind: type[Any], out: Path | str | None) -> dict[str, Any]:
     return {name: "" for name in required if name != "out"}
 
 
-def as_kwargs(values: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
-    """Keyword arguments of a Python call for the dataclass `kind`, its paths and texts converted as declared."""
+def beneath(
+    kind: type[Any], given: Mapping[str, Any], preset: Callable[[str | None], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What lies beneath the options given: those of --config, or of the run to resume; beneath these a preset's.
+
+    Args:
+        kind: the dataclass of the verb's options.
+        given: what the user told: of it are read `config`, `out`, `preset` and those of `GOING_ON`.
+        preset: the options of a preset, by name; none for None.
+    """
+    told: dict[str, Any] = {}
+    if given.get("config"):
+        told = {**read_config(Path(given["config"]), kind), "config": Path(given["config"])}
+    elif any(map(given.get, GOING_ON)):
+        told = begun_with(kind, given.get("out"))
+    return {**preset(given.get("preset") or told.get("preset")), **told}
+
+
+def as_kwargs(
+    values: Mapping[str, Any], kind: type[Any], preset: Callable[[str | None], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Keyword arguments of a Python call for the dataclass `kind`, its paths and texts converted as declared.
+
+    `preset` is as for `beneath`.
+    """
     hints = typing.get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
             raise UserError(f"unknown option {name!r}{near(name, known)}")
     given = {name: _converted(value, hints[name]) for name, value in values.items()}
-    return {**begun_with(kind, given.get("out")), **given} if given.get("resume") else given
+    return {**beneath(kind, given, preset), **given}

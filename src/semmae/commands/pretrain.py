@@ -9,9 +9,9 @@ import torch
 
 from semmae.checkpoint import save_autoencoder, save_encoder
 from semmae.commands.options import SizeOptions, TrainOptions, check_image_size
-from semmae.commands.parts import PartsOptions, learn_parts, pictured_rows
-from semmae.commands.run import checked, run_folder
-from semmae.commands.teacher import TeacherOptions, train_teacher
+from semmae.commands.parts import PartsOptions, learn_parts
+from semmae.commands.run import UNFINISHED, checked, run_folder
+from semmae.commands.teacher import TeacherOptions, check_teacher, train_teacher
 from semmae.commands.training import fit_options, open_training_images, summarised, training_loader
 from semmae.data.crop import WHOLE, crop_parts
 from semmae.data.loaders import CropDataset, WholeDataset, denormalise, normalise
@@ -23,6 +23,7 @@ from semmae.loading import load_encoder
 from semmae.masking import num_hidden
 from semmae.models.mae import DECODERS, DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.part_samples import spread
 from semmae.patches import denormalize_patches, patchify, unpatchify
 from semmae.reporting import masks_picture, reconstructions_picture, write_report
 from semmae.tasks.pretrain import Masking, PretrainRecipe, PretrainTask, draw_mask
@@ -107,6 +108,8 @@ def check_recipe(options: PretrainOptions) -> None:
         raise UserError("--parts and --teacher exclude each other: parts are read, or learned; give one of them")
     if options.masks and (options.parts or options.masking == "random"):
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
+    if options.masking != "random" and not (options.parts or options.teacher):
+        check_teacher(teacher_stage(options))
 
 
 def load_teacher(options: PretrainOptions) -> Encoder | None:
@@ -124,7 +127,8 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
         return PartStore.open(options.parts, manifest_digest=images.digest)
     spec = options.teacher or str(own_teacher(options, images))
     epochs = options.parts_epochs or max(5, options.epochs // 8)
-    stage = stage_options(options, PartsOptions, "parts", epochs=epochs, teacher=spec)
+    own = {name: getattr(options, name) for name in ("num_heads", "num_parts", "masks")}
+    stage = stage_options(options, PartsOptions, "parts", epochs=epochs, teacher=spec, **own)
     if not (stage.resume and _is_complete(stage.out)):
         with run_folder(stage):
             learn_parts(stage, images, teacher or load_encoder(spec))
@@ -134,10 +138,7 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
 
 def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
     """Train an encoder on the images themselves inside `out`, unless an earlier start of this run has."""
-    epochs = options.teacher_epochs or max(1, options.epochs // 4)
-    size = options.teacher_image_size or options.image_size
-    own: dict[str, Any] = {"epochs": epochs, "image_size": size, "blr": TeacherOptions.blr}
-    stage = stage_options(options, TeacherOptions, "teacher", **own)
+    stage = teacher_stage(options)
     if not (stage.out / "encoder" / "config.json").exists():
         with run_folder(stage):
             train_teacher(stage, images)
@@ -145,17 +146,29 @@ def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
     return stage.out
 
 
+def teacher_stage(options: PretrainOptions) -> TeacherOptions:
+    """Options of the teacher that is trained inside `out`."""
+    epochs = options.teacher_epochs or max(1, options.epochs // 4)
+    size = options.teacher_image_size or options.image_size
+    return stage_options(options, TeacherOptions, "teacher", epochs=epochs, image_size=size)
+
+
 def stage_options(options: PretrainOptions, kind: type[StageT], name: str, **own: Any) -> StageT:
-    """Options of a stage that runs inside this one: what both know is handed down."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name in known}
+    """Options of a stage that runs inside this one.
+
+    What every training takes is handed down. Beyond that verbs have a rate, a decay, a mask, each a meaning of
+    its own: of these a stage keeps its defaults, but for `own`.
+    """
+    common = {field.name for field in dataclasses.fields(SizeOptions)}
+    known = common & {field.name for field in dataclasses.fields(kind)}
+    shared = {name: getattr(options, name) for name in known}
     out = options.out / name
     begun = options.resume and (out / "config.yaml").exists()
     return kind(**{**shared, "out": out, "resume": begun, "overwrite": False, "config": None, **own})
 
 
 def _is_complete(parts: Path) -> bool:
-    return (parts / "parts.json").exists() and (parts / "parts.png").exists()
+    return (parts / "parts.json").exists() and not (parts / UNFINISHED).exists()
 
 
 def train_autoencoder(options: PretrainOptions, images: ImageSet, store: PartStore | None) -> None:
@@ -208,7 +221,7 @@ def draw_masks(
     """masks.png, masks at five points of the schedule; reconstructions.png, at its first."""
     spec = mae.encoder.spec
     mae = mae.cpu().eval()
-    rows = pictured_rows(len(images), _PICTURED)
+    rows = spread(len(images), _PICTURED)
     # The same whole images as in the store, seen as one crop that keeps everything.
     whole = WholeDataset(images, spec.image_size)
     pixels = torch.stack([whole[row]["image"] for row in rows])

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from semmae.part_samples import FILE as SAMPLES
+from semmae.parts_page import write_parts_page
 from semmae.reporting import write_report
 
 
@@ -15,7 +17,8 @@ class ReportOptions:
 
 
 def report(options: ReportOptions) -> Path:
-    """Write report.html for a run: losses, learning rate, parts, masks, reconstructions."""
+    """Write report.html for a run: losses, learning rate, parts, masks, reconstructions; and its parts.html."""
     path = write_report(options.run)
-    print(path)
+    pages = [write_parts_page(folder) for folder in (options.run, options.run / "parts") if (folder / SAMPLES).exists()]
+    print("\n".join(map(str, [path, *pages])))
     return path

@@ -3,13 +3,14 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from semmae.checkpoint import read_json
 from semmae.commands.options import TrainOptions
 from semmae.commands.run import write_text
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
@@ -48,9 +49,25 @@ def fit_options(options: TrainOptions, out: Path, stage: str, epochs: int, clip:
 
 @contextmanager
 def summarised(out: Path, stage: str, images: ImageSet, **facts: Any) -> Iterator[None]:
-    """Write skipped.csv before, and summary.json after, one stage of a run; minutes add up over resumes."""
+    """Write skipped.csv before, and summary.json before and after, one stage of a run; minutes add up over resumes.
+
+    Raises:
+        UserError: the stage was begun with other images; so it is with every fact named `…_digest`.
+    """
     path, started = out / "summary.json", time.monotonic()
-    before = json.loads(path.read_text())["minutes"] if path.exists() else 0.0
+    facts = {"manifest": images.digest, **facts}
+    earlier = read_json(path) if path.exists() else {}
+    _check_unchanged(out, earlier, facts)
+    before = earlier.get("minutes", 0.0)
+    summary = {"stage": stage, "images": len(images), "skipped": len(images.manifest.skipped), **facts}
+
+    def write(finished: bool) -> None:
+        if is_rank_zero():
+            minutes = round(before + (time.monotonic() - started) / 60, 3)
+            text = json.dumps(summary | {"finished": finished, "minutes": minutes}, indent=1)
+            write_text(path, text + "\n")
+
+    write(finished=False)  # already now: a killed run, too, knows what it was begun with
     if is_rank_zero():
         write_skipped(images.manifest, out / "skipped.csv")
     finished = False
@@ -58,10 +75,15 @@ def summarised(out: Path, stage: str, images: ImageSet, **facts: Any) -> Iterato
         yield
         finished = True
     finally:
-        if is_rank_zero():
-            minutes = round(before + (time.monotonic() - started) / 60, 3)
-            summary = {
-                "stage": stage, "finished": finished, "minutes": minutes, "images": len(images),
-                "skipped": len(images.manifest.skipped), "manifest": images.digest, **facts,
-            }  # fmt: skip
-            write_text(path, json.dumps(summary, indent=1) + "\n")
+        write(finished)
+
+
+def _check_unchanged(out: Path, earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    digests = [name for name in facts if name == "manifest" or name.endswith("_digest")]
+    changed = [
+        f"{name.removesuffix('_digest')} {earlier[name]}, now {facts[name]}"
+        for name in digests
+        if name in earlier and earlier[name] != facts[name]
+    ]
+    if changed:
+        raise UserError(f"{out}: was begun with {'; '.join(changed)}; restore what has changed, or use another --out")

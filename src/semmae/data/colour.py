@@ -12,15 +12,19 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+HUE = 0.1  # turns of the colour circle, DINO's
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
-def jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """uint8 (3, S, S) → the same, changed by chance: colours (80 %), gray (20 %), blur (50 %)."""
+def jitter(image: Tensor, rng: np.random.Generator, most_hue: float = HUE) -> Tensor:
+    """uint8 (3, S, S) → the same, changed by chance: colours (80 %), gray (20 %), blur (50 %).
+
+    Hue turns by at most `most_hue` of the colour circle either way; half of it reaches every hue.
+    """
     change, gray, blur, sigma = rng.random(4).tolist()
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
     if change < 0.8:
-        image = shift_colours(image, 1 + 0.4 * brightness, 1 + 0.4 * contrast, 1 + 0.2 * saturation, 0.1 * hue)
+        image = shift_colours(image, 1 + 0.4 * brightness, 1 + 0.4 * contrast, 1 + 0.2 * saturation, most_hue * hue)
     if gray < 0.2:
         image = shift_colours(image, 1, 1, 0, 0)
     if blur < 0.5:

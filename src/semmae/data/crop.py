@@ -25,6 +25,11 @@ class Crop:
     width: float
     flip: bool
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Top, left, height, width, and 1 where flipped: a row of a tensor of crops."""
+        return (self.top, self.left, self.height, self.width, float(self.flip))
+
 
 WHOLE = Crop(0.0, 0.0, 1.0, 1.0, False)
 
@@ -89,3 +94,33 @@ def crop_parts(grid: np.ndarray | Tensor, crop: Crop, side: int) -> Tensor:
 def _cells(positions: np.ndarray, cells: int) -> Tensor:
     """The cell of a row of `cells` equal ones in which each position in [0, 1] lies."""
     return torch.from_numpy(np.clip(np.floor(positions * cells), 0, cells - 1).astype(np.int64))
+
+
+def matching_places(first: Tensor, second: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Where two crops of one image show the same places.
+
+    Args:
+        first: crops of a batch as `Crop.numbers`, (B, 5) float.
+        second: other crops of the same images, (B, 5).
+        side: places a side, spread evenly over what both crops show; where they share nothing, over the
+            border between them.
+
+    Returns:
+        The places in each crop's own coordinates, (B, side, side, 2) each, x before y, -1 to 1 from edge to
+        edge: what `torch.nn.functional.grid_sample(..., align_corners=False)` takes.
+    """
+    low = torch.maximum(first[:, :2], second[:, :2])  # (B, 2): top, left
+    high = torch.minimum(first[:, :2] + first[:, 2:4], second[:, :2] + second[:, 2:4])
+    steps = (torch.arange(side, device=first.device, dtype=first.dtype) + 0.5) / side
+    places = low[:, None] + (high - low)[:, None] * steps[:, None]  # (B, side, 2): of the image, y and x
+    return _inside(places, first), _inside(places, second)
+
+
+def _inside(places: Tensor, crops: Tensor) -> Tensor:
+    """Rows and columns of the image (B, side, 2) → the grid of their places in the crops (B, side, side, 2)."""
+    own = (places - crops[:, None, :2]) / crops[:, None, 2:4]  # (B, side, 2), 0 to 1
+    y, x = own.unbind(2)
+    x = torch.where(crops[:, 4:] > 0, 1 - x, x)
+    side = places.shape[1]
+    grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=3)
+    return 2 * grid - 1

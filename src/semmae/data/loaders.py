@@ -6,6 +6,7 @@ Images stay uint8 until `normalise`, which runs on the device.
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from semmae.data.colour import jitter
-from semmae.data.crop import WHOLE, crop_image, crop_parts, random_crop
+from semmae.data.colour import HUE, jitter
+from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, random_crop
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 
@@ -65,12 +66,22 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return replicas, rank
 
 
+@dataclass(frozen=True)
+class LocalCrops:
+    """Small crops beside the large ones (multi-crop: SwAV, arXiv 2006.09882; DINO)."""
+
+    count: int  # of each image
+    size: int  # pixels a side
+    scale: tuple[float, float]  # share of the image's area
+
+
 class CropDataset(Dataset[dict[str, Any]]):
     """Random crops for training.
 
-    Item: "images" uint8 (views, 3, size, size), each view its own crop; "row"; with `parts` (one view only),
-    "parts" int64 (side·side,), the part under the centre of each patch of the crop.
-    `colour` also changes the colours of each view.
+    Item: "images" uint8 (views, 3, size, size), each view its own crop; "crops" float (views, 5), these
+    crops as `Crop.numbers`; "row"; with `parts` (one view only), "parts" int64 (side·side,), the part under the
+    centre of each patch of the crop; with `local`, "local" uint8 (count, 3, local size, local size).
+    `colour` also changes the colours of each view, its hue by at most `hue` turns.
     """
 
     def __init__(
@@ -83,6 +94,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         parts: PartStore | None = None,
         side: int | None = None,
         colour: bool = False,
+        local: LocalCrops | None = None,
+        hue: float = HUE,
     ) -> None:
         if parts is not None and (views != 1 or side is None or parts.images != len(images)):
             raise ValueError(
@@ -90,7 +103,8 @@ class CropDataset(Dataset[dict[str, Any]]):
                 f"and the same images ({parts.images} labelled, {len(images)} given)"
             )
         self.images, self.size, self.views, self.scale, self.seed = images, size, views, scale, seed
-        self.parts, self.side, self.colour = parts, side, colour
+        self.parts, self.side, self.local = parts, side, local
+        self.colour, self.hue = colour, hue
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,14 +113,24 @@ class CropDataset(Dataset[dict[str, Any]]):
         epoch, row = _epoch_and_row(key)
         rng = np.random.default_rng((self.seed, epoch, row))
         image = self.images.read(row)
-        crops = [random_crop(image.shape[1], image.shape[2], rng, self.scale) for _ in range(self.views)]
-        views = [crop_image(image, crop, self.size) for crop in crops]
-        if self.colour:
-            views = [jitter(view, rng) for view in views]
-        item: dict[str, Any] = {"images": torch.stack(views), "row": row}
+        crops, views = self._cut(image, rng, self.views, self.size, self.scale)
+        boxes = torch.tensor([crop.numbers for crop in crops])
+        item: dict[str, Any] = {"images": views, "crops": boxes, "row": row}
         if self.parts is not None and self.side is not None:
             item["parts"] = crop_parts(self.parts.labels[row], crops[0], self.side)
+        if self.local is not None:
+            item["local"] = self._cut(image, rng, self.local.count, self.local.size, self.local.scale)[1]
         return item
+
+    def _cut(
+        self, image: Tensor, rng: np.random.Generator, count: int, size: int, scale: tuple[float, float]
+    ) -> tuple[list[Crop], Tensor]:
+        """So many random crops of an image, and what they show: uint8 (count, 3, size, size)."""
+        crops = [random_crop(image.shape[1], image.shape[2], rng, scale) for _ in range(count)]
+        views = [crop_image(image, crop, size) for crop in crops]
+        if self.colour:
+            views = [jitter(view, rng, self.hue) for view in views]
+        return crops, torch.stack(views)
 
 
 class WholeDataset(Dataset[dict[str, Any]]):

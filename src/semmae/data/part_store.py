@@ -1,7 +1,10 @@
 """Part labels on disk: `parts.npy` (uint8, images × grid × grid, memory-mapped) and `parts.json`.
 
 Row i belongs to line i of the image manifest, whose digest is kept: with other images, the store refuses.
-255 = not yet computed, so that labelling resumes where it stopped and several ranks may write disjoint rows.
+255 = not yet computed, so that labelling resumes where it stopped and several processes may write disjoint rows.
+
+What a killed process leaves behind is sound: `parts.npy` appears when all of it is 255, `parts.json` after it, and a
+row that was written in part still holds a 255, for no label is 255. Only a store marked complete is read.
 """
 
 import json
@@ -16,7 +19,8 @@ from semmae.errors import UserError
 
 UNKNOWN = 255
 _BLOCK = 65536  # rows looked at together when missing ones are sought
-_FIELDS = ("images", "grid", "label_names", "teacher_digest", "manifest_digest")
+# What labels depend on, and what a store begun earlier must agree in.
+_FIELDS = ("images", "grid", "label_names", "teacher_digest", "learner_digest", "manifest_digest")
 
 
 class PartStore:
@@ -28,6 +32,7 @@ class PartStore:
         self.grid: int = meta["grid"]
         self.label_names: list[str] = meta["label_names"]
         self.teacher_digest: str = meta["teacher_digest"]
+        self.learner_digest: str = meta["learner_digest"]
         self.manifest_digest: str = meta["manifest_digest"]
         self.extra: dict[str, Any] = meta["extra"]
         self.labels: np.memmap[Any, np.dtype[np.uint8]] = _map(self.path, "r+" if writable else "r")
@@ -46,28 +51,33 @@ class PartStore:
         label_names: list[str],
         teacher_digest: str,
         manifest_digest: str,
+        learner_digest: str = "",
         extra: dict[str, Any] | None = None,
     ) -> "PartStore":
-        """A store with no row computed; one begun with the same arguments is taken up again, rows kept."""
+        """A store with no row computed; one begun with the same arguments is taken up again, rows kept.
+
+        Raises:
+            UserError: one begun with others is there; every difference is named.
+        """
         if not 1 <= len(label_names) <= UNKNOWN:
             raise ValueError(f"{len(label_names)} labels do not fit one byte; 1 to {UNKNOWN} do")
         path = Path(path)
-        values = (images, grid, list(label_names), teacher_digest, manifest_digest)
+        values = (images, grid, list(label_names), teacher_digest, learner_digest, manifest_digest)
         meta = dict(zip(_FIELDS, values, strict=True)) | {"extra": extra or {}, "complete": False}
         if (path / "parts.json").exists():
             begun = _read_meta(path)
-            for name in _FIELDS:
-                if begun[name] != meta[name]:
-                    raise UserError(
-                        f"{path}: holds part labels with {name} {begun[name]}, not {meta[name]}; "
-                        "remove the folder or give another one"
-                    )
+            changed = [f"{name} {begun[name]}, not {meta[name]}" for name in _FIELDS if begun[name] != meta[name]]
+            if changed:
+                raise UserError(
+                    f"{path}: holds part labels with {'; '.join(changed)}; restore what has changed, write to another "
+                    "folder, or remove parts.json and parts.npy there"
+                )
             return cls(path, begun, writable=True)
         path.mkdir(parents=True, exist_ok=True)
         part = path / "parts.npy.tmp"
         labels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(images, grid, grid))
         labels[:] = UNKNOWN
-        labels.flush()
+        labels.flush()  # before the renaming: after a power failure no row may look written that is not
         os.replace(part, path / "parts.npy")
         _write_meta(path, meta)  # last: a store without it does not exist
         return cls(path, meta, writable=True)
@@ -95,6 +105,11 @@ class PartStore:
         return len(self.label_names)
 
     @property
+    def digests(self) -> dict[str, str]:
+        """What the labels were made from: teacher, learner, images."""
+        return {name: self._meta[name] for name in _FIELDS if name.endswith("_digest")}
+
+    @property
     def complete(self) -> bool:
         return bool(self._meta["complete"])
 
@@ -108,8 +123,14 @@ class PartStore:
     def missing(self) -> np.ndarray:
         """int64 rows that are not computed, or only in part."""
         blocks = range(0, self.images, _BLOCK)
-        found = [np.flatnonzero((self.labels[at : at + _BLOCK] == UNKNOWN).any((1, 2))) + at for at in blocks]
+        found = [np.flatnonzero(self.unfinished(slice(at, at + _BLOCK))) + at for at in blocks]
         return np.concatenate([*found, np.empty(0, np.int64)]).astype(np.int64)
+
+    def unfinished(self, rows: slice | Tensor) -> np.ndarray:
+        """bool: which of these rows are not computed, or only in part."""
+        labels = self.labels[rows.numpy() if isinstance(rows, Tensor) else rows]
+        found: np.ndarray = (np.asarray(labels) == UNKNOWN).any((1, 2))
+        return found
 
     def finish(self) -> None:
         """Mark the store complete (one process, when all have written)."""
@@ -138,6 +159,7 @@ def _map(path: Path, mode: str) -> Any:
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "parts.json").read_text(encoding="utf-8"))
+        meta = {"learner_digest": ""} | meta  # labels that were imported have no learner
         absent = [name for name in (*_FIELDS, "extra", "complete") if name not in meta]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: parts.json is damaged ({error}); label the images anew") from error
@@ -148,5 +170,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def _write_meta(path: Path, meta: dict[str, Any]) -> None:
     part = path / "parts.json.tmp"
-    part.write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+    with open(part, "w", encoding="utf-8") as file:
+        json.dump(meta, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path / "parts.json")

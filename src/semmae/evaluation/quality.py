@@ -4,20 +4,22 @@ Notable here:
 - every method is measured by the same function on nothing but its label grids, so that learned
   parts, attention heads, k-means and a fixed grid are compared alike;
 - all figures are invariant to renaming the labels;
+- NMI and ARI come from one table that counts how often a part meets a label: on millions of pixels
+  that is a hundred times as fast as handing the pixels to scikit-learn, and gives the same numbers;
 - `fixed_grid` is the trap: it knows nothing of the images, so what it scores is owed to position alone;
 - masks are compared at 64 x 64 points over the whole image, so that large images weigh no more than
   small ones and thousands of masks fit into memory.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import mutual_info_score
 
 from semmae.errors import UserError
 from semmae.progress import Progress
@@ -40,10 +42,13 @@ def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, 
     Returns:
         "nmi", "ari": normalised mutual information and adjusted Rand index over the foreground
             pixels of all images together, in percent. A label must mean the same in every image.
+            The protocol of Choudhury et al. (arXiv 2111.06349).
         "foreground_iou": in percent, over all pixels of all images, where a label counts as
             foreground when more than half of its pixels are.
         "parts_used": the exponential of the entropy of the labels' areas: 1 when one label covers
             everything, the number of labels when all are equally large.
+        "nmi_all", "ari_all": as the first two, over all pixels, with the background as one more
+            part. So PDiscoFormer (arXiv 2407.04538) measures on PartImageNet.
 
     Raises:
         UserError: labels are not all computed, or no mask has a foreground.
@@ -58,13 +63,57 @@ def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, 
     missing = int((labels == NOT_COMPUTED).any((1, 2)).sum())
     if missing:
         raise UserError(f"{missing} of {len(labels)} images have no part labels yet; finish them first")
-    parts, names = truth[foreground], labels[foreground]
+    nmi, ari = agreement(truth[foreground], labels[foreground])
+    nmi_all, ari_all = agreement(truth.ravel(), labels.ravel())
     return {
-        "nmi": 100 * float(normalized_mutual_info_score(parts, names)),
-        "ari": 100 * float(adjusted_rand_score(parts, names)),
+        "nmi": nmi,
+        "ari": ari,
         "foreground_iou": 100 * _foreground_iou(labels, foreground),
         "parts_used": _parts_used(labels),
+        "nmi_all": nmi_all,
+        "ari_all": ari_all,
     }
+
+
+def agreement(parts: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]]) -> tuple[float, float]:
+    """How well two namings of the same points agree, whatever the names.
+
+    Args:
+        parts: true parts of the points (n,), integers from 0 on.
+        labels: predicted labels of the same points (n,), integers from 0 on.
+
+    Returns:
+        NMI and ARI in percent: scikit-learn's `normalized_mutual_info_score` and `adjusted_rand_score`.
+    """
+    table = _meetings(parts, labels)
+    rows, columns = table.sum(1), table.sum(0)
+    # A variable's entropy is what it tells about itself.
+    shared, known, guessed = (
+        float(mutual_info_score(None, None, contingency=counts)) for counts in (table, np.diag(rows), np.diag(columns))
+    )
+    nmi = 2 * shared / (known + guessed) if known + guessed > 0 else 1.0
+    return 100 * nmi, 100 * _adjusted_rand(table)
+
+
+def _meetings(parts: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """How often each part meets each label, parts and labels that never occur left out."""
+    width = int(labels.max()) + 1
+    height = int(parts.max()) + 1
+    counts = np.bincount(parts.astype(np.int64) * width + labels, minlength=height * width).reshape(height, width)
+    table: npt.NDArray[np.int64] = counts[counts.any(1)][:, counts.any(0)]
+    return table
+
+
+def _adjusted_rand(table: npt.NDArray[np.int64]) -> float:
+    """The adjusted Rand index (Hubert & Arabie, 1985, equation 5) of a table of meetings."""
+    both, same_part, same_label, every = (
+        float(sum(math.comb(count, 2) for count in counts.ravel().tolist()))
+        for counts in (table, table.sum(1), table.sum(0), table.sum())
+    )
+    if same_part == same_label == both:
+        return 1.0  # the same partition, be it a single one or one of single points
+    chance = same_part * same_label / every
+    return (both - chance) / ((same_part + same_label) / 2 - chance)
 
 
 def compare(methods: Mapping[str, npt.ArrayLike], masks: Sequence[Labels] | Labels) -> dict[str, dict[str, float]]:
@@ -111,22 +160,30 @@ def fixed_grid(labels: int, grid: int, *, rows: int | None = None) -> Labels:
 def read_masks(
     names: Sequence[str], masks_dir: str | Path, *, size: int | None = SAMPLE
 ) -> tuple[list[int], list[Labels]]:
-    """The masks that belong to images.
+    """The masks that belong to images: `find_masks`, then `load_masks`.
+
+    Returns:
+        Rows: indices into `names` of the images that have a mask, ascending. Masks: (H, W) uint8 of
+        these, palette indices and grey levels as stored.
+    """
+    found = find_masks(names, masks_dir)
+    return list(found), load_masks(found.values(), size=size)
+
+
+def find_masks(names: Sequence[str], masks_dir: str | Path) -> dict[int, Path]:
+    """Which mask belongs to which image; none is read yet.
 
     Args:
         names: of the images, relative paths such as `val/0006.jpg`.
         masks_dir: holds 8-bit images of labels, 0 = background, in folders of any depth. A mask
             belongs to the image whose path without suffix agrees with its own in most trailing
             components, and at least in the last one.
-        size: points a side at which masks are sampled, enough for `quality`; None keeps every pixel.
 
     Returns:
-        Rows: indices into `names` of the images that have a mask, ascending. Masks: (H, W) uint8 of
-        these, palette indices and grey levels as stored.
+        Index into `names`, ascending → file of the mask.
 
     Raises:
-        UserError: no mask belongs to any image, it cannot be told which one does, or a mask is not
-            an image of 8-bit labels.
+        UserError: no mask belongs to any image, or it cannot be told which one does.
     """
     folder = Path(masks_dir)
     if not folder.is_dir():
@@ -139,14 +196,26 @@ def read_masks(
             f'no mask in "{folder}" belongs to any of the {len(names)} images; a mask bears the name of its '
             f'image, with .png (first image: "{first_name}"; first of {len(paths)} masks: "{first_path}")'
         )
-    rows = sorted(matches)
+    return {row: folder / matches[row] for row in sorted(matches)}
+
+
+def load_masks(paths: Collection[Path], *, size: int | None = SAMPLE) -> list[Labels]:
+    """Masks (H, W) uint8, palette indices and grey levels as stored.
+
+    Args:
+        paths: files of masks.
+        size: points a side at which masks are sampled, enough for `quality`; None keeps every pixel.
+
+    Raises:
+        UserError: a mask is not an image of 8-bit labels.
+    """
     masks: list[Labels] = []
-    with Progress(len(rows), "masks", "reading masks") as progress:
-        for row in rows:
-            mask = _read_mask(folder / matches[row])
+    with Progress(len(paths), "masks", "reading masks") as progress:
+        for path in paths:
+            mask = _read_mask(path)
             masks.append(mask if size is None else sample(mask, size))
             progress.update()
-    return rows, masks
+    return masks
 
 
 def _mask_paths(folder: Path) -> list[str]:

@@ -1,16 +1,19 @@
 """timm's models: by name with the weights of its hub, or as a flat state dict."""
 
 import difflib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor
 
 from semmae.errors import UserError, near
 from semmae.models.vit import Encoder
 from semmae.models.weights import wrap_vit
 
+_LOG = logging.getLogger("semmae")
 # What classifiers have beyond the encoder.
 _CLASSIFIER = ("head.", "head_dist.", "pre_logits.")
 
@@ -32,8 +35,9 @@ def load_named(name: str) -> Encoder:
     """
     if ":" not in name:
         _check_name(name)
-        # Refused before anything is downloaded.
-        _wrap(name, _create(name, pretrained=False))
+        # Refused before anything is downloaded, and without memory for what may be refused.
+        with torch.device("meta"):
+            _wrap(name, _create(name, pretrained=False))
     return _wrap(name, _create(name, pretrained=True)).eval()
 
 
@@ -51,6 +55,7 @@ def _create(name: str, pretrained: bool) -> Any:
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
         # Dropped afterwards: asked for a model without classifier, timm would not load strictly.
+        before = list(model.state_dict())
         model.reset_classifier(0)
     except TypeError as error:
         # Models of other families do not take dynamic_img_size.
@@ -64,6 +69,10 @@ def _create(name: str, pretrained: bool) -> Any:
             f"the weights of timm:{name} are not at hand ({reason}); download them once where the hub can be "
             "reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
         ) from error
+    left = model.state_dict()
+    dropped = [tensor for tensor in before if tensor not in left]
+    if pretrained and dropped:
+        _LOG.info("timm:%s: dropped, not part of an encoder: %s", name, ", ".join(dropped))
     return model
 
 

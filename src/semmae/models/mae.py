@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from semmae.losses import masked_pixel_loss
@@ -85,6 +85,8 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = decoder
         self.norm_pix_loss = norm_pix_loss
         vit = encoder.vit
+        if not isinstance(vit, VisionTransformer):
+            raise ValueError("the encoder has rotary positions, which MAE has not")
         if vit.num_prefix_tokens != 1 or vit.no_embed_class or not isinstance(vit.norm_pre, nn.Identity):
             raise ValueError("the encoder has registers, a pre-norm or no class position, which MAE has not")
         assert vit.pos_embed is not None

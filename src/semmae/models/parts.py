@@ -9,16 +9,14 @@ Notable here:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from math import comb
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from semmae.models.vit import Encoder, Features
-
-# The binomial kernel of width 3: a fixed low-pass filter over the patch grid.
-_BLUR = (0.25, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,24 @@ class PartsSpec:
     num_parts: int = 6
     background: bool = True  # one more label, 0, for what belongs to no part
     head_dim: int = 64  # channels of one part's query and key
-    decoder_width: int = 96
+    blur: int = 3  # cells a side of the low-pass kernel over the patch grid, odd; 1 = none
+    normalise: Literal["parts", "patches"] = "parts"  # what a label's share of a patch competes with
+    decoder_width: int = 96  # channels at the patch grid, halved at every doubling, at least 32
+    output: Literal["half", "full"] = "half"  # reconstruction's side: at least that of half the image, or of the image
+    target: Literal["pixels", "features"] = "pixels"  # what the decoder rebuilds
+
+    @property
+    def num_maps(self) -> int:
+        """Parts, and the background where there is one."""
+        return self.num_parts + self.background
+
+    @property
+    def doublings(self) -> int:
+        """How often the decoder doubles the patch grid; past the wanted side where a patch is no power of two."""
+        if self.target == "features":
+            return 0
+        to_full = (self.patch_size - 1).bit_length()
+        return to_full if self.output == "full" else max(1, to_full - 1)
 
     @property
     def label_names(self) -> list[str]:
@@ -40,7 +55,7 @@ class PartsSpec:
 
 
 class PartsOutput(NamedTuple):
-    """Maps (B, N or 1 + N, g, g), sum 1 at every patch; reconstruction (B, 3, s, s), normalised."""
+    """Maps (B, M, g, g), M = N or 1 + N; reconstruction (B, 3, s, s) normalised pixels, or (B, C, g, g) features."""
 
     maps: Tensor
     reconstruction: Tensor
@@ -79,59 +94,62 @@ class PartAttention(nn.Module):
         (our choice; the paper has as many parts as heads).
 
         Raises:
-            ValueError: the encoder normalises queries and keys, so that its logits are not linear.
+            ValueError: the encoder's logits are not linear in its patches (see `Encoder.last_heads`).
         """
-        attention = encoder.last_attention
-        if not isinstance(attention.q_norm, nn.Identity):
-            raise ValueError("the encoder normalises its queries and keys; start the parts at random")
-        heads = attention.num_heads
-        weight = attention.qkv.weight.reshape(3, heads, -1, self.key_weight.shape[2])
-        bias = torch.zeros(weight.shape[:3]) if attention.qkv.bias is None else attention.qkv.bias.reshape(3, heads, -1)
-        for part in range(len(self.key_weight)):
-            own = ((self.query_weight, weight[0]), (self.query_bias, bias[0]))
-            for parameter, source in (*own, (self.key_weight, weight[1]), (self.key_bias, bias[1])):
-                values = source[part % heads]
-                if part >= heads:
+        for own, heads in zip(
+            (self.query_weight, self.query_bias, self.key_weight, self.key_bias), encoder.last_heads(), strict=True
+        ):
+            for part in range(len(own)):
+                values = heads[part % len(heads)]
+                if part >= len(heads):
                     noise = torch.randn(values.shape, generator=generator).to(values)
                     values = values + 0.5 * values.std() * noise
-                parameter[part] = values
+                own[part] = values
 
 
 class StyleDecoder(nn.Module):
-    """Part maps → image: convolutions carry the layout, AdaIN the look (StyleGAN, arXiv 1812.04948)."""
+    """Part maps → image: convolutions carry the layout, AdaIN the look (StyleGAN, arXiv 1812.04948).
 
-    def __init__(self, num_maps: int, style_width: int, width: int, doublings: int) -> None:
+    Rebuilding the encoder's features instead, it stays on the patch grid: one layer that doubles nothing.
+    """
+
+    def __init__(self, spec: PartsSpec) -> None:
         super().__init__()
-        self.first = nn.Conv2d(num_maps, width, 3, padding=1)
+        width = spec.decoder_width
+        self.first = nn.Conv2d(spec.num_maps, width, 3, padding=1)
         self.layers = nn.ModuleList()
-        for _ in range(doublings):
+        for _ in range(spec.doublings):
             narrower = max(width // 2, 32)
-            self.layers.append(StyleLayer(width, narrower, style_width))
+            self.layers.append(StyleLayer(width, narrower, spec.width))
             width = narrower
-        self.to_rgb = nn.Conv2d(width, 3, 1)
+        if not spec.doublings:
+            self.layers.append(StyleLayer(width, width, spec.width, scale=1))
+        self.last = nn.Conv2d(width, 3 if spec.target == "pixels" else spec.width, 1)
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
-        """Maps (B, M, g, g) and style (B, C) → normalised pixels (B, 3, g·2^doublings, g·2^doublings)."""
+        """Maps (B, M, g, g), style (B, C) → (B, 3, s, s) with s = g·2^doublings, or features (B, C, g, g)."""
         features = functional.leaky_relu(self.first(maps), 0.2)
         for layer in self.layers:
             features = layer(features, style)
-        image: Tensor = self.to_rgb(features)
-        return image
+        rebuilt: Tensor = self.last(features)
+        return rebuilt
 
 
 class StyleLayer(nn.Module):
-    """Upsample ×2 → convolution → AdaIN → nonlinearity."""
+    """Upsample → convolution → AdaIN → nonlinearity."""
 
-    def __init__(self, width_in: int, width_out: int, style_width: int) -> None:
+    def __init__(self, width_in: int, width_out: int, style_width: int, scale: int = 2) -> None:
         super().__init__()
+        self.scale = scale
         self.convolution = nn.Conv2d(width_in, width_out, 3, padding=1)
         self.style = nn.Linear(style_width, 2 * width_out)
         nn.init.normal_(self.style.weight, std=0.02)
         nn.init.zeros_(self.style.bias)
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
-        """Features (B, W, s, s), style (B, C) → (B, W', 2s, 2s)."""
-        features = functional.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
+        """Features (B, W, s, s), style (B, C) → (B, W', scale·s, scale·s)."""
+        if self.scale > 1:
+            features = functional.interpolate(features, scale_factor=self.scale, mode="bilinear", align_corners=False)
         features = functional.instance_norm(self.convolution(features))
         scale, shift = self.style(style)[:, :, None, None].chunk(2, dim=1)
         return functional.leaky_relu(features * (1.0 + scale) + shift, 0.2)
@@ -155,13 +173,10 @@ class PartLearner(nn.Module):
         self.attention = PartAttention(spec.width, spec.num_parts, spec.head_dim)
         # Background is what the parts together turn away from: bias − scale · mean of their logits.
         self.background = nn.Parameter(torch.tensor([0.0, 1.0])) if spec.background else None
-        # Up to at least half the image's side, g·p/2; more where the patch size is no power of two.
-        doublings = max(1, (spec.patch_size - 1).bit_length() - 1)
-        self.decoder = StyleDecoder(len(spec.label_names), spec.width, spec.decoder_width, doublings)
+        self.decoder = StyleDecoder(spec)
         if encoder is not None:
             self.attention.start_from_heads(encoder, generator)
-        blur = torch.tensor(_BLUR)
-        self.register_buffer("kernel", torch.outer(blur, blur), persistent=False)
+        self.register_buffer("kernel", _binomial(spec.blur), persistent=False)
 
     def forward(self, features: Features) -> PartsOutput:
         """`Encoder.last_block_features` of a batch → maps and reconstruction."""
@@ -169,20 +184,27 @@ class PartLearner(nn.Module):
         return PartsOutput(maps, self.decoder(maps, features.cls))
 
     def part_maps(self, features: Features) -> Tensor:
-        """Soft parts of a batch: (B, N or 1 + N, g, g), background first, sum 1 at every patch."""
+        """Soft parts of a batch: (B, M, g, g), background first.
+
+        Normalised over the parts they sum to 1 at every patch; over the patches, each to L/M over the image.
+        """
         logits = self.attention(features.cls, features.patches)
         # A head's softmax runs over patches and ignores its mean; parts are compared at equal mean.
         logits = logits - logits.mean(-1, keepdim=True)
         if self.background is not None:
             bias, scale = self.background.to(logits.dtype)
             logits = torch.cat([bias - scale * logits.mean(1, keepdim=True), logits], dim=1)
-        side = int(logits.shape[2] ** 0.5)
-        return self._blur(logits.softmax(dim=1).unflatten(2, (side, side)))
+        count, length = logits.shape[1:]
+        over_parts = self.spec.normalise == "parts"
+        shares = logits.softmax(dim=1) if over_parts else logits.softmax(dim=2) * (length / count)
+        side = int(length**0.5)
+        return self._blur(shares.unflatten(2, (side, side)))
 
     def _blur(self, maps: Tensor) -> Tensor:
-        count = maps.shape[1]
-        kernel = self.kernel.to(maps.dtype).expand(count, 1, 3, 3)
-        return functional.conv2d(functional.pad(maps, (1, 1, 1, 1), mode="replicate"), kernel, groups=count)
+        margin, count = self.spec.blur // 2, maps.shape[1]
+        kernel = self.kernel.to(maps.dtype).expand(count, 1, -1, -1)
+        padded = functional.pad(maps, (margin,) * 4, mode="replicate")
+        return functional.conv2d(padded, kernel, groups=count)
 
     def labels(self, features: Features, grid: int) -> Tensor:
         """Hard parts of a batch on a grid × grid raster: uint8 (B, grid, grid).
@@ -192,3 +214,9 @@ class PartLearner(nn.Module):
         maps = self.part_maps(features)
         maps = functional.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
         return maps.argmax(dim=1).to(torch.uint8)
+
+
+def _binomial(side: int) -> Tensor:
+    """The (side, side) kernel of binomial coefficients, sum 1: the usual small low-pass filter."""
+    row = torch.tensor([float(comb(side - 1, k)) for k in range(side)]) / 2 ** (side - 1)
+    return torch.outer(row, row)

@@ -1,23 +1,25 @@
 """The encoder: a timm Vision Transformer behind one contract, images → `Features`.
 
 Notable here:
-- one class for every source (ours, MAE, DINO, iBOT, timm's hub), with timm's own tensor names, so
-  that an encoder written by this project loads in timm as it is;
+- one class for every source (ours, MAE, DINO, iBOT, Hugging Face, timm's hub), with timm's own tensor
+  names, so that an encoder written by this project loads in timm as it is; `blocks` knows timm's families;
 - any image size divisible by the patch size: positions are interpolated where the size differs from
   the one trained at;
 - `encode_visible` projects only the patches it is given: the encoder half of MAE;
-- the last block's queries and keys are reachable, for attention and for the part learner.
+- the attention of every block and head, and the weights of the last block's heads for the part learner.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from semmae.models.blocks import AnyBlock, HeadWeights, ViT, class_attention, embed, head_weights, is_rotary, run_block
 from semmae.patches import patchify, resize_positions, sincos_positions
 
 # name: (width, depth, heads)
@@ -66,10 +68,10 @@ class Encoder(nn.Module):
             MAE's initialisation.
     """
 
-    def __init__(self, spec: EncoderSpec, vit: VisionTransformer | None = None) -> None:
+    def __init__(self, spec: EncoderSpec, vit: ViT | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.vit = build_vit(spec) if vit is None else vit
+        self.vit: ViT = build_vit(spec) if vit is None else vit
 
     @property
     def patch_size(self) -> int:
@@ -81,51 +83,71 @@ class Encoder(nn.Module):
         """Channels of a token."""
         return self.spec.width
 
-    @property
-    def last_attention(self) -> Attention:
-        """The attention layer of the last block: `qkv`, `q_norm`, `k_norm`, `num_heads`."""
-        attention = self.vit.blocks[-1].attn
-        assert isinstance(attention, Attention)
-        return attention
-
     def forward(self, images: Tensor) -> Features:
         """Normalised images (B, 3, S, S), S any multiple of the patch size → `Features`."""
+        self._check_size(images)
         tokens: Tensor = self.vit.forward_features(images)
         return self._split(tokens)
 
     def last_block_features(self, images: Tensor) -> Features:
         """What the last block's heads look at: its layer-normed input, as `Features`. SemMAE's ĉ and f̂."""
-        return self._split(self._last_block_input(images))
+        block, tokens, _ = next(islice(self._blocks(images), self.spec.depth - 1, None))
+        return self._split(block.norm1(tokens))
+
+    def attention(self, images: Tensor, block: int = -1) -> Tensor:
+        """Class-to-patch attention of one block: (B, heads, L), softmax over all tokens.
+
+        A row sums to less than 1: the class token attends to itself too, and to registers.
+
+        Args:
+            images: normalised (B, 3, S, S).
+            block: which one, counted as Python counts; later ones are not run.
+
+        Raises:
+            ValueError: the encoder has fewer blocks.
+        """
+        depth = self.spec.depth
+        if not -depth <= block < depth:
+            raise ValueError(f"block {block} of an encoder of {depth}; choose from {-depth} to {depth - 1}")
+        found = next(islice(self._blocks(images), block % depth, None))
+        return class_attention(*found, self.vit.num_prefix_tokens)
+
+    def attentions(self, images: Tensor) -> Tensor:
+        """`attention` of every block in one pass: (blocks, B, heads, L)."""
+        prefix = self.vit.num_prefix_tokens
+        return torch.stack([class_attention(*found, prefix) for found in self._blocks(images)])
+
+    def last_heads(self) -> HeadWeights:
+        """Queries and keys of the last block's heads, linear in `last_block_features`.
+
+        Raises:
+            ValueError: the encoder normalises or rotates them, so that its logits are not linear.
+        """
+        block: AnyBlock = self.vit.blocks[-1]
+        if is_rotary(self.vit):
+            raise ValueError("the encoder rotates its keys by position; start the parts at random")
+        if not isinstance(block.attn.q_norm, nn.Identity):
+            raise ValueError("the encoder normalises its queries and keys; start the parts at random")
+        return head_weights(block)
+
+    def _blocks(self, images: Tensor) -> Iterator[tuple[AnyBlock, Tensor, Tensor | None]]:
+        """Every block, what enters it (B, prefix + L, C), and its rotary positions; run when the next is asked for."""
+        self._check_size(images)
+        tokens, rotary = embed(self.vit, images)
+        for block, positions in zip(self.vit.blocks, rotary, strict=True):
+            yield block, tokens, positions
+            tokens = run_block(block, tokens, positions)
+
+    def _check_size(self, images: Tensor) -> None:
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"images of {height}×{width} pixels do not divide into patches of {self.patch_size}; "
+                f"resize them to multiples of {self.patch_size}"
+            )
 
     def _split(self, tokens: Tensor) -> Features:
         return Features(tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :])
-
-    def attention(self, images: Tensor) -> Tensor:
-        """Class-to-patch attention of the last block: (B, heads, L), softmax over all tokens.
-
-        A row sums to less than 1: the class token attends to itself too.
-        """
-        queries, keys = self._last_queries_keys(self._last_block_input(images))
-        logits = queries[:, :, :1] @ keys.transpose(-2, -1)
-        return logits.softmax(-1)[:, :, 0, self.vit.num_prefix_tokens :]
-
-    def _last_block_input(self, images: Tensor) -> Tensor:
-        """Layer-normed input of the last block: (B, prefix + L, C)."""
-        vit = self.vit
-        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-        for block in vit.blocks[:-1]:
-            tokens = block(tokens)
-        last = vit.blocks[-1]
-        assert isinstance(last, Block)
-        normed: Tensor = last.norm1(tokens)
-        return normed
-
-    def _last_queries_keys(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled queries and keys of the last block, (B, heads, T, d) each, of its normed input (B, T, C)."""
-        attention = self.last_attention
-        batch, length, _ = tokens.shape
-        qkv = attention.qkv(tokens).reshape(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-        return attention.q_norm(qkv[0]) * attention.scale, attention.k_norm(qkv[1])
 
     def encode_visible(self, images: Tensor, visible: Tensor) -> Tensor:
         """Encode only some patches: the encoder half of MAE.
@@ -138,7 +160,7 @@ class Encoder(nn.Module):
             (B, 1 + V, C): class token, then patches in the order of `visible`; after the final norm.
         """
         vit = self.vit
-        assert vit.pos_embed is not None and vit.cls_token is not None
+        assert isinstance(vit, VisionTransformer) and vit.pos_embed is not None and vit.cls_token is not None
         # Gathered before the projection: three quarters of the patches are never multiplied.
         pixels = patchify(images, self.patch_size)
         chosen = pixels.gather(1, visible[:, :, None].expand(-1, -1, pixels.shape[2]))

@@ -3,19 +3,23 @@
 Notable here:
 - one function, `vit_arguments`, reads what a timm model must be built with off the names and shapes
   of its tensors; loading a foreign file and writing our own configuration both use it;
-- only the number of heads cannot be seen in the weights;
+- only the number of heads cannot be seen in the weights, nor the epsilon of the norms;
 - loading is strict: nothing is skipped, nothing is left at its initial value.
 """
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.layers.mlp import SwiGLUPacked
+from timm.layers.norm import LayerNorm
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from semmae.models.blocks import AnyBlock, check_readable
 from semmae.models.vit import Encoder, EncoderSpec
 
 State = Mapping[str, Tensor]
@@ -62,9 +66,18 @@ def vit_arguments(state: State, num_heads: int) -> dict[str, Any]:
     return arguments
 
 
+def has_swiglu(state: State) -> bool:
+    """Whether the MLPs are gated (DINOv2's ViT-g): their first layer makes gate and value at once."""
+    first, second = state["blocks.0.mlp.fc1.weight"], state["blocks.0.mlp.fc2.weight"]
+    return first.shape[0] == 2 * second.shape[1]
+
+
 def _check_is_vit(state: State) -> None:
     kernel = "patch_embed.proj.weight"
-    for name in (kernel, "cls_token", "pos_embed", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight"):
+    blocks = [f"blocks.0.{name}.weight" for name in ("norm1", "mlp.fc1", "mlp.fc2")]
+    for name in (kernel, "cls_token", "pos_embed", *blocks):
+        if name == "pos_embed" and name not in state and blocks[0] in state:
+            raise ValueError("no pos_embed: its positions are rotary (DINOv3), relative (BEiT) or none")
         if name not in state:
             found = ", ".join(list(state)[:3]) or "nothing"
             raise ValueError(f"no Vision Transformer with a class token: {name} is missing among {found}, …")
@@ -93,13 +106,17 @@ def encoder_from_weights(
     num_heads: int,
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+    norm_eps: float = 1e-6,
 ) -> Encoder:
     """The encoder, in eval mode, of tensors in timm's names; sizes are those of the tensors.
 
     Raises:
         ValueError: no such ViT, or tensors missing, unexpected or of another shape.
     """
-    vit = VisionTransformer(**vit_arguments(state, num_heads), weight_init="skip")
+    arguments = vit_arguments(state, num_heads)
+    if has_swiglu(state):
+        arguments |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+    vit = VisionTransformer(**arguments, norm_layer=partial(LayerNorm, eps=norm_eps), weight_init="skip")
     load_strictly(vit, state)
     return wrap_vit(vit, mean, std).eval()
 
@@ -110,26 +127,40 @@ def wrap_vit(vit: nn.Module, mean: tuple[float, float, float], std: tuple[float,
     Raises:
         ValueError: not a Vision Transformer of the kind whose tokens and attention `Encoder` can read.
     """
-    if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"its class in timm is {type(vit).__name__}, not VisionTransformer")
-    if vit.cls_token is None:
-        raise ValueError("the model has no class token")
-    last = vit.blocks[-1]
-    if type(last) is not Block or not isinstance(last.attn, Attention):
-        raise ValueError(f"its last block, a {type(last).__name__}, has no plain attention")
+    readable = check_readable(vit)
+    sizes = _eva_sizes(readable) if isinstance(readable, Eva) else _vit_sizes(readable)
+    return Encoder(EncoderSpec(**sizes, mean=mean, std=std), readable)
+
+
+def _vit_sizes(vit: VisionTransformer) -> dict[str, Any]:
+    last: AnyBlock = vit.blocks[-1]
     heads = last.attn.num_heads
     arguments = vit_arguments(vit.state_dict(), heads)
-    spec = EncoderSpec(
-        image_size=arguments["img_size"],
-        patch_size=arguments["patch_size"],
-        width=arguments["embed_dim"],
-        depth=arguments["depth"],
-        num_heads=heads,
-        mlp_ratio=arguments["mlp_ratio"],
-        mean=mean,
-        std=std,
-    )
-    return Encoder(spec, vit)
+    return {
+        "image_size": arguments["img_size"],
+        "patch_size": arguments["patch_size"],
+        "width": arguments["embed_dim"],
+        "depth": arguments["depth"],
+        "num_heads": heads,
+        "mlp_ratio": arguments["mlp_ratio"],
+    }
+
+
+def _eva_sizes(vit: Eva) -> dict[str, Any]:
+    """Sizes of a model that may have no positions among its tensors: its own options tell the grid."""
+    embed = vit.patch_embed
+    last: AnyBlock = vit.blocks[-1]
+    for name, sides in (("images", embed.img_size), ("patches", embed.patch_size)):
+        if sides[0] != sides[1]:
+            raise ValueError(f"its {name} are {sides[0]}×{sides[1]}, not square")
+    return {
+        "image_size": embed.img_size[0],
+        "patch_size": embed.patch_size[0],
+        "width": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": last.attn.num_heads,
+        "mlp_ratio": last.mlp.fc2.in_features / vit.embed_dim,
+    }
 
 
 def load_strictly(module: nn.Module, state: State) -> None:

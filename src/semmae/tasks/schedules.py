@@ -14,3 +14,8 @@ def warmup_cosine(step: int, *, total: int, warmup: int, start: float, end: floa
 def cosine(step: int, *, total: int, start: float, end: float) -> float:
     """Half a cosine from `start` to `end` over `total` steps."""
     return warmup_cosine(step, total=total, warmup=0, start=start, end=end)
+
+
+def linear_warmup(step: int, *, warmup: int, start: float, end: float) -> float:
+    """Linear from `start` to `end` over `warmup` steps, then `end`."""
+    return end if step >= warmup else start + (end - start) * step / warmup

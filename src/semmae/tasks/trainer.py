@@ -16,8 +16,9 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +26,17 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
+from semmae.tasks.checkpoints import BesideCheckpointIO
 
 LOG_EVERY = 10  # steps
 LAST = "last.ckpt"
+_PATIENCE = timedelta(days=7)  # that processes wait for each other
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 _LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -56,7 +60,21 @@ class FitOptions:
     clip: float | None = None  # norm of the gradient
 
 
-def fit(task: pl.LightningModule, loader: DataLoader[dict[str, Any]], options: FitOptions, resume: bool) -> None:
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure while training goes on: name → value, to stand among the metrics."""
+
+    measure: Callable[[], dict[str, float]]
+    every: int  # epochs; the last one is measured too
+
+
+def fit(
+    task: pl.LightningModule,
+    loader: DataLoader[dict[str, Any]],
+    options: FitOptions,
+    resume: bool,
+    evaluation: Evaluation | None = None,
+) -> None:
     """Train to the last epoch; with `resume` from `out/checkpoints/last.ckpt` on, if there is one.
 
     Raises:
@@ -72,12 +90,14 @@ def fit(task: pl.LightningModule, loader: DataLoader[dict[str, Any]], options: F
         trainer = pl.Trainer(
             accelerator="auto",
             devices=options.devices,
-            strategy="ddp" if options.devices > 1 else "auto",
+            # After training the first process may label images for hours, and the others wait for it.
+            strategy=DDPStrategy(timeout=_PATIENCE) if options.devices > 1 else "auto",
             precision=_LIGHTNING_PRECISION[resolve_precision(options.precision)],  # type: ignore[arg-type]
             max_epochs=options.epochs,
             gradient_clip_val=options.clip,
             logger=TensorBoardLogger(options.out, name="", version="tensorboard"),
-            callbacks=[Meter(options), keep],
+            callbacks=[Meter(options, evaluation), keep],
+            plugins=BesideCheckpointIO(),
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # the sampler deals rows to ranks itself
@@ -114,8 +134,9 @@ def resolve_precision(precision: Precision) -> Literal["float32", "bf16", "fp16"
 class Meter(pl.Callback):
     """Measures speed and data wait, checks and averages the loss, writes metrics and progress."""
 
-    def __init__(self, options: FitOptions) -> None:
+    def __init__(self, options: FitOptions, evaluation: Evaluation | None = None) -> None:
         self.options = options
+        self.evaluation = evaluation
         self._losses: list[Tensor] = []
         self._images = 0
         self._waited = 0.0
@@ -144,16 +165,27 @@ class Meter(pl.Callback):
         """Keep the loss on its device; every `LOG_EVERY` steps look at it."""
         self._losses.append(outputs["loss"].detach())
         self._images += len(batch["images"]) * trainer.world_size
-        if len(self._losses) == LOG_EVERY:
-            self._report(trainer)
+        if len(self._losses) >= LOG_EVERY and not trainer.is_last_batch:
+            self._report(trainer, {})
         self._mark = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Report the rest of the epoch, before the checkpoint callback saves anything."""
         if self._losses:
-            self._report(trainer)
+            self._report(trainer, self._evaluated(trainer))
 
-    def _report(self, trainer: pl.Trainer) -> None:
+    def _evaluated(self, trainer: pl.Trainer) -> dict[str, float]:
+        """What is measured after this epoch, in time that does not count as training."""
+        epoch = trainer.current_epoch + 1
+        due = self.evaluation is not None and (epoch % self.evaluation.every == 0 or epoch == self.options.epochs)
+        if self.evaluation is None or not due or not trainer.is_global_zero:
+            return {}
+        started = time.monotonic()
+        found = self.evaluation.measure()
+        self._since += time.monotonic() - started
+        return found
+
+    def _report(self, trainer: pl.Trainer, evaluated: Mapping[str, float]) -> None:
         losses = torch.stack(self._losses).float().tolist()
         first = trainer.global_step - len(losses)
         for offset, loss in enumerate(losses):
@@ -166,29 +198,31 @@ class Meter(pl.Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "images_per_s": self._images / elapsed,
             "data_wait": self._waited / elapsed,
+            **evaluated,
         }
         if trainer.is_global_zero:
-            self._write(trainer, metrics)
+            self._write(trainer, metrics, evaluated)
         self._losses.clear()
         self._restart_clock()
 
-    def _write(self, trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+    def _write(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         place = {"stage": self.options.stage, "step": trainer.global_step, "epoch": trainer.current_epoch}
         with (self.options.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({**place, **{name: round(value, 8) for name, value in metrics.items()}}) + "\n")
         if trainer.logger is not None:
             trainer.logger.log_metrics(dict(metrics), trainer.global_step)
-        self._show(trainer, metrics)
+        self._show(trainer, metrics, evaluated)
 
-    def _show(self, trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+    def _show(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         """One line: rewritten in place on a terminal, one an epoch elsewhere."""
         ended = trainer.global_step % int(trainer.num_training_batches) == 0
         if not (ended or sys.stderr.isatty()):
             return
         left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * self._seconds_a_step()
+        told = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())
         line = (
             f"{self.options.stage}: epoch {trainer.current_epoch + 1}/{self.options.epochs}, "
-            f"loss {metrics['loss']:.4f}, {metrics['images_per_s']:.0f} images/s, "
+            f"loss {metrics['loss']:.4f}, {told}{metrics['images_per_s']:.0f} images/s, "
             f"{metrics['data_wait']:.0%} waiting for data, {left / 60:.1f} min left"
         )
         sys.stderr.write(f"\r{line:<100}" + ("\n" if ended else "") if sys.stderr.isatty() else line + "\n")
@@ -213,11 +247,16 @@ def non_finite(loss: float, step: int, epoch: int, options: FitOptions) -> str:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop lines past `step` from metrics.jsonl: they were written after the checkpoint resumed from."""
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    if len(kept) == len(lines):
+    """Drop lines past `step` from metrics.jsonl: they were written after the checkpoint resumed from.
+
+    The last line may be half of one, where the process was killed as it wrote: it is dropped too.
+    """
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    kept = [line for line in whole.splitlines() if line.strip() and json.loads(line)["step"] <= step]
+    content = "".join(line + "\n" for line in kept)
+    if content == text:
         return
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.write_text(content)
     os.replace(temporary, path)

@@ -1,0 +1,212 @@
+"""How fast images are labelled beside the bare frozen forward pass, and how small and fast the store is.
+
+    python benchmarks/labelling.py [--images 192] [--rounds 7] [--precision auto]
+
+prints a line per measurement and, last, one JSON object; the same with command and machine is written to
+`benchmarks/results/labelling.json`. Random weights and noise as images: neither speed depends on them.
+
+- "preloaded": the same batches of decoded images through the bare encoder (`last_block_features` alone, pixels
+  normalised before) and through labelling (normalise, encoder, part maps, 28 × 28, argmax, store). The two take
+  turns, and the ratio is the median over rounds: other work on the machine slows both.
+  On a CPU the same ratio of processor time stands beside it.
+- "end to end": JPEG files of 256 × 256 pixels → labels in the store, beside the loader alone. Where the loader is
+  the slower one, more `--workers` or another machine make labelling faster, not this code.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from semmae.commands.label_blocks import Job, compute_labels, label_blocks, most_rows
+from semmae.data.loaders import WholeDataset, make_loader, normalise
+from semmae.data.manifest import ImageSet, build_manifest
+from semmae.data.part_store import PartStore
+from semmae.data.sources import open_source
+from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.tasks.trainer import resolve_precision
+
+RESULTS = Path(__file__).parent / "results" / "labelling.json"
+GRID = 28
+CASES = (("vit_small", 224, 16), ("vit_tiny", 112, 8))
+IMAGENET = 1_300_000
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=192, help="images in a round")
+    parser.add_argument("--rounds", type=int, default=7, help="turns that the two take; the median counts")
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bf16", "fp16"))
+    parser.add_argument("--workers", type=int, default=2, help="processes that load images, end to end")
+    options = parser.parse_args()
+    results: dict[str, Any] = {"precision": resolve_precision(options.precision)}
+    with tempfile.TemporaryDirectory() as folder:
+        for model, size, patch in CASES:
+            results[f"{model}_patch{patch}_{size}"] = throughput(model, size, patch, options, Path(folder))
+        results |= store_figures(Path(folder) / "large")
+    results["ratio"] = min(case["ratio"] for case in results.values() if isinstance(case, dict))
+    machine = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    command = shlex.join(["python", *sys.argv])
+    RESULTS.write_text(json.dumps({"command": command, "machine": machine, "results": results}, indent=1) + "\n")
+    print(json.dumps(results))
+
+
+def throughput(model: str, size: int, patch: int, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Images/s of the bare encoder and of labelling, preloaded; of the loader and of labelling, end to end."""
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec.named(model, size, patch)).eval().to(DEVICE)
+    spec = PartsSpec(encoder.width, patch, head_dim=encoder.width // encoder.spec.num_heads)
+    learner = PartLearner(spec, encoder).eval().to(DEVICE)
+    images = jpegs(folder / "jpegs", options.images)
+    count, block = len(images), min(options.images, most_rows())
+    store = PartStore.create(
+        folder / f"{model}{size}", images=count, grid=GRID, label_names=spec.label_names,
+        teacher_digest="t", manifest_digest=images.digest,
+    )  # fmt: skip
+    precision = resolve_precision(options.precision)
+    job = Job(store=store, images=images, size=size, block=block, precision=precision, workers=options.workers)
+    batches = [
+        (torch.arange(at, min(at + block, count)), torch.randint(256, (min(block, count - at), 3, size, size)).byte())
+        for at in range(0, count, block)
+    ]
+    threads = torch.get_num_threads()
+
+    def bare() -> None:
+        for pixels in normalised:
+            features(encoder, pixels, precision)
+
+    def preloaded() -> None:
+        for (rows, labels), _ in compute_labels(
+            iter(batches), encoder, learner, grid=GRID, precision=precision, threads=threads
+        ):
+            store.write(rows, labels)
+
+    def whole() -> None:
+        for _ in label_blocks(job, range(len(batches)), encoder, learner, threads=threads):
+            pass
+
+    def loader() -> None:
+        for _ in make_loader(WholeDataset(images, size), block, workers=options.workers):
+            pass
+
+    normalised = [normalise(batch.to(DEVICE), encoder.spec.mean, encoder.spec.std) for _, batch in batches]
+    rates = take_turns([bare, preloaded, loader, whole], count, options.rounds)
+    names = ("bare_images_per_s", "ours_images_per_s", "loader_images_per_s", "end_to_end_images_per_s")
+    figures = {name: _median([wall for wall, _ in rate]) for name, rate in zip(names, rates, strict=True)}
+    pairs = list(zip(rates[0], rates[1], strict=True))
+    figures["ratio"] = _median([ours[0] / theirs[0] for theirs, ours in pairs], 3)
+    if DEVICE.type == "cpu":
+        figures["processor_time_ratio"] = _median([ours[1] / theirs[1] for theirs, ours in pairs], 3)
+    print(f"{model}, {size} pixels, patch {patch}: {figures}", file=sys.stderr)
+    return figures
+
+
+@torch.inference_mode()
+def features(encoder: Encoder, pixels: Tensor, precision: str) -> None:
+    """The bare forward pass of one batch."""
+    dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    with torch.autocast(DEVICE.type, dtype, enabled=precision != "float32"):
+        encoder.last_block_features(pixels)
+
+
+def take_turns(works: list[Callable[[], None]], images: int, rounds: int) -> list[list[tuple[float, float]]]:
+    """Images per second, and per second of this process's processor time, of every work in every round.
+
+    Other work on the machine slows the first and hardly the second. One round before them does not count.
+    """
+    rates: list[list[tuple[float, float]]] = [[] for _ in works]
+    for turn in range(rounds + 1):
+        for work, found in zip(works, rates, strict=True):
+            began = time.perf_counter(), time.process_time()
+            work()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
+            if turn:
+                found.append((images / wall, images / processor))
+    return rates
+
+
+def _median(values: list[float], digits: int = 2) -> float:
+    return round(statistics.median(values), digits)
+
+
+def jpegs(folder: Path, count: int) -> ImageSet:
+    """So many JPEG files of smooth noise, of a photo's size in bytes."""
+    if not folder.exists():
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for number in range(count):
+            coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+            coarse.resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{number:04}.jpg", quality=90)
+    source = open_source(folder)
+    return ImageSet(source, build_manifest(source, workers=1, cache=None, progress=False))
+
+
+def store_figures(folder: Path) -> dict[str, float]:
+    """Size, time to open and time to read a random row of a store of as many rows as ImageNet has."""
+    # Made sparse: all labels 0, no block of the disk written, and read through the same pages as any file.
+    folder.mkdir()
+    header = np.lib.format.header_data_from_array_1_0(np.empty((0, GRID, GRID), np.uint8))
+    with open(folder / "parts.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (IMAGENET, GRID, GRID)})
+        file.truncate(file.tell() + IMAGENET * GRID * GRID)
+    meta = {
+        "images": IMAGENET, "grid": GRID, "label_names": [f"part {number}" for number in range(7)],
+        "teacher_digest": "0" * 64, "learner_digest": "0" * 64, "manifest_digest": "0" * 64,
+        "extra": {}, "complete": True,
+    }  # fmt: skip
+    (folder / "parts.json").write_text(json.dumps(meta))
+    opened = [_seconds(lambda: PartStore.open(folder)) for _ in range(20)]
+    store = PartStore.open(folder)
+    rows = np.random.default_rng(0).integers(0, IMAGENET, 20_000).tolist()
+    read = [_seconds(lambda row=row: np.array(store.labels[row])) for row in rows]
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return {
+        "store_bytes_per_image": round(size / IMAGENET, 2),
+        "store_open_ms": round(1e3 * statistics.median(opened), 2),
+        "store_open_slowest_ms": round(1e3 * max(opened), 2),
+        "row_read_median_us": round(1e6 * statistics.median(read), 2),
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

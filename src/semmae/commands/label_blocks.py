@@ -1,0 +1,159 @@
+"""Blocks of images → their labels in the store: what one process does.
+
+On a CPU every block is computed by one thread and several blocks at once: as fast as one block by several
+threads, and how a sum is split over threads cannot change a label. On a GPU two threads take turns, so that
+it computes one block while the labels of the last are fetched.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semmae.data.loaders import WholeDataset, make_loader, normalise
+from semmae.data.manifest import ImageSet
+from semmae.data.part_store import PartStore
+from semmae.models.parts import PartLearner
+from semmae.models.vit import Encoder
+
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GPU_THREADS = 2
+
+
+def most_rows() -> int:
+    """Images in a block at most: enough to fill a GPU, few enough that each core can hold a block."""
+    return 256 if torch.cuda.is_available() else 32
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be labelled, and how; picklable."""
+
+    store: PartStore
+    images: ImageSet
+    size: int  # pixels a side that images are stretched to
+    block: int  # rows computed together
+    precision: Literal["float32", "bf16", "fp16"]
+    workers: int  # processes that load images
+
+    def rows(self, block: int) -> range:
+        """The rows of a block; the last one may be short."""
+        return range(block * self.block, min((block + 1) * self.block, len(self.images)))
+
+    def unfinished(self) -> list[int]:
+        """Blocks with a row that is not computed, ascending. Such a block is computed anew as a whole: the
+        shape of a batch may change the last bits of its sums, and with them a label.
+        """
+        blocks: list[int] = np.unique(self.store.missing() // self.block).tolist()
+        return blocks
+
+
+def label_blocks(
+    job: Job,
+    blocks: Sequence[int],
+    encoder: Encoder,
+    learner: PartLearner,
+    *,
+    threads: int,
+    device: torch.device | None = None,
+) -> Iterator[tuple[int, float]]:
+    """Compute and store the labels of blocks; after each, tells (its rows, seconds waited for images).
+
+    `threads` blocks at once, on a CPU.
+    """
+    rows = [row for block in blocks for row in job.rows(block)]
+    # Only the last block of all is short, and it comes last: batches of the loader are the blocks.
+    loader = make_loader(WholeDataset(job.images, job.size), job.block, sampler=rows, workers=job.workers)
+    for (at, labels), waited in compute_labels(
+        ((batch["row"], batch["image"]) for batch in loader),
+        encoder,
+        learner,
+        grid=job.store.grid,
+        precision=job.precision,
+        threads=threads,
+        device=device,
+    ):
+        left = torch.from_numpy(job.store.unfinished(at))
+        job.store.write(at[left], labels[left])
+        yield len(at), waited
+
+
+def compute_labels(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    encoder: Encoder,
+    learner: PartLearner,
+    *,
+    grid: int,
+    precision: Literal["float32", "bf16", "fp16"],
+    threads: int,
+    device: torch.device | None = None,
+) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
+    """(Rows (B,), images uint8 (B, 3, S, S)) → (rows, labels uint8 (B, grid, grid)), seconds waited; in order."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = threads if device.type == "cpu" else _GPU_THREADS
+    compute = partial(
+        _labels,
+        encoder=encoder.to(device).eval(),
+        learner=learner.to(device).eval(),
+        grid=grid,
+        dtype=_DTYPES[precision],
+        device=device,
+    )
+    pending: deque[tuple[Tensor, Future[Tensor], float]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    with _one_thread_an_operation():
+        try:
+            for (rows, images), waited in _timed(batches):
+                pending.append((rows, pool.submit(compute, images), waited))
+                if len(pending) > threads:
+                    yield _oldest(pending)
+            while pending:
+                yield _oldest(pending)
+        finally:  # also when the reader stops or Ctrl-C is pressed: nothing more is begun
+            pool.shutdown(cancel_futures=True)
+
+
+def _oldest(pending: deque[tuple[Tensor, Future[Tensor], float]]) -> tuple[tuple[Tensor, Tensor], float]:
+    rows, labels, waited = pending.popleft()
+    return (rows, labels.result()), waited
+
+
+# Inference mode and autocast belong to a thread: entered here, in the one that computes.
+@torch.inference_mode()
+def _labels(
+    images: Tensor, encoder: Encoder, learner: PartLearner, grid: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    pixels = normalise(images.to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        labels = learner.labels(encoder.last_block_features(pixels), grid)
+    return labels.cpu()
+
+
+def _timed(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
+    """Every batch with the seconds until it came."""
+    iterator = iter(batches)
+    while True:
+        asked = time.monotonic()
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        yield batch, time.monotonic() - asked
+
+
+@contextmanager
+def _one_thread_an_operation() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,186 @@
+"""Part quality at keypoints: how well the labels under named points agree with their names.
+
+The protocol by which PDiscoFormer (arXiv 2407.04538) measures on CUB, and Choudhury et al. (arXiv 2111.06349)
+before it: every visible keypoint of every test image is one point; its true part is its name, its
+predicted part the label at its place, background among them; NMI and ARI over all points together. They
+take the label from maps upsampled to the image's size; here it is the label of the stored grid's cell
+that holds the keypoint, since that is what masks are drawn from.
+"""
+
+import csv
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from semmae.errors import UserError, near
+from semmae.evaluation.quality import NOT_COMPUTED, agreement
+
+_COLUMNS = ("image", "part", "x", "y")
+_VISIBLE = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+
+
+@dataclass(frozen=True)
+class Keypoints:
+    """Visible keypoints of some images, one entry a point."""
+
+    part_names: tuple[str, ...]
+    rows: npt.NDArray[np.int64]  # (K,) index of the image
+    parts: npt.NDArray[np.int64]  # (K,) index into part_names
+    places: npt.NDArray[np.float64]  # (K, 2) x and y: in pixels as read, in 0 to 1 when `relative`
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, rows: Sequence[int]) -> "Keypoints":
+        """The keypoints of the images `rows`, ascending, their index now that into `rows`."""
+        known = np.asarray(rows, dtype=np.int64)
+        kept = np.isin(self.rows, known)
+        indices = np.searchsorted(known, self.rows[kept])
+        return replace(self, rows=indices, parts=self.parts[kept], places=self.places[kept])
+
+    def relative(self, size_of: Callable[[int], tuple[int, int]], names: Sequence[str]) -> "Keypoints":
+        """Places as shares of the image's width and height.
+
+        Args:
+            size_of: height and width of an image, by its row; asked once an image.
+            names: of the images, for errors.
+
+        Raises:
+            UserError: a keypoint lies outside its image.
+        """
+        images, which = np.unique(self.rows, return_inverse=True)
+        heights, widths = np.array([size_of(row) for row in images.tolist()]).reshape(-1, 2)[which].T
+        sizes = np.stack([widths, heights], axis=1)
+        inside = ((self.places >= 0) & (self.places <= sizes)).all(1)  # so written, NaN is outside too
+        if not inside.all():
+            at = int(np.argmin(inside))
+            x, y = self.places[at].tolist()
+            raise UserError(
+                f'keypoint "{self.part_names[self.parts[at]]}" of "{names[self.rows[at]]}" at x {x:g}, y {y:g} lies '
+                f"outside the image, {widths[at]} x {heights[at]} pixels; give x and y in its pixels, or visible 0"
+            )
+        return replace(self, places=self.places / sizes)
+
+
+class _Line(NamedTuple):
+    """One line of the file, visible or not."""
+
+    number: int
+    image: str
+    part: str
+    x: str
+    y: str
+    visible: bool
+
+
+def read_keypoints(path: str | Path, names: Sequence[str], *, skipped: Collection[str] = ()) -> Keypoints:
+    """The visible keypoints of a CSV file.
+
+    Args:
+        path: with a header; columns image (a name of `names`), part (any text), x and y in pixels of the
+            image from its top left corner, and, where not all are visible, visible (1 or 0); others are
+            not read. Of keypoints that are not visible x and y are not read either.
+        names: of the images, relative paths such as `val/0006.jpg`; their index is the row.
+        skipped: of images that could not be read: their keypoints are left out.
+
+    Raises:
+        UserError: a column lacks, a value is none, an image is not among `names`, a keypoint is told
+            twice, none is visible.
+    """
+    path = Path(path)
+    row_of = {name: row for row, name in enumerate(names)}
+    left_out = frozenset(skipped)
+    first: dict[tuple[str, str], int] = {}
+    points: list[tuple[int, str, float, float]] = []
+    for line in _read_lines(path):
+        place = f"{path}, line {line.number}"
+        earlier = first.setdefault((line.image, line.part), line.number)
+        if earlier != line.number:
+            told = f'keypoint "{line.part}" of "{line.image}"'
+            raise UserError(f"{place}: {told} was told in line {earlier} already; keep one of the two")
+        if line.image in left_out:
+            continue
+        if line.image not in row_of:
+            raise _unknown(place, line.image, names)
+        if line.visible:
+            points.append((row_of[line.image], line.part, _number(place, "x", line.x), _number(place, "y", line.y)))
+    if not points:
+        raise UserError(f"{path}: no keypoint is visible; there must be one at least, with visible 1")
+    part_names = tuple(sorted({part for _, part, _, _ in points}))
+    part_of = {part: index for index, part in enumerate(part_names)}
+    return Keypoints(
+        part_names,
+        rows=np.array([row for row, _, _, _ in points], dtype=np.int64),
+        parts=np.array([part_of[part] for _, part, _, _ in points], dtype=np.int64),
+        places=np.array([(x, y) for _, _, x, y in points], dtype=np.float64),
+    )
+
+
+def keypoint_quality(pred: npt.ArrayLike, keypoints: Keypoints) -> dict[str, float]:
+    """Compare the labels at keypoints with their names.
+
+    Args:
+        pred: labels, integers in 0 to 254, (N, G, G) over the whole image; or (G, G), one for all images.
+        keypoints: of these N images, `relative`.
+
+    Returns:
+        "keypoint_nmi", "keypoint_ari": in percent, over all keypoints together.
+
+    Raises:
+        UserError: labels are not all computed.
+    """
+    grids: npt.NDArray[np.integer[Any]] = np.asarray(pred)
+    side = grids.shape[-1]
+    columns, rows = np.minimum((keypoints.places * side).astype(np.int64), side - 1).T
+    labels = grids[rows, columns] if grids.ndim == 2 else grids[keypoints.rows, rows, columns]
+    missing = int((labels == NOT_COMPUTED).sum())
+    if missing:
+        raise UserError(f"{missing} of {len(labels)} keypoints lie where no part labels are yet; finish them first")
+    nmi, ari = agreement(keypoints.parts, labels)
+    return {"keypoint_nmi": nmi, "keypoint_ari": ari}
+
+
+def _read_lines(path: Path) -> Iterator[_Line]:
+    """Every line of the file that is not empty."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True, restval="", skipinitialspace=True)
+            header = list(reader.fieldnames or ())
+            absent = [name for name in _COLUMNS if name not in header]
+            if absent:
+                raise UserError(
+                    f"{path}: no column {' and '.join(absent)} (columns: {', '.join(header) or 'none'}); "
+                    "the first line must name image, part, x, y and, if need be, visible"
+                )
+            for values in reader:
+                image, part, x, y = (values[name].strip() for name in _COLUMNS)
+                visible = _visible(f"{path}, line {reader.line_num}", values.get("visible", "1").strip())
+                yield _Line(reader.line_num, image, part, x, y, visible)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; give a CSV file of keypoints") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not CSV ({error}); give columns image, part, x, y, visible in UTF-8") from error
+
+
+def _visible(place: str, text: str) -> bool:
+    if text.lower() not in _VISIBLE:
+        raise UserError(f'{place}: visible "{text}"; write 1 for a visible keypoint, 0 for a hidden one')
+    return _VISIBLE[text.lower()]
+
+
+def _number(place: str, column: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f'{place}: {column} "{text}" is not a number; give pixels, or visible 0') from error
+
+
+def _unknown(place: str, image: str, names: Sequence[str]) -> UserError:
+    tail = image.rpartition("/")[2]
+    alike = [name for name in names if name.rpartition("/")[2] == tail]
+    hint = near(image, alike) if alike else f' (the first is "{next(iter(names), "none")}")'
+    return UserError(f'{place}: "{image}" is not among the {len(names)} images{hint}; mend or remove its lines')

@@ -1,0 +1,121 @@
+"""timm's Vision Transformers block by block: what differs between its two families, answered once.
+
+`VisionTransformer` (ViT, DINO, DINOv2, MAE, supervised …) adds positions to the tokens; `Eva` (DINOv3, EVA-02 …)
+may rotate queries and keys by position instead, which its blocks must be told, and stores biases otherwise.
+Elsewhere the family matters only where sizes are read off a model, and where one of the two is refused.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+ViT = VisionTransformer | Eva
+# What one class of blocks has and another lacks is no attribute to the type checker.
+AnyBlock = Any
+
+
+class HeadWeights(NamedTuple):
+    """Queries and keys of one block's heads: weights (heads, d, C), biases (heads, d)."""
+
+    query_weight: Tensor
+    query_bias: Tensor
+    key_weight: Tensor
+    key_bias: Tensor
+
+
+def check_readable(vit: nn.Module) -> ViT:
+    """The model itself, if its tokens and the attention of every block can be read.
+
+    Raises:
+        ValueError: it is of another family, has no class token, or heads that share their keys.
+    """
+    if not isinstance(vit, VisionTransformer | Eva):
+        raise ValueError(f"its class in timm is {type(vit).__name__}, neither VisionTransformer nor Eva")
+    if vit.cls_token is None:
+        raise ValueError("the model has no class token")
+    for block in vit.blocks:
+        # Exact types: subclasses and other blocks order norm and attention differently.
+        attention: Any = getattr(block, "attn", None)
+        if type(block) not in (Block, EvaBlock) or type(attention) not in (Attention, EvaAttention, AttentionRope):
+            raise ValueError(f"its blocks, {type(block).__name__}, have no plain attention")
+        if getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
+            raise ValueError("its heads share keys (grouped-query attention)")
+    return vit
+
+
+def is_rotary(vit: ViT) -> bool:
+    """Whether keys and queries of patches are rotated by their position."""
+    return isinstance(vit, Eva) and vit.rope is not None
+
+
+def embed(vit: ViT, images: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """Tokens (B, prefix + L, C) that enter the first block, and every block's rotary positions."""
+    patches = vit.patch_embed(images)
+    if isinstance(vit, VisionTransformer):
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(patches))), [None] * len(vit.blocks)
+    embedded, rotary = vit._pos_embed(patches)
+    # "Mixed" rotary positions are learned for every block: their first axis is the depth.
+    per_block = list(rotary) if vit.rope_mixed and rotary is not None else [rotary] * len(vit.blocks)
+    return vit.norm_pre(embedded), per_block
+
+
+def run_block(block: AnyBlock, tokens: Tensor, rotary: Tensor | None) -> Tensor:
+    """Tokens (B, T, C) → (B, T, C)."""
+    out: Tensor = block(tokens) if rotary is None else block(tokens, rope=rotary)
+    return out
+
+
+def head_weights(block: AnyBlock) -> HeadWeights:
+    """The block's queries and keys as linear functions of its layer-normed input; a bias it lacks is 0."""
+    attention = block.attn
+    heads = attention.num_heads
+    if attention.qkv is None:
+        layers = (attention.q_proj, attention.k_proj)
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    else:
+        weights = list(attention.qkv.weight.chunk(3)[:2])
+        biases = _fused_biases(attention)
+    parts: list[Tensor] = []
+    for weight, bias in zip(weights, biases, strict=True):
+        rows = weight.reshape(heads, -1, weight.shape[1])
+        parts += [rows, rows.new_zeros(rows.shape[:2]) if bias is None else bias.reshape(heads, -1)]
+    return HeadWeights(*parts)
+
+
+def _fused_biases(attention: Any) -> list[Tensor | None]:
+    """Biases of queries and keys where one linear makes both; Eva keeps them beside that linear."""
+    if isinstance(attention, EvaAttention):
+        return [attention.q_bias, attention.k_bias]
+    bias = attention.qkv.bias
+    return [None, None] if bias is None else list(bias.chunk(3)[:2])
+
+
+def class_attention(block: AnyBlock, tokens: Tensor, rotary: Tensor | None, prefix: int) -> Tensor:
+    """Class-to-patch attention of a block, (B, heads, L), of the tokens (B, prefix + L, C) that enter it.
+
+    Only the class token's row is computed; its softmax runs over all tokens.
+    """
+    attention = block.attn
+    normed = block.norm1(tokens)
+    heads = head_weights(block)
+    query = attention.q_norm(_project(normed[:, :1], heads.query_weight, heads.query_bias))
+    keys = attention.k_norm(_project(normed, heads.key_weight, heads.key_bias))
+    if rotary is not None:
+        # The class token and registers have no place, so they are not rotated.
+        rotated = apply_rot_embed_cat(keys[:, :, prefix:], rotary, half=attention.rotate_half)
+        keys = torch.cat([keys[:, :, :prefix], rotated.type_as(keys)], dim=2)
+    logits: Tensor = (query * attention.scale) @ keys.transpose(-2, -1)
+    return logits.softmax(-1)[:, :, 0, prefix:]
+
+
+def _project(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Tokens (B, T, C), weight (heads, d, C), bias (heads, d) → (B, heads, T, d)."""
+    projected: Tensor = functional.linear(tokens, weight.flatten(0, 1), bias.flatten())
+    return projected.reshape(*tokens.shape[:2], *bias.shape).transpose(1, 2)

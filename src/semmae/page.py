@@ -1,0 +1,186 @@
+"""What the HTML pages share: reading a run's files, words and numbers, the table of part quality, the template.
+
+A page is made of files only, so that it can be made again; page.html.jinja holds its style and frame.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from semmae.charts import number
+from semmae.errors import UserError
+
+Record = Mapping[str, Any]
+
+QUALITY_ROWS = {
+    "learned": "Learned parts",
+    "heads": "Raw attention heads",
+    "heads_background": "Heads and background",
+    "kmeans": "k-means of patch tokens",
+    "kmeans_centred": "k-means, image mean removed",
+    "grid": "Fixed grid",
+    "bands": "Horizontal bands",
+}
+SCORES = {
+    "nmi": "NMI",
+    "ari": "ARI",
+    "foreground_iou": "Foreground IoU",
+    "nmi_all": "All-pixel NMI",
+    "ari_all": "All-pixel ARI",
+    "keypoint_nmi": "Keypoint NMI",
+    "keypoint_ari": "Keypoint ARI",
+}
+QUALITY_COLUMNS = {key: f"{name} %" for key, name in SCORES.items()} | {"parts_used": "Parts in use"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, a header and rows of text; `best` holds the (row, column) of cells to stress."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+
+
+def render(template: str, **values: Any) -> bytes:
+    """A page from a template of this package. Everything put in is text: `<` cannot become markup."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("semmae", package_path=""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values).encode()
+
+
+# Reading
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file, {} when there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove it or run its command again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; remove it or run its command again")
+    return content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The options, nested ones under dotted names; {} when there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not YAML ({reason}); mend or remove it") from error
+    return dict(flat(content)) if isinstance(content, dict) else {}
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted name, value) of every option, however deep."""
+    for name, value in options.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def find(config: Record, *names: str) -> Any:
+    """The first option of one of these names, however deep; None when there is none."""
+    for name in names:
+        for key, value in config.items():
+            if key.rpartition(".")[2] == name and value is not None:
+                return value
+    return None
+
+
+def read_records(path: Path) -> Iterable[Record]:
+    """The lines of metrics.jsonl; none when there is no file."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for position, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            # A run that is being written, or was stopped, may end in half a line.
+            if position < len(lines) or line.endswith("\n"):
+                raise UserError(f"{path}, line {position}: not JSON; remove that line") from error
+
+
+def by_step(records: Iterable[Record]) -> list[Record]:
+    """Records in the order of their steps; a step logged again after a resume counts once."""
+    steps: dict[int, dict[str, Any]] = {}
+    for record in records:
+        step = int(record.get("step", len(steps)))
+        steps.setdefault(step, {"step": step}).update(record)
+    return [steps[step] for step in sorted(steps)]
+
+
+# Words and numbers
+
+
+def duration(minutes: float) -> str:
+    """38 s, 4.2 min, 42 min, 3.5 h."""
+    if minutes < 1:
+        return f"{minutes * 60:.0f} s"
+    if minutes < 90:
+        return f"{minutes:.1f} min" if minutes < 10 else f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h"
+
+
+def score(value: object) -> str:
+    """Scores of one column line up: always one decimal."""
+    return f"{value:.1f}" if isinstance(value, float) and 1 <= abs(value) < 1000 else number(value)
+
+
+# Part quality
+
+
+def quality(measured: Mapping[str, Mapping[str, float]]) -> tuple[str, Table] | None:
+    """A verdict in words and the table, the best of each measure stressed; None when nothing was measured.
+
+    measured: quality.json, method → scores in percent.
+    """
+    methods = [method for method in QUALITY_ROWS if method in measured]
+    if not methods:
+        return None
+    columns = [key for key in QUALITY_COLUMNS if any(key in measured[method] for method in methods)]
+    rows, best = [], set()
+    for method in methods:
+        scores = measured[method]
+        rows.append((QUALITY_ROWS[method], *(f"{scores[key]:.1f}" if key in scores else "–" for key in columns)))
+    for column, key in enumerate(columns, 1):
+        values = [measured[method].get(key, -math.inf) for method in methods]
+        if key in SCORES and len(methods) > 1:
+            best |= {(row, column) for row, value in enumerate(values) if value == max(values)}
+    table = Table("", ("", *(QUALITY_COLUMNS[key] for key in columns)), tuple(rows), frozenset(best))
+    return _verdict(measured, methods), table
+
+
+def _verdict(measured: Mapping[str, Mapping[str, float]], methods: list[str]) -> str:
+    """Whether the learned parts beat everything they are compared with, measure by measure."""
+    others = [method for method in methods if method != "learned"]
+    if "learned" not in methods or not others:
+        return ""
+    lost = []
+    for key, name in SCORES.items():
+        leader = max(others, key=lambda other: measured[other].get(key, -math.inf))
+        if key in measured["learned"] and measured[leader].get(key, -math.inf) >= measured["learned"][key]:
+            lost.append(f"{name} (by {QUALITY_ROWS[leader]})")
+    if not lost:
+        return "The learned parts beat everything they are compared with, on every measure."
+    return f"The learned parts are matched or beaten on {', '.join(lost)}."

@@ -1,0 +1,90 @@
+"""Presets: each is a set of options that its verb takes; who wins over whom; how they are found."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import semmae
+from semmae import load_verb
+from semmae.cli import parse, run
+from semmae.commands.options import check_values
+from semmae.commands.teacher import check_teacher
+from semmae.errors import UserError
+from semmae.presets import PRESETS, preset_list, preset_name, preset_options
+
+ALL = [(verb, preset) for verb, presets in PRESETS.items() for preset in presets]
+
+
+def parsed(*arguments: str) -> Any:
+    kind, _ = load_verb("teacher")
+    return parse("teacher", kind, "", ["--data", "photos", "--out", "out", *arguments])
+
+
+@pytest.mark.parametrize(("verb", "preset"), ALL, ids=[f"{verb} {preset_name(preset)}" for verb, preset in ALL])
+def test_a_preset_is_options_of_its_verb(verb: str, preset: Any) -> None:
+    kind, _ = load_verb(verb)
+    options = kind(data="photos", out=Path("out"), preset=preset_name(preset), **preset())
+    check_values(options)
+    if verb == "teacher":
+        check_teacher(options)
+    # What the docstring says first is its line in --help: whole, and it fits.
+    first = preset.__doc__.splitlines()[0]
+    assert first.endswith(".") and len(first) <= 88
+    assert parse(verb, kind, "", ["--data", "photos", "--out", "out", "--preset", preset_name(preset)]) == options
+
+
+def test_options_win_over_a_file_and_a_file_over_the_preset(tmp_path: Path) -> None:
+    preset = preset_options("teacher", "ibot-vit-s16")
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"epochs": 7, "momentum": 0.9}))
+    (tmp_path / "b.yaml").write_text("preset: dino-vit-s16\n")
+    config = ["--config", str(tmp_path / "a.yaml")]
+
+    beside = parsed("--preset", "ibot-vit-s16", *config, "--momentum", "0.5")
+    assert (beside.momentum, beside.epochs, beside.prototypes) == (0.5, 7, preset["prototypes"])
+    assert beside.koleo == 0.0  # the preset's, over the default
+    assert beside.knn_every == 10  # nobody's
+    in_file = parsed("--config", str(tmp_path / "b.yaml"))
+    assert (in_file.preset, in_file.prototypes) == ("dino-vit-s16", 65536)
+    other = parsed("--config", str(tmp_path / "b.yaml"), "--preset", "ibot-vit-s16")
+    assert (other.preset, other.prototypes) == ("ibot-vit-s16", 8192)
+
+
+def test_the_python_call_does_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("semmae.commands.teacher.teacher", lambda options: given.append(options) or options.out)
+    vars(semmae).pop("teacher", None)  # calls are made on first use, and kept
+    (tmp_path / "a.yaml").write_text("epochs: 7\nmomentum: 0.9\n")
+
+    semmae.teacher(data="photos", out=tmp_path / "out", preset="ibot-vit-s16", config=tmp_path / "a.yaml", momentum=0.5)
+    vars(semmae).pop("teacher")
+
+    wanted = parsed("--preset", "ibot-vit-s16", "--config", str(tmp_path / "a.yaml"), "--momentum", "0.5")
+    assert given == [dataclasses.replace(wanted, out=tmp_path / "out")]
+
+
+def test_an_unknown_preset_names_the_near_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["teacher", "--data", "photos", "--out", str(tmp_path / "out"), "--preset", "ibot-vit-s8"]) == 2
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"semmae: --preset: .*'ibot-vit-s8'; did you mean \"ibot-vit-s16\".*\n", told)
+    with pytest.raises(UserError, match='did you mean "dino-vit-s16"'):
+        semmae.teacher(data="photos", out=tmp_path / "out", preset="dino-s16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_verb_without_presets_takes_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown option --preset"):
+        parse("knn", load_verb("knn")[0], "", ["--preset", "ibot-vit-s16"])
+    with pytest.raises(UserError, match="unknown option 'preset'"):
+        semmae.knn(encoder="e", data="photos", out=tmp_path / "out", preset="ibot-vit-s16")
+    assert preset_list("knn") == ""
+
+
+def test_help_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["teacher", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for preset in PRESETS["teacher"]:
+        assert f"{preset_name(preset)} {(preset.__doc__ or '').splitlines()[0]}" in told
