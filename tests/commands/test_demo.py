@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from semmae.cli import run
+from semmae.commands.demo import PART_ROWS
 
 TINY = [
     "--image-size",
@@ -37,7 +38,7 @@ def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     }
     measured = json.loads((out / "run" / "parts" / "quality.json").read_text())
     scores = json.loads((out / "run" / "results.json").read_text())
-    for name, key in (("learned parts", "learned"), ("fixed grid", "grid")):
+    for key, name in PART_ROWS.items():
         expected = [measured[key]["nmi"], measured[key]["ari"]]
         assert rows[name] == pytest.approx(expected, abs=0.051)
     for name, key in (("this encoder", "encoder"), ("untrained encoder", "untrained"), ("raw pixels", "raw_pixels")):

@@ -96,3 +96,112 @@ def test_labels_of_other_images_are_refused(
     assert open_images(data).digest in error
     assert open_images(data, limit=16).digest in error
     assert not out.exists()
+
+
+@pytest.fixture
+def finished(whole_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run of `semmae parts`, to go on with."""
+    shutil.copytree(whole_run / "parts", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_quality_only_measures_again_and_touches_nothing_else(finished: Path) -> None:
+    (finished / "quality.json").unlink()
+    before = tiny.listing(finished / "learner") | {"parts.npy": (finished / "parts.npy").stat().st_mtime_ns}
+    assert run(["parts", "--out", str(finished), "--quality-only"]) == 0
+    assert json.loads((finished / "quality.json").read_text())["learned"]["nmi"] > 0
+    after = tiny.listing(finished / "learner") | {"parts.npy": (finished / "parts.npy").stat().st_mtime_ns}
+    assert after == before
+
+
+def test_quality_only_needs_true_parts(
+    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    learner = ["--learner", str(whole_run / "parts"), "--data", str(creatures / "images"), "--workers", "0"]
+    assert run(["parts", "--out", str(out), *learner]) == 0
+    assert not (out / "quality.json").exists()
+    assert (out / "parts.npy").read_bytes() == (whole_run / "parts" / "parts.npy").read_bytes()
+    assert run(["parts", "--out", str(out), "--quality-only"]) == 2
+    assert "--masks" in capsys.readouterr().err
+    assert run(["parts", "--out", str(out), "--quality-only", "--masks", str(creatures / "masks")]) == 0
+    assert (out / "quality.json").read_text() == (whole_run / "parts" / "quality.json").read_text()
+
+
+def test_labels_only_labels_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    expected = (finished / "parts.npy").read_bytes()
+    labels = np.load(finished / "parts.npy", mmap_mode="r+")
+    labels[7:] = 255
+    labels.flush()
+    meta = json.loads((finished / "parts.json").read_text())
+    (finished / "parts.json").write_text(json.dumps({**meta, "complete": False}))
+    folder = tmp_path / "pngs"
+    assert run(["parts", "--out", str(finished), "--labels-only", "--export-png", str(folder)]) == 0
+    assert (finished / "parts.npy").read_bytes() == expected
+    assert len(list(folder.rglob("*.png"))) == tiny.COUNT
+
+
+def test_labels_are_read_from_token_files(creatures: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images = open_images(creatures / "images")
+    truth = generator.integers(0, 7, (len(images), 196))
+    for name, parts in zip(images.names, truth, strict=True):
+        file = (tmp_path / "tokens" / name).with_suffix(".npy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sizes = np.tile(np.bincount(parts, minlength=7), (196, 1))
+        columns = (sizes, np.eye(7)[parts], np.arange(196)[:, None], np.zeros((196, 768)))
+        np.save(file, np.concatenate(columns, 1).astype(np.float32))
+    out = tmp_path / "run"
+    options = ["--data", str(creatures / "images"), "--tokens", str(tmp_path / "tokens"), "--workers", "0"]
+    assert run(["parts", "--out", str(out), *options, "--masks", str(creatures / "masks")]) == 0
+    store = PartStore.open(out, manifest_digest=images.digest)
+    assert (store.labels.reshape(len(images), -1) == truth).all()
+    assert list(json.loads((out / "quality.json").read_text())) == ["learned", "grid", "bands", "protocol"]
+    assert (out / "report.html").is_file()
+
+
+def test_parts_of_a_sample_label_all_images(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with tiny.every_step():
+        semmae.parts(
+            data=creatures / "images", out=out, teacher=whole_run / "teacher", sample=2 * tiny.BATCH, epochs=2,
+            reconstruction="features", agreement=0, concentration=0.1, total_variation=0.1, start="random",
+            normalise="patches", blur=1, background=False, output="full", schedule="constant", **tiny.TRAIN,
+        )  # fmt: skip
+    steps = tiny.metrics(out)
+    assert len(steps) == 2 * 2
+    assert {name for name in steps[0] if name.startswith("loss")} == {
+        *("loss", "loss_reconstruction", "loss_diversity", "loss_concentration", "loss_total_variation")
+    }
+    assert {step["lr"] for step in steps} == {1e-3}
+    store = PartStore.open(out)
+    assert store.images == tiny.COUNT
+    assert "background" not in store.label_names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--blur", "4"], "5"),
+        (["--hue", "0.6"], "0.5"),
+        (["--normalise", "part"], "parts"),
+        (["--keypoints", "none.csv"], "none.csv"),
+        (["--sample", "0"], "at least 1"),
+        (["--quality-only", "--masks", "none"], "no run"),
+        (["--labels-only"], "no run"),
+    ],
+)
+def test_what_is_refused(
+    arguments: list[str],
+    named: str,
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--data", str(creatures / "images"), "--teacher", str(whole_run / "teacher"), "--workers", "0"]
+    assert run(["parts", "--out", str(tmp_path / "run"), *given, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert named in error
+    assert not (tmp_path / "run").exists()

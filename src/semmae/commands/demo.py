@@ -23,6 +23,16 @@ from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 
 
+# Methods of quality.json that the table at the end shows.
+PART_ROWS = {
+    "learned": "learned parts",
+    "heads": "attention heads",
+    "kmeans": "k-means of tokens",
+    "grid": "fixed grid",
+    "bands": "horizontal bands",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions(RunOptions):
     """Options of `semmae demo`."""
@@ -142,7 +152,7 @@ def table(run: Path, accuracy: dict[str, Any], page: Path) -> str:
     quality = run / "parts" / "quality.json"
     if quality.exists():
         measured = json.loads(quality.read_text())
-        for key, name in (("learned", "learned parts"), ("grid", "fixed grid")):
+        for key, name in PART_ROWS.items():
             lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
     else:
         lines = [""]
