@@ -22,7 +22,6 @@ from semmae.evaluation.quality import read_masks
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 
-
 # Methods of quality.json that the table at the end shows.
 PART_ROWS = {
     "learned": "learned parts",
