@@ -45,7 +45,12 @@ _log = logging.getLogger("semmae")
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
     "as published: no agreement": {"agreement": 0.0},
+    "agreement 0.3": {"agreement": 0.3},
     "agreement alone: no reconstruction, no diversity": {"reconstruct": False, "diversity": 0.0},
+    "rate 3e-3": {"lr": 3e-3},
+    "as published, rate 3e-3": {"agreement": 0.0, "lr": 3e-3},
+    "agreement 0.3, rate 3e-3": {"agreement": 0.3, "lr": 3e-3},
+    "agreement 0.3, rate 1e-2": {"agreement": 0.3, "lr": 1e-2},
     "random start": {"random_start": True},
     "no blur": {"blur": 1},
     "no diversity": {"diversity": 0.0},

@@ -33,7 +33,7 @@ def test_a_preset_is_options_of_its_verb(verb: str, preset: Any) -> None:
         check_teacher(options)
     # What the docstring says first is its line in --help: whole, and it fits.
     first = preset.__doc__.splitlines()[0]
-    assert first.endswith(".") and len(first) <= 88
+    assert first.endswith(".") and len(first) <= 80
     assert parse(verb, kind, "", ["--data", "photos", "--out", "out", "--preset", preset_name(preset)]) == options
 
 
