@@ -16,6 +16,7 @@ from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.evaluation.quality import quality, read_masks
+from semmae.tasks.parts import PartsRecipe
 
 
 def test_interrupted_and_resumed_is_as_never_interrupted(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_parts_of_a_sample_label_all_images(whole_run: Path, creatures: Path, tm
     assert {name for name in steps[0] if name.startswith("loss")} == {
         *("loss", "loss_reconstruction", "loss_diversity", "loss_concentration", "loss_total_variation")
     }
-    assert {step["lr"] for step in steps} == {1e-3}
+    assert {step["lr"] for step in steps} == {PartsRecipe.lr}
     store = PartStore.open(out)
     assert store.images == tiny.COUNT
     assert "background" not in store.label_names

@@ -36,14 +36,14 @@ Schedule = Literal["cosine", "constant"]
 class PartsRecipe:
     """The objective and the optimisation of stage 1. The paper gives no numbers: every value is ours."""
 
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     warmup_share: float = 0.05
     schedule: Schedule = "cosine"
     pixel_loss: Literal["mse", "l1"] = "mse"
     diversity: float = 0.1  # λ_d
-    agreement: float = 1.0  # of two views; 0 = SemMAE as published, and one view is enough
+    agreement: float = 0.3  # of two views; 0 = SemMAE as published, and one view is enough
     concentration: float = 0.0
     total_variation: float = 0.0
 
