@@ -203,3 +203,15 @@ def test_total_variation_counts_the_borders_of_hard_parts() -> None:
     assert total_variation_loss(maps).item() == pytest.approx(2 * 4 / 12)
     assert total_variation_loss(maps.transpose(2, 3)).item() == pytest.approx(2 * 4 / 12)
     assert total_variation_loss(torch.full((1, 2, 4, 4), 0.5)).item() == 0
+
+
+def test_mutual_information_is_the_same_inside_half_precision() -> None:
+    first, second = (functional.one_hot(torch.randint(0, 7, (4, 8, 8)), 7).permute(0, 3, 1, 2).float() for _ in "ab")
+    maps = (0.9 * first + 0.1 * second).requires_grad_()
+    expected = mutual_information_loss(maps, maps.flip(0).flip(0))
+    (gradient,) = torch.autograd.grad(expected, maps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = mutual_information_loss(maps, maps.flip(0).flip(0))
+    (inside,) = torch.autograd.grad(loss, maps)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(inside, gradient, rtol=1e-5, atol=1e-8)

@@ -54,11 +54,13 @@ def mutual_information_loss(first: Tensor, second: Tensor) -> Tensor:
         second: those of the other view at the same places.
     """
     count = first.shape[1]
-    a, b = (maps.transpose(0, 1).reshape(count, -1) for maps in (first, second))
-    joint = a @ b.T / a.shape[1]
-    joint = ((joint + joint.T) / 2).clamp_min(torch.finfo(joint.dtype).eps)
-    apart = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
-    return -(joint * (joint / apart).log()).sum()
+    # In half precision entries of the joint distribution that matter would be lost to rounding.
+    with torch.autocast(first.device.type, enabled=False):
+        a, b = (maps.float().transpose(0, 1).reshape(count, -1) for maps in (first, second))
+        joint = a @ b.T / a.shape[1]
+        joint = ((joint + joint.T) / 2).clamp_min(torch.finfo(joint.dtype).eps)
+        apart = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
+        return -(joint * (joint / apart).log()).sum()
 
 
 def concentration_loss(maps: Tensor) -> Tensor:

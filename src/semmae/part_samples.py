@@ -29,7 +29,7 @@ from semmae.errors import UserError
 from semmae.pictures import write_atomically
 from semmae.progress import Progress
 
-SoftMaps = Callable[[Tensor], Tensor]  # uint8 (B, 3, s, s) → (B, K, g, g), sum 1 over the labels
+SoftMaps = Callable[[Tensor], Tensor]  # uint8 (B, 3, s, s) → (B, K, g, g)
 
 FILE = Path("pictures", "parts.npz")
 

@@ -104,8 +104,19 @@ _SMALL: Mapping[str, Any] = {
     "koleo": 2.0, "centering": "centering", "prototypes": 1024, "local_crops": 0, "crop_scale": 0.25,
 }  # fmt: skip
 
+
+def semmae_published() -> dict[str, Any]:
+    """SemMAE as published: reconstruction and diversity, no agreement of views.
+
+    Source: section 3.1 of the paper (arXiv 2206.10207), which gives no part quality. Rates and weights are ours
+    here too, for the paper tells none. What agreement changes is measured in docs/parts.md.
+    """
+    return {"agreement": 0.0}
+
+
 PRESETS: Mapping[str, tuple[Preset, ...]] = {
     "teacher": (ibot_vit_s16, dino_vit_s16, small_photos, small_drawings),
+    "parts": (semmae_published,),
 }
 
 

@@ -190,6 +190,7 @@ def test_parts_of_a_sample_label_all_images(whole_run: Path, creatures: Path, tm
         (["--sample", "0"], "at least 1"),
         (["--quality-only", "--masks", "none"], "no run"),
         (["--labels-only"], "no run"),
+        (["--tokens", "none"], "--teacher"),
     ],
 )
 def test_what_is_refused(
@@ -202,6 +203,33 @@ def test_what_is_refused(
 ) -> None:
     given = ["--data", str(creatures / "images"), "--teacher", str(whole_run / "teacher"), "--workers", "0"]
     assert run(["parts", "--out", str(tmp_path / "run"), *given, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert named in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--learner", "RUN", "--num-parts", "3"], "--num-parts 3"),
+        (["--learner", "RUN", "--epochs", "99"], "nothing is learned with --learner"),
+        (["--tokens", "none"], "none"),
+        (["--learner", "RUN", "--export-png", "IMAGES"], "holds other files"),
+    ],
+)
+def test_what_is_refused_before_anything_is_written(
+    arguments: list[str],
+    named: str,
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"RUN": str(whole_run / "parts"), "IMAGES": str(creatures / "images")}
+    given = ["--data", str(creatures / "images"), "--workers", "0"]
+    given += [places.get(argument, argument) for argument in arguments]
+    assert run(["parts", "--out", str(tmp_path / "run"), *given]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert named in error

@@ -41,6 +41,8 @@ def test_the_same_command_goes_on_with_what_was_killed(
         assert checked(options) == dataclasses.replace(options, resume=True)
     assert caplog.messages == [f"--out {options.out}: this very run was begun there and not finished; going on with it"]
     kill(checked(options))  # and again
+    # What changes no result may differ: the next machine has other cores.
+    assert checked(dataclasses.replace(options, workers=7)) == dataclasses.replace(options, workers=7, resume=True)
     with run_folder(checked(options)):
         pass
     with pytest.raises(UserError, match="not empty; use --resume to go on, --overwrite"):

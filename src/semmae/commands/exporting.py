@@ -69,7 +69,15 @@ def export_labels(store: PartStore, images: ImageSet, folder: Path, size: Size =
             progress.update()
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds other things than an export; nothing is written."""
+    others = [path for path in folder.iterdir() if path.name != f".{_ABOUT}.tmp"] if folder.is_dir() else []
+    if folder.is_file() or (others and not (folder / _ABOUT).is_file()):
+        raise UserError(f"{folder}: holds other files; give a new folder for the PNGs")
+
+
 def _begin(folder: Path, about: dict[str, Any]) -> None:
+    check_folder(folder)
     path = folder / _ABOUT
     if path.is_file():
         found = read_json(path)
@@ -77,8 +85,6 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
         if changed:
             raise UserError(f"{folder}: holds other labels ({'; '.join(changed)}); give another folder")
         return
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder}: holds other files; give a new folder for the PNGs")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 

@@ -246,15 +246,35 @@ def resumed(options: OptionsT) -> OptionsT:
     if not path.is_file():
         asked = next(flag(name) for name in GOING_ON if getattr(options, name, False))
         raise UserError(f"{options.out}: no run to resume (no config.yaml); start it without {asked}")
-    saved = read_config(path, type(options))
-    for field in dataclasses.fields(options):
-        given, was = getattr(options, field.name), saved.get(field.name, field.default)
-        if field.name not in {*_FREE_ON_RESUME, "out"} and given != was:
-            raise UserError(
-                f"{flag(field.name)} {given}: the run in {options.out} began with {was}; "
-                "leave it out, or use another --out"
-            )
+    changed = _changed_since(options, path)
+    if changed:
+        name, was = changed
+        raise UserError(
+            f"{flag(name)} {getattr(options, name)}: the run in {options.out} began with {was}; "
+            "leave it out, or use another --out"
+        )
     return options
+
+
+def begun_alike(options: OptionsT) -> bool:
+    """Whether the run in `options.out` was begun with options of the same result."""
+    try:
+        return _changed_since(options, Path(options.out) / "config.yaml") is None
+    except UserError:
+        return False  # of another verb, or not written by one
+
+
+def _changed_since(options: OptionsT, path: Path) -> tuple[str, Any] | None:
+    """The first option that differs from those in a config.yaml in a way that matters, and what it was there."""
+    saved = read_config(path, type(options))
+    free = {*_FREE_ON_RESUME, "out"}
+    if getattr(options, "labels_only", False) or getattr(options, "quality_only", False):
+        free.add("devices")  # labels are the same from any number of processes; training is not
+    for field in dataclasses.fields(options):
+        was = saved.get(field.name, field.default)
+        if field.name not in free and getattr(options, field.name) != was:
+            return field.name, was
+    return None
 
 
 def begun_with(kind: type[Any], out: Path | str | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`semmae parts`: learn parts from a frozen encoder, label every image, measure, draw."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from semmae.checkpoint import LEARNER, digest, read_learner, save_learner
-from semmae.commands.exporting import export_labels
+from semmae.commands.exporting import check_folder, export_labels
 from semmae.commands.labelling import (
     LabelOptions,
     check_learner,
@@ -18,14 +19,14 @@ from semmae.commands.labelling import (
     with_encoder,
 )
 from semmae.commands.measuring import MOST_IMAGES, Truth, measure, read_truth
-from semmae.commands.options import PresetOptions
+from semmae.commands.options import PresetOptions, flag
 from semmae.commands.run import checked, run_folder
 from semmae.commands.training import fit_options, open_training_images, summarised, training_loader
 from semmae.data.loaders import CropDataset, WholeDataset, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.interop.semmae import import_tokens
+from semmae.interop.semmae import check_tokens, import_tokens
 from semmae.loading import load_encoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
@@ -37,6 +38,8 @@ from semmae.tasks.parts import PartsRecipe, PartsTask
 from semmae.tasks.trainer import fit, is_rank_zero
 
 _PICTURED = 24  # images in parts.png
+# Options of `semmae parts` that are about measuring, not about learning.
+_MEASURING = {"masks", "keypoints", "quality_images"}
 _SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn from shows
 
 
@@ -100,39 +103,72 @@ def parts(options: PartsOptions) -> Path:
         check_learner(told, encoder)
     images = open_training_images(options)
     check_parts(told, images)
+    truth = true_parts(told, images)
     with run_folder(options):
-        learn_parts(told, images, encoder)
+        learn_parts(told, images, encoder, truth)
         if is_rank_zero():
             write_report(options.out)
     return options.out
 
 
 def check_parts(options: PartsOptions, images: ImageSet) -> None:
-    """Refuse what would fail only after minutes of work.
+    """Refuse what would fail only after minutes of work, or be ignored without a word.
 
     Raises:
-        UserError: an even blur, true parts that cannot be read, nothing to measure.
+        UserError: an even blur, nothing to measure, options of a training that does not take place, token files
+            that are not those of the images, PNGs in the way.
     """
     if options.blur % 2 == 0:
         raise UserError(f"--blur {options.blur}: must be odd, so that a patch is its middle; use {options.blur + 1}")
-    if options.masks is not None or options.keypoints is not None:
-        _read_truth(options, images)
-    elif options.quality_only:
-        raise UserError("--quality-only: nothing to measure against; give --masks DIR or --keypoints FILE")
     if options.quality_only:
+        if options.masks is None and options.keypoints is None:
+            raise UserError("--quality-only: nothing to measure against; give --masks DIR or --keypoints FILE")
         PartStore.open(options.out, manifest_digest=images.digest)
+    source = "--learner" if options.learner is not None else "--tokens" if options.tokens is not None else None
+    if source is not None:
+        _refuse_training(options, source)
+    if options.tokens is not None:
+        check_tokens(options.tokens, images, subset=options.limit is not None)
+    if options.export_png is not None:
+        check_folder(options.export_png)
 
 
-def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> None:
+def _refuse_training(options: PartsOptions, source: str) -> None:
+    """Nothing is trained with --learner or --tokens, so that options of training would tell what is not true."""
+    others = {field.name for kind in (LabelOptions, PresetOptions) for field in dataclasses.fields(kind)}
+    for field in dataclasses.fields(PartsOptions):
+        value = getattr(options, field.name)
+        if field.name not in others | _MEASURING and value != field.default:
+            raise UserError(f"{flag(field.name)} {value}: nothing is learned with {source}; leave one of them out")
+
+
+def true_parts(options: PartsOptions, images: ImageSet) -> Truth | None:
+    """What --masks and --keypoints tell, read and checked; None without them."""
+    if options.masks is None and options.keypoints is None:
+        return None
+    return read_truth(
+        images, masks=options.masks, keypoints=options.keypoints, limit=options.quality_images, seed=options.seed
+    )
+
+
+def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None, truth: Truth | None) -> None:
     """Stage 1 in `options.out`, begun or gone on with: learner, labels, quality, pictures.
 
-    The encoder is None where the labels come from --tokens.
+    The encoder is None where the labels come from --tokens, the truth where nothing is to be measured.
     """
     out = options.out
+    if options.quality_only:
+        assert truth is not None, "check_parts asks for it"
+        _measure(options, PartStore.open(out), images, encoder, truth)
+        if (out / SAMPLES).exists():
+            write_parts_page(out)
+        return
     facts: dict[str, Any] = {}
     if encoder is not None:
         encoder.eval().requires_grad_(False)
-        facts = {"teacher_digest": digest(encoder), "image_size": _size(options, encoder), "epochs": options.epochs}
+        facts = {"teacher_digest": digest(encoder), "image_size": _size(options, encoder)}
+        if options.learner is None:
+            facts["epochs"] = options.epochs
     with summarised(out, "parts", images, **facts):
         if encoder is not None and not has_learner(options):
             learner = train_learner(options, images, encoder)
@@ -141,11 +177,8 @@ def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None
         if not is_rank_zero():
             return
         store = part_labels(options, images, encoder)
-        if options.masks is not None or options.keypoints is not None:
-            measure(
-                store, images, encoder, _read_truth(options, images), out / "quality.json",
-                size=_size(options, encoder), batch_size=options.batch_size, workers=options.workers, seed=options.seed,
-            )  # fmt: skip
+        if truth is not None:
+            _measure(options, store, images, encoder, truth)
         draw_parts(options, store, images, encoder)
         if options.export_png is not None:
             export_labels(store, images, options.export_png, options.export_size, options.workers)
@@ -205,10 +238,8 @@ def _recipe(options: PartsOptions) -> PartsRecipe:
 
 
 def part_labels(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> PartStore:
-    """The labels of all images: those that are there, read from token files, or computed."""
+    """The labels of all images: read from token files, or computed."""
     out = options.out
-    if options.quality_only:
-        return PartStore.open(out, manifest_digest=images.digest)
     if encoder is None:
         assert options.tokens is not None, "with_encoder asks for one of the two"
         return import_tokens(options.tokens, images, out, subset=options.limit is not None, workers=options.workers)
@@ -221,7 +252,7 @@ def draw_parts(options: PartsOptions, store: PartStore, images: ImageSet, encode
     whole = WholeDataset(images, 224)
     picture = options.out / "parts.png"
     parts_picture(torch.stack([whole[row]["image"] for row in rows]), store.labels[rows], store.label_names, picture)
-    if encoder is None or options.quality_only:
+    if encoder is None:
         return
     learner = read_learner(options.out / LEARNER)
     device = next(encoder.parameters()).device
@@ -240,7 +271,8 @@ def _size(options: PartsOptions, encoder: Encoder | None) -> int:
     return options.image_size or (encoder.spec.image_size if encoder else 0)
 
 
-def _read_truth(options: PartsOptions, images: ImageSet) -> Truth:
-    return read_truth(
-        images, masks=options.masks, keypoints=options.keypoints, limit=options.quality_images, seed=options.seed
-    )
+def _measure(options: PartsOptions, store: PartStore, images: ImageSet, encoder: Encoder | None, truth: Truth) -> None:
+    measure(
+        store, images, encoder, truth, options.out / "quality.json",
+        size=_size(options, encoder), batch_size=options.batch_size, workers=options.workers, seed=options.seed,
+    )  # fmt: skip

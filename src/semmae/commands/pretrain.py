@@ -9,7 +9,7 @@ import torch
 
 from semmae.checkpoint import save_autoencoder, save_encoder
 from semmae.commands.options import SizeOptions, TrainOptions, check_image_size
-from semmae.commands.parts import PartsOptions, learn_parts
+from semmae.commands.parts import PartsOptions, learn_parts, true_parts
 from semmae.commands.run import UNFINISHED, checked, run_folder
 from semmae.commands.teacher import TeacherOptions, check_teacher, train_teacher
 from semmae.commands.training import fit_options, open_training_images, summarised, training_loader
@@ -131,7 +131,7 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
     stage = stage_options(options, PartsOptions, "parts", epochs=epochs, teacher=spec, **own)
     if not (stage.resume and _is_complete(stage.out)):
         with run_folder(stage):
-            learn_parts(stage, images, teacher or load_encoder(spec))
+            learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images))
             barrier()
     return PartStore.open(stage.out, manifest_digest=images.digest)
 

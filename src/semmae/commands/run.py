@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from semmae.commands.options import GOING_ON, OptionsT, check_values, flag, goes_on, resumed, to_yaml
+from semmae.commands.options import GOING_ON, OptionsT, begun_alike, check_values, flag, goes_on, resumed, to_yaml
 from semmae.errors import UserError
 from semmae.tasks.trainer import is_rank_zero
 
@@ -65,7 +65,7 @@ def checked(options: OptionsT) -> OptionsT:
 def _interrupted(options: OptionsT) -> bool:
     config = options.out / _CONFIG
     begun = config.is_file() and (options.out / UNFINISHED).is_file()
-    return begun and config.read_text() == to_yaml(options)
+    return begun and begun_alike(options)
 
 
 def _refuse_occupied(options: OptionsT) -> None:

@@ -113,7 +113,10 @@ def check_teacher(options: TeacherOptions) -> None:
         if not spread < ratio < 1 - spread:
             raise UserError(f"--mask-ratio {ratio} ± --mask-spread {spread}: must stay between 0 and 1; change one")
         for extreme in (ratio - spread, ratio + spread):
-            num_hidden((options.image_size // options.patch_size) ** 2, extreme)
+            try:
+                num_hidden((options.image_size // options.patch_size) ** 2, round(extreme, 6))
+            except UserError as error:
+                raise UserError(f"--mask-ratio {ratio} ± --mask-spread {spread}: {error}, or --ibot 0") from error
 
 
 def local_size(options: TeacherOptions) -> int:

@@ -56,8 +56,7 @@ def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = F
     Raises:
         UserError: images without a file, files without an image, or a file of another form.
     """
-    names = _paired(folder, images.names, subset)
-    first = read_tokens(folder / names[0])
+    names, first = check_tokens(folder, images, subset=subset)
     grid, whole = len(first), bool((first < NUM_PARTS).all())
     label_names = [f"part {number}" for number in range(1, NUM_PARTS + 1)] + ([] if whole else [NOT_KEPT])
     store = PartStore.create(
@@ -78,6 +77,12 @@ def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = F
             progress.update(len(rows))
     store.finish()
     return store
+
+
+def check_tokens(folder: Path, images: ImageSet, *, subset: bool) -> tuple[list[str], npt.NDArray[np.uint8]]:
+    """The file of each image, relative to the folder, and the labels of the first; errors as `import_tokens`."""
+    names = _paired(folder, images.names, subset)
+    return names, read_tokens(folder / names[0])
 
 
 def read_tokens(path: Path) -> npt.NDArray[np.uint8]:

@@ -89,7 +89,8 @@ def agreement_loss(maps: tuple[Tensor, Tensor], crops: Tensor) -> Tensor:
         functional.grid_sample(own.float(), where, padding_mode="border", align_corners=False)
         for own, where in zip(maps, places, strict=True)
     )
-    return mutual_information_loss(first, second)
+    # Maps that are shares of the patches compete for a place here too: labels are what is compared.
+    return mutual_information_loss(first / first.sum(1, keepdim=True), second / second.sum(1, keepdim=True))
 
 
 class PartsTask(pl.LightningModule):
