@@ -35,14 +35,12 @@ def num_hidden(num_patches: int, ratio: float) -> int:
         raise UserError(f"mask ratio {ratio} is outside (0, 1); 0.75 is the usual choice")
     # 1 − 0.9 is 0.0999…98 in floating point: without the guard, 10 patches at 0.9 would keep none.
     visible = int(num_patches * (1.0 - ratio) + 1e-9)
-    if num_patches < 2:
-        raise UserError(f"{num_patches} patch cannot be hidden and visible; use larger images or smaller patches")
     if visible < 1:
         # Rounded down: 1 − 1/196 to four digits is 0.9949, which would be refused too.
         highest = int((1.0 - 1.0 / num_patches) * 1e4) / 1e4
+        lower = f"at most {highest:g}, " if highest else ""  # of a single patch nothing can be hidden
         raise UserError(
-            f"mask ratio {ratio} leaves no visible patch of {num_patches}; "
-            f"use at most {highest:g}, larger images or smaller patches"
+            f"mask ratio {ratio} leaves no visible patch of {num_patches}; use {lower}larger images or smaller patches"
         )
     if visible >= num_patches:
         raise UserError(f"mask ratio {ratio} hides no patch of {num_patches}; use a larger ratio")
