@@ -1,9 +1,9 @@
 """Stage 1: the part learner, trained to rebuild images from part maps of a frozen encoder.
 
 L = L_r + λ_d·L_d is SemMAE's. To it comes agreement, ours: two views of an image, cropped, flipped and
-recoloured apart, must give the same label to the same place, while all labels stay in use. Without it
-parts are whatever rebuilds pixels, above all colours; docs/parts.md has the figures. Concentration and
-total variation are there to be tried, off by default.
+recoloured apart, must give the same label to the same place, while all labels stay in use. It adds about
+a point of NMI on drawn creatures (docs/parts.md). Concentration and total variation are there to be tried,
+off by default.
 """
 
 from dataclasses import dataclass
