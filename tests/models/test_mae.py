@@ -15,7 +15,7 @@ from semmae.loading import load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder, split_mask
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import wrap_vit
-from semmae.patches import patchify, resize_positions, sincos_positions
+from semmae.patches import patchify, resize_positions, sincos_positions, unpatchify
 
 
 def tiny(norm_pix_loss: bool = True) -> MaskedAutoencoder:
@@ -178,3 +178,36 @@ def test_splitting_a_mask_keeps_every_patch_once_in_ascending_order(
     for row, seen, unseen in zip(mask, visible, hidden, strict=True):
         assert seen.tolist() == (~row).nonzero().flatten().tolist()
         assert unseen.tolist() == row.nonzero().flatten().tolist()
+
+
+def test_a_subset_of_all_patches_changes_nothing() -> None:
+    mae, images, mask = tiny(), torch.randn(3, 3, 32, 32), some_mask(3, 16, 12)
+    whole = mae(images, mask)
+    some = mae(images, mask, torch.arange(16).repeat(3, 1))
+    assert torch.equal(whole.loss, some.loss) and torch.equal(whole.pred, some.pred)
+
+
+@torch.no_grad()
+def test_patches_beyond_the_subset_take_no_part() -> None:
+    """What they show changes nothing; what takes part is as a slow autoencoder of these patches alone predicts it."""
+    mae, images = tiny(norm_pix_loss=False).eval(), torch.randn(2, 3, 32, 32)
+    subset = torch.stack([torch.randperm(16)[:8].sort().values for _ in range(2)])
+    mask = some_mask(2, 8, 6)
+    output = mae(images, mask, subset)
+    assert output.num_patches == 16 and output.pred.shape == (2, 16, 192)
+    hidden = torch.zeros(2, 16, dtype=torch.bool).scatter(1, subset, mask)
+    assert torch.equal(output.hidden, hidden.nonzero()[:, 1].view(2, 6))
+    taking_part = torch.zeros(2, 16, dtype=torch.bool).scatter(1, subset, True)
+    other = torch.where(taking_part[..., None], patchify(images, 8), 9.0)
+    again = mae(unpatchify(other, 8), mask, subset)
+    assert torch.equal(again.loss, output.loss) and torch.equal(again.pred, output.pred)
+    for row in range(2):
+        visible = subset[row][~mask[row]]
+        encoded = mae.decoder_embed(mae.encoder.encode_visible(images[row : row + 1], visible[None]))[0]
+        grid = mae.mask_token[0].repeat(16, 1)
+        grid[visible] = encoded[1:]
+        whole = torch.cat([encoded[:1], grid]) + mae.decoder_pos_embed[0]
+        some = whole[torch.cat([torch.tensor([0]), subset[row] + 1])]
+        expected = mae.decoder_pred(mae.decoder_norm(mae.decoder_blocks(some[None])))[0, 1:]
+        assert (output.hidden_pred[row] - expected[mask[row]]).abs().max() < 1e-5
+    assert output.loss.item() == pytest.approx(reference_loss(output.pred, images, hidden, False), rel=1e-5)

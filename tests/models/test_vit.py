@@ -42,6 +42,16 @@ def test_tokens_and_attention_are_those_of_the_released_code(shared: Path) -> No
 
 
 @torch.no_grad()
+def test_features_and_attention_of_one_pass(shared: Path) -> None:
+    encoder = load_encoder(shared / "vectors/vit-flat/checkpoint.pth")
+    images = load_file(shared / "vectors/vit-flat/expected.safetensors")["images"]
+    features, attention = encoder.last_block(images)
+    for found, expected in zip(features, encoder.last_block_features(images), strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(attention, encoder.attention(images))
+
+
+@torch.no_grad()
 def test_another_image_size_is_close_to_the_released_code(shared: Path) -> None:
     folder = shared / "vectors/vit-full-64to96"
     expected = load_file(folder / "expected.safetensors")

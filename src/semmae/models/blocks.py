@@ -5,7 +5,7 @@ may rotate queries and keys by position instead, which its blocks must be told, 
 Elsewhere the family matters only where sizes are read off a model, and where one of the two is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,9 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from semmae.models import bf16
 
 ViT = VisionTransformer | Eva
 # What one class of blocks has and another lacks is no attribute to the type checker.
@@ -66,10 +69,26 @@ def embed(vit: ViT, images: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
     return vit.norm_pre(embedded), per_block
 
 
-def run_block(block: AnyBlock, tokens: Tensor, rotary: Tensor | None) -> Tensor:
+def run_block(block: AnyBlock, tokens: Tensor, rotary: Tensor | None = None) -> Tensor:
     """Tokens (B, T, C) → (B, T, C)."""
+    if rotary is None and bf16.applies(block, tokens):
+        return bf16.run_block(block, tokens)
     out: Tensor = block(tokens) if rotary is None else block(tokens, rope=rotary)
     return out
+
+
+def run_blocks(blocks: Iterable[AnyBlock], tokens: Tensor, checkpointing: bool = False) -> Tensor:
+    """Tokens (B, T, C) through blocks without rotary positions.
+
+    With `checkpointing` a block's activations are not kept for the backward pass, which computes them again.
+    """
+    for block in blocks:
+        if checkpointing and torch.is_grad_enabled():
+            again: Tensor = checkpoint(run_block, block, tokens, use_reentrant=False)
+            tokens = again
+        else:
+            tokens = run_block(block, tokens)
+    return tokens
 
 
 def head_weights(block: AnyBlock) -> HeadWeights:

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from semmae.losses import masked_pixel_loss
+from semmae.models.blocks import run_blocks
 from semmae.models.vit import Encoder, init_transformer
 from semmae.patches import normalize_patches, patchify, resize_positions, sincos_positions
 
@@ -45,7 +46,7 @@ class MAEOutput:
 
     loss: scalar, mean squared error on hidden patches.
     hidden_pred: (B, H, p·p·3), rows in the order of `hidden`.
-    hidden: (B, H) indices of the hidden patches, ascending.
+    hidden: (B, H) indices of the hidden patches; ascending, as a subset is told.
     num_patches: L.
     """
 
@@ -62,11 +63,11 @@ class MAEOutput:
         return full.scatter(1, self.hidden[:, :, None].expand(-1, -1, pixels), self.hidden_pred)
 
 
-def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask bool (B, L) → ascending indices of visible (B, V) and hidden (B, H) patches."""
+def split_mask(mask: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Mask bool (B, L) → ascending indices of visible (B, V) and hidden (B, H) patches; H is counted if not told."""
     # A stable sort of 0/1 puts visible before hidden and keeps the grid's order in both.
     order = mask.long().argsort(dim=1, stable=True)
-    visible = mask.shape[1] - int(mask[0].sum())
+    visible = mask.shape[1] - (int(mask[0].sum()) if count is None else count)
     return order[:, :visible], order[:, visible:]
 
 
@@ -84,6 +85,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.norm_pix_loss = norm_pix_loss
+        self.checkpointing = False  # less memory in training, for a third more time: see `run_blocks`
         vit = encoder.vit
         if not isinstance(vit, VisionTransformer):
             raise ValueError("the encoder has rotary positions, which MAE has not")
@@ -107,16 +109,28 @@ class MaskedAutoencoder(nn.Module):
             init_transformer(part)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, images: Tensor, mask: Tensor) -> MAEOutput:
-        """Normalised images (B, 3, S, S), mask bool (B, L), True = hidden, the same count in every row."""
-        visible, hidden = split_mask(mask)
-        tokens = self.encoder.encode_visible(images, visible)
+    def forward(
+        self, images: Tensor, mask: Tensor, subset: Tensor | None = None, count: int | None = None
+    ) -> MAEOutput:
+        """Encode the visible patches, predict the hidden ones.
+
+        Args:
+            images: normalised (B, 3, S, S).
+            mask: bool (B, L), True = hidden, the same count in every row.
+            subset: indices (B, N) of the patches that take part, the mask then (B, N) over these; others are
+                neither encoded nor predicted. Default: all.
+            count: how many patches each row hides, where that is known: then nothing waits for a GPU.
+        """
+        visible, hidden = split_mask(mask, count)
+        if subset is not None:
+            visible, hidden = subset.gather(1, visible), subset.gather(1, hidden)
+        tokens = self.encoder.encode_visible(images, visible, self.checkpointing)
         prediction = self._decode(tokens, visible, hidden, images.shape[-1] // self.encoder.patch_size)
         patches = patchify(images, self.encoder.patch_size)
         target = patches.gather(1, hidden[:, :, None].expand(-1, -1, patches.shape[2]))
         if self.norm_pix_loss:
             target = normalize_patches(target)
-        return MAEOutput(masked_pixel_loss(prediction, target), prediction, hidden, mask.shape[1])
+        return MAEOutput(masked_pixel_loss(prediction, target), prediction, hidden, patches.shape[1])
 
     def _decode(self, tokens: Tensor, visible: Tensor, hidden: Tensor, side: int) -> Tensor:
         """Tokens (B, 1 + V, C) of visible patches → predicted pixels (B, H, p·p·3) of hidden ones."""
@@ -128,6 +142,6 @@ class MaskedAutoencoder(nn.Module):
         shuffled = grid.gather(1, order[:, :, None].expand(-1, -1, self.decoder.width))
         token = positions[:, :1].expand(len(tokens), -1, -1)
         tokens = torch.cat([tokens, masked], dim=1) + torch.cat([token, shuffled], dim=1)
-        tokens = self.decoder_norm(self.decoder_blocks(tokens)[:, 1 + visible.shape[1] :])
-        prediction: Tensor = self.decoder_pred(tokens)
+        tokens = run_blocks(self.decoder_blocks, tokens, self.checkpointing)
+        prediction: Tensor = self.decoder_pred(self.decoder_norm(tokens[:, 1 + visible.shape[1] :]))
         return prediction

@@ -19,7 +19,17 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.models.blocks import AnyBlock, HeadWeights, ViT, class_attention, embed, head_weights, is_rotary, run_block
+from semmae.models.blocks import (
+    AnyBlock,
+    HeadWeights,
+    ViT,
+    class_attention,
+    embed,
+    head_weights,
+    is_rotary,
+    run_block,
+    run_blocks,
+)
 from semmae.patches import patchify, resize_positions, sincos_positions
 
 # name: (width, depth, heads)
@@ -86,13 +96,21 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Features:
         """Normalised images (B, 3, S, S), S any multiple of the patch size → `Features`."""
         self._check_size(images)
-        tokens: Tensor = self.vit.forward_features(images)
-        return self._split(tokens)
+        tokens, rotary = embed(self.vit, images)
+        for block, positions in zip(self.vit.blocks, rotary, strict=True):
+            tokens = run_block(block, tokens, positions)
+        return self._split(self.vit.norm(tokens))
 
     def last_block_features(self, images: Tensor) -> Features:
         """What the last block's heads look at: its layer-normed input, as `Features`. SemMAE's ĉ and f̂."""
         block, tokens, _ = next(islice(self._blocks(images), self.spec.depth - 1, None))
         return self._split(block.norm1(tokens))
+
+    def last_block(self, images: Tensor) -> tuple[Features, Tensor]:
+        """`last_block_features` and `attention` of one pass; the second costs a twelfth of a block more."""
+        block, tokens, rotary = next(islice(self._blocks(images), self.spec.depth - 1, None))
+        attention = class_attention(block, tokens, rotary, self.vit.num_prefix_tokens)
+        return self._split(block.norm1(tokens)), attention
 
     def attention(self, images: Tensor, block: int = -1) -> Tensor:
         """Class-to-patch attention of one block: (B, heads, L), softmax over all tokens.
@@ -149,12 +167,13 @@ class Encoder(nn.Module):
     def _split(self, tokens: Tensor) -> Features:
         return Features(tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :])
 
-    def encode_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+    def encode_visible(self, images: Tensor, visible: Tensor, checkpointing: bool = False) -> Tensor:
         """Encode only some patches: the encoder half of MAE.
 
         Args:
             images: normalised (B, 3, S, S).
             visible: indices of the patches to encode (B, V).
+            checkpointing: as for `run_blocks`.
 
         Returns:
             (B, 1 + V, C): class token, then patches in the order of `visible`; after the final norm.
@@ -173,9 +192,7 @@ class Encoder(nn.Module):
         tokens = tokens + grid.gather(1, visible[:, :, None].expand(-1, -1, self.width))
         token = (vit.cls_token + positions[:, :1]).expand(len(images), -1, -1)
         tokens = torch.cat([token, tokens], dim=1)
-        for block in vit.blocks:
-            tokens = block(tokens)
-        normed: Tensor = vit.norm(tokens)
+        normed: Tensor = vit.norm(run_blocks(vit.blocks, tokens, checkpointing))
         return normed
 
 
