@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn import functional
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
-from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, matching_places, pixel_box, random_crop
+from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, crop_scores, matching_places, pixel_box, random_crop
 
 crops = st.builds(
     lambda top, left, bottom, right, flip: Crop(top, left, bottom * (1 - top), right * (1 - left), flip),
@@ -71,6 +72,21 @@ def test_crop_image_is_torchvisions_resized_crop(crop: Crop, height: int, width:
     expected = F.resized_crop(image, *box, [size, size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     expected = F.horizontal_flip(expected) if crop.flip else expected
     assert torch.equal(crop_image(image, crop, size), expected)
+
+
+@pytest.mark.parametrize(
+    "crop", [WHOLE, Crop(0.2, 0.4, 0.8, 0.6, True), Crop(0, 0.3, 0.4, 0.5, False), Crop(0.4, 0.1, 0.3, 0.9, True)]
+)
+def test_crop_image_is_hardly_to_be_told_from_pillows(crop: Crop) -> None:
+    coarse = Image.fromarray(noise(12, 16).permute(1, 2, 0).numpy()).resize((500, 375), Image.Resampling.BICUBIC)
+    fine = np.asarray(coarse) + np.random.default_rng(0).normal(0, 8, (375, 500, 1))
+    whole = Image.fromarray(fine.clip(0, 255).astype(np.uint8))
+    top, left, height, width = pixel_box(crop, 375, 500)
+    cut = whole.crop((left, top, left + width, top + height)).resize((224, 224), Image.Resampling.BICUBIC)
+    expected = np.asarray(cut)[:, ::-1] if crop.flip else np.asarray(cut)
+    image = torch.from_numpy(np.array(whole)).permute(2, 0, 1)
+    difference = np.abs(expected.astype(int) - crop_image(image, crop, 224).permute(1, 2, 0).numpy())
+    assert difference.mean() < 0.1 and difference.max() <= 4  # of 255: torch rounds the weights to 16 bits
 
 
 def test_crop_image_of_gray_read_with_stride_zero() -> None:
@@ -162,3 +178,23 @@ def test_a_crop_matches_itself_everywhere() -> None:
     assert torch.equal(first, second)
     assert torch.allclose(first[0, :, 0, 1], torch.tensor([-2 / 3, 0.0, 2 / 3]), atol=1e-6)
     assert torch.allclose(first[0, 0, :, 0], torch.tensor([2 / 3, 0.0, -2 / 3]), atol=1e-6)  # from right to left
+
+
+@given(crops, st.integers(1, 15), st.integers(1, 29), st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_scores_are_those_of_grid_sample(crop: Crop, cells: int, side: int, seed: int) -> None:
+    grid = np.random.default_rng(seed).integers(0, 255, (cells, cells), np.uint8)
+    steps = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    y, x = crop.top + crop.height * steps, crop.left + crop.width * (1 - steps if crop.flip else steps)
+    places = torch.stack([x[None, :].expand(side, -1), y[:, None].expand(-1, side)], dim=2) * 2 - 1
+    expected = functional.grid_sample(
+        torch.from_numpy(grid).double()[None, None], places[None], padding_mode="border", align_corners=False
+    )
+    found = crop_scores(grid, crop, side)
+    assert found.dtype == torch.float32 and found.shape == (side * side,)
+    assert torch.allclose(found, expected.flatten().float(), atol=1e-3)
+
+
+def test_scores_of_the_whole_image_on_their_own_grid_are_themselves() -> None:
+    grid = np.random.default_rng(0).integers(0, 255, (14, 14), np.uint8)
+    assert crop_scores(grid, WHOLE, 14).tolist() == grid.ravel().tolist()

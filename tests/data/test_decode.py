@@ -133,3 +133,45 @@ def test_reasons() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             decode(raw)
+
+
+def photo(height: int = 640, width: int = 960) -> Image.Image:
+    """Detail of all sizes, so that the file is large: a gradient under noise."""
+    y, x = np.mgrid[0:height, 0:width]
+    smooth = np.stack([x * 255 / width, y * 255 / height, (x + y) * 255 / (width + height)], -1)
+    noise = np.random.default_rng(0).normal(0, 20, (height, width, 1))
+    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(("least", "divisor"), [(1, 8), (80, 8), (81, 4), (160, 4), (161, 2), (320, 2), (321, 1)])
+def test_large_jpegs_come_no_smaller_than_needed(mode: str, least: int, divisor: int) -> None:
+    raw = encode(photo().convert(mode), "JPEG", quality=95)
+    whole, reduced = decode(raw), decode(raw, least)
+    assert reduced.shape == (3, 640 // divisor, 960 // divisor) and reduced.dtype == torch.uint8
+    if divisor == 1:
+        assert torch.equal(reduced, whole)
+    averaged = torch.nn.functional.avg_pool2d(whole.float(), divisor)
+    assert (reduced - averaged).abs().mean() < 2  # of 255; the noise alone deviates by 20
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_reduced_photos_stand_upright(orientation: int) -> None:
+    raw = encode(photo(), "JPEG", quality=95, exif=exif(orientation))
+    whole, reduced = decode(raw), decode(raw, 80)
+    assert reduced.shape == (3, whole.shape[1] // 8, whole.shape[2] // 8)
+    assert (reduced - torch.nn.functional.avg_pool2d(whole.float(), 8)).abs().mean() < 2
+
+
+def test_small_files_and_other_formats_are_never_reduced() -> None:
+    flat = encode(Image.new("RGB", (960, 640), "red"), "JPEG")
+    png = encode(photo(), "PNG")
+    for raw in (flat, png):
+        assert torch.equal(decode(raw, 1), decode(raw))
+
+
+def test_a_truncated_photo_is_refused_at_any_size() -> None:
+    raw = encode(photo(), "JPEG", quality=95)
+    for keep in (len(raw) // 2, len(raw) * 9 // 10):
+        with pytest.raises(ValueError, match="truncated"):
+            decode(raw[:keep], 1)

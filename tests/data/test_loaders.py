@@ -1,15 +1,17 @@
 """Batches are pure functions of (seed, epoch, row), whatever the workers and ranks."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import functional as F
 
-from semmae.data.crop import crop_image, crop_parts, random_crop
+from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, crop_scores, random_crop
 from semmae.data.loaders import (
     CropDataset,
     EpochSampler,
@@ -20,6 +22,7 @@ from semmae.data.loaders import (
 )
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.errors import UserError
 
 NAMES = [f"c{i % 2}/{i:02}.jpg" for i in range(11)]
 
@@ -75,6 +78,43 @@ def test_local_crops_come_beside_the_others(images: ImageSet) -> None:
     assert torch.equal(item["local"], torch.stack([crop_image(image, crop, 8) for crop in crops[2:]]))
 
 
+def test_a_batch_holds_the_items(images: ImageSet) -> None:
+    """What is done for a whole batch at once gives what each item alone does."""
+    local = LocalCrops(count=2, size=8, scale=(0.05, 0.25))
+    data = CropDataset(images, 16, views=2, scale=(0.25, 1.0), seed=5, colour=True, local=local)
+    keys = [(2, 7), (0, 3), (2, 7)]
+    for item, key in zip(data.__getitems__(keys), keys, strict=True):
+        alone = data[key]
+        assert item.keys() == alone.keys() == {"images", "local", "crops", "row"} and item["row"] == key[1]
+        assert all(torch.equal(item[name], alone[name]) for name in ("images", "local", "crops"))
+
+
+def test_large_photos_are_decoded_no_smaller_than_their_smallest_crop(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((960, 720), Image.Resampling.BICUBIC)
+    fine = np.asarray(coarse) + rng.normal(0, 8, (720, 960, 1))
+    Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(tmp_path / "large.jpg", quality=95)
+    photo = open_images(tmp_path)
+    # 720 pixels of height allow 1/4 for crops of 60: the smallest, a fifth of the area, are 69 × 93 pixels or wider.
+    data = CropDataset(photo, 60, seed=1)
+    for epoch in range(20):
+        item = data[(epoch, 0)]
+        crop = _crop_of(item)
+        assert min(crop.height * 180, crop.width * 240) >= 60
+        whole = crop_image(photo.read(0), crop, 60)
+        assert (item["images"][0].int() - whole.int()).abs().float().mean() < 2
+    stretched = WholeDataset(photo, 60)[0]["image"]
+    assert (stretched.int() - crop_image(photo.read(0), WHOLE, 60).int()).abs().float().mean() < 1
+    # Small crops count too: a fiftieth of the area at 60 pixels needs the whole photo.
+    local = CropDataset(photo, 60, seed=1, local=LocalCrops(count=1, size=60, scale=(0.02, 0.2)))
+    assert torch.equal(local[0]["images"][0], crop_image(photo.read(0), _crop_of(local[0]), 60))
+
+
+def _crop_of(item: dict[str, torch.Tensor]) -> Crop:
+    top, left, height, width, flip = item["crops"][0].tolist()
+    return Crop(top, left, height, width, bool(flip))
+
+
 def test_workers_change_nothing(images: ImageSet) -> None:
     def epoch(workers: int) -> list[dict[str, torch.Tensor]]:
         sampler = EpochSampler(len(images), seed=3)
@@ -114,6 +154,28 @@ def test_parts_are_cut_as_the_image(images: ImageSet, tmp_path: Path) -> None:
     assert torch.equal(item["parts"], crop_parts(labels[2], crop, 4)) and item["parts"].dtype == torch.int64
     with pytest.raises(ValueError, match="one view"):
         CropDataset(images, 16, views=2, parts=store, side=4)
+
+
+def test_attention_is_cut_as_the_image(images: ImageSet, tmp_path: Path) -> None:
+    count = len(images)
+    store = PartStore.create(
+        tmp_path / "p", images=count, grid=2, label_names=["a"], teacher_digest="t", manifest_digest=images.digest,
+        attention_grid=5,
+    )  # fmt: skip
+    store.write_attention(np.arange(count), np.random.default_rng(0).integers(0, 255, (count, 5, 5)))
+    dataset = CropDataset(images, 16, seed=1, parts=store, side=4, attention=True)
+    item = pickle.loads(pickle.dumps(dataset))[(3, 2)]
+    crop = random_crop(20, 28, np.random.default_rng((1, 3, 2)))
+    assert torch.equal(item["attention"], crop_scores(store.attention[2], crop, 4) / 254)
+    assert item["attention"].min() >= 0 and item["attention"].max() <= 1
+    assert torch.equal(item["images"], CropDataset(images, 16, seed=1)[(3, 2)]["images"])
+    with pytest.raises(ValueError, match="none are given"):
+        CropDataset(images, 16, attention=True)
+    bare = PartStore.create(
+        tmp_path / "q", images=count, grid=2, label_names=["a"], teacher_digest="t", manifest_digest=images.digest
+    )
+    with pytest.raises(UserError, match="--labels-only"):
+        CropDataset(images, 16, parts=bare, side=4, attention=True)
 
 
 def test_whole_images_stretched_or_from_the_centre(images: ImageSet) -> None:

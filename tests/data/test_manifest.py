@@ -24,9 +24,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of what was decoded, in place of a count of calls."""
     seen: list[int] = []
 
-    def counting(raw: bytes) -> torch.Tensor:
+    def counting(raw: bytes, least: int | None = None) -> torch.Tensor:
         seen.append(len(raw))
-        return decode(raw)
+        return decode(raw, least)
 
     monkeypatch.setattr(module, "decode", counting)
     return seen

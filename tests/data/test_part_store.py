@@ -129,9 +129,58 @@ def test_every_change_is_named_in_one_line(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def random_attention(count: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (count, 2, 2)).astype(np.uint8)
+
+
+def test_attention_lies_beside_the_labels(tmp_path: Path) -> None:
+    labels, attention = random_labels(6), random_attention(6)
+    store = create(tmp_path / "p", attention_grid=2)
+    store.write_attention(torch.tensor([0, 2, 3]), torch.from_numpy(attention[[0, 2, 3]]))
+    store.write(np.arange(6), labels)
+    resumed = create(tmp_path / "p", attention_grid=2)
+    assert resumed.missing().tolist() == [1, 4, 5] and not resumed.unlabelled(slice(0, 6)).any()
+    resumed.write_attention(np.arange(6), attention)
+    resumed.attention[3, 1, 1] = 255
+    with pytest.raises(ValueError, match="1 of 6"):
+        resumed.finish()
+    resumed.write_attention(np.array([3]), attention[3:4])
+    resumed.finish()
+    opened = pickle.loads(pickle.dumps(PartStore.open(tmp_path / "p")))
+    assert np.array_equal(opened.attention, attention) and opened.attention.dtype == np.uint8
+    with pytest.raises(UserError, match="attention_grid 2, not 3"):
+        create(tmp_path / "p", attention_grid=3)
+    np.save(tmp_path / "p" / "attention.npy", np.zeros((6, 3, 3), np.uint8))
+    with pytest.raises(UserError, match=r"attention.npy holds uint8 \(6, 3, 3\), parts.json tells uint8 \(6, 2, 2\)"):
+        PartStore.open(tmp_path / "p")
+
+
+def test_a_store_made_without_attention_gets_it_and_keeps_its_labels(tmp_path: Path) -> None:
+    store, labels = create(tmp_path / "p"), random_labels(6)
+    store.write(np.arange(6), labels)
+    store.finish()
+    meta = json.loads((tmp_path / "p" / "parts.json").read_text())
+    (tmp_path / "p" / "parts.json").write_text(json.dumps({k: v for k, v in meta.items() if k != "attention_grid"}))
+    old = PartStore.open(tmp_path / "p")
+    assert np.array_equal(old.labels, labels)
+    with pytest.raises(UserError, match="--labels-only") as caught:
+        old.attention  # noqa: B018
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="grid 4, not 8"):
+        create(tmp_path / "p", attention_grid=2, grid=8)
+    assert PartStore.open(tmp_path / "p").complete  # what was refused has changed nothing
+    store = create(tmp_path / "p", attention_grid=2)
+    assert store.missing().tolist() == [0, 1, 2, 3, 4, 5] and not store.unlabelled(slice(0, 6)).any()
+    with pytest.raises(UserError, match="6 of 6 images are not labelled yet"):
+        PartStore.open(tmp_path / "p")
+    store.write_attention(np.arange(6), random_attention(6))
+    store.finish()
+    assert np.array_equal(PartStore.open(tmp_path / "p").labels, labels)
+
+
 def test_a_store_killed_as_it_was_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files come one after the other; `parts.json`, the last, tells that there is a store."""
-    for survived in range(2):
+    for survived in range(3):
         renamed = []
 
         def replace(source: Path, target: Path, survived: int = survived, renamed: list[Path] = renamed) -> None:
@@ -142,9 +191,9 @@ def test_a_store_killed_as_it_was_made_is_made_anew(tmp_path: Path, monkeypatch:
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr("os.replace", replace)
-            create(tmp_path / str(survived))
+            create(tmp_path / str(survived), attention_grid=2)
         assert not (tmp_path / str(survived) / "parts.json").exists()
-        assert len(create(tmp_path / str(survived)).missing()) == 6
+        assert len(create(tmp_path / str(survived), attention_grid=2).missing()) == 6
 
 
 def test_opening_reads_no_row(tmp_path: Path) -> None:

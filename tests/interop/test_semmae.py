@@ -58,9 +58,20 @@ def written(folder: Path, **changes: Any) -> dict[str, Any]:
 def test_every_patch_gets_the_part_of_its_token(form: dict[str, Any], grid: int, tmp_path: Path) -> None:
     labels, packed = tokens(**form)
     np.save(tmp_path / "a.npy", packed)
-    assert np.array_equal(read_tokens(tmp_path / "a.npy"), labels.reshape(grid, grid))
+    assert np.array_equal(read_tokens(tmp_path / "a.npy").labels, labels.reshape(grid, grid))
     np.save(tmp_path / "b.npy", packed.astype(np.float16)[None])  # with the batch's dimension
-    assert np.array_equal(read_tokens(tmp_path / "b.npy"), labels.reshape(grid, grid))
+    assert np.array_equal(read_tokens(tmp_path / "b.npy").labels, labels.reshape(grid, grid))
+
+
+def test_the_order_of_the_lines_is_that_of_attention(tmp_path: Path) -> None:
+    _, packed = tokens(patch=8, kept=196)
+    np.save(tmp_path / "a.npy", packed)
+    attention = read_tokens(tmp_path / "a.npy").attention
+    assert attention is not None
+    assert np.array_equal(np.argsort(-attention, kind="stable")[:196], packed[:, 14])
+    assert (np.delete(attention, packed[:, 14].astype(int)) == 0).all()
+    np.save(tmp_path / "b.npy", packed[packed[:, 14].argsort()])
+    assert read_tokens(tmp_path / "b.npy").attention is None
 
 
 def test_a_store_of_the_images_in_their_order(images: ImageSet, tmp_path: Path) -> None:
@@ -69,7 +80,32 @@ def test_a_store_of_the_images_in_their_order(images: ImageSet, tmp_path: Path) 
     store = PartStore.open(tmp_path / "out", manifest_digest=images.digest)
     for row, name in enumerate(images.names):
         assert np.array_equal(store.labels[row].ravel(), expected[name])
+        # 2 × 2 patches a cell: the most attended cells hold patches that were kept, cells of none lie lowest.
+        kept = (store.labels[row] < 7).reshape(14, 2, 14, 2).any((1, 3))
+        assert store.attention[row].max() == 254 and kept[store.attention[row] > 120].all()
+        assert len(set(store.attention[row][~kept])) == 1 and store.attention[row][~kept].max() < 120
     assert store.label_names == [*(f"part {number}" for number in range(1, 8)), NOT_KEPT]
+
+
+def test_files_of_both_orders_are_not_mixed(images: ImageSet, tmp_path: Path) -> None:
+    written(tmp_path / "tokens", patch=8, kept=196)
+    last = (tmp_path / "tokens" / NAMES[2]).with_suffix(".npy")
+    packed = np.load(last)
+    np.save(last, packed[packed[:, 14].argsort()])
+    with pytest.raises(UserError, match=r"dog/a.npy: patches row by row, the first file's by attention"):
+        import_tokens(tmp_path / "tokens", images, tmp_path / "out")
+
+
+def test_files_in_the_grids_order_tell_no_attention(images: ImageSet, tmp_path: Path) -> None:
+    for seed, name in enumerate(NAMES):
+        path = (tmp_path / "tokens" / name).with_suffix(".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        packed = tokens(patch=16, seed=seed)[1]
+        np.save(path, packed[packed[:, 14].argsort()])
+    store = import_tokens(tmp_path / "tokens", images, tmp_path / "out")
+    assert not (tmp_path / "out" / "attention.npy").exists()
+    with pytest.raises(UserError, match="its token files told none; .*`semmae parts --teacher`"):
+        store.attention  # noqa: B018
 
 
 def test_whole_grids_have_seven_labels_and_are_gone_on_with(images: ImageSet, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ The sampler yields (epoch, row): persistent workers hold no state, and a resumed
 Images stay uint8 until `normalise`, which runs on the device.
 """
 
+import math
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,20 +14,27 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from semmae.data.attention import MOST_ATTENDED
 from semmae.data.colour import HUE, jitter
-from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, random_crop
+from semmae.data.crop import NARROWEST, WHOLE, Crop, crop_image, crop_parts, crop_scores, random_crop
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
+from semmae.memory import keep_freed_memory
 
 Key = int | tuple[int, int]  # a row, or (epoch, row)
+_PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
+_WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, row) for the rows of one epoch, dealt out to ranks; short ones get the first rows again."""
+    """(epoch, row) for the rows of one epoch, dealt out to ranks; short ones get the first rows again.
+
+    Of each rank's rows those beyond a `multiple` are left out: batches that make whole optimiser steps.
+    """
 
     def __init__(
         self,
@@ -34,10 +42,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: int = 0,
         shuffle: bool = True,
         *,
+        multiple: int = 1,
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.length, self.seed, self.shuffle, self.multiple = length, seed, shuffle, multiple
         self.epoch = 0
         self._num_replicas, self._rank = num_replicas, rank
 
@@ -49,11 +58,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rows = np.arange(self.length)
         if self.shuffle:
             rows = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        mine = np.resize(rows, len(self) * replicas)[rank::replicas]  # np.resize repeats from the beginning
+        dealt = np.resize(rows, -(-self.length // replicas) * replicas)  # np.resize repeats from the beginning
+        mine = dealt[rank::replicas][: len(self)]
         return zip([self.epoch] * len(mine), mine.tolist(), strict=True)
 
     def __len__(self) -> int:
-        return -(-self.length // self._place()[0])
+        rows = -(-self.length // self._place()[0])
+        return rows - rows % self.multiple
 
     def _place(self) -> tuple[int, int]:
         """(ranks, own rank). Asked for late: the sampler may be made before the process group is."""
@@ -80,7 +91,8 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     Item: "images" uint8 (views, 3, size, size), each view its own crop; "crops" float (views, 5), these
     crops as `Crop.numbers`; "row"; with `parts` (one view only), "parts" int64 (side·side,), the part under the
-    centre of each patch of the crop; with `local`, "local" uint8 (count, 3, local size, local size).
+    centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `local`,
+    "local" uint8 (count, 3, local size, local size).
     `colour` also changes the colours of each view, its hue by at most `hue` turns.
     """
 
@@ -96,6 +108,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         colour: bool = False,
         local: LocalCrops | None = None,
         hue: float = HUE,
+        attention: bool = False,
     ) -> None:
         if parts is not None and (views != 1 or side is None or parts.images != len(images)):
             raise ValueError(
@@ -103,24 +116,63 @@ class CropDataset(Dataset[dict[str, Any]]):
                 f"and the same images ({parts.images} labelled, {len(images)} given)"
             )
         self.images, self.size, self.views, self.scale, self.seed = images, size, views, scale, seed
-        self.parts, self.side, self.local = parts, side, local
+        self.parts, self.side, self.local, self.attention = parts, side, local, attention
+        if attention:
+            if parts is None:
+                raise ValueError("attention is stored beside parts, and none are given")
+            _ = parts.attention  # a store that holds none is refused before anything is loaded
         self.colour, self.hue = colour, hue
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, row = _epoch_and_row(key)
-        rng = np.random.default_rng((self.seed, epoch, row))
-        image = self.images.read(row)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
+        """The items of a batch, as a loader asks for them.
+
+        Each kind of work is done for all of them in one go. In turns, they drive each other's code and tables out of
+        the processor's cache: generators and labels then take several times as long, decoding a tenth longer.
+        """
+        places = [_epoch_and_row(key) for key in keys]
+        rngs = [np.random.default_rng((self.seed, *place)) for place in places]
+        pictures = self._pictures([row for _, row in places], rngs)
+        items = []
+        for (_, row), (crops, item) in zip(places, list(pictures), strict=True):
+            item |= {"crops": torch.tensor([crop.numbers for crop in crops]), "row": row}
+            if self.parts is not None and self.side is not None:
+                item["parts"] = crop_parts(self.parts.labels[row], crops[0], self.side)
+                if self.attention:
+                    item["attention"] = crop_scores(self.parts.attention[row], crops[0], self.side) / MOST_ATTENDED
+            items.append(item)
+        return items
+
+    def _pictures(
+        self, rows: Sequence[int], rngs: Sequence[np.random.Generator]
+    ) -> Iterator[tuple[list[Crop], dict[str, Any]]]:
+        """The crops of rows and what they show; images are decoded one after the other, and then cropped."""
+        waiting: list[tuple[Tensor, np.random.Generator]] = []
+        for row, rng in zip(rows, rngs, strict=True):
+            waiting.append((self.images.read(row, self._least), rng))
+            if sum(image.nbytes for image, _ in waiting) >= _WAITING:
+                yield from (self._views(*image) for image in waiting)
+                waiting.clear()
+        yield from (self._views(*image) for image in waiting)
+
+    def _views(self, image: Tensor, rng: np.random.Generator) -> tuple[list[Crop], dict[str, Any]]:
+        """The crops of an image and what they show, small ones too."""
         crops, views = self._cut(image, rng, self.views, self.size, self.scale)
-        boxes = torch.tensor([crop.numbers for crop in crops])
-        item: dict[str, Any] = {"images": views, "crops": boxes, "row": row}
-        if self.parts is not None and self.side is not None:
-            item["parts"] = crop_parts(self.parts.labels[row], crops[0], self.side)
+        item = {"images": views}
         if self.local is not None:
             item["local"] = self._cut(image, rng, self.local.count, self.local.size, self.local.scale)[1]
-        return item
+        return crops, item
+
+    @property
+    def _least(self) -> int:
+        """The short side that an image must have for its smallest and narrowest crop not to be enlarged."""
+        kinds = [(self.size, self.scale[0])] + ([] if self.local is None else [(self.local.size, self.local.scale[0])])
+        return max(math.ceil(size / math.sqrt(share * NARROWEST)) for size, share in kinds)
 
     def _cut(
         self, image: Tensor, rng: np.random.Generator, count: int, size: int, scale: tuple[float, float]
@@ -130,7 +182,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         views = [crop_image(image, crop, size) for crop in crops]
         if self.colour:
             views = [jitter(view, rng, self.hue) for view in views]
-        return crops, torch.stack(views)
+        return crops, _planes(torch.stack([_pixels(view) for view in views]))
 
 
 class WholeDataset(Dataset[dict[str, Any]]):
@@ -150,7 +202,7 @@ class WholeDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         _, row = _epoch_and_row(key)
-        image = self.images.read(row)
+        image = self.images.read(row, 2 * self.size)  # twice: hardly to be told from the whole photo, resized
         return {"image": _FITS[self.fit](image, self.size), "row": row}
 
 
@@ -173,7 +225,25 @@ def make_loader(
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # its own: reading data must not move the global random numbers
         worker_init_fn=_start_worker,
+        collate_fn=collate,
     )
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Items → a batch. Pictures stay as they were decoded, a pixel's three bytes side by side: a plain copy."""
+    pictures = _PICTURES & items[0].keys()
+    batch = default_collate([{**item, **{name: _pixels(item[name]) for name in pictures}} for item in items])
+    return {**batch, **{name: _planes(batch[name]) for name in pictures}}
+
+
+def _pixels(planes: Tensor) -> Tensor:
+    """(…, 3, H, W) → (…, H, W, 3), a view."""
+    return planes.movedim(-3, -1)
+
+
+def _planes(pixels: Tensor) -> Tensor:
+    """(…, H, W, 3) → (…, 3, H, W), a view."""
+    return pixels.movedim(-1, -3)
 
 
 def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
@@ -183,7 +253,7 @@ def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Te
         torch.tensor([255 * value for value in values]).to(images.device, non_blocking=True).view(3, 1, 1)
         for values in (mean, std)
     )
-    return images.float().sub_(shift).div_(scale)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(shift).div_(scale)
 
 
 def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
@@ -212,4 +282,5 @@ _FITS = {"stretch": _stretch, "centre": _centre}
 def _start_worker(_: int) -> None:
     """One thread per worker, for they are the parallelism; Ctrl-C is left to the main process."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,10 +1,14 @@
 """Part labels on disk: `parts.npy` (uint8, images × grid × grid, memory-mapped) and `parts.json`.
 
+Beside them, where the labels were computed, `attention.npy` (uint8, images × side × side): how much the encoder's
+class token attends to each place, as ranks inside the image (`data/attention.py`).
+
 Row i belongs to line i of the image manifest, whose digest is kept: with other images, the store refuses.
 255 = not yet computed, so that labelling resumes where it stopped and several processes may write disjoint rows.
 
-What a killed process leaves behind is sound: `parts.npy` appears when all of it is 255, `parts.json` after it, and a
-row that was written in part still holds a 255, for no label is 255. Only a store marked complete is read.
+What a killed process leaves behind is sound: `parts.npy` and `attention.npy` appear when all of them is 255,
+`parts.json` after them, and a row that was written in part still holds a 255, for no label and no rank is 255. Only
+a store marked complete is read.
 """
 
 import json
@@ -20,7 +24,11 @@ from semmae.errors import UserError
 UNKNOWN = 255
 _BLOCK = 65536  # rows looked at together when missing ones are sought
 # What labels depend on, and what a store begun earlier must agree in.
-_FIELDS = ("images", "grid", "label_names", "teacher_digest", "learner_digest", "manifest_digest")
+_FIELDS = ("images", "grid", "label_names", "teacher_digest", "learner_digest", "manifest_digest", "attention_grid")
+# What a store may lack: imported labels have no learner, labels made by an older version no attention.
+_ABSENT = {"learner_digest": "", "attention_grid": 0}
+
+Rows = np.memmap[Any, np.dtype[np.uint8]]
 
 
 class PartStore:
@@ -34,12 +42,13 @@ class PartStore:
         self.teacher_digest: str = meta["teacher_digest"]
         self.learner_digest: str = meta["learner_digest"]
         self.manifest_digest: str = meta["manifest_digest"]
+        self.attention_grid: int = meta["attention_grid"]
         self.extra: dict[str, Any] = meta["extra"]
-        self.labels: np.memmap[Any, np.dtype[np.uint8]] = _map(self.path, "r+" if writable else "r")
-        shape = (self.images, self.grid, self.grid)
-        if self.labels.shape != shape or self.labels.dtype != np.uint8:
-            found = f"{self.labels.dtype} {self.labels.shape}"
-            raise UserError(f"{path}: parts.npy holds {found}, parts.json tells uint8 {shape}; label the images anew")
+        mode = "r+" if writable else "r"
+        self.labels = _map(self.path, "parts.npy", (self.images, self.grid), mode)
+        self._attention = None
+        if self.attention_grid:
+            self._attention = _map(self.path, "attention.npy", (self.images, self.attention_grid), mode)
 
     @classmethod
     def create(
@@ -52,9 +61,12 @@ class PartStore:
         teacher_digest: str,
         manifest_digest: str,
         learner_digest: str = "",
+        attention_grid: int = 0,
         extra: dict[str, Any] | None = None,
     ) -> "PartStore":
         """A store with no row computed; one begun with the same arguments is taken up again, rows kept.
+
+        One begun without attention, its cells a side, gets it: all rows lack it then, and keep their labels.
 
         Raises:
             UserError: one begun with others is there; every difference is named.
@@ -62,23 +74,27 @@ class PartStore:
         if not 1 <= len(label_names) <= UNKNOWN:
             raise ValueError(f"{len(label_names)} labels do not fit one byte; 1 to {UNKNOWN} do")
         path = Path(path)
-        values = (images, grid, list(label_names), teacher_digest, learner_digest, manifest_digest)
+        values = (images, grid, list(label_names), teacher_digest, learner_digest, manifest_digest, attention_grid)
         meta = dict(zip(_FIELDS, values, strict=True)) | {"extra": extra or {}, "complete": False}
         if (path / "parts.json").exists():
             begun = _read_meta(path)
+            lacks_attention = attention_grid > 0 and begun["attention_grid"] == 0
+            if lacks_attention:
+                begun = begun | {"attention_grid": attention_grid, "complete": False}
             changed = [f"{name} {begun[name]}, not {meta[name]}" for name in _FIELDS if begun[name] != meta[name]]
             if changed:
                 raise UserError(
                     f"{path}: holds part labels with {'; '.join(changed)}; restore what has changed, write to another "
                     "folder, or remove parts.json and parts.npy there"
                 )
+            if lacks_attention:
+                _new_rows(path, "attention.npy", (images, attention_grid))
+                _write_meta(path, begun)
             return cls(path, begun, writable=True)
         path.mkdir(parents=True, exist_ok=True)
-        part = path / "parts.npy.tmp"
-        labels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(images, grid, grid))
-        labels[:] = UNKNOWN
-        labels.flush()  # before the renaming: after a power failure no row may look written that is not
-        os.replace(part, path / "parts.npy")
+        _new_rows(path, "parts.npy", (images, grid))
+        if attention_grid:
+            _new_rows(path, "attention.npy", (images, attention_grid))
         _write_meta(path, meta)  # last: a store without it does not exist
         return cls(path, meta, writable=True)
 
@@ -120,17 +136,36 @@ class PartStore:
             raise ValueError(f"labels {values.min()} to {values.max()}, the store knows 0 to {self.num_labels - 1}")
         self.labels[np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)] = values
 
+    @property
+    def attention(self) -> Rows:
+        """Attention (images, a, a), ranks from 0 to `MOST_ATTENDED`.
+
+        Raises:
+            UserError: the store holds none.
+        """
+        if self._attention is None:
+            remedy = f"add it with `semmae parts --out {self.path} --labels-only`"
+            if "tokens" in self.extra:
+                remedy = "its token files told none; label these images with `semmae parts --teacher`"
+            raise UserError(f"{self.path}: holds no attention beside its part labels; {remedy}")
+        return self._attention
+
+    def write_attention(self, rows: np.ndarray | Tensor, attention: np.ndarray | Tensor) -> None:
+        """Store attention (n, a, a) of the rows (n,); ranks from 0 to `MOST_ATTENDED`."""
+        self.attention[np.asarray(rows)] = np.asarray(attention)
+
     def missing(self) -> np.ndarray:
-        """int64 rows that are not computed, or only in part."""
-        blocks = range(0, self.images, _BLOCK)
-        found = [np.flatnonzero(self.unfinished(slice(at, at + _BLOCK))) + at for at in blocks]
+        """int64 rows whose labels or attention are not computed, or only in part."""
+        blocks = [slice(at, at + _BLOCK) for at in range(0, self.images, _BLOCK)]
+        found = [np.flatnonzero(self.unlabelled(rows) | self._unattended(rows)) + rows.start for rows in blocks]
         return np.concatenate([*found, np.empty(0, np.int64)]).astype(np.int64)
 
-    def unfinished(self, rows: slice | Tensor) -> np.ndarray:
-        """bool: which of these rows are not computed, or only in part."""
-        labels = self.labels[rows.numpy() if isinstance(rows, Tensor) else rows]
-        found: np.ndarray = (np.asarray(labels) == UNKNOWN).any((1, 2))
-        return found
+    def unlabelled(self, rows: slice | Tensor) -> np.ndarray:
+        """bool: which of these rows have no labels, or only in part."""
+        return _unknown(self.labels[rows.numpy() if isinstance(rows, Tensor) else rows])
+
+    def _unattended(self, rows: slice) -> np.ndarray | bool:
+        return False if self._attention is None else _unknown(self._attention[rows])
 
     def finish(self) -> None:
         """Mark the store complete (one process, when all have written)."""
@@ -138,6 +173,8 @@ class PartStore:
         if left:
             raise ValueError(f"{left} of {self.images} rows are not computed")
         self.labels.flush()
+        if self._attention is not None:
+            self._attention.flush()
         self._meta = self._meta | {"complete": True}
         _write_meta(self.path, self._meta)
 
@@ -149,17 +186,37 @@ class PartStore:
         self.__init__(state["path"], state["meta"], writable=state["writable"])  # type: ignore[misc]
 
 
-def _map(path: Path, mode: str) -> Any:
+def _map(path: Path, name: str, size: tuple[int, int], mode: str) -> Rows:
+    """The array of a file, `size` its (images, cells a side)."""
     try:
-        return np.load(path / "parts.npy", mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
+        rows: Rows = np.load(path / name, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: parts.npy cannot be read ({error}); label the images anew") from error
+        raise UserError(f"{path}: {name} cannot be read ({error}); label the images anew") from error
+    shape = (*size, size[1])
+    if rows.shape != shape or rows.dtype != np.uint8:
+        found = f"{rows.dtype} {rows.shape}"
+        raise UserError(f"{path}: {name} holds {found}, parts.json tells uint8 {shape}; label the images anew")
+    return rows
+
+
+def _new_rows(path: Path, name: str, size: tuple[int, int]) -> None:
+    """A file in which no row is computed, `size` its (images, cells a side)."""
+    part = path / f"{name}.tmp"
+    rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(*size, size[1]))
+    rows[:] = UNKNOWN
+    rows.flush()  # before the renaming: after a power failure no row may look written that is not
+    os.replace(part, path / name)
+
+
+def _unknown(rows: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (np.asarray(rows) == UNKNOWN).any((1, 2))
+    return found
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "parts.json").read_text(encoding="utf-8"))
-        meta = {"learner_digest": ""} | meta  # labels that were imported have no learner
+        meta = _ABSENT | meta
         absent = [name for name in (*_FIELDS, "extra", "complete") if name not in meta]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: parts.json is damaged ({error}); label the images anew") from error

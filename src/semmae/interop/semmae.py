@@ -1,4 +1,4 @@
-"""The `.npy` token files of the SemMAE authors' release (github.com/ucasligang/SemMAE) → part labels.
+"""The `.npy` token files of the SemMAE authors' release (github.com/ucasligang/SemMAE) → part labels, attention.
 
 There is one file an image, `train/CLASS/NAME.npy`, a float array (L, 15 + 3·p²), one line a patch:
 
@@ -15,16 +15,24 @@ Where that stands: `models_mae_setting3.py`, `forward_encoder` (`x[:, :, :7]`, `
 position's embedding before the pixels, which is read too. Images are 224 pixels a side. Patches of 16 fill
 their grid of 14 × 14. Of the 28 × 28 patches of 8 the release keeps 196, those of highest attention: the
 others get a label of their own, for nothing is known of them.
+
+The lines stand in the order of attention, the most attended first: column 14 is called `sorted_index` there, and
+`random_masking_setting3`, which hides the first lines of every part, shuffles them before, lest the hidden ones be
+those of high attention (its comment). So the order tells the ranks that `attention.npy` holds; patches that are
+not kept are below all others. Files whose lines run through the grid row by row tell no attention.
 """
 
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from semmae.data.attention import attention_ranks, stored_side
 from semmae.data.manifest import ImageSet
 from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
@@ -43,6 +51,13 @@ _EMBEDDING = 768
 _BLOCK = 256  # files handed to the threads together
 
 
+class Tokens(NamedTuple):
+    """What one file tells: labels (g, g), 0 to 6, and 7 where it holds no patch; attention (g·g,), if it tells any."""
+
+    labels: npt.NDArray[np.uint8]
+    attention: npt.NDArray[np.float32] | None
+
+
 def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = False, workers: int = 2) -> PartStore:
     """A store of the parts of `images`, made in `out` or gone on with, from the token files below `folder`.
 
@@ -57,7 +72,7 @@ def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = F
         UserError: images without a file, files without an image, or a file of another form.
     """
     names, first = check_tokens(folder, images, subset=subset)
-    grid, whole = len(first), bool((first < NUM_PARTS).all())
+    grid, whole = len(first.labels), bool((first.labels < NUM_PARTS).all())
     label_names = [f"part {number}" for number in range(1, NUM_PARTS + 1)] + ([] if whole else [NOT_KEPT])
     store = PartStore.create(
         out,
@@ -66,6 +81,7 @@ def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = F
         label_names=label_names,
         teacher_digest=ORIGIN,
         manifest_digest=images.digest,
+        attention_grid=0 if first.attention is None else stored_side(grid),
         extra={"tokens": str(folder)},
     )
     left = store.missing()
@@ -73,20 +89,25 @@ def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = F
         for at in range(0, len(left), _BLOCK):
             rows = left[at : at + _BLOCK]
             paths = [folder / names[row] for row in rows]
-            store.write(rows, _stacked(pool.map(read_tokens, paths), paths, grid, len(label_names)))
+            tokens = list(pool.map(read_tokens, paths))
+            _check_alike(tokens, paths, first, len(label_names))
+            if first.attention is not None:
+                scores = torch.from_numpy(np.stack([attention for _, attention in tokens if attention is not None]))
+                store.write_attention(rows, attention_ranks(scores))
+            store.write(rows, np.stack([labels for labels, _ in tokens]))
             progress.update(len(rows))
     store.finish()
     return store
 
 
-def check_tokens(folder: Path, images: ImageSet, *, subset: bool) -> tuple[list[str], npt.NDArray[np.uint8]]:
-    """The file of each image, relative to the folder, and the labels of the first; errors as `import_tokens`."""
+def check_tokens(folder: Path, images: ImageSet, *, subset: bool) -> tuple[list[str], Tokens]:
+    """The file of each image, relative to the folder, and what the first tells; errors as `import_tokens`."""
     names = _paired(folder, images.names, subset)
     return names, read_tokens(folder / names[0])
 
 
-def read_tokens(path: Path) -> npt.NDArray[np.uint8]:
-    """One file → labels (g, g), 0 to 6; 7 where the file holds no patch.
+def read_tokens(path: Path) -> Tokens:
+    """What one file tells.
 
     Raises:
         UserError: the file is missing or of another form; the message tells the shape.
@@ -112,7 +133,11 @@ def read_tokens(path: Path) -> npt.NDArray[np.uint8]:
         )
     labels = np.full(grid**2, NUM_PARTS, np.uint8)
     labels[cells] = one_hot.argmax(1)
-    return labels.reshape(grid, grid)
+    attention = None
+    if (np.diff(cells) < 0).any():  # else row by row: no order of attention
+        attention = np.zeros(grid**2, np.float32)
+        attention[cells] = np.arange(len(cells), 0, -1)
+    return Tokens(labels.reshape(grid, grid), attention)
 
 
 def _patch_size(columns: int) -> int | None:
@@ -146,14 +171,15 @@ def _paired(folder: Path, names: Iterable[str], subset: bool) -> list[str]:
     return wanted
 
 
-def _stacked(read: Iterable[npt.NDArray[np.uint8]], paths: list[Path], grid: int, labels: int) -> npt.NDArray[np.uint8]:
-    """Label grids of a block, all of the same form as the first file's."""
-    grids = list(read)
-    for path, found in zip(paths, grids, strict=True):
-        if len(found) != grid or found.max() >= labels:
+def _check_alike(read: Iterable[Tokens], paths: list[Path], first: Tokens, labels: int) -> None:
+    """Refuse files of another form than the first one's."""
+    for path, (found, attention) in zip(paths, read, strict=True):
+        if len(found) != len(first.labels) or found.max() >= labels:
             kept = int((found < NUM_PARTS).sum())
             raise UserError(
                 f"{path}: {kept} patches in a grid of {len(found)} × {len(found)}, other than the first file's; "
                 "do not mix releases of different patch sizes"
             )
-    return np.stack(grids)
+        if (attention is None) != (first.attention is None):
+            orders = ("row by row", "by attention") if attention is None else ("by attention", "row by row")
+            raise UserError(f"{path}: patches {orders[0]}, the first file's {orders[1]}; do not mix releases")

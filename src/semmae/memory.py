@@ -1,0 +1,20 @@
+"""Memory of the process, where the C library slows work on a CPU by how it hands it out."""
+
+import ctypes
+
+# Names of <malloc.h>, and the largest value that its `int` takes.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep what it frees for the next step or image, which needs as much; whether it could be told.
+
+    glibc gives large blocks back to the system at once. Every step then asks for them anew, page by page, each
+    cleared first: a tenth and more of a training step on a CPU (docs/performance.md). The most that the process holds
+    hardly changes. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_MMAP_THRESHOLD, _NEVER))

@@ -1,0 +1,40 @@
+"""Ranks, against SciPy's; the grid they are stored on."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import rankdata
+
+from semmae.data.attention import MOST_ATTENDED, attention_ranks, ranks, stored_side
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=200))
+@settings(max_examples=100, deadline=None)
+def test_ranks_are_scipys_and_equal_scores_share_theirs(scores: list[int]) -> None:
+    places = (rankdata(scores, method="average") - 1) * MOST_ATTENDED / (len(scores) - 1)
+    found = ranks(torch.tensor([scores, scores[::-1]]).float())
+    assert found.dtype == torch.uint8
+    assert np.abs(found[0].numpy() - places).max() <= 0.5 + 1e-9
+    assert torch.equal(found[1], found[0].flip(0))
+
+
+def test_a_heavy_tail_does_not_collapse() -> None:
+    scores = torch.rand(1, 196).double().pow(40)
+    assert len(set(ranks(scores)[0].tolist())) == 196
+    assert ranks(torch.full((1, 196), 0.3)).unique().tolist() == [127]
+    assert ranks(torch.full((1, 1), 0.3)).tolist() == [[0]]
+
+
+@pytest.mark.parametrize(("side", "stored"), [(2, 2), (14, 14), (16, 14), (28, 14)])
+def test_labels_and_attention_are_below_a_kilobyte(side: int, stored: int) -> None:
+    attention = torch.rand(3, side * side)
+    found = attention_ranks(attention)
+    assert found.shape == (3, stored, stored) and stored == stored_side(side) and 28 * 28 + stored**2 <= 1000
+    assert found.amin((1, 2)).tolist() == [0] * 3 and found.amax((1, 2)).tolist() == [MOST_ATTENDED] * 3
+    if side == stored:
+        assert torch.equal(found.flatten(1).argsort(1), attention.argsort(1))
+    if side == 28:
+        cells = attention.view(3, 14, 2, 14, 2).mean((2, 4)).flatten(1)
+        assert torch.equal(found.flatten(1).argsort(1), cells.argsort(1))
