@@ -19,10 +19,12 @@ from semmae.errors import UserError, near
 
 Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+Compile = Literal["auto", "on", "off"]
 
 # Each of them goes on with the run in --out, by its own options.
 GOING_ON = ("resume", "labels_only", "quality_only")
-# What may differ between the first run and the one that resumes it: none of them changes weights or labels.
+# What may differ between the first run and the one that resumes it: none of them changes weights or labels, or
+# (compile) only as another processor would, in the last bits.
 _FREE_ON_RESUME = {
     *GOING_ON,
     "overwrite",
@@ -34,6 +36,8 @@ _FREE_ON_RESUME = {
     "keypoints",
     "quality_images",
     "knn_every",
+    "checkpointing",
+    "compile",
 }
 
 OptionsT = TypeVar("OptionsT", bound="RunOptions")
@@ -67,8 +71,10 @@ class TrainOptions(RunOptions):
     """Use only so many of the images, drawn by the seed."""
     batch_size: int = 64
     """Images per optimiser step, over all devices."""
+    accumulate: int = 1
+    """Batches that make one optimiser step, each --batch-size / (--devices * --accumulate) images: less memory."""
     precision: Precision = "auto"
-    """Arithmetic: auto is bf16 on a GPU that has it, else float32."""
+    """Arithmetic: auto is bf16 where the processor computes in it, else float32; fp16 needs a GPU."""
     devices: int = 1
     """GPUs, or processes on a CPU."""
 
@@ -118,7 +124,7 @@ _AT_LEAST = {
     "decoder_width": 4, "decoder_depth": 1, "decoder_heads": 1, "lr": 0, "blr": 0, "weight_decay": 0, "gamma": 0,
     "diversity": 0, "weight_decay_end": 0, "local_crops": 0, "local_size": 1, "prototypes": 2, "head_width": 1,
     "ibot": 0, "koleo": 0, "clip": 0, "knn_every": 0, "sample": 1, "blur": 1, "agreement": 0, "concentration": 0,
-    "total_variation": 0, "quality_images": 1,
+    "total_variation": 0, "quality_images": 1, "token_subset": 2, "accumulate": 1,
 }  # fmt: skip
 _LIMITS: dict[str, tuple[float, float]] = {
     **{name: (low, _NO_LIMIT) for name, low in _AT_LEAST.items()},
@@ -133,6 +139,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "frozen_share": (0, 1),
     "mask_share": (0, 1),
     "mask_spread": (0, 1),
+    "blend": (0, 1),
+    "attention_hint": (0, 1),
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 

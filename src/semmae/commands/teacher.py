@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from semmae.checkpoint import save_encoder
+from semmae.commands.init import init_encoder
 from semmae.commands.knn import class_indices
 from semmae.commands.options import PresetOptions, SizeOptions, check_image_size
 from semmae.commands.run import checked, run_folder
@@ -17,9 +18,8 @@ from semmae.data.manifest import ImageSet, sample_rows
 from semmae.errors import UserError
 from semmae.evaluation.features import extract
 from semmae.evaluation.knn import knn_accuracy
-from semmae.loading import load_encoder
 from semmae.masking import num_hidden
-from semmae.models.vit import MODELS, Encoder, EncoderSpec
+from semmae.models.vit import Encoder, EncoderSpec
 from semmae.reporting import write_report
 from semmae.tasks.teacher import Centering, PatchMasking, TeacherRecipe, TeacherTask
 from semmae.tasks.trainer import Evaluation, fit, is_rank_zero
@@ -127,21 +127,7 @@ def local_size(options: TeacherOptions) -> int:
 
 def load_init(options: TeacherOptions) -> Encoder | None:
     """The encoder of --init, its positions resampled to this run's image size; None where none is asked for."""
-    if options.init is None:
-        return None
-    encoder = load_encoder(options.init, num_heads=options.num_heads)
-    wanted = EncoderSpec.named(options.model, options.image_size, options.patch_size)
-    found = encoder.spec
-    if (found.width, found.depth, found.patch_size) != (wanted.width, wanted.depth, wanted.patch_size):
-        names = [name for name, (width, depth, _) in MODELS.items() if (width, depth) == (found.width, found.depth)]
-        remedy = f"use --model {names[0]} --patch-size {found.patch_size}" if names else "choose another encoder"
-        raise UserError(
-            f"--init {options.init}: width {found.width}, depth {found.depth}, patch {found.patch_size}, but --model "
-            f"{options.model} is {wanted.width}, {wanted.depth}, {wanted.patch_size}; {remedy}"
-        )
-    encoder.vit.set_input_size(img_size=(options.image_size, options.image_size))
-    encoder.spec = dataclasses.replace(found, image_size=options.image_size)
-    return encoder
+    return None if options.init is None else init_encoder(options.init, options, options.num_heads)
 
 
 def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | None = None) -> None:

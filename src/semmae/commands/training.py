@@ -16,34 +16,62 @@ from semmae.commands.run import write_text
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.errors import UserError
+from semmae.tasks.precision import check_precision
 from semmae.tasks.trainer import FitOptions, is_rank_zero
 
 _log = logging.getLogger("semmae")
 
 
 def open_training_images(options: TrainOptions) -> ImageSet:
-    """The images of --data, checked; nothing is written but the manifest's cache."""
-    if options.batch_size % options.devices:
-        raise UserError(
-            f"--batch-size {options.batch_size} is not divisible by --devices {options.devices}; use a multiple"
+    """The images of --data, checked as what asks for them is; nothing is written but the manifest's cache."""
+    check_precision(options.precision)
+    batches = options.devices * options.accumulate
+    if options.batch_size % batches:
+        parts = f"--devices {options.devices}" + (
+            f" · --accumulate {options.accumulate}" if options.accumulate > 1 else ""
         )
-    return open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+        raise UserError(f"--batch-size {options.batch_size} is not divisible by {parts}; use a multiple of {batches}")
+    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    _check_count(len(images), options)
+    return images
 
 
 def training_loader(dataset: CropDataset, options: TrainOptions) -> DataLoader[dict[str, Any]]:
-    """Shuffled whole batches; with fewer images than one batch, the batch shrinks with a warning."""
-    batch = options.batch_size
-    if len(dataset) < batch:
-        batch = max(options.devices, len(dataset) // options.devices * options.devices)
-        _log.warning("batch size %d is more than the %d images: shrunk to %d", options.batch_size, len(dataset), batch)
-    sampler = EpochSampler(len(dataset), options.seed)
-    return make_loader(dataset, batch // options.devices, sampler=sampler, workers=options.workers, drop_last=True)
+    """Shuffled whole batches, as many as make whole optimiser steps.
+
+    With fewer images than one step takes, its batches shrink with a warning.
+    """
+    _check_count(len(dataset), options)
+    size, batches = options.batch_size, options.devices * options.accumulate
+    if len(dataset) < size:
+        size = max(batches, len(dataset) // batches * batches)
+        _log.warning("batch size %d is more than the %d images: shrunk to %d", options.batch_size, len(dataset), size)
+    sampler = EpochSampler(len(dataset), options.seed, multiple=size // options.devices)
+    return make_loader(dataset, size // batches, sampler=sampler, workers=options.workers, drop_last=True)
 
 
-def fit_options(options: TrainOptions, out: Path, stage: str, epochs: int, clip: float | None = None) -> FitOptions:
+def optimiser_steps(images: int, options: TrainOptions, epochs: int) -> int:
+    """Optimiser steps of a whole training."""
+    return max(1, images // options.batch_size) * epochs
+
+
+def _check_count(images: int, options: TrainOptions) -> None:
+    """Refuse to make more batches of a step than there are images."""
+    most = -(-images // options.devices)  # of each device; where images are fewer than devices, some are seen twice
+    if options.accumulate > most:
+        raise UserError(f"--accumulate {options.accumulate}: more batches a step than images a device; at most {most}")
+
+
+def fit_options(options: TrainOptions, out: Path, stage: str, epochs: int, clip: float = 0.0) -> FitOptions:
     """The Trainer's options of a verb."""
     return FitOptions(
-        out=out, stage=stage, epochs=epochs, precision=options.precision, devices=options.devices, clip=clip
+        out=out,
+        stage=stage,
+        epochs=epochs,
+        precision=options.precision,
+        devices=options.devices,
+        clip=clip,
+        accumulate=options.accumulate,
     )
 
 

@@ -1,16 +1,48 @@
-"""AdamW with the field's parameter groups, and its learning rate as a function of the step."""
+"""AdamW with the field's parameter groups, and its learning rate as a function of the step.
+
+`adamw` and `warmup_cosine_rate` are plain PyTorch, for a loop of one's own; `adamw_warmup_cosine` is both, as
+Lightning takes them.
+"""
+
+from typing import TYPE_CHECKING
 
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported without being declared so
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from semmae.tasks.schedules import warmup_cosine
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 # Tokens and positions are no weights of a linear map: never decayed (MAE, DINO). timm knows a bias by ".bias" or
 # by its one dimension; the part tokens' have two, part and channel, and are named "query_bias" and "key_bias".
 _NEVER_DECAYED = ("bias", "cls_token", "mask_token", "pos_embed", "reg_token")
 _DECAYS = "decays"
+
+
+def adamw(
+    module: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float, fused: bool = True
+) -> torch.optim.AdamW:
+    """AdamW without decay on biases, norms and tokens."""
+    tokens = [name for name, _ in module.named_parameters() if name.endswith(_NEVER_DECAYED)]
+    # Asked for a decay of 1, timm tells which parameters decay also where the run's decay begins at 0.
+    groups = [
+        {**group, _DECAYS: group["weight_decay"] > 0, "weight_decay": weight_decay * group["weight_decay"]}
+        for group in param_groups_weight_decay(module, 1.0, no_weight_decay_list=tokens)
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+
+
+def warmup_cosine_rate(
+    optimizer: torch.optim.Optimizer, *, total_steps: int, warmup_steps: int, end: float = 0.0
+) -> LambdaLR:
+    """The rate warms up to the optimiser's own, then follows a cosine to `end` times that; stepped once a step."""
+    return LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, total=total_steps, warmup=warmup_steps, start=1.0, end=end)
+    )
 
 
 def adamw_warmup_cosine(
@@ -22,20 +54,20 @@ def adamw_warmup_cosine(
     total_steps: int,
     warmup_steps: int,
     end: float = 0.0,
-) -> OptimizerLRScheduler:
-    """AdamW without decay on biases, norms and tokens; the rate warms up, then follows a cosine to `end` · lr."""
-    tokens = [name for name, _ in module.named_parameters() if name.endswith(_NEVER_DECAYED)]
-    # Asked for a decay of 1, timm tells which parameters decay also where the run's decay begins at 0.
-    groups = [
-        {**group, _DECAYS: group["weight_decay"] > 0, "weight_decay": weight_decay * group["weight_decay"]}
-        for group in param_groups_weight_decay(module, 1.0, no_weight_decay_list=tokens)
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: warmup_cosine(step, total=total_steps, warmup=warmup_steps, start=1.0, end=end),
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    fused: bool = True,
+) -> "OptimizerLRScheduler":
+    """`adamw` and `warmup_cosine_rate`, as Lightning takes them."""
+    optimizer = adamw(module, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+    rate = warmup_cosine_rate(optimizer, total_steps=total_steps, warmup_steps=warmup_steps, end=end)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+
+def can_fuse(trainer: "pl.Trainer") -> bool:
+    """Whether the optimiser's step may be one kernel.
+
+    Such a step undoes the scaling of the loss (fp16) by itself: too late for the gradient's norm to be limited.
+    """
+    return trainer.precision != "16-mixed"
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -27,7 +27,7 @@ from semmae.losses import (
 )
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder, Features
-from semmae.tasks.optimizer import adamw_warmup_cosine
+from semmae.tasks.optimizer import adamw_warmup_cosine, can_fuse
 
 Schedule = Literal["cosine", "constant"]
 
@@ -129,5 +129,6 @@ class PartsTask(pl.LightningModule):
             weight_decay=self.recipe.weight_decay,
             total_steps=total,
             warmup_steps=round(self.recipe.warmup_share * total),
+            fused=can_fuse(self.trainer),
             end=0.0 if self.recipe.schedule == "cosine" else 1.0,
         )

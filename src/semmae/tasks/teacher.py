@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from semmae.data.loaders import normalise
 from semmae.masking import block_mask, hide_highest, random_mask
 from semmae.models.vit import Encoder, Features
-from semmae.tasks.optimizer import adamw_warmup_cosine, set_weight_decay
-from semmae.tasks.pretrain import mask_seed
+from semmae.tasks.masks import mask_seed
+from semmae.tasks.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
 from semmae.tasks.schedules import cosine, linear_warmup
 
 Centering = Literal["centering", "sinkhorn"]
@@ -143,13 +143,15 @@ class TeacherTask(pl.LightningModule):
         self.spread = KoLeoLoss()
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """One step of the student, after the teacher has followed the last one."""
+        """One step of the student, or one batch of several that make it, after the teacher has followed the last."""
         now = self.recipe.at(self.global_step, self._total_steps())
-        update_momentum(self.student, self.teacher, m=now.momentum)
-        update_momentum(self.student_heads, self.teacher_heads, m=now.momentum)
-        set_weight_decay(self.trainer.optimizers[0], now.weight_decay)
+        part = batch_index % self.trainer.accumulate_grad_batches
+        if part == 0:
+            update_momentum(self.student, self.teacher, m=now.momentum)
+            update_momentum(self.student_heads, self.teacher_heads, m=now.momentum)
+            set_weight_decay(self.trainer.optimizers[0], now.weight_decay)
         crops = self._pixels(batch["images"])
-        mask = self._draw_mask(crops) if self.recipe.ibot else None
+        mask = self._draw_mask(crops, part) if self.recipe.ibot else None
         taught = self._teach(crops, mask, now.teacher_temp)
         told = self._tell(crops, mask, batch.get("local"))
         answers = (taught.cls - self.dino.center[0]).div(now.teacher_temp).softmax(-1)
@@ -192,6 +194,7 @@ class TeacherTask(pl.LightningModule):
             weight_decay=self.recipe.weight_decay,
             total_steps=total,
             warmup_steps=round(self.recipe.warmup_share * total),
+            fused=can_fuse(self.trainer),
         )
 
     def _teach(self, crops: Tensor, mask: Tensor | None, temperature: float) -> Outputs:
@@ -215,9 +218,10 @@ class TeacherTask(pl.LightningModule):
         """uint8 (B, V, 3, S, S) → normalised (V · B, 3, S, S), view-major."""
         return normalise(views.transpose(0, 1).flatten(0, 1), self.student.spec.mean, self.student.spec.std)
 
-    def _draw_mask(self, crops: Tensor) -> Tensor:
+    def _draw_mask(self, crops: Tensor, part: int) -> Tensor:
         generator = torch.Generator(device=self.device)
-        generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, self.global_rank))
+        place = self.global_rank + part * self.trainer.world_size
+        generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, place))
         shape = (len(crops), (crops.shape[-1] // self.student.patch_size) ** 2)
         return draw_mask(self.recipe, shape, self.global_step, generator)
 

@@ -5,7 +5,8 @@ Notable here:
   schedule state, loaded with `weights_only=True`, so that a checkpoint executes nothing;
 - `Meter` writes metrics.jsonl and TensorBoard events and the line on the terminal, every `LOG_EVERY`
   steps: between two of these nothing waits for the device;
-- a loss that is not finite stops the run before it can reach a checkpoint.
+- a loss that is not finite stops the run, and so do weights: neither reaches a checkpoint. A step that loss scaling
+  (fp16) leaves out changes no weight, and is no fault.
 """
 
 import json
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -32,13 +33,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
+from semmae.memory import keep_freed_memory
 from semmae.tasks.checkpoints import BesideCheckpointIO
+from semmae.tasks.precision import Precision, resolve_precision
 
 LOG_EVERY = 10  # steps
 LAST = "last.ckpt"
 _PATIENCE = timedelta(days=7)  # that processes wait for each other
 
-Precision = Literal["auto", "float32", "bf16", "fp16"]
 _LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 _log = logging.getLogger("semmae")
@@ -57,7 +59,8 @@ class FitOptions:
     epochs: int
     precision: Precision = "auto"
     devices: int = 1
-    clip: float | None = None  # norm of the gradient
+    clip: float = 0.0  # highest norm of the gradient; 0 = unlimited
+    accumulate: int = 1  # batches of the loader that make one optimiser step
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,11 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C was pressed; the last finished epoch is kept.
-        UserError: the loss is not finite, or the checkpoint is damaged.
+        UserError: the loss or a weight is not finite, or the checkpoint is damaged.
     """
+    precision = resolve_precision(options.precision)
+    _log.debug("%s: %s, %d batches a step on %d devices", options.stage, precision, options.accumulate, options.devices)
+    keep_freed_memory()
     last = options.out / "checkpoints" / LAST
     keep = ModelCheckpoint(last.parent, filename=last.stem, save_on_train_epoch_end=True, enable_version_counter=False)
     with warnings.catch_warnings():
@@ -92,9 +98,9 @@ def fit(
             devices=options.devices,
             # After training the first process may label images for hours, and the others wait for it.
             strategy=DDPStrategy(timeout=_PATIENCE) if options.devices > 1 else "auto",
-            precision=_LIGHTNING_PRECISION[resolve_precision(options.precision)],  # type: ignore[arg-type]
+            precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
             max_epochs=options.epochs,
-            gradient_clip_val=options.clip,
+            accumulate_grad_batches=options.accumulate,
             logger=TensorBoardLogger(options.out, name="", version="tensorboard"),
             callbacks=[Meter(options, evaluation), keep],
             plugins=BesideCheckpointIO(),
@@ -124,20 +130,14 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def resolve_precision(precision: Precision) -> Literal["float32", "bf16", "fp16"]:
-    """`auto` is bf16 on a GPU that computes in it, else float32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
-
-
 class Meter(pl.Callback):
     """Measures speed and data wait, checks and averages the loss, writes metrics and progress."""
 
     def __init__(self, options: FitOptions, evaluation: Evaluation | None = None) -> None:
         self.options = options
         self.evaluation = evaluation
-        self._losses: list[Tensor] = []
+        self._losses: list[Tensor] = []  # of batches, each its share of its step's
+        self._norms: list[Tensor] = []  # of the gradients of steps, before they are limited
         self._images = 0
         self._waited = 0.0
         self._mark = self._since = time.monotonic()
@@ -159,19 +159,33 @@ class Meter(pl.Callback):
         """Since the end of the last step, this process has waited for data."""
         self._waited += time.monotonic() - self._mark
 
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Limit the gradient's norm; Lightning's own option refuses fused optimisers in bf16."""
+        if self.options.clip:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            self._norms.append(torch.nn.utils.clip_grad_norm_(parameters, self.options.clip))
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
         """Keep the loss on its device; every `LOG_EVERY` steps look at it."""
         self._losses.append(outputs["loss"].detach())
         self._images += len(batch["images"]) * trainer.world_size
-        if len(self._losses) >= LOG_EVERY and not trainer.is_last_batch:
+        if len(self._losses) % self.options.accumulate == 0:
+            # Lightning would hold the step's gradients until the next forward pass is over, the memory's peak.
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
+        if len(self._losses) >= LOG_EVERY * self.options.accumulate and not trainer.is_last_batch:
             self._report(trainer, {})
         self._mark = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Report the rest of the epoch, before the checkpoint callback saves anything."""
         if self._losses:
+            self._checked_losses(trainer)
+            self._check_weights(trainer, module)
             self._report(trainer, self._evaluated(trainer))
 
     def _evaluated(self, trainer: pl.Trainer) -> dict[str, float]:
@@ -186,15 +200,14 @@ class Meter(pl.Callback):
         return found
 
     def _report(self, trainer: pl.Trainer, evaluated: Mapping[str, float]) -> None:
-        losses = torch.stack(self._losses).float().tolist()
-        first = trainer.global_step - len(losses)
-        for offset, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise UserError(non_finite(loss, first + offset, trainer.current_epoch, self.options))
+        losses = self._checked_losses(trainer)
         elapsed = time.monotonic() - self._since
         metrics: dict[str, float] = {
             **{name: float(value) for name, value in trainer.callback_metrics.items()},
+            # What a task has summed up over the interval; asked for here, for the answer waits for the device.
+            **getattr(trainer.lightning_module, "interval_metrics", dict)(),
             "loss": sum(losses) / len(losses),
+            **self._gradient_norm(),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "images_per_s": self._images / elapsed,
             "data_wait": self._waited / elapsed,
@@ -203,7 +216,29 @@ class Meter(pl.Callback):
         if trainer.is_global_zero:
             self._write(trainer, metrics, evaluated)
         self._losses.clear()
+        self._norms.clear()
         self._restart_clock()
+
+    def _checked_losses(self, trainer: pl.Trainer) -> list[float]:
+        """The loss of every optimiser step since the last report, finite; waits for the device."""
+        # Lightning divides the losses of batches that make a step by their number: the step's is their sum.
+        losses = torch.stack(self._losses).float().view(-1, self.options.accumulate).sum(1).tolist()
+        first = trainer.global_step - len(losses)
+        for offset, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise UserError(non_finite(f"loss is {loss}", first + offset, trainer, self.options))
+        return [float(loss) for loss in losses]
+
+    def _gradient_norm(self) -> dict[str, float]:
+        """The mean norm where it is limited, but of steps that loss scaling leaves out."""
+        norms = [norm for norm in torch.stack(self._norms).tolist() if math.isfinite(norm)] if self._norms else []
+        return {"grad_norm": sum(norms) / len(norms)} if norms else {}
+
+    def _check_weights(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """A gradient that is not finite spoils the weights; of the epoch's last step no later loss would tell."""
+        sums = torch.stack([parameter.detach().sum() for parameter in module.parameters()])
+        if not math.isfinite(sums.sum()):
+            raise UserError(non_finite("a weight is not finite", trainer.global_step, trainer, self.options))
 
     def _write(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         place = {"stage": self.options.stage, "step": trainer.global_step, "epoch": trainer.current_epoch}
@@ -215,7 +250,7 @@ class Meter(pl.Callback):
 
     def _show(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         """One line: rewritten in place on a terminal, one an epoch elsewhere."""
-        ended = trainer.global_step % int(trainer.num_training_batches) == 0
+        ended = trainer.global_step % (int(trainer.num_training_batches) // self.options.accumulate) == 0
         if not (ended or sys.stderr.isatty()):
             return
         left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * self._seconds_a_step()
@@ -229,20 +264,20 @@ class Meter(pl.Callback):
         sys.stderr.flush()
 
     def _seconds_a_step(self) -> float:
-        return (time.monotonic() - self._since) / max(1, len(self._losses))
+        return (time.monotonic() - self._since) / max(1, len(self._losses) // self.options.accumulate)
 
     def _restart_clock(self) -> None:
         self._images, self._waited = 0, 0.0
         self._mark = self._since = time.monotonic()
 
 
-def non_finite(loss: float, step: int, epoch: int, options: FitOptions) -> str:
-    """The line that tells a user of a loss that is not finite."""
+def non_finite(fault: str, step: int, trainer: pl.Trainer, options: FitOptions) -> str:
+    """The line that tells a user of a loss or a weight that is not finite."""
     last = options.out / "checkpoints" / LAST
     kept = f"the checkpoint of the last finished epoch is kept in {last}" if last.exists() else "no epoch was finished"
     return (
-        f"{options.stage}: loss is {loss} at step {step} (epoch {epoch}), training stopped, {kept}; "
-        f"lower the learning rate or use --precision float32, and go on with --resume"
+        f"{options.stage}: {fault} at step {step} (epoch {trainer.current_epoch}), training stopped, {kept}; "
+        f"lower the learning rate or use --precision float32, in another --out (--resume would do the same again)"
     )
 
 

@@ -1,0 +1,52 @@
+"""What `--precision` means on this machine.
+
+Weights, optimiser and losses are float32 whatever is chosen; bf16 and fp16 are what matrix products are computed in.
+float32 means float32: TF32 stays off, as torch leaves it. Whoever wants it on a GPU calls
+`torch.set_float32_matmul_precision("high")` before; bf16 is faster still.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from semmae.errors import UserError
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+Arithmetic = Literal["float32", "bf16", "fp16"]
+
+# How Linux names the instructions: x86 multiplies bf16 by AVX-512 or AMX, ARM by its own.
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def resolve_precision(precision: Precision) -> Arithmetic:
+    """`auto` is bf16 where the processor that trains computes in it, else float32."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        # Older GPUs emulate it, slower than float32.
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if torch.backends.mps.is_available():
+        return "float32"
+    return "bf16" if _BF16_FLAGS & processor_flags() else "float32"
+
+
+def check_precision(precision: Precision) -> None:
+    """Refuse arithmetic that nothing here can train in.
+
+    Raises:
+        UserError: fp16, whose losses must be scaled, without a GPU.
+    """
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError(
+            "--precision fp16: needs a CUDA GPU, for its gradients underflow without loss scaling, and none is here; "
+            "use --precision bf16 or float32"
+        )
+
+
+def processor_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """What the processor can do, as Linux tells; elsewhere nothing is known."""
+    if not path.is_file():
+        return set()
+    lines = (line.partition(":") for line in path.read_text(errors="replace").splitlines())
+    return {flag for name, _, flags in lines if name.strip() in ("flags", "Features") for flag in flags.split()}
