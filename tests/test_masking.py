@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.masking import block_mask, hide_highest, num_hidden, part_counts, part_quotas, random_mask, semantic_mask
+from semmae.masking import (
+    attention_mask,
+    block_mask,
+    hide_highest,
+    most_attended,
+    num_hidden,
+    num_hints,
+    part_counts,
+    part_quotas,
+    random_mask,
+    semantic_mask,
+)
 
 many = settings(deadline=None, max_examples=80)
 # In floating point 1 − 0.9 and 1 − 5/6 fall short of what they stand for, 1 − 0.6 and 1 − 1/3 do not.
@@ -351,3 +362,89 @@ def test_blocks_hang_together() -> None:
 
     assert neighbours_hidden(random_mask(noise, 0.3)) < 0.35
     assert neighbours_hidden(block_mask(noise, box_noise, 0.3)) > 0.6
+
+
+@given(st.integers(1, 5), st.integers(1, 60), st.integers(1, 20), st.integers(0, 10**6))
+@many
+def test_most_attended_agrees_with_a_slow_sort(rows: int, length: int, levels: int, seed: int) -> None:
+    noise = distinct_noise(seed, rows, length)
+    attention = torch.randint(levels, (rows, length), generator=torch.Generator().manual_seed(seed)) / levels
+    for count in {1, (length + 1) // 2, length}:
+        found = most_attended(attention, noise, count)
+        for row in range(rows):
+            order = sorted(range(length), key=lambda i: (-float(attention[row, i]), float(noise[row, i])))  # noqa: B023
+            assert found[row].tolist() == sorted(order[:count])
+
+
+def slow_attention_mask(
+    attention: list[float], noise: list[float], hint_noise: list[float], hidden: int, among: int, hints: int
+) -> list[bool]:
+    """One row of `attention_mask`, patch by patch."""
+    order = sorted(range(len(noise)), key=lambda patch: (-attention[patch], noise[patch]))
+    revealed = {order[place] for place in sorted(range(among), key=lambda place: -hint_noise[place])[:hints]}
+    mask = [False] * len(noise)
+    for patch in order:
+        if patch not in revealed and sum(mask) < hidden:
+            mask[patch] = True
+    return mask
+
+
+@many
+@given(st.integers(2, 90), st.integers(1, 30), RATIOS, st.floats(0.0, 1.0), st.integers(0, 2**32))
+def test_attention_masks_are_those_of_a_slow_loop(
+    length: int, levels: int, ratio: float, hint: float, seed: int
+) -> None:
+    """Also with few levels of attention, where most patches are attended alike."""
+    hidden = hidden_by_fractions(length, ratio)
+    among = min(hidden, max(1, round(length / 10)))
+    hints = max(1, round(hint * among)) if hint else 0
+    assume(0 < length - hidden >= hints)
+    noise, hint_noise = distinct_noise(seed, 3, length), distinct_noise(seed + 1, 3, length)
+    attention = torch.randint(levels, (3, length), generator=torch.Generator().manual_seed(seed)) / levels
+
+    mask = attention_mask(attention, noise, hint_noise, ratio, hint)
+
+    assert num_hints(length, hidden, hint) == (among, hints)
+    assert mask.sum(1).tolist() == [hidden] * 3
+    rows = zip(attention.tolist(), noise.tolist(), hint_noise.tolist(), strict=True)
+    assert mask.tolist() == [slow_attention_mask(*row, hidden, among, hints) for row in rows]
+    assert torch.equal(mask, attention_mask(attention, noise, hint_noise, ratio, hint))
+    alone = [attention_mask(attention[[row]], noise[[row]], hint_noise[[row]], ratio, hint) for row in range(3)]
+    assert torch.equal(mask, torch.cat(alone))
+
+
+def test_attention_hides_the_most_attended_and_its_opposite_the_least() -> None:
+    attention = torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0]])
+
+    assert attention_mask(attention, torch.rand(1, 5), torch.rand(1, 5), 0.6).tolist() == [
+        [False, True, True, True, False]
+    ]
+    assert attention_mask(-attention, torch.rand(1, 5), torch.rand(1, 5), 0.6).tolist() == [
+        [True, False, True, False, True]
+    ]
+
+
+def test_hints_are_drawn_evenly_from_the_most_attended_tenth() -> None:
+    """Also where the tenth is cut out of patches attended alike: each of these is as often visible."""
+    draws, length = 20_000, 40
+    attention = torch.zeros(length)
+    attention[:2], attention[2:6] = 2.0, 1.0  # the pool of 4: two for sure, two of the next four
+    shape = (draws, length)
+
+    mask = attention_mask(attention.expand(shape), torch.rand(shape), torch.rand(shape), 0.75, hint=0.5)
+
+    visible = (~mask).float().mean(0)
+    six_deviations = 6 * 0.5 * draws**-0.5
+    assert (visible[:2] - 0.5).abs().max() < six_deviations
+    assert (visible[2:6] - 0.25).abs().max() < six_deviations
+    assert (visible[6:].mean() - (10 - 2) / 34).abs() < 1e-5
+
+
+def test_more_hints_than_visible_patches_are_refused_with_a_number_that_works() -> None:
+    with pytest.raises(UserError, match="attention hint 1.0 leaves 20 .* only 10 of all 196") as error:
+        attention_mask(torch.rand(1, 196), torch.rand(1, 196), torch.rand(1, 196), 186 / 196, hint=1.0)
+
+    remedy = re.search(r"use at most ([\d.]+),", str(error.value))
+    assert remedy is not None
+    mask = attention_mask(torch.rand(1, 196), torch.rand(1, 196), torch.rand(1, 196), 186 / 196, float(remedy[1]))
+    assert mask.sum() == 186

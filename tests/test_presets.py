@@ -12,7 +12,8 @@ import semmae
 from semmae import load_verb
 from semmae.cli import parse, run
 from semmae.commands.options import check_values
-from semmae.commands.teacher import check_teacher
+from semmae.commands.pretrain import check_recipe, teacher_stage
+from semmae.commands.teacher import TeacherOptions, check_teacher
 from semmae.errors import UserError
 from semmae.presets import PRESETS, preset_list, preset_name, preset_options
 
@@ -31,6 +32,8 @@ def test_a_preset_is_options_of_its_verb(verb: str, preset: Any) -> None:
     check_values(options)
     if verb == "teacher":
         check_teacher(options)
+    if verb == "pretrain":
+        check_recipe(options)
     # What the docstring says first is its line in --help: whole, and it fits.
     first = preset.__doc__.splitlines()[0]
     assert first.endswith(".") and len(first) <= 80
@@ -64,6 +67,32 @@ def test_the_python_call_does_the_same(tmp_path: Path, monkeypatch: pytest.Monke
 
     wanted = parsed("--preset", "ibot-vit-s16", "--config", str(tmp_path / "a.yaml"), "--momentum", "0.5")
     assert given == [dataclasses.replace(wanted, out=tmp_path / "out")]
+
+
+def test_the_published_recipes_differ_in_model_and_mask_alone() -> None:
+    """Settings of MAE's PRETRAIN.md; SemMAE changes the mask, ViT-B/8 the patches."""
+    kind, _ = load_verb("pretrain")
+    found = {
+        name: kind(data="photos", out=Path("out"), **preset_options("pretrain", name))
+        for name in ("semmae-vit-b16", "semmae-vit-b8", "mae-vit-b16", "mae-vit-l16")
+    }
+    semmae_b, semmae_b8, mae_b, mae_l = found.values()
+    # The rate that a batch of 4096 has, and 40 epochs of warm-up.
+    assert mae_l.blr * mae_l.batch_size / 256 == pytest.approx(2.4e-3)
+    assert mae_l.warmup_share * mae_l.epochs == pytest.approx(40)
+    assert dataclasses.replace(mae_l, model="vit_base") == mae_b
+    assert dataclasses.replace(mae_b, masking="semantic") == semmae_b
+    assert dataclasses.replace(semmae_b, patch_size=8, token_subset=196) == semmae_b8
+
+
+def test_pretrain_takes_a_preset_and_hands_none_to_its_stages(tmp_path: Path) -> None:
+    kind, _ = load_verb("pretrain")
+    told = ["--data", "photos", "--out", str(tmp_path), "--preset", "semmae-vit-b16", "--epochs", "100"]
+    options = parse("pretrain", kind, "", told)
+    assert (options.model, options.epochs, options.batch_size) == ("vit_base", 100, 4096)
+    stage = teacher_stage(options)
+    # The size is the run's, the rate the teacher's own.
+    assert (stage.preset, stage.model, stage.blr) == (None, "vit_base", TeacherOptions.blr)
 
 
 def test_an_unknown_preset_names_the_near_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

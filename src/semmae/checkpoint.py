@@ -90,6 +90,11 @@ def read_autoencoder(folder: Path) -> MaskedAutoencoder:
     return autoencoder.eval()
 
 
+def read_decoder_spec(folder: Path) -> DecoderSpec:
+    """Sizes of the decoder in a folder by `save_autoencoder`."""
+    return DecoderSpec(**_read_config(folder, AUTOENCODER)["semmae"]["decoder"])
+
+
 def save_learner(learner: PartLearner, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write a part learner, without the encoder that it was trained on; otherwise as `save_encoder`."""
     own = {"kind": LEARNER, "spec": asdict(learner.spec), "extra": extra or {}}

@@ -28,7 +28,7 @@ from semmae import checkpoint
 from semmae.errors import UserError
 from semmae.interop import dino, huggingface, mae
 from semmae.interop import timm as timm_form
-from semmae.models.mae import MaskedAutoencoder
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import MODELS, Encoder
 from semmae.models.weights import encoder_from_weights, load_strictly
 
@@ -127,6 +127,29 @@ def load_mae(
     return autoencoder.eval()
 
 
+def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
+    """Sizes of the decoder that `load_mae` would find there; None where there is none.
+
+    Args:
+        spec: as for `load_encoder`.
+        num_heads: of the decoder, where neither the file, nor `config.json` beside it, nor its width tells.
+    """
+    if str(spec).startswith("timm:"):
+        return None
+    path = _existing(spec)
+    if path.is_file() and path.name == checkpoint.WEIGHTS and checkpoint.kind(path.parent):
+        path = path.parent
+    if path.is_dir():
+        folder = next((f for f in (path, path / checkpoint.AUTOENCODER) if _holds_autoencoder(f)), None)
+        return None if folder is None else checkpoint.read_decoder_spec(folder)
+    state = {dino.strip(name): tensor for name, tensor in _read_weights(path)[0].items()}
+    if not mae.is_mae(state):
+        return None
+    width = state["decoder_embed.weight"].shape[0]
+    told = _beside(path).get("decoder_num_heads", _DECODER_HEADS.get(width, num_heads))
+    return mae.decoder_spec(state, told if width % told == 0 else 1)
+
+
 def _existing(spec: str | Path) -> Path:
     path = Path(spec).expanduser()
     if path.exists():
@@ -187,9 +210,13 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
 
 def _autoencoder_of_folder(folder: Path) -> MaskedAutoencoder:
     for candidate in (folder, folder / checkpoint.AUTOENCODER):
-        if checkpoint.kind(candidate) == checkpoint.AUTOENCODER:
+        if _holds_autoencoder(candidate):
             return checkpoint.read_autoencoder(candidate)
     raise UserError(f"{folder}: holds no masked autoencoder; give a run of semmae pretrain, or a file in MAE's form")
+
+
+def _holds_autoencoder(folder: Path) -> bool:
+    return checkpoint.kind(folder) == checkpoint.AUTOENCODER
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:

@@ -4,13 +4,14 @@ A mask is bool (B, L) over the row-major patch grid, True = hidden, and every ro
 number of patches, so that the visible ones stack into one tensor. Randomness enters as `noise`,
 uniform numbers drawn by the caller: the same noise gives the same mask on every device.
 
-| strategy | source                                   | what it reads                         |
-|----------|------------------------------------------|---------------------------------------|
-| random   | MAE (arXiv 2111.06377), section 3        | noise                                 |
-| block    | BEiT (arXiv 2106.08254), Algorithm 1     | noise, box noise                      |
-| intra    | SemMAE (arXiv 2206.10207), setting 1     | parts, noise; blend 0                 |
-| inter    | SemMAE, setting 2                        | parts, noise, order noise; blend 1    |
-| semantic | SemMAE, setting 3: from intra to inter   | parts, noise, order noise; any blend  |
+| strategy  | source                                   | what it reads                         |
+|-----------|------------------------------------------|---------------------------------------|
+| random    | MAE (arXiv 2111.06377), section 3        | noise                                 |
+| block     | BEiT (arXiv 2106.08254), Algorithm 1     | noise, box noise                      |
+| attention | AttMask (arXiv 2203.12719), section 3    | attention, noise, hint noise          |
+| intra     | SemMAE (arXiv 2206.10207), setting 1     | parts, noise; blend 0                 |
+| inter     | SemMAE, setting 2                        | parts, noise, order noise; blend 1    |
+| semantic  | SemMAE, setting 3: from intra to inter   | parts, noise, order noise; any blend  |
 
 How `blend` moves from 0 to 1 during training is the task's business, not this file's.
 """
@@ -84,10 +85,74 @@ def block_mask(noise: Tensor, box_noise: Tensor, ratio: float) -> Tensor:
     line = torch.arange(side, device=noise.device)
     within = (line >= starts[..., None]) & (line < (starts + sides)[..., None])  # (B, K, 2, side)
     covered = (within[:, :, 0, :, None] & within[:, :, 1, None, :]).flatten(2)  # (B, K, L)
-    # The place of the first box over a patch; K where there is none.
-    first = torch.where(covered.any(1), covered.float().argmax(1), box_noise.shape[1])
+    # The place of the first box over a patch; K where there is none. A maximum takes a twentieth of argmax's time.
+    boxes = box_noise.shape[1]
+    left = torch.arange(boxes, 0, -1, device=noise.device, dtype=torch.int16)
+    first = boxes - (covered * left[:, None]).amax(1)
     # float64, in which no noise below 1 is rounded up into the next box.
     return hide_highest(-(first + noise.double()), hidden)
+
+
+def num_hints(num_patches: int, hidden: int, hint: float, pool: float = 0.1) -> tuple[int, int]:
+    """(patches that hints are drawn from, hints among them) for `attention_mask`.
+
+    Raises:
+        UserError: more hints than the `num_patches` − `hidden` visible patches.
+    """
+    visible = num_patches - hidden
+    among = min(hidden, max(1, round(pool * num_patches)))
+    hints = max(1, round(hint * among)) if hint > 0 else 0
+    if hints > visible:
+        raise UserError(
+            f"attention hint {hint} leaves {hints} of the most attended patches visible, the mask ratio only {visible} "
+            f"of all {num_patches}; use at most {int(visible / among * 1e4) / 1e4:g}, or a smaller ratio"
+        )
+    return among, hints
+
+
+def attention_mask(
+    attention: Tensor, noise: Tensor, hint_noise: Tensor, ratio: float, hint: float = 0.0, pool: float = 0.1
+) -> Tensor:
+    """Hide the most attended patches (AttMask-High), but for a few of them as a hint (AttMask-Hint).
+
+    The paper reveals hints among the patches that it hides, so that fewer are hidden; here as many of the next most
+    attended are hidden for them, so that the count stays that of `ratio`. Of equally attended patches those of the
+    lowest noise are hidden first. AttMask-Low, the least attended, is this with `-attention`.
+
+    Args:
+        attention: what the patches are ordered by, (B, L), any scale.
+        noise: uniform [0, 1) (B, L), settles ties.
+        hint_noise: uniform [0, 1) (B, L): of the pool, the patches in their places of highest noise stay visible.
+        ratio: share of patches to hide, the same count in every row.
+        hint: share of the pool that stays visible; above 0 it is at least one patch.
+        pool: share of patches, the most attended, that hints are drawn from.
+
+    Returns:
+        mask bool (B, L), True = hidden.
+    """
+    length = attention.shape[1]
+    hidden = num_hidden(length, ratio)
+    among, hints = num_hints(length, hidden, hint, pool)
+    by_attention = _by_attention(attention, noise)
+    chosen = (torch.arange(length, device=noise.device) < hidden + hints).repeat(len(noise), 1)
+    chosen[:, :among] &= ~hide_highest(hint_noise[:, :among], hints)
+    return torch.zeros_like(chosen).scatter_(1, by_attention, chosen)
+
+
+def most_attended(attention: Tensor, noise: Tensor, count: int) -> Tensor:
+    """Attention (B, L), any scale → indices (B, count) of the most attended patches, ascending.
+
+    Of equally attended patches those of the lowest noise, (B, L), are taken.
+    """
+    return _by_attention(attention, noise)[:, :count].sort(dim=1).values
+
+
+def _by_attention(attention: Tensor, noise: Tensor) -> Tensor:
+    """Patches (B, L) from the most to the least attended; equals in ascending order of noise."""
+    by_noise = noise.argsort(dim=1)
+    # A stable sort keeps the order of noise among equals.
+    places = attention.gather(1, by_noise).argsort(dim=1, descending=True, stable=True)
+    return by_noise.gather(1, places)
 
 
 def part_counts(parts: Tensor, num_parts: int) -> Tensor:
@@ -112,9 +177,13 @@ def part_quotas(counts: Tensor, order_noise: Tensor, ratio: float, blend: float)
         (B, K) int64; every row sums to `num_hidden(L, ratio)`, each entry is within 1 of the blended
         quota and never above the part's size.
     """
+    return _quotas(counts, order_noise, int(counts[0].sum()), ratio, blend)
+
+
+def _quotas(counts: Tensor, order_noise: Tensor, total: int, ratio: float, blend: float) -> Tensor:
+    """`part_quotas` of rows whose sum is told: to ask the device for it would be to wait for it."""
     if not 0.0 <= blend <= 1.0:
         raise ValueError(f"blend {blend} is outside [0, 1]")
-    total = int(counts[0].sum())
     hidden = num_hidden(total, ratio)
     # float64: H·n_k/L must round down to itself where it is whole.
     sizes = counts.double()
@@ -154,11 +223,11 @@ def semantic_mask(parts: Tensor, noise: Tensor, order_noise: Tensor, ratio: floa
     """
     parts = parts.long()
     counts = part_counts(parts, order_noise.shape[1])
-    quotas = part_quotas(counts, order_noise, ratio, blend)
-    # Sorted by part and then by noise, a patch's rank inside its part is its place less its part's start.
+    quotas = _quotas(counts, order_noise, parts.shape[1], ratio, blend)
+    # Sorted by part and then by noise, a part's quota is its first places. The sort is most of the work, and
+    # gathers are the rest.
     by_part = (parts + noise.double()).argsort(dim=1)
-    sorted_parts = parts.gather(1, by_part)
-    starts = counts.cumsum(1) - counts
+    ends = counts.cumsum(1) - counts + quotas
     place = torch.arange(parts.shape[1], device=parts.device)
-    under_quota = (place - starts.gather(1, sorted_parts)) < quotas.gather(1, sorted_parts)
+    under_quota = place < ends.gather(1, parts.gather(1, by_part))
     return torch.zeros_like(under_quota).scatter_(1, by_part, under_quota)

@@ -59,7 +59,8 @@ def in_a_process(arguments: list[str], prepare: Callable[[], None] = lambda: Non
 
 
 def assert_as_never_killed(out: Path, never_killed: Path) -> None:
-    assert (out / "parts.npy").read_bytes() == (never_killed / "parts.npy").read_bytes()
+    for name in ("parts.npy", "attention.npy"):
+        assert (out / name).read_bytes() == (never_killed / name).read_bytes()
     tiny.assert_same_weights(out / "learner", never_killed / "learner")
     steps, losses = zip(*((line["step"], line["loss"]) for line in tiny.metrics(out)), strict=True)
     assert (steps, losses) == tuple(zip(*((m["step"], m["loss"]) for m in tiny.metrics(never_killed)), strict=True))
@@ -117,6 +118,21 @@ def in_half_a_row() -> None:
     PartStore.write = dying  # type: ignore[method-assign]
 
 
+def in_half_a_row_of_attention() -> None:
+    real = PartStore.write_attention
+    calls = []
+
+    def dying(store: PartStore, rows: Any, attention: Any) -> None:
+        calls.append(rows)
+        if len(calls) < 2:
+            return real(store, rows, attention)
+        store.attention[int(rows[0])] = np.asarray(attention[0])
+        store.attention[int(rows[1]), :2] = np.asarray(attention[1])[:2]
+        suicide()
+
+    PartStore.write_attention = dying  # type: ignore[method-assign]
+
+
 MOMENTS = [
     at_renaming_of("config.yaml", after=False),
     at_renaming_of("summary.json", after=True),
@@ -124,6 +140,8 @@ MOMENTS = [
     at_renaming_of("last.ckpt", after=True),
     at_renaming_of("learner", after=False),
     at_renaming_of("parts.npy", after=True),
+    at_renaming_of("attention.npy", after=True),
+    in_half_a_row_of_attention,
     in_half_a_row,
     at_renaming_of("parts.json", after=False),
     at_renaming_of("parts.png", after=False),

@@ -1,6 +1,7 @@
 """What labelling is asked for: by which learner, of which encoder; and what is refused before anything is written."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,21 @@ def test_labels_are_gone_on_with_in_any_batch_size_and_refused_for_another_origi
         label(dataclasses.replace(learned, limit=31), encoder)
     with pytest.raises(UserError, match="grid 7, not 9"):
         label(dataclasses.replace(learned, grid=9), encoder)
+
+
+def test_labels_of_an_older_version_get_their_attention_and_stay(learned: LabelOptions) -> None:
+    encoder = new_encoder(0)
+    expected = label(learned, encoder).attention.copy()
+    meta = json.loads((learned.out / "parts.json").read_text())
+    assert meta.pop("attention_grid") == 4
+    (learned.out / "parts.json").write_text(json.dumps(meta))
+    (learned.out / "attention.npy").unlink()
+    before = (learned.out / "parts.npy").read_bytes()
+    with pytest.raises(UserError, match=f"no attention .*`semmae parts --out {learned.out} --labels-only`"):
+        PartStore.open(learned.out).attention  # noqa: B018
+    assert np.array_equal(label(learned, encoder).attention, expected)
+    assert PartStore.open(learned.out).complete
+    assert (learned.out / "parts.npy").read_bytes() == before
 
 
 def test_a_learner_of_another_encoder_is_refused_with_both_digests(learned: LabelOptions) -> None:

@@ -1,7 +1,10 @@
 """`semmae pretrain`: the whole way and alone, repeatable, resumable; every masking; what it leaves behind."""
 
+import importlib
 import logging
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from semmae.cli import run
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.tasks import pretrain as task
+from semmae.tasks.masks import MaskContext
 from semmae.tasks.trainer import LAST
 
 OPTIONS = {"epochs": tiny.EPOCHS, **tiny.SIZE, **tiny.TRAIN}
@@ -40,7 +44,7 @@ def test_the_whole_way_leaves_what_is_promised(whole_run: Path) -> None:
         "report.html", "pictures/masks.png", "pictures/reconstructions.png",
         *(f"teacher/{name}" for name in stage), *(f"teacher/encoder/{name}" for name in weights),
         *(f"parts/{name}" for name in stage), *(f"parts/learner/{name}" for name in weights),
-        "parts/parts.npy", "parts/parts.json", "parts/parts.png", "parts/quality.json",
+        "parts/parts.npy", "parts/attention.npy", "parts/parts.json", "parts/parts.png", "parts/quality.json",
         "parts/parts.html", "parts/pictures/parts.npz",
     }  # fmt: skip
     assert promised - found == set()
@@ -116,6 +120,178 @@ def test_semantic_goes_from_one_end_to_the_other(whole_run: Path) -> None:
     assert blends == pytest.approx([(step / tiny.STEPS) ** 2 for step in range(tiny.STEPS)], abs=1e-7)
 
 
+def test_a_fixed_blend_stays(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with tiny.every_step(), tiny.interrupted("pretrain", step=3):
+        semmae.pretrain(data=creatures / "images", out=out, parts=whole_run / "parts", blend=0.25, **OPTIONS)
+    assert [line["blend"] for line in tiny.metrics(out)] == [0.25] * 3
+
+
+Masked = list[tuple[Tensor, MaskContext]]
+
+
+@pytest.fixture
+def masked(monkeypatch: pytest.MonkeyPatch) -> Masked:
+    """The masks of the runs of a test, and what they were made from."""
+    seen: Masked = []
+    real = task.PretrainRecipe.mask
+
+    def watched(recipe: task.PretrainRecipe, context: MaskContext) -> Tensor:
+        mask = real(recipe, context)
+        seen.append((mask, context))
+        return mask
+
+    monkeypatch.setattr(task.PretrainRecipe, "mask", watched)
+    return seen
+
+
+def test_blend_and_hidden_shares_of_parts_are_averages(
+    masked: Masked, whole_run: Path, creatures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    semmae.pretrain(data=creatures / "images", out=out, parts=whole_run / "parts", gamma=1.0, **ONE_EPOCH)
+
+    (line,) = tiny.metrics(out)
+    assert line["blend"] == pytest.approx((0 + 0.25 + 0.5 + 0.75) / 4)
+    hidden = torch.cat([mask for mask, _ in masked[:4]]).double()
+    labels = torch.cat([context.parts for _, context in masked[:4] if context.parts is not None])
+    names = PartStore.open(whole_run / "parts").label_names
+    shares = {f"hidden/{name}": hidden[labels == label].mean() for label, name in enumerate(names)}
+    told = {name: share for name, share in line.items() if name.startswith("hidden/")}
+    assert told == pytest.approx({name: share.item() for name, share in shares.items() if share.isfinite()})
+    assert len(told) > 1
+
+
+def test_block_masks_need_no_parts(creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with tiny.every_step():
+        semmae.pretrain(data=creatures / "images", out=out, masking="block", **ONE_EPOCH)
+    assert len(tiny.losses(out)) == 4
+    assert not any("blend" in line or any("hidden" in name for name in line) for line in tiny.metrics(out))
+    assert not (out / "teacher").exists()
+    assert (out / "pictures" / "masks.png").is_file()
+
+
+def test_attention_masks_hide_the_most_attended(
+    masked: Masked, whole_run: Path, creatures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = {"data": creatures / "images", "parts": whole_run / "parts", "masking": "attention"}
+    with tiny.every_step():
+        semmae.pretrain(out=out, **options, **ONE_EPOCH)
+    assert len(masked) == 4 + 5  # steps, and the points of the picture
+    for mask, context in masked:
+        assert context.attention is not None
+        assert mask.sum(1).tolist() == [12] * len(mask)
+        least_hidden = context.attention.masked_fill(~mask, 2.0).amin(1)
+        assert (context.attention.masked_fill(mask, -1.0).amax(1) <= least_hidden).all()
+    line = tiny.metrics(out)[0]
+    assert any(name.startswith("hidden/") for name in line) and "blend" not in line
+
+
+def test_an_attention_hint_leaves_the_most_attended_visible(
+    masked: Masked, whole_run: Path, creatures: Path, tmp_path: Path
+) -> None:
+    options = {"parts": whole_run / "parts", "masking": "attention", "attention_hint": 1.0}
+    with tiny.interrupted("pretrain", step=1):
+        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", **options, **ONE_EPOCH)
+    ((mask, context),) = masked
+    assert context.attention is not None
+    third = context.attention.topk(3, dim=1).values[:, 2]
+    assert mask.sum(1).tolist() == [12] * len(mask)
+    assert not mask[context.attention > third[:, None]].any()  # two of sixteen, where no third is attended as much
+
+
+def test_attention_that_was_not_stored_is_refused_before_anything_is_written(creatures: Path, tmp_path: Path) -> None:
+    digest = open_images(creatures / "images").digest
+    store = PartStore.create(
+        tmp_path / "parts", images=tiny.COUNT, grid=4, label_names=["a"], teacher_digest="", manifest_digest=digest
+    )
+    store.write(np.arange(tiny.COUNT), np.zeros((tiny.COUNT, 4, 4), np.uint8))
+    store.finish()
+    given = {"data": creatures / "images", "parts": tmp_path / "parts", "masking": "attention"}
+    with pytest.raises(semmae.errors.UserError, match="parts: holds no attention .*--labels-only"):
+        semmae.pretrain(out=tmp_path / "run", **given, **ONE_EPOCH)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def own_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the working directory with a mask function: twelve of the patches at random."""
+    name = f"own_masks_{tmp_path.name}"
+    source = (
+        "seen = []\n\ndef twelve(context):\n    seen.append(context)\n    return context.uniform().argsort(1) < 12\n"
+    )
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    return name
+
+
+def test_an_own_function_is_resumed_and_run_again(own_masks: str, creatures: Path) -> None:
+    text = f"{own_masks}:twelve"
+    arguments = ["--data", str(creatures / "images"), "--masking", text, "--epochs", "2"]
+    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
+    with tiny.every_step():
+        assert run(["pretrain", *arguments, *sizes, "--precision", "float32", "--out", "whole"]) == 0
+        function = importlib.import_module(own_masks).twelve
+        with tiny.interrupted("pretrain", step=6):
+            semmae.pretrain(data=creatures / "images", out="cut", masking=function, **OPTIONS | {"epochs": 2})
+        semmae.pretrain(out="cut", resume=True)
+        with tiny.interrupted("pretrain", step=2):
+            semmae.pretrain(config="whole/config.yaml", out="again")
+    assert yaml.safe_load(Path("cut/config.yaml").read_text())["masking"] == text
+    assert len(tiny.losses(Path("whole"))) == 8
+    assert tiny.losses(Path("cut")) == tiny.losses(Path("whole"))
+    assert tiny.losses(Path("again")) == tiny.losses(Path("whole"))[:2]
+    tiny.assert_same_weights(Path("cut/encoder"), Path("whole/encoder"))
+    assert not Path("whole/teacher").exists() and not Path("whole/parts").exists()
+    contexts = importlib.import_module(own_masks).seen
+    assert all(context.parts is None and context.attention is None for context in contexts)
+    assert [context.progress for context in contexts[8:13]] == [0.0, 0.25, 0.5, 0.75, 1.0]  # the picture's
+
+
+def test_an_own_function_gets_the_parts_that_there_are(own_masks: str, whole_run: Path, creatures: Path) -> None:
+    given = {"data": creatures / "images", "parts": whole_run / "parts", "masking": f"{own_masks}:twelve"}
+    with tiny.every_step(), tiny.interrupted("pretrain", step=3):
+        semmae.pretrain(out="run", **given, **ONE_EPOCH)
+    contexts = importlib.import_module(own_masks).seen
+    assert [context.progress for context in contexts] == [0.0, 0.25, 0.5]
+    assert all(context.shape == context.parts.shape == context.attention.shape == (8, 16) for context in contexts)
+    assert contexts[0].num_labels == 7 and contexts[0].parts.max() < 7
+    assert 0 <= contexts[0].attention.min() < contexts[0].attention.max() <= 1
+    assert any(name.startswith("hidden/") for name in tiny.metrics(Path("run"))[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--masking own", ["'own'", "semantic, intra, inter, random, block, attention"]),
+        ("--masking no_such_module:f", ["no_such_module:f", "no module", "start in the folder that holds it"]),
+        ("--masking semmae.masking:random_maks", ['did you mean "random_mask"?']),
+        ("--masking block --parts a", ["--masking block reads no parts", "semantic"]),
+        ("--masking semmae.masking:random_mask --masks a", ["--masks", "none are"]),
+        ("--blend 1.5", ["--blend 1.5", "from 0 to 1"]),
+        ("--blend 0.5 --masking intra", ["--blend 0.5", "intra", "leave one of them out"]),
+        ("--blend 0.5 --gamma 1", ["--blend", "--gamma", "give one of them"]),
+        ("--attention-hint 2", ["--attention-hint 2.0", "from 0 to 1"]),
+        ("--attention-hint 0.5", ["--attention-hint 0.5", "semantic", "leave one of them out"]),
+        ("--masking attention --attention-hint 1 --mask-ratio 0.93", ["hint 1.0", "only 1 of all 16", "at most 0.5,"]),
+    ],
+)
+def test_maskings_that_cannot_be_are_refused(
+    arguments: str, words: list[str], creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8"]
+    given = ["--data", str(creatures / "images"), "--out", str(tmp_path / "run"), *arguments.split()]
+    assert run(["pretrain", *given, *sizes]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert [word for word in words if word not in error] == [], error
+    assert not (tmp_path / "run").exists()
+
+
 def test_part_labels_follow_the_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images black to the left and white to the right, labelled so: in every batch, label = brightness."""
     data = tmp_path / "images"
@@ -149,6 +325,25 @@ def test_part_labels_follow_the_crop(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Both sides are seen, and mirrored images among them.
     left = labels.view(-1, 4, 4)[:, :, 0].float().mean(1)
     assert {0.0, 1.0} <= set(left.tolist())
+
+
+@pytest.mark.parametrize(("scale", "areas"), [(None, (0.2, 0.7)), (1.0, (1.0, 1.0))])
+def test_crops_show_at_least_the_share_asked_for(
+    scale: float | None, areas: tuple[float, float], creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):
+        pass
+
+    def look(dataset: Any, options: Any) -> None:
+        raise Seen(*(dataset[row]["crops"][0, 2:4].prod().item() for row in range(tiny.COUNT)))
+
+    monkeypatch.setattr("semmae.commands.pretrain.training_loader", look)
+    told = {} if scale is None else {"crop_scale": scale}
+    with pytest.raises(Seen) as seen:
+        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", **OPTIONS, **told)
+    # One pixel of rounding a side, of 48.
+    assert areas[0] - 0.04 <= min(seen.value.args) <= areas[1]
+    assert max(seen.value.args) <= 1.0
 
 
 def test_fewer_images_than_one_batch(creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

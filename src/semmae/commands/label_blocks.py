@@ -1,4 +1,4 @@
-"""Blocks of images → their labels in the store: what one process does.
+"""Blocks of images → their labels and their attention in the store: what one process does.
 
 On a CPU every block is computed by one thread and several blocks at once: as fast as one block by several
 threads, and how a sum is split over threads cannot change a label. On a GPU two threads take turns, so that
@@ -12,12 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from semmae.data.attention import attention_ranks
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
@@ -31,6 +32,14 @@ _GPU_THREADS = 2
 def most_rows() -> int:
     """Images in a block at most: enough to fill a GPU, few enough that each core can hold a block."""
     return 256 if torch.cuda.is_available() else 32
+
+
+class Labelled(NamedTuple):
+    """Rows (B,), their labels uint8 (B, grid, grid) and, where asked for, attention uint8 (B, a, a)."""
+
+    rows: Tensor
+    labels: Tensor
+    attention: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -72,16 +81,19 @@ def label_blocks(
     rows = [row for block in blocks for row in job.rows(block)]
     # Only the last block of all is short, and it comes last: batches of the loader are the blocks.
     loader = make_loader(WholeDataset(job.images, job.size), job.block, sampler=rows, workers=job.workers)
-    for (at, labels), waited in compute_labels(
+    for (at, labels, attention), waited in compute_labels(
         ((batch["row"], batch["image"]) for batch in loader),
         encoder,
         learner,
         grid=job.store.grid,
         precision=job.precision,
         threads=threads,
+        attention=job.store.attention_grid > 0,
         device=device,
     ):
-        left = torch.from_numpy(job.store.unfinished(at))
+        if attention is not None:
+            job.store.write_attention(at, attention)
+        left = torch.from_numpy(job.store.unlabelled(at))
         job.store.write(at[left], labels[left])
         yield len(at), waited
 
@@ -94,25 +106,27 @@ def compute_labels(
     grid: int,
     precision: Literal["float32", "bf16", "fp16"],
     threads: int,
+    attention: bool = False,
     device: torch.device | None = None,
-) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
-    """(Rows (B,), images uint8 (B, 3, S, S)) → (rows, labels uint8 (B, grid, grid)), seconds waited; in order."""
+) -> Iterator[tuple[Labelled, float]]:
+    """(Rows (B,), images uint8 (B, 3, S, S)) → what they are labelled, seconds waited; in order."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = threads if device.type == "cpu" else _GPU_THREADS
     compute = partial(
-        _labels,
+        _label,
         encoder=encoder.to(device).eval(),
         learner=learner.to(device).eval(),
         grid=grid,
+        attention=attention,
         dtype=_DTYPES[precision],
         device=device,
     )
-    pending: deque[tuple[Tensor, Future[Tensor], float]] = deque()
+    pending: deque[tuple[Future[Labelled], float]] = deque()
     pool = ThreadPoolExecutor(threads)
     with _one_thread_an_operation():
         try:
             for (rows, images), waited in _timed(batches):
-                pending.append((rows, pool.submit(compute, images), waited))
+                pending.append((pool.submit(compute, rows, images), waited))
                 if len(pending) > threads:
                     yield _oldest(pending)
             while pending:
@@ -121,20 +135,31 @@ def compute_labels(
             pool.shutdown(cancel_futures=True)
 
 
-def _oldest(pending: deque[tuple[Tensor, Future[Tensor], float]]) -> tuple[tuple[Tensor, Tensor], float]:
-    rows, labels, waited = pending.popleft()
-    return (rows, labels.result()), waited
+def _oldest(pending: deque[tuple[Future[Labelled], float]]) -> tuple[Labelled, float]:
+    labelled, waited = pending.popleft()
+    return labelled.result(), waited
 
 
 # Inference mode and autocast belong to a thread: entered here, in the one that computes.
 @torch.inference_mode()
-def _labels(
-    images: Tensor, encoder: Encoder, learner: PartLearner, grid: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _label(
+    rows: Tensor,
+    images: Tensor,
+    *,
+    encoder: Encoder,
+    learner: PartLearner,
+    grid: int,
+    attention: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Labelled:
     pixels = normalise(images.to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        labels = learner.labels(encoder.last_block_features(pixels), grid)
-    return labels.cpu()
+        if not attention:
+            return Labelled(rows, learner.labels(encoder.last_block_features(pixels), grid).cpu(), None)
+        features, heads = encoder.last_block(pixels)
+        labels = learner.labels(features, grid)
+    return Labelled(rows, labels.cpu(), attention_ranks(heads.mean(1)).cpu())
 
 
 def _timed(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:

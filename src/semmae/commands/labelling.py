@@ -1,4 +1,4 @@
-"""Part labels of every image, in the part-map store: begun or gone on with, by one process or several.
+"""Part labels and attention of every image, in the part-map store: begun or gone on with, by one process or several.
 
 Labels are computed in blocks of rows that are always the same, each by one thread on a CPU: what a block's
 labels are depends neither on where an earlier run was killed nor on how many processes share the work.
@@ -16,13 +16,15 @@ from semmae.checkpoint import LEARNER, digest, kind, read_extra, read_learner, s
 from semmae.commands.label_blocks import Job, label_blocks, most_rows
 from semmae.commands.label_processes import label_in_processes
 from semmae.commands.options import TrainOptions
+from semmae.data.attention import stored_side
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
-from semmae.tasks.trainer import is_rank_zero, resolve_precision
+from semmae.tasks.precision import resolve_precision
+from semmae.tasks.trainer import is_rank_zero
 
 _log = logging.getLogger("semmae")
 
@@ -154,7 +156,9 @@ def has_learner(options: LabelOptions) -> bool:
 def label_images(
     options: LabelOptions, images: ImageSet, encoder: Encoder, learner: PartLearner, size: int
 ) -> PartStore:
-    """Label every image that has no labels yet, whole and stretched to a square; returns the finished store.
+    """Label every image that has no labels or no attention yet, whole and stretched to a square.
+
+    Returns the finished store.
 
     With `options.devices` > 1 so many processes share the work, and load encoder and learner themselves:
     the learner from `options.out`.
@@ -170,6 +174,7 @@ def label_images(
         teacher_digest=digest(encoder),
         learner_digest=digest(learner),
         manifest_digest=images.digest,
+        attention_grid=stored_side(size // encoder.patch_size),
         extra={"teacher": options.teacher},
     )
     job = Job(

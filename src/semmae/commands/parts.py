@@ -136,6 +136,7 @@ def check_parts(options: PartsOptions, images: ImageSet) -> None:
 def _refuse_training(options: PartsOptions, source: str) -> None:
     """Nothing is trained with --learner or --tokens, so that options of training would tell what is not true."""
     others = {field.name for kind in (LabelOptions, PresetOptions) for field in dataclasses.fields(kind)}
+    others.remove("accumulate")  # of training alone, though every verb that trains has it
     for field in dataclasses.fields(PartsOptions):
         value = getattr(options, field.name)
         if field.name not in others | _MEASURING and value != field.default:

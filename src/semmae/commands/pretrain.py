@@ -8,13 +8,29 @@ from typing import Any, TypeVar
 import torch
 
 from semmae.checkpoint import save_autoencoder, save_encoder
-from semmae.commands.options import SizeOptions, TrainOptions, check_image_size
+from semmae.commands.init import init_autoencoder
+from semmae.commands.mask_options import (
+    WITHOUT_LABELS,
+    MaskOptions,
+    check_masking,
+    learns_parts,
+    mask_source,
+    patches_taking_part,
+    reads_attention,
+)
+from semmae.commands.mask_pictures import draw_masks
+from semmae.commands.options import Compile, PresetOptions, SizeOptions, TrainOptions, check_image_size
 from semmae.commands.parts import PartsOptions, learn_parts, true_parts
 from semmae.commands.run import UNFINISHED, checked, run_folder
 from semmae.commands.teacher import TeacherOptions, check_teacher, train_teacher
-from semmae.commands.training import fit_options, open_training_images, summarised, training_loader
-from semmae.data.crop import WHOLE, crop_parts
-from semmae.data.loaders import CropDataset, WholeDataset, denormalise, normalise
+from semmae.commands.training import (
+    fit_options,
+    open_training_images,
+    optimiser_steps,
+    summarised,
+    training_loader,
+)
+from semmae.data.loaders import CropDataset
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
@@ -23,19 +39,17 @@ from semmae.loading import load_encoder
 from semmae.masking import num_hidden
 from semmae.models.mae import DECODERS, DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.part_samples import spread
-from semmae.patches import denormalize_patches, patchify, unpatchify
-from semmae.reporting import masks_picture, reconstructions_picture, write_report
-from semmae.tasks.pretrain import Masking, PretrainRecipe, PretrainTask, draw_mask
+from semmae.reporting import write_report
+from semmae.tasks.compiling import check_compile, resolve_compile
+from semmae.tasks.masks import MASKINGS
+from semmae.tasks.pretrain import PretrainRecipe, PretrainTask
 from semmae.tasks.trainer import barrier, fit, is_rank_zero
-
-_PICTURED = 8  # images in the pictures of masks and reconstructions
 
 StageT = TypeVar("StageT", bound=TrainOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainOptions(SizeOptions):
+class PretrainOptions(PresetOptions, MaskOptions):
     """Options of `semmae pretrain`."""
 
     epochs: int = 400
@@ -46,12 +60,14 @@ class PretrainOptions(SizeOptions):
     """Weight decay, but for biases, norms and tokens."""
     warmup_share: float = 0.05
     """Share of the steps in which the learning rate rises."""
-    masking: Masking = "semantic"
-    """What to hide: a share of every part (intra), whole parts (inter), from one to the other (semantic), or random."""
-    mask_ratio: float = 0.75
-    """Share of the patches to hide."""
-    gamma: float = 2.0
-    """Exponent of the schedule: the blend is (step / steps)^gamma."""
+    clip: float = 0.0
+    """Highest norm of the gradient; 0 = unlimited."""
+    checkpointing: bool = False
+    """Compute the blocks' activations again when they are needed, instead of keeping them: slower, less memory."""
+    compile: Compile = "auto"
+    """Train through torch.compile, a faster step after minutes of compiling; auto: on a GPU, in long runs."""
+    crop_scale: float = 0.2
+    """Share of an image's area that a crop shows at least; 1 = whole images."""
     norm_pix_loss: bool = True
     """Predict pixels normalised per patch."""
     decoder_width: int | None = None
@@ -60,12 +76,11 @@ class PretrainOptions(SizeOptions):
     """Blocks of the decoder; default: 8, for vit_small and vit_tiny 4."""
     decoder_heads: int | None = None
     """Heads of the decoder; default: 16, for vit_small 8, for vit_tiny 6."""
-    parts: Path | None = None
-    """Part labels of these images, written by `semmae parts`."""
-    teacher: str | None = None
-    """Encoder to learn parts from, when --parts is not given; without both, one is trained first."""
+    init: str | None = None
+    """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size. With its decoder, if
+    it has one of this run's sizes."""
     num_heads: int | None = None
-    """Heads of --teacher, where its file does not tell."""
+    """Heads of --teacher, or else of --init, where its file does not tell."""
     num_parts: int = 6
     """Parts to learn, when --parts is not given."""
     masks: Path | None = None
@@ -75,7 +90,8 @@ class PretrainOptions(SizeOptions):
     teacher_image_size: int | None = None
     """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster."""
     parts_epochs: int | None = None
-    """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5."""
+    """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; a single one
+    where only attention is read."""
 
 
 def pretrain(options: PretrainOptions) -> Path:
@@ -83,14 +99,17 @@ def pretrain(options: PretrainOptions) -> Path:
     options = checked(options)
     check_recipe(options)
     images = open_training_images(options)
+    init = load_init(options)
     teacher = load_teacher(options)
     if options.parts is not None:
-        PartStore.open(options.parts, manifest_digest=images.digest)
+        given = PartStore.open(options.parts, manifest_digest=images.digest)
+        if reads_attention(options):
+            _ = given.attention  # a store that holds none is refused before anything is written
     if options.masks is not None:
         read_masks(images.names, options.masks)
     with run_folder(options):
-        store = part_labels(options, images, teacher) if options.masking != "random" else None
-        train_autoencoder(options, images, store)
+        store = part_labels(options, images, teacher) if options.parts or learns_parts(options) else None
+        train_autoencoder(options, images, store, init)
         if is_rank_zero():
             write_report(options.out)
     return options.out
@@ -100,16 +119,25 @@ def check_recipe(options: PretrainOptions) -> None:
     """Refuse sizes that do not divide, a mask ratio that leaves nothing, and options that contradict each other."""
     check_image_size(options.image_size, options.patch_size)
     check_image_size(options.teacher_image_size or options.image_size, options.patch_size)
-    num_hidden((options.image_size // options.patch_size) ** 2, options.mask_ratio)
+    num_hidden(patches_taking_part(options), options.mask_ratio)
     decoder_spec(options)
-    if options.masking == "random" and (options.parts or options.teacher):
-        raise UserError("--masking random reads no parts; leave out --parts and --teacher, or choose semantic")
+    check_compile(options.compile)
+    check_masking(options)
     if options.parts and options.teacher:
         raise UserError("--parts and --teacher exclude each other: parts are read, or learned; give one of them")
-    if options.masks and (options.parts or options.masking == "random"):
+    if options.masks and not learns_parts(options):
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
-    if options.masking != "random" and not (options.parts or options.teacher):
+    if learns_parts(options) and not options.teacher:
         check_teacher(teacher_stage(options))
+
+
+def load_init(options: PretrainOptions) -> MaskedAutoencoder | None:
+    """The autoencoder that --init begins with; None where none is asked for."""
+    if options.init is None:
+        return None
+    torch.manual_seed(options.seed)  # of a decoder that is new
+    heads = options.num_heads if options.teacher is None else None
+    return init_autoencoder(options.init, options, decoder_spec(options), options.norm_pix_loss, heads)
 
 
 def load_teacher(options: PretrainOptions) -> Encoder | None:
@@ -126,8 +154,10 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
     if options.parts is not None:
         return PartStore.open(options.parts, manifest_digest=images.digest)
     spec = options.teacher or str(own_teacher(options, images))
-    epochs = options.parts_epochs or max(5, options.epochs // 8)
-    own = {name: getattr(options, name) for name in ("num_heads", "num_parts", "masks")}
+    unread = options.masking in WITHOUT_LABELS  # the labels, for which alone parts are learned
+    epochs = options.parts_epochs or (1 if unread else max(5, options.epochs // 8))
+    own = {name: getattr(options, name) for name in ("num_parts", "masks")}
+    own["num_heads"] = options.num_heads if options.teacher else None
     stage = stage_options(options, PartsOptions, "parts", epochs=epochs, teacher=spec, **own)
     if not (stage.resume and _is_complete(stage.out)):
         with run_folder(stage):
@@ -171,23 +201,34 @@ def _is_complete(parts: Path) -> bool:
     return (parts / "parts.json").exists() and not (parts / UNFINISHED).exists()
 
 
-def train_autoencoder(options: PretrainOptions, images: ImageSet, store: PartStore | None) -> None:
-    """Stage 2 in `options.out`, begun or gone on with: writes `encoder/`, `autoencoder/` and pictures."""
+def train_autoencoder(
+    options: PretrainOptions, images: ImageSet, store: PartStore | None, init: MaskedAutoencoder | None = None
+) -> None:
+    """Stage 2 in `options.out`, begun (anew or with `init`) or gone on with: writes the networks and pictures."""
     torch.manual_seed(options.seed)
-    encoder = Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size))
-    mae = MaskedAutoencoder(encoder, decoder_spec(options), options.norm_pix_loss)
+    mae = init or new_autoencoder(options)
     recipe = PretrainRecipe(
         lr=options.blr * options.batch_size / 256,
         weight_decay=options.weight_decay,
         warmup_share=options.warmup_share,
-        masking=options.masking,
+        masking=mask_source(options),
         mask_ratio=options.mask_ratio,
         gamma=options.gamma,
+        blend=options.blend,
+        attention_hint=options.attention_hint,
+        token_subset=options.token_subset,
         num_labels=store.num_labels if store else 0,
         seed=options.seed,
     )
     side = options.image_size // options.patch_size
-    dataset = CropDataset(images, options.image_size, seed=options.seed, parts=store, side=side)
+    # One's own function gets what there is.
+    attention = reads_attention(options) or (
+        store is not None and options.masking not in MASKINGS and store.attention_grid > 0
+    )
+    scale = (options.crop_scale, 1.0)
+    dataset = CropDataset(
+        images, options.image_size, scale=scale, seed=options.seed, parts=store, side=side, attention=attention
+    )
     facts = {
         "epochs": options.epochs,
         "image_size": options.image_size,
@@ -196,13 +237,22 @@ def train_autoencoder(options: PretrainOptions, images: ImageSet, store: PartSto
     }
     with summarised(options.out, "pretrain", images, **facts):
         loader = training_loader(dataset, options)
-        how = fit_options(options, options.out, "pretrain", options.epochs)
-        fit(PretrainTask(mae, recipe), loader, how, options.resume)
+        how = fit_options(options, options.out, "pretrain", options.epochs, options.clip)
+        compiled = resolve_compile(options.compile, optimiser_steps(len(images), options, options.epochs))
+        names = store.label_names if store else ()
+        mae.checkpointing = options.checkpointing
+        fit(PretrainTask(mae, recipe, names, compiled), loader, how, options.resume)
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
-            save_encoder(encoder, options.out / "encoder", about)
+            save_encoder(mae.encoder, options.out / "encoder", about)
             save_autoencoder(mae, options.out / "autoencoder")
             draw_masks(options.out / "pictures", images, store, mae, recipe)
+
+
+def new_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
+    """An untrained one of the sizes that were asked for."""
+    encoder = Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size))
+    return MaskedAutoencoder(encoder, decoder_spec(options), options.norm_pix_loss)
 
 
 def decoder_spec(options: PretrainOptions) -> DecoderSpec:
@@ -212,36 +262,3 @@ def decoder_spec(options: PretrainOptions) -> DecoderSpec:
     if width % heads or width % 4:
         raise UserError(f"--decoder-width {width} is not divisible by 4 and by --decoder-heads {heads}; change one")
     return DecoderSpec(width, options.decoder_depth or usual.depth, heads)
-
-
-@torch.inference_mode()
-def draw_masks(
-    folder: Path, images: ImageSet, store: PartStore | None, mae: MaskedAutoencoder, recipe: PretrainRecipe
-) -> None:
-    """masks.png, masks at five points of the schedule; reconstructions.png, at its first."""
-    spec = mae.encoder.spec
-    mae = mae.cpu().eval()
-    rows = spread(len(images), _PICTURED)
-    # The same whole images as in the store, seen as one crop that keeps everything.
-    whole = WholeDataset(images, spec.image_size)
-    pixels = torch.stack([whole[row]["image"] for row in rows])
-    side = spec.image_size // spec.patch_size
-    parts = None if store is None else torch.stack([crop_parts(store.labels[row], WHOLE, side) for row in rows])
-    masks = []
-    for point in (0.0, 0.25, 0.5, 0.75, 1.0):
-        blend = recipe.blend_at(point)
-        generator = torch.Generator().manual_seed(recipe.seed)  # the same noise: only the blend changes
-        title = f"{point:.0%} · blend {blend:.2f}"
-        masks.append((title, draw_mask(recipe, (len(rows), side * side), parts, blend, generator)))
-    grids = None if store is None else store.labels[rows]
-    names = [] if store is None else store.label_names
-    masks_picture(pixels, grids, names, masks, folder / "masks.png")
-    mask = masks[0][1]
-    images_float = normalise(pixels, spec.mean, spec.std)
-    patches = patchify(images_float, spec.patch_size)
-    prediction = mae(images_float, mask).pred
-    if mae.norm_pix_loss:
-        # Only the true patch knows its mean and deviation: borrowed from it, as MAE's own demonstration does.
-        prediction = denormalize_patches(prediction, patches)
-    rebuilt = denormalise(unpatchify(prediction, spec.patch_size), spec.mean, spec.std)
-    reconstructions_picture(pixels, mask, rebuilt, folder / "reconstructions.png")

@@ -1,0 +1,84 @@
+"""`--init`: to begin with weights that are already there, of an encoder or of a whole masked autoencoder."""
+
+import dataclasses
+import logging
+
+from torch import nn
+
+from semmae.commands.options import SizeOptions
+from semmae.errors import UserError
+from semmae.loading import find_decoder, load_encoder, load_mae
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.vit import MODELS, Encoder, EncoderSpec
+from semmae.patches import resize_positions
+
+_LOG = logging.getLogger("semmae")
+
+
+def init_encoder(init: str, options: SizeOptions, num_heads: int | None) -> Encoder:
+    """The encoder of --init, its positions resampled to this run's image size.
+
+    Raises:
+        UserError: there is none, or it is of another size than the options tell.
+    """
+    encoder = load_encoder(init, num_heads=num_heads)
+    _resize(init, encoder, options)
+    return encoder
+
+
+def init_autoencoder(
+    init: str, options: SizeOptions, decoder: DecoderSpec, norm_pix_loss: bool, num_heads: int | None
+) -> MaskedAutoencoder:
+    """The encoder of --init with the decoder that lies beside it if it is of these sizes, else with a new one.
+
+    A new decoder draws from torch's global generator, as every new network.
+
+    Args:
+        init: whatever `load_encoder` takes.
+        options: of the run; tells the sizes of the encoder.
+        decoder: sizes of the run's decoder.
+        norm_pix_loss: what the run predicts, whatever --init was trained to.
+        num_heads: of the encoder, where its file does not tell.
+
+    Raises:
+        UserError: there is none, it is of another size than the options tell, or MAE has no such encoder.
+    """
+    found = find_decoder(init, num_heads=decoder.num_heads)
+    if found == decoder:
+        mae = load_mae(init, num_heads=num_heads, decoder_num_heads=decoder.num_heads)
+        _resize(init, mae.encoder, options)
+        assert mae.encoder.vit.pos_embed is not None
+        mae.encoder.vit.pos_embed.requires_grad_(False)  # resampled, it is a new parameter
+        positions = resize_positions(mae.decoder_pos_embed, options.image_size // options.patch_size)
+        mae.decoder_pos_embed = nn.Parameter(positions.detach(), requires_grad=False)
+        mae.norm_pix_loss = norm_pix_loss
+        _LOG.info("%s: encoder and decoder taken", init)
+        return mae.train()
+    encoder = init_encoder(init, options, num_heads)
+    told = f"its decoder ({_sizes(found, decoder)}) is not of this run's sizes" if found else "it has no decoder"
+    _LOG.info("%s: encoder taken; %s: a new one begins (%s)", init, told, _sizes(decoder, found))
+    try:
+        return MaskedAutoencoder(encoder, decoder, norm_pix_loss).train()
+    except ValueError as error:
+        raise UserError(f"--init {init}: {error}; choose another encoder") from error
+
+
+def _resize(init: str, encoder: Encoder, options: SizeOptions) -> None:
+    """Resample the positions in place; refuse an encoder of another size than the options tell."""
+    wanted = EncoderSpec.named(options.model, options.image_size, options.patch_size)
+    found = encoder.spec
+    if (found.width, found.depth, found.patch_size) != (wanted.width, wanted.depth, wanted.patch_size):
+        names = [name for name, (width, depth, _) in MODELS.items() if (width, depth) == (found.width, found.depth)]
+        remedy = f"use --model {names[0]} --patch-size {found.patch_size}" if names else "choose another encoder"
+        raise UserError(
+            f"--init {init}: width {found.width}, depth {found.depth}, patch {found.patch_size}, but --model "
+            f"{options.model} is {wanted.width}, {wanted.depth}, {wanted.patch_size}; {remedy}"
+        )
+    encoder.vit.set_input_size(img_size=(options.image_size, options.image_size))
+    encoder.spec = dataclasses.replace(found, image_size=options.image_size)
+
+
+def _sizes(decoder: DecoderSpec, other: DecoderSpec | None) -> str:
+    """In words; with the heads, of which not every file tells, where nothing else is different."""
+    heads = other is not None and (decoder.width, decoder.depth) == (other.width, other.depth)
+    return f"width {decoder.width}, depth {decoder.depth}" + (f", heads {decoder.num_heads}" if heads else "")

@@ -1,0 +1,66 @@
+"""A user's own function as an option: told as text, `package.module:name`, which config.yaml keeps.
+
+By this text every process of a run, and every later run, finds the function. User code is imported here only, and only
+when an option names it.
+"""
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from semmae.errors import UserError, near
+
+
+def text_of(function: Callable[..., Any], option: str) -> str:
+    """The text by which `function_at` finds this very function.
+
+    Raises:
+        UserError: there is none: a lambda, an inner function, one of a script or a notebook.
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if module is None or name is None:
+        raise UserError(
+            f"{option} {function!r}: has no name to find it by again; give its place as text, package.module:name"
+        )
+    if module == "__main__" or "<" in name:  # <lambda>, <locals>
+        raise UserError(
+            f"{option} {module}:{name}: cannot be imported by another process; define it at the top level of a module "
+            "that can be imported"
+        )
+    text = f"{module}:{name}"
+    if function_at(text, option) != function:
+        raise UserError(f"{option} {text}: is another function than the one given; give the module's own")
+    return text
+
+
+def function_at(text: str, option: str) -> Callable[..., Any]:
+    """Import the function that `package.module:name` names; the working directory is looked in last.
+
+    Raises:
+        UserError: no such module, nothing of that name in it, or no function.
+    """
+    place, _, name = text.partition(":")
+    if not place or not name:
+        raise UserError(f"{option} {text!r}: must be package.module:name of a function")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise  # of what that module imports itself
+        raise UserError(
+            f"{option} {text}: no module {error.name!r}; install it, or start in the folder that holds it"
+        ) from error
+    try:
+        found = functools.reduce(getattr, name.split("."), module)
+    except AttributeError as error:
+        public = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
+        raise UserError(f"{option} {text}: {place} has no {name!r}{near(name, public)}") from error
+    if not callable(found):
+        raise UserError(f"{option} {text}: is {type(found).__name__}, not a function; name a function")
+    function: Callable[..., Any] = found
+    return function

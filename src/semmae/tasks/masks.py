@@ -1,0 +1,173 @@
+"""What pre-training hides: the maskings by name, one's own mask function, and what was hidden, part by part.
+
+One's own function gets a `MaskContext` and returns bool (B, L), True = hidden, the same number of patches in every
+row of every batch. It draws its noise by `context.uniform`, so that a resumed run draws the same masks:
+
+    def stripes(context):
+        batch, patches = context.shape
+        column = torch.arange(patches, device=context.device) % math.isqrt(patches)
+        first = context.uniform(1) < 0.5  # (B, 1): for each image by itself
+        return (column % 2 == 0) ^ first
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from semmae.errors import UserError
+from semmae.masking import attention_mask, block_mask, most_attended, part_counts, random_mask, semantic_mask
+
+Masking = Literal["semantic", "intra", "inter", "random", "block", "attention"]
+MASKINGS: tuple[Masking, ...] = get_args(Masking)
+BY_PARTS = ("semantic", "intra", "inter")  # those that read part labels
+_BOXES = 16  # of a block mask: enough to hide three quarters
+
+
+@dataclass(frozen=True)
+class MaskContext:
+    """What a mask is made from: a batch, the moment in training, and a source of noise."""
+
+    shape: tuple[int, int]  # B images, L patches of a square grid, row-major
+    ratio: float  # share of patches to hide
+    progress: float  # 0 to 1: share of the training that is done
+    generator: torch.Generator  # on the mask's device; the same at the same step of a resumed run
+    num_labels: int = 0  # K
+    parts: Tensor | None = None  # part label under each patch, int64 (B, L) in [0, K)
+    attention: Tensor | None = None  # a teacher's attention to each patch, float (B, L), larger = more
+    subset: Tensor | None = None  # where only some patches take part: which of the grid the L are, int64 (B, L)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the mask has to lie."""
+        return self.generator.device
+
+    def uniform(self, *columns: int) -> Tensor:
+        """Numbers in [0, 1), (B, *columns); without columns (B, L)."""
+        size = (self.shape[0], *(columns or self.shape[1:]))
+        return torch.rand(size, generator=self.generator, device=self.device)
+
+    def most_attended(self, count: int) -> "MaskContext":
+        """The same of the `count` most attended patches alone; draws noise, for patches attended alike."""
+        if self.attention is None:
+            raise ValueError("a subset of the patches is chosen by attention, but the batch has none")
+        subset = most_attended(self.attention, self.uniform(), count)
+        parts = None if self.parts is None else self.parts.gather(1, subset)
+        attention, shape = self.attention.gather(1, subset), (self.shape[0], count)
+        return dataclasses.replace(self, shape=shape, parts=parts, attention=attention, subset=subset)
+
+
+MaskFunction = Callable[[MaskContext], Tensor]
+
+
+def draw_mask(masking: Masking, context: MaskContext, blend: float = 0.0, hint: float = 0.0) -> Tensor:
+    """A mask of a known kind, bool (B, L), with the context's noise.
+
+    Args:
+        masking: what to hide.
+        context: batch, ratio, noise.
+        blend: of semantic, intra and inter: 0 a share of every part, 1 whole parts.
+        hint: of attention: share of the most attended patches that stays visible.
+    """
+    noise = context.uniform()
+    if masking == "random":
+        return random_mask(noise, context.ratio)
+    if masking == "block":
+        return block_mask(noise, context.uniform(_BOXES, 4), context.ratio)
+    if masking == "attention":
+        if context.attention is None:
+            raise ValueError("masking attention reads attention, but the batch has none")
+        return attention_mask(context.attention, noise, context.uniform(), context.ratio, hint)
+    if context.parts is None:
+        raise ValueError(f"masking {masking} reads part labels, but the batch has none")
+    return semantic_mask(context.parts, noise, context.uniform(context.num_labels), context.ratio, blend)
+
+
+def mask_seed(seed: int, step: int, place: int) -> int:
+    """One seed per (seed, step, place): a resumed run draws the masks it would have drawn.
+
+    The place of a batch among those that make the step: its rank, plus the number of ranks for each batch before it.
+    """
+    return (seed * 1_000_003 + step) * 4_099 + place
+
+
+class CheckedMask:
+    """One's own mask function, whose every result is checked.
+
+    To count what is hidden, one has to wait for the device: on a GPU only the first mask is counted.
+    """
+
+    def __init__(self, function: MaskFunction) -> None:
+        self.function = function
+        self._hidden: int | None = None
+
+    def __call__(self, context: MaskContext) -> Tensor:
+        """The function's mask, bool (B, L).
+
+        Raises:
+            UserError: it is no such mask, or hides another number in some row.
+        """
+        mask = self.function(context)
+        name = getattr(self.function, "__qualname__", repr(self.function))
+        if not isinstance(mask, Tensor):
+            raise UserError(f"mask function {name} returned {type(mask).__name__}; return a bool tensor (B, L)")
+        if mask.dtype != torch.bool or mask.shape != context.shape or mask.device != context.device:
+            raise UserError(
+                f"mask function {name} returned {_told(mask.dtype)} {tuple(mask.shape)} on {mask.device}; "
+                f"return bool {context.shape} on {context.device}, True = hidden"
+            )
+        if self._hidden is None or mask.device.type == "cpu":
+            self._count(mask, name)
+        return mask
+
+    def _count(self, mask: Tensor, name: str) -> None:
+        counts = mask.sum(1)
+        least, most = int(counts.min()), int(counts.max())
+        if least != most:
+            raise UserError(
+                f"mask function {name} hides {least} to {most} patches a row; hide the same number in every row"
+            )
+        if not 0 < most < mask.shape[1]:
+            raise UserError(f"mask function {name} hides {most} of {mask.shape[1]} patches; hide some, but not all")
+        if self._hidden is not None and most != self._hidden:
+            raise UserError(
+                f"mask function {name} hides {most} patches a row, before it were {self._hidden}; "
+                "hide the same number in every batch"
+            )
+        self._hidden = most
+
+
+def _told(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class MaskMeter:
+    """Blend and hidden share of each part, summed up where they are and read now and then."""
+
+    def __init__(self, label_names: Sequence[str]) -> None:
+        self.label_names = label_names
+        self._blend, self._steps = 0.0, 0
+        self._patches: Tensor | None = None  # (2, K) on the device: hidden ones, all of them
+
+    def add(self, mask: Tensor, parts: Tensor | None, blend: float | None) -> None:
+        """Count one batch: mask bool (B, L); parts (B, L) integers in [0, K) and the blend, where there are any."""
+        if blend is not None:
+            self._blend, self._steps = self._blend + blend, self._steps + 1
+        if parts is not None:
+            labels = len(self.label_names)
+            # Visible and hidden patches of a part as two labels, so that one count tells both.
+            counts = part_counts((parts + labels * mask).view(1, -1), 2 * labels).view(2, labels)
+            patches = torch.stack([counts[1], counts.sum(0)])
+            self._patches = patches if self._patches is None else self._patches + patches
+
+    def read(self) -> dict[str, float]:
+        """Averages since the last reading, `blend` and `hidden/LABEL` of the parts seen; waits for the device."""
+        found = {"blend": self._blend / self._steps} if self._steps else {}
+        if self._patches is not None:
+            shares = zip(self.label_names, *self._patches.tolist(), strict=True)
+            found |= {f"hidden/{name}": hidden / patches for name, hidden, patches in shares if patches}
+        self._blend, self._steps, self._patches = 0.0, 0, None
+        return found

@@ -1,0 +1,144 @@
+"""`pretrain --token-subset`: only the most attended patches take part; resumable; its stages; what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from torch import Tensor
+
+import semmae
+from semmae.cli import run
+from semmae.commands.mask_pictures import _faded, _on_the_grid
+from semmae.models.mae import MAEOutput, MaskedAutoencoder
+from semmae.pictures import hide
+from semmae.tasks import pretrain as task
+from semmae.tasks.masks import MaskContext
+
+OPTIONS: dict[str, Any] = {"epochs": tiny.EPOCHS, "token_subset": 8, **tiny.SIZE, **tiny.TRAIN}
+
+
+def test_interrupted_and_resumed_is_as_never_interrupted(
+    whole_run: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of every image the most attended half takes part, of which 6 patches are hidden and 2 encoded."""
+    seen: list[tuple[Tensor, MAEOutput]] = []
+    attended: list[Tensor] = []
+    real, real_step = MaskedAutoencoder.forward, task.PretrainTask.training_step
+
+    def watched(mae: MaskedAutoencoder, images: Tensor, mask: Tensor, subset: Tensor | None = None) -> MAEOutput:
+        output = real(mae, images, mask, subset)
+        assert subset is not None and mask.shape == (len(images), 8) and (mask.sum(1) == 6).all()
+        seen.append((subset, output))
+        return output
+
+    def watched_step(module: task.PretrainTask, batch: dict[str, Tensor], index: int) -> Tensor:
+        attended.append(batch["attention"])
+        return real_step(module, batch, index)
+
+    monkeypatch.setattr(MaskedAutoencoder, "forward", watched)
+    monkeypatch.setattr(task.PretrainTask, "training_step", watched_step)
+    with tiny.every_step():
+        semmae.pretrain(data=creatures / "images", out=tmp_path / "once", parts=whole_run / "parts", **OPTIONS)
+        for (subset, output), attention in zip(seen[: tiny.STEPS], attended, strict=True):
+            taken = attention.gather(1, subset)
+            left = attention.clone().scatter(1, subset, -1.0)
+            assert (taken.amin(1) >= left.amax(1)).all()
+            assert output.num_patches == 16 and output.hidden.shape == (tiny.BATCH, 6)
+        with tiny.interrupted("pretrain", step=10):
+            semmae.pretrain(data=creatures / "images", out=tmp_path / "twice", parts=whole_run / "parts", **OPTIONS)
+        semmae.pretrain(out=tmp_path / "twice", resume=True)
+    assert tiny.losses(tmp_path / "once") == tiny.losses(tmp_path / "twice")
+    assert len(tiny.losses(tmp_path / "once")) == tiny.STEPS
+    tiny.assert_same_weights(tmp_path / "once" / "autoencoder", tmp_path / "twice" / "autoencoder")
+    assert (tmp_path / "once" / "pictures" / "masks.png").is_file()
+    assert (tmp_path / "once" / "pictures" / "reconstructions.png").is_file()
+
+
+def test_without_parts_a_teacher_is_trained_and_its_attention_read(creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = OPTIONS | {"epochs": 1, "teacher_epochs": 1}
+    semmae.pretrain(data=creatures / "images", out=out, masking="random", **options)
+    assert np.load(out / "parts" / "attention.npy").shape == (tiny.COUNT, 4, 4)
+    assert yaml.safe_load((out / "parts" / "config.yaml").read_text())["epochs"] == 1  # nothing reads the labels
+    assert (out / "teacher" / "encoder").is_dir() and (out / "autoencoder").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--token-subset", "17"], "--token-subset 17: images of 32 pixels have 16 patches of 8; give at most so many"),
+        (["--token-subset", "1"], "--token-subset 1: must be at least 2"),
+        (["--token-subset", "3"], "mask ratio 0.75 leaves no visible patch of 3"),
+        (["--token-subset", "8", "--masking", "block"], "--masking block hides rectangles; leave one out"),
+    ],
+)
+def test_what_is_refused(
+    arguments: list[str],
+    named: str,
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert pretrain(creatures, whole_run / "parts", tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert named in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
+    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = tmp_path / "parts"
+    shutil.copytree(whole_run / "parts", parts)
+    expected = {name: (parts / name).read_bytes() for name in ("parts.npy", "attention.npy")}
+    (parts / "attention.npy").unlink()
+    meta = json.loads((parts / "parts.json").read_text())
+    (parts / "parts.json").write_text(json.dumps({name: meta[name] for name in meta if name != "attention_grid"}))
+    arguments = ["--token-subset", "8", "--epochs", "1"]
+    assert pretrain(creatures, parts, tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    remedy = error.split("`")[1].split()
+    assert remedy == ["semmae", "parts", "--out", str(parts), "--labels-only"]
+    assert run(remedy[1:]) == 0
+    assert {name: (parts / name).read_bytes() for name in expected} == expected
+    assert pretrain(creatures, parts, tmp_path / "run", *arguments) == 0
+
+
+def pretrain(creatures: Path, parts: Path, out: Path, *arguments: str) -> int:
+    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
+    given = ["--data", str(creatures / "images"), "--out", str(out), "--parts", str(parts)]
+    return run(["pretrain", *given, *sizes, *arguments])
+
+
+def test_a_context_of_the_most_attended() -> None:
+    attention = torch.tensor([[0.1, 0.9, 0.5, 0.5], [0.0, 0.2, 0.3, 0.1]])
+    parts = torch.arange(8).view(2, 4)
+    whole = MaskContext((2, 4), 0.5, 0.0, torch.Generator().manual_seed(0), 8, parts, attention)
+    some = whole.most_attended(2)
+    assert some.shape == (2, 2) and some.uniform().shape == (2, 2)
+    assert some.subset is not None and some.subset[1].tolist() == [1, 2] and some.subset[0, 0] == 1
+    assert some.parts is not None and torch.equal(some.parts, some.subset + torch.tensor([[0], [4]]))
+    assert some.attention is not None and torch.equal(some.attention[1], attention[1, 1:3])
+    with pytest.raises(ValueError, match="the batch has none"):
+        MaskContext((2, 4), 0.5, 0.0, torch.Generator()).most_attended(2)
+
+
+def test_pictures_show_what_takes_part_and_what_is_hidden() -> None:
+    """Patches that take no part are pale; hidden ones grey; visible ones as they are."""
+    images = torch.full((1, 3, 8, 8), 55, dtype=torch.uint8)
+    subset, mask = torch.tensor([[0, 3]]), torch.tensor([[True, False]])
+    shown = hide(_faded(images, subset, 4), _on_the_grid(mask, subset, 4))
+    assert [int(shown[0, 0, y, x]) for y, x in ((0, 4), (4, 0), (4, 4))] == [205, 205, 55]
+    assert shown[0, 0, 0, 0] == hide(images, torch.ones(1, 4, dtype=torch.bool))[0, 0, 0, 0]
+    whole = torch.tensor([[True, False, False, True]])
+    assert torch.equal(_on_the_grid(whole, None, 4), whole)

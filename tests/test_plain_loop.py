@@ -1,0 +1,37 @@
+"""examples/plain_loop.py: a loop of one's own trains what `semmae pretrain` trains."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "plain_loop.py"
+
+
+def load_example() -> Any:
+    spec = importlib.util.spec_from_file_location("plain_loop", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_its_losses_and_weights_are_those_of_the_verb(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    losses = load_example().train(
+        str(creatures / "images"), whole_run / "parts", tmp_path, "vit_tiny", size=32, patch=8,
+        epochs=tiny.EPOCHS, batch=tiny.BATCH, workers=0, precision="float32",
+    )  # fmt: skip
+
+    assert [round(loss, 8) for loss in losses] == tiny.losses(whole_run)
+    tiny.assert_same_weights(tmp_path / "encoder", whole_run / "encoder")
+
+
+@pytest.mark.slow  # imports everything anew
+def test_it_does_not_even_import_lightning() -> None:
+    told = f"import runpy, sys; runpy.run_path({str(EXAMPLE)!r}); print([m for m in sys.modules if 'lightning' in m])"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
