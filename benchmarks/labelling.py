@@ -6,8 +6,8 @@ prints a line per measurement and, last, one JSON object; the same with command 
 `benchmarks/results/labelling.json`. Random weights and noise as images: neither speed depends on them.
 
 - "preloaded": the same batches of decoded images through the bare encoder (`last_block_features` alone, pixels
-  normalised before) and through labelling (normalise, encoder, part maps, 28 × 28, argmax, store). The two take
-  turns, and the ratio is the median over rounds: other work on the machine slows both.
+  normalised before) and through labelling (normalise, encoder, part maps, 28 × 28, argmax, attention, store). The two
+  take turns, and the ratio is the median over rounds: other work on the machine slows both.
   On a CPU the same ratio of processor time stands beside it.
 - "end to end": JPEG files of 256 × 256 pixels → labels in the store, beside the loader alone. Where the loader is
   the slower one, more `--workers` or another machine make labelling faster, not this code.
@@ -15,9 +15,6 @@ prints a line per measurement and, last, one JSON object; the same with command 
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -28,10 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import DEVICE, median_ratio, per_second, take_turns, write_results
 from PIL import Image
 from torch import Tensor
 
 from semmae.commands.label_blocks import Job, compute_labels, label_blocks, most_rows
+from semmae.data.attention import stored_side
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, build_manifest
 from semmae.data.part_store import PartStore
@@ -40,11 +39,9 @@ from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.tasks.trainer import resolve_precision
 
-RESULTS = Path(__file__).parent / "results" / "labelling.json"
 GRID = 28
 CASES = (("vit_small", 224, 16), ("vit_tiny", 112, 8))
 IMAGENET = 1_300_000
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
@@ -61,19 +58,7 @@ def main() -> None:
             results[f"{model}_patch{patch}_{size}"] = throughput(model, size, patch, options, Path(folder))
         results |= store_figures(Path(folder) / "large")
     results["ratio"] = min(case["ratio"] for case in results.values() if isinstance(case, dict))
-    machine = {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "load_average": round(os.getloadavg()[0], 1),
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    command = shlex.join(["python", *sys.argv])
-    RESULTS.write_text(json.dumps({"command": command, "machine": machine, "results": results}, indent=1) + "\n")
-    print(json.dumps(results))
+    write_results("labelling", results)
 
 
 def throughput(model: str, size: int, patch: int, options: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -83,10 +68,10 @@ def throughput(model: str, size: int, patch: int, options: argparse.Namespace, f
     spec = PartsSpec(encoder.width, patch, head_dim=encoder.width // encoder.spec.num_heads)
     learner = PartLearner(spec, encoder).eval().to(DEVICE)
     images = jpegs(folder / "jpegs", options.images)
-    count, block = len(images), min(options.images, most_rows())
+    count, block, attended = len(images), min(options.images, most_rows()), stored_side(size // patch)
     store = PartStore.create(
         folder / f"{model}{size}", images=count, grid=GRID, label_names=spec.label_names,
-        teacher_digest="t", manifest_digest=images.digest,
+        teacher_digest="t", manifest_digest=images.digest, attention_grid=attended,
     )  # fmt: skip
     precision = resolve_precision(options.precision)
     job = Job(store=store, images=images, size=size, block=block, precision=precision, workers=options.workers)
@@ -101,9 +86,10 @@ def throughput(model: str, size: int, patch: int, options: argparse.Namespace, f
             features(encoder, pixels, precision)
 
     def preloaded() -> None:
-        for (rows, labels), _ in compute_labels(
-            iter(batches), encoder, learner, grid=GRID, precision=precision, threads=threads
+        for (rows, labels, attention), _ in compute_labels(
+            iter(batches), encoder, learner, grid=GRID, precision=precision, threads=threads, attention=True
         ):
+            store.write_attention(rows, attention)
             store.write(rows, labels)
 
     def whole() -> None:
@@ -115,13 +101,13 @@ def throughput(model: str, size: int, patch: int, options: argparse.Namespace, f
             pass
 
     normalised = [normalise(batch.to(DEVICE), encoder.spec.mean, encoder.spec.std) for _, batch in batches]
-    rates = take_turns([bare, preloaded, loader, whole], count, options.rounds)
-    names = ("bare_images_per_s", "ours_images_per_s", "loader_images_per_s", "end_to_end_images_per_s")
-    figures = {name: _median([wall for wall, _ in rate]) for name, rate in zip(names, rates, strict=True)}
-    pairs = list(zip(rates[0], rates[1], strict=True))
-    figures["ratio"] = _median([ours[0] / theirs[0] for theirs, ours in pairs], 3)
+    works = {"bare": bare, "ours": preloaded, "loader": loader, "end_to_end": whole}
+    busy: dict[str, list[float]] = {name: [] for name in works}
+    seconds = take_turns({name: clocked(work, busy[name]) for name, work in works.items()}, options.rounds)
+    figures = {f"{name}_images_per_s": per_second(count, found) for name, found in seconds.items()}
+    figures["ratio"] = median_ratio(seconds["bare"], seconds["ours"])
     if DEVICE.type == "cpu":
-        figures["processor_time_ratio"] = _median([ours[1] / theirs[1] for theirs, ours in pairs], 3)
+        figures["processor_time_ratio"] = median_ratio(busy["bare"][1:], busy["ours"][1:])  # the first warms up
     print(f"{model}, {size} pixels, patch {patch}: {figures}", file=sys.stderr)
     return figures
 
@@ -134,26 +120,15 @@ def features(encoder: Encoder, pixels: Tensor, precision: str) -> None:
         encoder.last_block_features(pixels)
 
 
-def take_turns(works: list[Callable[[], None]], images: int, rounds: int) -> list[list[tuple[float, float]]]:
-    """Images per second, and per second of this process's processor time, of every work in every round.
+def clocked(work: Callable[[], None], busy: list[float]) -> Callable[[], None]:
+    """The work, which also notes the seconds of this process's processor time: other work hardly adds to them."""
 
-    Other work on the machine slows the first and hardly the second. One round before them does not count.
-    """
-    rates: list[list[tuple[float, float]]] = [[] for _ in works]
-    for turn in range(rounds + 1):
-        for work, found in zip(works, rates, strict=True):
-            began = time.perf_counter(), time.process_time()
-            work()
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
-            wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
-            if turn:
-                found.append((images / wall, images / processor))
-    return rates
+    def clocked_work() -> None:
+        began = time.process_time()
+        work()
+        busy.append(time.process_time() - began)
 
-
-def _median(values: list[float], digits: int = 2) -> float:
-    return round(statistics.median(values), digits)
+    return clocked_work
 
 
 def jpegs(folder: Path, count: int) -> ImageSet:
@@ -172,12 +147,14 @@ def store_figures(folder: Path) -> dict[str, float]:
     """Size, time to open and time to read a random row of a store of as many rows as ImageNet has."""
     # Made sparse: all labels 0, no block of the disk written, and read through the same pages as any file.
     folder.mkdir()
-    header = np.lib.format.header_data_from_array_1_0(np.empty((0, GRID, GRID), np.uint8))
-    with open(folder / "parts.npy", "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (IMAGENET, GRID, GRID)})
-        file.truncate(file.tell() + IMAGENET * GRID * GRID)
+    header, attended = np.lib.format.header_data_from_array_1_0(np.empty(0, np.uint8)), stored_side(GRID)
+    for name, side in (("parts.npy", GRID), ("attention.npy", attended)):
+        with open(folder / name, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (IMAGENET, side, side)})
+            file.truncate(file.tell() + IMAGENET * side * side)
     meta = {
-        "images": IMAGENET, "grid": GRID, "label_names": [f"part {number}" for number in range(7)],
+        "images": IMAGENET, "grid": GRID, "attention_grid": attended,
+        "label_names": [f"part {number}" for number in range(7)],
         "teacher_digest": "0" * 64, "learner_digest": "0" * 64, "manifest_digest": "0" * 64,
         "extra": {}, "complete": True,
     }  # fmt: skip
@@ -185,7 +162,7 @@ def store_figures(folder: Path) -> dict[str, float]:
     opened = [_seconds(lambda: PartStore.open(folder)) for _ in range(20)]
     store = PartStore.open(folder)
     rows = np.random.default_rng(0).integers(0, IMAGENET, 20_000).tolist()
-    read = [_seconds(lambda row=row: np.array(store.labels[row])) for row in rows]
+    read = [_seconds(lambda row=row: (np.array(store.labels[row]), np.array(store.attention[row]))) for row in rows]
     size = sum(path.stat().st_size for path in folder.iterdir())
     return {
         "store_bytes_per_image": round(size / IMAGENET, 2),
@@ -199,13 +176,6 @@ def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
-import platform
 import shlex
 import statistics
 import sys
@@ -24,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import machine
 from torch import Tensor
 
 from semmae.commands.measuring import Truth, measure, read_truth, score
@@ -96,7 +95,7 @@ def main() -> None:
             told = f"NMI {figures['nmi']:.1f}, ARI {figures['ari']:.1f}"
             print(f"seed {seed}, {row}: {told}, {time.monotonic() - started:.0f} s", flush=True)
     report = {name: _summary(rows) for name, rows in found.items()}
-    content = {"command": shlex.join(["python", *sys.argv]), "machine": _machine(), "results": report}
+    content = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "results": report}
     options.out.write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps(report))
 
@@ -213,13 +212,6 @@ def _summary(rows: list[dict[str, float]]) -> dict[str, Any]:
         "nmi_of_seeds": [round(row["nmi"], 2) for row in rows],
         "ari_of_seeds": [round(row["ari"], 2) for row in rows],
     }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine(),
-        "python": platform.python_version(), "torch": torch.__version__,
-    }  # fmt: skip
 
 
 def _arguments() -> argparse.Namespace:

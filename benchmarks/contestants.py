@@ -1,0 +1,247 @@
+"""One training step of a masked autoencoder, by this project and by its peers, at the same sizes.
+
+Each is what a user gets who follows that project's own example: its model, its masks, AdamW as it sets it up; the
+images are the same normalised noise, which costs nothing to make. A contestant runs in a process of its own, so that
+none shares memory, threads or a setting of the C library with another.
+"""
+
+import multiprocessing
+import resource
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+MASK_RATIO, PARTS = 0.75, 7
+BETAS, DECAY, RATE = (0.9, 0.95), 0.05, 1e-4
+
+Step = Callable[[], None]
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contestants have in common."""
+
+    model: str = "vit_base"
+    batch: int = 16
+    precision: Precision = "bf16"
+    threads: int = 2
+    compiled: bool = False
+    size: int = 224
+    patch: int = 16
+
+    @property
+    def device(self) -> str:
+        """Where the step runs."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def images(self) -> Tensor:
+        """Noise (B, 3, S, S) float32."""
+        torch.manual_seed(0)
+        return torch.randn(self.batch, 3, self.size, self.size, device=self.device)
+
+
+def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False) -> Step:
+    """This project: semantic masks of seven parts. The two switches turn off what docs/performance.md tells of."""
+    from semmae.masking import num_hidden, semantic_mask
+    from semmae.memory import keep_freed_memory
+    from semmae.models import bf16
+    from semmae.models.mae import DECODERS, MaskedAutoencoder
+    from semmae.models.vit import Encoder, EncoderSpec
+    from semmae.tasks.optimizer import adamw
+
+    if setting.device == "cpu" and not freed:
+        keep_freed_memory()
+    if plain_blocks:
+        bf16.applies = lambda *_: False
+    encoder = Encoder(EncoderSpec.named(setting.model, setting.size, setting.patch))
+    mae = MaskedAutoencoder(encoder, DECODERS[setting.model]).to(setting.device)
+    optimizer = adamw(mae, lr=RATE, betas=BETAS, weight_decay=DECAY)
+    if setting.compiled:
+        mae.compile()
+    images, count = setting.images(), (setting.size // setting.patch) ** 2
+    # Parts as images have them: areas that hang together, of different sizes.
+    columns = torch.arange(count, device=setting.device) % (setting.size // setting.patch)
+    parts = (columns * PARTS // (setting.size // setting.patch)).expand(setting.batch, -1)
+
+    def loss() -> Tensor:
+        noise, order = (torch.rand(setting.batch, n, device=setting.device) for n in (count, PARTS))
+        mask = semantic_mask(parts, noise, order, MASK_RATIO, 0.5)
+        result: Tensor = mae(images, mask, count=num_hidden(count, MASK_RATIO)).loss
+        return result
+
+    return _training(setting, loss, optimizer)
+
+
+def transformers(setting: Setting) -> Step:
+    """Hugging Face `ViTMAEForPreTraining`, as its example run_mae.py sets it up."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    from semmae.models.vit import MODELS
+
+    width, depth, heads = MODELS[setting.model]
+    config = ViTMAEConfig(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width,
+        image_size=setting.size, patch_size=setting.patch, mask_ratio=MASK_RATIO, norm_pix_loss=True,
+    )  # fmt: skip
+    model = ViTMAEForPreTraining(config).train().to(setting.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY)
+    images = setting.images()
+    return _training(setting, lambda: model(images).loss, optimizer)
+
+
+def lightly(setting: Setting) -> Step:
+    """lightly's building blocks, put together as the MAE example of its documentation does."""
+    from lightly.models import utils
+    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+    from timm.models.vision_transformer import VisionTransformer
+
+    from semmae.models.vit import MODELS
+
+    width, depth, heads = MODELS[setting.model]
+    vit = VisionTransformer(setting.size, setting.patch, embed_dim=width, depth=depth, num_heads=heads, num_classes=0)
+    backbone = MaskedVisionTransformerTIMM(vit=vit)
+    count = vit.patch_embed.num_patches
+    warnings.filterwarnings("ignore", category=FutureWarning, module="lightly|contestants")  # of its next version
+    decoder = MAEDecoderTIMM(count, setting.patch, embed_dim=width)
+    model = torch.nn.ModuleList([backbone, decoder]).train().to(setting.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY)
+    images = setting.images()
+
+    def loss() -> Tensor:
+        size = (len(images), count + 1)
+        kept, hidden = utils.random_token_mask(size, mask_ratio=MASK_RATIO, device=images.device)
+        encoded = decoder.embed(backbone.encode(images=images, idx_keep=kept))
+        tokens = utils.repeat_token(decoder.mask_token, size)
+        tokens = utils.set_at_index(tokens, kept, encoded.type_as(tokens))
+        predicted = decoder.predict(utils.get_at_index(decoder.decode(tokens), hidden))
+        patches = utils.get_at_index(utils.patchify(images, setting.patch), hidden - 1)
+        return torch.nn.functional.mse_loss(predicted, utils.normalize_mean_var(patches, dim=-1))
+
+    return _training(setting, loss, optimizer)
+
+
+def _training(setting: Setting, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Step:
+    def step() -> None:
+        with torch.autocast(setting.device, torch.bfloat16, enabled=setting.precision == "bf16"):
+            result = loss()
+        result.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        if setting.device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+CONTESTANTS: dict[str, Callable[[Setting], Step]] = {
+    "ours": ours,
+    "transformers": transformers,
+    "lightly": lightly,
+    "ours, timm's blocks": partial(ours, plain_blocks=True),
+    "ours, memory given back": partial(ours, freed=True),
+}
+
+
+class Contestant:
+    """A contestant in a process of its own, which takes a step when called and then waits."""
+
+    def __init__(self, name: str, setting: Setting) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(name, setting, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __call__(self) -> None:
+        """One step."""
+        self._ask("step")
+
+    def peak_bytes(self) -> tuple[int, int]:
+        """The most memory that the process has held, and what it held before the model was made."""
+        before, peak = self._ask("peak")
+        return peak, before
+
+    def profile(self) -> dict[str, float]:
+        """Seconds of one step by kind of work, as `KINDS` has them."""
+        seconds: dict[str, float] = self._ask("profile")
+        return seconds
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send("end")
+        self._process.join()
+
+    def _ask(self, what: str) -> Any:
+        self._pipe.send(what)
+        try:
+            return self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise RuntimeError("a contestant's process ended; its message stands above") from None
+
+
+def _serve(name: str, setting: Setting, pipe: Connection) -> None:
+    torch.set_num_threads(setting.threads)
+    before = _peak(setting)
+    step = CONTESTANTS[name](setting)
+    while (asked := pipe.recv()) != "end":
+        if asked == "peak":
+            pipe.send((before, _peak(setting)))
+        else:
+            pipe.send(_profiled(step) if asked == "profile" else step())
+
+
+# Kinds of work, and how torch's operations that do them are named; what no name fits is "other".
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "attention": ("scaled_dot_product", "bmm", "softmax", "_Attention"),
+    "GELU": ("gelu",),
+    "norms": ("layer_norm", "var_mean"),
+    "copies, casts": ("copy_", "aten::cat", "gather", "clone"),
+    "sums": ("aten::add", "aten::sum", "aten::sub", "aten::mul", "aten::div", "mse_loss"),
+    "AdamW": ("adam", "lerp", "addcdiv", "addcmul", "sqrt"),
+}
+
+
+def _profiled(step: Step) -> dict[str, float]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        step()
+    seconds = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in profiler.key_averages():
+        kinds = (kind for kind, names in KINDS.items() if any(name in event.key for name in names))
+        seconds[next(kinds, "other")] += event.self_cpu_time_total / 1e6
+    return {kind: round(value, 4) for kind, value in seconds.items()}
+
+
+def _peak(setting: Setting) -> int:
+    if setting.device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def flops_an_image(model: str, size: int = 224, patch: int = 16) -> float:
+    """Operations of the matrix products of one image's step: forward, and twice that backward."""
+    from semmae.models.mae import DECODERS
+    from semmae.models.vit import MODELS
+
+    count = (size // patch) ** 2
+    visible = int(count * (1 - MASK_RATIO))
+    width, depth, _ = MODELS[model]
+    decoder = DECODERS[model]
+    pixels = 3 * patch**2
+
+    def blocks(tokens: int, channels: int, number: int) -> float:
+        return number * (24 * tokens * channels**2 + 4 * tokens**2 * channels)
+
+    ends = (
+        2 * pixels * (visible * width + (count - visible) * decoder.width) + 2 * (visible + 1) * width * decoder.width
+    )
+    return 3 * (ends + blocks(visible + 1, width, depth) + blocks(count + 1, decoder.width, decoder.depth))

@@ -1,0 +1,88 @@
+"""What the benchmarks share: works that take turns, the machine they ran on, and the file of results.
+
+A figure of one work alone tells of the machine as much as of the work; so all works of a benchmark take turns in one
+process, and what counts is their ratio in the same turn: other load on the machine slows both.
+"""
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def take_turns(works: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each work in every round; in a round each runs once, one after the other.
+
+    So many rounds before them do not count: they fill caches and choose kernels.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(warmup + rounds):
+        for name, work in works.items():
+            elapsed = timed(work)
+            if turn >= warmup:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call, what it started on the GPU included."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def median_ratio(theirs: Iterable[float], ours: Iterable[float]) -> float:
+    """How many times faster ours is: the median over rounds of their seconds by our seconds."""
+    return round(statistics.median(a / b for a, b in zip(theirs, ours, strict=True)), 3)
+
+
+def per_second(count: float, seconds: Iterable[float]) -> float:
+    """The median over rounds of so many things a second."""
+    return round(count / statistics.median(seconds), 2)
+
+
+def machine() -> dict[str, Any]:
+    """What figures of speed depend on besides the code."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells, and which of its units compute in bf16."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    units = [unit for unit in ("avx512f", "avx512_bf16", "amx_bf16") if unit in flags]
+    return " ".join([names[0] if names else platform.processor(), *units])
+
+
+def write_results(name: str, figures: Mapping[str, Any]) -> None:
+    """Write figures with command and machine to results/NAME.json, and print them as the last line."""
+    RESULTS.mkdir(exist_ok=True)
+    command = shlex.join(["python", *sys.argv])
+    whole = {"command": command, "machine": machine(), "results": {"benchmark": name, **figures}}
+    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    print(json.dumps(whole["results"]))

@@ -1,0 +1,171 @@
+"""How fast images are loaded on one core: JPEG files → random crop of 224 pixels, flip, part labels.
+
+    python benchmarks/loading.py [--images DIR] [--rounds 15] [--workers 2]
+
+- "bare_decode": torchvision's `decode_jpeg` of the same bytes, nothing else: what no loader of whole images beats.
+- "ours": batches of 16 of `CropDataset` with part labels from a store, by `make_loader`.
+- "torchvision_pil": `ImageFolder`, PIL's `RandomResizedCrop(224, (0.2, 1), bicubic)`, flip, `ToTensor`; no parts; by
+  a `DataLoader` of batches of 16.
+- "by_item": both again, item after item, nothing collated.
+- "photos": the same works for photos of 12 megapixels, drawn here, which ours decodes at a fraction of their size.
+- "workers": ours by so many processes.
+
+But for the last, all works take turns on one thread of one process, and ratios are medians over rounds of the
+seconds in the same turn.
+Without `--images`, JPEG files are drawn of a size and weight as ImageNet's (500 × 375, 100 kB).
+"pixel_difference" is the mean absolute difference, of 255, between our crop and PIL's of the same box and file.
+The last printed line is one JSON object; the same, with command and machine, is in `benchmarks/results/loading.json`.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import median_ratio, per_second, take_turns, write_results
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.io import decode_jpeg
+
+from semmae.data.loaders import CropDataset, make_loader
+from semmae.data.manifest import ImageSet, build_manifest
+from semmae.data.part_store import PartStore
+from semmae.data.sources import open_source
+from semmae.memory import keep_freed_memory
+
+SIZE, SIDE, GRID, BATCH, SCALE = 224, 14, 28, 16, (0.2, 1.0)
+PHOTO = (4000, 3000)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="folder of JPEG files; drawn where none is given")
+    parser.add_argument("--rounds", type=int, default=15, help="turns that the works take; the median counts")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the loader")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as in training, for all of them
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        drawn = options.images or draw_photos(folder / "drawn", 150, 500, 375)
+        figures = measure(drawn, folder / "images", options.rounds)
+        photos = draw_photos(folder / "large", 8, *PHOTO)
+        figures["photos"] = measure(photos, folder / "photos", max(3, options.rounds // 3))
+        figures["workers"] = by_workers(open_jpegs(drawn), options.workers)
+    write_results("loading", {"data": "drawn" if options.images is None else options.images.name, **figures})
+
+
+def measure(images: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Images a second of all works on one folder of JPEG files, and the ratios."""
+    source, files = open_jpegs(images), sorted(path for path in images.rglob("*") if path.is_file())
+    raws = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in files]
+    ours = CropDataset(source, SIZE, scale=SCALE, parts=random_parts(source, folder / "parts"), side=SIDE)
+    theirs = torchvision_pil(files, folder / "links")
+    works = {
+        "bare_decode": lambda: all_of(decode_jpeg(raw) for raw in raws),
+        "ours": lambda: all_of(make_loader(ours, BATCH)),
+        "torchvision_pil": lambda: all_of(DataLoader(theirs, BATCH)),
+        "our_items": lambda: all_of(ours[row] for row in range(len(ours))),
+        "their_items": lambda: all_of(theirs[row] for row in range(len(theirs))),
+    }
+    seconds = take_turns(works, rounds)
+    rates = {name: per_second(len(files), found) for name, found in seconds.items()}
+    return {
+        "images": len(files),
+        "ours": rates["ours"],
+        "peers": {"torchvision_pil": rates["torchvision_pil"]},
+        "bare_decode": rates["bare_decode"],
+        "ratios": {
+            "torchvision_pil": median_ratio(seconds["torchvision_pil"], seconds["ours"]),
+            "share_of_bare_decode": median_ratio(seconds["bare_decode"], seconds["ours"]),
+        },
+        "by_item": {
+            "ours": rates["our_items"],
+            "peers": {"torchvision_pil": rates["their_items"]},
+            "ratios": {"torchvision_pil": median_ratio(seconds["their_items"], seconds["our_items"])},
+        },
+        "pixel_difference": pixel_difference(source, files),
+    }
+
+
+def by_workers(images: ImageSet, workers: int) -> dict[str, float]:
+    """Images a second of our loader with so many processes, which an epoch before has started."""
+    rows = list(range(len(images))) * 4  # long enough for the start of an epoch not to count
+    loader = make_loader(CropDataset(images, SIZE, scale=SCALE), BATCH, sampler=rows, workers=workers)
+    seconds = take_turns({"loader": lambda: all_of(loader)}, 5)["loader"]
+    rate = per_second(len(rows), seconds)
+    return {"processes": workers, "images_per_s": rate, "images_per_s_each": round(rate / max(workers, 1), 2)}
+
+
+def torchvision_pil(files: list[Path], folder: Path) -> ImageFolder:
+    """The usual pipeline on the same files, which it wants in a folder for each class."""
+    (folder / "all").mkdir(parents=True)
+    for file in files:
+        (folder / "all" / file.with_suffix(".jpg").name).symlink_to(file.resolve())
+    steps = [
+        transforms.RandomResizedCrop(SIZE, SCALE, interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+    ]
+    return ImageFolder(str(folder), transforms.Compose(steps))
+
+
+def pixel_difference(images: ImageSet, files: list[Path]) -> float:
+    """Mean absolute difference between what our data set cuts out of a photo and PIL's crop of the same box."""
+    differences = []
+    for row, file in enumerate(files):
+        item = CropDataset(images, SIZE, scale=SCALE)[row]
+        top, left, height, width, flip = item["crops"][0].tolist()
+        with Image.open(file) as opened:
+            whole = opened.convert("RGB")
+        box = (left * whole.width, top * whole.height, (left + width) * whole.width, (top + height) * whole.height)
+        cut = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
+        cut = cut[:, ::-1] if flip else cut
+        differences.append(np.abs(cut.astype(int) - item["images"][0].permute(1, 2, 0).numpy()).mean())
+    return round(statistics.mean(differences), 3)
+
+
+def random_parts(images: ImageSet, folder: Path) -> PartStore:
+    """A store of 7 labels by chance: speed does not depend on them."""
+    store = PartStore.create(
+        folder, images=len(images), grid=GRID, label_names=[f"part {number}" for number in range(7)],
+        teacher_digest="", manifest_digest=images.digest,
+    )  # fmt: skip
+    store.write(np.arange(len(images)), np.random.default_rng(0).integers(0, 7, (len(images), GRID, GRID)))
+    store.finish()
+    return PartStore.open(folder)
+
+
+def open_jpegs(folder: Path) -> ImageSet:
+    """The images of a folder, checked, nothing kept."""
+    source = open_source(folder)
+    return ImageSet(source, build_manifest(source, workers=1, cache=None, progress=False))
+
+
+def draw_photos(folder: Path, count: int, width: int, height: int) -> Path:
+    """So many JPEG files of smooth colours under fine noise, which weigh as much as photos do."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        noisy = smooth + rng.normal(0, 6, (height, width, 1)).astype(np.float32)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03}.jpg", quality=90)
+    return folder
+
+
+def all_of(things: Iterable[object]) -> None:
+    """Go through all of them, keep none."""
+    for _ in things:
+        pass
+
+
+if __name__ == "__main__":
+    main()

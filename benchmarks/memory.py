@@ -1,0 +1,62 @@
+"""How much memory a pre-training step takes at its peak, beside the peers.
+
+    python benchmarks/memory.py [--model vit_base] [--batch 16] [--steps 3]
+
+The same contestants as in `step.py`, each by itself in a new process: the most that the process has held (a GPU's
+memory where there is one) when it has taken some steps, and that less what the interpreter and the libraries held
+before the model was made. The last line is one JSON object; with command and machine it is in
+`benchmarks/results/memory.json`.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+from contestants import Contestant, Setting
+from harness import write_results
+from step import PEERS
+
+from semmae.tasks.precision import resolve_precision
+
+MIB = 2**20
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_base")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=3)
+    options = parser.parse_args()
+    best = resolve_precision("auto")
+    equal = measure(options, dict.fromkeys(("ours", *PEERS), best))
+    default = measure(options, {"ours": best, **dict.fromkeys(PEERS, "float32")})
+    write_results(
+        "memory",
+        {"model": options.model, "batch": options.batch, "precision": best, **equal, "default": default},
+    )
+
+
+def measure(options: argparse.Namespace, precisions: dict[str, Any]) -> dict[str, Any]:
+    """Peaks in MiB, and ours as a share of each peer's."""
+    peaks, of_training = {}, {}
+    for name, precision in precisions.items():
+        contestant = Contestant(name, Setting(options.model, options.batch, precision, torch.get_num_threads()))
+        for _ in range(options.steps):
+            contestant()
+        peak, before = contestant.peak_bytes()
+        contestant.close()
+        peaks[name], of_training[name] = round(peak / MIB), round((peak - before) / MIB)
+    print(f"peak MiB {peaks}, of training {of_training}, {precisions}", file=sys.stderr)
+    return {
+        "ours": peaks.pop("ours"),
+        "peers": peaks,
+        "of_training": of_training,
+        "ratios": {name: round(of_training["ours"] / of_training[name], 3) for name in PEERS},
+        "precisions": precisions,
+    }
+
+
+if __name__ == "__main__":
+    main()
