@@ -7,7 +7,7 @@ LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow check format lock
+.PHONY: help setup demo test test-slow check format bench lock
 
 help:
 	@echo "make demo        the whole way on drawn images, into runs/demo (DATA=DIR: on your own)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-slow   the tests marked slow"
 	@echo "make check       ruff, mypy, import-linter"
 	@echo "make format      let ruff mend what it can"
+	@echo "make bench       the benchmarks, into benchmarks/results and docs/images (IMAGES=DIR: JPEG files to load)"
 	@echo "make lock        write $(LOCK) anew from pyproject.toml (UPGRADE=1: to the newest versions)"
 
 setup: $(STAMP)
@@ -45,6 +46,17 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# On a quiet machine, for these are figures of speed: a quarter of an hour on two cores.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/step.py --ablation
+	$(BIN)/python benchmarks/step_profile.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/masking.py
+	$(BIN)/python benchmarks/loading.py $(if $(IMAGES),--images "$(IMAGES)")
+	$(BIN)/python benchmarks/lightning_cost.py
+	$(BIN)/python benchmarks/labelling.py
+	$(BIN)/python benchmarks/plots.py
 
 # --universal: one file for Linux and macOS and for every Python we support, told apart by markers.
 lock: $(STAMP)

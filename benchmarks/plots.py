@@ -78,7 +78,9 @@ def draw_profile(profile: dict[str, Any], path: Path) -> None:
         axes.barh(labels, seconds, left=start, color=colour, label=kind)
         start = [a + b for a, b in zip(start, seconds, strict=True)]
     axes.invert_yaxis()
-    axes.set_xlabel(f"seconds of a step: {profile['model']}, batch {profile['batch']}, {profile['precision']}", fontsize=8)
+    axes.set_xlabel(
+        f"seconds of a step: {profile['model']}, batch {profile['batch']}, {profile['precision']}", fontsize=8
+    )
     axes.tick_params(labelsize=8, left=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))

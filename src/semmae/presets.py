@@ -171,7 +171,7 @@ def small_images() -> dict[str, Any]:
     | untrained, seed 1                             | 5.4; 5.7                | 8.2; 8.4                        |
     | raw pixels, 16 x 16                           | 6.8                     | 8.2                             |
 
-    Use the mean of the patch tokens: the class token hardly gains. Shorter runs lie below the untrained encoder.
+    Use the mean of the patch tokens: the class token hardly gains. Runs of one epoch lie below the untrained encoder.
     What was tried on the way is in docs/small-data.md.
     """
     return {

@@ -115,6 +115,20 @@ def test_no_gradient_is_held_during_the_next_forward_pass(accumulate: int, tmp_p
     assert held == [batch % accumulate > 0 for batch in range(IMAGES // 2)]
 
 
+@pytest.mark.parametrize(("cores", "told"), [(4, 1), (1, 0)])
+def test_a_run_that_waits_for_images_is_told_once_what_to_do(
+    cores: int, told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trainer, "_cores", lambda: cores)
+    monkeypatch.setattr(trainer, "_LONG_WAIT", 0.0)
+
+    train(tmp_path, 8)
+
+    assert [record.message.count("--workers than 0") for record in caplog.records if "waits" in record.message] == (
+        [1] * told
+    )
+
+
 def test_metrics_are_told_every_so_many_steps_not_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "LOG_EVERY", 4)
 

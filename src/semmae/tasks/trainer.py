@@ -39,6 +39,7 @@ from semmae.tasks.precision import Precision, resolve_precision
 
 LOG_EVERY = 10  # steps
 LAST = "last.ckpt"
+_LONG_WAIT = 0.2  # share of the time, of what a user should be told
 _PATIENCE = timedelta(days=7)  # that processes wait for each other
 
 _LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -130,6 +131,11 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
+def _cores() -> int:
+    """Cores that this process may use; macOS does not tell, and has them all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Meter(pl.Callback):
     """Measures speed and data wait, checks and averages the loss, writes metrics and progress."""
 
@@ -140,6 +146,7 @@ class Meter(pl.Callback):
         self._norms: list[Tensor] = []  # of the gradients of steps, before they are limited
         self._images = 0
         self._waited = 0.0
+        self._advised = False
         self._mark = self._since = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -215,9 +222,21 @@ class Meter(pl.Callback):
         }
         if trainer.is_global_zero:
             self._write(trainer, metrics, evaluated)
+            self._advise(trainer, metrics["data_wait"])
         self._losses.clear()
         self._norms.clear()
         self._restart_clock()
+
+    def _advise(self, trainer: pl.Trainer, waiting: float) -> None:
+        """Tell once what to do about a run that waits for its images."""
+        workers, cores = int(getattr(trainer.train_dataloader, "num_workers", 0)), _cores()
+        if self._advised or waiting < _LONG_WAIT or (workers + 1) * trainer.world_size >= cores:
+            return
+        self._advised = True
+        _log.warning(
+            "%s: waits for images %.0f %% of the time; --resume with more --workers than %d, this machine has %d cores",
+            self.options.stage, 100 * waiting, workers, cores,
+        )  # fmt: skip
 
     def _checked_losses(self, trainer: pl.Trainer) -> list[float]:
         """The loss of every optimiser step since the last report, finite; waits for the device."""
