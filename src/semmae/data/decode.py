@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable", mo
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
-_REDUCED_FROM = 128 * 1024  # bytes; a smaller file is decoded whole before a look at its header pays
+_REDUCED_FROM = 256 * 1024  # bytes; a smaller file is decoded whole before a look at its header pays
 _INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
