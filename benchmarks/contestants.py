@@ -48,9 +48,16 @@ class Setting:
         return torch.randn(self.batch, 3, self.size, self.size, device=self.device)
 
 
-def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False) -> Step:
-    """This project: semantic masks of seven parts. The two switches turn off what docs/performance.md tells of."""
-    from semmae.masking import num_hidden, semantic_mask
+def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False, subset: bool = False) -> Step:
+    """This project: semantic masks of seven parts.
+
+    Args:
+        setting: sizes.
+        plain_blocks: with timm's blocks throughout.
+        freed: without `keep_freed_memory`.
+        subset: patches of half the size, of which the most attended quarter takes part.
+    """
+    from semmae.masking import most_attended, num_hidden, semantic_mask
     from semmae.memory import keep_freed_memory
     from semmae.models import bf16
     from semmae.models.mae import DECODERS, MaskedAutoencoder
@@ -61,20 +68,25 @@ def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False) -> S
         keep_freed_memory()
     if plain_blocks:
         bf16.applies = lambda *_: False
-    encoder = Encoder(EncoderSpec.named(setting.model, setting.size, setting.patch))
+    patch = setting.patch // 2 if subset else setting.patch
+    encoder = Encoder(EncoderSpec.named(setting.model, setting.size, patch))
     mae = MaskedAutoencoder(encoder, DECODERS[setting.model]).to(setting.device)
     optimizer = adamw(mae, lr=RATE, betas=BETAS, weight_decay=DECAY)
     if setting.compiled:
         mae.compile()
-    images, count = setting.images(), (setting.size // setting.patch) ** 2
-    # Parts as images have them: areas that hang together, of different sizes.
-    columns = torch.arange(count, device=setting.device) % (setting.size // setting.patch)
-    parts = (columns * PARTS // (setting.size // setting.patch)).expand(setting.batch, -1)
+    images, side = setting.images(), setting.size // patch
+    # Parts as images have them: areas that hang together.
+    columns = torch.arange(side**2, device=setting.device) % side
+    parts = (columns * PARTS // side).expand(setting.batch, -1)
+    scores = torch.rand(setting.batch, side**2, device=setting.device)
 
     def loss() -> Tensor:
+        chosen = most_attended(scores, torch.rand_like(scores), side**2 // 4) if subset else None
+        labels = parts if chosen is None else parts.gather(1, chosen)
+        count = labels.shape[1]
         noise, order = (torch.rand(setting.batch, n, device=setting.device) for n in (count, PARTS))
-        mask = semantic_mask(parts, noise, order, MASK_RATIO, 0.5)
-        result: Tensor = mae(images, mask, count=num_hidden(count, MASK_RATIO)).loss
+        mask = semantic_mask(labels, noise, order, MASK_RATIO, 0.5)
+        result: Tensor = mae(images, mask, chosen, num_hidden(count, MASK_RATIO)).loss
         return result
 
     return _training(setting, loss, optimizer)
@@ -147,6 +159,7 @@ CONTESTANTS: dict[str, Callable[[Setting], Step]] = {
     "lightly": lightly,
     "ours, timm's blocks": partial(ours, plain_blocks=True),
     "ours, memory given back": partial(ours, freed=True),
+    "ours, a quarter of patches half the size": partial(ours, subset=True),
 }
 
 

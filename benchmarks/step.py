@@ -30,7 +30,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7, help="turns that all take; the median counts")
     parser.add_argument("--compile", action="store_true", help="torch.compile for ours, as --compile on")
-    parser.add_argument("--ablation", action="store_true", help="ours also without each of its two measures for CPUs")
+    parser.add_argument(
+        "--ablation",
+        action="store_true",
+        help="also ours in other ways: without its measures for CPUs, and with a subset of smaller patches",
+    )
     options = parser.parse_args()
     best = resolve_precision("auto")
     names = list(CONTESTANTS) if options.ablation else ["ours", *PEERS]

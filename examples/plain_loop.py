@@ -2,7 +2,8 @@
 
     python examples/plain_loop.py --data photos --parts runs/parts --out runs/plain
 
-The losses are those of `semmae pretrain --data photos --parts runs/parts`, step for step. What the verb has besides:
+The losses are those of `semmae pretrain --data photos --parts runs/parts --epochs 100`, step for
+step. What the verb has besides:
 checkpoints to go on from, several GPUs, accumulation, metrics in files, pictures.
 """
 
@@ -17,26 +18,29 @@ from semmae.data.loaders import CropDataset, EpochSampler, make_loader, normalis
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.masking import semantic_mask
+from semmae.memory import keep_freed_memory
 from semmae.models.mae import DECODERS, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.tasks.masks import mask_seed
 from semmae.tasks.optimizer import adamw, warmup_cosine_rate
-from semmae.tasks.precision import Precision, resolve_precision
+from semmae.tasks.precision import resolve_precision
 
 
 def train(
     data: str, parts: Path, out: Path, model: str = "vit_small", size: int = 224, patch: int = 16,
-    epochs: int = 100, batch: int = 64, workers: int = 2, seed: int = 0, precision: Precision = "auto",
+    epochs: int = 100, batch: int = 64, workers: int = 2, seed: int = 0, float32: bool = False,
 ) -> list[float]:  # fmt: skip
     """Pre-train on a folder of images with the part labels that `semmae parts` gave them; the loss of every step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = resolve_precision(precision) == "bf16"
+    bf16 = not float32 and resolve_precision("auto") == "bf16"
+    keep_freed_memory()
     images = open_images(data)
     store = PartStore.open(parts, manifest_digest=images.digest)
     dataset = CropDataset(images, size, seed=seed, parts=store, side=size // patch)
     sampler = EpochSampler(len(dataset), seed)
     loader = make_loader(dataset, batch, sampler=sampler, workers=workers, drop_last=True)
     steps = epochs * len(loader)
+    assert steps, f"{len(images)} images make no batch of {batch}"
 
     torch.manual_seed(seed)
     mae = MaskedAutoencoder(Encoder(EncoderSpec.named(model, size, patch)), DECODERS[model]).to(device)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from semmae import memory
+
 # Counts the pages that the system hands out for later rounds of the same large blocks, held together, then freed.
 FAULTS = """
 import resource, sys
@@ -35,3 +37,25 @@ def test_freed_memory_is_used_again_without_asking_the_system() -> None:
 
     assert told == "True"
     assert kept < given_back / 4
+
+
+def test_an_older_glibc_gets_the_most_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    class Old:
+        @staticmethod
+        def mallopt(what: int, value: int) -> int:
+            told.append((what, value))
+            return int(what != -3 or value <= 2**25)
+
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: Old)
+
+    assert memory.keep_freed_memory()
+    assert told == [(-3, 2**31 - 1), (-3, 2**25), (-1, 2**31 - 1)]
+
+
+def test_elsewhere_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.sys, "platform", "win32")
+
+    assert not memory.keep_freed_memory()

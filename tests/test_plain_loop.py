@@ -1,6 +1,7 @@
 """examples/plain_loop.py: a loop of one's own trains what `semmae pretrain` trains."""
 
 import importlib.util
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import tiny
+
+from semmae.commands.pretrain import PretrainOptions
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "plain_loop.py"
 
@@ -23,11 +26,20 @@ def load_example() -> Any:
 def test_its_losses_and_weights_are_those_of_the_verb(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
     losses = load_example().train(
         str(creatures / "images"), whole_run / "parts", tmp_path, "vit_tiny", size=32, patch=8,
-        epochs=tiny.EPOCHS, batch=tiny.BATCH, workers=0, precision="float32",
+        epochs=tiny.EPOCHS, batch=tiny.BATCH, workers=0, float32=True,
     )  # fmt: skip
 
     assert [round(loss, 8) for loss in losses] == tiny.losses(whole_run)
     tiny.assert_same_weights(tmp_path / "encoder", whole_run / "encoder")
+
+
+def test_its_defaults_are_those_of_the_verb() -> None:
+    defaults = {name: field.default for name, field in inspect.signature(load_example().train).parameters.items()}
+    same = {"model": "model", "size": "image_size", "patch": "patch_size", "batch": "batch_size", "seed": "seed"}
+
+    for here, option in {**same, "workers": "workers"}.items():
+        assert defaults[here] == getattr(PretrainOptions, option)
+    assert f"--epochs {defaults['epochs']}`" in EXAMPLE.read_text()
 
 
 @pytest.mark.slow  # imports everything anew

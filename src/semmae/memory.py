@@ -1,10 +1,12 @@
 """Memory of the process, where the C library slows work on a CPU by how it hands it out."""
 
 import ctypes
+import sys
 
 # Names of <malloc.h>, and the largest value that its `int` takes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
+_HIGHEST = 2**25  # that older releases of glibc take as the second
 
 
 def keep_freed_memory() -> bool:
@@ -14,7 +16,9 @@ def keep_freed_memory() -> bool:
     cleared first: a tenth and more of a training step on a CPU (docs/performance.md). The most that the process holds
     hardly changes. Other C libraries are left as they are.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
-    return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_MMAP_THRESHOLD, _NEVER))
+    # In this order: the trim threshold alone would stop glibc from adapting the other one, which begins low.
+    told = mallopt(_M_MMAP_THRESHOLD, _NEVER) or mallopt(_M_MMAP_THRESHOLD, _HIGHEST)
+    return bool(told and mallopt(_M_TRIM_THRESHOLD, _NEVER))

@@ -57,6 +57,8 @@ def test_a_function_of_an_installed_package_needs_no_folder() -> None:
         ("{}:threshold", "is int, not a function"),
         ("{}:", "must be package.module:name"),
         (":corners", "must be package.module:name"),
+        (".{}:corners", "must be package.module:name"),
+        ("{}.py:corners", "must be package.module:name of a function, without .py"),
         ("no_such_package.masks:corners", "no module .no_such_package."),
         ("semmae.no_such:corners", "no module .semmae.no_such."),
     ],
@@ -64,6 +66,13 @@ def test_a_function_of_an_installed_package_needs_no_folder() -> None:
 def test_what_is_not_found_is_told(own_module: str, text: str, words: str) -> None:
     with pytest.raises(UserError, match=f"--masking .*{words}"):
         function_at(text.format(own_module), "--masking")
+
+
+def test_a_module_that_python_cannot_read_is_told_by_its_line(own_module: str) -> None:
+    Path(f"{own_module}.py").write_text("def corners(context):\n    return context +\n")
+
+    with pytest.raises(UserError, match=f"{own_module}.py, line 2: invalid syntax; mend it"):
+        function_at(f"{own_module}:corners", "--masking")
 
 
 def test_what_ones_own_module_lacks_is_its_own_fault(own_module: str) -> None:

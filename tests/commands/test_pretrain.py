@@ -249,14 +249,15 @@ def test_an_own_function_is_resumed_and_run_again(own_masks: str, creatures: Pat
     assert not Path("whole/teacher").exists() and not Path("whole/parts").exists()
     contexts = importlib.import_module(own_masks).seen
     assert all(context.parts is None and context.attention is None for context in contexts)
-    assert [context.progress for context in contexts[8:13]] == [0.0, 0.25, 0.5, 0.75, 1.0]  # the picture's
+    assert [context.progress for context in contexts[9:14]] == [0.0, 0.25, 0.5, 0.75, 1.0]  # the picture's
 
 
 def test_an_own_function_gets_the_parts_that_there_are(own_masks: str, whole_run: Path, creatures: Path) -> None:
     given = {"data": creatures / "images", "parts": whole_run / "parts", "masking": f"{own_masks}:twelve"}
     with tiny.every_step(), tiny.interrupted("pretrain", step=3):
         semmae.pretrain(out="run", **given, **ONE_EPOCH)
-    contexts = importlib.import_module(own_masks).seen
+    tried, *contexts = importlib.import_module(own_masks).seen
+    assert tried.shape == tried.parts.shape == tried.attention.shape == (2, 16)  # before anything was written
     assert [context.progress for context in contexts] == [0.0, 0.25, 0.5]
     assert all(context.shape == context.parts.shape == context.attention.shape == (8, 16) for context in contexts)
     assert contexts[0].num_labels == 7 and contexts[0].parts.max() < 7
@@ -274,7 +275,9 @@ def test_an_own_function_gets_the_parts_that_there_are(own_masks: str, whole_run
         ("--masking semmae.masking:random_mask --masks a", ["--masks", "none are"]),
         ("--blend 1.5", ["--blend 1.5", "from 0 to 1"]),
         ("--blend 0.5 --masking intra", ["--blend 0.5", "intra", "leave one of them out"]),
-        ("--blend 0.5 --gamma 1", ["--blend", "--gamma", "give one of them"]),
+        ("--blend 0.5 --gamma 1", ["--blend", "--gamma 1.0", "leave one of them out"]),
+        ("--gamma 3 --masking intra", ["--gamma 3.0", "--masking intra has no schedule", "leave one of them out"]),
+        ("--masking semmae.tasks.masks:MaskContext.uniform", ["MaskContext.uniform returned float32", "return bool"]),
         ("--attention-hint 2", ["--attention-hint 2.0", "from 0 to 1"]),
         ("--attention-hint 0.5", ["--attention-hint 0.5", "semantic", "leave one of them out"]),
         ("--masking attention --attention-hint 1 --mask-ratio 0.93", ["hint 1.0", "only 1 of all 16", "at most 0.5,"]),

@@ -109,6 +109,32 @@ def test_a_block_of_another_kind_is_left_to_timm(options: dict[str, object]) -> 
     assert not bf16.applies(block(**options), torch.zeros(1, 2, 48))
 
 
+@pytest.mark.usefixtures("bf16_autocast")
+def test_a_block_with_hooks_is_left_to_timm_which_calls_them() -> None:
+    module, seen = block(), []
+    module.mlp.register_forward_hook(lambda *_: seen.append(1))
+
+    run_block(module, torch.zeros(1, 2, 48))
+
+    assert seen == [1]
+
+
+@pytest.mark.usefixtures("bf16_autocast")
+def test_frozen_layers_get_no_gradient_and_pass_it_on() -> None:
+    module = block()
+    tokens = torch.randn(2, 5, 48)
+    expected = outcome(partial(run_block, module), module, tokens)[1]
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    inputs = tokens.clone().requires_grad_()
+    out = run_block(module, inputs)
+
+    (found,) = torch.autograd.grad((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum(), inputs)
+
+    assert torch.equal(found, expected)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
 def test_without_gradients_or_autocast_the_block_is_left_to_timm() -> None:
     module, tokens = block(), torch.zeros(1, 2, 48)
 

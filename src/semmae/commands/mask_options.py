@@ -1,17 +1,20 @@
 """Options of what pre-training hides, what contradicts them, and what they make a run read."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+
+import torch
 
 from semmae.commands.options import SizeOptions, check_choice
 from semmae.commands.own_function import function_at, text_of
 from semmae.errors import UserError
 from semmae.masking import num_hidden, num_hints
-from semmae.tasks.masks import MASKINGS, MaskFunction, Masking
+from semmae.tasks.masks import BY_PARTS, MASKINGS, CheckedMask, MaskContext, MaskFunction, Masking
 
-_WITHOUT_PARTS = ("random", "block")
-WITHOUT_LABELS = ("attention", *_WITHOUT_PARTS)  # of a store these read no labels
+WITHOUT_LABELS = tuple(masking for masking in MASKINGS if masking not in BY_PARTS)  # of a store these read none
+_WITHOUT_STORE = tuple(masking for masking in WITHOUT_LABELS if masking != "attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,7 @@ class MaskOptions(SizeOptions):
     """What to hide, and where the parts come from that are hidden."""
 
     masking: Masking | str = "semantic"
-    """What to hide: a share of every part (intra), whole parts (inter), from one to the other (semantic), any patches
+    """What to hide: a share of every part (intra), whole parts (inter), from one to the other (semantic), any patches \
     (random), rectangles (block), the most attended (attention), or what package.module:function of your own returns."""
     mask_ratio: float = 0.75
     """Share of the patches to hide."""
@@ -53,8 +56,9 @@ def check_masking(options: MaskOptions) -> None:
         raise UserError(
             f"--blend {options.blend} is of --masking semantic, not of {options.masking}; leave one of them out"
         )
-    if options.blend is not None and options.gamma != MaskOptions.gamma:
-        raise UserError("--blend stands in place of the schedule that --gamma shapes; give one of them")
+    if options.gamma != MaskOptions.gamma and (options.blend is not None or options.masking != "semantic"):
+        instead = f"--masking {options.masking} has no" if options.blend is None else "--blend stands in place of the"
+        raise UserError(f"--gamma {options.gamma}: {instead} schedule, which --gamma shapes; leave one of them out")
     if options.attention_hint and options.masking != "attention":
         raise UserError(
             f"--attention-hint {options.attention_hint} is of --masking attention, not of {options.masking}; "
@@ -63,6 +67,25 @@ def check_masking(options: MaskOptions) -> None:
     if options.masking == "attention":
         patches = patches_taking_part(options)
         num_hints(patches, num_hidden(patches, options.mask_ratio), options.attention_hint)
+
+
+def try_own_mask(options: MaskOptions, labels: int) -> None:
+    """Call one's own mask function once, on labels and scores made up, before anything is written or trained.
+
+    Raises:
+        UserError: what it returns is no mask.
+    """
+    source = mask_source(options)
+    if not callable(source):
+        return
+    patches = (options.image_size // options.patch_size) ** 2
+    context = MaskContext((2, patches), options.mask_ratio, 0.0, torch.Generator().manual_seed(options.seed), labels)
+    if options.parts or learns_parts(options):
+        parts = (torch.arange(2 * patches) % labels).view(2, patches)
+        context = dataclasses.replace(context, parts=parts, attention=context.uniform())
+    if options.token_subset is not None:
+        context = context.most_attended(options.token_subset)
+    CheckedMask(source)(context)
 
 
 def patches_taking_part(options: MaskOptions) -> int:
@@ -91,7 +114,7 @@ def reads_attention(options: MaskOptions) -> bool:
 
 def reads_store(options: MaskOptions) -> bool:
     """Whether part labels or attention are read, if only by one's own function."""
-    return options.masking not in _WITHOUT_PARTS or reads_attention(options)
+    return options.masking not in _WITHOUT_STORE or reads_attention(options)
 
 
 def mask_source(options: MaskOptions) -> Masking | MaskFunction:

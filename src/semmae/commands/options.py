@@ -16,10 +16,9 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from semmae.errors import UserError, near
+from semmae.tasks.precision import Precision
 
 Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
-Precision = Literal["auto", "float32", "bf16", "fp16"]
-Compile = Literal["auto", "on", "off"]
 
 # Each of them goes on with the run in --out, by its own options.
 GOING_ON = ("resume", "labels_only", "quality_only")

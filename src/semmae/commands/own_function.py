@@ -43,8 +43,8 @@ def function_at(text: str, option: str) -> Callable[..., Any]:
         UserError: no such module, nothing of that name in it, or no function.
     """
     place, _, name = text.partition(":")
-    if not place or not name:
-        raise UserError(f"{option} {text!r}: must be package.module:name of a function")
+    if not all([*place.split("."), *name.split(".")]) or place.endswith(".py"):
+        raise UserError(f"{option} {text!r}: must be package.module:name of a function, without .py")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -55,6 +55,8 @@ def function_at(text: str, option: str) -> Callable[..., Any]:
         raise UserError(
             f"{option} {text}: no module {error.name!r}; install it, or start in the folder that holds it"
         ) from error
+    except SyntaxError as error:
+        raise UserError(f"{option} {text}: {error.filename}, line {error.lineno}: {error.msg}; mend it") from error
     try:
         found = functools.reduce(getattr, name.split("."), module)
     except AttributeError as error:

@@ -17,9 +17,10 @@ from semmae.commands.mask_options import (
     mask_source,
     patches_taking_part,
     reads_attention,
+    try_own_mask,
 )
 from semmae.commands.mask_pictures import draw_masks
-from semmae.commands.options import Compile, PresetOptions, SizeOptions, TrainOptions, check_image_size
+from semmae.commands.options import PresetOptions, SizeOptions, TrainOptions, check_image_size
 from semmae.commands.parts import PartsOptions, learn_parts, true_parts
 from semmae.commands.run import UNFINISHED, checked, run_folder
 from semmae.commands.teacher import TeacherOptions, check_teacher, train_teacher
@@ -40,7 +41,7 @@ from semmae.masking import num_hidden
 from semmae.models.mae import DECODERS, DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.reporting import write_report
-from semmae.tasks.compiling import check_compile, resolve_compile
+from semmae.tasks.compiling import Compile, check_compile, resolve_compile
 from semmae.tasks.masks import MASKINGS
 from semmae.tasks.pretrain import PretrainRecipe, PretrainTask
 from semmae.tasks.trainer import barrier, fit, is_rank_zero
@@ -77,8 +78,8 @@ class PretrainOptions(PresetOptions, MaskOptions):
     decoder_heads: int | None = None
     """Heads of the decoder; default: 16, for vit_small 8, for vit_tiny 6."""
     init: str | None = None
-    """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size. With its decoder, if
-    it has one of this run's sizes."""
+    """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size; \
+    with its decoder, if it has one of this run's sizes. Read again by --resume."""
     num_heads: int | None = None
     """Heads of --teacher, or else of --init, where its file does not tell."""
     num_parts: int = 6
@@ -90,8 +91,8 @@ class PretrainOptions(PresetOptions, MaskOptions):
     teacher_image_size: int | None = None
     """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster."""
     parts_epochs: int | None = None
-    """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; a single one
-    where only attention is read."""
+    """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; \
+    a single one where only attention is read."""
 
 
 def pretrain(options: PretrainOptions) -> Path:
@@ -129,6 +130,7 @@ def check_recipe(options: PretrainOptions) -> None:
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
     if learns_parts(options) and not options.teacher:
         check_teacher(teacher_stage(options))
+    try_own_mask(options, options.num_parts + 1)
 
 
 def load_init(options: PretrainOptions) -> MaskedAutoencoder | None:

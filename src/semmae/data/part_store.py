@@ -152,7 +152,8 @@ class PartStore:
 
     def write_attention(self, rows: np.ndarray | Tensor, attention: np.ndarray | Tensor) -> None:
         """Store attention (n, a, a) of the rows (n,); ranks from 0 to `MOST_ATTENDED`."""
-        self.attention[np.asarray(rows)] = np.asarray(attention)
+        values = attention.cpu() if isinstance(attention, Tensor) else attention
+        self.attention[np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)] = np.asarray(values)
 
     def missing(self) -> np.ndarray:
         """int64 rows whose labels or attention are not computed, or only in part."""

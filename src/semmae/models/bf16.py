@@ -17,6 +17,7 @@ from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 # Numbers of a matrix of attention that are worked on together: 2 MiB in bf16, about a core's second-level cache.
@@ -35,7 +36,7 @@ def applies(block: nn.Module, tokens: Tensor) -> bool:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a block is MAE's: no layer scale, no drop path, no dropout, no norms inside; exact GELU."""
+    """Whether a block is MAE's: no layer scale, no drop path, no dropout, no norms inside; exact GELU; no hooks."""
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
         return False
     nothing = (block.ls1, block.ls2, block.drop_path1, block.drop_path2, block.attn.q_norm, block.attn.k_norm)
@@ -49,6 +50,7 @@ def _is_plain(block: Any) -> bool:
         and isinstance(activation, nn.GELU)
         and activation.approximate == "none"
         and block.attn.qkv.bias is not None
+        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in block.modules())
     )
 
 
@@ -83,11 +85,15 @@ class _Linear(torch.autograd.Function):
         return functional.linear(inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
+        for_inputs = (rows @ weight.to(rows.dtype)).view_as(inputs) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return for_inputs, None, None
         for_weight, for_bias = _layer_grads(rows, inputs.flatten(0, -2))
-        return (rows @ weight.to(rows.dtype)).view_as(inputs), for_weight.float(), for_bias.float()
+        return for_inputs, for_weight.float(), for_bias.float()
 
 
 def _layer_grads(grad: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,6 +131,7 @@ class _Attention(torch.autograd.Function):
         return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (qkv,) = ctx.saved_tensors
         samples = max(1, _TOGETHER // (ctx.heads * qkv.shape[1] ** 2))
@@ -136,8 +143,8 @@ class _Attention(torch.autograd.Function):
 
 def _split(qkv: Tensor, heads: int) -> Tensor:
     """(B, T, 3·C) → a view (3, B, heads, T, d)."""
-    batch, count, _ = qkv.shape
-    return qkv.view(batch, count, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    batch, count, width = qkv.shape
+    return qkv.view(batch, count, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
 
 
 def _attention_grad(qkv: Tensor, grad: Tensor, heads: int, out: Tensor) -> None:

@@ -93,9 +93,11 @@ def fit(
     with warnings.catch_warnings():
         # Lightning's advice on worker counts and log intervals is not the user's to act on.
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.optim.lr_scheduler")
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        for library in ("pytorch_lightning", "lightning_fabric"):
+            logging.getLogger(library).setLevel(logging.WARNING)
         trainer = pl.Trainer(
-            accelerator="auto",
+            # Not MPS: Apple's GPUs have no float64, in which masks count.
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",
             devices=options.devices,
             # After training the first process may label images for hours, and the others wait for it.
             strategy=DDPStrategy(timeout=_PATIENCE) if options.devices > 1 else "auto",
