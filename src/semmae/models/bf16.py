@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# Numbers of a matrix of attention that are worked on together: 2 MiB in bf16, about a core's second-level cache.
+# Numbers of attention that each core works on together: 2 MiB in bf16, about its second-level cache.
 _TOGETHER = 2**20
 
 
@@ -134,7 +134,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (qkv,) = ctx.saved_tensors
-        samples = max(1, _TOGETHER // (ctx.heads * qkv.shape[1] ** 2))
+        samples = max(1, _TOGETHER * torch.get_num_threads() // (ctx.heads * qkv.shape[1] ** 2))
         out = torch.empty_like(qkv)
         for inputs, outputs, grads in zip(*(t.split(samples) for t in (qkv, out, grad.contiguous())), strict=True):
             _attention_grad(inputs, grads, ctx.heads, outputs)
