@@ -7,7 +7,7 @@ LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow check format bench lock
+.PHONY: help setup demo test test-slow check format docs bench lock
 
 help:
 	@echo "make demo        the whole way on drawn images, into runs/demo (DATA=DIR: on your own)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-slow   the tests marked slow"
 	@echo "make check       ruff, mypy, import-linter"
 	@echo "make format      let ruff mend what it can"
+	@echo "make docs        the documentation site, into site/"
 	@echo "make bench       the benchmarks, into benchmarks/results and docs/images (IMAGES=DIR: JPEG files to load)"
 	@echo "make lock        write $(LOCK) anew from pyproject.toml (UPGRADE=1: to the newest versions)"
 
@@ -46,6 +47,10 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# Every warning is an error: a broken link, a page without its place, an argument that no function has.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # On a quiet machine, for these are figures of speed: a quarter of an hour on two cores.
 bench: $(STAMP)

@@ -33,7 +33,7 @@ from semmae.loading import load_encoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, Features
 from semmae.tasks.optimizer import adamw_warmup_cosine
-from semmae.tasks.parts import PartsRecipe, parts_losses
+from semmae.tasks.part_losses import PartsRecipe, parts_losses
 from semmae.tasks.schedules import warmup_cosine
 
 VIEW_PAIRS = 2  # pairs of views of each image whose tokens are kept

@@ -29,7 +29,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from semmae.commands.knn import class_indices
+from semmae.commands.features import class_indices
 from semmae.commands.pretrain import PretrainOptions, new_autoencoder
 from semmae.data.crop import crop_image, random_crop
 from semmae.data.loaders import WholeDataset, make_loader, normalise

@@ -28,7 +28,9 @@ def parsed(*arguments: str) -> Any:
 @pytest.mark.parametrize(("verb", "preset"), ALL, ids=[f"{verb} {preset_name(preset)}" for verb, preset in ALL])
 def test_a_preset_is_options_of_its_verb(verb: str, preset: Any) -> None:
     kind, _ = load_verb(verb)
-    options = kind(data="photos", out=Path("out"), preset=preset_name(preset), **preset())
+    names = {field.name for field in dataclasses.fields(kind)}
+    required = {name: value for name, value in {"data": "photos", "encoder": "run"}.items() if name in names}
+    options = kind(out=Path("out"), preset=preset_name(preset), **required, **preset())
     check_values(options)
     if verb == "teacher":
         check_teacher(options)
@@ -37,7 +39,8 @@ def test_a_preset_is_options_of_its_verb(verb: str, preset: Any) -> None:
     # What the docstring says first is its line in --help: whole, and it fits.
     first = preset.__doc__.splitlines()[0]
     assert first.endswith(".") and len(first) <= 80
-    assert parse(verb, kind, "", ["--data", "photos", "--out", "out", "--preset", preset_name(preset)]) == options
+    told = [text for name, value in required.items() for text in (f"--{name}", value)]
+    assert parse(verb, kind, "", [*told, "--out", "out", "--preset", preset_name(preset)]) == options
 
 
 def test_options_win_over_a_file_and_a_file_over_the_preset(tmp_path: Path) -> None:
@@ -106,10 +109,10 @@ def test_an_unknown_preset_names_the_near_ones(capsys: pytest.CaptureFixture[str
 
 def test_a_verb_without_presets_takes_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown option --preset"):
-        parse("knn", load_verb("knn")[0], "", ["--preset", "ibot-vit-s16"])
+        parse("embed", load_verb("embed")[0], "", ["--preset", "ibot-vit-s16"])
     with pytest.raises(UserError, match="unknown option 'preset'"):
-        semmae.knn(encoder="e", data="photos", out=tmp_path / "out", preset="ibot-vit-s16")
-    assert preset_list("knn") == ""
+        semmae.embed(encoder="e", data="photos", out=tmp_path / "out", preset="ibot-vit-s16")
+    assert preset_list("embed") == ""
 
 
 def test_help_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -299,7 +299,7 @@ def test_a_parts_run_and_a_knn_folder_have_pages(tmp_path: Path) -> None:
     assert f"--parts {parts}" in page.text
     page = Page(write_report(write_knn(tmp_path / "knn")))
     assert page.headings[1:] == ["Results"]
-    assert "Top-1 % Top-5 % Images this encoder 41.2 70.0 1,200" in page.text
+    assert "top-1 % top-5 % images this encoder 41.2 70.0 1,200" in page.text
 
 
 def test_a_stopped_run_can_be_looked_at(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from semmae.cli import run
 from semmae.tasks import trainer
 
 COUNT = 32
@@ -79,6 +80,27 @@ def interrupted(stage: str, step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(trainer.Interrupted):
         patch.setattr(trainer.Meter, "on_train_batch_end", stop)
         yield
+
+
+def pretrain_on(parts: Path, data: Path, out: Path, *arguments: str) -> list[str]:
+    """The command line of a run on part labels that are there already."""
+    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
+    return ["pretrain", "--data", str(data), "--parts", str(parts), "--out", str(out), *sizes, *arguments]
+
+
+def refusal(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command ends that is refused with code 2 and leaves nothing in `out`."""
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1, error
+    assert not out.exists()
+    return error
+
+
+def retell_store(parts: Path, **facts: Any) -> None:
+    """Other facts in the parts.json of a store; None takes one out."""
+    meta = json.loads((parts / "parts.json").read_text()) | facts
+    (parts / "parts.json").write_text(json.dumps({name: fact for name, fact in meta.items() if fact is not None}))
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

@@ -1,8 +1,11 @@
 """SemMAE (arXiv 2206.10207): semantic-guided masking for masked autoencoders.
 
 Each verb of the command line is a function here, with the same names:
-`semmae.pretrain(data="photos", out="runs/a", epochs=100)`. Building blocks are in the modules:
-`semmae.masking`, `semmae.models`, `semmae.data`, `semmae.evaluation`.
+`semmae.pretrain(data="photos", out="runs/a", epochs=100)`. Building blocks are here too, each usable alone in a
+plain PyTorch loop: `from semmae import semantic_mask, PartLearner, load_encoder`.
+
+All of them are looked up on first use, so that importing semmae imports no network library. What type checkers and
+editors see of them is in `__init__.pyi`.
 """
 
 import functools
@@ -20,13 +23,59 @@ VERBS = {
     "parts": "learn semantic parts from a frozen encoder, label every image",
     "pretrain": "pre-train a masked autoencoder with semantic-guided masking",
     "knn": "measure an encoder by k-NN",
-    "embed": "write one feature vector an image",
+    "probe": "measure an encoder by a linear head on its features",
+    "finetune": "train an encoder on to tell classes, and measure how well it does",
+    "segment": "train an encoder to tell the class of every pixel, and measure how well it does",
+    "evaluate": "measure an encoder by k-NN, probe and, with masks, segmentation and parts: one table",
+    "embed": "write features of every image: class, mean, patch or part tokens",
+    "reconstruct": "draw what a masked autoencoder makes of hidden patches",
+    "export": "the encoder, or the autoencoder, for timm, MAE, Hugging Face or ONNX",
     "report": "one HTML page about a run",
     "demo": "the whole way in minutes, without data of your own",
 }
-_LOADERS = ("load_encoder", "load_mae")
+# Building blocks by the module below semmae that defines them; "a as b": its `a` is `semmae.b`.
+_FROM = {
+    "masking": (
+        *("attention_mask", "block_mask", "hide_highest", "most_attended", "num_hidden", "part_counts", "part_quotas"),
+        *("random_mask", "semantic_mask"),
+    ),
+    "tasks.masks": ("MaskContext", "draw_mask", "mask_seed"),
+    "models.vit": ("Encoder", "EncoderSpec", "Features"),
+    "models.classifier": ("Classifier",),
+    "models.head": ("HeadSpec", "LinearHead", "pool"),
+    "models.mae": ("DecoderSpec", "MAEOutput", "MaskedAutoencoder"),
+    "models.parts": ("PartLearner", "PartsOutput", "PartsSpec"),
+    "losses": (
+        *("concentration_loss", "diversity_loss", "feature_loss", "masked_pixel_loss", "mutual_information_loss"),
+        *("reconstruction_loss", "total_variation_loss"),
+    ),
+    "tasks.part_losses": ("PartsRecipe", "agreement_loss", "parts_losses"),
+    "tasks.optimizer": ("adamw", "warmup_cosine_rate"),
+    "data.augment": ("LabelledCrops", "augmentation"),
+    "data.manifest": ("ImageSet", "open_images"),
+    "data.loaders": ("CropDataset", "EpochSampler", "WholeDataset", "denormalise", "make_loader", "normalise"),
+    "data.part_store": ("PartStore",),
+    "evaluation.features": ("extract", "raw_pixels"),
+    "evaluation.knn": ("knn_accuracy", "knn_scores"),
+    "evaluation.accuracy": ("class_report", "confusion_matrix"),
+    "evaluation.linear": ("probe_features",),
+    "evaluation.tokens": ("image_tokens", "pool_parts"),
+    "evaluation.quality": ("fixed_grid", "quality as part_quality", "read_masks"),
+    "evaluation.keypoints": ("keypoint_quality", "read_keypoints"),
+    "evaluation.baselines": ("cluster_labels", "fit_clusters", "head_labels"),
+    "checkpoint": ("read_learner", "save_autoencoder", "save_classifier", "save_encoder", "save_learner"),
+    "loading": ("load_classifier", "load_encoder", "load_head", "load_mae", "load_segmenter"),
+    "errors": ("UserError",),
+}
+# Name here → (module, name there).
+BLOCKS = {
+    entry.split(" as ")[-1]: (f"semmae.{module}", entry.split(" as ")[0])
+    for module, entries in _FROM.items()
+    for entry in entries
+}
+_MODULES = ("losses", "masking", "patches")  # also reached as semmae.masking.random_mask
 
-__all__ = [*VERBS, *_LOADERS, "__version__"]
+__all__ = [*VERBS, *BLOCKS, *_MODULES, "__version__"]
 
 
 def load_verb(verb: str) -> tuple[type[Any], Callable[[Any], Path]]:
@@ -36,19 +85,22 @@ def load_verb(verb: str) -> tuple[type[Any], Callable[[Any], Path]]:
 
 
 def __getattr__(name: str) -> Any:
-    """Verbs and loaders on first use: importing semmae imports no network library."""
+    """Verbs and building blocks on first use."""
     if name in VERBS:
-        function = _as_call(name)
-    elif name in _LOADERS:
-        function = getattr(importlib.import_module("semmae.loading"), name)
+        found: Any = _as_call(name)
+    elif name in BLOCKS:
+        module, there = BLOCKS[name]
+        found = getattr(importlib.import_module(module), there)
+    elif name in _MODULES:
+        found = importlib.import_module(f"semmae.{name}")
     else:
         raise AttributeError(f"module 'semmae' has no attribute {name!r}")
-    globals()[name] = function
-    return function
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)
 
 
 def _as_call(verb: str) -> Callable[..., Path]:

@@ -40,6 +40,7 @@ CURVES: tuple[tuple[str, str, float, dict[str, str]], ...] = (
     ("What the teacher tells of an image", " nats", 1, {"teacher_information": "0 = collapsed"}),
     ("Weight decay", "", 1, {"weight_decay": "weight decay"}),
     ("k-NN accuracy", " %", 1, {"knn_top1": "top-1", "knn_top5": "top-5"}),
+    ("Validation accuracy", " %", 1, {"val_top1": "top-1", "val_mean_class": "mean of classes"}),
     ("Speed", " images/s", 1, {"images_per_s": "images/s"}),
     ("Time spent waiting for data", " %", 100, {"data_wait": "waiting"}),
 )

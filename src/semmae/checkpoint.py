@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,14 +28,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semmae.errors import UserError
+from semmae.models.classifier import Classifier
+from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.models.weights import has_swiglu, load_strictly, vit_arguments
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-ENCODER, AUTOENCODER, LEARNER = "encoder", "autoencoder", "learner"
+ENCODER, AUTOENCODER, LEARNER, CLASSIFIER = "encoder", "autoencoder", "learner", "classifier"
+HEAD, SEGMENTER = "head", "segmenter"
 
 # What timm's data pipeline asks of a model of ours; mean, std and size come from the specification.
 _PREPROCESSING = {"interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}
@@ -108,12 +112,83 @@ def read_learner(folder: Path) -> PartLearner:
     return learner.eval()
 
 
+def save_classifier(
+    classifier: Classifier,
+    folder: Path,
+    classes: Sequence[str],
+    crop_pct: float = 0.875,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write encoder and head as a folder that timm loads with its head; otherwise as `save_encoder`.
+
+    Args:
+        classifier: its tensors are written under timm's names.
+        folder: where to.
+        classes: names of the head's outputs; timm finds them as `label_names`.
+        crop_pct: what timm is to crop images by.
+        extra: as for `save_encoder`.
+    """
+    own = {"kind": CLASSIFIER, "spec": asdict(classifier.encoder.spec), "pooling": classifier.pooling}
+    config = classifier_config(classifier, classes) | {"semmae": {**own, "extra": extra or {}}}
+    config["pretrained_cfg"]["crop_pct"] = crop_pct
+    _write(folder, classifier.vit.state_dict(), config)
+
+
+def read_classifier(folder: Path) -> tuple[Classifier, list[str]]:
+    """The classifier of a folder by `save_classifier`, in eval mode, and its classes; errors as `read_encoder`."""
+    config = _read_config(folder, CLASSIFIER)
+    own, classes = config["semmae"], list(config["label_names"])
+    classifier = Classifier(_build(config, own["spec"]), len(classes), own["pooling"])
+    _load(classifier.vit, folder)
+    return classifier.eval(), classes
+
+
+def classifier_config(classifier: Classifier, classes: Sequence[str]) -> dict[str, Any]:
+    """The configuration with which timm builds this classifier; UserError where it can not."""
+    return _timm_config(classifier.encoder, classes)
+
+
+def save_head(head: LinearHead, folder: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write a linear head and the names of its classes, without the encoder below it; otherwise as `save_encoder`."""
+    _write(folder, head.state_dict(), {"semmae": {"kind": HEAD, "spec": asdict(head.spec), "extra": extra or {}}})
+
+
+def read_head(folder: Path) -> LinearHead:
+    """The linear head of a folder by `save_head`, in eval mode; errors as `read_encoder`."""
+    spec = _read_config(folder, HEAD)["semmae"]["spec"]
+    head = LinearHead(HeadSpec(**spec | {"classes": tuple(spec["classes"])}))
+    _load(head, folder)
+    return head.eval()
+
+
+def save_segmenter(segmenter: Segmenter, folder: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write encoder and segmentation head, under our own tensor names; otherwise as `save_encoder`."""
+    own = {"kind": SEGMENTER, "spec": asdict(segmenter.encoder.spec), "segmenter": asdict(segmenter.spec)}
+    config = _timm_config(segmenter.encoder) | {"semmae": {**own, "extra": extra or {}}}
+    _write(folder, segmenter.state_dict(), config)
+
+
+def check_saveable(encoder: Encoder) -> None:
+    """UserError where the encoder could not be saved in the end, alone or below a head."""
+    _timm_config(encoder)
+
+
+def read_segmenter(folder: Path) -> Segmenter:
+    """The segmenter of a folder by `save_segmenter`, in eval mode; errors as `read_encoder`."""
+    config = _read_config(folder, SEGMENTER)
+    spec = dict(config["semmae"]["segmenter"])
+    spec |= {name: tuple(spec[name]) for name in ("classes", "blocks")}
+    segmenter = Segmenter(_build(config, config["semmae"]["spec"]), SegmenterSpec(**spec))
+    _load(segmenter, folder)
+    return segmenter.eval()
+
+
 def kind(folder: Path) -> str | None:
-    """`ENCODER`, `AUTOENCODER`, `LEARNER`, or None where the folder is none of ours."""
+    """Which of ours the folder holds: `ENCODER`, `AUTOENCODER`, `LEARNER`, `CLASSIFIER`, … or None."""
     if not (folder / CONFIG).is_file():
         return None
     found = read_json(folder / CONFIG).get("semmae", {}).get("kind")
-    return found if found in (ENCODER, AUTOENCODER, LEARNER) else None
+    return found if found in (ENCODER, AUTOENCODER, LEARNER, CLASSIFIER, HEAD, SEGMENTER) else None
 
 
 def read_extra(folder: Path) -> dict[str, Any]:
@@ -146,8 +221,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _timm_config(encoder: Encoder) -> dict[str, Any]:
-    """The configuration with which timm builds this encoder, checked to do so."""
+def _timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration with which timm builds this encoder, with a head for `classes`; checked to do so."""
     spec, vit = encoder.spec, encoder.vit
     if not isinstance(vit, VisionTransformer):
         raise UserError(
@@ -155,7 +230,7 @@ def _timm_config(encoder: Encoder) -> dict[str, Any]:
             "its rotary positions; give it as timm:NAME wherever it is needed"
         )
     state = vit.state_dict()
-    arguments = vit_arguments(state, spec.num_heads)
+    arguments = vit_arguments(state, spec.num_heads) | {"num_classes": len(classes)}
     # Models of timm's own factory carry it; it holds what cannot be seen in the weights (activations …).
     known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
     # Gated MLPs are no argument that JSON can hold.
@@ -171,7 +246,7 @@ def _timm_config(encoder: Encoder) -> dict[str, Any]:
     preprocessing = {key: known.get(key, default) for key, default in _PREPROCESSING.items()}
     return {
         "architecture": architecture,
-        "num_classes": 0,
+        "num_classes": len(classes),
         "num_features": spec.width,
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
@@ -181,10 +256,11 @@ def _timm_config(encoder: Encoder) -> dict[str, Any]:
             **preprocessing,
             "mean": list(spec.mean),
             "std": list(spec.std),
-            "num_classes": 0,
+            "num_classes": len(classes),
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
+        **({"label_names": list(classes)} if classes else {}),
     }
 
 
@@ -232,20 +308,20 @@ def _load(module: nn.Module, folder: Path) -> None:
 
 def _write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with _replacing(folder) as fresh:
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give a folder")
+    others = [path.name for path in folder.iterdir() if path.name not in (WEIGHTS, CONFIG)] if folder.exists() else []
+    if others:
+        raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
+    with replacing(folder) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
         text = json.dumps(config, indent=2, allow_nan=False)
         (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, moved into its place when the block ends well."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; give a folder")
-    others = [path.name for path in folder.iterdir() if path.name not in (WEIGHTS, CONFIG)] if folder.exists() else []
-    if others:
-        raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         fresh, old = Path(beside) / "fresh", Path(beside) / "old"

@@ -15,13 +15,12 @@ import sys
 import typing
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import tyro
 
 from semmae import VERBS, __version__, load_verb
-from semmae.commands.options import GOING_ON, beneath, check_choice, check_number, choices, flag
+from semmae.commands.options import GOING_ON, beneath, check_choice, check_number, choices, flag, run_of
 from semmae.errors import UserError, near
 from semmae.presets import preset_list, preset_options
 
@@ -80,7 +79,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         function(options)
     except (Interrupted, KeyboardInterrupt):
         out = getattr(options, "out", None)
-        begun = out is not None and (Path(out) / "config.yaml").is_file()
+        begun = out is not None and (run_of(out) / "config.yaml").is_file()
         remedy = f"; go on with: semmae {verb} --out {out} --resume" if begun else "; nothing was written"
         print(f"\nsemmae: stopped{remedy}", file=sys.stderr)
         return 130
@@ -89,7 +88,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
 def overview() -> str:
     """The text of `semmae --help`."""
-    verbs = "\n".join(f"  {verb:10}{text}" for verb, text in VERBS.items())
+    verbs = "\n".join(f"  {verb:12}{text}" for verb, text in VERBS.items())
     return (
         "usage: semmae VERB [options]\n\n"
         "Semantic-guided masking for masked autoencoders: from a folder of images to a ViT encoder.\n\n"

@@ -1,26 +1,19 @@
 """The door to every encoder and masked autoencoder: a timm name, a folder, a checkpoint file.
 
 Notable here:
-- a pickle can hold code: files are read by the unpickler that builds tensors and plain values only;
-  beyond these `argparse.Namespace` is let in, in which released checkpoints keep their options;
+- nothing in a file is executed: `interop.files` reads tensors and plain values only;
 - sizes are those of the weights; the number of heads, which weights do not show, is asked for,
   read beside the file, or known by the width;
 - every tensor of the file is either loaded or named in the log as dropped, and so are positions that will be
   interpolated.
 """
 
-import argparse
 import logging
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from safetensors.torch import load_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -28,22 +21,25 @@ from semmae import checkpoint
 from semmae.errors import UserError
 from semmae.interop import dino, huggingface, mae
 from semmae.interop import timm as timm_form
+from semmae.interop.files import read_weights
+from semmae.interop.huggingface import PREPROCESSOR, Colour
+from semmae.models.classifier import Classifier, without_head
+from semmae.models.head import LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.segmenter import Segmenter
 from semmae.models.vit import MODELS, Encoder
-from semmae.models.weights import encoder_from_weights, load_strictly
+from semmae.models.weights import NORM_EPS, encoder_from_weights, load_strictly, set_norm_eps
 
 _LOG = logging.getLogger("semmae")
-# Where checkpoints of training scripts keep the weights, best first: DINO evaluates the teacher.
-_WRAPPERS = ("teacher", "model", "state_dict", "student")
 # Beyond our own sizes: DINOv2's ViT-g, and the ViT-g and ViT-G of "Scaling Vision Transformers".
 _HEADS = {width: heads for width, _, heads in MODELS.values()} | {1536: 24, 1408: 16, 1664: 16}
-# Names of weights in a folder of transformers, and of what normalises the images.
+# Names of weights in a folder of transformers.
 _WEIGHTS = (checkpoint.WEIGHTS, "pytorch_model.bin")
-_PREPROCESSOR = "preprocessor_config.json"
-# First bytes of pickles: bare, and in the archive that torch writes.
-_PICKLES = (b"\x80", b"P")
+# What transformers calls the same.
+_SYNONYMS = {"num_heads": "num_attention_heads", "decoder_num_heads": "decoder_num_attention_heads"}
 # The decoders of the MAE release: width 512, 16 heads.
 _DECODER_HEADS = {512: 16}
+_IMAGENET: tuple[Colour, Colour] = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
@@ -51,8 +47,8 @@ def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: 
 
     Args:
         spec: `timm:NAME`; a run of ours, or its `encoder` or `autoencoder` folder; a folder of timm or of
-            Hugging Face; a checkpoint file (.pth, .pt, .bin, .safetensors) in MAE, DINO, iBOT, timm or
-            Hugging Face form.
+            Hugging Face, or an export of ours; a checkpoint file (.pth, .pt, .bin, .safetensors) in MAE, SemMAE,
+            DINO, iBOT, timm or Hugging Face form.
         num_heads: of a checkpoint file, where neither `config.json` beside it nor its width tells.
         image_size: pixels a side of the images it will be shown, where that is not the size it was trained at.
 
@@ -95,10 +91,10 @@ def _check_image_size(spec: str | Path, encoder: Encoder, image_size: int) -> No
 def load_mae(
     path: str | Path, *, num_heads: int | None = None, decoder_num_heads: int | None = None
 ) -> MaskedAutoencoder:
-    """A masked autoencoder, in eval mode: a run of ours, its `autoencoder` folder, or a file in MAE's form.
+    """A masked autoencoder, in eval mode: a run of ours, or of the forms of MAE, SemMAE and Hugging Face's ViTMAE.
 
     Args:
-        path: where it lies.
+        path: a run, its `autoencoder` folder, a folder of Hugging Face, an export of ours, or a file.
         num_heads: of a file's encoder, where neither `config.json` beside it nor its width tells.
         decoder_num_heads: likewise of its decoder.
 
@@ -106,25 +102,17 @@ def load_mae(
         UserError: there is none, e.g. the file holds an encoder without a decoder.
     """
     path = _existing(path)
-    if path.is_file() and path.name == checkpoint.WEIGHTS and checkpoint.kind(path.parent):
-        path = path.parent
-    if path.is_dir():
-        return _autoencoder_of_folder(path)
-    state, options = _read_weights(path)
-    state = {dino.strip(name): tensor for name, tensor in state.items()}
-    if not mae.is_mae(state):
-        raise UserError(f"{path}: no decoder_embed.weight, so no masked autoencoder; load_encoder reads encoders")
-    encoder_heads = _num_heads("num_heads", num_heads, path, state.get("cls_token"), _HEADS)
-    width = state.get("mask_token")
-    decoder_heads = _num_heads("decoder_num_heads", decoder_num_heads, path, width, _DECODER_HEADS)
+    folder = _autoencoder_folder(path)
+    if folder is not None:
+        return checkpoint.read_autoencoder(folder)
+    file = _foreign_file(path)
+    if file is None:
+        remedy = "give a run of semmae pretrain, or a file or folder in MAE's or ViTMAE's form"
+        raise UserError(f"{path}: holds no masked autoencoder; {remedy}")
     try:
-        encoder = encoder_from_weights(mae.to_encoder(state)[0], encoder_heads)
-        decoder = mae.decoder_spec(state, decoder_heads)
-        autoencoder = MaskedAutoencoder(encoder, decoder, _norm_pix_loss(path, options))
-        load_strictly(autoencoder, mae.from_mae(state))
+        return _autoencoder_of_file(file, num_heads, decoder_num_heads)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; give a checkpoint in the form of the MAE release") from error
-    return autoencoder.eval()
+        raise UserError(f"{file}: {error}; give a checkpoint in the form of the MAE release or of ViTMAE") from error
 
 
 def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
@@ -137,17 +125,118 @@ def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
     if str(spec).startswith("timm:"):
         return None
     path = _existing(spec)
-    if path.is_file() and path.name == checkpoint.WEIGHTS and checkpoint.kind(path.parent):
-        path = path.parent
-    if path.is_dir():
-        folder = next((f for f in (path, path / checkpoint.AUTOENCODER) if _holds_autoencoder(f)), None)
-        return None if folder is None else checkpoint.read_decoder_spec(folder)
-    state = {dino.strip(name): tensor for name, tensor in _read_weights(path)[0].items()}
-    if not mae.is_mae(state):
+    folder = _autoencoder_folder(path)
+    if folder is not None:
+        return checkpoint.read_decoder_spec(folder)
+    file = _foreign_file(path)
+    state = {} if file is None else _released(file)[0]
+    if file is None or not mae.is_mae(state):
         return None
     width = state["decoder_embed.weight"].shape[0]
-    told = _beside(path).get("decoder_num_heads", _DECODER_HEADS.get(width, num_heads))
+    told = _told(file, "decoder_num_heads") or _DECODER_HEADS.get(width, num_heads)
     return mae.decoder_spec(state, told if width % told == 0 else 1)
+
+
+def load_head(path: str | Path) -> LinearHead:
+    """The linear head of a run of `semmae probe`, or of its `head` folder, in eval mode: `head(encoder(images))`.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = _existing(path)
+    for candidate in (folder, folder / checkpoint.HEAD):
+        if checkpoint.kind(candidate) == checkpoint.HEAD:
+            return checkpoint.read_head(candidate)
+    raise UserError(f"{path}: holds no linear head; give a run of semmae probe")
+
+
+def load_segmenter(path: str | Path) -> Segmenter:
+    """The network of a run of `semmae segment`, or of its `segmenter` folder, in eval mode.
+
+    `segmenter(images)` gives the logits of the classes `segmenter.spec.classes` for every pixel.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = _existing(path)
+    for candidate in (folder, folder / checkpoint.SEGMENTER):
+        if checkpoint.kind(candidate) == checkpoint.SEGMENTER:
+            return checkpoint.read_segmenter(candidate)
+    raise UserError(f"{path}: holds no segmenter; give a run of semmae segment")
+
+
+def _autoencoder_folder(path: Path) -> Path | None:
+    """The folder of ours with a masked autoencoder that is meant by a run, that folder, or the weights in it."""
+    if path.is_file():
+        candidates = [path.parent] if path.name == checkpoint.WEIGHTS else []
+    else:
+        candidates = [path, path / checkpoint.AUTOENCODER]
+    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.AUTOENCODER), None)
+
+
+def _foreign_file(path: Path) -> Path | None:
+    """The file itself, or that of a folder in the form of transformers, or of MAE as `semmae export` writes it."""
+    if path.is_file():
+        return path
+    names = [*(_WEIGHTS if "model_type" in _beside(path / checkpoint.CONFIG) else ()), mae.FILE]
+    return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def _autoencoder_of_file(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> MaskedAutoencoder:
+    state, options, foreign = _released(path)
+    if not mae.is_mae(state):
+        raise UserError(f"{path}: no decoder_embed.weight, so no masked autoencoder; load_encoder reads encoders")
+    encoder_heads = _num_heads("num_heads", num_heads, path, state.get("cls_token"), _HEADS)
+    width = state.get("mask_token")
+    decoder_heads = _num_heads("decoder_num_heads", decoder_num_heads, path, width, _DECODER_HEADS)
+    mean, std, eps = _unseen(path, foreign)
+    kept, _ = mae.to_encoder(state)
+    encoder = encoder_from_weights(kept, encoder_heads, mean, std, norm_eps=eps)
+    norm_pix_loss = _norm_pix_loss(path, options, is_huggingface=foreign is not None)
+    autoencoder = MaskedAutoencoder(encoder, mae.decoder_spec(state, decoder_heads), norm_pix_loss)
+    load_strictly(autoencoder, mae.from_mae(state))
+    set_norm_eps(autoencoder, eps)
+    if shown := mae.patches_shown(state, options):
+        told = "%s: trained on %d of the %d patches of an image; to go on like that: --token-subset %d"
+        _LOG.info(told, path, *shown, shown[0])
+    return autoencoder.eval()
+
+
+def _released(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], dict[str, Tensor] | None]:
+    """Tensors under the names of the MAE release, options saved beside them, and where they had transformers' names
+    those under which they lay.
+    """
+    state, options = read_weights(path)
+    bare = {dino.strip(name): tensor for name, tensor in state.items()}
+    if not huggingface.is_mae(bare):
+        return bare, options, None
+    renamed, dropped = huggingface.to_mae(bare)
+    if dropped:
+        _LOG.info("%s: dropped, not part of a masked autoencoder: %s", path, ", ".join(dropped))
+    return renamed, options, bare
+
+
+def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
+    """A classifier, in eval mode, and the names of its classes: a run of `semmae finetune`, or its `classifier` folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    return checkpoint.read_classifier(find_classifier(path))
+
+
+def find_classifier(spec: str | Path) -> Path:
+    """The folder that `load_classifier` reads; UserError where there is none."""
+    folder = None if str(spec).startswith("timm:") else _classifier_folder(_existing(spec))
+    if folder is None:
+        raise UserError(f"{spec}: holds no classifier of semmae; give a finished run of semmae finetune")
+    return folder
+
+
+def _classifier_folder(path: Path) -> Path | None:
+    """The folder of ours with a classifier that is meant by a run, that folder, or the weights in it."""
+    candidates = [path.parent] if path.name == checkpoint.WEIGHTS else [path, path / checkpoint.CLASSIFIER]
+    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.CLASSIFIER), None)
 
 
 def _existing(spec: str | Path) -> Path:
@@ -167,28 +256,40 @@ def _describes(folder: Path) -> bool:
 
 
 def _encoder_of_file(path: Path, num_heads: int | None) -> Encoder:
-    state, _ = _read_weights(path)
+    state, _ = read_weights(path)
     try:
         kept, dropped = _to_encoder(state)
         if dropped:
             _LOG.info("%s: dropped, not part of an encoder: %s", path, ", ".join(dropped))
         heads = _num_heads("num_heads", num_heads, path, kept.get("cls_token"), _HEADS)
-        if huggingface.is_huggingface(state):
-            return _huggingface_encoder(path, state, kept, heads)
-        return encoder_from_weights(kept, heads)
+        mean, std, eps = _unseen(path, state if huggingface.is_huggingface(state) else None)
+        return encoder_from_weights(kept, heads, mean, std, norm_eps=eps)
     except ValueError as error:
         forms = "MAE, DINO, iBOT, timm or Hugging Face"
         raise UserError(f"{path}: {error}; give a ViT checkpoint in {forms} form, or timm:NAME") from error
 
 
-def _huggingface_encoder(path: Path, state: Mapping[str, Tensor], kept: Mapping[str, Tensor], heads: int) -> Encoder:
+def _unseen(path: Path, foreign: Mapping[str, Tensor] | None) -> tuple[Colour, Colour, float]:
+    """What weights do not show, of the files beside them: mean and std of the images, epsilon of the norms.
+
+    Args:
+        path: of the weights.
+        foreign: the tensors, where they bear the names of transformers.
+
+    Raises:
+        ValueError: `config.json` describes what timm's blocks do not compute.
+    """
     config = _beside(path)
+    if foreign is None:
+        # As an export of ours tells them; released files have none beside them, and these are ImageNet's.
+        mean, std = huggingface.colours(config.get("mean"), config.get("std")) or _IMAGENET
+        return mean, std, NORM_EPS
     huggingface.check_config(config)
-    colours = huggingface.normalisation(_beside(path, _PREPROCESSOR))
-    if colours is None:
-        _LOG.warning("%s: no image_mean and image_std in %s beside it; ImageNet's are taken", path, _PREPROCESSOR)
-    mean, std = colours or (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    return encoder_from_weights(kept, heads, mean, std, norm_eps=huggingface.norm_eps(state, config))
+    told = huggingface.normalisation(_beside(path, PREPROCESSOR))
+    if told is None:
+        _LOG.warning("%s: no image_mean and image_std in %s beside it; ImageNet's are taken", path, PREPROCESSOR)
+    mean, std = told or _IMAGENET
+    return mean, std, huggingface.norm_eps(foreign, config)
 
 
 def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
@@ -198,70 +299,18 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
             return checkpoint.read_encoder(candidate)
         if kind == checkpoint.AUTOENCODER:
             return checkpoint.read_autoencoder(candidate).encoder
+    classifier = _classifier_folder(folder)
+    if classifier is not None:
+        _LOG.info("%s: dropped, not part of an encoder: its head", classifier)
+        return without_head(checkpoint.read_classifier(classifier)[0])
     if _describes(folder):
         return timm_form.load_named(f"local-dir:{folder}")
+    file = _foreign_file(folder)
+    if file is not None:
+        return _encoder_of_file(file, num_heads)
     if "model_type" in _beside(folder / checkpoint.CONFIG):
-        weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-        if weights is None:
-            raise UserError(f"{folder}: holds a config.json without weights; add {' or '.join(_WEIGHTS)}, in one file")
-        return _encoder_of_file(weights, num_heads)
+        raise UserError(f"{folder}: holds a config.json without weights; add {' or '.join(_WEIGHTS)}, in one file")
     raise UserError(f"{folder}: holds no encoder; give a run of semmae, its encoder folder, or a checkpoint file")
-
-
-def _autoencoder_of_folder(folder: Path) -> MaskedAutoencoder:
-    for candidate in (folder, folder / checkpoint.AUTOENCODER):
-        if _holds_autoencoder(candidate):
-            return checkpoint.read_autoencoder(candidate)
-    raise UserError(f"{folder}: holds no masked autoencoder; give a run of semmae pretrain, or a file in MAE's form")
-
-
-def _holds_autoencoder(folder: Path) -> bool:
-    return checkpoint.kind(folder) == checkpoint.AUTOENCODER
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """Tensors by name, out of whatever they were wrapped in, and the options saved beside them."""
-    content = _read_file(path)
-    options = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
-    state = content
-    while wrapper := next((key for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None):
-        others = [key for key in _WRAPPERS if key != wrapper and isinstance(state.get(key), Mapping)]
-        _LOG.info("%s: weights taken from %r%s", path, wrapper, f", not from {others}" if others else "")
-        state = state[wrapper]
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        found = ", ".join(str(key) for key in list(state)[:3]) or "nothing"
-        raise UserError(f"{path}: holds no tensors by name (found {found}); give a state dict of a ViT")
-    return tensors, options
-
-
-def _read_file(path: Path) -> Mapping[str, Any]:
-    """The dictionary that a checkpoint file holds; nothing of it is executed."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: what matters is told below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Bytes that are no checkpoint fail in as many ways as there are bytes.
-        raise UserError(f"{path}: {_fault(path, error)}") from error
-    if not isinstance(content, Mapping):
-        held = type(content).__name__
-        raise UserError(f"{path}: holds a {held}, not tensors by name; save model.state_dict()")
-    return content
-
-
-def _fault(path: Path, error: Exception) -> str:
-    """Why a file failed to load with this error, and the remedy."""
-    remedy = "save the tensors alone: torch.save(model.state_dict(), FILE)"
-    if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"holds code ({code[1]}), which is never run; {remedy}"
-    if isinstance(error, pickle.UnpicklingError):
-        with path.open("rb") as file:
-            if file.read(1) in _PICKLES:
-                return f"holds objects other than tensors, which are never loaded; {remedy}"
-    return f"not readable as a checkpoint ({type(error).__name__}); give a .pth, .pt, .bin or .safetensors file"
 
 
 def _to_encoder(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -280,10 +329,8 @@ def _num_heads(option: str, asked: int | None, path: Path, token: Tensor | None,
     """Heads of a model: as asked, else by `config.json` beside the file, else by the width of its token."""
     if asked is not None:
         return asked
-    config = _beside(path)
-    # transformers' name for the same
-    told = config.get(option, config.get("num_attention_heads") if option == "num_heads" else None)
-    if isinstance(told, int):
+    told = _told(path, option)
+    if told is not None:
         return told
     if token is None:
         return 1  # no ViT at all; building it will say so
@@ -293,9 +340,18 @@ def _num_heads(option: str, asked: int | None, path: Path, token: Tensor | None,
     return by_width[width]
 
 
-def _norm_pix_loss(path: Path, options: Mapping[str, Any]) -> bool:
+def _told(path: Path, option: str) -> int | None:
+    """Number of heads that `config.json` beside the file tells, under our name or that of transformers."""
+    config = _beside(path)
+    told = config.get(option, config.get(_SYNONYMS[option]))
+    return told if isinstance(told, int) else None
+
+
+def _norm_pix_loss(path: Path, options: Mapping[str, Any], *, is_huggingface: bool) -> bool:
     """Whether the model predicts normalised pixels, by its own options or `config.json` beside it."""
     told = options.get("norm_pix_loss", _beside(path).get("norm_pix_loss"))
+    if told is None and is_huggingface:
+        return False  # as transformers takes it
     if told is None:
         _LOG.warning("%s: does not say norm_pix_loss; taken as true, as the MAE paper trains", path)
         return True

@@ -18,6 +18,35 @@ from semmae.errors import UserError
 
 Record = Mapping[str, Any]
 
+# What figures are called in tables; those not listed go by their own names.
+FIGURES = {
+    "top1": "top-1 %",
+    "top1_low": "from",  # the interval of top-1, 95 %
+    "top1_high": "to",
+    "top5": "top-5 %",
+    "mean_class": "mean of classes %",
+    "miou": "mIoU %",
+    "pixel_accuracy": "pixels right %",
+    "nmi": "NMI",
+    "ari": "ARI",
+    # Of several protocols, as `semmae evaluate` tells them; in the order of its table.
+    "knn_top1": "k-NN, top-1 %",
+    "knn_top5": "k-NN, top-5 %",
+    "probe_top1": "linear probe, top-1 %",
+    "probe_top1_low": "  95 % interval, from",
+    "probe_top1_high": "  to",
+    "probe_top5": "linear probe, top-5 %",
+    "probe_mean_class": "linear probe, mean of classes %",
+    "segment_miou": "segmentation, linear head, mIoU %",
+    "segment_pixel_accuracy": "segmentation, linear head, pixels right %",
+    "kmeans_centred_nmi": "parts by k-means of tokens, NMI",
+    "kmeans_centred_ari": "parts by k-means of tokens, ARI",
+    "heads_nmi": "parts by attention heads, NMI",
+    "heads_ari": "parts by attention heads, ARI",
+    "grid_nmi": "parts by a fixed grid (sees no image), NMI",
+    "grid_ari": "parts by a fixed grid (sees no image), ARI",
+}
+
 QUALITY_ROWS = {
     "learned": "Learned parts",
     "heads": "Raw attention heads",
@@ -96,6 +125,15 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def figure_rows(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Figures by method, the other way round: what each is called → method → figure; those alone that have a name."""
+    return {
+        words: {method: figures.get(name) for method, figures in methods.items()}
+        for name, words in FIGURES.items()
+        if any(name in figures for figures in methods.values())
+    }
 
 
 def find(config: Record, *names: str) -> Any:

@@ -23,7 +23,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.functional import interpolate, max_pool2d, pad
+
+from semmae.data.segment_crops import resized, resized_labels, scaled_size
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -181,6 +183,31 @@ def reconstructions_picture(images: Tensor, mask: Tensor, reconstruction: Tensor
     write_atomically(path, _png(_sheet(tiles, headers, groups=min(2, len(images)), legend=[])))
 
 
+def segmentation_picture(
+    images: Sequence[Tensor],
+    columns: Sequence[tuple[str, Sequence[Tensor]]],
+    names: Sequence[str],
+    path: Path,
+) -> None:
+    """Writes a sheet with the image, uint8 (3, H, W), and under each (title, labels uint8 (H, W) of every image).
+
+    Images are fitted into squares. Pixels labelled 255 stay as they are; the legend names the classes that occur.
+    """
+    shapes = [image.shape[1:] for image in images]
+    sizes = [scaled_size(shape, _TILE * min(shape) / max(shape)) for shape in shapes]
+    small = [resized(image, *size) for image, size in zip(images, sizes, strict=True)]
+    fitted = torch.stack([_in_square(image, torch.zeros(image.shape[1:]).byte())[0] for image in small])
+    tiles, occurring = [fitted], set()
+    for _, labels in columns:
+        shrunk = [resized_labels(own, *size) for own, size in zip(labels, sizes, strict=True)]
+        square = torch.stack([_in_square(image, own)[1] for image, own in zip(small, shrunk, strict=True)])
+        tiles.append(overlay(fitted, square, names))
+        occurring |= set(np.unique(square.numpy()).tolist())
+    legend = [key for label, key in enumerate(_legend(names)) if label in occurring]
+    headers = ("image", *(title for title, _ in columns))
+    write_atomically(path, _png(_sheet(_interleave(tiles), headers, groups=min(2, len(images)), legend=legend)))
+
+
 def webp(image: Tensor) -> str:
     """An image, uint8 (3, H, W), as the data URI of a WebP file."""
     buffer = io.BytesIO()
@@ -213,6 +240,13 @@ def _to_tile_size(images: Tensor) -> Tensor:
         return images
     resized = [Image.fromarray(_pixels(image)).resize((target, target), Image.Resampling.LANCZOS) for image in images]
     return torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
+
+
+def _in_square(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """An image and its labels in the middle of a tile: around them paper, and no label."""
+    down, across = (_TILE - side for side in labels.shape)
+    margins = (across // 2, across - across // 2, down // 2, down - down // 2)
+    return pad(image, margins, value=_PAPER[0]), pad(labels, margins, value=NOT_COMPUTED)
 
 
 def _interleave(columns: Sequence[Tensor]) -> Iterator[Pixels]:

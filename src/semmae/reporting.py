@@ -17,10 +17,12 @@ from semmae import charts
 from semmae.charts import finite, number
 from semmae.errors import UserError
 from semmae.page import (
+    FIGURES,
     Record,
     Table,
     by_step,
     duration,
+    figure_rows,
     find,
     flat,
     quality,
@@ -34,7 +36,14 @@ from semmae.pictures import masks_picture, overlay, parts_picture, reconstructio
 
 __all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
 
-STAGES = {"teacher": "Teacher", "parts": "Parts", "pretrain": "Masked autoencoder"}
+STAGES = {
+    "teacher": "Teacher",
+    "parts": "Parts",
+    "pretrain": "Masked autoencoder",
+    "finetune": "Fine-tuning",
+    "segment": "Segmentation",
+    "untrained": "The same from new weights",
+}
 
 # heading, places where the picture may lie, what the reader sees on it
 PICTURES = (
@@ -53,9 +62,19 @@ PICTURES = (
         ("pictures/reconstructions.png",),
         "The autoencoder sees the visible patches only; its prediction of the hidden ones is pasted in.",
     ),
+    (
+        "Confusion",
+        ("confusion.png",),
+        "A row tells what the images of one class were taken for, in percent.",
+    ),
+    (
+        "Predictions",
+        ("predictions.png",),
+        "Validation images beside their true classes and those that were told; a colour is one class everywhere.",
+    ),
 )
 
-RESULT_NAMES = {"top1": "Top-1 %", "top5": "Top-5 %", "images": "Images", "classes": "Classes"}
+_MOST_COLUMNS = 12
 
 
 def write_report(run: Path) -> Path:
@@ -102,7 +121,8 @@ def write_report(run: Path) -> Path:
 def _read_stages(run: Path) -> dict[str, list[Record]]:
     """Records per stage, in the order of STAGES, by step; a step logged again after a resume counts once."""
     found: dict[str, list[Record]] = {}
-    for folder, default in ((run, "pretrain"), (run / "teacher", "teacher"), (run / "parts", "parts")):
+    within = [(run / stage, stage) for stage in ("teacher", "parts", "untrained")]
+    for folder, default in [(run, "pretrain"), *within]:
         for record in read_records(folder / "metrics.jsonl"):
             found.setdefault(str(record.get("stage", default)), []).append(record)
     order = [stage for stage in STAGES if stage in found] + [stage for stage in found if stage not in STAGES]
@@ -126,7 +146,10 @@ def _kind(run: Path, stages: Mapping[str, Any], summary: Record) -> str:
 
 
 def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, list[Record]]) -> dict[str, Any]:
-    """model, images, image_size, epochs, minutes: what the run says of itself, else what its files tell."""
+    """model, images, image_size, epochs, minutes: what the run says of itself, else what its files tell.
+
+    A training whose length is told in steps has "steps" in place of epochs.
+    """
     encoder = read_json(run / "encoder" / "config.json")
     arguments = encoder.get("model_args", {})
     last = stages[list(stages)[-1]][-1] if stages else {}
@@ -137,9 +160,11 @@ def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, lis
         "images": parts.get("images"),
         "image_size": find(config, "image_size") or arguments.get("img_size"),
         "epochs": reached or find(config, "epochs"),
+        "steps": find(config, "steps") if stages else None,
         "minutes": None,
     }
-    return {name: summary.get(name, value) for name, value in known.items()}
+    told = {name: summary.get(name, value) for name, value in known.items()}
+    return {**told, "epochs": None} if told["steps"] else told
 
 
 def _lead(kind: str, config: Record, basics: Record) -> str:
@@ -149,14 +174,18 @@ def _lead(kind: str, config: Record, basics: Record) -> str:
         "pretrain": f"A{model} was pre-trained as a masked autoencoder",
         "teacher": f"A{model} was trained as a teacher, by self-distillation without labels,",
         "parts": "Semantic parts were learned from a frozen encoder",
+        "finetune": "An encoder was fine-tuned to tell classes",
+        "segment": "An encoder was trained to tell the class of every pixel",
+        "untrained": "A classifier was trained from new weights",
         "evaluation": "An encoder was measured",
     }[kind]
     if kind == "pretrain" and (masking := find(config, "masking")):
         deed += f" with {masking} masking"
     if basics["images"]:
         deed += f" on {number(basics['images'])} images"
-    if basics["epochs"]:
-        deed += f" for {number(basics['epochs'])} epoch" + ("s" if basics["epochs"] != 1 else "")
+    for unit in ("epochs", "steps"):
+        if basics[unit]:
+            deed += f" for {number(basics[unit])} {unit if basics[unit] != 1 else unit[:-1]}"
     return f"{deed}, in {duration(basics['minutes'])}." if basics["minutes"] else f"{deed}."
 
 
@@ -168,6 +197,7 @@ def _facts(run: Path, config: Record, basics: Record) -> list[tuple[str, str]]:
         ("Images", number(basics["images"]) if basics["images"] else ""),
         ("Image size", f"{size} × {size}" if size else ""),
         ("Epochs", number(basics["epochs"]) if basics["epochs"] else ""),
+        ("Steps", number(basics["steps"]) if basics["steps"] else ""),
         ("Time", duration(basics["minutes"]) if basics["minutes"] else ""),
         ("Data", str(find(config, "data") or "")),
         ("Encoder", str(run / "encoder") if (run / "encoder").exists() else ""),
@@ -180,6 +210,10 @@ def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[s
     notices = []
     if kind in ("pretrain", "teacher") and not (run / "encoder").exists():
         notices.append("This run is not finished: its encoder is not written yet.")
+    if kind in ("finetune", "untrained") and not (run / "classifier").exists():
+        notices.append("This run is not finished: its classifier is not written yet.")
+    if kind == "segment" and not (run / "segmenter").exists():
+        notices.append("This run is not finished: its segmenter is not written yet.")
     for stage, records in stages.items():
         bad = [int(record["step"]) for record in records if not finite(record.get("loss", 0.0))]
         if bad:
@@ -212,7 +246,8 @@ def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Ta
             f"{median(waits):.0%}" if waits else "–",
         )
         rows.append(cells)
-    return Table("", ("Stage", "Epochs", "Time", "Last loss", "Images/s", "Data wait"), tuple(rows))
+    rounds = "Rounds" if kind == "segment" else "Epochs"
+    return Table("", ("Stage", rounds, "Time", "Last loss", "Images/s", "Data wait"), tuple(rows))
 
 
 # Sections
@@ -231,39 +266,70 @@ def _results(run: Path) -> Iterable[Table]:
     for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
         content = read_json(path)
         protocol = content.pop("protocol", {})
-        scored = {name: value for name, value in content.items() if isinstance(value, dict)}
-        single = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
+        # Lists and dictionaries beside the figures tell more than a table holds, such as every class by itself.
+        scored = {name: _single(value) for name, value in content.items() if isinstance(value, dict)}
+        single = _single(content)
         methods = ({"this encoder": single} if single else {}) | scored
-        columns = list(dict.fromkeys(key for values in methods.values() for key in values))
-        rows = tuple(
-            (name.replace("_", " "), *(score(values.get(key)) for key in columns)) for name, values in methods.items()
-        )
         title = path.parent.name if path.parent != run else ""
-        yield Table(title, ("", *(RESULT_NAMES.get(key, key) for key in columns)), rows)
+        yield _scores(title, methods)
         if isinstance(protocol, dict) and protocol:
             settings = tuple((name, number(value)) for name, value in flat(protocol))
             yield Table("Protocol", ("Setting", "Value"), settings)
 
 
+def _scores(title: str, methods: Mapping[str, Record]) -> Table:
+    """A row a method; where figures are too many to stand side by side, a row a figure."""
+    columns = list(dict.fromkeys(key for values in methods.values() for key in values))
+    if len(columns) <= _MOST_COLUMNS:
+        head = ("", *(FIGURES.get(key, key.replace("_", " ")) for key in columns))
+        return Table(
+            title,
+            head,
+            tuple(
+                (name.replace("_", " "), *(score(values.get(key)) for key in columns))
+                for name, values in methods.items()
+            ),
+        )
+    rows = figure_rows(methods).items()
+    told = tuple((words, *map(score, values.values())) for words, values in rows)
+    return Table(title, ("", *methods), told)
+
+
+def _single(values: Record) -> Record:
+    return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
+
+
 def _next_steps(run: Path, kind: str, config: Record) -> list[tuple[str, str]]:
     """(purpose, commands to copy) for what this run can be used for next."""
     here, data = shlex.quote(str(run)), shlex.quote(str(find(config, "data") or "IMAGES"))
-    if kind == "evaluation":
+    if kind in ("evaluation", "untrained"):
         return []
     if kind == "parts":
         return [("Pre-train with these parts", f"semmae pretrain --data {data} --parts {here} --out NEW_RUN")]
+    if kind == "finetune" and (run / "classifier").exists():
+        measure = f"semmae finetune --eval-only --encoder {here} --data IMAGES --out NEW_FOLDER"
+        return [
+            ("Measure it on other images", measure),
+            ("Load it with timm, head and all", _in_timm("classifier", run / "classifier")),
+        ]
+    if kind == "segment" and (run / "segmenter").exists():
+        return [
+            ("Measure it on other images", f"semmae segment --eval-only --encoder {here} --data DATA --out NEW_FOLDER"),
+            ("Load it", f"import semmae\n\nsegmenter = semmae.load_segmenter({str(run)!r})"),
+        ]
     if not (run / "encoder").exists():
         again = f"semmae {kind} --out {here} --resume"
         return [("Go on with this run", again)] if (run / "checkpoints" / "last.ckpt").exists() else []
     steps = [
         ("Measure the encoder by k-NN", f"semmae knn --encoder {here} --data {data} --out NEW_FOLDER"),
         ("Write a feature vector per image", f"semmae embed --encoder {here} --data {data} --out features.parquet"),
-        (
-            "Load it with timm",
-            f'import timm\n\nencoder = timm.create_model("local-dir:{run / "encoder"}", pretrained=True)',
-        ),
+        ("Load it with timm", _in_timm("encoder", run / "encoder")),
     ]
     if kind == "teacher":
         learn = f"semmae parts --data {data} --teacher {here} --out NEW_RUN"
         steps.insert(0, ("Learn parts from this teacher", learn))
     return steps
+
+
+def _in_timm(name: str, folder: Path) -> str:
+    return f'import timm\n\n{name} = timm.create_model("local-dir:{folder}", pretrained=True)'

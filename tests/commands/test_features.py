@@ -1,12 +1,10 @@
-"""`semmae knn`, `embed` and `report`: what they write about an encoder, and how it can be read."""
+"""`semmae knn` and `report`: what they write about an encoder, and how it can be read."""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
@@ -15,7 +13,8 @@ import semmae
 from semmae.cli import run
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
-from semmae.evaluation.knn import knn_accuracy
+from semmae.evaluation.accuracy import class_report
+from semmae.evaluation.knn import knn_accuracy, knn_scores
 
 
 def features(whole_run: Path, data: Path, pooling: str = "cls") -> torch.Tensor:
@@ -39,6 +38,10 @@ def test_knn_of_every_image_against_all_others(whole_run: Path, creatures: Path,
     vectors = features(whole_run, data)
     expected = knn_accuracy(vectors, targets, vectors, targets, num_classes=8, k=5, leave_one_out=True)
     assert {name: results[name] for name in expected} == pytest.approx(expected)
+    scores = knn_scores(vectors, targets, vectors, num_classes=8, k=5, leave_one_out=True)
+    report = class_report(scores, targets)
+    del report["per_class"]
+    assert {name: results[name] for name in report} == pytest.approx(report)
     assert (results["images"], results["classes"]) == (tiny.COUNT, 8)
     assert results["protocol"]["split"] == "leave one out"
     assert results["protocol"]["k"] == 5
@@ -54,37 +57,6 @@ def test_knn_of_a_split(whole_run: Path, creatures: Path, tmp_path: Path) -> Non
     results = json.loads((tmp_path / "knn" / "results.json").read_text())
     assert results["top1"] == 100.0
     assert results["protocol"]["split"] == "32 train, 32 val"
-
-
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_embed_keeps_the_order_of_the_images(pooling: str, whole_run: Path, creatures: Path, tmp_path: Path) -> None:
-    data, outs = creatures / "images", [tmp_path / "a.parquet", tmp_path / "below" / "a.npz"]
-    for out in outs:
-        semmae.embed(encoder=whole_run, data=data, out=out, pooling=pooling, workers=0, batch_size=7)
-    images = open_images(data)
-    table = pq.read_table(outs[0]).to_pydict()
-    assert tuple(table["path"]) == images.names
-    assert tuple(table["label"]) == images.labels
-    expected = features(whole_run, data, pooling).numpy()
-    assert np.allclose(np.array(table["features"], dtype=np.float32), expected, atol=1e-4)
-    with np.load(outs[1], allow_pickle=False) as arrays:
-        assert arrays["path"].tolist() == table["path"]
-        assert arrays["label"].tolist() == table["label"]
-        assert np.array_equal(arrays["features"], np.array(table["features"], dtype=np.float32))
-
-
-def test_embed_replaces_a_file_only_when_told_to(
-    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "a.npz"
-    out.write_text("mine")
-    arguments = ["--encoder", str(whole_run), "--data", str(creatures / "images"), "--out", str(out), "--workers", "0"]
-    assert run(["embed", *arguments]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert out.read_text() == "mine"
-    assert run(["embed", *arguments, "--overwrite", "--limit", "4"]) == 0
-    assert np.load(out)["features"].shape == (4, 192)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_knn_needs_classes(

@@ -1,6 +1,5 @@
 """`pretrain --token-subset`: only the most attended patches take part; resumable; its stages; what is refused."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,11 +87,9 @@ def test_what_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert pretrain(creatures, whole_run / "parts", tmp_path / "run", *arguments) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert named in error
-    assert not (tmp_path / "run").exists()
+    out = tmp_path / "run"
+    asked = tiny.pretrain_on(whole_run / "parts", creatures / "images", out, *arguments)
+    assert named in tiny.refusal(asked, out, capsys)
 
 
 def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
@@ -102,24 +99,14 @@ def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
     shutil.copytree(whole_run / "parts", parts)
     expected = {name: (parts / name).read_bytes() for name in ("parts.npy", "attention.npy")}
     (parts / "attention.npy").unlink()
-    meta = json.loads((parts / "parts.json").read_text())
-    (parts / "parts.json").write_text(json.dumps({name: meta[name] for name in meta if name != "attention_grid"}))
-    arguments = ["--token-subset", "8", "--epochs", "1"]
-    assert pretrain(creatures, parts, tmp_path / "run", *arguments) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-    remedy = error.split("`")[1].split()
+    tiny.retell_store(parts, attention_grid=None)
+    out = tmp_path / "run"
+    asked = tiny.pretrain_on(parts, creatures / "images", out, "--token-subset", "8", "--epochs", "1")
+    remedy = tiny.refusal(asked, out, capsys).split("`")[1].split()
     assert remedy == ["semmae", "parts", "--out", str(parts), "--labels-only"]
     assert run(remedy[1:]) == 0
     assert {name: (parts / name).read_bytes() for name in expected} == expected
-    assert pretrain(creatures, parts, tmp_path / "run", *arguments) == 0
-
-
-def pretrain(creatures: Path, parts: Path, out: Path, *arguments: str) -> int:
-    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
-    given = ["--data", str(creatures / "images"), "--out", str(out), "--parts", str(parts)]
-    return run(["pretrain", *given, *sizes, *arguments])
+    assert run(asked) == 0
 
 
 def test_a_context_of_the_most_attended() -> None:

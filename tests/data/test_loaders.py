@@ -185,6 +185,9 @@ def test_whole_images_stretched_or_from_the_centre(images: ImageSet) -> None:
     assert stretched["row"] == centred["row"] == 4
     assert torch.equal(stretched["image"], F.resize(image, [14, 14], **resize))
     assert torch.equal(centred["image"], F.center_crop(F.resize(image, [14], **resize), [14, 14]))
+    # As MAE measures: 224 of 256, here 14 of 16.
+    closer = WholeDataset(images, 14, fit="centre", crop_pct=224 / 256)[4]
+    assert torch.equal(closer["image"], F.center_crop(F.resize(image, [16], **resize), [14, 14]))
 
 
 def test_a_list_of_rows_is_a_sampler(images: ImageSet) -> None:

@@ -136,3 +136,30 @@ def test_points_outside_their_image_are_refused(place: str, tmp_path: Path) -> N
     path = write(tmp_path, "owl/2.jpg,eye,50,50,1", f"owl/1.jpg,beak,{place},1")
     with pytest.raises(UserError, match=r'"beak" of "owl/1.jpg" at x .* outside the image, 200 x 100 pixels'):
         read_keypoints(path, NAMES).relative(SIZES.__getitem__, NAMES)
+
+
+def test_the_file_of_cub(tmp_path: Path) -> None:
+    """The same points as in CSV; images that are not among ours are left out."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "images.txt").write_text("1 001.A/a.jpg\n2 001.A/b.jpg\n3 002.B/c.jpg\n")
+    (tmp_path / "parts" / "parts.txt").write_text("1 back\n9 left leg\n")
+    file = tmp_path / "parts" / "part_locs.txt"
+    file.write_text("1 1 60.0 58.5 1\n1 9 0.0 0.0 0\n2 9 5.0 7.0 1\n3 1 8.0 9.0 1\n3 9 1.5 2.0 1\n")
+    names = ["images/001.A/a.jpg", "images/002.B/c.jpg"]
+    table = tmp_path / "points.csv"
+    rows = ["a.jpg,back,60,58.5,1", "a.jpg,left leg,0,0,0"]
+    lines = [f"images/001.A/{row}" for row in rows]
+    lines += [f"images/002.B/c.jpg,{row}" for row in ("back,8,9,1", "left leg,1.5,2,1")]
+    table.write_text("\n".join(["image,part,x,y,visible", *lines]))
+    found, expected = read_keypoints(file, names), read_keypoints(table, names)
+    assert found.part_names == expected.part_names == ("back", "left leg")
+    for field in ("rows", "parts", "places"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+    file.write_text("1 7 60.0 58.5 1\n")
+    with pytest.raises(
+        UserError, match=r"part_locs\.txt, line 1: '1 7 60\.0 58\.5 1' is no image, part, x, y, visible"
+    ):
+        read_keypoints(file, names)
+    (tmp_path / "images.txt").unlink()
+    with pytest.raises(UserError, match=r"images\.txt: No such file"):
+        read_keypoints(file, names)

@@ -1,12 +1,14 @@
 """k-NN: equal to a slow loop and to scikit-learn, deterministic under ties, honest about itself."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from semmae.errors import UserError
 from semmae.evaluation import knn
@@ -89,6 +91,32 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels = features(300, seed=0)
     knn_scores(train, labels, train, num_classes=CLASSES, leave_one_out=True)
     assert max(sizes) <= 1000
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest new tensor has; views of known ones are not new."""
+
+    def __init__(self, *known: Tensor) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+                self.largest = max(self.largest, tensor.numel())
+        return found
+
+
+def test_beside_the_features_only_a_block_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second copy of them, be it normalised or one of truth values: so a million of them fit where one does."""
+    monkeypatch.setattr(knn, "SIMILARITIES", 4000)
+    train, labels = features(2000, seed=0)
+    train, test = train.repeat(1, 8), torch.randn(50, 128)  # 256,000 numbers
+    with Largest(train, test) as seen:
+        knn_accuracy(train, labels, test, torch.zeros(50, dtype=torch.int64), num_classes=CLASSES)
+    assert 4000 <= seen.largest <= 4000 + 2000  # two queries' similarities, and numbers one an image
 
 
 def test_leave_one_out_excludes_oneself() -> None:

@@ -57,6 +57,21 @@ def test_in_float32_output_and_every_gradient_are_those_of_timm(count: int, head
     assert max(map(error, found, expected)) < 1e-5
 
 
+def test_drop_path_leaves_out_what_timm_leaves_out() -> None:
+    module = block(drop_path=0.5).train()
+    tokens = torch.randn(8, 5, 48, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    expected = outcome(module, module, tokens)
+    torch.manual_seed(2)
+    found = outcome(lambda x: bf16.run_block(module, x, torch.float32), module, tokens)
+
+    assert max(map(error, found, expected)) < 1e-5
+    left = bf16.run_block(module.eval(), tokens, torch.float32)
+    assert not torch.allclose(left, found[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bf16.applies(module, tokens)
+
+
 def test_in_bf16_the_errors_are_those_of_autocast() -> None:
     module = block(width=96)
     tokens = torch.randn(4, 50, 96, generator=torch.Generator().manual_seed(1))
@@ -101,7 +116,7 @@ def test_the_gradient_of_a_weight_is_the_same_whichever_side_is_turned(rows: int
 
 
 @pytest.mark.parametrize(
-    "options", [{"init_values": 0.1}, {"qk_norm": True}, {"drop_path": 0.1}, {"proj_drop": 0.1}, {"act_layer": nn.SiLU}]
+    "options", [{"init_values": 0.1}, {"qk_norm": True}, {"proj_drop": 0.1}, {"act_layer": nn.SiLU}]
 )
 @pytest.mark.usefixtures("bf16_autocast")
 def test_a_block_of_another_kind_is_left_to_timm(options: dict[str, object]) -> None:

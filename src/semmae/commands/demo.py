@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from semmae.commands.knn import KnnOptions, class_indices, image_features, open_encoder
+from semmae.commands.features import class_indices, image_features, open_encoder, untrained_like
+from semmae.commands.knn import KnnOptions
 from semmae.commands.options import Model, RunOptions, check_image_size
 from semmae.commands.pretrain import PretrainOptions, pretrain
 from semmae.commands.run import checked, run_folder, write_text
@@ -19,7 +19,6 @@ from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.knn import knn_accuracy
 from semmae.evaluation.quality import read_masks
-from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 
 # Methods of quality.json that the table at the end shows.
@@ -124,8 +123,7 @@ def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> Pre
 def compare_knn(options: KnnOptions, images: ImageSet) -> dict[str, Any]:
     """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels."""
     encoder = open_encoder(options)
-    torch.manual_seed(options.seed)
-    untrained = Encoder(encoder.spec).to(next(encoder.parameters()).device)
+    untrained = untrained_like(encoder, options.seed)
     (targets,), names = class_indices([images])
     whole = WholeDataset(images, encoder.spec.image_size, fit="centre")
     vectors = {

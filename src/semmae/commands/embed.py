@@ -1,55 +1,233 @@
-"""`semmae embed`: one vector an image, for search, clustering or a classifier of one's own."""
+"""`semmae embed`: features of every image in one file, for search, clustering or a model of one's own.
 
+Until the file is whole, the work lies beside it in OUT.partial/, a run's folder like any other (`commands/run.py`):
+what was computed is kept when the run is stopped or killed, and the same command goes on.
+"""
+
+import dataclasses
+import json
+import logging
 import os
+import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
-from semmae.commands.knn import FeatureOptions, image_features, open_encoder
-from semmae.commands.options import check_values
+from semmae.checkpoint import digest, read_json
+from semmae.commands.features import ViewOptions, feature_size, open_encoder
+from semmae.commands.options import PARTIAL, check_choice
+from semmae.commands.run import checked, run_folder
+from semmae.commands.token_file import WRITERS, Column, TokenFile, finish, paths_beside
+from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
+from semmae.data.part_store import PartStore
 from semmae.errors import UserError
+from semmae.evaluation.features import evaluating
+from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
+from semmae.models.vit import Encoder
+from semmae.progress import Progress
+
+_log = logging.getLogger("semmae")
+
+_KINDS = (*WRITERS, ".safetensors")
+_FEATURES, _STATE = "features.safetensors", "state.json"
+_KEEP_EVERY = 5.0  # seconds: what a power failure costs at most
+# What a file goes on with only where it is the same, and how it is told.
+_MADE_OF = {
+    "images_digest": "other images",
+    "encoder_digest": "another encoder",
+    "parts_digest": "other part labels",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedOptions(FeatureOptions):
-    """Options of `semmae embed`; --out is a file here, .parquet or .npz."""
+class EmbedOptions(ViewOptions):
+    """Options of `semmae embed`; --out is a file here: .parquet, .npz or .safetensors."""
+
+    tokens: str = "cls"
+    """What to write of every image, one or several divided by commas: cls (class token), mean (of the patch tokens), \
+    patch (all of them), parts (their mean in each part; needs --parts)."""
+    parts: Path | None = None
+    """Part labels of the same images: a run of semmae parts or pretrain."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Numbers in the file; float16 takes half the room and keeps three digits."""
 
 
 def embed(options: EmbedOptions) -> Path:
-    """Write features of images with their paths to a .parquet or .npz file."""
-    out = options.out
-    if out.suffix not in (".parquet", ".npz"):
-        raise UserError(f"--out {out}: unknown kind of file {out.suffix!r}; use .parquet or .npz")
-    if options.resume:
-        raise UserError("--resume: embed writes its file at once; run it again with --overwrite")
-    if out.exists() and not options.overwrite:
-        raise UserError(f"--out {out}: exists; replace it with --overwrite, or choose another")
-    check_values(options)
+    """Write features of every image to a .parquet, .npz or .safetensors file."""
+    run = _run_beside(options)
+    tokens = _tokens(options)
     encoder = open_encoder(options)
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
-    write_features(image_features(options, encoder, images), images, out)
-    print(f"{len(images)} images, {encoder.width} numbers each: {out}")
-    return out
+    store = None if options.parts is None else _open_parts(options.parts, images)
+    info = _info(options, tokens, encoder, images, store)
+    file = TokenFile(run.out / _FEATURES, len(images), _columns(options, encoder, tokens, store), info)
+    if run.resume:
+        _check_same(run.out, info)
+    _check_room(options, file)
+    with run_folder(run):
+        _fill(run, encoder, images, store, file)
+        finish(file, images.names, images.labels, options.out)
+    shutil.rmtree(run.out, ignore_errors=True)
+    shapes = ", ".join(f"{column.name} {_shape(column.shape)}" for column in file.columns)
+    print(f"{len(images)} images, {shapes} in {options.dtype}, {file.size / 1e6:.1f} MB: {options.out}")
+    return options.out
 
 
-def write_features(features: Tensor, images: ImageSet, out: Path) -> None:
-    """Columns `path`, `label` (where there are classes) and `features`, written at once."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp{out.suffix}")
-    if out.suffix == ".npz":
-        columns = {"path": np.array(images.names), "features": features.numpy()}
-        if images.labels is not None:
-            columns["label"] = np.array(images.labels)
-        np.savez(temporary, allow_pickle=False, **columns)
+def _run_beside(options: EmbedOptions) -> EmbedOptions:
+    """The options of the run that works beside --out, whose values and place were checked."""
+    out = options.out
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; give a file, such as {out / 'features.parquet'}")
+    if out.suffix not in _KINDS:
+        raise UserError(f"--out {out}: unknown kind of file {out.suffix!r}; use .parquet, .npz or .safetensors")
+    partial = Path(f"{out}{PARTIAL}")
+    if out.exists() and (partial / _STATE).is_file() and not (partial / _FEATURES).exists():
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed when its file was whole
+    begun = partial.is_dir()
+    if not options.overwrite and not (options.resume and begun):
+        beside = paths_beside(out)
+        there = next((path for path in (out, beside) if path is not None and path.exists()), None)
+        if there is not None and not (begun and there == beside):
+            whole = " and is whole" if options.resume and there == out else ""
+            raise UserError(f"--out {there}: exists{whole}; replace it with --overwrite, or choose another")
+    return checked(dataclasses.replace(options, out=partial))
+
+
+def _tokens(options: EmbedOptions) -> list[str]:
+    """The kinds of --tokens, in their own order."""
+    asked = [token.strip() for token in options.tokens.split(",")]
+    for token in asked:
+        check_choice("tokens", token, TOKENS)
+    if "parts" in asked and options.parts is None:
+        raise UserError("--tokens parts: needs the part labels of these images; give them with --parts RUN")
+    if "parts" not in asked and options.parts is not None:
+        raise UserError(f"--parts: is read for part tokens alone; add it to --tokens {options.tokens}, or leave it out")
+    return [token for token in TOKENS if token in asked]
+
+
+def _open_parts(folder: Path, images: ImageSet) -> PartStore:
+    """The part labels of --parts, which must be of these images."""
+    if not (folder / "parts.json").exists() and (folder / "parts" / "parts.json").exists():
+        folder = folder / "parts"  # of a run of pretrain
+    return PartStore.open(folder, manifest_digest=images.digest)
+
+
+def _info(
+    options: EmbedOptions, tokens: Sequence[str], encoder: Encoder, images: ImageSet, store: PartStore | None
+) -> dict[str, Any]:
+    """What must be known of the numbers, kept in the file; all of it the same, the numbers are the same."""
+    told = {
+        "version": version("semmae"),
+        "encoder": options.encoder,
+        "encoder_digest": digest(encoder),
+        "images_digest": images.digest,
+        "image_size": feature_size(options, encoder),
+        "crop_pct": options.crop_pct,
+        "patch_size": encoder.patch_size,
+        "tokens": ",".join(tokens),
+        "batch_size": options.batch_size,
+    }
+    if store is not None:
+        told |= {"parts": store.label_names, "parts_digest": "/".join(store.digests.values())}
+    return told
+
+
+def _columns(options: EmbedOptions, encoder: Encoder, tokens: Sequence[str], store: PartStore | None) -> list[Column]:
+    width, parts = encoder.width, 0 if store is None else store.num_labels
+    patches = (feature_size(options, encoder) // encoder.patch_size) ** 2
+    shapes = {"cls": (width,), "mean": (width,), "patch": (patches, width), "parts": (parts, width)}
+    columns = [Column(token, shapes[token], options.dtype) for token in tokens]
+    return columns + ([Column(COUNTS, (parts,), "int32")] if "parts" in tokens else [])
+
+
+def _check_same(partial: Path, info: dict[str, Any]) -> None:
+    """Refuse to go on with rows of other images, another encoder or other parts."""
+    if not (partial / _STATE).is_file():
+        return  # killed before the first row
+    begun = read_json(partial / _STATE)["info"]
+    changed = next((words for key, words in _MADE_OF.items() if begun.get(key) != info.get(key)), None)
+    if changed is not None:
+        raise UserError(f"{partial}: was begun with {changed}; restore what has changed, or give --overwrite")
+
+
+def _check_room(options: EmbedOptions, file: TokenFile) -> None:
+    """Refuse what the disk cannot hold: the rows under way, and their copy where the file is one."""
+    copies = 1 if paths_beside(options.out) else 2
+    folder = next(path for path in options.out.absolute().parents if path.exists())
+    taken = file.path.stat().st_blocks * 512 if file.path.exists() else 0
+    needed, free = copies * file.size - taken, shutil.disk_usage(folder).free
+    if needed > free:
+        less = "--dtype float16, fewer --tokens" + ("" if copies == 1 else ", .safetensors (once the room, not twice)")
+        raise UserError(
+            f"--out {options.out}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there; use {less} "
+            "or another disk"
+        )
+
+
+def _fill(run: EmbedOptions, encoder: Encoder, images: ImageSet, store: PartStore | None, file: TokenFile) -> None:
+    """Compute the rows that are not there yet."""
+    done = 0
+    if file.is_begun() and (run.out / _STATE).is_file():
+        done = int(read_json(run.out / _STATE)["rows"])
     else:
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.numpy().ravel()), features.shape[1])
-        table = pa.table({"path": pa.array(images.names), "features": vectors})
-        if images.labels is not None:
-            table = table.append_column("label", pa.array(images.labels))
-        pq.write_table(table, temporary)
-    os.replace(temporary, out)
+        if run.resume and (run.out / _STATE).is_file():
+            _log.warning("%s: of another version, or damaged; begun anew", run.out)
+        file.create()
+    size = feature_size(run, encoder)
+    dataset = WholeDataset(images, size, "centre", run.crop_pct, store, size // encoder.patch_size)
+    # Batches begin where they do in a run never stopped: what is computed together rounds alike.
+    loader = make_loader(dataset, run.batch_size, sampler=range(done, len(images)), workers=run.workers)
+    label = f"embedding, {done} done before" if done else "embedding"
+    kept = time.monotonic()
+    with evaluating(encoder), torch.inference_mode(), Progress(len(images) - done, label=label) as progress:
+        try:
+            for batch in progress.iterate(loader):
+                _write(run, encoder, batch, store, file)
+                done += len(batch["row"])
+                progress.update(len(batch["row"]))
+                if time.monotonic() - kept > _KEEP_EVERY:
+                    _keep(file, done)
+                    kept = time.monotonic()
+        finally:
+            _keep(file, done)
+
+
+def _write(
+    run: EmbedOptions, encoder: Encoder, batch: dict[str, Tensor], store: PartStore | None, file: TokenFile
+) -> None:
+    """The rows of a batch, computed and written."""
+    device = next(encoder.parameters()).device
+    pixels = normalise(batch["image"].to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
+    labels = None if store is None else batch["parts"].to(device)
+    tokens = [column.name for column in file.columns]
+    found = image_tokens(encoder(pixels), tokens, labels, 0 if store is None else store.num_labels)
+    values = {column.name: found[column.name].to(getattr(torch, column.dtype)) for column in file.columns}
+    for name, numbers in values.items():
+        if not numbers.isfinite().all():
+            if found[name].isfinite().all():
+                raise UserError(f"--dtype float16: {name} holds numbers beyond 65504; use --dtype float32")
+            raise UserError(f"--encoder {run.encoder}: {name} is not finite; its weights are damaged, use others")
+    file.write(int(batch["row"][0]), {name: numbers.cpu().numpy() for name, numbers in values.items()})
+
+
+def _keep(file: TokenFile, rows: int) -> None:
+    """Note how many rows are on the disk."""
+    file.sync()
+    state = file.path.with_name(_STATE)
+    temporary = state.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as handle:
+        json.dump({"rows": rows, "info": file.info}, handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, state)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

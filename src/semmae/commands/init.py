@@ -1,6 +1,5 @@
 """`--init`: to begin with weights that are already there, of an encoder or of a whole masked autoencoder."""
 
-import dataclasses
 import logging
 
 from torch import nn
@@ -10,7 +9,7 @@ from semmae.errors import UserError
 from semmae.loading import find_decoder, load_encoder, load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
-from semmae.patches import resize_positions
+from semmae.models.weights import NORM_EPS, norm_epsilons, set_norm_eps
 
 _LOG = logging.getLogger("semmae")
 
@@ -22,7 +21,9 @@ def init_encoder(init: str, options: SizeOptions, num_heads: int | None) -> Enco
         UserError: there is none, or it is of another size than the options tell.
     """
     encoder = load_encoder(init, num_heads=num_heads)
-    _resize(init, encoder, options)
+    _check_sizes(init, encoder, options)
+    encoder.set_image_size(options.image_size)
+    _usual_norms(init, encoder)
     return encoder
 
 
@@ -46,11 +47,9 @@ def init_autoencoder(
     found = find_decoder(init, num_heads=decoder.num_heads)
     if found == decoder:
         mae = load_mae(init, num_heads=num_heads, decoder_num_heads=decoder.num_heads)
-        _resize(init, mae.encoder, options)
-        assert mae.encoder.vit.pos_embed is not None
-        mae.encoder.vit.pos_embed.requires_grad_(False)  # resampled, it is a new parameter
-        positions = resize_positions(mae.decoder_pos_embed, options.image_size // options.patch_size)
-        mae.decoder_pos_embed = nn.Parameter(positions.detach(), requires_grad=False)
+        _check_sizes(init, mae.encoder, options)
+        mae.set_image_size(options.image_size)
+        _usual_norms(init, mae)
         mae.norm_pix_loss = norm_pix_loss
         _LOG.info("%s: encoder and decoder taken", init)
         return mae.train()
@@ -63,8 +62,8 @@ def init_autoencoder(
         raise UserError(f"--init {init}: {error}; choose another encoder") from error
 
 
-def _resize(init: str, encoder: Encoder, options: SizeOptions) -> None:
-    """Resample the positions in place; refuse an encoder of another size than the options tell."""
+def _check_sizes(init: str, encoder: Encoder, options: SizeOptions) -> None:
+    """Refuse an encoder of another size than the options tell."""
     wanted = EncoderSpec.named(options.model, options.image_size, options.patch_size)
     found = encoder.spec
     if (found.width, found.depth, found.patch_size) != (wanted.width, wanted.depth, wanted.patch_size):
@@ -74,8 +73,14 @@ def _resize(init: str, encoder: Encoder, options: SizeOptions) -> None:
             f"--init {init}: width {found.width}, depth {found.depth}, patch {found.patch_size}, but --model "
             f"{options.model} is {wanted.width}, {wanted.depth}, {wanted.patch_size}; {remedy}"
         )
-    encoder.vit.set_input_size(img_size=(options.image_size, options.image_size))
-    encoder.spec = dataclasses.replace(found, image_size=options.image_size)
+
+
+def _usual_norms(init: str, module: nn.Module) -> None:
+    """Give the layer norms the epsilon of timm and MAE: what is trained on must load there, which hold no other."""
+    found = norm_epsilons(module)
+    if found != {NORM_EPS}:
+        set_norm_eps(module, NORM_EPS)
+        _LOG.info("%s: epsilon of the layer norms set from %s to %g", init, " and ".join(map(str, found)), NORM_EPS)
 
 
 def _sizes(decoder: DecoderSpec, other: DecoderSpec | None) -> str:

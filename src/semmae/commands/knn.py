@@ -1,113 +1,74 @@
 """`semmae knn`: how well classes can be read off an encoder's features, without training anything."""
 
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from semmae.commands.options import RunOptions
-from semmae.commands.run import checked, run_folder, write_text
-from semmae.data.loaders import WholeDataset, make_loader
-from semmae.data.manifest import ImageSet, open_images, write_skipped
+from semmae.commands.features import (
+    FeatureOptions,
+    class_indices,
+    feature_size,
+    image_features,
+    open_classes,
+    open_encoder,
+    untrained_like,
+)
+from semmae.commands.options import PresetOptions
+from semmae.commands.results import write_results
+from semmae.commands.run import checked, run_folder
+from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.sources import has_split
 from semmae.errors import UserError
-from semmae.evaluation.features import extract
-from semmae.evaluation.knn import knn_accuracy
-from semmae.loading import load_encoder
+from semmae.evaluation.accuracy import rank_report
+from semmae.evaluation.knn import knn_ranks
 from semmae.models.vit import Encoder
 
-_log = logging.getLogger("semmae")
-
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions(RunOptions):
-    """What verbs take that look at images through a frozen encoder."""
-
-    encoder: str
-    """Encoder: a run of semmae, timm:NAME, or a checkpoint file."""
-    data: str
-    """Images: a folder of any depth, Parquet file(s) with an `image` column, or hf:NAME."""
-    num_heads: int | None = None
-    """Heads of the encoder, where its file does not tell."""
-    image_size: int | None = None
-    """Pixels a side; default: as the encoder was trained."""
-    batch_size: int = 128
-    """Images at a time."""
-    pooling: Literal["cls", "mean"] = "cls"
-    """One vector an image: the class token, or the mean of the patch tokens."""
-    limit: int | None = None
-    """Use only so many of the images (of each split), drawn by the seed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnnOptions(FeatureOptions):
+class KnnOptions(PresetOptions, FeatureOptions):
     """Options of `semmae knn`."""
 
     k: int = 20
     """Neighbours that vote."""
     temperature: float = 0.07
     """Votes weigh exp(cosine similarity / temperature)."""
+    untrained: bool = False
+    """Measure beside it the same encoder with new weights, to see what training brought."""
 
 
 def knn(options: KnnOptions) -> Path:
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
     options = checked(options)
-    if options.temperature <= 0:
-        raise UserError(f"--temperature {options.temperature}: must be above 0; 0.07 is the usual choice")
+    check_temperature(options.temperature)
     encoder = open_encoder(options)
-    splits = ("train", "val") if has_split(options.data) else (None,)
-    sets = [open_split(options, split) for split in splits]
+    sets = open_knn_sets(options)
     with run_folder(options) as out:
-        results = measure_knn(options, encoder, sets)
-        write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+        figures = measure_knn(options, encoder, sets)
+        others = {}
+        if options.untrained:
+            others["untrained"] = measure_knn(options, untrained_like(encoder, options.seed), sets)
+        print(write_results(out, knn_protocol(options, encoder, sets), figures, others))
         write_skipped(sets[0].manifest, out / "skipped.csv")
-    print(f"k-NN top-1 {results['top1']:.1f} %, top-5 {results['top5']:.1f} % ({results['protocol']['split']})")
     return options.out
 
 
-def open_encoder(options: FeatureOptions) -> Encoder:
-    """The encoder of --encoder, frozen, for the image size asked for."""
-    encoder = load_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
-    return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+def check_temperature(temperature: float) -> None:
+    """Refuse what votes cannot be divided by."""
+    if temperature <= 0:
+        raise UserError(f"--temperature {temperature}: must be above 0; 0.07 is the usual choice")
 
 
-def feature_size(options: FeatureOptions, encoder: Encoder) -> int:
-    """Pixels a side of the images the encoder is shown."""
-    return options.image_size or encoder.spec.image_size
-
-
-def open_split(options: FeatureOptions, split: str | None) -> ImageSet:
-    """One split of --data, which must have classes."""
-    images = open_images(options.data, split=split, limit=options.limit, seed=options.seed, workers=options.workers)
-    if images.labels is None:
-        raise UserError(f"{options.data}: no classes; put images into one folder a class, or add a `label` column")
-    return images
-
-
-def image_features(options: FeatureOptions, encoder: Encoder, images: ImageSet) -> Tensor:
-    """Features (N, C) of whole images, centre-cropped to the square, in the order of the rows."""
-    dataset = WholeDataset(images, feature_size(options, encoder), fit="centre")
-    device = next(encoder.parameters()).device
-    return extract(
-        encoder,
-        make_loader(dataset, options.batch_size, workers=options.workers),
-        mean=encoder.spec.mean,
-        std=encoder.spec.std,
-        pooling=options.pooling,
-        device=device,
-        total=len(images),
-    )
+def open_knn_sets(options: FeatureOptions) -> list[ImageSet]:
+    """The images that vote and those that ask; one set where --data has no splits: all but itself vote for each."""
+    splits = ("train", "val") if has_split(options.data) else (None,)
+    return [open_classes(options, split) for split in splits]
 
 
 def measure_knn(options: KnnOptions, encoder: Encoder, sets: list[ImageSet]) -> dict[str, Any]:
-    """top-1 and top-5 of val against train, or of every image against all others; with the protocol."""
+    """What val's neighbours in train tell of its classes, or every image's among all others."""
     features = [image_features(options, encoder, images) for images in sets]
     targets, names = class_indices(sets)
-    accuracy = knn_accuracy(
+    ranks = knn_ranks(
         features[0],
         targets[0],
         features[-1],
@@ -117,21 +78,24 @@ def measure_knn(options: KnnOptions, encoder: Encoder, sets: list[ImageSet]) -> 
         temperature=options.temperature,
         leave_one_out=len(sets) == 1,
     )
+    report = rank_report(ranks, targets[-1], len(names))
+    del report["per_class"]  # a thousand numbers, where one figure is asked for
+    return {**report, "images": len(sets[-1]), "classes": len(names)}
+
+
+def knn_protocol(options: KnnOptions, encoder: Encoder, sets: list[ImageSet]) -> dict[str, Any]:
+    """How it is measured."""
     split = "leave one out" if len(sets) == 1 else f"{len(sets[0])} train, {len(sets[1])} val"
-    protocol = {
+    return {
+        "method": "k-NN, cosine similarity",
         "k": options.k,
         "temperature": options.temperature,
         "pooling": options.pooling,
         "image_size": feature_size(options, encoder),
+        "crop_pct": options.crop_pct,
+        "interval": "95 %, Wilson",
         "split": split,
         "encoder": options.encoder,
         "data": options.data,
+        "seed": options.seed,
     }
-    return {"protocol": protocol, **accuracy, "images": len(sets[-1]), "classes": len(names)}
-
-
-def class_indices(sets: list[ImageSet]) -> tuple[list[Tensor], list[str]]:
-    """Class numbers of every image of each set, numbered alike, and the names."""
-    names = sorted({label for images in sets for label in images.labels or ()})
-    number = {name: index for index, name in enumerate(names)}
-    return [torch.tensor([number[label] for label in images.labels or ()]) for images in sets], names

@@ -43,14 +43,27 @@ def draw_masks(
     shown = pixels if subset is None else _faded(pixels, subset, length)
     masks = [(title, _on_the_grid(mask, subset, length)) for title, mask, subset in drawn]
     masks_picture(shown, grids, names, masks, folder / "masks.png")
-    images_float = normalise(pixels, spec.mean, spec.std)
-    patches = patchify(images_float, spec.patch_size)
-    prediction = mae(images_float, mask, subset).pred
+    rebuilt = reconstruct_pixels(mae, pixels, mask, subset)
+    reconstructions_picture(shown, masks[0][1], rebuilt, folder / "reconstructions.png")
+
+
+@torch.inference_mode()
+def reconstruct_pixels(mae: MaskedAutoencoder, pixels: Tensor, mask: Tensor, subset: Tensor | None = None) -> Tensor:
+    """Hidden patches as the autoencoder predicts them, uint8 (B, 3, S, S); other patches mean nothing.
+
+    Args:
+        mae: in eval mode.
+        pixels: uint8 (B, 3, S, S).
+        mask: bool (B, L), or (B, N) over the `subset` of the patches that takes part.
+        subset: indices (B, N).
+    """
+    spec = mae.encoder.spec
+    images = normalise(pixels, spec.mean, spec.std)
+    prediction = mae(images, mask, subset).pred
     if mae.norm_pix_loss:
         # Only the true patch knows its mean and deviation: borrowed from it, as MAE's own demonstration does.
-        prediction = denormalize_patches(prediction, patches)
-    rebuilt = denormalise(unpatchify(prediction, spec.patch_size), spec.mean, spec.std)
-    reconstructions_picture(shown, masks[0][1], rebuilt, folder / "reconstructions.png")
+        prediction = denormalize_patches(prediction, patchify(images, spec.patch_size))
+    return denormalise(unpatchify(prediction, spec.patch_size), spec.mean, spec.std)
 
 
 def _on_the_grid(mask: Tensor, subset: Tensor | None, length: int) -> Tensor:

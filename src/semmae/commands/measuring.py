@@ -108,26 +108,66 @@ def measure(
     Returns:
         Method → figure → value, as in the file.
     """
-    methods: dict[str, npt.NDArray[np.uint8]] = {"learned": store.labels[truth.rows]}
+    protocol = truth.protocol | {"labels": store.num_labels, "grid": store.grid}
+    scores = {"learned": _rounded(score(store.labels[truth.rows], truth))}
+    if encoder is not None:
+        found, tokens = measure_encoder(
+            encoder, images, truth, labels=store.num_labels, grid=store.grid, size=size, batch_size=batch_size,
+            workers=workers, seed=seed,
+        )  # fmt: skip
+        scores |= found
+        protocol |= {"heads": encoder.spec.num_heads, "kmeans_tokens": tokens}
+    scores |= measure_grids(truth, labels=store.num_labels, grid=store.grid)
+    write_text(path, json.dumps({**scores, "protocol": protocol}, indent=1, ensure_ascii=False) + "\n")
+    _log.info("%s", summary(scores, truth))
+    return scores
+
+
+def measure_encoder(
+    encoder: Encoder,
+    images: ImageSet,
+    truth: Truth,
+    *,
+    labels: int,
+    grid: int,
+    size: int,
+    batch_size: int,
+    workers: int,
+    seed: int,
+) -> tuple[Scores, int]:
+    """Quality of the parts that an encoder tells without any learning: its heads, clusters of its tokens.
+
+    Args:
+        encoder: where it lies is where it computes.
+        images: that `truth` is of.
+        truth: from `read_truth`.
+        labels: clusters to find.
+        grid: points a side of the labels.
+        size: pixels a side of the images the encoder sees.
+        batch_size: images at a time.
+        workers: processes that load images.
+        seed: of k-means.
+
+    Returns:
+        Method → figure → value, and how many tokens the clusters were fitted to.
+    """
 
     def loader(rows: Sequence[int]) -> Iterable[Mapping[str, Tensor]]:
         return make_loader(WholeDataset(images, size), batch_size, sampler=rows, workers=workers)
 
-    protocol = truth.protocol | {"labels": store.num_labels, "grid": store.grid}
-    if encoder is not None:
-        fitted = _drawn(truth.rows, FIT_IMAGES, seed)
-        generator = torch.Generator().manual_seed(seed)
-        tokens = sample_tokens(encoder, loader(fitted), images=len(fitted), generator=generator)
-        centres = {name: fit_clusters(own, store.num_labels, seed) for name, own in tokens.items()}
-        methods |= baseline_labels(encoder, loader(truth.rows), centres, store.grid, images=len(truth.rows))
-        protocol |= {"heads": encoder.spec.num_heads, "kmeans_tokens": len(tokens["kmeans"])}
-    bands = min(store.num_labels, store.grid)
-    methods["grid"] = fixed_grid(min(store.num_labels, store.grid**2), store.grid)
-    methods["bands"] = fixed_grid(bands, store.grid, rows=bands)
-    scores = {name: _rounded(score(labels, truth)) for name, labels in methods.items()}
-    write_text(path, json.dumps({**scores, "protocol": protocol}, indent=1, ensure_ascii=False) + "\n")
-    _log.info("%s", summary(scores, truth))
-    return scores
+    fitted = _drawn(truth.rows, FIT_IMAGES, seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sample_tokens(encoder, loader(fitted), images=len(fitted), generator=generator)
+    centres = {name: fit_clusters(own, labels, seed) for name, own in tokens.items()}
+    found = baseline_labels(encoder, loader(truth.rows), centres, grid, images=len(truth.rows))
+    return {name: _rounded(score(own, truth)) for name, own in found.items()}, len(tokens["kmeans"])
+
+
+def measure_grids(truth: Truth, *, labels: int, grid: int) -> Scores:
+    """Quality of parts that no image was looked at for: cells of a fixed grid, horizontal bands."""
+    bands = min(labels, grid)
+    methods = {"grid": fixed_grid(min(labels, grid**2), grid), "bands": fixed_grid(bands, grid, rows=bands)}
+    return {name: _rounded(score(own, truth)) for name, own in methods.items()}
 
 
 def score(labels: npt.NDArray[np.uint8], truth: Truth) -> dict[str, float]:

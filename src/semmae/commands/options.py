@@ -20,6 +20,8 @@ from semmae.tasks.precision import Precision
 
 Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 
+# What the folder is called that a verb works in until the file --out is whole.
+PARTIAL = ".partial"
 # Each of them goes on with the run in --out, by its own options.
 GOING_ON = ("resume", "labels_only", "quality_only")
 # What may differ between the first run and the one that resumes it: none of them changes weights or labels, or
@@ -35,6 +37,9 @@ _FREE_ON_RESUME = {
     "keypoints",
     "quality_images",
     "knn_every",
+    "pictures",
+    "val_every",
+    "untrained",
     "checkpointing",
     "compile",
 }
@@ -120,10 +125,13 @@ _NO_LIMIT = sys.float_info.max  # infinity is above it
 _AT_LEAST = {
     "image_size": 8, "teacher_image_size": 8, "patch_size": 2, "batch_size": 1, "epochs": 1, "devices": 1, "workers": 0,
     "limit": 1, "grid": 2, "k": 1, "teacher_epochs": 1, "parts_epochs": 1, "seed": 0, "images": 1, "num_heads": 1,
-    "decoder_width": 4, "decoder_depth": 1, "decoder_heads": 1, "lr": 0, "blr": 0, "weight_decay": 0, "gamma": 0,
+    "decoder_width": 4, "decoder_depth": 1, "decoder_heads": 1, "decoder_num_heads": 1, "lr": 0, "blr": 0,
+    "weight_decay": 0, "gamma": 0,
     "diversity": 0, "weight_decay_end": 0, "local_crops": 0, "local_size": 1, "prototypes": 2, "head_width": 1,
     "ibot": 0, "koleo": 0, "clip": 0, "knn_every": 0, "sample": 1, "blur": 1, "agreement": 0, "concentration": 0,
     "total_variation": 0, "quality_images": 1, "token_subset": 2, "accumulate": 1,
+    "steps": 1, "val_steps": 1, "decoder_channels": 1, "aux_weight": 0, "pictures": 0,
+    "min_lr": 0, "mixup": 0, "cutmix": 0, "val_every": 0,
 }  # fmt: skip
 _LIMITS: dict[str, tuple[float, float]] = {
     **{name: (low, _NO_LIMIT) for name, low in _AT_LEAST.items()},
@@ -140,6 +148,19 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "mask_spread": (0, 1),
     "blend": (0, 1),
     "attention_hint": (0, 1),
+    "layer_decay": (0.01, 1),
+    "drop_path": (0, 0.95),
+    "erasing": (0, 1),
+    "label_smoothing": (0, 0.99),
+    "ema": (0, 0.999999),
+    "ignore_index": (0, 255),
+    "min_scale": (0.1, 10),
+    "max_scale": (0.1, 10),
+    "most_of_one": (0.01, 1),
+    "stride": (0.1, 1),
+    "val_share": (0.01, 0.99),
+    "choice_share": (0.01, 0.5),
+    "crop_pct": (0.1, 1),
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
@@ -284,12 +305,18 @@ def _changed_since(options: OptionsT, path: Path) -> tuple[str, Any] | None:
     return None
 
 
+def run_of(out: Path | str) -> Path:
+    """The folder in which a run keeps its options: `out` itself, or beside it where a file is being written."""
+    beside = Path(f"{out}{PARTIAL}")
+    return beside if (beside / "config.yaml").is_file() else Path(out)
+
+
 def begun_with(kind: type[Any], out: Path | str | None) -> dict[str, Any]:
     """What a resumed run need not be told again: the options of the run in `out`.
 
     Where no run is, stand-ins for the required options, so that `resumed` can tell what is wrong.
     """
-    path = Path(out or "") / "config.yaml"
+    path = run_of(out or "") / "config.yaml"
     if out and path.is_file():
         return {name: value for name, value in read_config(path, kind).items() if name != "out"}
     required = (field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)

@@ -34,7 +34,8 @@ from semmae.part_samples import FILE as SAMPLES
 from semmae.part_samples import collect, spread
 from semmae.parts_page import write_parts_page
 from semmae.reporting import parts_picture, write_report
-from semmae.tasks.parts import PartsRecipe, PartsTask
+from semmae.tasks.part_losses import PartsRecipe
+from semmae.tasks.parts import PartsTask
 from semmae.tasks.trainer import fit, is_rank_zero
 
 _PICTURED = 24  # images in parts.png
@@ -88,7 +89,8 @@ class PartsOptions(PresetOptions, LabelOptions):
     masks: Path | None = None
     """Folder of PNG labels of true parts (same names, 0 = background), to measure against."""
     keypoints: Path | None = None
-    """CSV of true keypoints to measure against: columns image, part, x, y (pixels) and, if need be, visible."""
+    """CSV of true keypoints to measure against: columns image, part, x, y (pixels) and, if need be, visible; or \
+    CUB's parts/part_locs.txt."""
     quality_images: int = MOST_IMAGES
     """Images with true parts that are measured at most, drawn by the seed."""
 

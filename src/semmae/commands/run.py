@@ -25,7 +25,7 @@ _CONFIG = "config.yaml"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
 _NOTHING = {UNFINISHED, f".{_CONFIG}.tmp"}
 # Beginnings of files and folders that were written beside their places when a run was killed.
-_LEFTOVERS = ("*.tmp", ".encoder-*", ".autoencoder-*", ".learner-*")
+_LEFTOVERS = ("*.tmp", ".encoder-*", ".autoencoder-*", ".learner-*", ".classifier-*")
 
 _log = logging.getLogger("semmae")
 
@@ -106,6 +106,8 @@ def run_folder(options: OptionsT) -> Iterator[Path]:
             if options.resume:
                 _sweep(out)
             write_text(out / _CONFIG, to_yaml(options))
+        # A run within a run begins in all processes at once: its folder may not be there yet.
+        out.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(out / "train.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         _log.addHandler(handler)

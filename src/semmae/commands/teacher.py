@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from semmae.checkpoint import save_encoder
+from semmae.commands.features import class_indices
 from semmae.commands.init import init_encoder
-from semmae.commands.knn import class_indices
 from semmae.commands.options import PresetOptions, SizeOptions, check_image_size
 from semmae.commands.run import checked, run_folder
 from semmae.commands.training import fit_options, open_training_images, summarised, training_loader

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from semmae.checkpoint import read_json
 from semmae.commands.options import TrainOptions
 from semmae.commands.run import write_text
+from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.errors import UserError
@@ -24,6 +25,14 @@ _log = logging.getLogger("semmae")
 
 def open_training_images(options: TrainOptions) -> ImageSet:
     """The images of --data, checked as what asks for them is; nothing is written but the manifest's cache."""
+    check_batches(options)
+    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    _check_count(len(images), options)
+    return images
+
+
+def check_batches(options: TrainOptions) -> None:
+    """Refuse arithmetic that is not to be had here, and batches that do not divide."""
     check_precision(options.precision)
     batches = options.devices * options.accumulate
     if options.batch_size % batches:
@@ -31,13 +40,12 @@ def open_training_images(options: TrainOptions) -> ImageSet:
             f" · --accumulate {options.accumulate}" if options.accumulate > 1 else ""
         )
         raise UserError(f"--batch-size {options.batch_size} is not divisible by {parts}; use a multiple of {batches}")
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
-    _check_count(len(images), options)
-    return images
 
 
-def training_loader(dataset: CropDataset, options: TrainOptions) -> DataLoader[dict[str, Any]]:
-    """Shuffled whole batches, as many as make whole optimiser steps.
+def training_loader(
+    dataset: CropDataset | LabelledCrops, options: TrainOptions, classes: Sequence[int] | None = None
+) -> DataLoader[dict[str, Any]]:
+    """Shuffled whole batches, as many as make whole optimiser steps; with `classes`, each class equally often.
 
     With fewer images than one step takes, its batches shrink with a warning.
     """
@@ -46,7 +54,7 @@ def training_loader(dataset: CropDataset, options: TrainOptions) -> DataLoader[d
     if len(dataset) < size:
         size = max(batches, len(dataset) // batches * batches)
         _log.warning("batch size %d is more than the %d images: shrunk to %d", options.batch_size, len(dataset), size)
-    sampler = EpochSampler(len(dataset), options.seed, multiple=size // options.devices)
+    sampler = EpochSampler(len(dataset), options.seed, multiple=size // options.devices, classes=classes)
     return make_loader(dataset, size // batches, sampler=sampler, workers=options.workers, drop_last=True)
 
 

@@ -66,6 +66,20 @@ def random_crop(
     return Crop((height - h) // 2 / height, (width - w) // 2 / width, h / height, w / width, flip)
 
 
+def least_side(size: int, share: float) -> int:
+    """The short side that an image must have for no random crop of `size` pixels to be enlarged.
+
+    `share` of the image's area is what a crop shows at least.
+    """
+    return math.ceil(size / math.sqrt(share * NARROWEST))
+
+
+def centre_crop(height: int, width: int, share: float = 1.0) -> Crop:
+    """The central square of an image of height × width pixels, its side `share` of the short one."""
+    side = share * min(height, width)
+    return Crop((1 - side / height) / 2, (1 - side / width) / 2, side / height, side / width, False)
+
+
 def crop_image(image: Tensor, crop: Crop, size: int) -> Tensor:
     """uint8 (3, H, W) → uint8 (3, size, size): cut out, resized (bicubic, antialiased), flipped."""
     top, left, height, width = pixel_box(crop, image.shape[-2], image.shape[-1])

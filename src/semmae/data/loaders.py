@@ -4,7 +4,6 @@ The sampler yields (epoch, row): persistent workers hold no state, and a resumed
 Images stay uint8 until `normalise`, which runs on the device.
 """
 
-import math
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,16 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from semmae.data.attention import MOST_ATTENDED
+from semmae.data.balance import balanced_rows
 from semmae.data.colour import HUE, jitter
-from semmae.data.crop import NARROWEST, WHOLE, Crop, crop_image, crop_parts, crop_scores, random_crop
+from semmae.data.crop import WHOLE, Crop, centre_crop, crop_image, crop_parts, crop_scores, least_side, random_crop
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.memory import keep_freed_memory
 
 Key = int | tuple[int, int]  # a row, or (epoch, row)
 _PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
+_AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
 _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
 
 
@@ -34,6 +35,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """(epoch, row) for the rows of one epoch, dealt out to ranks; short ones get the first rows again.
 
     Of each rank's rows those beyond a `multiple` are left out: batches that make whole optimiser steps.
+    With `classes`, of each row, every class comes equally often (`balanced_rows`); a row that comes again in an epoch
+    does so under another number of the epoch, and thus with another crop.
     """
 
     def __init__(
@@ -45,22 +48,31 @@ class EpochSampler(Sampler[tuple[int, int]]):
         multiple: int = 1,
         num_replicas: int | None = None,
         rank: int | None = None,
+        classes: Sequence[int] | None = None,
     ) -> None:
+        if classes is not None and (len(classes) != length or not shuffle):
+            raise ValueError(f"{length} rows, {len(classes)} classes; give one to each row, and shuffle them")
         self.length, self.seed, self.shuffle, self.multiple = length, seed, shuffle, multiple
         self.epoch = 0
         self._num_replicas, self._rank = num_replicas, rank
+        self._classes = None if classes is None else np.asarray(classes, dtype=np.int64)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         replicas, rank = self._place()
-        rows = np.arange(self.length)
-        if self.shuffle:
-            rows = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        dealt = np.resize(rows, -(-self.length // replicas) * replicas)  # np.resize repeats from the beginning
+        rows, epochs = np.arange(self.length), np.full(self.length, self.epoch)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self._classes is not None:
+            rows, turns = balanced_rows(self._classes, rng)
+            epochs = epochs + _AGAIN * turns
+        elif self.shuffle:
+            rows = rng.permutation(self.length)
+        # np.resize repeats from the beginning
+        dealt = np.resize(np.arange(self.length), -(-self.length // replicas) * replicas)
         mine = dealt[rank::replicas][: len(self)]
-        return zip([self.epoch] * len(mine), mine.tolist(), strict=True)
+        return zip(epochs[mine].tolist(), rows[mine].tolist(), strict=True)
 
     def __len__(self) -> int:
         rows = -(-self.length // self._place()[0])
@@ -135,7 +147,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         Each kind of work is done for all of them in one go. In turns, they drive each other's code and tables out of
         the processor's cache: generators and labels then take several times as long, decoding a tenth longer.
         """
-        places = [_epoch_and_row(key) for key in keys]
+        places = [epoch_and_row(key) for key in keys]
         rngs = [np.random.default_rng((self.seed, *place)) for place in places]
         pictures = self._pictures([row for _, row in places], rngs)
         items = []
@@ -172,7 +184,7 @@ class CropDataset(Dataset[dict[str, Any]]):
     def _least(self) -> int:
         """The short side that an image must have for its smallest and narrowest crop not to be enlarged."""
         kinds = [(self.size, self.scale[0])] + ([] if self.local is None else [(self.local.size, self.local.scale[0])])
-        return max(math.ceil(size / math.sqrt(share * NARROWEST)) for size, share in kinds)
+        return max(least_side(size, share) for size, share in kinds)
 
     def _cut(
         self, image: Tensor, rng: np.random.Generator, count: int, size: int, scale: tuple[float, float]
@@ -186,24 +198,45 @@ class CropDataset(Dataset[dict[str, Any]]):
 
 
 class WholeDataset(Dataset[dict[str, Any]]):
-    """Whole images. Item: "image" uint8 (3, size, size), "row".
+    """Whole images. Item: "image" uint8 (3, size, size), "row"; with `parts` "parts" int64 (side·side,), the part
+    under the centre of each patch.
 
     fit="stretch": the whole image stretched to the square, as part labels are defined;
-    fit="centre": the short side resized to `size`, the centre cut out, for features.
+    fit="centre": the short side resized to `size` / `crop_pct`, the centre cut out, for features. MAE measures
+    with crop_pct 0.875: 224 of 256.
     """
 
-    def __init__(self, images: ImageSet, size: int, fit: Literal["stretch", "centre"] = "stretch") -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        size: int,
+        fit: Literal["stretch", "centre"] = "stretch",
+        crop_pct: float = 1.0,
+        parts: PartStore | None = None,
+        side: int | None = None,
+    ) -> None:
         if fit not in ("stretch", "centre"):
             raise ValueError(f'fit must be "stretch" or "centre", not {fit!r}')
-        self.images, self.size, self.fit = images, size, fit
+        if not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct is {crop_pct}; it must be above 0, and 1 at most")
+        if parts is not None and (side is None or parts.images != len(images)):
+            raise ValueError(f"parts need a side (not {side}), and labels of {len(images)} images (not {parts.images})")
+        self.images, self.size, self.fit, self.parts, self.side = images, size, fit, parts, side
+        self._resized = int(size / crop_pct) if fit == "centre" else size  # rounded as timm and MAE do
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        _, row = _epoch_and_row(key)
-        image = self.images.read(row, 2 * self.size)  # twice: hardly to be told from the whole photo, resized
-        return {"image": _FITS[self.fit](image, self.size), "row": row}
+        _, row = epoch_and_row(key)
+        image = self.images.read(row, 2 * self._resized)  # twice: hardly to be told from the whole photo, resized
+        fitted = _stretch(image, self.size) if self.fit == "stretch" else _centre(image, self._resized, self.size)
+        item = {"image": fitted, "row": row}
+        if self.parts is not None and self.side is not None:
+            cut = centre_crop(image.shape[1], image.shape[2], self.size / self._resized)
+            crop = WHOLE if self.fit == "stretch" else cut
+            item["parts"] = crop_parts(self.parts.labels[row], crop, self.side)
+        return item
 
 
 def make_loader(
@@ -262,7 +295,8 @@ def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> 
     return (images * scale.to(images) + shift.to(images)).round().clamp(0, 255).to(torch.uint8)
 
 
-def _epoch_and_row(key: Key) -> tuple[int, int]:
+def epoch_and_row(key: Key) -> tuple[int, int]:
+    """What a key of a sampler means; rows alone are of epoch 0."""
     return key if isinstance(key, tuple) else (0, key)
 
 
@@ -270,13 +304,10 @@ def _stretch(image: Tensor, size: int) -> Tensor:
     return crop_image(image, WHOLE, size)
 
 
-def _centre(image: Tensor, size: int) -> Tensor:
-    resized = F.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+def _centre(image: Tensor, short_side: int, size: int) -> Tensor:
+    resized = F.resize(image, [short_side], interpolation=InterpolationMode.BICUBIC, antialias=True)
     cut: Tensor = F.center_crop(resized, [size, size])
     return cut.contiguous()
-
-
-_FITS = {"stretch": _stretch, "centre": _centre}
 
 
 def _start_worker(_: int) -> None:

@@ -60,7 +60,10 @@ class Manifest:
 
     def subset(self, limit: int, seed: int) -> "Manifest":
         """`limit` images drawn by `seed`, in their order."""
-        rows = sample_rows(len(self), limit, seed)
+        return self.select(sample_rows(len(self), limit, seed))
+
+    def select(self, rows: Sequence[int]) -> "Manifest":
+        """The images of these rows, in this order."""
         labels = None if self.labels is None else tuple(self.labels[row] for row in rows)
         names, sizes = tuple(self.names[row] for row in rows), tuple(self.sizes[row] for row in rows)
         return Manifest(names, sizes, labels, self.skipped)
@@ -88,6 +91,10 @@ class ImageSet:
     @property
     def digest(self) -> str:
         return self.manifest.digest
+
+    def select(self, rows: Sequence[int]) -> "ImageSet":
+        """The images of these rows, in this order."""
+        return ImageSet(self.source, self.manifest.select(rows))
 
     def read(self, row: int, least: int | None = None) -> Tensor:
         """uint8 (3, H, W) of a row, a large photo at a fraction of its size where `least` allows (see `decode`).

@@ -5,6 +5,9 @@
 | folder of any depth, glob    | path below the root | first folder (second, after split) | `train/`, `val/` |
 | Parquet file, folder of them | `file.parquet#row`  | column `label`                     | `train*`, `val*` |
 | `hf:NAME`                    | `split#row`         | column `label`                     | those of the hub |
+| CUB-200-2011 and its like    | path below the root | told by its files                  | told by its files |
+
+The last are read as their authors pack them: see `data/layouts.py`.
 """
 
 import glob
@@ -15,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from semmae.data.layouts import Listing, find_listing
 from semmae.data.parquet import TableSource, open_hub, open_parquet, parquet_splits
 from semmae.data.splits import are_splits, find_split, pick_split
 from semmae.errors import UserError, near
@@ -85,6 +89,9 @@ def open_source(data: str | Path, split: str | None = None) -> Source:
     text = str(data)
     if text.startswith("hf:"):
         return open_hub(text, split)
+    listing = find_listing(Path(text).expanduser())
+    if listing is not None:
+        return _open_listing(listing, split)
     root, files = _find_files(text)
     tables = [name for name in files if name.lower().endswith(".parquet")]
     images = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]
@@ -106,6 +113,8 @@ def has_split(data: str | Path) -> bool:
     if text.startswith("hf:"):
         source: TableSource = open_hub(text, None)
         splits = {name.split("#", 1)[0] for name in source.names}
+    elif (listing := find_listing(Path(text).expanduser())) is not None:
+        splits = set(listing.splits)
     else:
         root, files = _find_files(text)
         tables = [name for name in files if name.lower().endswith(".parquet")]
@@ -114,13 +123,26 @@ def has_split(data: str | Path) -> bool:
     return are_splits(splits) and None not in (find_split("train", splits), find_split("val", splits))
 
 
+def _open_listing(listing: Listing, split: str | None) -> Source:
+    names, labels = listing.rows(split)
+    if labels is None:
+        _log.info("%s: no classes, %s is missing", listing.root, listing.lacking)
+    return _folder_source(listing.root, names, labels)
+
+
 def _open_folder(root: Path, names: list[str], split: str | None, data: str) -> Source:
     folders = _first_folders(names)
+    if {"train", "train_mini"} <= folders:  # iNaturalist 2021: the second holds images of the first
+        _log.info("%s: train is taken, train_mini left out", data)
+        names = [name for name in names if not name.startswith("train_mini/")]
     if split is not None:
         prefix = pick_split(split, folders, data) + "/"
         names = [name for name in names if name.startswith(prefix)]
+    return _folder_source(root, names, _classes(names, depth=1 if are_splits(folders) else 0))
+
+
+def _folder_source(root: Path, names: list[str], labels: list[str] | None) -> Source:
     stats = [_size_and_time(os.path.join(root, name)) for name in names]
-    labels = _classes(names, depth=1 if are_splits(folders) else 0)
     return FolderSource(root, names, labels, [size for size, _ in stats], [time for _, time in stats])
 
 

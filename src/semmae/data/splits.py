@@ -1,10 +1,13 @@
 """Which part of a data set is for training and which is held out, told by folder, file or hub names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from semmae.errors import UserError
 
 TRAIN = ("train",)
+_TRAIN_FOLDERS = (*TRAIN, "train_mini")  # iNaturalist 2021 gives a tenth of its images apart
 # In order of preference: where there is no validation set, the test set is what results are told on.
 VAL = ("val", "validation", "test")
 
@@ -19,7 +22,7 @@ def find_split(split: str, names: Iterable[str]) -> str | None:
     if split not in ("train", "val"):
         raise ValueError(f'split must be "train" or "val", not {split!r}')
     available = set(names)
-    return next((name for name in (TRAIN if split == "train" else VAL) if name in available), None)
+    return next((name for name in (_TRAIN_FOLDERS if split == "train" else VAL) if name in available), None)
 
 
 def pick_split(split: str, names: Iterable[str], data: str) -> str:
@@ -30,3 +33,20 @@ def pick_split(split: str, names: Iterable[str], data: str) -> str:
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "no folders"
         raise UserError(f"{data}: no {split!r} split, found {shown}; put the images into {data}/train and {data}/val")
     return found
+
+
+def held_out(labels: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Rows to train on and rows held out, both ascending: `share` of every class, drawn by the seed.
+
+    Of a class of several images at least one is held out and at least one is kept; a single image is kept.
+    """
+    rng = np.random.default_rng(seed)
+    rows: dict[str, list[int]] = {label: [] for label in sorted(set(labels))}
+    for row, label in enumerate(labels):
+        rows[label].append(row)
+    out: list[int] = []
+    for of_class in rows.values():
+        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+        out += rng.permutation(of_class)[:count].tolist()
+    kept = sorted(set(range(len(labels))).difference(out))
+    return kept, sorted(out)

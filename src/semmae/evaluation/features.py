@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from semmae.data.loaders import normalise
+from semmae.models.head import Pooling, pool
 from semmae.progress import Progress
 
 Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S), "row" int64 (B,)
-Pooling = Literal["cls", "mean"]
 
 
 def extract(
@@ -44,9 +43,7 @@ def extract(
     """
 
     def embed(images: Tensor) -> Tensor:
-        features = encoder(normalise(images.to(device, non_blocking=True), mean, std))
-        pooled: Tensor = features.cls if pooling == "cls" else features.patches.mean(1)
-        return pooled
+        return pool(encoder(normalise(images.to(device, non_blocking=True), mean, std)), pooling)
 
     with evaluating(encoder):
         return _collect(batches, embed, total, label)
@@ -103,10 +100,11 @@ def _collect(batches: Iterable[Batch], embed: Callable[[Tensor], Tensor], total:
     found, order = torch.cat(rows).sort()
     assert (found[1:] > found[:-1]).all(), "a row came twice"
     places = order.argsort()
-    # Filled batch by batch: the features are never held three times, as cat and then index would.
+    # Filled batch by batch, each freed at once: the features are hardly ever held twice.
     ordered = torch.empty(len(places), vectors[0].shape[1])
-    start = 0
-    for chunk in vectors:
-        ordered[places[start : start + len(chunk)]] = chunk
-        start += len(chunk)
+    end = len(places)
+    while vectors:
+        chunk = vectors.pop()
+        ordered[places[end - len(chunk) : end]] = chunk
+        end -= len(chunk)
     return ordered

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from semmae.data.layouts import read_ids
 from semmae.errors import UserError, near
 from semmae.evaluation.quality import NOT_COMPUTED, agreement
 
 _COLUMNS = ("image", "part", "x", "y")
+_CUB = "part_locs.txt"
 _VISIBLE = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
@@ -78,10 +80,10 @@ class _Line(NamedTuple):
 
 
 def read_keypoints(path: str | Path, names: Sequence[str], *, skipped: Collection[str] = ()) -> Keypoints:
-    """The visible keypoints of a CSV file.
+    """The visible keypoints of a CSV file, or of CUB's `parts/part_locs.txt`, the other images of which are left out.
 
     Args:
-        path: with a header; columns image (a name of `names`), part (any text), x and y in pixels of the
+        path: of CSV with a header; columns image (a name of `names`), part (any text), x and y in pixels of the
             image from its top left corner, and, where not all are visible, visible (1 or 0); others are
             not read. Of keypoints that are not visible x and y are not read either.
         names: of the images, relative paths such as `val/0006.jpg`; their index is the row.
@@ -96,7 +98,7 @@ def read_keypoints(path: str | Path, names: Sequence[str], *, skipped: Collectio
     left_out = frozenset(skipped)
     first: dict[tuple[str, str], int] = {}
     points: list[tuple[int, str, float, float]] = []
-    for line in _read_lines(path):
+    for line in _read_cub(path, row_of) if path.name == _CUB else _read_lines(path):
         place = f"{path}, line {line.number}"
         earlier = first.setdefault((line.image, line.part), line.number)
         if earlier != line.number:
@@ -164,6 +166,24 @@ def _read_lines(path: Path) -> Iterator[_Line]:
         raise UserError(f"{path}: {error.strerror or error}; give a CSV file of keypoints") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not CSV ({error}); give columns image, part, x, y, visible in UTF-8") from error
+
+
+def _read_cub(path: Path, images: Collection[str]) -> Iterator[_Line]:
+    """The lines of `part_locs.txt` (image, part, x, y, visible) that are of these images."""
+    try:
+        parts = read_ids(path.with_name("parts.txt"))
+        files = read_ids(path.parent.parent / "images.txt")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; {path.name} is read beside it") from error
+    for number, line in enumerate(lines, 1):
+        place, values = f"{path}, line {number}", line.split()
+        if len(values) != 5 or values[0] not in files or values[1] not in parts:
+            raise UserError(f"{place}: {line!r} is no image, part, x, y, visible; restore the file")
+        image, part, x, y, visible = values
+        name = f"images/{files[image]}"
+        if name in images:
+            yield _Line(number, name, parts[part], x, y, _visible(place, visible))
 
 
 def _visible(place: str, text: str) -> bool:

@@ -7,7 +7,8 @@ section 4.1: k = 20, temperature 0.07).
 Notable here:
 - the result does not hang on luck: of equally near images the one with the lower row votes, of
   classes with equal votes the lower one leads, and votes are summed on the CPU in a fixed order;
-- similarities are held for a block of queries at a time, and blocks shrink as the training set grows.
+- similarities are held for a block of queries at a time, and blocks shrink as the training set grows; beside
+  them nothing grows but the features themselves, of which no copy is made: a million of 1024 channels are 4 GB.
 """
 
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from semmae.errors import UserError
+from semmae.evaluation.accuracy import percent, ranks_of
 
 SIMILARITIES = 2**26  # held at once at most: 256 MiB of float32
+_SHORTEST = 1e-12  # a feature of zeros is similar to nothing
 
 
 def knn_scores(
@@ -56,6 +59,39 @@ def knn_scores(
     return torch.cat([_votes(near, labels[rows], num_classes, temperature) for near, rows in neighbours])
 
 
+def knn_ranks(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    block: int = 1024,
+    leave_one_out: bool = False,
+) -> Tensor:
+    """How many classes get more votes than the right one, for each query: int64 (M,), 0 where it leads.
+
+    `test_labels` (M,) are the classes of the queries, in [0, num_classes); everything else is as for
+    `knn_scores`. Classes without a vote are level, and follow from the lowest on.
+
+    Raises:
+        UserError: as `knn_scores`.
+    """
+    neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
+    assert len(train) == len(train_labels), "one class for each training image"
+    assert len(test) == len(test_labels), "one class for each query"
+    labels, truths = train_labels.cpu(), test_labels.cpu()
+    ranks: list[Tensor] = []
+    done = 0
+    for near, rows in neighbours:
+        scores = _votes(near, labels[rows], num_classes, temperature)
+        ranks.append(ranks_of(scores, truths[done : done + len(scores)]))
+        done += len(scores)
+    return torch.cat(ranks)
+
+
 def knn_accuracy(
     train: Tensor,
     train_labels: Tensor,
@@ -68,10 +104,7 @@ def knn_accuracy(
     block: int = 1024,
     leave_one_out: bool = False,
 ) -> dict[str, float]:
-    """How often the right class leads, and how often it is among the first five.
-
-    `test_labels` (M,) are the classes of the queries, in [0, num_classes); everything else is as for
-    `knn_scores`. Classes without a vote are level, and fill the five places from the lowest on.
+    """How often the right class leads, and how often it is among the first five; arguments as for `knn_ranks`.
 
     Returns:
         "top1" and "top5" in percent; with five classes or fewer "top5" is 100.
@@ -79,17 +112,18 @@ def knn_accuracy(
     Raises:
         UserError: as `knn_scores`.
     """
-    neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
-    assert len(train) == len(train_labels), "one class for each training image"
-    assert len(test) == len(test_labels), "one class for each query"
-    labels, truths = train_labels.cpu(), test_labels.cpu()
-    ranks: list[Tensor] = []
-    for near, rows in neighbours:
-        scores = _votes(near, labels[rows], num_classes, temperature)
-        done = sum(map(len, ranks))
-        ranks.append(_rank(scores, truths[done : done + len(scores)]))
-    rank = torch.cat(ranks)
-    return {"top1": _percent(rank < 1), "top5": _percent(rank < 5)}
+    ranks = knn_ranks(
+        train,
+        train_labels,
+        test,
+        test_labels,
+        num_classes=num_classes,
+        k=k,
+        temperature=temperature,
+        block=block,
+        leave_one_out=leave_one_out,
+    )
+    return {"top1": percent(ranks < 1), "top5": percent(ranks < 5)}
 
 
 def _neighbours(
@@ -99,11 +133,13 @@ def _neighbours(
     voters = len(train) - 1 if leave_one_out else len(train)
     _check(train, test, voters, k)
     assert not leave_one_out or len(train) == len(test), "leave-one-out compares a set with itself"
-    keys = F.normalize(train.float(), dim=1)
+    keys = train.float()  # itself where it is float32
+    # Similarities are divided by the keys' lengths afterwards: keys divided before would be a second copy of them.
+    lengths = _lengths(keys).clamp_min(_SHORTEST)
     size = max(1, min(block, SIMILARITIES // len(train)))
     for start in range(0, len(test), size):
-        queries = F.normalize(test[start : start + size].to(keys).float(), dim=1)
-        similarity = queries @ keys.T
+        queries = F.normalize(test[start : start + size].to(keys), dim=1)
+        similarity = (queries @ keys.T).div_(lengths)
         if leave_one_out:
             own = torch.arange(len(queries), device=keys.device)
             similarity[own, start + own] = -torch.inf
@@ -121,12 +157,18 @@ def _check(train: Tensor, test: Tensor, voters: int, k: int) -> None:
             "give --data with more images"
         )
     for name, features in (("training", train), ("test", test)):
-        broken = int((~features.isfinite().all(1)).sum())
+        broken = int((~_lengths(features).isfinite()).sum())
         if broken:
             raise UserError(
                 f"{broken} of {len(features)} {name} features are not finite; "
                 "the encoder's weights are broken (its training diverged?)"
             )
+
+
+def _lengths(features: Tensor) -> Tensor:
+    """Euclidean length of each row: (N,) from (N, C); not finite where any number of the row is not."""
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1, dtype=torch.float32)
+    return lengths
 
 
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -153,14 +195,3 @@ def _votes(near: Tensor, labels: Tensor, num_classes: int, temperature: float) -
     weights = (near.double() / temperature).softmax(1)
     scores = weights.new_zeros(len(near), num_classes).scatter_add_(1, labels.long(), weights)
     return scores.float()
-
-
-def _rank(scores: Tensor, truths: Tensor) -> Tensor:
-    """How many classes come before the true one: (B,) from scores (B, K) and classes (B,)."""
-    own = scores.gather(1, truths.long()[:, None])
-    earlier = torch.arange(scores.shape[1]) < truths[:, None]
-    return ((scores > own) | ((scores == own) & earlier)).sum(1)
-
-
-def _percent(hits: Tensor) -> float:
-    return 100 * hits.double().mean().item()

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from sklearn.metrics import mutual_info_score
 
+from semmae.data.segmentation import read_mask
 from semmae.errors import UserError
 from semmae.progress import Progress
 
@@ -212,7 +212,7 @@ def load_masks(paths: Collection[Path], *, size: int | None = SAMPLE) -> list[La
     masks: list[Labels] = []
     with Progress(len(paths), "masks", "reading masks") as progress:
         for path in paths:
-            mask = _read_mask(path)
+            mask = read_mask(path)
             masks.append(mask if size is None else sample(mask, size))
             progress.update()
     return masks
@@ -279,21 +279,6 @@ def _tail(path: str) -> tuple[str, ...]:
 
 def _ambiguous(what: str, images: str) -> UserError:
     return UserError(f"{what} {images}; lay the masks out in the same folders as the images")
-
-
-def _read_mask(path: Path) -> Labels:
-    """(H, W) uint8: grey levels or palette indices as stored."""
-    try:
-        with Image.open(path) as image:
-            mode, mask = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f'the mask "{path}" cannot be read: {error}; write it again or remove it') from error
-    if mode not in ("L", "P"):
-        raise UserError(
-            f'the mask "{path}" does not hold 8-bit labels but mode {mode}; save it as an 8-bit grey '
-            "or palette PNG, 0 = background, 1, 2, … = parts"
-        )
-    return mask.astype(np.uint8)
 
 
 def _foreground_iou(labels: npt.NDArray[np.integer[Any]], foreground: npt.NDArray[np.bool_]) -> float:

@@ -1,14 +1,23 @@
 """The form of the MAE release (arXiv 2111.06377): one flat state dict, encoder in timm's names.
 
 The decoder's names are ours too; the encoder's only lack a prefix.
+
+The SemMAE authors' checkpoints (github.com/ucasligang/SemMAE, `models_mae_setting3.py`) are of the same form, name by
+name: what their model adds to MAE's, parts and their order, comes with the images and is no tensor. Two things are
+their own. Of ViT-B/8 both `pos_embed` count 28 × 28 positions, while 196 of these patches were shown it of each image
+(packed as images of 112 pixels, which is what its options tell): `patches_shown` finds that out. And fine-tuned
+encoders do not add the class token's position (`model/models_vit.py`), which makes no difference: it is all zeros.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from semmae.models.mae import DecoderSpec
 
+FILE = "mae.pth"  # what an export in this form is called
 _PREFIX = "encoder.vit."
 _DECODER = ("decoder_", "mask_token")
 
@@ -45,3 +54,18 @@ def decoder_spec(state: Mapping[str, Tensor], num_heads: int) -> DecoderSpec:
         raise ValueError(f"decoder_num_heads {num_heads} does not divide the decoder's width {width}")
     depth = sum(name.startswith("decoder_blocks.") and name.endswith(".norm1.weight") for name in state)
     return DecoderSpec(width, depth, num_heads)
+
+
+def patches_shown(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Patches of an image that the model was trained on, and all of them; None where these are the same, or untold.
+
+    Args:
+        state: the release's tensors.
+        options: saved beside them.
+    """
+    size, positions = options.get("input_size"), state.get("pos_embed")
+    if not isinstance(size, int) or positions is None or "patch_embed.proj.weight" not in state:
+        return None
+    shown, total = (size // state["patch_embed.proj.weight"].shape[-1]) ** 2, positions.shape[1] - 1
+    is_grid = math.isqrt(max(total, 0)) ** 2 == total
+    return (shown, total) if 0 < shown < total and is_grid else None

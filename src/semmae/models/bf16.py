@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -36,15 +37,16 @@ def applies(block: nn.Module, tokens: Tensor) -> bool:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a block is MAE's: no layer scale, no drop path, no dropout, no norms inside; exact GELU; no hooks."""
+    """Whether a block is MAE's: no layer scale, no dropout (but drop path), no norms inside; exact GELU; no hooks."""
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
         return False
-    nothing = (block.ls1, block.ls2, block.drop_path1, block.drop_path2, block.attn.q_norm, block.attn.k_norm)
+    nothing = (block.ls1, block.ls2, block.attn.q_norm, block.attn.k_norm)
     inside = (getattr(block.attn, "norm", None), getattr(block.mlp, "norm", None))
     dropouts = (block.attn.attn_drop, block.attn.proj_drop, block.mlp.drop1, block.mlp.drop2)
     activation = block.mlp.act
     return (
         all(isinstance(layer, nn.Identity) for layer in nothing)
+        and all(isinstance(layer, nn.Identity | DropPath) for layer in (block.drop_path1, block.drop_path2))
         and all(layer is None or isinstance(layer, nn.Identity) for layer in inside)
         and not any(getattr(layer, "p", 0.0) for layer in dropouts)
         and isinstance(activation, nn.GELU)
@@ -61,9 +63,10 @@ def run_block(block: Any, tokens: Tensor, dtype: torch.dtype = torch.bfloat16) -
     """
     normed = _norm(block.norm1, tokens).to(dtype)
     attended = attention(linear(normed, block.attn.qkv), block.attn.num_heads)
-    tokens = tokens + linear(attended, block.attn.proj)
+    tokens = tokens + block.drop_path1(linear(attended, block.attn.proj))
     normed = _norm(block.norm2, tokens).to(dtype)
-    return tokens + linear(functional.gelu(linear(normed, block.mlp.fc1)), block.mlp.fc2)
+    out: Tensor = tokens + block.drop_path2(linear(functional.gelu(linear(normed, block.mlp.fc1)), block.mlp.fc2))
+    return out
 
 
 def _norm(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:

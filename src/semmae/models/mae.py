@@ -44,10 +44,11 @@ DECODERS = {
 class MAEOutput:
     """The loss, and the predictions of hidden patches.
 
-    loss: scalar, mean squared error on hidden patches.
-    hidden_pred: (B, H, p·p·3), rows in the order of `hidden`.
-    hidden: (B, H) indices of the hidden patches; ascending, as a subset is told.
-    num_patches: L.
+    Attributes:
+        loss: scalar, mean squared error on hidden patches.
+        hidden_pred: (B, H, p·p·3), rows in the order of `hidden`.
+        hidden: (B, H) indices of the hidden patches; ascending, as a subset is told.
+        num_patches: L.
     """
 
     loss: Tensor
@@ -131,6 +132,14 @@ class MaskedAutoencoder(nn.Module):
         if self.norm_pix_loss:
             target = normalize_patches(target)
         return MAEOutput(masked_pixel_loss(prediction, target), prediction, hidden, patches.shape[1])
+
+    def set_image_size(self, image_size: int) -> None:
+        """Resample the positions of encoder and decoder in place, for images of so many pixels a side."""
+        self.encoder.set_image_size(image_size)
+        assert self.encoder.vit.pos_embed is not None
+        self.encoder.vit.pos_embed.requires_grad_(False)  # resampled, it is a new parameter
+        positions = resize_positions(self.decoder_pos_embed, image_size // self.encoder.patch_size)
+        self.decoder_pos_embed = nn.Parameter(positions.detach(), requires_grad=False)
 
     def _decode(self, tokens: Tensor, visible: Tensor, hidden: Tensor, side: int) -> Tensor:
         """Tokens (B, 1 + V, C) of visible patches → predicted pixels (B, H, p·p·3) of hidden ones."""

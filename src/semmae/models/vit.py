@@ -10,7 +10,7 @@ Notable here:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -100,6 +100,12 @@ class Encoder(nn.Module):
         for block, positions in zip(self.vit.blocks, rotary, strict=True):
             tokens = run_block(block, tokens, positions)
         return self._split(self.vit.norm(tokens))
+
+    def set_image_size(self, image_size: int) -> None:
+        """Be an encoder of images of so many pixels a side: learned or fixed positions are resampled in place."""
+        if isinstance(self.vit, VisionTransformer):
+            self.vit.set_input_size(img_size=(image_size, image_size))
+        self.spec = replace(self.spec, image_size=image_size)
 
     def last_block_features(self, images: Tensor) -> Features:
         """What the last block's heads look at: its layer-normed input, as `Features`. SemMAE's ĉ and f̂."""

@@ -23,6 +23,20 @@ from semmae.models.blocks import AnyBlock, check_readable
 from semmae.models.vit import Encoder, EncoderSpec
 
 State = Mapping[str, Tensor]
+NORM_EPS = 1e-6  # of the layer norms of timm, MAE, DINO and our own models
+
+# What an encoder may have beyond the plain ViT of MAE, told by a part of a tensor's name.
+MEAN_NORM = "a final norm behind mean pooling"
+NO_QKV_BIAS = "queries, keys and values without biases"
+_PECULIAR = {
+    "reg_token": "registers",
+    "norm_pre.": "a norm before the blocks",
+    ".ls1.": "layer scale",
+    ".attn.q_norm.": "normalised queries and keys",
+    ".attn.norm.": "norms inside attention",
+    ".mlp.norm.": "norms inside its MLPs",
+    "fc_norm.": MEAN_NORM,
+}
 
 
 def vit_arguments(state: State, num_heads: int) -> dict[str, Any]:
@@ -72,6 +86,38 @@ def has_swiglu(state: State) -> bool:
     return first.shape[0] == 2 * second.shape[1]
 
 
+def peculiarities(encoder: Encoder) -> list[str]:
+    """What sets an encoder apart from the plain ViT that MAE trains, in words; empty for a plain one."""
+    vit = encoder.vit
+    if isinstance(vit, Eva):
+        return ["the blocks of timm's Eva, rotary positions among them"]
+    state = vit.state_dict()
+    found = [words for part, words in _PECULIAR.items() if any(part in name for name in state)]
+    if vit.no_embed_class and "reg_token" not in state:
+        found.append("a class token without position")
+    if "blocks.0.attn.qkv.bias" not in state:
+        found.append(NO_QKV_BIAS)
+    if has_swiglu(state):
+        return [*found, "gated MLPs"]
+    first: AnyBlock = vit.blocks[0]
+    activation = first.mlp.act
+    if not isinstance(activation, nn.GELU) or activation.approximate != "none":
+        found.append(f"the activation {activation}")
+    return found
+
+
+def norm_epsilons(module: nn.Module) -> set[float]:
+    """Epsilons of its layer norms; more than one where they differ."""
+    return {layer.eps for layer in module.modules() if isinstance(layer, nn.LayerNorm)}
+
+
+def set_norm_eps(module: nn.Module, eps: float) -> None:
+    """Give all its layer norms this epsilon, in place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.eps = eps
+
+
 def _check_is_vit(state: State) -> None:
     kernel = "patch_embed.proj.weight"
     blocks = [f"blocks.0.{name}.weight" for name in ("norm1", "mlp.fc1", "mlp.fc2")]
@@ -106,7 +152,7 @@ def encoder_from_weights(
     num_heads: int,
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
-    norm_eps: float = 1e-6,
+    norm_eps: float = NORM_EPS,
 ) -> Encoder:
     """The encoder, in eval mode, of tensors in timm's names; sizes are those of the tensors.
 

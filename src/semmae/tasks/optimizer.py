@@ -4,10 +4,13 @@
 Lightning takes them.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # exported without being declared so
+from timm.optim import (  # type: ignore[attr-defined]  # exported without being declared so
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -34,6 +37,21 @@ def adamw(
         for group in param_groups_weight_decay(module, 1.0, no_weight_decay_list=tokens)
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+
+
+def layer_decay_groups(vit: Any, *, lr: float, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Parameters of a timm ViT in groups whose rate falls towards the input, as BEiT and MAE fine-tune.
+
+    Tokens, positions and patch projection are layer 0, block i is layer i + 1, the head and the norm behind the
+    pooling are the last, depth + 1: the rate is lr · layer_decay^(depth + 1 - layer). A norm before the pooling goes
+    with the last block. Biases, norms, tokens and positions do not decay.
+    """
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        vit, weight_decay, no_weight_decay_list=vit.no_weight_decay(), layer_decay=layer_decay
+    )
+    # The highest rate first: that of the first group is what metrics tell.
+    groups.sort(key=lambda group: -float(group["lr_scale"]))
+    return [{**group, "lr": lr * group["lr_scale"]} for group in groups]
 
 
 def warmup_cosine_rate(

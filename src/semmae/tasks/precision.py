@@ -5,6 +5,7 @@ float32 means float32: TF32 stays off, as torch leaves it. Whoever wants it on a
 `torch.set_float32_matmul_precision("high")` before; bf16 is faster still.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,14 @@ def check_precision(precision: Precision) -> None:
             "--precision fp16: needs a CUDA GPU, for its gradients underflow without loss scaling, and none is here; "
             "use --precision bf16 or float32"
         )
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """What is computed inside on `device` is computed as `precision` says; for inference, which scales no loss."""
+    arithmetic = resolve_precision(precision)
+    if arithmetic == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[arithmetic])
 
 
 def processor_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:

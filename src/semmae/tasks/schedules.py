@@ -19,3 +19,10 @@ def cosine(step: int, *, total: int, start: float, end: float) -> float:
 def linear_warmup(step: int, *, warmup: int, start: float, end: float) -> float:
     """Linear from `start` to `end` over `warmup` steps, then `end`."""
     return end if step >= warmup else start + (end - start) * step / warmup
+
+
+def warmup_poly(step: int, *, total: int, warmup: int, power: float = 1.0) -> float:
+    """Linear from 0 to 1 over `warmup` steps, then 1 - t to that power, t from 0 to 1 at `total`."""
+    if step < warmup:
+        return step / warmup
+    return float((1.0 - min(1.0, (step - warmup) / max(1, total - warmup))) ** power)

@@ -62,6 +62,7 @@ class FitOptions:
     devices: int = 1
     clip: float = 0.0  # highest norm of the gradient; 0 = unlimited
     accumulate: int = 1  # batches of the loader that make one optimiser step
+    unit: str = "epoch"  # what the line on the terminal calls a pass over the loader
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ class Meter(pl.Callback):
         left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * self._seconds_a_step()
         told = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())
         line = (
-            f"{self.options.stage}: epoch {trainer.current_epoch + 1}/{self.options.epochs}, "
+            f"{self.options.stage}: {self.options.unit} {trainer.current_epoch + 1}/{self.options.epochs}, "
             f"loss {metrics['loss']:.4f}, {told}{metrics['images_per_s']:.0f} images/s, "
             f"{metrics['data_wait']:.0%} waiting for data, {left / 60:.1f} min left"
         )

@@ -1,0 +1,172 @@
+"""How well a fine-tuned classifier tells classes: after its training, while it lasts, or by itself."""
+
+import csv
+import dataclasses
+import io
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semmae.checkpoint import read_classifier, read_extra
+from semmae.commands.features import EncoderOptions, open_classes
+from semmae.commands.options import TrainOptions, check_image_size
+from semmae.commands.results import write_results
+from semmae.commands.run import run_folder, write_text
+from semmae.confusion import confusion_picture
+from semmae.data.loaders import WholeDataset, make_loader
+from semmae.data.manifest import ImageSet, write_skipped
+from semmae.data.sources import has_split
+from semmae.data.splits import held_out
+from semmae.errors import UserError, near
+from semmae.evaluation.accuracy import confusion_matrix, rank_report
+from semmae.evaluation.classifying import Answers, classify
+from semmae.loading import find_classifier
+from semmae.models.classifier import Classifier
+from semmae.reporting import write_report
+
+_MOST_IN_PICTURE = 4096  # classes; a matrix of more takes gigabytes
+_UNTIL = 224  # pixels a side up to which MAE crops the middle out of a larger image
+
+_log = logging.getLogger("semmae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyOptions(EncoderOptions, TrainOptions):
+    """What measuring a classifier takes."""
+
+    crop_pct: float | None = None
+    """Share of the resized image's short side that is shown when measured; default: 0.875, above 224 pixels 1, \
+    or, with --eval-only, as the classifier was measured."""
+
+
+def evaluate_only(options: ClassifyOptions) -> Path:
+    """Measure the classifier of the finished run --encoder on --data, without training."""
+    folder = find_classifier(options.encoder)
+    classifier, classes = read_classifier(folder)
+    about = read_extra(folder)
+    size = options.image_size or classifier.encoder.spec.image_size
+    check_image_size(size, classifier.encoder.patch_size)
+    own = dataclasses.replace(options, crop_pct=options.crop_pct or about["crop_pct"], image_size=size)
+    images, split = open_measured(options, about)
+    targets = known_targets(options, images, classes)
+    with run_folder(options) as out:
+        figures = measure(own, classifier, images, targets, classes)
+        protocol = {
+            "method": "a fine-tuned classifier, measured without training",
+            **{name: getattr(own, name) for name in ("image_size", "crop_pct", "encoder", "data", "seed")},
+            "split": split,
+        }
+        print(write_results(out, protocol, figures))
+        write_skipped(images.manifest, out / "skipped.csv")
+        write_report(out)
+    return options.out
+
+
+def open_measured(options: ClassifyOptions, about: dict[str, Any]) -> tuple[ImageSet, str]:
+    """The images of --data to measure on, and in words which they are.
+
+    The validation split; where there is none, all images, but of those that the classifier learned from the share
+    that was held out from it.
+    """
+    if has_split(options.data):
+        val = open_classes(options, "val")
+        return val, f"{len(val)} val"
+    images = open_classes(options, None)
+    kept, out = held_out(images.labels or (), about["val_share"], about["seed"])
+    if images.select(kept).digest == about["train_digest"]:
+        _log.info("%s: the classifier learned from these images; measured on those held out", options.data)
+        return images.select(out), f"{len(out)} held out of each class by seed {about['seed']}"
+    return images, f"all {len(images)} images"
+
+
+def known_targets(options: ClassifyOptions, images: ImageSet, classes: Sequence[str]) -> Tensor:
+    """The classifier's number of every image's class, int64 (N,).
+
+    Raises:
+        UserError: a class that the classifier does not know.
+    """
+    number = {name: index for index, name in enumerate(classes)}
+    labels = images.labels or ()
+    unknown = sorted(set(labels).difference(number))
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{options.data}: class {unknown[0]!r}{more}: not among the {len(classes)} that {options.encoder} knows"
+            f"{near(unknown[0], classes)}; leave such images out, or fine-tune on them"
+        )
+    return torch.tensor([number[label] for label in labels])
+
+
+def measure(
+    options: ClassifyOptions, classifier: Classifier, images: ImageSet, targets: Tensor, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Top-1 with its interval, top-5, mean of classes, in percent; writes per_class.csv and confusion.png."""
+    classifier.to("cuda" if torch.cuda.is_available() else "cpu")
+    answers = ask(options, classifier, images, targets)
+    report = rank_report(answers.ranks, targets, len(classes))
+    recalls = report.pop("per_class")
+    write_text(options.out / "per_class.csv", per_class_table(classes, targets, answers, recalls))
+    if len(classes) <= _MOST_IN_PICTURE:
+        confusion = confusion_matrix(answers.chosen, targets, len(classes))
+        confusion_picture(confusion, classes, options.out / "confusion.png")
+    return {**report, "images": len(images), "classes": len(classes)}
+
+
+def validate(options: ClassifyOptions, classifier: Classifier, images: ImageSet, targets: Tensor) -> dict[str, float]:
+    """What is told while training goes on."""
+    answers = ask(options, classifier, images, targets)
+    report = rank_report(answers.ranks, targets, classifier.num_classes)
+    return {"val_top1": report["top1"], "val_mean_class": report["mean_class"]}
+
+
+def ask(options: ClassifyOptions, classifier: Classifier, images: ImageSet, targets: Tensor) -> Answers:
+    """What a classifier says of whole images, cropped in the middle, in float32."""
+    spec = classifier.encoder.spec
+    dataset = WholeDataset(
+        images, measured_size(options, classifier), fit="centre", crop_pct=eval_crop(options, classifier)
+    )
+    size = max(1, options.batch_size // (options.devices * options.accumulate))  # what fits while training
+    loader = make_loader(dataset, size, workers=options.workers)
+    device = next(classifier.parameters()).device
+    return classify(classifier, loader, targets, mean=spec.mean, std=spec.std, device=device, label="measuring")
+
+
+def measured_size(options: ClassifyOptions, classifier: Classifier) -> int:
+    """Pixels a side of the images that are measured on."""
+    return options.image_size or classifier.encoder.spec.image_size
+
+
+def eval_crop(options: ClassifyOptions, classifier: Classifier) -> float:
+    """Share of the resized image's short side that is shown: as asked, else as MAE does."""
+    usual = 0.875 if measured_size(options, classifier) <= _UNTIL else 1.0
+    return options.crop_pct or usual
+
+
+def per_class_table(classes: Sequence[str], targets: Tensor, answers: Answers, recalls: Sequence[float | None]) -> str:
+    """CSV, a line a class: name, images, how many percent are told right, and what it is most often taken for."""
+    images = torch.bincount(targets, minlength=len(classes)).tolist()
+    mistaken = most_often_taken_for(targets, answers.chosen)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", "images", "right_percent", "most_taken_for", "times"])
+    for index, name in enumerate(classes):
+        recall = recalls[index]
+        other, times = mistaken.get(index, (None, 0))
+        taken_for = "" if other is None else classes[other]
+        writer.writerow([name, images[index], "" if recall is None else f"{recall:.2f}", taken_for, times])
+    return text.getvalue()
+
+
+def most_often_taken_for(targets: Tensor, chosen: Tensor) -> dict[int, tuple[int, int]]:
+    """Of each class that was mistaken: the class that it was most often taken for, and how many times."""
+    wrong = targets != chosen
+    counts = Counter(zip(targets[wrong].tolist(), chosen[wrong].tolist(), strict=True))
+    # The most frequent last, where it stays; of equally frequent ones the lower class.
+    ordered = sorted(counts.items(), key=lambda pair: (pair[1], -pair[0][1]))
+    return {true: (other, times) for (true, other), times in ordered}

@@ -1,0 +1,274 @@
+"""`semmae export`: an encoder, or a whole masked autoencoder, in the form that other libraries load.
+
+Notable here:
+- the folder is written beside its place, read again and compared bit by bit (ONNX: run and compared), and only then
+  moved there; nothing is uploaded before that;
+- a form that cannot hold what the model has is refused by name, never approximated.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from semmae import checkpoint
+from semmae.commands.hub import check_hub_name, push_to_hub
+from semmae.commands.model_card import Card, find_run, write_card
+from semmae.commands.options import check_image_size, check_values
+from semmae.errors import UserError
+from semmae.interop import huggingface, mae, onnx
+from semmae.loading import find_decoder, load_encoder, load_mae
+from semmae.models.mae import MaskedAutoencoder
+from semmae.models.vit import Encoder
+from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, norm_epsilons, peculiarities
+
+Form = Literal["timm", "mae", "hf", "onnx"]
+Model = Encoder | MaskedAutoencoder
+
+ABOUT = "export.json"  # tells what was exported; by it --overwrite knows an export
+_MASK_RATIO = 0.75  # where no run tells another: MAE's
+# Forms that have a place for a decoder.
+_WITH_DECODER = ("mae", "hf")
+# What of an encoder's peculiarities a form can hold.
+_HOLDS = {"mae": {MEAN_NORM}, "hf": {NO_QKV_BIAS}}
+_NAMES = {"mae": "MAE's form", "hf": "transformers' ViT", "timm": "timm's ViT"}
+
+_LOG = logging.getLogger("semmae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `semmae export`."""
+
+    encoder: str
+    """What to export: a run of semmae, timm:NAME, or a checkpoint file."""
+    to: Form
+    """Form: a folder of timm; a file as the MAE authors write it; a folder of Hugging Face transformers; ONNX."""
+    out: Path
+    """Folder to write; must be new or empty, or see --overwrite."""
+    decoder: Literal["auto", "with", "without"] = "auto"
+    """Decoder of a masked autoencoder; auto: mae takes it where there is one, hf does not."""
+    num_heads: int | None = None
+    """Heads of the encoder, where its file does not tell."""
+    decoder_num_heads: int | None = None
+    """Heads of the decoder, where its file does not tell."""
+    image_size: int | None = None
+    """Pixels a side that it is exported for, its positions resampled; default: as it was trained."""
+    results: Path | None = None
+    """A results.json to tell in the model card, beside those that lie in the run."""
+    push_to_hub: str | None = None
+    """Upload the folder to the Hugging Face hub afterwards, under this name: OWNER/NAME."""
+    private: bool = False
+    """Make the repository on the hub a private one, where it is new."""
+    overwrite: bool = False
+    """Replace the export that lies in --out."""
+
+
+def export(options: ExportOptions) -> Path:
+    """Write an encoder, or a masked autoencoder with its decoder, for timm, MAE, Hugging Face or ONNX."""
+    check_values(options)
+    _check_request(options)
+    model = _open_model(options)
+    _check_form(options, model)
+    run = find_run(options.encoder)
+    ratio = run.options.get("mask_ratio", _MASK_RATIO) if run else _MASK_RATIO
+    results = {} if options.results is None else {options.results.parent.name: checkpoint.read_json(options.results)}
+    title = options.push_to_hub or options.out.resolve().name
+    card = Card(title, options.to, model, options.encoder, run, results)
+    with checkpoint.replacing(options.out) as folder:
+        facts = _WRITERS[options.to](model, folder, ratio)
+        about = {
+            "form": options.to,
+            "decoder": isinstance(model, MaskedAutoencoder),
+            "semmae": version("semmae"),
+            **facts,
+        }
+        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(write_card(card), encoding="utf-8")
+    print("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
+    if options.push_to_hub:
+        message = f"semmae {version('semmae')}: export to {options.to}"
+        print(push_to_hub(options.out, options.push_to_hub, private=options.private, message=message))
+    return options.out
+
+
+def _check_request(options: ExportOptions) -> None:
+    """Refuse options that contradict each other, and a folder in the way, before anything is loaded."""
+    out = options.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not options.overwrite:
+            raise UserError(f"--out {out}: not empty; use --overwrite to replace it, or another folder")
+        if not (out / ABOUT).is_file():
+            raise UserError(f"--out {out}: holds no export of semmae: --overwrite will not delete it; use another")
+    if options.decoder == "with" and options.to not in _WITH_DECODER:
+        raise UserError(f"--decoder with: --to {options.to} has no place for a decoder; use --to mae or --to hf")
+    if options.private and not options.push_to_hub:
+        raise UserError("--private is of the repository on the hub; give --push-to-hub OWNER/NAME too, or leave it out")
+    if options.push_to_hub:
+        check_hub_name(options.push_to_hub)
+    if options.results is not None and not options.results.is_file():
+        raise UserError(f"--results {options.results}: no such file; give the results.json of an evaluation")
+    missing = onnx.missing_libraries() if options.to == "onnx" else []
+    if missing:
+        raise UserError(f'--to onnx needs {" and ".join(missing)}; pip install "semmae[onnx]"')
+
+
+def _open_model(options: ExportOptions) -> Model:
+    """The autoencoder where its decoder is wanted, else the encoder; for the image size asked for."""
+    model: Model
+    if _takes_decoder(options):
+        model = load_mae(options.encoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
+    else:
+        model = load_encoder(options.encoder, num_heads=options.num_heads)
+    if options.image_size is not None:
+        check_image_size(options.image_size, _encoder_of(model).patch_size)
+        model.set_image_size(options.image_size)
+    return model
+
+
+def _takes_decoder(options: ExportOptions) -> bool:
+    if options.decoder == "without" or (options.decoder == "auto" and options.to != "mae"):
+        return False
+    found = find_decoder(options.encoder, num_heads=options.decoder_num_heads or 1) is not None
+    if options.decoder == "with" and not found:
+        raise UserError(
+            f"--decoder with: {options.encoder} has no decoder; use --decoder without, or a run of pretrain"
+        )
+    return found
+
+
+def _encoder_of(model: Model) -> Encoder:
+    return model.encoder if isinstance(model, MaskedAutoencoder) else model
+
+
+def _check_form(options: ExportOptions, model: Model) -> None:
+    """Refuse a model with parts that the form has no place for."""
+    form = options.to
+    if form == "onnx":
+        return
+    others = "--to onnx" if form == "timm" else "--to timm or --to onnx"
+    if form in _HOLDS:
+        faults = [words for words in peculiarities(_encoder_of(model)) if words not in _HOLDS[form]]
+        if faults:
+            raise UserError(
+                f"{options.encoder}: has {' and '.join(faults)}, which {_NAMES[form]} has not; use {others}"
+            )
+    found = norm_epsilons(model)
+    told = " and ".join(f"{eps:g}" for eps in sorted(found))
+    if form == "hf" and len(found) > 1:
+        raise UserError(
+            f"{options.encoder}: its layer norms have epsilons {told}, {_NAMES[form]} but one; use {others}"
+        )
+    # Of timm's own models the name tells another epsilon.
+    named = form == "timm" and "architecture" in getattr(_encoder_of(model).vit, "pretrained_cfg", {})
+    if form != "hf" and found != {NORM_EPS} and not named:
+        raise UserError(
+            f"{options.encoder}: its layer norms have epsilon {told}, those of {_NAMES[form]} {NORM_EPS:g}; "
+            "use --to hf or --to onnx"
+        )
+
+
+def _write_timm(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
+    encoder = _encoder_of(model)
+    checkpoint.save_encoder(encoder, folder)
+    return _compared(encoder, lambda: load_encoder(folder))
+
+
+def _write_mae(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
+    """`mae.pth`, and what its tensors do not show in a config.json beside it."""
+    spec = _encoder_of(model).spec
+    config: dict[str, Any] = {
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "num_heads": spec.num_heads,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+    if isinstance(model, MaskedAutoencoder):
+        config |= {"decoder_num_heads": model.decoder.num_heads, "norm_pix_loss": model.norm_pix_loss}
+    path = folder / mae.FILE
+    torch.save({"model": _plain(_released(model))}, path)
+    _write_json(folder / checkpoint.CONFIG, config)
+    return _compared(model, lambda: load_mae(path) if isinstance(model, MaskedAutoencoder) else load_encoder(path))
+
+
+def _write_hf(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
+    """`model.safetensors`, `config.json` and `preprocessor_config.json`, for ViTModel or ViTMAEForPreTraining."""
+    spec, state, eps = _encoder_of(model).spec, _released(model), next(iter(norm_epsilons(model)))
+    if isinstance(model, MaskedAutoencoder):
+        norm_pix_loss = model.norm_pix_loss
+        config = huggingface.mae_config(spec, model.decoder, state, eps, mask_ratio=ratio, norm_pix_loss=norm_pix_loss)
+        tensors = huggingface.from_mae(state)
+    else:
+        config, tensors = huggingface.encoder_config(spec, state, eps), huggingface.from_encoder(state)
+    save_file(_plain(tensors), folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
+    _write_json(folder / checkpoint.CONFIG, config)
+    _write_json(folder / huggingface.PREPROCESSOR, huggingface.preprocessor_config(spec))
+    return _compared(model, lambda: load_mae(folder) if isinstance(model, MaskedAutoencoder) else load_encoder(folder))
+
+
+def _write_onnx(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
+    encoder = _encoder_of(model)
+    spec = encoder.spec
+    metadata = {
+        "mean": json.dumps(list(spec.mean)),
+        "std": json.dumps(list(spec.std)),
+        "image_size": str(spec.image_size),
+        "patch_size": str(spec.patch_size),
+        "semmae": version("semmae"),
+    }
+    _LOG.info("writing the graph, then comparing what onnxruntime computes; a large model takes a minute")
+    onnx.write_onnx(encoder, folder / onnx.FILE, metadata)
+    difference = onnx.check_onnx(encoder, folder / onnx.FILE)
+    _LOG.info("onnxruntime and torch differ by %.1e at most", difference)
+    return {"weights": checkpoint.digest(encoder), "difference": difference}
+
+
+_WRITERS: Mapping[str, Callable[[Model, Path, float], Mapping[str, Any]]] = {
+    "timm": _write_timm,
+    "mae": _write_mae,
+    "hf": _write_hf,
+    "onnx": _write_onnx,
+}
+
+
+def _released(model: Model) -> dict[str, Tensor]:
+    """Tensors under the names of the MAE release, an encoder's being timm's."""
+    return mae.to_mae(model.state_dict()) if isinstance(model, MaskedAutoencoder) else model.vit.state_dict()
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As they go to disk: on the CPU, without gaps."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _compared(model: Model, load: Callable[[], Model]) -> Mapping[str, Any]:
+    """The digest of the weights, found again in what was written."""
+    with _silence():
+        read, wrote = checkpoint.digest(load()), checkpoint.digest(model)
+    assert read == wrote, f"what was written reads as {read}, not {wrote}"
+    return {"weights": wrote}
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is said of files that lie beside their place only for a moment."""
+    before, _LOG.disabled = _LOG.disabled, True
+    try:
+        yield
+    finally:
+        _LOG.disabled = before

@@ -1,0 +1,272 @@
+"""The model card of an export: what the weights are, where they come from, what was measured, how to load them.
+
+Everything is read from the run: `config.yaml`, `summary.json`, and `results.json` of whatever measured it. What is
+not told there is not told here either; paths are shortened to their last name, which is all that others can use.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from semmae import checkpoint
+from semmae.commands.results import OWN, markdown_table
+from semmae.errors import UserError
+from semmae.interop import mae, onnx
+from semmae.models.mae import MaskedAutoencoder
+from semmae.models.vit import Encoder
+
+RESULTS = "results.json"
+_LIBRARY = {"timm": "timm", "mae": "semmae", "hf": "transformers", "onnx": "onnx"}
+# Told in sentences of their own, or of no use to others.
+_UNTOLD = {"data", "out", "workers", "config", "resume", "overwrite", "export_png", "export_size"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder tells."""
+
+    name: str
+    options: Mapping[str, Any]  # config.yaml
+    summary: Mapping[str, Any]  # summary.json; empty where there is none
+    results: Mapping[str, Mapping[str, Any]]  # content of results.json files, by where they lay
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card is written of."""
+
+    title: str  # of a folder, or OWNER/NAME on the hub
+    form: str
+    model: Encoder | MaskedAutoencoder
+    source: str  # the --encoder that was exported
+    run: Run | None
+    results: Mapping[str, Mapping[str, Any]]  # beyond those of the run
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, of a masked autoencoder too."""
+        return self.model.encoder if isinstance(self.model, MaskedAutoencoder) else self.model
+
+
+def find_run(spec: str) -> Run | None:
+    """The run of ours that a SPEC points to, or into; None where it is none."""
+    path = Path(spec).expanduser()
+    folder = path.parent if path.is_file() else path
+    if folder.name in (checkpoint.ENCODER, checkpoint.AUTOENCODER):
+        folder = folder.parent
+    elif path.is_file():
+        return None
+    return _read_run(folder) if (folder / "config.yaml").is_file() else None
+
+
+def _read_run(folder: Path) -> Run:
+    try:
+        options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder / 'config.yaml'}: not readable as YAML; restore it, or move it away") from error
+    summary = folder / "summary.json"
+    found = sorted([*folder.glob(RESULTS), *folder.glob(f"*/{RESULTS}")])
+    results = {path.parent.name: checkpoint.read_json(path) for path in found}
+    return Run(
+        folder.resolve().name,
+        options if isinstance(options, dict) else {},
+        checkpoint.read_json(summary) if summary.is_file() else {},
+        results,
+    )
+
+
+def write_card(card: Card) -> str:
+    """The text of README.md, with the header that the hub reads."""
+    sections = [
+        ("", _what(card)),
+        ("Training", _training(card)),
+        ("Figures", _figures(card)),
+        ("Images", _images(card)),
+        ("Use", _use(card)),
+        ("Licence", _licence()),
+    ]
+    body = [line for title, lines in sections for line in ([f"## {title}", "", *lines] if title else lines)]
+    return "\n".join([*_header(card), f"# {card.title}", "", *body]).rstrip() + "\n"
+
+
+def _header(card: Card) -> list[str]:
+    tags = ["semmae", "masked-image-modeling" if _is_mae(card) else "image-feature-extraction", "vision-transformer"]
+    lines = [
+        f"library_name: {_LIBRARY[card.form]}",
+        "license: unknown",
+        "pipeline_tag: image-feature-extraction",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
+    return ["---", *lines, "---"]
+
+
+def _what(card: Card) -> list[str]:
+    spec = card.encoder.spec
+    count = sum(tensor.numel() for tensor in card.model.parameters()) / 1e6
+    decoder = ""
+    if isinstance(card.model, MaskedAutoencoder):
+        sizes = card.model.decoder
+        kind = "normalised pixels" if card.model.norm_pix_loss else "pixels"
+        decoder = (
+            f" with its decoder (width {sizes.width}, depth {sizes.depth}, {sizes.num_heads} heads), a masked "
+            f"autoencoder that predicts {kind}"
+        )
+    return [
+        f"A Vision Transformer (width {spec.width}, depth {spec.depth}, {spec.num_heads} heads, patches of "
+        f"{spec.patch_size} pixels, images of {spec.image_size}){decoder}: {count:.1f} million parameters. "
+        f"Exported by semmae {version('semmae')} from {_origin(card)}.",
+        "",
+    ]
+
+
+def _origin(card: Card) -> str:
+    return f"the run `{card.run.name}`" if card.run else f"`{_public(card.source)}`"
+
+
+def _training(card: Card) -> list[str]:
+    if card.run is None:
+        return ["Not told by what was exported.", ""]
+    options, summary = card.run.options, card.run.summary
+    facts = [f"Stage: {summary['stage']}."] if "stage" in summary else []
+    if "data" in options:
+        count = f", {summary['images']} images" if "images" in summary else ""
+        facts.append(f"Data: `{_public(options['data'])}`{count}.")
+    if "minutes" in summary:
+        state = "" if summary.get("finished", True) else "; it had not come to its end"
+        facts.append(f"Time: {summary['minutes']:.1f} minutes{state}.")
+    recipe = [
+        f"- {name.replace('_', ' ')}: {_public(value)}"
+        for name, value in options.items()
+        if name not in _UNTOLD and value is not None
+    ]
+    return [" ".join(facts), "", "Recipe:", "", *recipe, ""] if facts else ["Recipe:", "", *recipe, ""]
+
+
+def _figures(card: Card) -> list[str]:
+    found = {**(card.run.results if card.run else {}), **card.results}
+    lines: list[str] = []
+    for place, content in found.items():
+        lines += _result(place, content)
+    return lines or ["None: nothing was measured that this export knows of.", ""]
+
+
+def _result(place: str, content: Mapping[str, Any]) -> list[str]:
+    """One results.json: its table, and the protocol it was measured by."""
+    protocol = content.get("protocol")
+    if not isinstance(protocol, Mapping):
+        return []
+    plain = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
+    figures = content.get("encoder", plain)  # `semmae demo` tells them apart from the rest
+    if not isinstance(figures, Mapping):
+        return []
+    # What it is compared with has the same figures; other tables in the file, of classes, have not.
+    others = {
+        name: values
+        for name, values in content.items()
+        if name not in ("protocol", "encoder") and isinstance(values, Mapping) and figures.keys() & values.keys()
+    }
+    told = [
+        f"- {name.replace('_', ' ')}: {_public(value)}"
+        for name, value in protocol.items()
+        if value is not None and name not in ("encoder", "method")
+    ]
+    title = str(protocol.get("method", place))
+    return [f"### {title}", "", *markdown_table({OWN: figures, **others}), "", *told, ""]
+
+
+def _images(card: Card) -> list[str]:
+    spec = card.encoder.spec
+    return [
+        f"RGB, {spec.image_size} × {spec.image_size} pixels, scaled to 0–1, then normalised: mean "
+        f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. The figures of semmae are of images resized "
+        "with bicubic interpolation and cropped in the centre.",
+        "",
+    ]
+
+
+def _use(card: Card) -> list[str]:
+    code = {"timm": _use_timm, "mae": _use_mae, "hf": _use_hf, "onnx": _use_onnx}[card.form](card)
+    return ["```python", *code, "```", ""]
+
+
+def _use_timm(card: Card) -> Iterable[str]:
+    place = "hf-hub" if "/" in card.title else "local-dir"
+    return (
+        "import timm",
+        "",
+        f'model = timm.create_model("{place}:{card.title}", pretrained=True).eval()',
+        "tokens = model.forward_features(images)  # (B, 1 + patches, width): class token first",
+    )
+
+
+def _use_mae(card: Card) -> Iterable[str]:
+    loader = "load_mae" if _is_mae(card) else "load_encoder"
+    return (
+        "import torch",
+        "",
+        f'state = torch.load("{mae.FILE}", weights_only=True)["model"]  # names of the MAE release',
+        "",
+        "import semmae",
+        "",
+        f'model = semmae.{loader}("{mae.FILE}")  # reads config.json beside it',
+    )
+
+
+def _use_hf(card: Card) -> Iterable[str]:
+    place = card.title
+    if _is_mae(card):
+        return (
+            "from transformers import AutoImageProcessor, ViTMAEForPreTraining",
+            "",
+            f'processor = AutoImageProcessor.from_pretrained("{place}")',
+            f'model = ViTMAEForPreTraining.from_pretrained("{place}")',
+            'loss = model(**processor(images=image, return_tensors="pt")).loss',
+        )
+    return (
+        "from transformers import AutoImageProcessor, ViTModel",
+        "",
+        f'processor = AutoImageProcessor.from_pretrained("{place}")',
+        "# There is no pooler: with one, transformers would begin a new one at random.",
+        f'model = ViTModel.from_pretrained("{place}", add_pooling_layer=False)',
+        'tokens = model(**processor(images=image, return_tensors="pt")).last_hidden_state',
+    )
+
+
+def _use_onnx(card: Card) -> Iterable[str]:
+    size = card.encoder.spec.image_size
+    return (
+        "import onnxruntime",
+        "",
+        f'session = onnxruntime.InferenceSession("{onnx.FILE}")',
+        f"# {onnx.INPUT}: float32 (B, 3, {size}, {size}), normalised as above (the file's metadata tells it too)",
+        "# (B, width) and (B, patches, width):",
+        f'cls, patches = session.run(["cls", "patches"], {{"{onnx.INPUT}": images}})',
+    )
+
+
+def _licence() -> list[str]:
+    return [
+        "Not stated. The data, and weights that the training began with, may bind what these may be used for; whoever "
+        "publishes them should state a licence here and in the header.",
+        "",
+    ]
+
+
+def _is_mae(card: Card) -> bool:
+    return isinstance(card.model, MaskedAutoencoder)
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _public(value: Any) -> Any:
+    """A path's last name, anything else as it is: `timm:` and `hf:` names are everybody's."""
+    if not isinstance(value, str) or value.startswith(("timm:", "hf:")) or "/" not in value:
+        return value
+    return Path(value).name or value

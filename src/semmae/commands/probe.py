@@ -1,0 +1,237 @@
+"""`semmae probe`: how well a linear head on a frozen encoder tells classes, by one of two protocols.
+
+Their figures do not compare: crops shown 90 times teach a head more than one centre crop does, and a rate chosen
+for this very encoder more than a fixed one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from semmae.checkpoint import digest, save_head
+from semmae.commands.features import (
+    FeatureOptions,
+    TrainVal,
+    feature_size,
+    image_features,
+    open_encoder,
+    open_train_val,
+    untrained_like,
+)
+from semmae.commands.options import PresetOptions, TrainOptions
+from semmae.commands.results import write_per_class, write_results
+from semmae.commands.run import checked, run_folder
+from semmae.commands.training import check_batches, fit_options, summarised, training_loader
+from semmae.confusion import confusion_picture
+from semmae.data.loaders import CropDataset
+from semmae.data.manifest import ImageSet, write_skipped
+from semmae.data.splits import held_out
+from semmae.errors import UserError
+from semmae.evaluation.accuracy import class_report, confusion_matrix
+from semmae.evaluation.linear import BATCH, EPOCHS, RATES, Probed, probe_features
+from semmae.models.head import HeadSpec, LinearHead
+from semmae.models.vit import Encoder
+from semmae.tasks.precision import autocast, resolve_precision
+from semmae.tasks.probe import ProbeRecipe, ProbeTask
+from semmae.tasks.trainer import fit, is_rank_zero
+
+Protocol = Literal["features", "mae"]
+
+_AT_A_TIME = 256  # images that the encoder sees when nothing is learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(PresetOptions, FeatureOptions, TrainOptions):
+    """Options of `semmae probe`."""
+
+    protocol: Protocol = "features"
+    """features: heads on features of one centre crop an image, the best of several rates, minutes; \
+    mae: MAE's linear probe on random crops, hours. Figures of the one do not compare with the other's."""
+    batch_size: int = 256
+    """Images per optimiser step of mae, over all devices; of features: that the encoder sees at a time."""
+    epochs: int | None = None
+    """Passes over the training images, or their features; default: 90 of mae, 30 of features."""
+    blr: float = 0.1
+    """mae: base learning rate, multiplied by batch size / 256."""
+    warmup_share: float = 10 / 90
+    """mae: share of the steps in which the learning rate rises."""
+    crop_scale: float = 0.08
+    """mae: share of an image's area that a crop shows at least."""
+    crop_pct: float = 224 / 256
+    """Share of the short side that the centre crop shows on which is measured."""
+    lr: float | None = None
+    """features: this learning rate, instead of the best of several."""
+    choice_share: float = 0.1
+    """features: share of each class of the training images on which the learning rate is chosen."""
+    flip: bool = False
+    """features: learn from mirrored training images too."""
+    val_share: float = 0.2
+    """Share of each class that is held out to measure on, where --data has no split."""
+    untrained: bool = False
+    """Measure beside it the same encoder with new weights, to see what training brought."""
+
+
+def probe(options: ProbeOptions) -> Path:
+    """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
+    options = checked(options)
+    check_protocol(options)
+    encoder = open_encoder(options)
+    sets = open_train_val(options, options.val_share)
+    check_count(options, len(sets.train))
+    chosen_on = choice_rows(options, sets.train)
+    with run_folder(options) as out:
+        head, figures = measure(options, encoder, sets, chosen_on, out)
+        others = {}
+        if options.untrained:
+            new = untrained_like(encoder, options.seed)
+            others["untrained"] = measure(options, new, sets, chosen_on, out / "untrained")[1]
+        if is_rank_zero():
+            protocol = told_protocol(options, encoder, sets)
+            save_head(head, out / "head", {**protocol, "encoder_digest": digest(encoder)})
+            print(write_results(out, protocol, figures, others))
+            write_skipped(sets.train.manifest, out / "skipped.csv")
+    return options.out
+
+
+def check_protocol(options: ProbeOptions) -> None:
+    """Refuse what the protocol has no use for, or cannot compute with."""
+    check_batches(options)
+    if options.protocol == "features":
+        for name in ("devices", "accumulate"):
+            if getattr(options, name) > 1:
+                raise UserError(f"--{name} {getattr(options, name)}: is for --protocol mae; leave it out")
+    elif options.lr is not None:
+        raise UserError(f"--lr {options.lr}: is for --protocol features; mae takes --blr")
+    elif options.flip:
+        raise UserError("--flip: is for --protocol features; crops of mae are mirrored at random in any case")
+
+
+def check_count(options: ProbeOptions, images: int) -> None:
+    """Refuse batches of a single image, by whose spread nothing can be divided."""
+    batches, size = options.devices * options.accumulate, min(options.batch_size, images)
+    if options.protocol == "mae" and size < 2 * batches:
+        raise UserError(
+            f"--batch-size {options.batch_size}: of {images} images, in {batches} batches a step, some batch has a "
+            "single one, and BatchNorm needs two; use a larger batch, fewer of them, or more images"
+        )
+
+
+def choice_rows(options: ProbeOptions, train: ImageSet) -> list[int]:
+    """The training images on which the learning rate is chosen; none where it is told."""
+    if options.protocol == "mae" or options.lr is not None:
+        return []
+    rows = held_out(train.labels or (), options.choice_share, options.seed)[1]
+    if not rows:
+        raise UserError(
+            f"{options.data}: no class has two training images, so no learning rate can be chosen; give --lr"
+        )
+    return rows
+
+
+def measure(
+    options: ProbeOptions, encoder: Encoder, sets: TrainVal, chosen_on: list[int], out: Path
+) -> tuple[LinearHead, dict[str, Any]]:
+    """A head trained on an encoder, and what it knows of the images to measure on."""
+    spec = HeadSpec(encoder.width, tuple(sets.classes), options.pooling)
+    if options.protocol == "mae":
+        head, told = train_on_crops(options, encoder, sets, spec, out), {}
+    else:
+        probed = train_on_features(options, encoder, sets, spec, chosen_on)
+        head, told = probed.head, {"rate": probed.rate, "sweep": [list(tried) for tried in probed.sweep]}
+    if not is_rank_zero():
+        return head, {}
+    features = frozen_features(options, encoder, sets.val)
+    with torch.no_grad():
+        scores = head.cpu().eval().logits(features)
+    report = class_report(scores, sets.val_targets)
+    del report["per_class"]  # by name in a table of its own
+    confusion = confusion_matrix(scores.argmax(1), sets.val_targets, len(sets.classes))
+    out.mkdir(exist_ok=True)
+    write_per_class(out / "per_class.csv", sets.classes, confusion)
+    confusion_picture(confusion, sets.classes, out / "confusion.png")
+    return head, {**report, "images": len(sets.val), "classes": len(sets.classes), **told}
+
+
+def train_on_crops(options: ProbeOptions, encoder: Encoder, sets: TrainVal, spec: HeadSpec, out: Path) -> LinearHead:
+    """MAE's linear probe in `out`, begun or gone on with."""
+    torch.manual_seed(options.seed)
+    head = LinearHead(spec)
+    size, epochs = feature_size(options, encoder), options.epochs or 90
+    dataset = CropDataset(sets.train, size, scale=(options.crop_scale, 1.0), seed=options.seed)
+    loader = training_loader(dataset, options)
+    recipe = ProbeRecipe(lr=options.blr * options.batch_size / 256, warmup_share=options.warmup_share)
+    task = ProbeTask(encoder, head, sets.train_targets, recipe)
+    out.mkdir(parents=True, exist_ok=True)
+    with summarised(out, "probe", sets.train, epochs=epochs, image_size=size, encoder_digest=digest(encoder)):
+        fit(task, loader, fit_options(options, out, "probe", epochs), options.resume)
+    return head
+
+
+def train_on_features(
+    options: ProbeOptions, encoder: Encoder, sets: TrainVal, spec: HeadSpec, chosen_on: list[int]
+) -> Probed:
+    """The fast probe: on features that are computed once and kept in memory."""
+    features, targets = frozen_features(options, encoder, sets.train), sets.train_targets
+    if options.flip:
+        mirrored = frozen_features(options, encoder, sets.train, flip=True)
+        features, targets = torch.cat([features, mirrored]), targets.repeat(2)
+        chosen_on = [*chosen_on, *(row + len(sets.train) for row in chosen_on)]  # or the choice would see its images
+    return probe_features(
+        features,
+        targets,
+        spec,
+        chosen_on,
+        rates=RATES if options.lr is None else [options.lr],
+        epochs=options.epochs or EPOCHS,
+        seed=options.seed,
+        device=next(encoder.parameters()).device,
+    )
+
+
+def frozen_features(options: ProbeOptions, encoder: Encoder, images: ImageSet, flip: bool = False) -> Tensor:
+    """Features (N, C) of the crop that the protocol measures on, in the arithmetic of --precision."""
+    few = replace(options, batch_size=min(options.batch_size, _AT_A_TIME))
+    with autocast(options.precision, next(encoder.parameters()).device):
+        return image_features(few, encoder, images, flip)
+
+
+def told_protocol(options: ProbeOptions, encoder: Encoder, sets: TrainVal) -> dict[str, Any]:
+    """How it is measured."""
+    how: Mapping[str, Any]
+    if options.protocol == "mae":
+        how = {
+            "method": "linear probe as in MAE: BatchNorm without affine, linear, LARS, random crops and flips",
+            "epochs": options.epochs or 90,
+            "batch_size": options.batch_size,
+            "blr": options.blr,
+            "warmup_share": options.warmup_share,
+            "crop_scale": options.crop_scale,
+        }
+    else:
+        how = {
+            "method": "linear probe on features computed once: standardised, linear, SGD"
+            + ("" if options.lr is not None else ", best of several learning rates"),
+            "epochs": options.epochs or EPOCHS,
+            "batch_size": BATCH,
+            "rates": list(RATES) if options.lr is None else [options.lr],
+            "rate_chosen_on": None
+            if options.lr is not None
+            else f"{options.choice_share:.0%} of each class of the training images".replace("%", " %"),
+            "flip": options.flip,
+        }
+    return {
+        **how,
+        "pooling": options.pooling,
+        "image_size": feature_size(options, encoder),
+        "crop_pct": options.crop_pct,
+        "precision": resolve_precision(options.precision),
+        "interval": "95 %, Wilson",
+        "split": sets.split,
+        "encoder": options.encoder,
+        "data": options.data,
+        "seed": options.seed,
+    }

@@ -1,0 +1,67 @@
+"""`semmae reconstruct`: what a masked autoencoder, ours or another's, makes of the patches that are hidden from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from semmae.commands.mask_pictures import reconstruct_pixels
+from semmae.commands.options import check_image_size, check_values
+from semmae.data.loaders import WholeDataset
+from semmae.data.manifest import open_images
+from semmae.errors import UserError
+from semmae.loading import load_mae
+from semmae.masking import num_hidden, random_mask
+from semmae.part_samples import spread
+from semmae.reporting import reconstructions_picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructOptions:
+    """Options of `semmae reconstruct`."""
+
+    autoencoder: str
+    """Masked autoencoder: a run of semmae pretrain, a folder of ViTMAE, or a file in the form of MAE or SemMAE."""
+    data: str
+    """Images: a folder of any depth, Parquet file(s) with an `image` column, or hf:NAME."""
+    out: Path
+    """Picture to write, .png."""
+    images: int = 8
+    """How many to draw, spread over the data."""
+    mask_ratio: float = 0.75
+    """Share of the patches that is hidden, drawn at random."""
+    image_size: int | None = None
+    """Pixels a side; default: as the autoencoder was trained."""
+    num_heads: int | None = None
+    """Heads of the encoder, where its file does not tell."""
+    decoder_num_heads: int | None = None
+    """Heads of the decoder, where its file does not tell."""
+    seed: int = 0
+    """Seed of the masks."""
+    workers: int = 2
+    """Processes that check the images."""
+    overwrite: bool = False
+    """Replace the picture that lies at --out."""
+
+
+def reconstruct(options: ReconstructOptions) -> Path:
+    """Draw images, what is visible of them, and what a masked autoencoder makes of the rest."""
+    check_values(options)
+    out = options.out
+    if out.suffix != ".png":
+        raise UserError(f"--out {out}: unknown kind of picture {out.suffix!r}; use .png")
+    if out.exists() and not options.overwrite:
+        raise UserError(f"--out {out}: exists; replace it with --overwrite, or choose another")
+    mae = load_mae(options.autoencoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
+    patch, size = mae.encoder.patch_size, options.image_size or mae.encoder.spec.image_size
+    check_image_size(size, patch)
+    length = (size // patch) ** 2
+    num_hidden(length, options.mask_ratio)  # refused before images are looked at
+    images = open_images(options.data, workers=options.workers)
+    dataset = WholeDataset(images, size, fit="centre")
+    pixels = torch.stack([dataset[row]["image"] for row in spread(len(images), options.images)])
+    noise = torch.rand(len(pixels), length, generator=torch.Generator().manual_seed(options.seed))
+    mask = random_mask(noise, options.mask_ratio)
+    reconstructions_picture(pixels, mask, reconstruct_pixels(mae, pixels, mask), out)
+    print(out)
+    return out

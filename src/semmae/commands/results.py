@@ -1,0 +1,93 @@
+"""What a measuring verb leaves behind: results.json for programs, results.md for people, one line a method."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from semmae.commands.run import write_text
+from semmae.page import FIGURES, figure_rows, flat
+
+OWN = "this encoder"
+
+
+def write_results(
+    out: Path,
+    protocol: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+    details: Sequence[str] = (),
+) -> str:
+    """Write `out`/results.json and `out`/results.md; returns the table, to be printed.
+
+    Args:
+        out: the run's folder.
+        protocol: how it was measured: whatever one must know to measure it again.
+        figures: of the encoder itself: name → number.
+        others: likewise of what it is compared with, by name, such as "untrained".
+        details: lines of Markdown that stand below the table in the file.
+    """
+    methods = {OWN: figures, **(others or {})}
+    content = {"protocol": dict(protocol), **figures, **(others or {})}
+    write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
+    lines = markdown_table(methods)
+    told = [f"- {name.replace('_', ' ')}: {value}" for name, value in protocol.items() if value is not None]
+    write_text(out / "results.md", "\n".join(["# Results", "", *lines, "", *details, "Protocol:", "", *told]) + "\n")
+    return "\n".join(lines)
+
+
+def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """As `write_results`, for many figures of few encoders: a row a figure that has a name, a column an encoder.
+
+    Args:
+        out: the run's folder.
+        protocol: how it was measured; of each protocol that was used, a mapping under its name.
+        methods: by the encoder's name, its figures.
+    """
+    content = {"protocol": dict(protocol), **methods}
+    write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
+    lines = markdown_table(figure_rows(methods))
+    told = [f"- {name.replace('_', ' ')}: {value}" for name, value in flat(protocol) if value is not None]
+    write_text(out / "results.md", "\n".join(["# Results", "", *lines, "", "Protocol:", "", *told]) + "\n")
+    return "\n".join(lines)
+
+
+def write_per_class(path: Path, classes: Sequence[str], confusion: Tensor) -> None:
+    """Write a CSV of each class: how many images it has, how many were told right, and what share that is.
+
+    Args:
+        path: where to; written at once.
+        classes: names of the K classes.
+        confusion: counts, integers (K, K); rows are true classes, columns those predicted.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("class", "images", "right", "right_percent"))
+    for name, images, right in zip(classes, confusion.sum(1).tolist(), confusion.diagonal().tolist(), strict=True):
+        rows.writerow((name, images, right, f"{100 * right / images:.2f}" if images else ""))
+    write_text(path, text.getvalue())
+
+
+def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of a Markdown table, a row a method, a column each figure that is a single number or text."""
+    columns = dict.fromkeys(
+        name for values in methods.values() for name, value in values.items() if not isinstance(value, dict | list)
+    )
+    rows = [["", *(FIGURES.get(name, name.replace("_", " ")) for name in columns)]]
+    rows += [[name.replace("_", " "), *(_cell(values.get(key)) for key in columns)] for name, values in methods.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) >= 1 else f"{value:.3g}"
+    return "" if value is None else str(value)

@@ -1,0 +1,170 @@
+"""`semmae segment`: semantic segmentation on an encoder, fine-tuned with UPerNet or frozen below a linear head."""
+
+import dataclasses
+from pathlib import Path
+from typing import cast
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from semmae.checkpoint import check_saveable, digest, save_segmenter
+from semmae.commands.features import open_encoder, untrained_like
+from semmae.commands.results import OWN
+from semmae.commands.run import checked, run_folder
+from semmae.commands.segment_options import SegmentOptions, check_encoder, check_segment, rate_of, read_blocks, rounds
+from semmae.commands.segment_results import Found, measure, protocol, write_all
+from semmae.commands.training import fit_options, summarised
+from semmae.data.loaders import make_loader
+from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler
+from semmae.data.segmentation import Coding, SegmentationData, open_segmentation
+from semmae.errors import UserError
+from semmae.loading import load_segmenter
+from semmae.models.classifier import resize_input, set_drop_path
+from semmae.models.segmenter import Segmenter, SegmenterSpec
+from semmae.models.vit import Encoder
+from semmae.reporting import write_report
+from semmae.tasks.segment import SegmentRecipe, SegmentTask
+from semmae.tasks.trainer import Evaluation, fit, is_rank_zero
+
+UNTRAINED = "untrained"
+
+
+def segment(options: SegmentOptions) -> Path:
+    """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
+    options = checked(options)
+    check_segment(options)
+    segmenter, data = open_trained(options) if options.eval_only else open_new(options)
+    with run_folder(options) as out:
+        if options.eval_only:
+            methods = {OWN: measure(options, segmenter, data.val)}
+        else:
+            methods = train_methods(options, segmenter, data)
+        if is_rank_zero():
+            size = segmenter.encoder.spec.image_size
+            write_all(out, protocol(options, segmenter.spec.head, size, data), methods, data.val)
+            write_report(out)
+    return options.out
+
+
+def open_trained(options: SegmentOptions) -> tuple[Segmenter, SegmentationData]:
+    """The network of the run that --encoder names, and data of its classes."""
+    segmenter, data = load_segmenter(options.encoder), open_data(options)
+    check_classes(options, segmenter, data)
+    return segmenter, data
+
+
+def open_new(options: SegmentOptions) -> tuple[Segmenter, SegmentationData]:
+    """The encoder with a new head, for images of the size to train at, and the data; both checked."""
+    encoder = open_encoder(options)
+    size = check_encoder(options, encoder)
+    check_saveable(encoder)
+    resize_input(encoder, size)
+    data = open_data(options)
+    return new_segmenter(options, encoder, data.names), data
+
+
+def open_data(options: SegmentOptions, masks: Path | None = None) -> SegmentationData:
+    """The images and masks of --data, all pairs checked; with `masks`, --data holds the images alone."""
+    return open_segmentation(
+        options.data,
+        Coding(options.ignore_index, options.reduce_zero_label),
+        masks=masks,
+        val_share=options.val_share,
+        limit=options.limit,
+        seed=options.seed,
+        workers=options.workers,
+    )
+
+
+def check_classes(options: SegmentOptions, segmenter: Segmenter, data: SegmentationData) -> None:
+    """Refuse to measure a segmenter on other classes than it knows; masks that come without names only need as many."""
+    known = segmenter.spec.classes
+    if data.names == known or (not data.named and len(data.names) <= len(known)):
+        return
+    strange = [name for name in data.names if name not in known]
+    told = f"{strange[0]!r} is not among them" if strange else "they are numbered otherwise"
+    raise UserError(
+        f"--data {options.data}: {len(data.names)} classes, {options.encoder} knows {len(known)}, and {told}; "
+        "give data of the classes it was trained on"
+    )
+
+
+def train_methods(options: SegmentOptions, segmenter: Segmenter, data: SegmentationData) -> dict[str, Found]:
+    """Train, save and measure the segmenter, and one on an untrained encoder where that is asked for."""
+    found = {OWN: train_segmenter(options, options.out, segmenter, data)}
+    if options.untrained:
+        blank = new_segmenter(options, untrained_like(segmenter.encoder, options.seed), data.names)
+        found[UNTRAINED] = train_segmenter(options, options.out / UNTRAINED, blank, data)
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def new_segmenter(options: SegmentOptions, encoder: Encoder, classes: tuple[str, ...]) -> Segmenter:
+    """The encoder with a new head."""
+    torch.manual_seed(options.seed)
+    if options.head == "upernet":
+        set_drop_path(cast(VisionTransformer, encoder.vit), options.drop_path)
+    spec = SegmenterSpec(
+        classes,
+        options.head,
+        read_blocks(options, encoder.spec.depth) if options.head == "upernet" else (),
+        options.decoder_channels or _usual_channels(encoder.width),
+        auxiliary=options.head == "upernet" and options.aux_weight > 0,
+    )
+    segmenter = Segmenter(encoder, spec)
+    segmenter.checkpointing = options.checkpointing
+    return segmenter.train()  # Lightning leaves every layer in the mode it comes in
+
+
+def _usual_channels(width: int) -> int:
+    return 512 if width >= 768 else 256 if width >= 384 else 128
+
+
+def train_segmenter(options: SegmentOptions, out: Path, segmenter: Segmenter, data: SegmentationData) -> Found | None:
+    """Train in `out`, begun or gone on with, write `segmenter/`, and tell what the last validation found.
+
+    None in processes other than the first one.
+    """
+    count = rounds(options)
+    spec = segmenter.encoder.spec
+    crops = SegmentCrops(data.train, augmentation(options, spec.image_size, spec.mean), options.seed)
+    sampler = StepSampler(len(crops), options.seed, steps=options.steps // count, batch_size=options.batch_size)
+    together = options.batch_size // (options.devices * options.accumulate)
+    loader = make_loader(crops, together, sampler=sampler, workers=options.workers, drop_last=True)
+    last: list[Found] = []
+
+    def validated() -> dict[str, float]:
+        last[:] = [measure(options, segmenter, data.val)]
+        return {name: last[0].figures[name] for name in ("miou", "pixel_accuracy")}
+
+    facts = {"steps": options.steps, "head": options.head, "masks_digest": data.digest}
+    facts |= {"encoder_digest": digest(segmenter.encoder)}  # as it is before it is trained
+    out.mkdir(exist_ok=True)
+    stage = "segment" if out == options.out else UNTRAINED
+    with summarised(out, stage, data.train.images, **facts):
+        how = fit_options(options, out, stage, count, options.clip)
+        task = SegmentTask(segmenter, recipe_of(options))
+        fit(task, loader, dataclasses.replace(how, unit="round"), options.resume, Evaluation(validated, 1))
+        if not is_rank_zero():
+            return None
+        save_segmenter(segmenter, out / "segmenter", {"encoder": options.encoder, "steps": options.steps})
+    # A run resumed at its end has validated nothing.
+    return last[0] if last else measure(options, segmenter, data.val)
+
+
+def augmentation(options: SegmentOptions, size: int, mean: tuple[float, float, float]) -> Augmentation:
+    """What happens to an image before it is trained on; around small ones there is the mean colour."""
+    red, green, blue = (round(255 * value) for value in mean)
+    scales = (options.min_scale, options.max_scale)
+    return Augmentation(size, scales, options.most_of_one, options.colour, (red, green, blue))
+
+
+def recipe_of(options: SegmentOptions) -> SegmentRecipe:
+    """The options as the task wants them."""
+    return SegmentRecipe(
+        lr=rate_of(options),
+        weight_decay=options.weight_decay,
+        layer_decay=options.layer_decay,
+        warmup_share=options.warmup_share,
+        auxiliary_weight=options.aux_weight,
+        seed=options.seed,
+    )

@@ -1,0 +1,234 @@
+"""Rows of features on disk while they are computed, and the file that is made of them.
+
+Notable here:
+- under way they lie in a safetensors file of its final size, whose rows are filled in place: what a killed run
+  has computed stays, and memory holds one batch, whatever the number of images;
+- such a file is its own result; Parquet and npz are copied from it, block by block, and need the room twice;
+- all three are written the same way each time: a run that was stopped and went on leaves the same bytes.
+"""
+
+import csv
+import io
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Array = npt.NDArray[Any]
+
+_SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "int32": "I32"}
+_BLOCK = 2**25  # bytes copied together, and those of a row group
+_MOST_ROWS = 2**14  # of a row group
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of the arrays: its name, the shape of one row, and "float32", "float16" or "int32"."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class TokenFile:
+    """A safetensors file of arrays (rows, *shape), filled row by row.
+
+    Args:
+        path: of the file, which need not exist.
+        rows: images.
+        columns: the arrays.
+        info: about them, anything that JSON can hold; kept in the header under "semmae".
+    """
+
+    def __init__(self, path: Path, rows: int, columns: Sequence[Column], info: Mapping[str, Any]) -> None:
+        self.path, self.rows, self.columns, self.info = path, rows, list(columns), dict(info)
+        self._header, self._starts = self._laid_out()
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row of all arrays."""
+        return sum(column.row_bytes for column in self.columns)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self._header) + self.rows * self.row_bytes
+
+    def create(self) -> None:
+        """Begin the file: its header, and as many zeros as there will be numbers, which take no room yet."""
+        with self.path.open("wb") as file:
+            file.write(self._header)
+            file.truncate(self.size)
+            _sync(file)
+
+    def is_begun(self) -> bool:
+        """Whether such a file was begun: of the same rows, columns and info."""
+        if not self.path.is_file() or self.path.stat().st_size != self.size:
+            return False
+        with self.path.open("rb") as file:
+            return file.read(len(self._header)) == self._header
+
+    def write(self, start: int, values: Mapping[str, Array]) -> None:
+        """Write rows from `start` on, (n, *shape) of every column."""
+        with self.path.open("r+b") as file:
+            for column in self.columns:
+                rows = np.ascontiguousarray(values[column.name], dtype=np.dtype(column.dtype).newbyteorder("<"))
+                assert rows.shape[1:] == column.shape, f"{column.name}: {rows.shape}, not {column.shape} a row"
+                file.seek(self._starts[column.name] + start * column.row_bytes)
+                file.write(rows.data)
+
+    def sync(self) -> None:
+        """Wait until what was written is on the disk."""
+        with self.path.open("r+b") as file:
+            _sync(file)
+
+    def blocks(self, column: Column) -> Iterator[Array]:
+        """All rows of a column, (n, *shape) at a time."""
+        with self.path.open("rb") as file:
+            file.seek(self._starts[column.name])
+            for count in self._counts(column.row_bytes):
+                raw = file.read(count * column.row_bytes)
+                yield np.frombuffer(raw, column.dtype).reshape(count, *column.shape)
+
+    def records(self) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Rows of all columns together, some at a time: number of the first, and the arrays (n, *shape)."""
+        start = 0
+        with self.path.open("rb") as file:
+            for count in self._counts(self.row_bytes):
+                values = {}
+                for column in self.columns:
+                    file.seek(self._starts[column.name] + start * column.row_bytes)
+                    raw = file.read(count * column.row_bytes)
+                    values[column.name] = np.frombuffer(raw, column.dtype).reshape(count, *column.shape)
+                yield start, values
+                start += count
+
+    def _counts(self, row_bytes: int) -> list[int]:
+        """Rows of each block."""
+        step = min(max(_BLOCK // row_bytes, 1), _MOST_ROWS)
+        return [min(step, self.rows - at) for at in range(0, self.rows, step)]
+
+    def _laid_out(self) -> tuple[bytes, dict[str, int]]:
+        """The header (its length, then JSON, https://github.com/huggingface/safetensors), and where columns start."""
+        header: dict[str, Any] = {"__metadata__": {"semmae": json.dumps(self.info, sort_keys=True)}}
+        starts, end = {}, 0
+        # Larger numbers first, as safetensors itself writes them, so that each array is aligned.
+        for column in sorted(self.columns, key=lambda column: -np.dtype(column.dtype).itemsize):
+            starts[column.name], end = end, end + self.rows * column.row_bytes
+            header[column.name] = {
+                "dtype": _SAFETENSORS_TYPES[column.dtype],
+                "shape": [self.rows, *column.shape],
+                "data_offsets": [starts[column.name], end],
+            }
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        head = struct.pack("<Q", len(text)) + text
+        return head, {name: len(head) + start for name, start in starts.items()}
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def paths_beside(out: Path) -> Path | None:
+    """Where the images are listed that a file cannot name itself: safetensors holds numbers alone."""
+    return out.with_suffix(".paths.csv") if out.suffix == ".safetensors" else None
+
+
+def finish(file: TokenFile, names: Sequence[str], labels: Sequence[str] | None, out: Path) -> None:
+    """Make `out` of a filled file, which is used up; names and classes of the images go into it, or beside it.
+
+    What is written first lies beside `file`; it must be of the same file system as `out`.
+    """
+    table = {"path": [_text(name) for name in names]} | ({"label": list(labels)} if labels is not None else {})
+    whole, beside = file.path.with_name(f"whole{out.suffix}"), paths_beside(out)
+    if beside is None:
+        WRITERS[out.suffix](file, table, whole)
+        os.replace(whole, out)
+        file.path.unlink()
+    else:
+        _write_paths(table, whole.with_suffix(".csv"))
+        os.replace(whole.with_suffix(".csv"), beside)
+        os.replace(file.path, out)
+
+
+def _text(name: str) -> str:
+    """A path in UTF-8; bytes of it that are none are told as backslashes and numbers."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _write_paths(table: Mapping[str, list[str]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([tuple(table), *zip(*table.values(), strict=True)])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_npz(file: TokenFile, table: Mapping[str, list[str]], path: Path) -> None:
+    """What numpy.savez writes, without the arrays in memory."""
+    with path.open("wb") as handle:
+        with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
+            texts = {**table, "semmae": json.dumps(file.info, sort_keys=True)}
+            for name, values in texts.items():
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, np.array(values), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue())
+            for column in file.columns:
+                with archive.open(zipfile.ZipInfo(f"{column.name}.npy"), "w", force_zip64=True) as member:
+                    shape = (file.rows, *column.shape)
+                    header = {"descr": np.dtype(column.dtype).str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for block in file.blocks(column):
+                        member.write(block.data)
+        _sync(handle)
+
+
+def _write_parquet(file: TokenFile, table: Mapping[str, list[str]], path: Path) -> None:
+    """A row group a block; arrays of several dimensions are lists of lists."""
+    fields = [pa.field(name, pa.string()) for name in table]
+    fields += [pa.field(column.name, _arrow_type(column), nullable=False) for column in file.columns]
+    schema = pa.schema(fields, metadata={"semmae": json.dumps(file.info, sort_keys=True)})
+    with path.open("wb") as handle:
+        # Floats neither repeat nor shrink: a dictionary of them, or compression, only costs time.
+        with pq.ParquetWriter(handle, schema, use_dictionary=["label"], compression="none") as writer:
+            for start, values in file.records():
+                count = len(values[file.columns[0].name])
+                arrays = [pa.array(texts[start : start + count]) for texts in table.values()]
+                arrays += [_arrow_array(column, values[column.name]) for column in file.columns]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=count)
+        _sync(handle)
+
+
+def _arrow_type(column: Column) -> pa.DataType:
+    kind = pa.from_numpy_dtype(np.dtype(column.dtype))
+    for length in reversed(column.shape):
+        kind = pa.list_(kind, length)
+    return kind
+
+
+def _arrow_array(column: Column, values: Array) -> pa.Array:
+    found = pa.array(values.ravel())
+    for length in reversed(column.shape):
+        found = pa.FixedSizeListArray.from_arrays(found, length)
+    return found
+
+
+WRITERS: dict[str, Callable[[TokenFile, Mapping[str, list[str]], Path], None]] = {
+    ".parquet": _write_parquet,
+    ".npz": _write_npz,
+}

@@ -1,0 +1,167 @@
+"""Images with their labels → batches to train on, and whole images to measure on.
+
+Notable here:
+- the usual augmentation of semantic segmentation, that of mmsegmentation's recipes for ADE20K: a random scale, a
+  random crop in which no class fills more than a share, a flip, changes of colour; image and labels together;
+- labels are resized by nearest neighbour: there is no class between two classes;
+- an item is a pure function of (seed, pass over the data, row), as everywhere here.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from semmae.data.colour import shift_colours
+from semmae.data.loaders import EpochSampler, Key
+from semmae.data.segmentation import IGNORED, LabelledImages
+
+_TRIES = 10  # crops drawn until one is mixed enough
+_LONGEST = 4  # times the short side that is aimed at: a longer image is scaled by its long side (2048 by 512)
+_HUE = 18 / 360  # turns; with the others the strengths of SSD (arXiv 1512.02325), each applied to every other image
+_BRIGHTNESS, _CONTRAST, _SATURATION = 32 / 255, 0.5, 0.5
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to an image and its labels before they are trained on."""
+
+    size: int  # pixels a side of the crop
+    scales: tuple[float, float] = (0.5, 2.0)  # short side of the image, in sides of the crop
+    most_of_one: float = 0.75  # share of the crop's labelled pixels that one class may fill; 1 = no limit
+    colour: bool = True
+    fill: tuple[int, int, int] = (124, 116, 104)  # colour around images smaller than the crop
+
+
+class SegmentCrops(Dataset[dict[str, Any]]):
+    """Random crops. Item: "images" uint8 (3, size, size), "labels" uint8 (size, size), "row"."""
+
+    def __init__(self, labelled: LabelledImages, augmentation: Augmentation, seed: int = 0) -> None:
+        self.labelled, self.augmentation, self.seed = labelled, augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, row = key if isinstance(key, tuple) else (0, key)
+        rng = np.random.default_rng((self.seed, epoch, row))
+        image, labels = self.labelled.read(row, 2 * self.augmentation.size)
+        image, labels = augmented(image, labels, self.augmentation, rng)
+        return {"images": image, "labels": labels, "row": row}
+
+
+class WholeLabelled(Dataset[dict[str, Any]]):
+    """Whole images. Item: "image" uint8 (3, h, w), its short side `size`; "labels" uint8 (H, W) as stored; "row"."""
+
+    def __init__(self, labelled: LabelledImages, size: int) -> None:
+        self.labelled, self.size = labelled, size
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        image, labels = self.labelled.read(row, 2 * self.size)
+        return {"image": resized(image, *scaled_size(labels.shape, self.size)), "labels": labels, "row": row}
+
+
+class StepSampler(EpochSampler):
+    """(pass, row) of rounds of `steps` batches: one endless stream of shuffled passes, cut into equal rounds.
+
+    So a training is as long as told, in steps, whatever the number of images; and a round begun anew by a resumed
+    run shows what it would have shown.
+    """
+
+    def __init__(self, length: int, seed: int, *, steps: int, batch_size: int) -> None:
+        super().__init__(length, seed)
+        self.images = steps * batch_size  # of a round, over all ranks
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        replicas, rank = self._place()
+        first = self.epoch * self.images
+        order: tuple[int, list[int]] = (-1, [])
+        for position in range(first + rank, first + self.images, replicas):
+            number, place = divmod(position, self.length)
+            if order[0] != number:
+                order = (number, np.random.default_rng((self.seed, number)).permutation(self.length).tolist())
+            yield number, order[1][place]
+
+    def __len__(self) -> int:
+        return self.images // self._place()[0]
+
+
+def augmented(image: Tensor, labels: Tensor, how: Augmentation, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """An image, uint8 (3, h, w), and its labels, uint8 (H, W) → both at `how.size`, changed by chance alike."""
+    height, width = scaled_size(labels.shape, how.size * rng.uniform(*how.scales))
+    image, labels = resized(image, height, width), resized_labels(labels, height, width)
+    top, left = _mixed_box(labels, how, rng)
+    image, labels = (plane[..., top : top + how.size, left : left + how.size] for plane in (image, labels))
+    image, labels = padded(image, labels, how.size, how.fill)
+    if rng.random() < 0.5:
+        image, labels = image.flip(-1), labels.flip(-1)
+    if how.colour:
+        image = distorted(image, rng)
+    return image.contiguous(), labels.contiguous()
+
+
+def scaled_size(shape: Sequence[int], short_side: float) -> tuple[int, int]:
+    """Height and width of an image (height, width) scaled to that short side, or to four times as long a long side."""
+    height, width = shape
+    scale = min(short_side / min(shape), _LONGEST * short_side / max(shape))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (3, h, w) → uint8 (3, height, width), bilinear and antialiased."""
+    if image.shape[1:] == (height, width):
+        return image
+    batch = image[None].contiguous(memory_format=torch.channels_last)
+    out: Tensor = functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)
+    return out[0]
+
+
+def resized_labels(labels: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (H, W) → uint8 (height, width): the label under each pixel's centre."""
+    rows, columns = (
+        (torch.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip((height, width), labels.shape, strict=True)
+    )
+    return labels[rows][:, columns]
+
+
+def padded(image: Tensor, labels: Tensor, size: int, fill: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """At least `size` pixels a side: below and to the right `fill`, which is to be ignored."""
+    height, width = labels.shape
+    if height >= size and width >= size:
+        return image, labels
+    canvas = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, max(size, height), max(size, width))
+    canvas[:, :height, :width] = image
+    unknown = torch.full(canvas.shape[1:], IGNORED, dtype=torch.uint8)
+    unknown[:height, :width] = labels
+    return canvas, unknown
+
+
+def distorted(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Changes of brightness, contrast, saturation and hue, each on every other image."""
+    applied = rng.random(4) < 0.5
+    brightness, contrast, saturation, hue = (rng.uniform(-1, 1, 4) * applied).tolist()
+    if not applied.any():
+        return image
+    return shift_colours(
+        image, 1 + _BRIGHTNESS * brightness, 1 + _CONTRAST * contrast, 1 + _SATURATION * saturation, _HUE * hue
+    )
+
+
+def _mixed_box(labels: Tensor, how: Augmentation, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a random crop, drawn again while one class fills more than its share."""
+    room = [max(0, length - how.size) + 1 for length in labels.shape]
+    draws = (rng.random((_TRIES, 2)) * room).astype(int).tolist()  # a fixed number
+    for top, left in draws:
+        counts = torch.bincount(labels[top : top + how.size, left : left + how.size].flatten(), minlength=256)
+        known = counts[:IGNORED]
+        if how.most_of_one >= 1 or int((known > 0).sum()) > 1 and known.max() < how.most_of_one * known.sum():
+            break
+    return top, left

@@ -1,0 +1,293 @@
+"""Images with a label for every pixel: pairs of files as ADE20K lays them out, checked before anything trains.
+
+    DATA/images/SPLIT/**/NAME.jpg     DATA/masks/SPLIT/**/NAME.png (or DATA/annotations/…)
+
+Notable here:
+- SPLIT is `train` or `training`, and `val`, `validation` or `test`; without such folders a share is held out;
+- a mask is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
+- inside, classes are numbered 0 to K - 1 and 255 is what nobody is asked about, whatever the files call it;
+- `check_pairs` reads every mask once: what cannot be trained on is told in one line, before anything is written.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from semmae.data.class_names import read_class_names
+from semmae.data.manifest import ImageSet, open_images, sample_rows
+from semmae.errors import UserError
+from semmae.progress import Progress
+
+IGNORED = 255  # in labels: neither trained on nor measured
+MASK_FOLDERS = ("masks", "annotations")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
+_SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
+_EXIF_ORIENTATION, _TURNED = 0x0112, 5  # values from 5 on swap height and width
+
+Labels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the numbers in mask files are meant."""
+
+    ignore: int = IGNORED  # the number of what is to be ignored
+    reduce_zero: bool = False  # 0 is to be ignored too, and class k is written as k + 1 (ADE20K)
+
+    @property
+    def table(self) -> Labels:
+        """Number in the file → label, uint8 (256,)."""
+        table = np.arange(256, dtype=np.uint8)
+        if self.reduce_zero:
+            table = np.roll(table, 1)
+            table[0] = IGNORED
+        table[self.ignore] = IGNORED
+        return table
+
+    @property
+    def unasked(self) -> set[int]:
+        """The numbers that are no class."""
+        return {self.ignore, 0} if self.reduce_zero else {self.ignore}
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and their masks: row i of one belongs to row i of the other. Picklable, fit for workers."""
+
+    images: ImageSet
+    masks: tuple[Path, ...]
+    coding: Coding
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, row: int, least: int | None = None) -> tuple[Tensor, Tensor]:
+        """An image, uint8 (3, h, w), and the labels of its pixels, uint8 (H, W), `IGNORED` among them.
+
+        A large photo may come smaller than its labels (see `semmae.data.decode`).
+        """
+        return self.images.read(row, least), self.labels(row)
+
+    def labels(self, row: int) -> Tensor:
+        """Labels of the pixels of a row's image, uint8 (H, W)."""
+        return torch.from_numpy(self.coding.table[read_mask(self.masks[row])])
+
+    def select(self, rows: Sequence[int]) -> "LabelledImages":
+        """These rows, in this order."""
+        return LabelledImages(self.images.select(rows), tuple(self.masks[row] for row in rows), self.coding)
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """What `open_segmentation` finds."""
+
+    train: LabelledImages
+    val: LabelledImages
+    names: tuple[str, ...]  # of the K classes
+    named: bool  # whether the folder tells names; else they are the numbers in the masks
+    digest: str  # sha256 (hex) of what the masks hold: which numbers on how many pixels of which file
+    split: str  # in words, for the protocol
+
+
+def open_segmentation(
+    data: str | Path,
+    coding: Coding,
+    *,
+    masks: Path | None = None,
+    val_share: float = 0.2,
+    limit: int | None = None,
+    seed: int = 0,
+    workers: int = 2,
+) -> SegmentationData:
+    """The pairs of `data`, all of them checked; nothing is written but the cache of readable images.
+
+    Args:
+        data: the folder that holds `images` and `masks` (or `annotations`).
+        coding: of the masks' numbers.
+        masks: the folder of masks, where they lie elsewhere; `data` then holds the images alone.
+        val_share: share of the images to hold out where there are no folders of splits.
+        limit: use only so many images of each split, drawn by `seed`.
+        seed: of what is drawn.
+        workers: threads that read.
+
+    Raises:
+        UserError: a folder or a mask is missing, a mask is not of its image's size, or holds what is no class.
+    """
+    root = Path(data).expanduser()
+    images, folder = (root / "images", _masks_folder(root)) if masks is None else (root, masks)
+    train, val = (_split_folder(images, split) for split in ("train", "val"))
+    named = read_class_names(root if masks is None else masks.parent)
+
+    def opened(below: str) -> LabelledImages:
+        found = open_images(images / below, limit=limit, seed=seed, workers=workers)
+        return LabelledImages(found, tuple(_mask_paths(found, images / below, folder / below)), coding)
+
+    if train and val:
+        sets = [opened(train), opened(val)]
+        words = f"{len(sets[0])} {train}, {len(sets[1])} {val}"
+    elif train or val:
+        raise UserError(f"{images}: holds {train or val}, but no {'val' if train else 'train'}; add that folder")
+    else:
+        everything = opened("")
+        sets = _held_out(everything, val_share, seed, images)
+        words = f"{len(sets[0])} train, {len(sets[1])} held out by seed {seed}"
+    counts = [check_pairs(labelled, workers) for labelled in sets]
+    names = _names(root, coding, [found.sum(0) for found in counts], named)
+    return SegmentationData(sets[0], sets[1], names, named is not None, _digest(sets, counts), words)
+
+
+def read_mask(path: Path) -> Labels:
+    """(H, W) uint8: grey levels or palette indices as stored.
+
+    Raises:
+        UserError: it is not an image of 8-bit labels.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, mask = image.mode, np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f'the mask "{path}" cannot be read: {error}; write it again or remove it') from error
+    if mode not in ("L", "P"):
+        raise UserError(
+            f'the mask "{path}" does not hold 8-bit labels but mode {mode}; save it as an 8-bit grey '
+            "or palette PNG, 0 = background, 1, 2, … = parts"
+        )
+    return mask.astype(np.uint8)
+
+
+def check_pairs(labelled: LabelledImages, workers: int = 2) -> npt.NDArray[np.int64]:
+    """How often each number occurs in each mask: int64 (N, 256). Reads every mask, and the header of every image.
+
+    Raises:
+        UserError: a mask cannot be read, or is not of its image's size.
+    """
+    with (
+        Progress(len(labelled), "masks", f"checking {labelled.images.source.root.name} masks") as progress,
+        ThreadPoolExecutor(max(workers, 1)) as pool,
+    ):
+        counts = []
+        for found in pool.map(_checked_counts(labelled), range(len(labelled))):
+            counts.append(found)
+            progress.update()
+    return np.stack(counts)
+
+
+def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.int64]]:
+    def counted(row: int) -> npt.NDArray[np.int64]:
+        images = labelled.images
+        mask, size = read_mask(labelled.masks[row]), _image_size(images.source.root / images.names[row])
+        if mask.shape != size:
+            told = [f"{width}×{height}" for height, width in (mask.shape, size)]
+            raise UserError(
+                f'the mask "{labelled.masks[row]}" is {told[0]} pixels, its image {told[1]}; '
+                "save it in the image's size, without smoothing"
+            )
+        return np.bincount(mask.ravel(), minlength=256)
+
+    return counted
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """Height and width as decoded, upright, read off the header."""
+    with Image.open(path) as opened:
+        width, height = opened.size
+        turned = opened.getexif().get(_EXIF_ORIENTATION, 1) >= _TURNED
+    return (width, height) if turned else (height, width)
+
+
+def _masks_folder(root: Path) -> Path:
+    found = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
+    if not (root / "images").is_dir() or not found:
+        missing = "images" if not (root / "images").is_dir() else "masks"
+        raise UserError(f"{root}: no folder {missing}; lay the data out as images/train, images/val, masks/train, …")
+    return found[0]
+
+
+def _split_folder(images: Path, split: str) -> str:
+    return next((name for name in _SPLITS[split] if (images / name).is_dir()), "")
+
+
+def _mask_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
+    """The mask of every image: at the same place, with a suffix of masks."""
+    stems = {path.with_suffix(""): path for path in _lossless_below(masks)}
+    paths = [stems.get((masks / name).with_suffix("")) for name in found.names]
+    missing = [name for name, path in zip(found.names, paths, strict=True) if path is None]
+    if missing:
+        raise UserError(
+            f"{images}: {len(missing)} of {len(paths)} images have no mask, the first is {missing[0]}; "
+            f"add {(masks / missing[0]).with_suffix('.png')}, or remove the image"
+        )
+    return (path for path in paths if path is not None)
+
+
+def _lossless_below(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in MASK_SUFFIXES)
+
+
+def _held_out(everything: LabelledImages, share: float, seed: int, images: Path) -> list[LabelledImages]:
+    if len(everything) < 2:
+        raise UserError(f"{images}: a single image, none can be held out; give more, or folders train and val")
+    count = min(max(1, round(share * len(everything))), len(everything) - 1)
+    out = sample_rows(len(everything), count, seed)
+    kept = sorted(set(range(len(everything))).difference(out))
+    return [everything.select(kept), everything.select(out)]
+
+
+def _names(
+    root: Path,
+    coding: Coding,
+    counts: Sequence[npt.NDArray[np.int64]],
+    named: tuple[Path, Mapping[int, str]] | None,
+) -> tuple[str, ...]:
+    """Names of the classes 0 to K - 1: told by the folder, or else the numbers that the masks hold.
+
+    Args:
+        root: the data's folder.
+        coding: of the masks' numbers.
+        counts: pixels of every number in the files of each split, (256,).
+        named: what the folder tells: the file, and number in the masks → name.
+    """
+    found = [set(np.flatnonzero(numbers).tolist()) - coding.unasked for numbers in counts]
+    if not all(found):
+        raise UserError(
+            f"{root}: the masks of a split hold nothing but what is ignored; see --ignore-index, --reduce-zero-label"
+        )
+    classes = sorted(set.union(*found))
+    if classes[-1] == IGNORED:
+        raise UserError(f"{root}: a mask holds {IGNORED}, which can be no class; give --ignore-index {IGNORED}")
+    if named is None:
+        known: Mapping[int, str] = {number: str(number) for number in range(classes[-1] + 1)}
+    else:
+        path, known = named
+        beyond = [number for number in classes if number not in known]
+        if beyond:
+            raise UserError(
+                f"{root}: the masks hold {_listed(beyond)}, which {path.name} does not name (it names "
+                f"{min(known)} to {max(known)}); add the names, or tell --ignore-index or --reduce-zero-label"
+            )
+    first = int(coding.reduce_zero)
+    names = tuple(known.get(number, str(number)) for number in range(first, max(known) + 1))
+    if len(names) < 2:
+        raise UserError(f"{root}: a single class ({names[0]}); masks must hold at least two")
+    return names
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5]))
+    return shown + (", …" if len(numbers) > 5 else "")
+
+
+def _digest(sets: Sequence[LabelledImages], counts: Sequence[npt.NDArray[np.int64]]) -> str:
+    digest = hashlib.sha256()
+    for labelled, found in zip(sets, counts, strict=True):
+        for path, numbers in zip(labelled.masks, found, strict=True):
+            digest.update(f"{path.name}\0".encode("utf-8", "surrogateescape") + numbers.tobytes())
+    return digest.hexdigest()

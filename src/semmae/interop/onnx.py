@@ -1,0 +1,143 @@
+"""An encoder as an ONNX graph: normalised images in, class token and patch tokens out, any number of images at once.
+
+Notable here:
+- the graph is float32 and holds timm's own blocks: no gradients are asked for, so that the blocks by hand, which train
+  faster on CPUs, stay out of it (see `models.blocks.run_block`);
+- the size of the images is fixed, that of the batch is not;
+- what was written is run by onnxruntime and compared before it is called done.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from semmae.errors import UserError
+from semmae.models.vit import Encoder
+
+FILE = "model.onnx"
+INPUT, OUTPUTS = "images", ("cls", "patches")
+LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
+# Largest difference from torch, as a share of the largest number where that is above 1.
+TOLERANCE = 1e-4
+
+_CHECKED = (1, 3)  # images at a time
+_TRACED = 2  # with 1 the exporter would take the batch for a constant
+_ONE_FILE = 1.8e9  # bytes; a file in the format of ONNX ends at 2 GB, larger weights lie beside it
+
+
+class _Tokens(nn.Module):
+    """The encoder with a plain tuple for `Features`."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        cls, patches = self.encoder(images)
+        return cls, patches
+
+
+def missing_libraries() -> list[str]:
+    """Those that are needed and not installed."""
+    return [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+
+
+@torch.no_grad()
+def write_onnx(encoder: Encoder, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the graph.
+
+    Args:
+        encoder: for images of `encoder.spec.image_size`.
+        path: of the file; weights of more than 1.8 GB go to a second one, `.data` after the name.
+        metadata: goes into the file, for whoever runs it.
+
+    Raises:
+        UserError: the exporter knows no graph for this encoder.
+    """
+    model = _Tokens(copy.deepcopy(encoder)).cpu().float().eval()
+    side = encoder.spec.image_size
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                model,
+                (_images(_TRACED, side),),
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(f"the encoder cannot be written as ONNX ({reason}); use --to timm") from error
+        assert program is not None
+        program.model.metadata_props.update(metadata)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        program.save(path, external_data=size > _ONE_FILE)
+
+
+@torch.no_grad()
+def check_onnx(encoder: Encoder, path: Path) -> float:
+    """Run the graph for one image and for three; returns the largest difference, as a share of the largest number.
+
+    Raises:
+        UserError: onnxruntime computes something else than the encoder.
+    """
+    model = copy.deepcopy(encoder).cpu().float().eval()
+    session = _session(path)
+    difference = max(_difference(model, session, _images(batch, encoder.spec.image_size)) for batch in _CHECKED)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"onnxruntime computes features that differ from torch's by {difference:.1e}, more than {TOLERANCE:.0e}; "
+            "install other versions of torch and onnxruntime"
+        )
+    return difference
+
+
+def _images(batch: int, side: int) -> Tensor:
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(batch))
+
+
+def _difference(encoder: Encoder, session: Any, images: Tensor) -> float:
+    """The largest between torch and onnxruntime, as a share of torch's largest number, or of 1 if that is more."""
+    found = [torch.from_numpy(output) for output in session.run(list(OUTPUTS), {INPUT: images.numpy()})]
+    worst = 0.0
+    for ours, theirs in zip(encoder(images), found, strict=True):
+        if ours.shape != theirs.shape or not theirs.isfinite().all():
+            return float("inf")
+        scale = max(1.0, float(ours.abs().max()))
+        worst = max(worst, float((ours - theirs).abs().max()) / scale)
+    return worst
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own notes, which are for its developers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,199 @@
+"""`semmae finetune` as a user runs it: exact resume, what it writes, measuring alone, and what it refuses."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import tiny
+import torch
+
+import semmae
+from semmae.checkpoint import save_encoder
+from semmae.cli import run
+from semmae.commands.finetune import FinetuneOptions, check_finetune, rate_of
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.presets import PRESETS, preset_name, preset_options
+
+# All that draws by chance is at work.
+SHORT: dict[str, Any] = {
+    **tiny.TRAIN, "epochs": 3, "blr": 2e-2, "drop_path": 0.3, "ema": 0.5, "val_every": 1, "erasing": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder") / "encoder"
+    save_encoder(Encoder(EncoderSpec(32, 8, 48, 3, 3)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(encoder: Path, creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted, and the same from new weights."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with tiny.every_step():
+        semmae.finetune(encoder=encoder, data=creatures / "images", out=out, untrained=True, **SHORT)
+    return out
+
+
+def results(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return found
+
+
+def test_a_resumed_run_is_the_one_never_interrupted(
+    whole: Path, encoder: Path, creatures: Path, tmp_path: Path
+) -> None:
+    """Bit for bit: crops, policies, mixing, erasing, drop path, the average, and what is measured."""
+    out = tmp_path / "run"
+    assert len(tiny.losses(whole)) == 9  # 24 of 32 images, 8 a step
+    with tiny.every_step():
+        with tiny.interrupted("finetune", 4):
+            semmae.finetune(encoder=encoder, data=creatures / "images", out=out, **SHORT)
+        assert not (out / "classifier").exists()
+        semmae.finetune(out=out, resume=True)
+    assert tiny.losses(out) == tiny.losses(whole)
+    tiny.assert_same_weights(out / "classifier", whole / "classifier")
+    assert results(out) == {name: value for name, value in results(whole).items() if name != "untrained"}
+
+
+def test_interrupted_in_the_second_training_the_first_is_kept(
+    whole: Path, encoder: Path, creatures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with tiny.every_step():
+        with tiny.interrupted("untrained", 5):
+            semmae.finetune(encoder=encoder, data=creatures / "images", out=out, untrained=True, **SHORT)
+        before = tiny.listing(out / "classifier")
+        semmae.finetune(out=out, resume=True)
+    assert tiny.listing(out / "classifier") == before
+    tiny.assert_same_weights(out / "untrained" / "classifier", whole / "untrained" / "classifier")
+    assert results(out) == results(whole)
+
+
+def test_the_table_and_the_files_tell_the_same(whole: Path) -> None:
+    figures = results(whole)
+    rows = list(csv.DictReader((whole / "per_class.csv").open()))
+    right = [float(row["right_percent"]) for row in rows]
+    images = [int(row["images"]) for row in rows]
+    assert figures["images"] == sum(images) == 8 and figures["classes"] == len(rows) == 8
+    assert figures["mean_class"] == pytest.approx(sum(right) / len(right), abs=0.01)
+    weighed = sum(share * count for share, count in zip(right, images, strict=True))
+    assert figures["top1"] == pytest.approx(weighed / sum(images), abs=0.01)
+    assert figures["top1_low"] < figures["top1"] < figures["top1_high"] or figures["top1"] in (0, 100)
+    assert set(figures["untrained"]) == set(figures) - {"protocol", "untrained"}
+    assert figures["protocol"]["crop_pct"] == 0.875 and figures["protocol"]["seed"] == 0
+    last = [line for line in tiny.metrics(whole) if "val_top1" in line]
+    assert len(last) == 3 and last[-1]["val_top1"] == pytest.approx(figures["top1"])
+    assert "untrained" in (whole / "results.md").read_text()
+    assert (whole / "report.html").read_text().count("<svg") >= 4 and (whole / "confusion.png").stat().st_size > 1000
+
+
+def test_what_is_kept_is_what_timm_loads(whole: Path) -> None:
+    model = timm.create_model(f"local-dir:{whole / 'classifier'}", pretrained=True).eval()
+    classifier, classes = semmae.load_classifier(whole)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(model(images), classifier(images), atol=1e-6)
+    assert classes == sorted(classes) == list(model.pretrained_cfg["label_names"])
+
+
+def test_measured_alone_it_does_as_well_as_after_its_training(whole: Path, creatures: Path, tmp_path: Path) -> None:
+    """Without a validation split, the images that were held out from its training are found again."""
+    out = tmp_path / "measured"
+    semmae.finetune(encoder=whole, data=creatures / "images", out=out, eval_only=True, workers=0)
+    figures, before = results(out), results(whole)
+    assert {name: figures[name] for name in figures if name != "protocol"} == {
+        name: before[name] for name in before if name not in ("protocol", "untrained")
+    }
+    assert "8 held out" in figures["protocol"]["split"]
+    assert (out / "per_class.csv").read_text() == (whole / "per_class.csv").read_text()
+    assert not (out / "classifier").exists() and (out / "report.html").is_file()
+
+
+def test_measured_on_other_images_all_of_them_count(whole: Path, creatures: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    for number, folder in enumerate(sorted((creatures / "images").iterdir())[:2]):
+        (others / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[: 2 + number]:
+            (others / folder.name / file.name).symlink_to(file)
+    semmae.finetune(encoder=whole, data=others, out=tmp_path / "out", eval_only=True, workers=0, image_size=48)
+    figures = results(tmp_path / "out")
+    assert figures["images"] == 5 and figures["classes"] == 8 and figures["protocol"]["image_size"] == 48
+    table = list(csv.DictReader((tmp_path / "out" / "per_class.csv").open()))
+    assert [row["right_percent"] == "" for row in table] == [False] * 2 + [True] * 6
+
+
+def test_balanced_and_plain_settings_train_too(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    options = {**SHORT, "epochs": 1, "ema": 0.0, "drop_path": 0.0, "augment": "none", "mixup": 0.0, "cutmix": 0.0}
+    runs = {}
+    for name, own in {"plain": {}, "balanced": {"balanced": True}, "cls": {"pooling": "cls"}}.items():
+        runs[name] = tmp_path / name
+        semmae.finetune(encoder=encoder, data=creatures / "images", out=runs[name], **options, **own)
+    heads = {name: semmae.load_classifier(out)[0].vit.head.weight for name, out in runs.items()}
+    assert not torch.equal(heads["plain"], heads["balanced"])
+    assert semmae.load_classifier(runs["cls"])[0].pooling == "cls"
+
+
+REFUSED = {
+    "no such policy": (["--augment", "rand-x3"], "--augment rand-x3: timm knows no such policy"),
+    "sizes": (["--image-size", "30"], "images of 30 pixels do not divide into patches of 8; use 24 or 32"),
+    "rates": (["--blr", "1e-7"], "is above the learning rate 2.5e-08"),
+    "limits": (["--drop-path", "1.5"], "--drop-path 1.5: must be from 0 to 0.95"),
+    "batches": (["--accumulate", "5"], "--batch-size 64 is not divisible by --devices 1 · --accumulate 5"),
+    "both": (["--eval-only", "--untrained"], "--untrained trains a second classifier, --eval-only none"),
+    "no classifier": (["--eval-only"], "holds no classifier of semmae; give a finished run of semmae finetune"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_line_and_nothing_is_written(
+    case: str, encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = REFUSED[case]
+    out = tmp_path / "out"
+    told = ["--encoder", str(encoder), "--data", str(creatures / "images"), "--out", str(out), *arguments]
+    assert run(["finetune", *told]) == 2
+    line = capsys.readouterr().err
+    assert message in line and line.count("\n") == 1
+    assert not out.exists()
+
+
+def test_classes_that_it_does_not_know_are_refused(
+    whole: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = sorted((creatures / "images").iterdir())[0]
+    for name in ("zebra", "aardvark", known.name):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "a.png").symlink_to(next(known.iterdir()))
+    told = ["--encoder", str(whole), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--eval-only"]
+    assert run(["finetune", *told]) == 2
+    line = capsys.readouterr().err
+    assert "class 'aardvark' and 1 more: not among the 8 that" in line and line.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_without_classes_are_refused(
+    encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = next((creatures / "images").iterdir())
+    assert run(["finetune", "--encoder", str(encoder), "--data", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "no classes; put images into one folder a class" in capsys.readouterr().err
+
+
+def test_the_published_recipes_have_the_published_rates() -> None:
+    """The rates that MAE's and iBOT's scripts come to, with the batches that they are for."""
+    rates = {"mae-vit-b16": 2e-3, "mae-vit-l16": 4e-3, "cars": 1.125e-4, "inaturalist": 1.125e-5}
+    for name in map(preset_name, PRESETS["finetune"]):
+        options = FinetuneOptions(encoder="run", data="photos", out=Path("out"), **preset_options("finetune", name))
+        check_finetune(options)
+        assert rate_of(options) == pytest.approx(rates.get(name, rate_of(options)))
+    # MAE's defaults are those of the verb, but for the batch.
+    plain = FinetuneOptions(encoder="run", data="photos", out=Path("out"), batch_size=1024)
+    assert plain == FinetuneOptions(
+        encoder="run", data="photos", out=Path("out"), **preset_options("finetune", "mae-vit-b16")
+    )

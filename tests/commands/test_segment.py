@@ -1,0 +1,220 @@
+"""`semmae segment`: what it writes, what it learns, resuming bit for bit, and what it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import semmae
+from semmae.checkpoint import save_encoder
+from semmae.cli import run
+from semmae.data.loaders import normalise
+from semmae.evaluation.segmentation import most_likely, slide
+from semmae.loading import load_segmenter
+from semmae.models.vit import Encoder, EncoderSpec
+
+STEPS, EVERY = 4, 2
+SMALL: dict[str, Any] = {
+    "steps": STEPS, "val_steps": EVERY, "batch_size": 4, "workers": 0, "precision": "float32", "decoder_channels": 8,
+    "lr": 1e-3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four blocks on 16 patches, never trained."""
+    torch.manual_seed(5)  # not the seed of the untrained one
+    folder = tmp_path_factory.mktemp("encoder") / "encoder"
+    save_encoder(Encoder(EncoderSpec(32, 8, width=48, depth=4, num_heads=3)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(encoder: Path, creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("segment") / "run"
+    with tiny.every_step():
+        semmae.segment(encoder=encoder, data=creatures, out=out, untrained=True, **SMALL)
+    return out
+
+
+def results(out: Path) -> dict[str, Any]:
+    found = json.loads((out / "results.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_what_a_run_leaves_behind(finished: Path) -> None:
+    found = results(finished)
+    rows = list(csv.DictReader((finished / "per_class.csv").open()))
+    assert [row["class"] for row in rows] == [facts["class"] for facts in found["per_class"]]
+    assert len(rows) == found["protocol"]["classes"]
+    ious = [facts["iou"] for facts in found["per_class"] if facts["iou"] is not None]
+    assert found["miou"] == pytest.approx(np.mean(ious))
+    assert sum(facts["pixels"] for facts in found["per_class"]) == found["images"] * 48 * 48
+    assert sum(float(row["pixels %"]) for row in rows) == pytest.approx(100, abs=0.01)
+    assert len(found["untrained"]["per_class"]) == len(rows)
+    assert tiny.losses(finished) != tiny.losses(finished / "untrained")
+    table = (finished / "results.md").read_text()
+    assert "| this encoder |" in table and "| untrained" in table and "untrained, IoU %" in table
+    assert (finished / "report.html").is_file()
+    assert not (finished / ".unfinished").exists()
+    # Each validation is told among the metrics; the last one is the result.
+    told = [line for line in tiny.metrics(finished) if "miou" in line]
+    assert [line["step"] for line in told] == [2, 4]
+    assert told[-1]["miou"] == pytest.approx(found["miou"])
+
+
+def test_the_picture_has_a_column_each_method(finished: Path) -> None:
+    with Image.open(finished / "predictions.png") as sheet:
+        width, height = sheet.size
+    assert width > 8 * 192 and height > 3 * 192  # two groups of image, truth, prediction, untrained; of 6 images
+
+
+def test_the_network_is_loaded_and_tells_what_was_measured(finished: Path, creatures: Path) -> None:
+    """The slow way: one image at a time, from the files."""
+    from semmae.data.segment_crops import WholeLabelled
+    from semmae.data.segmentation import Coding, open_segmentation
+
+    net = load_segmenter(finished)
+    val = open_segmentation(creatures, Coding()).val
+    whole, spec = WholeLabelled(val, 32), net.encoder.spec
+    right = pixels = 0
+    for row in range(len(val)):
+        image = normalise(whole[row]["image"][None], spec.mean, spec.std)
+        with torch.inference_mode():
+            told = most_likely(slide(net, image, 32, 21), 48, 48)[0]
+        right += int((told == val.labels(row)).sum())
+        pixels += told.numel()
+    assert results(finished)["pixel_accuracy"] == pytest.approx(100 * right / pixels)
+
+
+def test_eval_only_measures_the_same(finished: Path, creatures: Path, tmp_path: Path) -> None:
+    shared = {name: SMALL[name] for name in ("workers", "precision")}
+    semmae.segment(encoder=finished, data=creatures, out=tmp_path / "again", eval_only=True, **shared)
+    before, after = results(finished), results(tmp_path / "again")
+    assert after["per_class"] == before["per_class"]
+    assert "steps" not in after["protocol"] and "lr" not in after["protocol"]
+    assert not (tmp_path / "again" / "segmenter").exists()
+
+
+@pytest.mark.parametrize(("stage", "step"), [("first", 3), ("untrained", 3)])
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(
+    stage: str, step: int, finished: Path, encoder: Path, creatures: Path, tmp_path: Path
+) -> None:
+    """Stopped inside a round, of the first network or of the second; with drop path, dropout and norms' averages."""
+    out = tmp_path / "run"
+    told: dict[str, Any] = {"encoder": encoder, "data": creatures, "out": out, "untrained": True, **SMALL}
+    with tiny.every_step():
+        if stage == "first":
+            with tiny.interrupted("segment", step):
+                semmae.segment(**told)
+        else:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="pulled the plug"):
+                stop_second(patch, step)
+                semmae.segment(**told)
+        assert not (out / "results.json").exists()
+        semmae.segment(out=out, resume=True)
+    for below in ("", "untrained"):
+        tiny.assert_same_weights(out / below / "segmenter", finished / below / "segmenter")
+        assert tiny.losses(out / below) == tiny.losses(finished / below)
+    assert results(out) | {"protocol": None} == results(finished) | {"protocol": None}
+
+
+def stop_second(patch: pytest.MonkeyPatch, step: int) -> None:
+    real = semmae.tasks.trainer.Meter.on_train_batch_end
+
+    def stop(meter: Any, trainer: Any, *rest: Any) -> None:
+        real(meter, trainer, *rest)
+        if meter.options.out.name == "untrained" and trainer.global_step == step:
+            raise RuntimeError("pulled the plug")
+
+    patch.setattr(semmae.tasks.trainer.Meter, "on_train_batch_end", stop)
+
+
+def test_batches_of_a_step_make_the_same_rounds(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    """Accumulated: as many steps."""
+    semmae.segment(encoder=encoder, data=creatures, out=tmp_path / "run", accumulate=2, limit=20, pictures=0, **SMALL)
+    assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [2, 4]
+    assert not (tmp_path / "run" / "predictions.png").exists()
+    assert results(tmp_path / "run")["protocol"]["split"] == "16 train, 4 held out by seed 0"
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_steps(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    """Only the first one measures, and the others wait for it, not it for them."""
+    told = {**SMALL, "encoder": encoder, "data": creatures, "out": tmp_path / "run", "devices": 2}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
+    command = Path(sys.executable).with_name("semmae")
+    subprocess.run([command, "segment", *arguments], check=True, timeout=300)
+    assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [2, 4]
+    assert results(tmp_path / "run")["images"] == 6
+
+
+def test_a_linear_head_learns_and_leaves_the_encoder_alone(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    learn = {**SMALL, "steps": 60, "val_steps": 30, "lr": 1e-2, "min_scale": 1.0, "max_scale": 1.0, "colour": False}
+    semmae.segment(encoder=encoder, data=creatures, out=out, head="linear", **learn)
+    net, before = load_segmenter(out), semmae.load_encoder(encoder)
+    after = net.encoder.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.state_dict().items())
+    found = results(out)
+    pixels = [facts["pixels"] for facts in found["per_class"] if facts["pixels"]]
+    everywhere = 100 * max(pixels) / sum(pixels) / len(pixels)  # mIoU of the background told everywhere
+    assert found["miou"] > 1.25 * everywhere
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--val-steps", "4"], "--val-steps 4 does not divide --steps 6; use 3"),
+        (["--batch-size", "1"], "--batch-size 1: UPerNet norms need two images together; at least 2"),
+        (["--batch-size", "4", "--accumulate", "3"], "--batch-size 4 is not divisible by"),
+        (["--min-scale", "3"], "--min-scale 3.0 is above --max-scale 2.0"),
+        (["--blocks", "0,1,2"], "--blocks '0,1,2': must be four rising numbers from 0 to 3, such as 0,1,2,3"),
+        (["--blocks", "0,1,2,4"], "must be four rising numbers from 0 to 3"),
+        (["--blocks", "a,b,c,d"], "must be four rising numbers from 0 to 3"),
+        (["--image-size", "24"], "--image-size 24: at least 32 for UPerNet on patches of 8"),
+        (["--image-size", "36"], "images of 36 pixels do not divide into patches of 8; use 32 or 40"),
+        (["--head", "uper"], "unknown head 'uper'"),
+        (["--eval-only"], "holds no segmenter; give a run of semmae segment"),
+        (["--eval-only", "--untrained"], "--eval-only trains nothing"),
+        (["--layer-decay", "1.5"], "--layer-decay 1.5: must be from 0.01 to 1"),
+        (["--ignore-index", "300"], "--ignore-index 300: must be from 0 to 255"),
+        (["--preset", "ade20k"], 'did you mean "ade20k-vit-b16"'),
+    ],
+)
+def test_wrong_options_write_nothing(
+    arguments: list[str], told: str, encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    base = ["--encoder", str(encoder), "--data", str(creatures), "--out", str(out), "--steps", "6", "--workers", "0"]
+    assert run(["segment", *base, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error and len(error.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_wrong_data_writes_nothing(
+    encoder: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["segment", "--out", str(tmp_path / "run"), "--workers", "0"]
+    (tmp_path / "empty").mkdir()
+    assert run([*base, "--encoder", str(encoder), "--data", str(tmp_path / "empty")]) == 2
+    assert "no folder images; lay the data out as" in capsys.readouterr().err
+    for split in ("train", "val"):
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            (tmp_path / "other" / kind / split).mkdir(parents=True)
+            Image.fromarray(np.arange(40, dtype=np.uint8).reshape(5, 8)).save(
+                tmp_path / "other" / kind / split / f"a.{suffix}"
+            )
+    assert run([*base, "--encoder", str(finished), "--data", str(tmp_path / "other"), "--eval-only"]) == 2
+    assert "is not among them; give data of the classes it was trained on" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,165 @@
+"""Pairs of images and masks: layouts, how numbers are meant, and every fault in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from semmae.data.segmentation import IGNORED, Coding, open_segmentation
+from semmae.errors import UserError
+
+Pair = Callable[..., None]
+SPLITS = (("training", 3), ("validation", 2))
+
+
+def write_pair(
+    root: Path, name: str, mask: np.ndarray, *, folder: str = "masks", size: tuple[int, int] = (0, 0)
+) -> None:
+    """An image of noise and its mask; `size` is the image's (height, width), the mask's by default."""
+    height, width = size if size[0] else mask.shape
+    pixels = np.random.default_rng(len(name)).integers(0, 256, (height, width, 3), np.uint8)
+    for kind, suffix, content in (("images", ".jpg", pixels), (folder, ".png", mask)):
+        path = root / kind / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(content).save(path)
+
+
+def striped(*numbers: int, height: int = 10) -> np.ndarray:
+    """Columns of these numbers, two pixels wide each."""
+    return np.repeat(np.array([numbers], np.uint8), height, 0).repeat(2, 1)
+
+
+@pytest.fixture
+def ade20k(tmp_path: Path) -> Path:
+    """Named and numbered as ADE20K comes: 0 is nothing, classes begin at 1."""
+    for split, count in SPLITS:
+        for index in range(count):
+            write_pair(tmp_path, f"{split}/{index}", striped(0, 1, 2, 3, 255), folder="annotations")
+    table = "Idx\tRatio\tTrain\tVal\tName\n1\t0.1\t9\t9\twall\n2\t0.1\t9\t9\tbuilding, edifice\n3\t0.1\t9\t9\tsky\n"
+    (tmp_path / "objectInfo150.txt").write_text(table)
+    return tmp_path
+
+
+def test_ade20k_is_read_as_it_lies(ade20k: Path) -> None:
+    data = open_segmentation(ade20k, Coding(reduce_zero=True))
+    assert (data.names, data.named) == (("wall", "building", "sky"), True)
+    assert (len(data.train), len(data.val), data.split) == (3, 2, "3 training, 2 validation")
+    image, labels = data.train.read(1)
+    assert image.shape == (3, 10, 10)
+    assert torch.equal(labels, torch.from_numpy(striped(IGNORED, 0, 1, 2, IGNORED)))
+
+
+def test_numbers_as_they_are_and_another_one_ignored(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_pair(tmp_path, f"{split}/a", striped(0, 1, 4, 7))
+    data = open_segmentation(tmp_path, Coding(ignore=7))
+    assert (data.names, data.named) == (("0", "1", "2", "3", "4"), False)  # of 2 and 3 there is nothing to see
+    assert torch.equal(data.val.labels(0), torch.from_numpy(striped(0, 1, 4, IGNORED)))
+
+
+def test_names_of_a_list_of_names_and_of_numbers(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_pair(tmp_path, f"{split}/a", striped(0, 1, 2))
+    (tmp_path / "classes.json").write_text(json.dumps(["background", "hair", "skin", "shoe"]))
+    assert open_segmentation(tmp_path, Coding()).names == ("background", "hair", "skin", "shoe")
+    assert open_segmentation(tmp_path, Coding(reduce_zero=True)).names == ("hair", "skin", "shoe")
+    (tmp_path / "classes.json").write_text(json.dumps(["hair", "skin", "hair"]))
+    assert open_segmentation(tmp_path, Coding()).names == ("hair (0)", "skin", "hair (2)")
+    (tmp_path / "classes.json").write_text(json.dumps({"0": "background", "2": "skin", "1": "hair"}))
+    assert open_segmentation(tmp_path, Coding()).names == ("background", "hair", "skin")
+
+
+def test_without_folders_of_splits_a_share_is_held_out(creatures: Path) -> None:
+    found = [open_segmentation(creatures, Coding(), val_share=0.25, seed=seed) for seed in (0, 0, 1)]
+    names = [(data.train.images.names, data.val.images.names) for data in found]
+    assert names[0] == names[1] != names[2]
+    assert [len(part) for part in names[0]] == [24, 8]
+    assert set(names[0][0]).isdisjoint(names[0][1])
+    assert found[0].digest == found[1].digest != found[2].digest
+    for data in found:  # each row's mask is its image's
+        for row, name in enumerate(data.val.images.names):
+            assert data.val.masks[row].relative_to(creatures / "masks").with_suffix("") == Path(name).with_suffix("")
+
+
+def test_another_mask_is_another_digest(ade20k: Path) -> None:
+    before = open_segmentation(ade20k, Coding(reduce_zero=True)).digest
+    write_pair(ade20k, "training/0", striped(0, 1, 2, 2, 255), folder="annotations")
+    assert open_segmentation(ade20k, Coding(reduce_zero=True)).digest != before
+
+
+def test_a_photo_that_lies_on_its_side_fits_an_upright_mask(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_pair(tmp_path, f"{split}/a", striped(0, 1, height=12), size=(4, 12))
+        path = tmp_path / "images" / split / "a.jpg"
+        with Image.open(path) as image:
+            exif = image.getexif()
+            exif[0x0112] = 6  # to be turned by a quarter
+            image.save(path, exif=exif)
+    image, labels = open_segmentation(tmp_path, Coding()).train.read(0)
+    assert image.shape[1:] == labels.shape == (12, 4)
+
+
+def no_mask(root: Path) -> None:
+    (root / "annotations/validation/1.png").unlink()
+
+
+def other_size(root: Path) -> None:
+    write_pair(root, "training/2", striped(1, 2), folder="annotations", size=(10, 6))
+
+
+def beyond(root: Path) -> None:
+    write_pair(root, "training/2", striped(1, 2, 9), folder="annotations")
+
+
+def colours(root: Path) -> None:
+    Image.new("RGB", (10, 10)).save(root / "annotations/training/0.png")
+
+
+def nothing(root: Path) -> None:
+    for index in range(2):
+        write_pair(root, f"validation/{index}", striped(0, 255), folder="annotations")
+
+
+def no_split(root: Path) -> None:
+    (root / "images/validation").rename(root / "images/other")
+
+
+def no_masks(root: Path) -> None:
+    (root / "annotations").rename(root / "labels")
+
+
+def no_names(root: Path) -> None:
+    (root / "classes.json").write_text("3")
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (no_mask, r"images/validation: 1 of 2 images have no mask, the first is 1\.jpg; add .*validation/1\.png"),
+        (other_size, r'the mask ".*training/2\.png" is 4×10 pixels, its image 6×10; save it'),
+        (beyond, r"the masks hold 9, which objectInfo150\.txt does not name \(it names 1 to 3\)"),
+        (colours, r'the mask ".*training/0\.png" does not hold 8-bit labels but mode RGB'),
+        (nothing, r"nothing but what is ignored; see --ignore-index"),
+        (no_split, r"images: holds training, but no val; add that folder"),
+        (no_masks, r"no folder masks; lay the data out"),
+        (no_names, r"classes\.json: not a list of names"),
+    ],
+)
+def test_faults_are_told_in_one_line(fault: Callable[[Path], None], told: str, ade20k: Path) -> None:
+    fault(ade20k)
+    with pytest.raises(UserError, match=told) as caught:
+        open_segmentation(ade20k, Coding(reduce_zero=True))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_can_be_no_class(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_pair(tmp_path, f"{split}/a", striped(0, 1, 255))
+    with pytest.raises(UserError, match="a mask holds 255, which can be no class; give --ignore-index 255"):
+        open_segmentation(tmp_path, Coding(ignore=0))
+    with pytest.raises(UserError, match=r"a single class \(1\)"):
+        open_segmentation(tmp_path, Coding(reduce_zero=True))

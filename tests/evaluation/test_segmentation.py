@@ -1,0 +1,121 @@
+"""Sliding windows and the figures of segmentation, against loops and against torchmetrics."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics.functional import accuracy, jaccard_index
+
+from semmae.data.loaders import normalise
+from semmae.evaluation.segmentation import evaluate, figures, most_likely, slide, window_starts
+
+K = 4
+
+
+def position_dependent(windows: Tensor) -> Tensor:
+    """Logits that depend on the pixel and on its place in the window: (B, 3, S, S) → (B, K, S, S)."""
+    side = windows.shape[-1]
+    ramp = torch.linspace(0, 1, side).expand(side, side)
+    base = windows.mean(1, keepdim=True) + ramp
+    return torch.cat([base * (k + 1) + ramp.T for k in range(K)], 1)
+
+
+@pytest.mark.parametrize("length", [8, 9, 12, 13, 14, 24, 25])
+@pytest.mark.parametrize("stride", [3, 5, 8])
+def test_windows_reach_the_end_and_overlap(length: int, stride: int) -> None:
+    starts = window_starts(length, 8, stride)
+    seen = {start + offset for start in starts for offset in range(8)}
+    assert seen == set(range(length)) and starts == sorted(set(starts))
+    # mmsegmentation's grid
+    count = max(length - 8 + stride - 1, 0) // stride + 1
+    assert starts == [min(index * stride, length - 8) for index in range(count)]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (11, 30), (20, 8)])
+def test_logits_are_the_mean_over_windows(size: tuple[int, int]) -> None:
+    image = torch.randn(1, 3, *size)
+    total, seen = torch.zeros(1, K, *size), torch.zeros(size)
+    for top in window_starts(size[0], 8, 5):
+        for left in window_starts(size[1], 8, 5):
+            total[..., top : top + 8, left : left + 8] += position_dependent(image[..., top : top + 8, left : left + 8])
+            seen[top : top + 8, left : left + 8] += 1
+    torch.testing.assert_close(slide(position_dependent, image, 8, 5), total / seen)
+
+
+def test_an_image_smaller_than_a_window_is_filled_up() -> None:
+    image = torch.randn(1, 3, 5, 20)
+    found = slide(position_dependent, image, 8, 8)
+    filled = slide(position_dependent, functional.pad(image, (0, 0, 0, 3)), 8, 8)
+    torch.testing.assert_close(found, filled[..., :5, :])
+
+
+@pytest.mark.parametrize(("size", "target"), [((6, 9), (17, 40)), ((30, 20), (11, 7)), ((8, 8), (8, 8))])
+def test_classes_at_another_size_as_by_interpolation(
+    size: tuple[int, int], target: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semmae.evaluation.segmentation._STRIP", 3 * K * target[1])  # three rows at a time
+    logits = torch.randn(1, K, *size)
+    expected = functional.interpolate(logits, target, mode="bilinear", align_corners=False)
+    found = most_likely(logits, *target)
+    # Of classes nearly alike the last bit decides.
+    best = expected.gather(1, found[:, None])[:, 0]
+    torch.testing.assert_close(best, expected.amax(1))
+    assert (found == expected.argmax(1)).float().mean() > 0.99
+
+
+class Painter(nn.Module):
+    """Tells the class that the first channel's colour means."""
+
+    def forward(self, windows: Tensor) -> Tensor:
+        centres = normalise(torch.arange(K).view(K, 1, 1, 1).mul(60).byte().expand(K, 3, 1, 1), (0, 0, 0), (1, 1, 1))
+        return -((windows[:, :1] - centres[:, 0, 0, 0].view(1, K, 1, 1)) ** 2)
+
+
+def test_evaluation_counts_every_pixel_once() -> None:
+    """A network that reads the class off the colour: what it gets wrong is what was painted wrong."""
+    generator = torch.Generator().manual_seed(0)
+    batches, truths, told = [], [], []
+    for row in range(3):
+        labels = torch.randint(0, K, (1, 11 + row, 17), generator=generator).byte()
+        colours = labels.clone()
+        colours[:, :2] = (colours[:, :2] + 1) % K
+        labels[:, 5] = 255
+        image = (60 * colours).unsqueeze(1).expand(-1, 3, -1, -1)
+        batches.append({"image": image, "labels": labels, "row": torch.tensor([row])})
+        truths.append(labels.flatten())
+        told.append(colours.flatten())
+    table, kept = evaluate(
+        Painter(), batches, classes=K, size=8, stride=5, mean=(0, 0, 0), std=(1, 1, 1), keep=[1], total=3
+    )
+    truth, guess = torch.cat(truths).long(), torch.cat(told).long()
+    known = truth != 255
+    assert torch.equal(table, torch.bincount(truth[known] * K + guess[known], minlength=K * K).view(K, K))
+    assert list(kept) == [1] and torch.equal(kept[1].flatten(), told[1])
+
+
+def test_figures_agree_with_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth, guess = (torch.randint(0, K, (500,), generator=generator) for _ in range(2))
+    guess[:200] = truth[:200]
+    table = torch.bincount(truth * K + guess, minlength=K * K).view(K, K)
+    found = figures(table, ["a", "b", "c", "d"])
+    options = {"task": "multiclass", "num_classes": K}
+    assert found["miou"] == pytest.approx(100 * float(jaccard_index(guess, truth, average="macro", **options)))
+    assert found["pixel_accuracy"] == pytest.approx(100 * float(accuracy(guess, truth, average="micro", **options)))
+    assert found["mean_class"] == pytest.approx(100 * float(accuracy(guess, truth, average="macro", **options)))
+    per_class = jaccard_index(guess, truth, average="none", **options)
+    assert [facts["iou"] for facts in found["per_class"]] == pytest.approx((100 * per_class).tolist(), rel=1e-5)
+
+
+def test_a_class_that_is_nowhere_does_not_count() -> None:
+    """c is told but not there: IoU 0; d is neither: none."""
+    table = torch.tensor([[3, 1, 0, 0], [0, 4, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    found = figures(table, ["a", "b", "c", "d"])
+    assert [facts["iou"] for facts in found["per_class"]] == [75.0, pytest.approx(400 / 7), 0.0, None]
+    assert found["miou"] == pytest.approx((75 + 400 / 7 + 0) / 3)
+    assert found["mean_class"] == pytest.approx(100 * (3 / 4 + 4 / 6) / 2)
+    assert found["pixel_accuracy"] == 70.0
+    assert [facts["pixels"] for facts in found["per_class"]] == [4, 6, 0, 0]
+    assert not math.isnan(found["miou"])

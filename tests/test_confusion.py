@@ -1,0 +1,68 @@
+"""The confusion picture: rows add up, the right classes are chosen, numbers stand where they belong."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from semmae import confusion
+from semmae.commands.results import write_per_class
+from semmae.confusion import confusion_picture, most_confused
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, counts: torch.Tensor, path: Path) -> tuple[np.ndarray, list[str], list[str]]:
+    """What reaches the figure: shares, labels of rows and of columns."""
+    seen = []
+    draw = confusion._draw
+
+    def spy(shares, rows, columns, title):
+        seen.append((shares, list(rows), list(columns)))
+        return draw(shares, rows, columns, title)
+
+    monkeypatch.setattr(confusion, "_draw", spy)
+    confusion_picture(counts, [f"class {number}" for number in range(len(counts))], path)
+    return seen[0]
+
+
+def test_shares_are_of_the_true_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counts = torch.tensor([[3, 1, 0], [10, 30, 0], [0, 0, 0]])
+    shares, rows, columns = drawn(monkeypatch, counts, tmp_path / "a.png")
+    assert np.allclose(shares[:2], [[75, 25, 0], [25, 75, 0]])
+    assert np.isnan(shares[2]).all(), "a class without images has no shares"
+    assert rows == columns == ["class 0", "class 1", "class 2"]
+    with Image.open(tmp_path / "a.png") as image:
+        assert min(image.size) > 300
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_of_many_classes_the_most_confused_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counts = 50 * torch.eye(60, dtype=torch.int64)
+    for first in range(20, 50, 2):  # fifteen pairs, the first five confused less
+        counts[first, first + 1] = 3 if first < 30 else 9
+    counts[30, 59] = 1
+    shares, rows, columns = drawn(monkeypatch, counts, tmp_path / "a.png")
+    assert rows == [f"class {number}" for number in range(30, 50)]
+    assert columns == [*rows, "all others"]
+    assert np.allclose(shares.sum(1), 100)
+    assert shares[0, -1] == pytest.approx(100 / 60)  # of 50 right, 9 and 1
+
+
+def test_the_most_confused_come_in_pairs() -> None:
+    counts = np.zeros((6, 6), dtype=np.int64)
+    counts[4, 1], counts[1, 4], counts[2, 3] = 2, 2, 3
+    assert most_confused(counts, 2) == [1, 4]  # four confusions between them, three between 2 and 3
+    assert most_confused(counts, 4) == [1, 2, 3, 4]
+
+
+def test_every_class_has_its_line(tmp_path: Path) -> None:
+    write_per_class(tmp_path / "a.csv", ["coat, long", "hat", "scarf"], torch.tensor([[3, 1, 0], [1, 2, 0], [0, 0, 0]]))
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert [row["class"] for row in rows] == ["coat, long", "hat", "scarf"]
+    assert [(row["images"], row["right"], row["right_percent"]) for row in rows] == [
+        ("4", "3", "75.00"),
+        ("3", "2", "66.67"),
+        ("0", "0", ""),
+    ]
