@@ -7,7 +7,7 @@ LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow check format docs bench lock
+.PHONY: help setup demo test test-slow check format docs stub bench lock
 
 help:
 	@echo "make demo        the whole way on drawn images, into runs/demo (DATA=DIR: on your own)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check       ruff, mypy, import-linter"
 	@echo "make format      let ruff mend what it can"
 	@echo "make docs        the documentation site, into site/"
+	@echo "make stub        src/semmae/__init__.pyi, after a change of options or building blocks"
 	@echo "make bench       the benchmarks, into benchmarks/results and docs/images (IMAGES=DIR: JPEG files to load)"
 	@echo "make lock        write $(LOCK) anew from pyproject.toml (UPGRADE=1: to the newest versions)"
 
@@ -51,6 +52,10 @@ format: $(STAMP)
 # Every warning is an error: a broken link, a page without its place, an argument that no function has.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What type checkers and editors see of semmae; a test tells when it no longer fits the declarations.
+stub: $(STAMP)
+	$(BIN)/python tools/stub.py
 
 # On a quiet machine, for these are figures of speed: a quarter of an hour on two cores.
 bench: $(STAMP)

@@ -13,8 +13,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from semmae import Encoder, ImageSet, WholeDataset, extract, knn_accuracy, load_encoder, make_loader, open_images
-from semmae.data.splits import held_out
+from semmae import (
+    Encoder,
+    ImageSet,
+    WholeDataset,
+    extract,
+    held_out,
+    knn_accuracy,
+    load_encoder,
+    make_loader,
+    open_images,
+)
 
 
 def evaluate(

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 import semmae
-from semmae.checkpoint import digest
 
 
 def learn(
@@ -64,8 +63,8 @@ def label(
     """The labels of all images, whole, on a grid of 28 × 28 cells."""
     spec, device = encoder.spec, next(encoder.parameters()).device
     store = semmae.PartStore.create(
-        out, images=len(images), grid=28, label_names=learner.spec.label_names, teacher_digest=digest(encoder),
-        learner_digest=digest(learner), manifest_digest=images.digest,
+        out, images=len(images), grid=28, label_names=learner.spec.label_names, manifest_digest=images.digest,
+        teacher_digest=semmae.digest(encoder), learner_digest=semmae.digest(learner),
     )  # fmt: skip
     for batch in semmae.make_loader(semmae.WholeDataset(images, spec.image_size), 32, workers=workers):
         pixels = semmae.normalise(batch["image"].to(device), spec.mean, spec.std)

@@ -11,8 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from semmae import CropDataset, PartStore, attention_mask, block_mask, open_images, random_mask, semantic_mask
-from semmae.pictures import masks_picture
+from semmae import (
+    CropDataset,
+    PartStore,
+    attention_mask,
+    block_mask,
+    masks_picture,
+    open_images,
+    random_mask,
+    semantic_mask,
+)
 
 
 def maskings(

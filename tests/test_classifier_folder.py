@@ -11,7 +11,7 @@ from torch import nn
 from semmae import checkpoint
 from semmae.errors import UserError
 from semmae.loading import load_classifier, load_encoder
-from semmae.models.classifier import Classifier, resize_input, set_drop_path
+from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import wrap_vit
 
@@ -68,7 +68,7 @@ def test_encoders_of_timm_are_fine_tuned_and_come_back(
     model = timm.create_model(name, embed_dim=48, depth=2, num_heads=3, img_size=32, dynamic_img_size=True, **options)
     model.reset_classifier(0)
     encoder = wrap_vit(model, SPEC.mean, SPEC.std)
-    resize_input(encoder, 64)
+    encoder.set_image_size(64)
     classifier, images = saved(tmp_path, pooling, encoder), torch.randn(2, 3, 64, 64)
 
     read = timm.create_model(f"local-dir:{tmp_path / 'classifier'}", pretrained=True).eval()

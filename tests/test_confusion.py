@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from semmae import confusion
-from semmae.commands.results import write_per_class
+from semmae.commands import results
+from semmae.commands.results import draw_confusion, write_per_class
 from semmae.confusion import confusion_picture, most_confused
 
 
@@ -58,7 +59,8 @@ def test_the_most_confused_come_in_pairs() -> None:
 
 
 def test_every_class_has_its_line(tmp_path: Path) -> None:
-    write_per_class(tmp_path / "a.csv", ["coat, long", "hat", "scarf"], torch.tensor([[3, 1, 0], [1, 2, 0], [0, 0, 0]]))
+    targets, chosen = torch.tensor([0, 0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 0, 1, 0, 1])
+    write_per_class(tmp_path / "a.csv", ["coat, long", "hat", "scarf"], chosen, targets)
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     assert [row["class"] for row in rows] == ["coat, long", "hat", "scarf"]
     assert [(row["images"], row["right"], row["right_percent"]) for row in rows] == [
@@ -66,3 +68,12 @@ def test_every_class_has_its_line(tmp_path: Path) -> None:
         ("3", "2", "66.67"),
         ("0", "0", ""),
     ]
+
+
+def test_a_matrix_that_would_fill_the_memory_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = torch.tensor([0, 1]), torch.tensor([0, 0])
+    draw_confusion(tmp_path / "few.png", ["a", "b"], *answers)
+    assert (tmp_path / "few.png").is_file()
+    monkeypatch.setattr(results, "confusion_matrix", lambda *_: pytest.fail("K x K counts were made"))
+    draw_confusion(tmp_path / "many.png", [str(number) for number in range(results.MOST_IN_PICTURE + 1)], *answers)
+    assert not (tmp_path / "many.png").exists()

@@ -79,6 +79,12 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 
 @every_page
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    """A line of one bare word in capitals keeps a place for a table or a figure."""
+    assert re.findall(r"^[ \t]*[A-Z][A-Z_]+[ \t]*$", page.read_text(), re.MULTILINE) == []
+
+
+@every_page
 def test_commands_are_taken_as_they_stand(page: Path) -> None:
     """Each whole line of a block, from the verb to the last value; nothing is run."""
     for line in command_lines(page):

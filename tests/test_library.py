@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import semmae
 
 STUB = Path(semmae.__file__).with_suffix(".pyi")
+WRITER = Path(__file__).parents[1] / "tools" / "stub.py"
 
 
 def test_importing_it_imports_no_network_library() -> None:
@@ -61,3 +63,37 @@ def test_type_checkers_see_the_same_table() -> None:
     assert {*modules, *semmae.VERBS, *semmae.BLOCKS, "__version__"} == set(semmae.__all__)
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert functions == {*semmae.VERBS, "load_verb"}, "declare every verb in __init__.pyi"
+
+
+def test_type_checkers_see_the_options_that_the_verbs_declare() -> None:
+    assert STUB.read_text() == runpy.run_path(str(WRITER))["stub"](), "options or building blocks changed: make stub"
+
+
+CALLS = {
+    'pretrain(data=Path("photos"), out="runs/a", epochs=1, masking=own)': "",
+    'pretrain(out="runs/a", resume=True)': "",
+    'report("runs/a")': "",
+    'pretrain(data="photos", out="runs/a", epoch=1)': 'Unexpected keyword argument "epoch"',
+    'knn(encoder="runs/a", data="photos", out="runs/k", k="many")': 'Argument "k" to "knn" has incompatible type "str"',
+    'export(encoder="runs/a", to="jax", out="exports/a")': 'Argument "to" to "export" has incompatible type',
+    'export(encoder="runs/a", out="exports/a")': 'Missing named argument "to"',
+}
+
+
+@pytest.mark.slow  # mypy reads what we import, too
+def test_a_wrong_option_is_a_type_error(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    file = tmp_path / "calls.py"
+    head = ["from pathlib import Path", "import semmae", "from torch import Tensor"]
+    head += ["def own(context: semmae.MaskContext) -> Tensor: return context.uniform(4)"]
+    file.write_text("\n".join([*head, *(f"semmae.{call}" for call in CALLS)]) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(file)],
+        cwd=WRITER.parents[1], capture_output=True, text=True,
+    )  # fmt: skip
+    told = dict.fromkeys(CALLS, "")
+    for line in done.stdout.splitlines():
+        if line.startswith(f"{file}:") and ": error: " in line:
+            place, message = line.removeprefix(f"{file}:").split(": error: ")
+            told[list(CALLS)[int(place) - len(head) - 1]] += message
+    assert [call for call, fault in CALLS.items() if fault not in told[call] or bool(fault) != bool(told[call])] == []

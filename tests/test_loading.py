@@ -18,6 +18,7 @@ from semmae import checkpoint
 from semmae.errors import UserError
 from semmae.loading import load_encoder, load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder, EncoderSpec
 
 TINY = EncoderSpec(image_size=32, patch_size=8, width=48, depth=2, num_heads=3)
@@ -217,6 +218,18 @@ def test_a_run_of_ours_is_read_from_wherever_one_points(encoder: Encoder, tmp_pa
         assert not read.training
     for where in ("run", "run/autoencoder", "run/autoencoder/model.safetensors"):
         assert checkpoint.digest(load_mae(tmp_path / where)) == checkpoint.digest(mae)
+
+
+def test_a_segmenter_s_encoder_is_read_without_its_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    segmenter = Segmenter(Encoder(TINY), SegmenterSpec(("sky", "tree"), "linear", (), 8))
+    checkpoint.save_segmenter(segmenter, tmp_path / "run/segmenter")
+
+    for where in ("run", "run/segmenter", "run/segmenter/model.safetensors"):
+        with caplog.at_level("INFO", "semmae"):
+            read = load_encoder(tmp_path / where)
+        assert checkpoint.digest(read) == checkpoint.digest(segmenter.encoder)
+        assert read.spec == TINY and not read.training
+    assert caplog.text.count("dropped, not part of an encoder: its segmentation head") == 3
 
 
 class Malicious:

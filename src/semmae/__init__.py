@@ -5,7 +5,7 @@ Each verb of the command line is a function here, with the same names:
 plain PyTorch loop: `from semmae import semantic_mask, PartLearner, load_encoder`.
 
 All of them are looked up on first use, so that importing semmae imports no network library. What type checkers and
-editors see of them is in `__init__.pyi`.
+editors see of them is in `__init__.pyi`, which `make stub` writes from what is declared here and at the verbs.
 """
 
 import functools
@@ -45,26 +45,41 @@ _FROM = {
     "models.head": ("HeadSpec", "LinearHead", "pool"),
     "models.mae": ("DecoderSpec", "MAEOutput", "MaskedAutoencoder"),
     "models.parts": ("PartLearner", "PartsOutput", "PartsSpec"),
+    "models.segmenter": ("Segmenter", "SegmenterSpec"),
     "losses": (
         *("concentration_loss", "diversity_loss", "feature_loss", "masked_pixel_loss", "mutual_information_loss"),
         *("reconstruction_loss", "total_variation_loss"),
     ),
     "tasks.part_losses": ("PartsRecipe", "agreement_loss", "parts_losses"),
     "tasks.optimizer": ("adamw", "warmup_cosine_rate"),
+    "tasks.precision": ("resolve_precision",),
     "data.augment": ("LabelledCrops", "augmentation"),
     "data.manifest": ("ImageSet", "open_images"),
     "data.loaders": ("CropDataset", "EpochSampler", "WholeDataset", "denormalise", "make_loader", "normalise"),
     "data.part_store": ("PartStore",),
+    "data.splits": ("held_out",),
+    "data.segmentation": ("Coding as MaskCoding", "LabelledImages", "SegmentationData", "open_segmentation"),
+    "data.segment_crops": ("SegmentCrops", "WholeLabelled"),
     "evaluation.features": ("extract", "raw_pixels"),
     "evaluation.knn": ("knn_accuracy", "knn_scores"),
     "evaluation.accuracy": ("class_report", "confusion_matrix"),
     "evaluation.linear": ("probe_features",),
     "evaluation.tokens": ("image_tokens", "pool_parts"),
+    "evaluation.segmentation": (
+        "evaluate as segmentation_table",
+        "figures as segmentation_figures",
+        "slide as sliding_logits",
+    ),
     "evaluation.quality": ("fixed_grid", "quality as part_quality", "read_masks"),
     "evaluation.keypoints": ("keypoint_quality", "read_keypoints"),
     "evaluation.baselines": ("cluster_labels", "fit_clusters", "head_labels"),
-    "checkpoint": ("read_learner", "save_autoencoder", "save_classifier", "save_encoder", "save_learner"),
+    "checkpoint": (
+        *("digest", "read_learner", "save_autoencoder", "save_classifier", "save_encoder", "save_head", "save_learner"),
+        "save_segmenter",
+    ),
     "loading": ("load_classifier", "load_encoder", "load_head", "load_mae", "load_segmenter"),
+    "pictures": ("masks_picture", "parts_picture", "reconstructions_picture", "segmentation_picture"),
+    "memory": ("keep_freed_memory",),
     "errors": ("UserError",),
 }
 # Name here → (module, name there).

@@ -41,8 +41,9 @@ CONFIG = "config.json"
 ENCODER, AUTOENCODER, LEARNER, CLASSIFIER = "encoder", "autoencoder", "learner", "classifier"
 HEAD, SEGMENTER = "head", "segmenter"
 
-# What timm's data pipeline asks of a model of ours; mean, std and size come from the specification.
-_PREPROCESSING = {"interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}
+# What timm's data pipeline asks of a model of ours: what semmae shows it. Mean, std and size come from the
+# specification.
+_PREPROCESSING = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 
 
 def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
@@ -319,9 +320,16 @@ def _write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> No
         (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
+def check_replaceable(folder: Path) -> None:
+    """UserError where `replacing` cannot move a folder into this place: the working folder, or one around it."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: is the folder one works in, or around it; give a new folder below it, or elsewhere")
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well."""
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         fresh, old = Path(beside) / "fresh", Path(beside) / "old"

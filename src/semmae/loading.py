@@ -46,9 +46,9 @@ def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: 
     """An encoder, in eval mode, from wherever it lies.
 
     Args:
-        spec: `timm:NAME`; a run of ours, or its `encoder` or `autoencoder` folder; a folder of timm or of
-            Hugging Face, or an export of ours; a checkpoint file (.pth, .pt, .bin, .safetensors) in MAE, SemMAE,
-            DINO, iBOT, timm or Hugging Face form.
+        spec: `timm:NAME`; a run of ours, or its `encoder`, `autoencoder`, `classifier` or `segmenter`; a folder of
+            timm or of Hugging Face, or an export of ours; a checkpoint file (.pth, .pt, .bin, .safetensors) in MAE,
+            SemMAE, DINO, iBOT, timm or Hugging Face form.
         num_heads: of a checkpoint file, where neither `config.json` beside it nor its width tells.
         image_size: pixels a side of the images it will be shown, where that is not the size it was trained at.
 
@@ -158,11 +158,21 @@ def load_segmenter(path: str | Path) -> Segmenter:
     Raises:
         UserError: there is none.
     """
-    folder = _existing(path)
-    for candidate in (folder, folder / checkpoint.SEGMENTER):
-        if checkpoint.kind(candidate) == checkpoint.SEGMENTER:
-            return checkpoint.read_segmenter(candidate)
-    raise UserError(f"{path}: holds no segmenter; give a run of semmae segment")
+    return checkpoint.read_segmenter(find_segmenter(path))
+
+
+def find_segmenter(path: str | Path) -> Path:
+    """The folder that `load_segmenter` reads; UserError where there is none."""
+    folder = _segmenter_folder(_existing(path))
+    if folder is None:
+        raise UserError(f"{path}: holds no segmenter; give a run of semmae segment")
+    return folder
+
+
+def _segmenter_folder(path: Path) -> Path | None:
+    """The folder of ours with a segmenter that is meant by a run, or that folder."""
+    candidates = (path, path / checkpoint.SEGMENTER)
+    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.SEGMENTER), None)
 
 
 def _autoencoder_folder(path: Path) -> Path | None:
@@ -196,10 +206,23 @@ def _autoencoder_of_file(path: Path, num_heads: int | None, decoder_num_heads: i
     autoencoder = MaskedAutoencoder(encoder, mae.decoder_spec(state, decoder_heads), norm_pix_loss)
     load_strictly(autoencoder, mae.from_mae(state))
     set_norm_eps(autoencoder, eps)
-    if shown := mae.patches_shown(state, options):
+    if (shown := mae.patches_shown(state, options)) and not _is_doubtful(path, state, options):
         told = "%s: trained on %d of the %d patches of an image; to go on like that: --token-subset %d"
         _LOG.info(told, path, *shown, shown[0])
     return autoencoder.eval()
+
+
+def _is_doubtful(path: Path, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool:
+    """Whether the positions leave open which images they are of; that is told."""
+    size = mae.doubtful_size(state, options)
+    if size is not None:
+        _LOG.warning(
+            "%s: positions for images of %d pixels, while its options tell %d: the SemMAE source has 28 × 28 of them "
+            "whatever the patches, so the file does not show what it was trained on; they are taken as they lie; "
+            "compare with --image-size 224",
+            path, size, options["input_size"],
+        )  # fmt: skip
+    return size is not None
 
 
 def _released(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], dict[str, Tensor] | None]:
@@ -256,9 +279,10 @@ def _describes(folder: Path) -> bool:
 
 
 def _encoder_of_file(path: Path, num_heads: int | None) -> Encoder:
-    state, _ = read_weights(path)
+    state, options = read_weights(path)
     try:
         kept, dropped = _to_encoder(state)
+        _is_doubtful(path, kept, options)
         if dropped:
             _LOG.info("%s: dropped, not part of an encoder: %s", path, ", ".join(dropped))
         heads = _num_heads("num_heads", num_heads, path, kept.get("cls_token"), _HEADS)
@@ -303,6 +327,10 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
     if classifier is not None:
         _LOG.info("%s: dropped, not part of an encoder: its head", classifier)
         return without_head(checkpoint.read_classifier(classifier)[0])
+    segmenter = _segmenter_folder(folder)
+    if segmenter is not None:
+        _LOG.info("%s: dropped, not part of an encoder: its segmentation head", segmenter)
+        return checkpoint.read_segmenter(segmenter).encoder
     if _describes(folder):
         return timm_form.load_named(f"local-dir:{folder}")
     file = _foreign_file(folder)

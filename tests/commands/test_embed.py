@@ -1,12 +1,15 @@
 """`semmae embed`: what it writes and how that is read; that a run stopped anywhere goes on to the same bytes."""
 
 import csv
+import hashlib
+import io
 import json
 import multiprocessing
 import os
 import re
 import shutil
 import signal
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from semmae.checkpoint import save_encoder
 from semmae.cli import run
 from semmae.commands import embed as verb
 from semmae.commands import token_file
-from semmae.commands.token_file import Column, TokenFile, finish
+from semmae.commands.token_file import Column, TokenFile, _write_texts, finish
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
@@ -462,3 +465,35 @@ def read_patches(path: Path) -> Any:
         column = pq.read_table(path)["patch"].combine_chunks()
         return column.flatten().flatten().to_numpy().reshape(-1, 64, 768)
     return read(path)["patch"]
+
+
+def test_texts_in_npz_are_numpy_s_own_and_never_all_in_memory() -> None:
+    texts = [f"class/{number}.jpg" for number in range(20000)] + ["é" * 1000]  # one long name widens all: 80 MB
+    wanted = hashlib.sha256()
+    tracemalloc.start()
+
+    found = Sink()
+    _write_texts(found, texts)
+
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<U1000", "fortran_order": False, "shape": (20001,)})
+    wanted.update(header.getvalue())
+    wanted.update(np.array(texts).tobytes())
+    assert found.sha.digest() == wanted.digest()
+    assert found.size == len(header.getvalue()) + 20001 * 4000
+    assert peak < 72e6, f"{peak / 1e6:.0f} MB"  # a block of 34 MB, twice
+
+
+class Sink(io.BytesIO):
+    """Keeps the digest of what is written alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sha, self.size = hashlib.sha256(), 0
+
+    def write(self, content: Any) -> int:
+        self.sha.update(content)
+        self.size += len(content)
+        return len(content)

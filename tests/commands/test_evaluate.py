@@ -1,12 +1,15 @@
 """`semmae evaluate`: the figures of the single verbs, in one table; what cannot be measured is told or refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 import semmae
 from semmae.checkpoint import save_encoder
@@ -80,6 +83,46 @@ def test_without_masks_classes_alone_are_measured(encoder: Path, creatures: Path
     found = results(out)
     assert "untrained" not in found
     assert {name.partition("_")[0] for name in found["this encoder"]} == {"knn", "probe"}
+
+
+@pytest.fixture
+def streets(creatures: Path, tmp_path: Path) -> Path:
+    """Photos as ADE20K lays them out: no classes, the same names in both splits, 255 where nobody is asked."""
+    folder = tmp_path / "streets"
+    images = sorted((creatures / "images").rglob("*.png"))
+    for number, image in enumerate(images[:16]):
+        split = "train" if number < 8 else "val"
+        for kind, source in (
+            ("images", image),
+            ("masks", creatures / "masks" / image.relative_to(creatures / "images")),
+        ):
+            target = folder / kind / split / f"{number % 8:04}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    return folder
+
+
+def test_masks_without_classes_are_measured_beside_the_baseline(encoder: Path, streets: Path, tmp_path: Path) -> None:
+    out = semmae.evaluate(encoder=str(encoder), data=str(streets), out=tmp_path / "out", steps=2, **COMMON)
+    found = results(out)
+    assert found["this encoder"] == found["untrained"]
+    assert {name.partition("_")[0] for name in found["this encoder"]} >= {"segment", "heads", "grid"}
+    assert (out / "segment" / "per_class.csv").is_file() and (out / "untrained" / "segment" / "per_class.csv").is_file()
+
+
+def test_what_is_ignored_is_no_part(encoder: Path, streets: Path, tmp_path: Path) -> None:
+    def grid_nmi(name: str) -> float:
+        out = semmae.evaluate(
+            encoder=str(encoder), data=str(streets), out=tmp_path / name, steps=1, untrained=False, **COMMON
+        )
+        return float(results(out)["this encoder"]["grid_nmi"])
+
+    before = grid_nmi("before")
+    for path in (streets / "masks").rglob("*.png"):
+        mask = np.array(Image.open(path))
+        mask[mask == 0] = 255  # the background is not to be told, and was none of the parts before
+        Image.fromarray(mask).save(path)
+    assert grid_nmi("after") == before
 
 
 def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: Path, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import tiny
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -16,10 +18,14 @@ from torch import nn
 import semmae
 from semmae import checkpoint
 from semmae.cli import run as command
+from semmae.data.loaders import WholeDataset, normalise
+from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
-from semmae.interop import onnx
+from semmae.interop import huggingface, onnx
 from semmae.loading import load_encoder, load_mae
+from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import set_norm_eps, wrap_vit
 
@@ -265,6 +271,128 @@ def test_the_card_tells_the_run_and_no_paths(run: Path, tmp_path: Path) -> None:
     assert "/home/me" not in card and str(tmp_path) not in card and "77.5" not in card
 
 
+EVALUATED = {
+    "protocol": {
+        "encoder": "/home/me/runs/a", "data": "/home/me/photos", "knn": {"method": "k-NN, cosine", "k": 20},
+        "segment": {"lr": "1/4 of the rate", "preset": "and/or"}, "parts": {"masks": "/home/me/masks", "labels": 7},
+    },
+    "this encoder": {"knn_top1": 41.25, "segment_miou": 12.5},
+    "untrained": {"knn_top1": 3.5, "segment_miou": 1.5},
+}  # fmt: skip
+
+
+def test_the_card_tells_the_table_of_evaluate(run: Path, tmp_path: Path) -> None:
+    (run / "evaluate").mkdir()
+    (run / "evaluate/results.json").write_text(json.dumps(EVALUATED))
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(options | {"words": "1/2 or 1/3", "init": "elsewhere/mae.pth"}))
+
+    card = (semmae.export(encoder=run, to="timm", out=tmp_path / "out") / "README.md").read_text()
+
+    plain = " ".join(card.split())
+    assert "| | this encoder | untrained |" in plain
+    assert "| k-NN, top-1 % | 41.2 | 3.5 |" in plain
+    assert "| segmentation, linear head, mIoU % | 12.5 | 1.5 |" in plain
+    for told in (
+        "- knn.method: k-NN, cosine", "- knn.k: 20", "- segment.lr: 1/4 of the rate", "- segment.preset: and/or",
+        "- parts.masks: masks\n", "- parts.labels: 7", "- data: photos\n", "- words: 1/2 or 1/3", "- init: mae.pth",
+    ):  # fmt: skip
+        assert told in card, told
+    assert "/home/me" not in card and "{" not in card.split("## Figures")[1].split("## Images")[0]
+
+
+def test_figures_of_other_weights_are_left_out(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = checkpoint.digest(load_encoder(run))
+    for place, digest, top1 in (("a", own, 61.25), ("b", "0" * 64, 62.25), ("c", None, 63.25)):
+        (run / place).mkdir()
+        content = {"protocol": {"encoder_digest": digest} if digest else {}, "top1": top1}
+        (run / place / "results.json").write_text(json.dumps(content))
+
+    with caplog.at_level("INFO", "semmae"):
+        # Resampled positions are another digest, and the same training.
+        out = semmae.export(encoder=run, to="timm", out=tmp_path / "out", image_size=48)
+
+    card = (out / "README.md").read_text()
+    assert "61.2" in card and "62.2" not in card and "63.2" in card
+    assert (
+        f"the figures of b are left out: they are of other weights (digest 000000000000, not {own[:12]})" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_the_card_of_what_was_trained_on_tells_its_own_run(kind: str, tmp_path: Path) -> None:
+    """A run's own figures name the encoder that it began with; those beside them must be of what it became."""
+    encoder, folder = Encoder(SPEC), tmp_path / "tuned"
+    if kind == "classifier":
+        checkpoint.save_classifier(Classifier(encoder, 2), folder / kind, ["cat", "dog"])
+    else:
+        checkpoint.save_segmenter(Segmenter(encoder, SegmenterSpec(("cat", "dog"), "linear", (), 8)), folder / kind)
+    (folder / "config.yaml").write_text("epochs: 9\n")
+    (folder / "knn").mkdir()
+    for place, top1 in ((folder, 61.25), (folder / "knn", 62.25)):
+        (place / "results.json").write_text(json.dumps({"protocol": {"encoder_digest": "0" * 64}, "top1": top1}))
+
+    out = semmae.export(encoder=folder / kind, to="timm", out=tmp_path / "out")
+
+    card = (out / "README.md").read_text()
+    assert "the run `tuned`" in card and "- epochs: 9" in card and "61.2" in card and "62.2" not in card
+
+
+def gradient(path: Path) -> ImageSet:
+    """An image of 60 × 40 pixels, dark to bright across, and down in another colour."""
+    across, down = np.meshgrid(np.linspace(0, 255, 60), np.linspace(0, 255, 40))
+    pixels = np.stack([across, down, 255 - across], 2).astype(np.uint8)
+    path.mkdir()
+    Image.fromarray(pixels).save(path / "one.png")
+    return open_images(str(path), workers=0)
+
+
+def test_exported_forms_show_what_semmae_shows(run: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    images = gradient(tmp_path / "images")
+    wanted = normalise(WholeDataset(images, 32, fit="centre")[0]["image"][None], MEAN, STD)[0]
+    image = Image.open(tmp_path / "images/one.png")
+
+    theirs = semmae.export(encoder=run, to="hf", out=tmp_path / "hf")
+    timms = semmae.export(encoder=run, to="timm", out=tmp_path / "timm")
+
+    processor = transformers.AutoImageProcessor.from_pretrained(theirs)
+    of_transformers = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    model = timm.create_model(f"local-dir:{timms}", pretrained=True)
+    of_timm = timm.data.create_transform(**timm.data.resolve_model_data_config(model))(image)
+    step = 1 / 255 / min(STD)
+    for found in (of_transformers, of_timm):
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() < 3 * step  # roundings; a stretched image differs by 50 of them
+
+
+def test_what_is_read_back_must_agree_in_what_weights_do_not_show(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = huggingface.preprocessor_config
+
+    monkeypatch.setattr(huggingface, "preprocessor_config", lambda spec: told(spec) | {"image_mean": [0.5, 0.5, 0.5]})
+
+    with pytest.raises(AssertionError, match=r"mean=\(0.5, 0.5, 0.5\).*, not .*mean=\(0.4, 0.5, 0.6\)"):
+        semmae.export(encoder=run, to="hf", out=tmp_path / "hf")
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="reads as True, not False"):
+        patch.setattr("semmae.loading._norm_pix_loss", lambda *_, **__: True)
+        semmae.export(encoder=run, to="mae", out=tmp_path / "mae")
+    assert not (tmp_path / "hf").exists() and not (tmp_path / "mae").exists()
+
+
+def test_the_folder_one_works_in_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work/below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr("semmae.commands.export.load_encoder", lambda *_, **__: pytest.fail("work was done"))
+
+    for place in (".", "../work"):
+        with pytest.raises(UserError, match=f"{place}: is the folder one works in, or around it; give a new") as told:
+            semmae.export(encoder=run, to="timm", out=Path(place))
+        assert "\n" not in str(told.value)
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["below"]
+
+
 def test_the_card_of_a_file_says_what_is_not_known(run: Path, tmp_path: Path) -> None:
     file = semmae.export(encoder=run, to="mae", out=tmp_path / "mae") / "mae.pth"
 
@@ -329,21 +457,31 @@ class Hub:
 
     calls: list[Any] = []
     fault: Exception | None = None
+    private = True  # the repository, new or not
 
     def create_repo(self, name: str, **options: Any) -> Any:
         Hub.calls.append((name, options))
         if Hub.fault:
             raise Hub.fault
-        return type("Address", (str,), {"repo_id": name})(f"https://hub.example/{name}")
+        full = name if "/" in name else f"token-owner/{name}"
+        return type("Address", (str,), {"repo_id": full})(f"https://hub.example/{full}")
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+    def repo_info(self, repo_id: str) -> Any:
+        return type("Info", (), {"private": Hub.private})()
+
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str]
+    ) -> None:
         Hub.calls.append((repo_id, sorted(path.name for path in folder_path.iterdir()), commit_message))
+        # What was there of an export in any form goes, and nothing that somebody else put there.
+        stale = {"mae.pth", "model.onnx", "model.onnx.data", "model.safetensors", "preprocessor_config.json"}
+        assert stale | {"config.json"} == set(delete_patterns)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    Hub.calls, Hub.fault = [], None
+    Hub.calls, Hub.fault, Hub.private = [], None, True
     return Hub
 
 
@@ -359,6 +497,26 @@ def test_the_whole_folder_goes_to_the_hub(
     ]
     assert "https://hub.example/me/birds" in capsys.readouterr().out
     assert 'from_pretrained("me/birds"' in (out / "README.md").read_text()
+
+
+def test_a_public_repository_gets_nothing_that_was_to_be_private(hub: type[Hub], run: Path, tmp_path: Path) -> None:
+    hub.private = False
+
+    with pytest.raises(UserError, match="--private: me/birds is there already, and public; nothing was upl") as told:
+        semmae.export(encoder=run, to="timm", out=tmp_path / "out", push_to_hub="me/birds", private=True)
+
+    assert "\n" not in str(told.value) and len(hub.calls) == 1
+    assert (tmp_path / "out/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("form", ["timm", "hf"])
+def test_a_name_without_owner_is_told_in_full(form: str, hub: type[Hub], run: Path, tmp_path: Path) -> None:
+    out = semmae.export(encoder=run, to=form, out=tmp_path / "out", push_to_hub="birds")
+
+    card = (out / "README.md").read_text()
+    assert "# token-owner/birds\n" in card
+    assert ('"hf-hub:token-owner/birds"' if form == "timm" else 'from_pretrained("token-owner/birds"') in card
+    assert hub.calls[1][0] == "token-owner/birds"
 
 
 def test_a_failed_upload_leaves_the_folder_and_says_how_to_go_on(hub: type[Hub], run: Path, tmp_path: Path) -> None:

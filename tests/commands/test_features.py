@@ -11,10 +11,14 @@ import torch
 
 import semmae
 from semmae.cli import run
+from semmae.commands import knn as knn_verb
+from semmae.commands.features import image_keys, unlearned_rows
+from semmae.commands.knn import measure_knn
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
 from semmae.evaluation.accuracy import class_report
 from semmae.evaluation.knn import knn_accuracy, knn_scores
+from semmae.models.vit import Encoder, EncoderSpec
 
 
 def features(whole_run: Path, data: Path, pooling: str = "cls") -> torch.Tensor:
@@ -66,6 +70,39 @@ def test_knn_needs_classes(
     assert run(["knn", "--encoder", str(whole_run), "--data", str(data), "--out", str(tmp_path / "knn")]) == 2
     assert "no classes; put images into one folder a class" in capsys.readouterr().err
     assert not (tmp_path / "knn").exists()
+
+
+def test_the_search_runs_where_the_encoder_does(creatures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features come back to the CPU; those that vote go to the device again."""
+    images = open_images(creatures / "images")
+    seen: list[torch.device] = []
+
+    def spy(train: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        seen.append(train.device)
+        return torch.zeros(len(images), dtype=torch.int64)
+
+    monkeypatch.setattr(knn_verb, "image_features", lambda *_: torch.randn(len(images), 24))
+    monkeypatch.setattr(knn_verb, "knn_ranks", spy)
+    encoder = Encoder(EncoderSpec(32, 8, 24, 1, 2)).to("meta")
+    options = knn_verb.KnnOptions(encoder="run", data="photos", out=Path("out"))
+    measure_knn(options, encoder, [images])
+    assert [device.type for device in seen] == ["meta"]
+
+
+def test_what_was_learned_from_is_known_again(creatures: Path, tmp_path: Path) -> None:
+    """One image of more, one of fewer, in a folder that was moved, below train; another of its name is another."""
+    shutil.copytree(creatures / "images", tmp_path / "data" / "train")
+    images = open_images(tmp_path / "data")
+    learned = image_keys(images.select(range(4, 32)))
+    assert len(learned) == 28 * 12 and unlearned_rows(images, learned) == [0, 1, 2, 3]
+    moved = open_images(creatures / "images")
+    assert unlearned_rows(moved, learned) == [0, 1, 2, 3]
+    assert unlearned_rows(moved.select([31, 2, 20, 0]), learned) == [1, 3]
+    with open(tmp_path / "data" / moved.names[20].join(("train/", "")), "ab") as file:
+        file.write(b"\0")
+    assert unlearned_rows(open_images(tmp_path / "data"), learned) == [0, 1, 2, 3, 20]
+    (tmp_path / "data" / "train").rename(tmp_path / "data" / "val")
+    assert len(unlearned_rows(open_images(tmp_path / "data"), learned)) == 32
 
 
 def test_report_is_made_again(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import semmae
 from semmae.checkpoint import save_encoder
 from semmae.cli import run
 from semmae.commands.finetune import FinetuneOptions, check_finetune, rate_of
+from semmae.data.creatures import draw_creatures
+from semmae.data.manifest import open_images
+from semmae.data.splits import held_out
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.presets import PRESETS, preset_name, preset_options
 
@@ -110,17 +114,60 @@ def test_measured_alone_it_does_as_well_as_after_its_training(whole: Path, creat
     assert {name: figures[name] for name in figures if name != "protocol"} == {
         name: before[name] for name in before if name not in ("protocol", "untrained")
     }
-    assert "8 held out" in figures["protocol"]["split"]
+    assert figures["protocol"]["split"] == "8 of 32 images: without those that it learned from"
     assert (out / "per_class.csv").read_text() == (whole / "per_class.csv").read_text()
     assert not (out / "classifier").exists() and (out / "report.html").is_file()
 
 
-def test_measured_on_other_images_all_of_them_count(whole: Path, creatures: Path, tmp_path: Path) -> None:
-    others = tmp_path / "others"
-    for number, folder in enumerate(sorted((creatures / "images").iterdir())[:2]):
+def test_no_image_that_it_learned_from_is_measured(
+    whole: Path, creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever else lies in the folder, and however many of it are taken."""
+    caplog.set_level("INFO", "semmae")
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(creatures / "images", data)
+    images = open_images(creatures / "images")
+    kept, held = held_out(images.labels or (), 0.2, seed=0)
+    added = data / Path(images.names[0]).parent / "zzz.png"
+    shutil.copy(data / images.names[kept[0]], added)
+    told = {"encoder": whole, "data": data, "eval_only": True, "workers": 0}
+    semmae.finetune(out=out, **told)
+    assert results(out)["images"] == len(held) + 1
+    assert "24 of 33 images left out, the classifier learned from them" in caplog.text
+
+    semmae.finetune(out=tmp_path / "few", limit=20, **told)
+    drawn = set(open_images(data, limit=20, seed=0).names)
+    expected = drawn & ({images.names[row] for row in held} | {added.relative_to(data).as_posix()})
+    assert 0 < results(tmp_path / "few")["images"] == len(expected) < 20
+
+    for row in held:
+        (data / images.names[row]).unlink()
+    added.unlink()
+    with pytest.raises(semmae.UserError, match="learned from every one of these 24 images") as error:
+        semmae.finetune(out=tmp_path / "none", **told)
+    assert "\n" not in str(error.value) and not (tmp_path / "none").exists()
+
+
+def test_the_same_from_new_weights_leaves_no_options_that_would_train_the_encoder(whole: Path) -> None:
+    assert (whole / "untrained" / "classifier").is_dir()
+    assert not (whole / "untrained" / "config.yaml").exists()
+    assert not (whole / "untrained" / ".unfinished").exists()
+
+
+def test_measured_alone_with_a_preset_or_the_runs_own_options(whole: Path, creatures: Path, tmp_path: Path) -> None:
+    told = {"encoder": whole, "data": creatures / "images", "eval_only": True, "workers": 0}
+    semmae.finetune(out=tmp_path / "preset", preset="small-data", **told)
+    semmae.finetune(out=tmp_path / "config", config=whole / "config.yaml", untrained=False, **told)
+    assert results(tmp_path / "preset")["top1"] == results(tmp_path / "config")["top1"] == results(whole)["top1"]
+
+
+def test_measured_on_other_images_all_of_them_count(whole: Path, tmp_path: Path) -> None:
+    others, drawn = tmp_path / "others", tmp_path / "drawn"
+    draw_creatures(drawn, count=16, size=64)
+    for number, folder in enumerate(sorted((drawn / "images").iterdir())[:2]):
         (others / folder.name).mkdir(parents=True)
-        for file in sorted(folder.iterdir())[: 2 + number]:
-            (others / folder.name / file.name).symlink_to(file)
+        for copy in range(2 + number):
+            shutil.copy(min(folder.iterdir()), others / folder.name / f"other{copy}.png")
     semmae.finetune(encoder=whole, data=others, out=tmp_path / "out", eval_only=True, workers=0, image_size=48)
     figures = results(tmp_path / "out")
     assert figures["images"] == 5 and figures["classes"] == 8 and figures["protocol"]["image_size"] == 48
@@ -146,6 +193,8 @@ REFUSED = {
     "limits": (["--drop-path", "1.5"], "--drop-path 1.5: must be from 0 to 0.95"),
     "batches": (["--accumulate", "5"], "--batch-size 64 is not divisible by --devices 1 · --accumulate 5"),
     "both": (["--eval-only", "--untrained"], "--untrained trains a second classifier, --eval-only none"),
+    "training alone": (["--eval-only", "--mixup", "0.5"], "--mixup 0.5: --eval-only trains nothing; leave it out"),
+    "alone, flags": (["--eval-only", "--balanced"], "--balanced True: --eval-only trains nothing"),
     "no classifier": (["--eval-only"], "holds no classifier of semmae; give a finished run of semmae finetune"),
 }
 

@@ -16,6 +16,7 @@ from semmae.checkpoint import save_encoder
 from semmae.cli import run
 from semmae.commands import probe as probe_verb
 from semmae.commands.features import untrained_like
+from semmae.commands.probe import ProbeOptions, check_protocol, crop_of
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.splits import held_out
@@ -23,6 +24,7 @@ from semmae.evaluation.accuracy import class_report
 from semmae.evaluation.linear import probe_features
 from semmae.models.head import HeadSpec
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.presets import PRESETS, preset_name, preset_options
 
 QUICK: dict[str, Any] = {"workers": 0, "precision": "float32", "epochs": 3}
 MAE: dict[str, Any] = {**QUICK, "protocol": "mae", "batch_size": 8}
@@ -55,8 +57,8 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def slow_features(encoder: Encoder, images: ImageSet) -> Tensor:
-    """Class tokens, one image at a time, of the crop that MAE measures on."""
-    whole = WholeDataset(images, 32, fit="centre", crop_pct=224 / 256)
+    """Class tokens, one image at a time, of the crop that the fast protocol measures on."""
+    whole = WholeDataset(images, 32, fit="centre")
     pixels = (normalise(whole[row]["image"], encoder.spec.mean, encoder.spec.std) for row in range(len(images)))
     with torch.no_grad():
         return torch.cat([encoder(image[None]).cls for image in pixels])
@@ -103,7 +105,9 @@ def test_a_saved_head_measures_the_same_again(
     head, encoder = semmae.load_head(tmp_path / "out"), semmae.load_encoder(encoder_folder)
     assert head.spec.pooling == "mean"
     val = open_images(data, split="val")
-    whole = WholeDataset(val, 32, fit="centre", crop_pct=224 / 256)
+    crop_pct = 224 / 256 if options is MAE else 1.0
+    assert results(tmp_path / "out")["protocol"]["crop_pct"] == crop_pct
+    whole = WholeDataset(val, 32, fit="centre", crop_pct=crop_pct)
     images = torch.stack([whole[row]["image"] for row in range(len(val))])
     with torch.no_grad():
         logits = head(encoder(normalise(images, encoder.spec.mean, encoder.spec.std)))
@@ -130,7 +134,7 @@ def test_mirrored_images_are_learned_from(
     assert len(features) == len(targets) == 2 * count
     assert torch.equal(targets[:count], targets[count:])
     assert [row + count for row in rows if row < count] == [row for row in rows if row >= count]
-    image = WholeDataset(train, 32, fit="centre", crop_pct=224 / 256)[5]["image"].flip(-1)
+    image = WholeDataset(train, 32, fit="centre")[5]["image"].flip(-1)
     with torch.no_grad():
         expected = encoder(normalise(image[None], encoder.spec.mean, encoder.spec.std)).cls[0]
     torch.testing.assert_close(features[count + 5], expected, rtol=1e-4, atol=1e-5)
@@ -196,6 +200,12 @@ def test_without_splits_a_share_of_each_class_is_held_out(
         (["--protocol", "mae", "--lr", "0.1"], "--lr 0.1: is for --protocol features"),
         (["--protocol", "mae", "--flip"], "--flip: is for --protocol features"),
         (["--devices", "2"], "--devices 2: is for --protocol mae"),
+        (["--blr", "0.2"], "--blr 0.2: is for --protocol mae; features takes --lr"),
+        (["--warmup-share", "0.2"], "--warmup-share 0.2: is for --protocol mae"),
+        (["--crop-scale", "0.2"], "--crop-scale 0.2: is for --protocol mae"),
+        (["--protocol", "mae", "--choice-share", "0.2"], "--choice-share 0.2: is for --protocol features"),
+        (["--lr", "0.1", "--choice-share", "0.2"], "--choice-share 0.2: with --lr no rate is chosen"),
+        (["--preset", "mae-small-data", "--flip"], "--flip: is for --protocol features"),
         (["--protocol", "maes"], "did you mean"),
         (["--choice-share", "0.9"], "--choice-share 0.9: must be from 0.01 to 0.5"),
         (["--crop-pct", "0"], "--crop-pct 0.0: must be from 0.1 to 1"),
@@ -235,3 +245,28 @@ def test_a_rate_cannot_be_chosen_on_single_images(encoder_folder: Path, data: Pa
 def test_what_is_no_head_is_refused(encoder_folder: Path) -> None:
     with pytest.raises(semmae.UserError, match="holds no linear head; give a run of semmae probe"):
         semmae.load_head(encoder_folder)
+
+
+@pytest.mark.parametrize("preset", [preset_name(recipe) for recipe in PRESETS["probe"]])
+def test_a_preset_has_no_option_that_does_nothing(preset: str) -> None:
+    options = ProbeOptions(encoder="run", data="photos", out=Path("out"), **preset_options("probe", preset))
+    check_protocol(options)
+    assert crop_of(options) == 224 / 256
+
+
+def test_a_rate_at_the_edge_is_told(
+    encoder_folder: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "semmae")
+    told = {"encoder": encoder_folder, "data": data, **QUICK}
+    monkeypatch.setattr(probe_verb, "RATES", (1e-9, 2e-9))  # equally useless, so the lower is taken
+    semmae.probe(out=tmp_path / "edge", **told)
+    assert "the learning rate chosen, 1e-09, is the lowest tried" in caplog.text
+    assert "the lowest tried" in (tmp_path / "edge" / "train.log").read_text()
+    caplog.clear()
+    semmae.probe(out=tmp_path / "told", **told, lr=1e-9)
+    assert "the learning rate chosen" not in caplog.text

@@ -66,9 +66,30 @@ def test_the_file_of_another_project_is_drawn(creatures: Path, tmp_path: Path) -
     assert (np.abs(colours - grey).max(1) <= 1).mean() > 0.05
 
 
+def test_of_a_subset_only_so_many_patches_are_shown_and_hidden(creatures: Path, tmp_path: Path) -> None:
+    checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=True), tmp_path / "run/autoencoder")
+    seen: list[Any] = []
+
+    def look(pixels: Tensor, mask: Tensor, rebuilt: Tensor, out: Path) -> None:
+        seen.append((pixels, mask))
+
+    options: dict[str, Any] = {"autoencoder": tmp_path / "run", "data": creatures / "images", "out": tmp_path / "a.png"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("semmae.commands.reconstruct.reconstructions_picture", look)
+        for subset in (None, 8):
+            semmae.reconstruct(**options, images=3, token_subset=subset)
+
+    (whole, all_hidden), (faded, hidden) = seen
+    assert all_hidden.sum(1).tolist() == [12] * 3 and hidden.sum(1).tolist() == [6] * 3  # of 16, and of 8
+    pale = (patchify(faded.float(), 8) != patchify(whole.float(), 8)).any(2)
+    assert pale.sum(1).tolist() == [8] * 3  # what takes no part
+    assert not (pale & hidden).any()
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"token_subset": 17}, "--token-subset 17: an image of 32 pixels has 16 patches of 8; give at most so many"),
         ({"out": Path("a.jpg")}, "unknown kind of picture '.jpg'; use .png"),
         ({"mask_ratio": 1.0}, "mask ratio 1.0 is outside"),
         ({"image_size": 33}, "--image-size 33 is not divisible by the patch size 8; use 32 or 40"),

@@ -102,13 +102,16 @@ def test_a_replacement_that_was_killed_is_begun_again(options: TeacherOptions, m
 
 def test_leftovers_are_swept_when_it_goes_on(options: TeacherOptions) -> None:
     kill(options)
-    (options.out / ".encoder-x1" / "fresh").mkdir(parents=True)
+    for name in (".encoder-x1", ".head-x1", ".segmenter-x1"):
+        (options.out / name / "fresh").mkdir(parents=True)
+    (options.out / "untrained" / ".segmenter-x2" / "fresh").mkdir(parents=True)
     for name in (".summary.json.tmp", "parts.npy.tmp", "notes.txt"):
         (options.out / name).write_text("")
     with run_folder(checked(options)) as out:
         assert sorted(path.name for path in out.iterdir()) == [
-            UNFINISHED, "config.yaml", "half", "notes.txt", "train.log",
+            UNFINISHED, "config.yaml", "half", "notes.txt", "train.log", "untrained",
         ]  # fmt: skip
+        assert not list((out / "untrained").iterdir())
     assert not (options.out / UNFINISHED).exists()
 
 

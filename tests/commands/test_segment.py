@@ -2,6 +2,8 @@
 
 import csv
 import json
+import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +18,12 @@ from PIL import Image
 import semmae
 from semmae.checkpoint import save_encoder
 from semmae.cli import run
+from semmae.commands.segment_options import SegmentOptions, check_segment
 from semmae.data.loaders import normalise
 from semmae.evaluation.segmentation import most_likely, slide
 from semmae.loading import load_segmenter
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.presets import PRESETS
 
 STEPS, EVERY = 4, 2
 SMALL: dict[str, Any] = {
@@ -55,6 +59,7 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     found = results(finished)
     rows = list(csv.DictReader((finished / "per_class.csv").open()))
     assert [row["class"] for row in rows] == [facts["class"] for facts in found["per_class"]]
+    assert b"\r" not in (finished / "per_class.csv").read_bytes()
     assert len(rows) == found["protocol"]["classes"]
     ious = [facts["iou"] for facts in found["per_class"] if facts["iou"] is not None]
     assert found["miou"] == pytest.approx(np.mean(ious))
@@ -96,13 +101,77 @@ def test_the_network_is_loaded_and_tells_what_was_measured(finished: Path, creat
     assert results(finished)["pixel_accuracy"] == pytest.approx(100 * right / pixels)
 
 
-def test_eval_only_measures_the_same(finished: Path, creatures: Path, tmp_path: Path) -> None:
-    shared = {name: SMALL[name] for name in ("workers", "precision")}
-    semmae.segment(encoder=finished, data=creatures, out=tmp_path / "again", eval_only=True, **shared)
-    before, after = results(finished), results(tmp_path / "again")
+@pytest.mark.parametrize("seed", [0, 5])
+def test_eval_only_measures_the_same(seed: int, finished: Path, creatures: Path, tmp_path: Path) -> None:
+    """Whatever the seed: not those that another one would hold out, for the network was trained on most of them."""
+    again = measured_again(finished, creatures, tmp_path / "again", seed=seed)
+    before, after = results(finished), results(again)
     assert after["per_class"] == before["per_class"]
     assert "steps" not in after["protocol"] and "lr" not in after["protocol"]
-    assert not (tmp_path / "again" / "segmenter").exists()
+    assert after["protocol"]["split"] == "6 images, 26 more left out, for the network was trained on them"
+    assert not (again / "segmenter").exists()
+
+
+def measured_again(run: Path, data: Path, out: Path, **more: Any) -> Path:
+    shared = {name: SMALL[name] for name in ("workers", "precision")}
+    return semmae.segment(encoder=run, data=data, out=out, eval_only=True, pictures=0, **shared, **more)
+
+
+def test_eval_only_measures_a_folder_val_but_not_what_was_trained_on(
+    finished: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no `train`; the network knows some of the images from one folder without splits."""
+    copied(creatures, tmp_path / "data", "val")
+    measured_again(finished, tmp_path / "data", tmp_path / "again")
+    found = results(tmp_path / "again")
+    assert found["per_class"] == results(finished)["per_class"]
+    assert found["protocol"]["split"] == "6 val, 26 more left out, for the network was trained on them"
+
+    for path in (tmp_path / "data" / "images" / "val").rglob("*.png"):
+        with path.open("ab") as file:  # other files of the same names
+            file.write(b"\0")
+    measured_again(finished, tmp_path / "data", tmp_path / "others")
+    assert results(tmp_path / "others")["protocol"]["split"] == "32 val"
+
+    base = ["segment", "--encoder", str(tmp_path / "run"), "--data", str(creatures), "--out", str(tmp_path / "none")]
+    shutil.copytree(finished / "segmenter", tmp_path / "run" / "segmenter")
+    learned_from(tmp_path / "run", creatures)
+    assert run([*base, "--eval-only", "--workers", "0"]) == 2
+    assert "the network was trained on all of its 32 images; give others" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def copied(data: Path, to: Path, split: str) -> None:
+    for kind in ("images", "masks"):
+        shutil.copytree(data / kind, to / kind / split)
+    for path in data.glob("classes.*"):
+        shutil.copy(path, to)
+
+
+def learned_from(run: Path, data: Path | None) -> None:
+    """Let the network say that it was trained on all images of a folder, or, as old ones do, nothing."""
+    from semmae.commands.features import image_keys
+    from semmae.data.manifest import open_images
+
+    path = run / "segmenter" / "config.json"
+    config = json.loads(path.read_text())
+    extra = config["semmae"]["extra"]
+    if data is None:
+        del extra["learned"]
+    else:
+        extra["learned"] = image_keys(open_images(data / "images", workers=0))
+    path.write_text(json.dumps(config))
+
+
+def test_a_network_that_does_not_tell_its_images_is_measured_on_all(
+    finished: Path, creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(finished / "segmenter", tmp_path / "run" / "segmenter")
+    learned_from(tmp_path / "run", None)
+    with caplog.at_level(logging.WARNING, "semmae"):
+        measured_again(tmp_path / "run", creatures, tmp_path / "again")
+    assert "does not tell its training images" in caplog.text
+    assert results(tmp_path / "again")["protocol"]["split"] == "32 images"
 
 
 @pytest.mark.parametrize(("stage", "step"), [("first", 3), ("untrained", 3)])
@@ -160,7 +229,8 @@ def test_two_processes_share_the_steps(encoder: Path, creatures: Path, tmp_path:
 
 def test_a_linear_head_learns_and_leaves_the_encoder_alone(encoder: Path, creatures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    learn = {**SMALL, "steps": 60, "val_steps": 30, "lr": 1e-2, "min_scale": 1.0, "max_scale": 1.0, "colour": False}
+    learn = {name: value for name, value in SMALL.items() if name != "decoder_channels"}
+    learn |= {"steps": 60, "val_steps": 30, "lr": 1e-2, "min_scale": 1.0, "max_scale": 1.0, "colour": False}
     semmae.segment(encoder=encoder, data=creatures, out=out, head="linear", **learn)
     net, before = load_segmenter(out), semmae.load_encoder(encoder)
     after = net.encoder.state_dict()
@@ -184,8 +254,15 @@ def test_a_linear_head_learns_and_leaves_the_encoder_alone(encoder: Path, creatu
         (["--image-size", "24"], "--image-size 24: at least 32 for UPerNet on patches of 8"),
         (["--image-size", "36"], "images of 36 pixels do not divide into patches of 8; use 32 or 40"),
         (["--head", "uper"], "unknown head 'uper'"),
-        (["--eval-only"], "holds no segmenter; give a run of semmae segment"),
-        (["--eval-only", "--untrained"], "--eval-only trains nothing"),
+        (["--eval-only"], "--steps 6: without effect with --eval-only, which measures what was trained"),
+        (["--eval-only", "--steps", "2000"], "holds no segmenter; give a run of semmae segment"),
+        (["--eval-only", "--steps", "2000", "--lr", "0.1"], "--lr 0.1: without effect with --eval-only"),
+        (["--eval-only", "--steps", "2000", "--val-share", "0.5"], "--val-share 0.5: without effect with --eval-only"),
+        (["--eval-only", "--steps", "2000", "--image-size", "64"], "--image-size 64: without effect"),
+        (["--eval-only", "--steps", "2000", "--untrained"], "--eval-only trains nothing"),
+        (["--head", "linear", "--layer-decay", "0.5"], "--layer-decay 0.5: without effect with --head linear"),
+        (["--head", "linear", "--checkpointing"], "--checkpointing True: without effect with --head linear"),
+        (["--head", "linear", "--blocks", "0,1,2,3"], "--blocks 0,1,2,3: without effect with --head linear"),
         (["--layer-decay", "1.5"], "--layer-decay 1.5: must be from 0.01 to 1"),
         (["--ignore-index", "300"], "--ignore-index 300: must be from 0 to 255"),
         (["--preset", "ade20k"], 'did you mean "ade20k-vit-b16"'),
@@ -200,6 +277,13 @@ def test_wrong_options_write_nothing(
     error = capsys.readouterr().err
     assert told in error and len(error.strip().splitlines()) == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS["segment"])
+def test_what_a_preset_holds_is_not_refused(preset: Any, tmp_path: Path) -> None:
+    given = {"out": tmp_path, "encoder": "e", "data": "d", "preset": "p"} | preset()
+    for changed in ({"head": "linear"}, {"eval_only": True}):
+        check_segment(SegmentOptions(**given | changed))
 
 
 def test_wrong_data_writes_nothing(

@@ -1,5 +1,6 @@
 """Augmentation of images with their labels: both alike, a pure function of its seeds; and the stream of steps."""
 
+import colorsys
 from itertools import chain
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from semmae.data.segment_crops import (
     StepSampler,
     WholeLabelled,
     augmented,
+    distorted,
     resized_labels,
     scaled_size,
 )
@@ -28,6 +30,16 @@ def painted(height: int, width: int, rng: np.random.Generator) -> tuple[Tensor, 
     fields = torch.from_numpy(rng.integers(0, 5, (3, 4)).astype(np.uint8))
     labels = resized_labels(fields, height, width)
     return (40 * (labels + 1)).expand(3, -1, -1), labels
+
+
+def test_hues_turn_by_up_to_18_of_180() -> None:
+    """As mmsegmentation's do: 36 degrees, either way."""
+    red = torch.tensor([140, 100, 100], dtype=torch.uint8).view(3, 1, 1).expand(-1, 2, 2)
+    turns = []
+    for seed in range(400):
+        pixel = distorted(red, np.random.default_rng(seed))[:, 0, 0] / 255
+        turns.append((colorsys.rgb_to_hsv(*pixel.tolist())[0] + 0.5) % 1 - 0.5)
+    assert -0.11 < min(turns) < -0.09 and 0.09 < max(turns) < 0.11
 
 
 def test_image_and_labels_change_alike() -> None:

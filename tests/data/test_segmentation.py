@@ -1,6 +1,8 @@
 """Pairs of images and masks: layouts, how numbers are meant, and every fault in one line."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semmae.data.segmentation import IGNORED, Coding, open_segmentation
+from semmae.data.segmentation import IGNORED, Coding, check_pairs, open_measured, open_segmentation
 from semmae.errors import UserError
 
 Pair = Callable[..., None]
@@ -89,6 +91,44 @@ def test_another_mask_is_another_digest(ade20k: Path) -> None:
     before = open_segmentation(ade20k, Coding(reduce_zero=True)).digest
     write_pair(ade20k, "training/0", striped(0, 1, 2, 2, 255), folder="annotations")
     assert open_segmentation(ade20k, Coding(reduce_zero=True)).digest != before
+
+
+def test_masks_are_counted_together_and_digested_one_by_one(ade20k: Path) -> None:
+    write_pair(ade20k, "training/1", striped(3, 3, 2, 2, 255), folder="annotations")
+    data = open_segmentation(ade20k, Coding(reduce_zero=True))
+    digest = hashlib.sha256()
+    masks = [np.array(Image.open(path)) for path in data.train.masks]
+    counts = check_pairs(data.train, digest, workers=2)
+    assert counts.tolist() == np.bincount(np.concatenate([mask.ravel() for mask in masks]), minlength=256).tolist()
+    wanted = hashlib.sha256()
+    for path, mask in zip(data.train.masks, masks, strict=True):
+        wanted.update(f"{path.name}\0".encode() + np.bincount(mask.ravel(), minlength=256).tobytes())
+    assert digest.hexdigest() == wanted.hexdigest()
+
+
+def test_only_what_is_measured_is_opened(ade20k: Path) -> None:
+    """What lies in `training` may be missing or broken."""
+    whole = open_segmentation(ade20k, Coding(reduce_zero=True))
+    colours(ade20k)
+    data = open_measured(ade20k, Coding(reduce_zero=True), lambda images: range(len(images)))
+    assert (data.val.masks, data.names, data.split) == (whole.val.masks, whole.names, "2 validation")
+    shutil.rmtree(ade20k / "images" / "training")
+    one = open_measured(ade20k, Coding(reduce_zero=True), lambda images: [1])
+    assert one.val.images.names == ("1.jpg",)
+    assert one.split == "1 validation, 1 more left out, for the network was trained on them"
+    with pytest.raises(UserError, match=r"validation: the network was trained on all of its 2 images"):
+        open_measured(ade20k, Coding(reduce_zero=True), lambda images: [])
+
+
+def test_training_images_alone_are_not_measured(ade20k: Path) -> None:
+    shutil.rmtree(ade20k / "images" / "validation")
+    with pytest.raises(UserError, match="holds training, but no val"):
+        open_measured(ade20k, Coding(reduce_zero=True), lambda images: range(len(images)))
+
+
+def test_without_folders_of_splits_all_are_measured(creatures: Path) -> None:
+    data = open_measured(creatures, Coding(), lambda images: range(len(images)))
+    assert (len(data.val), data.split) == (32, "32 images")
 
 
 def test_a_photo_that_lies_on_its_side_fits_an_upright_mask(tmp_path: Path) -> None:

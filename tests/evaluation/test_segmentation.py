@@ -1,11 +1,13 @@
 """Sliding windows and the figures of segmentation, against loops and against torchmetrics."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional import accuracy, jaccard_index
 
 from semmae.data.loaders import normalise
@@ -42,6 +44,24 @@ def test_logits_are_the_mean_over_windows(size: tuple[int, int]) -> None:
             total[..., top : top + 8, left : left + 8] += position_dependent(image[..., top : top + 8, left : left + 8])
             seen[top : top + 8, left : left + 8] += 1
     torch.testing.assert_close(slide(position_dependent, image, 8, 5), total / seen)
+
+
+def test_logits_are_held_once() -> None:
+    """Of 150 classes and a large photo they are gigabytes."""
+    made: set[int] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.shape == (1, K, 20, 30):
+                made.add(out.untyped_storage().data_ptr())
+                kept.append(out)  # so that no memory is given out twice
+            return out
+
+    kept: list[Tensor] = []
+    with Watch():
+        slide(position_dependent, torch.randn(1, 3, 20, 30), 8, 5)
+    assert len(made) == 1
 
 
 def test_an_image_smaller_than_a_window_is_filled_up() -> None:

@@ -1,7 +1,8 @@
 """Checkpoints of the SemMAE authors: names and shapes of their model, a tiny width; and what they compute.
 
 Names and shapes are those of `MaskedAutoencoderViT` in their `models_mae_setting3.py`, beside what their `save_model`
-writes. Random positions, not sine-cosine: so a wrong order is seen.
+writes; of ViT-B/16 the grid is that of images of 224 pixels, at which they measure it. By their source: no file that
+they released was tried. Random positions, not sine-cosine: so a wrong order is seen.
 """
 
 import argparse
@@ -139,6 +140,23 @@ def test_of_vit_b_16_all_patches_are_predicted_as_there(tmp_path: Path, caplog: 
     pixels = image.reshape(3, 14, 16, 14, 16).permute(1, 3, 2, 4, 0).reshape(196, -1)
     wanted = reference(state, pixels, torch.arange(196), hidden)
     assert (mae(image, hidden[None]).pred[0] - wanted)[hidden].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("input_size", [112, 224])
+def test_positions_that_fit_no_patches_are_told(
+    input_size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """28 × 28 of them, as their source has it whatever the patch size."""
+    state = released(tmp_path / "b16.pth", patch=16, grid=28, input_size=input_size)
+
+    mae = load_mae(tmp_path / "b16.pth", num_heads=HEADS, decoder_num_heads=DECODER.num_heads)
+    encoder = load_encoder(tmp_path / "b16.pth", num_heads=HEADS)
+
+    told = [line for line in caplog.messages if "positions for images of 448 pixels" in line]
+    assert len(told) == 2 and f"its options tell {input_size}" in told[0] and "\n" not in told[0]
+    assert "--token-subset" not in caplog.text  # of a number that nobody knows
+    assert mae.encoder.spec == encoder.spec == EncoderSpec(448, 16, WIDTH, DEPTH, HEADS)
+    assert torch.equal(mae.encoder.vit.pos_embed, state["pos_embed"])
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import torch
 from timm.layers.drop import DropPath
 from torch import nn
 
-from semmae.models.classifier import HEAD_STD, Classifier, resize_input, set_drop_path, without_head
+from semmae.models.classifier import HEAD_STD, Classifier, set_drop_path, without_head
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import wrap_vit
 
@@ -97,6 +97,6 @@ def test_an_encoder_resized_once_is_that_which_interpolates_every_time() -> None
     encoder = Encoder(SPEC).eval()
     images = torch.randn(1, 3, 48, 48)
     before = encoder(images)
-    resize_input(encoder, 48)
+    encoder.set_image_size(48)
     assert encoder.spec.image_size == 48 and encoder.vit.pos_embed.shape[1] == 37
     assert torch.allclose(encoder(images).patches, before.patches, atol=1e-5)

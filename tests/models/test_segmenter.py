@@ -7,7 +7,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.checkpoint import read_segmenter, save_segmenter
-from semmae.models.classifier import resize_input
 from semmae.models.segmenter import (
     Segmenter,
     SegmenterSpec,
@@ -62,12 +61,12 @@ def test_tokens_are_those_that_timm_returns() -> None:
 
 
 def test_positions_of_another_size_are_those_of_the_encoder() -> None:
-    """Interpolated once (resize_input) or at every pass (dynamic size), the tokens are the same."""
+    """Interpolated once (set_image_size) or at every pass (dynamic size), the tokens are the same."""
     net = segmenter(side=4).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         dynamic = net(images)
-        resize_input(net.encoder, 64)
+        net.encoder.set_image_size(64)
         torch.testing.assert_close(net(images), dynamic, atol=1e-5, rtol=1e-4)
 
 

@@ -6,8 +6,9 @@ from torch.nn import functional
 
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.tasks.optimizer import layer_decay_groups
 from semmae.tasks.schedules import warmup_poly
-from semmae.tasks.segment import layer_groups, pixel_loss
+from semmae.tasks.segment import pixel_loss
 
 DEPTH = 4
 
@@ -16,7 +17,7 @@ def test_rates_fall_from_the_head_down() -> None:
     """BEiT's rule: decay^(depth + 1 - layer), layer 0 the embedding, depth + 1 the head; no decay on norms, tokens."""
     encoder = Encoder(EncoderSpec(32, 8, width=24, depth=DEPTH, num_heads=2))
     net = Segmenter(encoder, SegmenterSpec(("a", "b"), "upernet", (0, 1, 2, 3), 8))
-    groups = layer_groups(net, lr=0.1, weight_decay=0.05, layer_decay=0.5)
+    groups = layer_decay_groups(net, lr=0.1, weight_decay=0.05, layer_decay=0.5)
     of = {id(parameter): group for group in groups for parameter in group["params"]}  # type: ignore[attr-defined]
     trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     assert len(of) == len(trained) == sum(len(group["params"]) for group in groups)  # type: ignore[arg-type]

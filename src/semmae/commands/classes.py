@@ -14,23 +14,20 @@ import torch
 from torch import Tensor
 
 from semmae.checkpoint import read_classifier, read_extra
-from semmae.commands.features import EncoderOptions, open_classes
+from semmae.commands.features import EncoderOptions, open_classes, told_encoder, unlearned_rows
 from semmae.commands.options import TrainOptions, check_image_size
-from semmae.commands.results import write_results
+from semmae.commands.results import draw_confusion, write_results
 from semmae.commands.run import run_folder, write_text
-from semmae.confusion import confusion_picture
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.sources import has_split
-from semmae.data.splits import held_out
 from semmae.errors import UserError, near
-from semmae.evaluation.accuracy import confusion_matrix, rank_report
+from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.classifying import Answers, classify
 from semmae.loading import find_classifier
-from semmae.models.classifier import Classifier
+from semmae.models.classifier import Classifier, without_head
 from semmae.reporting import write_report
 
-_MOST_IN_PICTURE = 4096  # classes; a matrix of more takes gigabytes
 _UNTIL = 224  # pixels a side up to which MAE crops the middle out of a larger image
 
 _log = logging.getLogger("semmae")
@@ -59,8 +56,9 @@ def evaluate_only(options: ClassifyOptions) -> Path:
         figures = measure(own, classifier, images, targets, classes)
         protocol = {
             "method": "a fine-tuned classifier, measured without training",
-            **{name: getattr(own, name) for name in ("image_size", "crop_pct", "encoder", "data", "seed")},
+            **{name: getattr(own, name) for name in ("image_size", "crop_pct", "data", "seed")},
             "split": split,
+            **told_encoder(options, without_head(classifier)),
         }
         print(write_results(out, protocol, figures))
         write_skipped(images.manifest, out / "skipped.csv")
@@ -71,18 +69,27 @@ def evaluate_only(options: ClassifyOptions) -> Path:
 def open_measured(options: ClassifyOptions, about: dict[str, Any]) -> tuple[ImageSet, str]:
     """The images of --data to measure on, and in words which they are.
 
-    The validation split; where there is none, all images, but of those that the classifier learned from the share
-    that was held out from it.
+    The validation split, or all images where there is none; but none that the classifier learned from.
+
+    Raises:
+        UserError: it learned from all of them.
     """
-    if has_split(options.data):
-        val = open_classes(options, "val")
-        return val, f"{len(val)} val"
-    images = open_classes(options, None)
-    kept, out = held_out(images.labels or (), about["val_share"], about["seed"])
-    if images.select(kept).digest == about["train_digest"]:
-        _log.info("%s: the classifier learned from these images; measured on those held out", options.data)
-        return images.select(out), f"{len(out)} held out of each class by seed {about['seed']}"
-    return images, f"all {len(images)} images"
+    split = "val" if has_split(options.data) else None
+    images, which = open_classes(options, split), split or "images"
+    if "learned" not in about:
+        _log.warning("%s: does not tell which images it learned from; those count here too", options.encoder)
+        return images, f"all {len(images)} {which}"
+    rows = unlearned_rows(images, about["learned"])
+    if len(rows) == len(images):
+        return images, f"all {len(images)} {which}"
+    if not rows:
+        raise UserError(
+            f"{options.data}: {options.encoder} learned from every one of these {len(images)} images, which says "
+            "nothing about others; give images that were held out from it"
+        )
+    left_out = len(images) - len(rows)
+    _log.info("%s: %d of %d images left out, the classifier learned from them", options.data, left_out, len(images))
+    return images.select(rows), f"{len(rows)} of {len(images)} {which}: without those that it learned from"
 
 
 def known_targets(options: ClassifyOptions, images: ImageSet, classes: Sequence[str]) -> Tensor:
@@ -112,9 +119,7 @@ def measure(
     report = rank_report(answers.ranks, targets, len(classes))
     recalls = report.pop("per_class")
     write_text(options.out / "per_class.csv", per_class_table(classes, targets, answers, recalls))
-    if len(classes) <= _MOST_IN_PICTURE:
-        confusion = confusion_matrix(answers.chosen, targets, len(classes))
-        confusion_picture(confusion, classes, options.out / "confusion.png")
+    draw_confusion(options.out / "confusion.png", classes, answers.chosen, targets)
     return {**report, "images": len(images), "classes": len(classes)}
 
 

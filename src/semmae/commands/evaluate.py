@@ -12,21 +12,22 @@ from semmae.commands.features import (
     feature_size,
     open_encoder,
     open_train_val,
+    told_encoder,
     untrained_like,
 )
-from semmae.commands.knn import KnnOptions, check_temperature, knn_protocol, measure_knn
-from semmae.commands.measuring import Truth, measure_encoder, measure_grids, read_truth
+from semmae.commands.knn import NeighbourOptions, check_temperature, knn_protocol, measure_knn
+from semmae.commands.measuring import Truth, measure_encoder, measure_grids, pixel_truth
 from semmae.commands.options import OptionsT
 from semmae.commands.probe import ProbeOptions, choice_rows, measure, told_protocol
 from semmae.commands.results import OWN, write_comparison
 from semmae.commands.run import checked, run_folder
 from semmae.commands.segment import new_segmenter, open_data, train_segmenter
 from semmae.commands.segment_options import SegmentOptions, check_encoder
+from semmae.commands.segment_results import class_rows, write_classes
 from semmae.commands.segment_results import protocol as segment_protocol
 from semmae.data.manifest import open_images
 from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
 from semmae.errors import UserError
-from semmae.models.classifier import resize_input
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 
@@ -37,7 +38,7 @@ _log = logging.getLogger("semmae")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(KnnOptions):
+class EvaluateOptions(NeighbourOptions):
     """Options of `semmae evaluate`."""
 
     untrained: bool = True
@@ -71,9 +72,10 @@ def evaluate(options: EvaluateOptions) -> Path:
     encoder = open_encoder(options)
     found = with_masks(options)
     known = open_known(found, encoder)
+    whose = told_encoder(options, encoder)  # now, for segmentation may resample its positions
     with run_folder(options) as out:
         methods = {OWN: measured(found, encoder, known, out)}
-        protocol = told(found, encoder, known)
+        protocol = told(found, encoder, known, whose)
         if options.untrained:
             new = untrained_like(encoder, options.seed)
             methods[UNTRAINED] = measured(found, new, known, out / UNTRAINED)
@@ -116,8 +118,7 @@ def open_known(options: EvaluateOptions, encoder: Encoder) -> Known:
     segmenting = segment_options(options, options.out)
     check_encoder(segmenting, encoder)
     pixels = open_data(segmenting, options.masks)
-    truth = read_truth(pixels.val.images, masks=options.masks, seed=options.seed)
-    return Known(classes, chosen_on, pixels, truth)
+    return Known(classes, chosen_on, pixels, pixel_truth(pixels.val, seed=options.seed))
 
 
 def measured(options: EvaluateOptions, encoder: Encoder, known: Known, out: Path) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def measured(options: EvaluateOptions, encoder: Encoder, known: Known, out: Path
         )  # fmt: skip
         parts |= measure_grids(known.truth, labels=_PART_LABELS, grid=_PART_GRID)
         for method, scores in parts.items():
-            figures |= _named(method, scores)
+            figures |= _named(method, {name: scores[name] for name in ("nmi", "ari")})
         # Last, for it may resample the encoder's positions.
         figures |= _named("segment", segmented(options, encoder, known.pixels, out / "segment"))
     return figures
@@ -145,20 +146,23 @@ def measured(options: EvaluateOptions, encoder: Encoder, known: Known, out: Path
 def segmented(options: EvaluateOptions, encoder: Encoder, data: SegmentationData, out: Path) -> dict[str, Any]:
     """Figures of a linear head on the frozen encoder's patch tokens, trained in `out` or gone on with there."""
     segmenting = segment_options(options, out)
-    resize_input(encoder, feature_size(options, encoder))
+    encoder.set_image_size(feature_size(options, encoder))
     found = train_segmenter(segmenting, out, new_segmenter(segmenting, encoder, data.names), data)
     assert found is not None, "a single process measures"
+    write_classes(out / "per_class.csv", class_rows({OWN: found}))
     return found.figures
 
 
 def segment_options(options: EvaluateOptions, out: Path) -> SegmentOptions:
     """The linear head's training, by `semmae segment`."""
-    return replace(_options(SegmentOptions, options), out=out, head="linear", batch_size=16, val_steps=options.steps)
+    return replace(
+        _options(SegmentOptions, options), out=out, head="linear", batch_size=16, val_steps=options.steps, pictures=0
+    )
 
 
-def told(options: EvaluateOptions, encoder: Encoder, known: Known) -> dict[str, Any]:
+def told(options: EvaluateOptions, encoder: Encoder, known: Known, whose: Mapping[str, str]) -> dict[str, Any]:
     """How everything was measured, by protocol."""
-    protocol: dict[str, Any] = {"encoder": options.encoder, "data": options.data, "seed": options.seed}
+    protocol: dict[str, Any] = {**whose, "data": options.data, "seed": options.seed}
     if known.classes is not None:
         sets = [known.classes.train, known.classes.val]
         protocol["knn"] = knn_protocol(options, encoder, sets) | {"split": known.classes.split}

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semmae import checkpoint
-from semmae.commands.hub import check_hub_name, push_to_hub
+from semmae.commands.hub import CARD, check_hub_name, push_to_hub
 from semmae.commands.model_card import Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
 from semmae.errors import UserError
@@ -67,7 +67,7 @@ class ExportOptions:
     push_to_hub: str | None = None
     """Upload the folder to the Hugging Face hub afterwards, under this name: OWNER/NAME."""
     private: bool = False
-    """Make the repository on the hub a private one, where it is new."""
+    """Make the repository on the hub a private one; refused where a public one is there."""
     overwrite: bool = False
     """Replace the export that lies in --out."""
 
@@ -78,11 +78,14 @@ def export(options: ExportOptions) -> Path:
     _check_request(options)
     model = _open_model(options)
     _check_form(options, model)
+    digest = checkpoint.digest(_encoder_of(model))
+    if options.image_size is not None:
+        model.set_image_size(options.image_size)
     run = find_run(options.encoder)
     ratio = run.options.get("mask_ratio", _MASK_RATIO) if run else _MASK_RATIO
     results = {} if options.results is None else {options.results.parent.name: checkpoint.read_json(options.results)}
     title = options.push_to_hub or options.out.resolve().name
-    card = Card(title, options.to, model, options.encoder, run, results)
+    card = Card(title, options.to, model, options.encoder, run, results, digest)
     with checkpoint.replacing(options.out) as folder:
         facts = _WRITERS[options.to](model, folder, ratio)
         about = {
@@ -92,12 +95,23 @@ def export(options: ExportOptions) -> Path:
             **facts,
         }
         (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(write_card(card), encoding="utf-8")
+        (folder / CARD).write_text(write_card(card), encoding="utf-8")
     print("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
     if options.push_to_hub:
-        message = f"semmae {version('semmae')}: export to {options.to}"
-        print(push_to_hub(options.out, options.push_to_hub, private=options.private, message=message))
+        print(_pushed(options, card))
     return options.out
+
+
+def _pushed(options: ExportOptions, card: Card) -> str:
+    """The address on the hub to which the export was uploaded."""
+    assert options.push_to_hub is not None
+    return push_to_hub(
+        options.out,
+        options.push_to_hub,
+        private=options.private,
+        message=f"semmae {version('semmae')}: export to {options.to}",
+        card=lambda name: write_card(replace(card, title=name)),
+    )
 
 
 def _check_request(options: ExportOptions) -> None:
@@ -105,6 +119,7 @@ def _check_request(options: ExportOptions) -> None:
     out = options.out
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
+    checkpoint.check_replaceable(out)
     if out.is_dir() and any(out.iterdir()):
         if not options.overwrite:
             raise UserError(f"--out {out}: not empty; use --overwrite to replace it, or another folder")
@@ -124,7 +139,7 @@ def _check_request(options: ExportOptions) -> None:
 
 
 def _open_model(options: ExportOptions) -> Model:
-    """The autoencoder where its decoder is wanted, else the encoder; for the image size asked for."""
+    """The autoencoder where its decoder is wanted, else the encoder; the image size asked for is checked."""
     model: Model
     if _takes_decoder(options):
         model = load_mae(options.encoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
@@ -132,7 +147,6 @@ def _open_model(options: ExportOptions) -> Model:
         model = load_encoder(options.encoder, num_heads=options.num_heads)
     if options.image_size is not None:
         check_image_size(options.image_size, _encoder_of(model).patch_size)
-        model.set_image_size(options.image_size)
     return model
 
 
@@ -257,11 +271,20 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _compared(model: Model, load: Callable[[], Model]) -> Mapping[str, Any]:
-    """The digest of the weights, found again in what was written."""
+    """The digest of the weights, found again in what was written; and so is all that weights do not show."""
     with _silence():
-        read, wrote = checkpoint.digest(load()), checkpoint.digest(model)
+        again = load()
+    read, wrote = checkpoint.digest(again), checkpoint.digest(model)
     assert read == wrote, f"what was written reads as {read}, not {wrote}"
+    for found, wanted in zip(_unseen(again), _unseen(model), strict=True):
+        assert found == wanted, f"what was written reads as {found}, not {wanted}"
     return {"weights": wrote}
+
+
+def _unseen(model: Model) -> tuple[Any, ...]:
+    """What a model computes by beside its weights: sizes, heads and colours, epsilons, the decoder, its target."""
+    decoder = (model.decoder, model.norm_pix_loss) if isinstance(model, MaskedAutoencoder) else ()
+    return (_encoder_of(model).spec, norm_epsilons(model), *decoder)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What verbs share that look at images through a frozen encoder: its options, its features, the classes."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from semmae.checkpoint import digest
 from semmae.commands.options import RunOptions
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images
@@ -15,8 +17,11 @@ from semmae.data.splits import held_out
 from semmae.errors import UserError
 from semmae.evaluation.features import extract
 from semmae.loading import load_encoder
+from semmae.models.fresh import fresh_like
 from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
+
+_KEY = 12  # hexadecimal digits: among a million images one of ten million others is taken for one of them at 1 in 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +64,14 @@ def open_encoder(options: EncoderOptions) -> Encoder:
     return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def told_encoder(options: EncoderOptions, encoder: Encoder) -> dict[str, str]:
+    """Whose the figures are: the name, and the digest of the weights before they are resized or trained on."""
+    return {"encoder": options.encoder, "encoder_digest": digest(encoder)}
+
+
 def untrained_like(encoder: Encoder, seed: int) -> Encoder:
-    """An encoder of the same sizes, on the same device, that has learned nothing: the baseline of all protocols."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Encoder(encoder.spec).to(next(encoder.parameters()).device).eval()
+    """The same encoder with new weights, which has learned nothing: the baseline of all protocols."""
+    return fresh_like(encoder, seed)
 
 
 def feature_size(options: EncoderOptions, encoder: Encoder) -> int:
@@ -102,6 +110,27 @@ def open_classes(options: EncoderOptions, split: str | None) -> ImageSet:
     if images.labels is None:
         raise UserError(f"{options.data}: no classes; put images into one folder a class, or add a `label` column")
     return images
+
+
+def image_keys(images: ImageSet) -> str:
+    """What a model keeps of the images that it learned from, for `unlearned_rows`: 12 characters of each.
+
+    A hash of the name below the root, the folder `train` left out, and of the number of bytes: it tells no name, and
+    finds an image again where it is one of more, one of fewer, or where the folder was moved.
+    """
+    return "".join(_image_key(*named) for named in zip(images.names, images.manifest.sizes, strict=True))
+
+
+def unlearned_rows(images: ImageSet, learned: str) -> list[int]:
+    """The rows of images that are not among those of which `image_keys` were kept, ascending."""
+    keys = {learned[start : start + _KEY] for start in range(0, len(learned), _KEY)}
+    named = zip(images.names, images.manifest.sizes, strict=True)
+    return [row for row, (name, size) in enumerate(named) if _image_key(name, size) not in keys]
+
+
+def _image_key(name: str, size: int) -> str:
+    below = name.removeprefix("train/")  # so photos/train is known again from a training on photos
+    return hashlib.sha256(f"{below}\0{size}".encode("utf-8", "surrogateescape")).hexdigest()[:_KEY]
 
 
 class TrainVal(NamedTuple):

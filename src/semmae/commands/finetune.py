@@ -11,15 +11,15 @@ from timm.models.vision_transformer import VisionTransformer
 
 from semmae.checkpoint import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
 from semmae.commands.classes import ClassifyOptions, eval_crop, evaluate_only, measure, validate
-from semmae.commands.features import TrainVal, open_train_val, untrained_like
-from semmae.commands.options import PresetOptions
+from semmae.commands.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
+from semmae.commands.options import PresetOptions, first_told, flag
 from semmae.commands.results import write_results
 from semmae.commands.run import checked, run_folder
 from semmae.commands.training import check_batches, fit_options, optimiser_steps, summarised, training_loader
 from semmae.data.augment import LabelledCrops, augmentation
 from semmae.errors import UserError
 from semmae.loading import load_classifier, load_encoder
-from semmae.models.classifier import Classifier, resize_input, set_drop_path
+from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
@@ -30,6 +30,11 @@ from semmae.tasks.trainer import Evaluation, barrier, fit, is_rank_zero
 
 STAGE = "finetune"
 UNTRAINED = "untrained"  # the same from new weights: a stage, and its folder inside the run
+# What --eval-only has a use for.
+_MEASURING = {
+    *("encoder", "data", "out", "image_size", "limit", "batch_size", "crop_pct", "seed", "workers"),
+    *("config", "preset", "resume", "overwrite", "eval_only"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +93,13 @@ def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to tell classes (the first folders, or the label column), and measure it."""
     options = checked(options)
     if options.eval_only:
-        if options.untrained:
-            raise UserError("--untrained trains a second classifier, --eval-only none; leave one of them out")
+        check_eval_only(options)
         return evaluate_only(options)
     check_finetune(options)
     encoder = open_trainable(options)
+    measured = told_encoder(options, encoder)
+    if options.image_size is not None:
+        encoder.set_image_size(options.image_size)
     sets = open_train_val(options, options.val_share)
     training_loader(crops_of(options, encoder, sets), options)  # refused now, before anything is written
     scratch = untrained_like(encoder, options.seed) if options.untrained else None
@@ -103,9 +110,19 @@ def finetune(options: FinetuneOptions) -> Path:
         if scratch is not None:
             others[UNTRAINED] = train_untrained(options, scratch, sets)
         if is_rank_zero():
-            print(write_results(out, protocol_of(options, classifier, sets), figures, others))
+            print(write_results(out, protocol_of(options, classifier, sets) | measured, figures, others))
             write_report(out)
     return options.out
+
+
+def check_eval_only(options: FinetuneOptions) -> None:
+    """Refuse what is for training. What a preset or a file of options tells beside the rest is let pass."""
+    if options.untrained:
+        raise UserError("--untrained trains a second classifier, --eval-only none; leave one of them out")
+    if options.preset is None and options.config is None:
+        name = first_told(options, [name for name in vars(options) if name not in _MEASURING])
+        if name:
+            raise UserError(f"{flag(name)} {getattr(options, name)}: --eval-only trains nothing; leave it out")
 
 
 def check_finetune(options: FinetuneOptions) -> None:
@@ -126,7 +143,7 @@ def rate_of(options: FinetuneOptions) -> float:
 
 
 def open_trainable(options: FinetuneOptions) -> Encoder:
-    """The encoder of --encoder, for the image size asked for, with norms that a saved classifier can describe.
+    """The encoder of --encoder, its image size checked, with norms that a saved classifier can describe.
 
     Raises:
         UserError: it is of a family that could not be saved afterwards.
@@ -140,8 +157,6 @@ def open_trainable(options: FinetuneOptions) -> Encoder:
     if any(layer.eps < NORM_EPS for layer in encoder.modules() if isinstance(layer, torch.nn.LayerNorm)):
         # Of Hugging Face's ViTs, 1e-12: timm has no word for it, and training on evens the difference out.
         set_norm_eps(encoder, NORM_EPS)
-    if options.image_size is not None:
-        resize_input(encoder, options.image_size)
     return encoder
 
 
@@ -166,12 +181,13 @@ def train_and_measure(options: FinetuneOptions, classifier: Classifier, sets: Tr
 
 
 def train_untrained(options: FinetuneOptions, encoder: Encoder, sets: TrainVal) -> dict[str, Any]:
-    """The same from new weights, as a run inside the run; returns its figures."""
-    out = options.out / UNTRAINED
-    begun = options.resume and (out / "config.yaml").exists()
-    own = dataclasses.replace(options, out=out, untrained=False, resume=begun, overwrite=False, config=None)
-    with run_folder(own):
-        return train_and_measure(own, new_classifier(own, encoder, sets.classes), sets, UNTRAINED)
+    """The same from new weights, in a folder inside the run; returns its figures.
+
+    No options are written there: with them one would train the encoder, not new weights.
+    """
+    own = dataclasses.replace(options, out=options.out / UNTRAINED, untrained=False)
+    own.out.mkdir(exist_ok=True)
+    return train_and_measure(own, new_classifier(own, encoder, sets.classes), sets, UNTRAINED)
 
 
 def train_classifier(options: FinetuneOptions, classifier: Classifier, sets: TrainVal, stage: str) -> Classifier:
@@ -230,11 +246,11 @@ def validation(options: FinetuneOptions, task: FinetuneTask, sets: TrainVal) -> 
 
 
 def about(options: FinetuneOptions, sets: TrainVal, crop_pct: float) -> dict[str, Any]:
-    """What the saved classifier tells of itself: how it was measured, and which images were held out."""
+    """What the saved classifier tells of itself: how it was measured, and which images it learned from."""
     return {
         "stage": STAGE,
         "images": len(sets.train),
-        "train_digest": sets.train.digest,
+        "learned": image_keys(sets.train),
         "crop_pct": crop_pct,
         "val_share": options.val_share,
         "seed": options.seed,

@@ -11,6 +11,7 @@ from semmae.commands.features import (
     image_features,
     open_classes,
     open_encoder,
+    told_encoder,
     untrained_like,
 )
 from semmae.commands.options import PresetOptions
@@ -25,8 +26,8 @@ from semmae.models.vit import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnOptions(PresetOptions, FeatureOptions):
-    """Options of `semmae knn`."""
+class NeighbourOptions(FeatureOptions):
+    """What verbs take that ask the nearest neighbours."""
 
     k: int = 20
     """Neighbours that vote."""
@@ -34,6 +35,11 @@ class KnnOptions(PresetOptions, FeatureOptions):
     """Votes weigh exp(cosine similarity / temperature)."""
     untrained: bool = False
     """Measure beside it the same encoder with new weights, to see what training brought."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnOptions(PresetOptions, NeighbourOptions):
+    """Options of `semmae knn`."""
 
 
 def knn(options: KnnOptions) -> Path:
@@ -64,12 +70,12 @@ def open_knn_sets(options: FeatureOptions) -> list[ImageSet]:
     return [open_classes(options, split) for split in splits]
 
 
-def measure_knn(options: KnnOptions, encoder: Encoder, sets: list[ImageSet]) -> dict[str, Any]:
+def measure_knn(options: NeighbourOptions, encoder: Encoder, sets: list[ImageSet]) -> dict[str, Any]:
     """What val's neighbours in train tell of its classes, or every image's among all others."""
     features = [image_features(options, encoder, images) for images in sets]
     targets, names = class_indices(sets)
     ranks = knn_ranks(
-        features[0],
+        features[0].to(next(encoder.parameters()).device),  # where the search is computed
         targets[0],
         features[-1],
         targets[-1],
@@ -83,7 +89,7 @@ def measure_knn(options: KnnOptions, encoder: Encoder, sets: list[ImageSet]) -> 
     return {**report, "images": len(sets[-1]), "classes": len(names)}
 
 
-def knn_protocol(options: KnnOptions, encoder: Encoder, sets: list[ImageSet]) -> dict[str, Any]:
+def knn_protocol(options: NeighbourOptions, encoder: Encoder, sets: list[ImageSet]) -> dict[str, Any]:
     """How it is measured."""
     split = "leave one out" if len(sets) == 1 else f"{len(sets[0])} train, {len(sets[1])} val"
     return {
@@ -95,7 +101,7 @@ def knn_protocol(options: KnnOptions, encoder: Encoder, sets: list[ImageSet]) ->
         "crop_pct": options.crop_pct,
         "interval": "95 %, Wilson",
         "split": split,
-        "encoder": options.encoder,
+        **told_encoder(options, encoder),
         "data": options.data,
         "seed": options.seed,
     }

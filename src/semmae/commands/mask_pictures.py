@@ -40,8 +40,8 @@ def draw_masks(
     grids = None if store is None else store.labels[rows]
     names = [] if store is None else store.label_names
     length = (spec.image_size // spec.patch_size) ** 2
-    shown = pixels if subset is None else _faded(pixels, subset, length)
-    masks = [(title, _on_the_grid(mask, subset, length)) for title, mask, subset in drawn]
+    shown = pixels if subset is None else faded(pixels, subset, length)
+    masks = [(title, on_the_grid(mask, subset, length)) for title, mask, subset in drawn]
     masks_picture(shown, grids, names, masks, folder / "masks.png")
     rebuilt = reconstruct_pixels(mae, pixels, mask, subset)
     reconstructions_picture(shown, masks[0][1], rebuilt, folder / "reconstructions.png")
@@ -66,12 +66,12 @@ def reconstruct_pixels(mae: MaskedAutoencoder, pixels: Tensor, mask: Tensor, sub
     return denormalise(unpatchify(prediction, spec.patch_size), spec.mean, spec.std)
 
 
-def _on_the_grid(mask: Tensor, subset: Tensor | None, length: int) -> Tensor:
+def on_the_grid(mask: Tensor, subset: Tensor | None, length: int) -> Tensor:
     """A mask bool (B, N) over a subset (B, N) of the patches, or over all of them → over all, bool (B, length)."""
     return mask if subset is None else mask.new_zeros(len(mask), length).scatter(1, subset, mask)
 
 
-def _faded(images: Tensor, subset: Tensor, length: int) -> Tensor:
+def faded(images: Tensor, subset: Tensor, length: int) -> Tensor:
     """Images uint8 (B, 3, S, S), pale but for the patches that take part, indices (B, N) of so many in the grid."""
     others = torch.ones(len(images), length, dtype=torch.bool).scatter(1, subset, False)
     return paste(images, others, 255 - (255 - images) // 4)

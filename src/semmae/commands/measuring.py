@@ -16,10 +16,11 @@ from semmae.commands.run import write_text
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, sample_rows
 from semmae.data.part_store import PartStore
+from semmae.data.segmentation import IGNORED, LabelledImages
 from semmae.errors import UserError
 from semmae.evaluation.baselines import FIT_IMAGES, baseline_labels, fit_clusters, sample_tokens
 from semmae.evaluation.keypoints import Keypoints, keypoint_quality, read_keypoints
-from semmae.evaluation.quality import SAMPLE, Labels, find_masks, fixed_grid, load_masks, quality
+from semmae.evaluation.quality import SAMPLE, Labels, find_masks, fixed_grid, load_masks, quality, sample
 from semmae.models.vit import Encoder
 from semmae.page import Table
 from semmae.page import quality as quality_table
@@ -77,6 +78,29 @@ def read_truth(
         points = _relative(points.of(rows), rows, images)
         protocol |= {"keypoints": str(keypoints), "keypoints_measured": len(points)}
     return Truth(rows, masked, loaded, points, protocol)
+
+
+def pixel_truth(labelled: LabelledImages, *, limit: int = MOST_IMAGES, seed: int = 0) -> Truth:
+    """True parts of images whose pixels have classes: 0 is background, and so is what is not to be told.
+
+    Args:
+        labelled: images and their masks, checked; with `reduce_zero` every class is a part.
+        limit: images that are measured at most.
+        seed: draws them.
+
+    Raises:
+        UserError: no mask has a foreground.
+    """
+    rows = sample_rows(len(labelled), limit, seed)
+    part_of_label = np.arange(256, dtype=np.uint8)
+    if labelled.coding.reduce_zero:
+        part_of_label += 1  # what is ignored, 255, becomes 0
+    part_of_label[IGNORED] = 0
+    masks = [part_of_label[sample(labelled.labels(row).numpy())] for row in rows]
+    if not any(mask.any() for mask in masks):
+        raise UserError(f"none of {len(masks)} masks has a foreground; 0 is background, 1 and more are parts")
+    protocol = {"images": len(rows), "points_a_side": SAMPLE, "seed": seed}
+    return Truth(rows, list(range(len(rows))), masks, None, protocol)
 
 
 def measure(

@@ -4,6 +4,7 @@ Everything is read from the run: `config.yaml`, `summary.json`, and `results.jso
 not told there is not told here either; paths are shortened to their last name, which is all that others can use.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,16 +14,27 @@ from typing import Any
 import yaml
 
 from semmae import checkpoint
-from semmae.commands.results import OWN, markdown_table
+from semmae.commands.results import OWN, markdown_table, protocol_lines
 from semmae.errors import UserError
 from semmae.interop import mae, onnx
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
+from semmae.page import figure_rows, flat
 
 RESULTS = "results.json"
 _LIBRARY = {"timm": "timm", "mae": "semmae", "hf": "transformers", "onnx": "onnx"}
 # Told in sentences of their own, or of no use to others.
 _UNTOLD = {"data", "out", "workers", "config", "resume", "overwrite", "export_png", "export_size"}
+# Options and facts that are places, whatever they look like.
+_PLACES = {
+    "data", "encoder", "masks", "keypoints", "parts", "out", "config", "init", "teacher", "learner", "tokens",
+    "export_png",
+}  # fmt: skip
+_PLACE_BEGINS = ("/", "~", "./", "../")  # places under any other name
+# What a run trains on from an encoder: its own figures are of these, and name the encoder as it was before.
+_TRAINED = (checkpoint.CLASSIFIER, checkpoint.SEGMENTER)
+
+_LOG = logging.getLogger("semmae")
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Run:
     options: Mapping[str, Any]  # config.yaml
     summary: Mapping[str, Any]  # summary.json; empty where there is none
     results: Mapping[str, Mapping[str, Any]]  # content of results.json files, by where they lay
+    own: str | None = None  # which of them is of what the run itself trained, where that has a head
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Card:
     source: str  # the --encoder that was exported
     run: Run | None
     results: Mapping[str, Mapping[str, Any]]  # beyond those of the run
+    digest: str = ""  # of the encoder, before its positions are resampled
 
     @property
     def encoder(self) -> Encoder:
@@ -56,7 +70,7 @@ def find_run(spec: str) -> Run | None:
     """The run of ours that a SPEC points to, or into; None where it is none."""
     path = Path(spec).expanduser()
     folder = path.parent if path.is_file() else path
-    if folder.name in (checkpoint.ENCODER, checkpoint.AUTOENCODER):
+    if folder.name in (checkpoint.ENCODER, checkpoint.AUTOENCODER, *_TRAINED):
         folder = folder.parent
     elif path.is_file():
         return None
@@ -76,6 +90,7 @@ def _read_run(folder: Path) -> Run:
         options if isinstance(options, dict) else {},
         checkpoint.read_json(summary) if summary.is_file() else {},
         results,
+        folder.name if any((folder / name).is_dir() for name in _TRAINED) else None,
     )
 
 
@@ -125,7 +140,7 @@ def _what(card: Card) -> list[str]:
 
 
 def _origin(card: Card) -> str:
-    return f"the run `{card.run.name}`" if card.run else f"`{_public(card.source)}`"
+    return f"the run `{card.run.name}`" if card.run else f"`{_public('encoder', card.source)}`"
 
 
 def _training(card: Card) -> list[str]:
@@ -135,24 +150,33 @@ def _training(card: Card) -> list[str]:
     facts = [f"Stage: {summary['stage']}."] if "stage" in summary else []
     if "data" in options:
         count = f", {summary['images']} images" if "images" in summary else ""
-        facts.append(f"Data: `{_public(options['data'])}`{count}.")
+        facts.append(f"Data: `{_public('data', options['data'])}`{count}.")
     if "minutes" in summary:
         state = "" if summary.get("finished", True) else "; it had not come to its end"
         facts.append(f"Time: {summary['minutes']:.1f} minutes{state}.")
-    recipe = [
-        f"- {name.replace('_', ' ')}: {_public(value)}"
-        for name, value in options.items()
-        if name not in _UNTOLD and value is not None
-    ]
+    recipe = protocol_lines({name: _public(name, value) for name, value in flat(options) if name not in _UNTOLD})
     return [" ".join(facts), "", "Recipe:", "", *recipe, ""] if facts else ["Recipe:", "", *recipe, ""]
 
 
 def _figures(card: Card) -> list[str]:
     found = {**(card.run.results if card.run else {}), **card.results}
-    lines: list[str] = []
-    for place, content in found.items():
-        lines += _result(place, content)
+    told = {place: content for place, content in found.items() if _is_of(card, place, content)}
+    lines = [line for place, content in told.items() for line in _result(place, content)]
     return lines or ["None: nothing was measured that this export knows of.", ""]
+
+
+def _is_of(card: Card, place: str, content: Mapping[str, Any]) -> bool:
+    """Whether figures are of these weights, as far as is told; told in the log where they are not."""
+    protocol = content.get("protocol")
+    found = protocol.get("encoder_digest") if isinstance(protocol, Mapping) else None
+    trained_here = card.run is not None and place == card.run.own and place not in card.results
+    if found is None or trained_here or found == card.digest:
+        return True
+    _LOG.info(
+        "model card: the figures of %s are left out: they are of other weights (digest %.12s, not %.12s)",
+        place, found, card.digest,
+    )  # fmt: skip
+    return False
 
 
 def _result(place: str, content: Mapping[str, Any]) -> list[str]:
@@ -160,31 +184,39 @@ def _result(place: str, content: Mapping[str, Any]) -> list[str]:
     protocol = content.get("protocol")
     if not isinstance(protocol, Mapping):
         return []
+    told = {
+        name: _public(name, value)
+        for name, value in flat(protocol)
+        if name not in ("encoder", "encoder_digest", "method")
+    }
+    title = str(protocol.get("method", place))
+    table = markdown_table(_methods(content))
+    return [f"### {title}", "", *table, "", *protocol_lines(told), ""]
+
+
+def _methods(content: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The rows of the table: methods with their figures or, of several protocols at once, figures by method."""
+    if isinstance(content.get(OWN), Mapping):
+        named = {name: values for name, values in content.items() if name != "protocol" and isinstance(values, Mapping)}
+        return figure_rows(named)
     plain = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
     figures = content.get("encoder", plain)  # `semmae demo` tells them apart from the rest
-    if not isinstance(figures, Mapping):
-        return []
     # What it is compared with has the same figures; other tables in the file, of classes, have not.
     others = {
         name: values
         for name, values in content.items()
         if name not in ("protocol", "encoder") and isinstance(values, Mapping) and figures.keys() & values.keys()
     }
-    told = [
-        f"- {name.replace('_', ' ')}: {_public(value)}"
-        for name, value in protocol.items()
-        if value is not None and name not in ("encoder", "method")
-    ]
-    title = str(protocol.get("method", place))
-    return [f"### {title}", "", *markdown_table({OWN: figures, **others}), "", *told, ""]
+    return {OWN: figures, **others}
 
 
 def _images(card: Card) -> list[str]:
     spec = card.encoder.spec
     return [
         f"RGB, {spec.image_size} × {spec.image_size} pixels, scaled to 0–1, then normalised: mean "
-        f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. The figures of semmae are of images resized "
-        "with bicubic interpolation and cropped in the centre.",
+        f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. semmae resizes the short side to "
+        f"{spec.image_size} pixels, bicubic, and cuts out the central square; where figures are of a smaller share of "
+        "it, their `crop pct` tells.",
         "",
     ]
 
@@ -265,8 +297,11 @@ def _numbers(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _public(value: Any) -> Any:
-    """A path's last name, anything else as it is: `timm:` and `hf:` names are everybody's."""
-    if not isinstance(value, str) or value.startswith(("timm:", "hf:")) or "/" not in value:
+def _public(name: str, value: Any) -> Any:
+    """A path's last name, anything else as it is: `timm:` and `hf:` names are everybody's, but for local ones."""
+    if isinstance(value, list):
+        return [_public(name, item) for item in value]
+    if not isinstance(value, str) or (value.startswith(("timm:", "hf:")) and not value.startswith("timm:local-dir:")):
         return value
-    return Path(value).name or value
+    is_place = name.rpartition(".")[2] in _PLACES or value.startswith((*_PLACE_BEGINS, "timm:"))
+    return (Path(value).name or value) if is_place else value

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -257,6 +257,12 @@ def _converted(value: Any, annotation: Any) -> Any:
         with contextlib.suppress(ValueError):
             return float(value)
     return value
+
+
+def first_told(options: object, names: Iterable[str]) -> str | None:
+    """The first of these options that is not as it is by default; None where all are."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    return next((name for name in names if getattr(options, name) != defaults[name]), None)
 
 
 def goes_on(options: object) -> bool:

@@ -38,7 +38,7 @@ from semmae.errors import UserError
 from semmae.evaluation.quality import read_masks
 from semmae.loading import load_encoder
 from semmae.masking import num_hidden
-from semmae.models.mae import DECODERS, DecoderSpec, MaskedAutoencoder
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.reporting import write_report
 from semmae.tasks.compiling import Compile, check_compile, resolve_compile
@@ -259,7 +259,7 @@ def new_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
 
 def decoder_spec(options: PretrainOptions) -> DecoderSpec:
     """The decoder that fits the encoder, with the sizes that were asked for."""
-    usual = DECODERS[options.model]
+    usual = DecoderSpec.named(options.model)
     width, heads = options.decoder_width or usual.width, options.decoder_heads or usual.num_heads
     if width % heads or width % 4:
         raise UserError(f"--decoder-width {width} is not divisible by 4 and by --decoder-heads {heads}; change one")

@@ -4,8 +4,9 @@ Their figures do not compare: crops shown 90 times teach a head more than one ce
 for this very encoder more than a fixed one.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,26 +15,28 @@ from torch import Tensor
 
 from semmae.checkpoint import digest, save_head
 from semmae.commands.features import (
+    EncoderOptions,
     FeatureOptions,
     TrainVal,
     feature_size,
     image_features,
     open_encoder,
     open_train_val,
+    told_encoder,
     untrained_like,
 )
-from semmae.commands.options import PresetOptions, TrainOptions
-from semmae.commands.results import write_per_class, write_results
+from semmae.commands.options import PresetOptions, TrainOptions, first_told, flag
+from semmae.commands.results import draw_confusion, write_per_class, write_results
 from semmae.commands.run import checked, run_folder
 from semmae.commands.training import check_batches, fit_options, summarised, training_loader
-from semmae.confusion import confusion_picture
 from semmae.data.loaders import CropDataset
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.splits import held_out
 from semmae.errors import UserError
-from semmae.evaluation.accuracy import class_report, confusion_matrix
+from semmae.evaluation.accuracy import rank_report
+from semmae.evaluation.classifying import classify_features
 from semmae.evaluation.linear import BATCH, EPOCHS, RATES, Probed, probe_features
-from semmae.models.head import HeadSpec, LinearHead
+from semmae.models.head import HeadSpec, LinearHead, Pooling
 from semmae.models.vit import Encoder
 from semmae.tasks.precision import autocast, resolve_precision
 from semmae.tasks.probe import ProbeRecipe, ProbeTask
@@ -42,15 +45,26 @@ from semmae.tasks.trainer import fit, is_rank_zero
 Protocol = Literal["features", "mae"]
 
 _AT_A_TIME = 256  # images that the encoder sees when nothing is learned
+_CROP_PCT: Mapping[Protocol, float] = {"features": 1.0, "mae": 224 / 256}  # the first as knn and evaluate have it
+# Options that one protocol alone has a use for, and what else there is in the other.
+_ONLY_OF: Mapping[Protocol, Sequence[str]] = {
+    "features": ("lr", "flip", "choice_share"),
+    "mae": ("devices", "accumulate", "blr", "warmup_share", "crop_scale"),
+}
+_INSTEAD = {"lr": "mae takes --blr", "blr": "features takes --lr", "flip": "mae mirrors its crops in any case"}
+
+_log = logging.getLogger("semmae")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeOptions(PresetOptions, FeatureOptions, TrainOptions):
+class ProbeOptions(PresetOptions, EncoderOptions, TrainOptions):
     """Options of `semmae probe`."""
 
     protocol: Protocol = "features"
     """features: heads on features of one centre crop an image, the best of several rates, minutes; \
     mae: MAE's linear probe on random crops, hours. Figures of the one do not compare with the other's."""
+    pooling: Pooling = "cls"
+    """One vector an image: the class token, or the mean of the patch tokens."""
     batch_size: int = 256
     """Images per optimiser step of mae, over all devices; of features: that the encoder sees at a time."""
     epochs: int | None = None
@@ -61,8 +75,8 @@ class ProbeOptions(PresetOptions, FeatureOptions, TrainOptions):
     """mae: share of the steps in which the learning rate rises."""
     crop_scale: float = 0.08
     """mae: share of an image's area that a crop shows at least."""
-    crop_pct: float = 224 / 256
-    """Share of the short side that the centre crop shows on which is measured."""
+    crop_pct: float | None = None
+    """Share of the short side that the centre crop shows on which is measured; default: 1, of mae 0.875."""
     lr: float | None = None
     """features: this learning rate, instead of the best of several."""
     choice_share: float = 0.1
@@ -91,7 +105,7 @@ def probe(options: ProbeOptions) -> Path:
             others["untrained"] = measure(options, new, sets, chosen_on, out / "untrained")[1]
         if is_rank_zero():
             protocol = told_protocol(options, encoder, sets)
-            save_head(head, out / "head", {**protocol, "encoder_digest": digest(encoder)})
+            save_head(head, out / "head", protocol)
             print(write_results(out, protocol, figures, others))
             write_skipped(sets.train.manifest, out / "skipped.csv")
     return options.out
@@ -100,14 +114,13 @@ def probe(options: ProbeOptions) -> Path:
 def check_protocol(options: ProbeOptions) -> None:
     """Refuse what the protocol has no use for, or cannot compute with."""
     check_batches(options)
-    if options.protocol == "features":
-        for name in ("devices", "accumulate"):
-            if getattr(options, name) > 1:
-                raise UserError(f"--{name} {getattr(options, name)}: is for --protocol mae; leave it out")
-    elif options.lr is not None:
-        raise UserError(f"--lr {options.lr}: is for --protocol features; mae takes --blr")
-    elif options.flip:
-        raise UserError("--flip: is for --protocol features; crops of mae are mirrored at random in any case")
+    for protocol, names in _ONLY_OF.items():
+        name = None if protocol == options.protocol else first_told(options, names)
+        if name is not None:
+            told = flag(name) + ("" if name == "flip" else f" {getattr(options, name)}")
+            raise UserError(f"{told}: is for --protocol {protocol}; {_INSTEAD.get(name, 'leave it out')}")
+    if options.lr is not None and options.choice_share != ProbeOptions.choice_share:
+        raise UserError(f"--choice-share {options.choice_share}: with --lr no rate is chosen; leave one of them out")
 
 
 def check_count(options: ProbeOptions, images: int) -> None:
@@ -145,14 +158,12 @@ def measure(
     if not is_rank_zero():
         return head, {}
     features = frozen_features(options, encoder, sets.val)
-    with torch.no_grad():
-        scores = head.cpu().eval().logits(features)
-    report = class_report(scores, sets.val_targets)
+    chosen, ranks = classify_features(head.cpu().eval(), features, sets.val_targets)
+    report = rank_report(ranks, sets.val_targets, len(sets.classes))
     del report["per_class"]  # by name in a table of its own
-    confusion = confusion_matrix(scores.argmax(1), sets.val_targets, len(sets.classes))
     out.mkdir(exist_ok=True)
-    write_per_class(out / "per_class.csv", sets.classes, confusion)
-    confusion_picture(confusion, sets.classes, out / "confusion.png")
+    write_per_class(out / "per_class.csv", sets.classes, chosen, sets.val_targets)
+    draw_confusion(out / "confusion.png", sets.classes, chosen, sets.val_targets)
     return head, {**report, "images": len(sets.val), "classes": len(sets.classes), **told}
 
 
@@ -180,7 +191,7 @@ def train_on_features(
         mirrored = frozen_features(options, encoder, sets.train, flip=True)
         features, targets = torch.cat([features, mirrored]), targets.repeat(2)
         chosen_on = [*chosen_on, *(row + len(sets.train) for row in chosen_on)]  # or the choice would see its images
-    return probe_features(
+    probed = probe_features(
         features,
         targets,
         spec,
@@ -190,13 +201,24 @@ def train_on_features(
         seed=options.seed,
         device=next(encoder.parameters()).device,
     )
+    if options.lr is None and probed.rate in (RATES[0], RATES[-1]):
+        end = "lowest" if probed.rate == RATES[0] else "highest"
+        _log.info("the learning rate chosen, %s, is the %s tried: one beyond may be better (--lr)", probed.rate, end)
+    return probed
 
 
 def frozen_features(options: ProbeOptions, encoder: Encoder, images: ImageSet, flip: bool = False) -> Tensor:
     """Features (N, C) of the crop that the protocol measures on, in the arithmetic of --precision."""
-    few = replace(options, batch_size=min(options.batch_size, _AT_A_TIME))
+    shared = {field.name for field in fields(FeatureOptions)} & {field.name for field in fields(options)}
+    told: dict[str, Any] = {name: getattr(options, name) for name in shared}
+    told |= {"batch_size": min(options.batch_size, _AT_A_TIME), "crop_pct": crop_of(options)}
     with autocast(options.precision, next(encoder.parameters()).device):
-        return image_features(few, encoder, images, flip)
+        return image_features(FeatureOptions(**told), encoder, images, flip)
+
+
+def crop_of(options: ProbeOptions) -> float:
+    """Share of the short side that is shown: as told, else as the protocol has it."""
+    return options.crop_pct or _CROP_PCT[options.protocol]
 
 
 def told_protocol(options: ProbeOptions, encoder: Encoder, sets: TrainVal) -> dict[str, Any]:
@@ -227,11 +249,11 @@ def told_protocol(options: ProbeOptions, encoder: Encoder, sets: TrainVal) -> di
         **how,
         "pooling": options.pooling,
         "image_size": feature_size(options, encoder),
-        "crop_pct": options.crop_pct,
+        "crop_pct": crop_of(options),
         "precision": resolve_precision(options.precision),
         "interval": "95 %, Wilson",
         "split": sets.split,
-        "encoder": options.encoder,
+        **told_encoder(options, encoder),
         "data": options.data,
         "seed": options.seed,
     }

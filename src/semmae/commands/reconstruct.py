@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from semmae.commands.mask_pictures import reconstruct_pixels
+from semmae.commands.mask_pictures import faded, on_the_grid, reconstruct_pixels
 from semmae.commands.options import check_image_size, check_values
 from semmae.data.loaders import WholeDataset
 from semmae.data.manifest import open_images
 from semmae.errors import UserError
 from semmae.loading import load_mae
 from semmae.masking import num_hidden, random_mask
+from semmae.models.mae import MaskedAutoencoder
 from semmae.part_samples import spread
 from semmae.reporting import reconstructions_picture
 
@@ -30,6 +32,8 @@ class ReconstructOptions:
     """How many to draw, spread over the data."""
     mask_ratio: float = 0.75
     """Share of the patches that is hidden, drawn at random."""
+    token_subset: int | None = None
+    """Encode and predict only so many patches of an image, drawn at random; for models trained like that."""
     image_size: int | None = None
     """Pixels a side; default: as the autoencoder was trained."""
     num_heads: int | None = None
@@ -56,12 +60,31 @@ def reconstruct(options: ReconstructOptions) -> Path:
     patch, size = mae.encoder.patch_size, options.image_size or mae.encoder.spec.image_size
     check_image_size(size, patch)
     length = (size // patch) ** 2
-    num_hidden(length, options.mask_ratio)  # refused before images are looked at
+    count = options.token_subset or length
+    if count > length:
+        raise UserError(
+            f"--token-subset {count}: an image of {size} pixels has {length} patches of {patch}; give at most so many, "
+            "or leave it out for all"
+        )
+    num_hidden(count, options.mask_ratio)  # refused before images are looked at
     images = open_images(options.data, workers=options.workers)
     dataset = WholeDataset(images, size, fit="centre")
     pixels = torch.stack([dataset[row]["image"] for row in spread(len(images), options.images)])
-    noise = torch.rand(len(pixels), length, generator=torch.Generator().manual_seed(options.seed))
-    mask = random_mask(noise, options.mask_ratio)
-    reconstructions_picture(pixels, mask, reconstruct_pixels(mae, pixels, mask), out)
+    draw(mae, pixels, options, out)
     print(out)
     return out
+
+
+def draw(mae: MaskedAutoencoder, pixels: Tensor, options: ReconstructOptions, out: Path) -> None:
+    """Write the picture of images uint8 (B, 3, S, S); those patches are pale that take no part."""
+    length = (pixels.shape[-1] // mae.encoder.patch_size) ** 2
+    generator = torch.Generator().manual_seed(options.seed)
+    noise = torch.rand(len(pixels), length, generator=generator)
+    if options.token_subset is None:
+        mask = random_mask(noise, options.mask_ratio)
+        reconstructions_picture(pixels, mask, reconstruct_pixels(mae, pixels, mask), out)
+        return
+    mask = random_mask(noise[:, : options.token_subset], options.mask_ratio)
+    subset = torch.rand(len(pixels), length, generator=generator).argsort(1)[:, : options.token_subset]
+    rebuilt = reconstruct_pixels(mae, pixels, mask, subset)
+    reconstructions_picture(faded(pixels, subset, length), on_the_grid(mask, subset, length), rebuilt, out)

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from semmae.commands.run import write_text
+from semmae.confusion import confusion_picture
+from semmae.evaluation.accuracy import confusion_matrix
 from semmae.page import FIGURES, figure_rows, flat
 
 OWN = "this encoder"
+MOST_IN_PICTURE = 4096  # classes; a matrix of more takes gigabytes
 
 
 def write_results(
@@ -35,8 +39,8 @@ def write_results(
     content = {"protocol": dict(protocol), **figures, **(others or {})}
     write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
     lines = markdown_table(methods)
-    told = [f"- {name.replace('_', ' ')}: {value}" for name, value in protocol.items() if value is not None]
-    write_text(out / "results.md", "\n".join(["# Results", "", *lines, "", *details, "Protocol:", "", *told]) + "\n")
+    told = ["Protocol:", "", *protocol_lines(protocol)]
+    write_text(out / "results.md", "\n".join(["# Results", "", *lines, "", *details, *told]) + "\n")
     return "\n".join(lines)
 
 
@@ -51,25 +55,42 @@ def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[st
     content = {"protocol": dict(protocol), **methods}
     write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
     lines = markdown_table(figure_rows(methods))
-    told = [f"- {name.replace('_', ' ')}: {value}" for name, value in flat(protocol) if value is not None]
-    write_text(out / "results.md", "\n".join(["# Results", "", *lines, "", "Protocol:", "", *told]) + "\n")
+    told = ["Protocol:", "", *protocol_lines(protocol)]
+    write_text(out / "results.md", "\n".join(["# Results", "", *lines, "", *told]) + "\n")
     return "\n".join(lines)
 
 
-def write_per_class(path: Path, classes: Sequence[str], confusion: Tensor) -> None:
+def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
+    """A line of Markdown for whatever the protocol tells, nested or not; of a digest its beginning."""
+    told = ((name, value[:12] if name == "encoder_digest" else value) for name, value in flat(protocol))
+    return [f"- {name.replace('_', ' ')}: {value}" for name, value in told if value is not None]
+
+
+def write_per_class(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:
     """Write a CSV of each class: how many images it has, how many were told right, and what share that is.
 
     Args:
         path: where to; written at once.
         classes: names of the K classes.
-        confusion: counts, integers (K, K); rows are true classes, columns those predicted.
+        chosen: what every image was taken for, int64 (N,).
+        targets: its true class, int64 (N,).
     """
+    counts = (torch.bincount(found, minlength=len(classes)).tolist() for found in (targets, targets[chosen == targets]))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("class", "images", "right", "right_percent"))
-    for name, images, right in zip(classes, confusion.sum(1).tolist(), confusion.diagonal().tolist(), strict=True):
+    for name, images, right in zip(classes, *counts, strict=True):
         rows.writerow((name, images, right, f"{100 * right / images:.2f}" if images else ""))
     write_text(path, text.getvalue())
+
+
+def draw_confusion(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:
+    """Draw which class is taken for which, as a PNG; not of more classes than `MOST_IN_PICTURE`.
+
+    Arguments are as for `write_per_class`.
+    """
+    if len(classes) <= MOST_IN_PICTURE:
+        confusion_picture(confusion_matrix(chosen, targets, len(classes)), classes, path)
 
 
 def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -25,7 +25,7 @@ _CONFIG = "config.yaml"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
 _NOTHING = {UNFINISHED, f".{_CONFIG}.tmp"}
 # Beginnings of files and folders that were written beside their places when a run was killed.
-_LEFTOVERS = ("*.tmp", ".encoder-*", ".autoencoder-*", ".learner-*", ".classifier-*")
+_LEFTOVERS = ("*.tmp", ".encoder-*", ".autoencoder-*", ".learner-*", ".classifier-*", ".head-*", ".segmenter-*")
 
 _log = logging.getLogger("semmae")
 
@@ -145,7 +145,7 @@ def write_text(path: Path, text: str) -> None:
 def _sweep(folder: Path) -> None:
     """Remove what a killed run was writing beside its place."""
     for pattern in _LEFTOVERS:
-        for entry in folder.glob(pattern):
+        for entry in list(folder.rglob(pattern)):  # in folders of runs within the run too
             _remove(entry)
 
 
@@ -162,4 +162,4 @@ def _remove(entry: Path) -> None:
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry)
     else:
-        entry.unlink()
+        entry.unlink(missing_ok=True)

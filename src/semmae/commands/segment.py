@@ -1,14 +1,15 @@
 """`semmae segment`: semantic segmentation on an encoder, fine-tuned with UPerNet or frozen below a linear head."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae.checkpoint import check_saveable, digest, save_segmenter
-from semmae.commands.features import open_encoder, untrained_like
+from semmae.checkpoint import check_saveable, digest, read_extra, read_segmenter, save_segmenter
+from semmae.commands.features import image_keys, open_encoder, told_encoder, unlearned_rows, untrained_like
 from semmae.commands.results import OWN
 from semmae.commands.run import checked, run_folder
 from semmae.commands.segment_options import SegmentOptions, check_encoder, check_segment, rate_of, read_blocks, rounds
@@ -16,10 +17,10 @@ from semmae.commands.segment_results import Found, measure, protocol, write_all
 from semmae.commands.training import fit_options, summarised
 from semmae.data.loaders import make_loader
 from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler
-from semmae.data.segmentation import Coding, SegmentationData, open_segmentation
+from semmae.data.segmentation import Coding, MeasuredData, SegmentationData, open_measured, open_segmentation
 from semmae.errors import UserError
-from semmae.loading import load_segmenter
-from semmae.models.classifier import resize_input, set_drop_path
+from semmae.loading import find_segmenter
+from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
@@ -27,47 +28,71 @@ from semmae.tasks.segment import SegmentRecipe, SegmentTask
 from semmae.tasks.trainer import Evaluation, fit, is_rank_zero
 
 UNTRAINED = "untrained"
+_LEARNED = "learned"  # in config.json: keys of the images that were trained on
+
+_log = logging.getLogger("semmae")
 
 
 def segment(options: SegmentOptions) -> Path:
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
     options = checked(options)
     check_segment(options)
-    segmenter, data = open_trained(options) if options.eval_only else open_new(options)
+    if options.eval_only:
+        return measure_only(options)
+    segmenter, data, measured = open_new(options)
     with run_folder(options) as out:
-        if options.eval_only:
-            methods = {OWN: measure(options, segmenter, data.val)}
-        else:
-            methods = train_methods(options, segmenter, data)
+        methods = train_methods(options, segmenter, data)
         if is_rank_zero():
             size = segmenter.encoder.spec.image_size
-            write_all(out, protocol(options, segmenter.spec.head, size, data), methods, data.val)
+            write_all(out, protocol(options, segmenter.spec.head, size, data) | measured, methods, data.val)
             write_report(out)
     return options.out
 
 
-def open_trained(options: SegmentOptions) -> tuple[Segmenter, SegmentationData]:
-    """The network of the run that --encoder names, and data of its classes."""
-    segmenter, data = load_segmenter(options.encoder), open_data(options)
+def measure_only(options: SegmentOptions) -> Path:
+    """Measure the network of the run that --encoder names, on images that it was not trained on."""
+    folder = find_segmenter(options.encoder)
+    segmenter, learned = read_segmenter(folder), read_extra(folder).get(_LEARNED)
+    if learned is None:
+        _log.warning("%s: does not tell its training images, which may be among those measured", options.encoder)
+    data = open_measured(
+        options.data,
+        _coding(options),
+        lambda images: unlearned_rows(images, learned or ""),
+        limit=options.limit,
+        seed=options.seed,
+        workers=options.workers,
+    )
     check_classes(options, segmenter, data)
-    return segmenter, data
+    measured = told_encoder(options, segmenter.encoder)
+    with run_folder(options) as out:
+        _log.info("%s: measured on %s", options.data, data.split)
+        methods = {OWN: measure(options, segmenter, data.val)}
+        told = protocol(options, segmenter.spec.head, segmenter.encoder.spec.image_size, data)
+        write_all(out, told | measured, methods, data.val)
+        write_report(out)
+    return options.out
 
 
-def open_new(options: SegmentOptions) -> tuple[Segmenter, SegmentationData]:
-    """The encoder with a new head, for images of the size to train at, and the data; both checked."""
+def open_new(options: SegmentOptions) -> tuple[Segmenter, SegmentationData, dict[str, str]]:
+    """The encoder with a new head, for images of the size to train at, the data, and what is told of the encoder.
+
+    Encoder and data are checked.
+    """
     encoder = open_encoder(options)
+    measured = told_encoder(options, encoder)
     size = check_encoder(options, encoder)
     check_saveable(encoder)
-    resize_input(encoder, size)
+    encoder.set_image_size(size)
     data = open_data(options)
-    return new_segmenter(options, encoder, data.names), data
+    return new_segmenter(options, encoder, data.names), data, measured
 
 
 def open_data(options: SegmentOptions, masks: Path | None = None) -> SegmentationData:
     """The images and masks of --data, all pairs checked; with `masks`, --data holds the images alone."""
     return open_segmentation(
         options.data,
-        Coding(options.ignore_index, options.reduce_zero_label),
+        _coding(options),
         masks=masks,
         val_share=options.val_share,
         limit=options.limit,
@@ -76,7 +101,11 @@ def open_data(options: SegmentOptions, masks: Path | None = None) -> Segmentatio
     )
 
 
-def check_classes(options: SegmentOptions, segmenter: Segmenter, data: SegmentationData) -> None:
+def _coding(options: SegmentOptions) -> Coding:
+    return Coding(options.ignore_index, options.reduce_zero_label)
+
+
+def check_classes(options: SegmentOptions, segmenter: Segmenter, data: MeasuredData) -> None:
     """Refuse to measure a segmenter on other classes than it knows; masks that come without names only need as many."""
     known = segmenter.spec.classes
     if data.names == known or (not data.named and len(data.names) <= len(known)):
@@ -138,7 +167,7 @@ def train_segmenter(options: SegmentOptions, out: Path, segmenter: Segmenter, da
 
     facts = {"steps": options.steps, "head": options.head, "masks_digest": data.digest}
     facts |= {"encoder_digest": digest(segmenter.encoder)}  # as it is before it is trained
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     stage = "segment" if out == options.out else UNTRAINED
     with summarised(out, stage, data.train.images, **facts):
         how = fit_options(options, out, stage, count, options.clip)
@@ -146,7 +175,8 @@ def train_segmenter(options: SegmentOptions, out: Path, segmenter: Segmenter, da
         fit(task, loader, dataclasses.replace(how, unit="round"), options.resume, Evaluation(validated, 1))
         if not is_rank_zero():
             return None
-        save_segmenter(segmenter, out / "segmenter", {"encoder": options.encoder, "steps": options.steps})
+        about = {"encoder": options.encoder, "steps": options.steps, _LEARNED: image_keys(data.train.images)}
+        save_segmenter(segmenter, out / "segmenter", about)
     # A run resumed at its end has validated nothing.
     return last[0] if last else measure(options, segmenter, data.val)
 

@@ -1,9 +1,9 @@
 """Options of `semmae segment`, and what of them is refused before anything is written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from semmae.commands.features import EncoderOptions
-from semmae.commands.options import PresetOptions, TrainOptions
+from semmae.commands.options import PresetOptions, TrainOptions, flag
 from semmae.commands.training import check_batches
 from semmae.errors import UserError
 from semmae.models.segmenter import LEVELS, Head, smallest_image, usual_blocks
@@ -11,6 +11,11 @@ from semmae.models.vit import Encoder
 
 _ROUNDS = 10  # that a training has, unless --val-steps tells otherwise
 _RATES: dict[Head, float] = {"upernet": 1e-4, "linear": 1e-3}
+_OF_UPERNET: tuple[str, ...] = ("layer_decay", "drop_path", "checkpointing", "blocks", "decoder_channels", "aux_weight")
+_OF_TRAINING: tuple[str, ...] = (
+    *_OF_UPERNET, "head", "num_heads", "image_size", "batch_size", "accumulate", "devices", "steps", "val_steps", "lr",
+    "weight_decay", "warmup_share", "clip", "val_share", "min_scale", "max_scale", "most_of_one", "colour",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +78,12 @@ a mask is an 8-bit PNG of class numbers."""
     untrained: bool = False
     """Train beside it the same encoder with new weights, to see what pre-training brought."""
     eval_only: bool = False
-    """Only measure the run of semmae segment that --encoder names."""
+    """Only measure the run of semmae segment that --encoder names, on images that it was not trained on."""
 
 
 def check_segment(options: SegmentOptions) -> None:
     """Refuse options that contradict each other."""
+    _refuse_without_effect(options)
     check_batches(options)
     together = options.batch_size // (options.devices * options.accumulate)
     if options.head == "upernet" and together < 2 and not options.eval_only:
@@ -92,8 +98,21 @@ def check_segment(options: SegmentOptions) -> None:
         raise UserError(f"--min-scale {options.min_scale} is above --max-scale {options.max_scale}; exchange them")
     if options.eval_only and options.untrained:
         raise UserError("--eval-only trains nothing, and --untrained is a training; leave one of them out")
-    if options.eval_only and options.image_size:
-        raise UserError(f"--image-size {options.image_size}: --eval-only measures at the size trained at; leave it out")
+
+
+def _refuse_without_effect(options: SegmentOptions) -> None:
+    """Refuse what was given and would change nothing; a preset may give it, for several heads have it in common."""
+    if options.eval_only:
+        idle, why = _OF_TRAINING, "--eval-only, which measures what was trained, as it was trained"
+    elif options.head == "linear":
+        idle, why = _OF_UPERNET, "--head linear, below which the encoder is frozen"
+    else:
+        return
+    defaults = {field.name: field.default for field in fields(options)}
+    given = [name for name in idle if getattr(options, name) != defaults[name]]
+    if given and options.preset is None:
+        value = getattr(options, given[0])
+        raise UserError(f"{flag(given[0])} {value}: without effect with {why}; leave it out")
 
 
 def rounds(options: SegmentOptions) -> int:

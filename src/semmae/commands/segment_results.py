@@ -16,7 +16,7 @@ from semmae.commands.segment_options import SegmentOptions, rate_of, stride_of
 from semmae.data.loaders import make_loader
 from semmae.data.manifest import sample_rows
 from semmae.data.segment_crops import WholeLabelled
-from semmae.data.segmentation import LabelledImages, SegmentationData
+from semmae.data.segmentation import LabelledImages, MeasuredData
 from semmae.evaluation.segmentation import evaluate, figures
 from semmae.models.segmenter import Head, Segmenter
 from semmae.pictures import segmentation_picture
@@ -59,7 +59,7 @@ def shown_rows(options: SegmentOptions, val: LabelledImages) -> list[int]:
     return sample_rows(len(val), options.pictures, options.seed) if options.pictures else []
 
 
-def protocol(options: SegmentOptions, head: Head, size: int, data: SegmentationData) -> dict[str, Any]:
+def protocol(options: SegmentOptions, head: Head, size: int, data: MeasuredData) -> dict[str, Any]:
     """How it was trained and measured: the kind of head, and on windows of how many pixels."""
     trained = {
         "steps": options.steps, "batch_size": options.batch_size, "lr": rate_of(options),
@@ -117,7 +117,7 @@ def class_rows(methods: Mapping[str, Found]) -> dict[str, dict[str, Any]]:
 def write_classes(path: Path, rows: dict[str, dict[str, Any]]) -> None:
     """per_class.csv: a line a class, empty where a figure is undefined."""
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["class", *next(iter(rows.values()))])
     for name, values in rows.items():
         writer.writerow([name, *("" if value is None else round(value, 3) for value in values.values())])

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -183,11 +183,12 @@ def _write_npz(file: TokenFile, table: Mapping[str, list[str]], path: Path) -> N
     """What numpy.savez writes, without the arrays in memory."""
     with path.open("wb") as handle:
         with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
-            texts = {**table, "semmae": json.dumps(file.info, sort_keys=True)}
-            for name, values in texts.items():
-                buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, np.array(values), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue())
+            for name, texts in table.items():
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                    _write_texts(member, texts)
+            about = io.BytesIO()
+            np.lib.format.write_array(about, np.array(json.dumps(file.info, sort_keys=True)), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo("semmae.npy"), about.getvalue())
             for column in file.columns:
                 with archive.open(zipfile.ZipInfo(f"{column.name}.npy"), "w", force_zip64=True) as member:
                     shape = (file.rows, *column.shape)
@@ -196,6 +197,16 @@ def _write_npz(file: TokenFile, table: Mapping[str, list[str]], path: Path) -> N
                     for block in file.blocks(column):
                         member.write(block.data)
         _sync(handle)
+
+
+def _write_texts(member: IO[bytes], texts: Sequence[str]) -> None:
+    """What numpy.save writes of them: each as long as the longest, four bytes a character; never all in memory."""
+    kind = np.dtype(f"<U{max(1, *map(len, texts))}")
+    header = {"descr": kind.str, "fortran_order": False, "shape": (len(texts),)}
+    np.lib.format.write_array_header_1_0(member, header)
+    rows = max(1, _BLOCK // kind.itemsize)
+    for start in range(0, len(texts), rows):
+        member.write(np.array(texts[start : start + rows], kind).tobytes())
 
 
 def _write_parquet(file: TokenFile, table: Mapping[str, list[str]], path: Path) -> None:

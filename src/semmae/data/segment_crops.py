@@ -3,6 +3,10 @@
 Notable here:
 - the usual augmentation of semantic segmentation, that of mmsegmentation's recipes for ADE20K: a random scale, a
   random crop in which no class fills more than a share, a flip, changes of colour; image and labels together;
+- of its PhotoMetricDistortion kinds and strengths are taken over, each on every other image, but not: that contrast
+  may come last (here brightness, contrast, saturation and hue are always applied in this order), brightness that is
+  added (here colours are multiplied), contrast about black (here about the image's mean gray), the hue of HSV (here a
+  turn about the gray axis) and the rounding between the steps; images are resized antialiased, unlike there;
 - labels are resized by nearest neighbour: there is no class between two classes;
 - an item is a pure function of (seed, pass over the data, row), as everywhere here.
 """
@@ -23,7 +27,7 @@ from semmae.data.segmentation import IGNORED, LabelledImages
 
 _TRIES = 10  # crops drawn until one is mixed enough
 _LONGEST = 4  # times the short side that is aimed at: a longer image is scaled by its long side (2048 by 512)
-_HUE = 18 / 360  # turns; with the others the strengths of SSD (arXiv 1512.02325), each applied to every other image
+_HUE = 18 / 180  # turns: 18 of the 180 hues that OpenCV counts; strengths of SSD (arXiv 1512.02325)
 _BRIGHTNESS, _CONTRAST, _SATURATION = 32 / 255, 0.5, 0.5
 
 

@@ -86,15 +86,21 @@ class LabelledImages:
 
 
 @dataclass(frozen=True)
-class SegmentationData:
-    """What `open_segmentation` finds."""
+class MeasuredData:
+    """What `open_measured` finds."""
 
-    train: LabelledImages
     val: LabelledImages
     names: tuple[str, ...]  # of the K classes
     named: bool  # whether the folder tells names; else they are the numbers in the masks
     digest: str  # sha256 (hex) of what the masks hold: which numbers on how many pixels of which file
     split: str  # in words, for the protocol
+
+
+@dataclass(frozen=True)
+class SegmentationData(MeasuredData):
+    """What `open_segmentation` finds."""
+
+    train: LabelledImages
 
 
 def open_segmentation(
@@ -121,27 +127,89 @@ def open_segmentation(
     Raises:
         UserError: a folder or a mask is missing, a mask is not of its image's size, or holds what is no class.
     """
-    root = Path(data).expanduser()
-    images, folder = (root / "images", _masks_folder(root)) if masks is None else (root, masks)
-    train, val = (_split_folder(images, split) for split in ("train", "val"))
-    named = read_class_names(root if masks is None else masks.parent)
-
-    def opened(below: str) -> LabelledImages:
-        found = open_images(images / below, limit=limit, seed=seed, workers=workers)
-        return LabelledImages(found, tuple(_mask_paths(found, images / below, folder / below)), coding)
-
+    pairs = _Pairs.at(data, masks)
+    train, val = (pairs.split_folder(split) for split in ("train", "val"))
     if train and val:
-        sets = [opened(train), opened(val)]
+        sets = [pairs.open(below, coding, limit, seed, workers) for below in (train, val)]
         words = f"{len(sets[0])} {train}, {len(sets[1])} {val}"
     elif train or val:
-        raise UserError(f"{images}: holds {train or val}, but no {'val' if train else 'train'}; add that folder")
+        missing = "val" if train else "train"
+        raise UserError(f"{pairs.images}: holds {train or val}, but no {missing}; add that folder")
     else:
-        everything = opened("")
-        sets = _held_out(everything, val_share, seed, images)
+        sets = _held_out(pairs.open("", coding, limit, seed, workers), val_share, seed, pairs.images)
         words = f"{len(sets[0])} train, {len(sets[1])} held out by seed {seed}"
-    counts = [check_pairs(labelled, workers) for labelled in sets]
-    names = _names(root, coding, [found.sum(0) for found in counts], named)
-    return SegmentationData(sets[0], sets[1], names, named is not None, _digest(sets, counts), words)
+    return SegmentationData(sets[1], *_checked(pairs, sets, coding, workers), words, sets[0])
+
+
+def open_measured(
+    data: str | Path,
+    coding: Coding,
+    keep: Callable[[ImageSet], Sequence[int]],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    workers: int = 2,
+) -> MeasuredData:
+    """The pairs of `data` that a trained network is measured on: of the folder `val`, or all where nothing is split.
+
+    Args:
+        data: as of `open_segmentation`; a folder `train` is not looked at.
+        coding: of the masks' numbers.
+        keep: which rows to measure: those that the network has not been trained on.
+        limit: as of `open_segmentation`.
+        seed: of what is drawn.
+        workers: threads that read.
+
+    Raises:
+        UserError: as of `open_segmentation`, or no row is to be kept.
+    """
+    pairs = _Pairs.at(data, None)
+    val = pairs.split_folder("val")
+    if not val and (train := pairs.split_folder("train")):
+        raise UserError(f"{pairs.images}: holds {train}, but no val; add that folder")
+    everything = pairs.open(val, coding, limit, seed, workers)
+    rows = keep(everything.images)
+    if not rows:
+        raise UserError(
+            f"{pairs.images / val}: the network was trained on all of its {len(everything)} images; give others"
+        )
+    words, left_out = f"{len(rows)} {val or 'images'}", len(everything) - len(rows)
+    if left_out:
+        words += f", {left_out} more left out, for the network was trained on them"
+    measured = everything.select(rows)
+    return MeasuredData(measured, *_checked(pairs, [measured], coding, workers), words)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Where images and masks lie."""
+
+    root: Path
+    images: Path
+    masks: Path
+    named: tuple[Path, Mapping[int, str]] | None  # what the folder tells of classes: the file, and number → name
+
+    @classmethod
+    def at(cls, data: str | Path, masks: Path | None) -> "_Pairs":
+        root = Path(data).expanduser()
+        images, folder = (root / "images", _masks_folder(root)) if masks is None else (root, masks)
+        return cls(root, images, folder, read_class_names(root if masks is None else masks.parent))
+
+    def split_folder(self, split: str) -> str:
+        return next((name for name in _SPLITS[split] if (self.images / name).is_dir()), "")
+
+    def open(self, below: str, coding: Coding, limit: int | None, seed: int, workers: int) -> LabelledImages:
+        found = open_images(self.images / below, limit=limit, seed=seed, workers=workers)
+        return LabelledImages(found, tuple(_mask_paths(found, self.images / below, self.masks / below)), coding)
+
+
+def _checked(
+    pairs: _Pairs, sets: Sequence[LabelledImages], coding: Coding, workers: int
+) -> tuple[tuple[str, ...], bool, str]:
+    """Names of the classes, whether the folder tells them, and the digest of the masks, all of which are read."""
+    digest = hashlib.sha256()
+    counts = [check_pairs(labelled, digest, workers) for labelled in sets]
+    return _names(pairs.root, coding, counts, pairs.named), pairs.named is not None, digest.hexdigest()
 
 
 def read_mask(path: Path) -> Labels:
@@ -163,8 +231,13 @@ def read_mask(path: Path) -> Labels:
     return mask.astype(np.uint8)
 
 
-def check_pairs(labelled: LabelledImages, workers: int = 2) -> npt.NDArray[np.int64]:
-    """How often each number occurs in each mask: int64 (N, 256). Reads every mask, and the header of every image.
+def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int = 2) -> npt.NDArray[np.int64]:
+    """How often each number occurs in the masks: int64 (256,). Reads every mask, and the header of every image.
+
+    Args:
+        labelled: images and masks.
+        digest: is told of each mask in turn its file's name and how often each number occurs.
+        workers: threads that read.
 
     Raises:
         UserError: a mask cannot be read, or is not of its image's size.
@@ -173,11 +246,13 @@ def check_pairs(labelled: LabelledImages, workers: int = 2) -> npt.NDArray[np.in
         Progress(len(labelled), "masks", f"checking {labelled.images.source.root.name} masks") as progress,
         ThreadPoolExecutor(max(workers, 1)) as pool,
     ):
-        counts = []
-        for found in pool.map(_checked_counts(labelled), range(len(labelled))):
-            counts.append(found)
+        counts = np.zeros(256, np.int64)
+        found = pool.map(_checked_counts(labelled), range(len(labelled)))
+        for path, numbers in zip(labelled.masks, found, strict=True):
+            digest.update(f"{path.name}\0".encode("utf-8", "surrogateescape") + numbers.tobytes())
+            counts += numbers
             progress.update()
-    return np.stack(counts)
+    return counts
 
 
 def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.int64]]:
@@ -209,10 +284,6 @@ def _masks_folder(root: Path) -> Path:
         missing = "images" if not (root / "images").is_dir() else "masks"
         raise UserError(f"{root}: no folder {missing}; lay the data out as images/train, images/val, masks/train, …")
     return found[0]
-
-
-def _split_folder(images: Path, split: str) -> str:
-    return next((name for name in _SPLITS[split] if (images / name).is_dir()), "")
 
 
 def _mask_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
@@ -283,11 +354,3 @@ def _names(
 def _listed(numbers: Sequence[int]) -> str:
     shown = ", ".join(map(str, numbers[:5]))
     return shown + (", …" if len(numbers) > 5 else "")
-
-
-def _digest(sets: Sequence[LabelledImages], counts: Sequence[npt.NDArray[np.int64]]) -> str:
-    digest = hashlib.sha256()
-    for labelled, found in zip(sets, counts, strict=True):
-        for path, numbers in zip(labelled.masks, found, strict=True):
-            digest.update(f"{path.name}\0".encode("utf-8", "surrogateescape") + numbers.tobytes())
-    return digest.hexdigest()

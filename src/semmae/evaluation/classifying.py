@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from semmae.data.loaders import normalise
 from semmae.evaluation.accuracy import class_ranks
 from semmae.evaluation.features import Batch, evaluating
+from semmae.evaluation.linear import SCORES
+from semmae.models.head import LinearHead
 from semmae.progress import Progress
 
 
@@ -55,4 +57,25 @@ def classify(
             chosen[rows], ranks[rows] = scores.argmax(1), class_ranks(scores, targets[rows])
             progress.update(len(rows))
     assert (chosen >= 0).all(), "a row never came"
+    return Answers(chosen, ranks)
+
+
+@torch.inference_mode()
+def classify_features(head: LinearHead, features: Tensor, targets: Tensor) -> Answers:
+    """Ask a linear head about features (N, C), pooled as it wants them, block by block.
+
+    Args:
+        head: in eval mode, on the features' device.
+        features: of every image.
+        targets: true classes, int64 (N,).
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    size = max(1, SCORES // len(head.spec.classes))
+    found = []
+    for vectors, truths in zip(torch.split(features, size), torch.split(targets, size), strict=True):
+        scores = head.logits(vectors)
+        found.append((scores.argmax(1), class_ranks(scores, truths)))
+    chosen, ranks = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Answers(chosen, ranks)

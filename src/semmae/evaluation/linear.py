@@ -20,7 +20,7 @@ from semmae.models.head import HeadSpec, LinearHead
 from semmae.progress import Progress
 
 # Weight decay is not swept: on 25,000 images logistic regression gained from ever less of it (docs/probe.md).
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 EPOCHS = 30
 BATCH = 256
 MOMENTUM = 0.9

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import mutual_info_score
 
-from semmae.data.segmentation import read_mask
+from semmae.data.segmentation import MASK_SUFFIXES, read_mask
 from semmae.errors import UserError
 from semmae.progress import Progress
 
@@ -29,7 +29,6 @@ Kind = TypeVar("Kind", bound=np.integer[Any])
 
 SAMPLE = 64  # points a side at which labels and masks are compared
 NOT_COMPUTED = 255  # in a part-map store
-MASK_SUFFIXES = frozenset({".png", ".bmp", ".gif", ".tif", ".tiff"})  # lossless: JPEG would blur labels
 
 
 def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, float]:

@@ -112,7 +112,7 @@ def slide(segmenter: Callable[[Tensor], Tensor], image: Tensor, size: int, strid
             summed[..., top : top + size, left : left + size] += logits
             seen[top : top + size, left : left + size] += 1
     assert summed is not None
-    return (summed / seen)[..., :height, :width]
+    return summed.div_(seen)[..., :height, :width]  # in place: with many classes they are most of the memory
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:

@@ -192,12 +192,18 @@ def mae_config(
 
 
 def preprocessor_config(spec: EncoderSpec) -> dict[str, Any]:
-    """`preprocessor_config.json`: the whole image, bicubic, to the size trained at, normalised."""
+    """`preprocessor_config.json`: the short side to the size trained at, bicubic, the centre cut out, normalised.
+
+    That is what semmae shows its encoders. ViTImageProcessor would not do: that of transformers 4 cuts nothing out.
+    """
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": spec.image_size, "width": spec.image_size},
+        "size": {"shortest_edge": spec.image_size},
         "resample": 3,  # bicubic, as Pillow numbers it
+        "do_center_crop": True,
+        "crop_size": {"height": spec.image_size, "width": spec.image_size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -2,11 +2,14 @@
 
 The decoder's names are ours too; the encoder's only lack a prefix.
 
-The SemMAE authors' checkpoints (github.com/ucasligang/SemMAE, `models_mae_setting3.py`) are of the same form, name by
-name: what their model adds to MAE's, parts and their order, comes with the images and is no tensor. Two things are
-their own. Of ViT-B/8 both `pos_embed` count 28 × 28 positions, while 196 of these patches were shown it of each image
-(packed as images of 112 pixels, which is what its options tell): `patches_shown` finds that out. And fine-tuned
-encoders do not add the class token's position (`model/models_vit.py`), which makes no difference: it is all zeros.
+The SemMAE authors' checkpoints are of the same form, name by name, by their source (github.com/ucasligang/SemMAE,
+`models_mae_setting3.py`); no file that they released was tried. What their model adds to MAE's, parts and their order,
+comes with the images and is no tensor. Two things are their own. Both `pos_embed` count 28 × 28 positions whatever the
+patch size. With patches of 8 that is an image of 224 pixels, of which 196 patches were shown (packed as images of 112
+pixels, which is what its options tell): `patches_shown` finds that out. With patches of 16 it would be 448 pixels,
+which nothing else in their source speaks of, and their ViT-B/16 is measured at 224: a file with 14 × 14 positions
+needs no word, one with 28 × 28 is `doubtful_size`. And fine-tuned encoders do not add the class token's position
+(`model/models_vit.py`), which makes no difference: it is all zeros.
 """
 
 import math
@@ -19,6 +22,8 @@ from semmae.models.mae import DecoderSpec
 
 FILE = "mae.pth"  # what an export in this form is called
 _PREFIX = "encoder.vit."
+# Of the SemMAE authors: pixels a side of an image, and the grid of positions in their source.
+_SEMMAE_SIZE, _SEMMAE_SIDE = 224, 28
 _DECODER = ("decoder_", "mask_token")
 
 
@@ -69,3 +74,15 @@ def patches_shown(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tu
     shown, total = (size // state["patch_embed.proj.weight"].shape[-1]) ** 2, positions.shape[1] - 1
     is_grid = math.isqrt(max(total, 0)) ** 2 == total
     return (shown, total) if 0 < shown < total and is_grid else None
+
+
+def doubtful_size(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> int | None:
+    """Pixels a side that SemMAE's 28 × 28 positions stand for, where its patches are not those of 8; else None.
+
+    Arguments as those of `patches_shown`.
+    """
+    shown = patches_shown(state, options)
+    if shown is None or shown[1] != _SEMMAE_SIDE**2:
+        return None
+    size = int(_SEMMAE_SIDE * state["patch_embed.proj.weight"].shape[-1])
+    return None if size == _SEMMAE_SIZE else size

@@ -8,7 +8,6 @@ Notable here:
 - drop path (stochastic depth) grows linearly over the blocks, as in timm.
 """
 
-import dataclasses
 from typing import Any, Literal
 
 import torch
@@ -69,14 +68,6 @@ def without_head(classifier: Classifier) -> Encoder:
     """The classifier's encoder, its head taken off; what it pooled with stays."""
     classifier.vit.head, classifier.vit.num_classes = nn.Identity(), 0
     return classifier.encoder
-
-
-def resize_input(encoder: Encoder, image_size: int) -> None:
-    """Make an encoder one for images of so many pixels a side, its positions interpolated once and for all."""
-    if image_size != encoder.spec.image_size:
-        assert isinstance(encoder.vit, VisionTransformer)
-        encoder.vit.set_input_size(img_size=(image_size, image_size))
-        encoder.spec = dataclasses.replace(encoder.spec, image_size=image_size)
 
 
 def set_drop_path(vit: ViT, rate: float) -> None:

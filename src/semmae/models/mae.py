@@ -28,6 +28,11 @@ class DecoderSpec:
     depth: int = 8
     num_heads: int = 16
 
+    @classmethod
+    def named(cls, model: str) -> "DecoderSpec":
+        """The specification that goes with an encoder of that size of `MODELS`."""
+        return DECODERS[model]
+
 
 # By name of the encoder: the MAE paper's for ViT-B and larger; for smaller encoders our choice, so
 # that the decoder stays the lighter half.

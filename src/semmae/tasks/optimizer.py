@@ -30,28 +30,39 @@ def adamw(
     module: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float, fused: bool = True
 ) -> torch.optim.AdamW:
     """AdamW without decay on biases, norms and tokens."""
-    tokens = [name for name, _ in module.named_parameters() if name.endswith(_NEVER_DECAYED)]
     # Asked for a decay of 1, timm tells which parameters decay also where the run's decay begins at 0.
     groups = [
         {**group, _DECAYS: group["weight_decay"] > 0, "weight_decay": weight_decay * group["weight_decay"]}
-        for group in param_groups_weight_decay(module, 1.0, no_weight_decay_list=tokens)
+        for group in param_groups_weight_decay(module, 1.0, no_weight_decay_list=_never_decayed(module))
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
-def layer_decay_groups(vit: Any, *, lr: float, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameters of a timm ViT in groups whose rate falls towards the input, as BEiT and MAE fine-tune.
+def layer_decay_groups(
+    module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Parameters in groups whose rate falls towards the input, as BEiT and MAE fine-tune.
 
     Tokens, positions and patch projection are layer 0, block i is layer i + 1, the head and the norm behind the
     pooling are the last, depth + 1: the rate is lr · layer_decay^(depth + 1 - layer). A norm before the pooling goes
     with the last block. Biases, norms, tokens and positions do not decay.
+
+    Args:
+        module: a timm ViT, or one that tells as it does (`group_matcher`) which layer a parameter belongs to.
+        lr: of the head.
+        weight_decay: of the weights that decay.
+        layer_decay: rate of a layer, as a share of that of the layer above it.
     """
     groups: list[dict[str, Any]] = param_groups_layer_decay(
-        vit, weight_decay, no_weight_decay_list=vit.no_weight_decay(), layer_decay=layer_decay
+        module, weight_decay, no_weight_decay_list=_never_decayed(module), layer_decay=layer_decay
     )
     # The highest rate first: that of the first group is what metrics tell.
     groups.sort(key=lambda group: -float(group["lr_scale"]))
     return [{**group, "lr": lr * group["lr_scale"]} for group in groups]
+
+
+def _never_decayed(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_parameters() if name.endswith(_NEVER_DECAYED)]
 
 
 def warmup_cosine_rate(

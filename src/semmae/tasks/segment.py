@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # exported without being declared so
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,10 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from semmae.data.loaders import normalise
 from semmae.models.segmenter import Segmenter
 from semmae.tasks.masks import mask_seed
-from semmae.tasks.optimizer import can_fuse
+from semmae.tasks.optimizer import can_fuse, layer_decay_groups
 from semmae.tasks.schedules import warmup_poly
-
-_NEVER_DECAYED = ("cls_token", "reg_token", "pos_embed")  # beside norms and biases
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,9 @@ class SegmentTask(pl.LightningModule):
         """AdamW with layer decay; warm-up, then a polynomial to zero."""
         recipe, total = self.recipe, int(self.trainer.estimated_stepping_batches)
         warmup = round(recipe.warmup_share * total)
-        groups = layer_groups(self.segmenter, recipe.lr, recipe.weight_decay, recipe.layer_decay)
+        groups = layer_decay_groups(
+            self.segmenter, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
+        )
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=can_fuse(self.trainer))
         rate = LambdaLR(optimizer, lambda step: warmup_poly(step, total=total, warmup=warmup, power=recipe.power))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
@@ -90,19 +89,3 @@ def pixel_loss(logits: Tensor, labels: Tensor, ignored: int = 255) -> Tensor:
     wanted = labels.long()
     total = functional.cross_entropy(resized, wanted, ignore_index=ignored, reduction="sum")
     return total / (wanted != ignored).sum().clamp_min(1)
-
-
-def layer_groups(segmenter: Segmenter, lr: float, weight_decay: float, layer_decay: float) -> list[dict[str, object]]:
-    """Parameter groups whose rate is `lr` times a power of the decay: 1 for the head, which comes first.
-
-    A block has the rate of the one above it times the decay, the embedding that of the first block.
-    """
-    tokens = [name for name, _ in segmenter.named_parameters() if name.endswith(_NEVER_DECAYED)]
-    groups = param_groups_layer_decay(
-        segmenter, weight_decay=weight_decay, no_weight_decay_list=tokens, layer_decay=layer_decay
-    )
-    named = [
-        {"params": group["params"], "weight_decay": group["weight_decay"], "lr": lr * group["lr_scale"]}
-        for group in groups
-    ]
-    return sorted(named, key=lambda group: -float(group["lr"]))
