@@ -38,6 +38,8 @@ def mae_small_data() -> dict[str, Any]:
     Chosen on the 5,000 images that these figures are of, which flatters the first a little.
 
         semmae probe --preset mae-small-data --encoder runs/a --data tiny-imagenet-100 --out runs/a-probe
+
+    With its crops, six epochs (`--epochs 6 --untrained`, 5.2 minutes of one core for both rows): 12.0 %, untrained 8.8.
     """
     return {
         "protocol": "mae", "pooling": "mean", "epochs": 20, "batch_size": 256, "blr": 6.4, "warmup_share": 10 / 90,
