@@ -13,7 +13,7 @@ from torch import Tensor
 
 import semmae
 from semmae.cli import run
-from semmae.commands.mask_pictures import _faded, _on_the_grid
+from semmae.commands.mask_pictures import faded, on_the_grid
 from semmae.models.mae import MAEOutput, MaskedAutoencoder
 from semmae.pictures import hide
 from semmae.tasks import pretrain as task
@@ -126,8 +126,8 @@ def test_pictures_show_what_takes_part_and_what_is_hidden() -> None:
     """Patches that take no part are pale; hidden ones grey; visible ones as they are."""
     images = torch.full((1, 3, 8, 8), 55, dtype=torch.uint8)
     subset, mask = torch.tensor([[0, 3]]), torch.tensor([[True, False]])
-    shown = hide(_faded(images, subset, 4), _on_the_grid(mask, subset, 4))
+    shown = hide(faded(images, subset, 4), on_the_grid(mask, subset, 4))
     assert [int(shown[0, 0, y, x]) for y, x in ((0, 4), (4, 0), (4, 4))] == [205, 205, 55]
     assert shown[0, 0, 0, 0] == hide(images, torch.ones(1, 4, dtype=torch.bool))[0, 0, 0, 0]
     whole = torch.tensor([[True, False, False, True]])
-    assert torch.equal(_on_the_grid(whole, None, 4), whole)
+    assert torch.equal(on_the_grid(whole, None, 4), whole)
