@@ -128,6 +128,14 @@ def test_what_is_ignored_is_no_part(encoder: Path, streets: Path, tmp_path: Path
 def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: Path, tmp_path: Path) -> None:
     images = next((creatures / "images").iterdir())
     before = tiny.listing(tmp_path)
+    with pytest.raises(UserError, match="no such folder of masks"):
+        semmae.evaluate(
+            encoder=str(encoder),
+            data=str(creatures / "images"),
+            masks=tmp_path / "none",
+            out=tmp_path / "out",
+            **COMMON,
+        )
     with pytest.raises(UserError, match="neither classes nor masks"):
         semmae.evaluate(encoder=str(encoder), data=str(images), out=tmp_path / "out", **COMMON)
     assert tiny.listing(tmp_path) == before

@@ -192,6 +192,8 @@ class _Pairs:
     @classmethod
     def at(cls, data: str | Path, masks: Path | None) -> "_Pairs":
         root = Path(data).expanduser()
+        if masks is not None and not masks.is_dir():
+            raise UserError(f"{masks}: no such folder of masks; give one that mirrors {root}")
         images, folder = (root / "images", _masks_folder(root)) if masks is None else (root, masks)
         return cls(root, images, folder, read_class_names(root if masks is None else masks.parent))
 
