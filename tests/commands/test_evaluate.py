@@ -125,6 +125,15 @@ def test_what_is_ignored_is_no_part(encoder: Path, streets: Path, tmp_path: Path
     assert grid_nmi("after") == before
 
 
+def test_what_cannot_be_read_is_listed(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(creatures / "images", folder)
+    broken = sorted(folder.rglob("*.png"))[0]
+    broken.write_bytes(broken.read_bytes()[:100])
+    out = semmae.evaluate(encoder=str(encoder), data=str(folder), out=tmp_path / "out", untrained=False, **COMMON)
+    assert (out / "skipped.csv").read_text().splitlines()[1].startswith(broken.relative_to(folder).as_posix())
+
+
 def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: Path, tmp_path: Path) -> None:
     images = next((creatures / "images").iterdir())
     before = tiny.listing(tmp_path)

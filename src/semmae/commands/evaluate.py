@@ -25,7 +25,7 @@ from semmae.commands.segment import new_segmenter, open_data, train_segmenter
 from semmae.commands.segment_options import SegmentOptions, check_encoder
 from semmae.commands.segment_results import class_rows, write_classes
 from semmae.commands.segment_results import protocol as segment_protocol
-from semmae.data.manifest import open_images
+from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
 from semmae.errors import UserError
 from semmae.models.vit import Encoder
@@ -57,8 +57,9 @@ images and masks side by side, those."""
 
 
 class Known(NamedTuple):
-    """What is known of the images, by which an encoder can be measured."""
+    """The images, and what is known of them by which an encoder can be measured."""
 
+    images: ImageSet
     classes: TrainVal | None
     chosen_on: list[int]  # training images on which the probe's rate is chosen
     pixels: SegmentationData | None
@@ -80,6 +81,7 @@ def evaluate(options: EvaluateOptions) -> Path:
             new = untrained_like(encoder, options.seed)
             methods[UNTRAINED] = measured(found, new, known, out / UNTRAINED)
         print(write_comparison(out, protocol, methods))
+        write_skipped(known.images.manifest, out / "skipped.csv")
         write_report(out)
     return options.out
 
@@ -111,14 +113,14 @@ def open_known(options: EvaluateOptions, encoder: Encoder) -> Known:
                 "add a `label` column, or give --masks"
             )
         _log.info("%s: no masks, so neither segmentation nor parts are measured", options.data)
-        return Known(classes, chosen_on, None, None)
+        return Known(images, classes, chosen_on, None, None)
     if classes is None:
         _log.info("%s: no classes, so neither k-NN nor a probe is measured", options.data)
     check_saveable(encoder)
     segmenting = segment_options(options, options.out)
     check_encoder(segmenting, encoder)
     pixels = open_data(segmenting, options.masks)
-    return Known(classes, chosen_on, pixels, pixel_truth(pixels.val, seed=options.seed))
+    return Known(images, classes, chosen_on, pixels, pixel_truth(pixels.val, seed=options.seed))
 
 
 def measured(options: EvaluateOptions, encoder: Encoder, known: Known, out: Path) -> dict[str, Any]:
