@@ -150,6 +150,26 @@ def test_frozen_layers_get_no_gradient_and_pass_it_on() -> None:
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+@pytest.mark.usefixtures("bf16_autocast")
+def test_what_a_block_keeps_for_its_backward_pass() -> None:
+    """Of each token two sums in float32, their means and deviations; in bf16 q, k, v, attended values, hidden units."""
+    module = block()
+    own = {parameter.data_ptr() for parameter in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = run_block(module, torch.randn(2, 5, 48, requires_grad=True))
+
+    assert sum(kept.values()) == 2 * 5 * (4 * 2 * (48 + 2) + 2 * (3 + 1 + 4) * 48)
+    assert out.requires_grad
+
+
 def test_without_gradients_or_autocast_the_block_is_left_to_timm() -> None:
     module, tokens = block(), torch.zeros(1, 2, 48)
 

@@ -108,7 +108,7 @@ def crop_parts(grid: np.ndarray | Tensor, crop: Crop, side: int) -> Tensor:
 
 def _cells(positions: np.ndarray, cells: int) -> np.ndarray:
     """The cell of a row of `cells` equal ones in which each position in [0, 1] lies."""
-    found: np.ndarray = np.clip(positions * cells, 0, cells - 1).astype(np.int64)  # cut to whole numbers
+    found: np.ndarray = np.minimum((positions * cells).astype(np.int64), cells - 1)  # cut to whole numbers
     return found
 
 

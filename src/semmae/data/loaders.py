@@ -194,7 +194,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         views = [crop_image(image, crop, size) for crop in crops]
         if self.colour:
             views = [jitter(view, rng, self.hue) for view in views]
-        return crops, _planes(torch.stack([_pixels(view) for view in views]))
+        # One view, the usual case, needs no copy to stand in a row.
+        return crops, views[0][None] if count == 1 else _planes(torch.stack([_pixels(view) for view in views]))
 
 
 class WholeDataset(Dataset[dict[str, Any]]):

@@ -6,10 +6,12 @@ around them a lot; docs/performance.md has the figures. All three are mended her
   probabilities anew, sample by sample, and multiplies batches of matrices, which stay in the cache;
 - a weight's gradient, dYᵀ·X, whose first factor lies by columns: `linear` turns the narrower side first;
 - autocast's casts of what is bf16 or float32 already.
+And less is kept between the two passes: normed tokens, active GELUs and weights in bf16 are soon made again.
 
 Outside bf16 autocast on a CPU, `blocks.run_block` leaves the block to timm.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,21 +63,28 @@ def run_block(block: Any, tokens: Tensor, dtype: torch.dtype = torch.bfloat16) -
 
     Norms and the sum over blocks are in float32, products in `dtype`.
     """
-    normed = _norm(block.norm1, tokens).to(dtype)
-    attended = attention(linear(normed, block.attn.qkv), block.attn.num_heads)
+    attended = attention(norm_linear(tokens, block.norm1, block.attn.qkv, dtype), block.attn.num_heads)
     tokens = tokens + block.drop_path1(linear(attended, block.attn.proj))
-    normed = _norm(block.norm2, tokens).to(dtype)
-    out: Tensor = tokens + block.drop_path2(linear(functional.gelu(linear(normed, block.mlp.fc1)), block.mlp.fc2))
+    hidden = norm_linear(tokens, block.norm2, block.mlp.fc1, dtype)
+    out: Tensor = tokens + block.drop_path2(gelu_linear(hidden, block.mlp.fc2))
     return out
-
-
-def _norm(norm: nn.LayerNorm, tokens: Tensor) -> Tensor:
-    return functional.layer_norm(tokens, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
     """A layer in the type of its inputs: (…, K) → (…, N). Gradients of its weights are float32."""
     out: Tensor = _Linear.apply(inputs, layer.weight, layer.bias)
+    return out
+
+
+def gelu_linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
+    """`linear` of the exact GELU of the inputs, which is not kept but made again."""
+    out: Tensor = _GeluLinear.apply(inputs, layer.weight, layer.bias)
+    return out
+
+
+def norm_linear(tokens: Tensor, norm: nn.LayerNorm, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """`linear` in `dtype` of the normed tokens, float32 (…, K) → (…, N); they are not kept but made again."""
+    out: Tensor = _NormLinear.apply(tokens, norm.weight, norm.bias, norm.eps, layer.weight, layer.bias, dtype)
     return out
 
 
@@ -85,18 +94,71 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        return functional.linear(inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
+        return _linear(inputs, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
-        for_inputs = (rows @ weight.to(rows.dtype)).view_as(inputs) if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[1:]):
-            return for_inputs, None, None
-        for_weight, for_bias = _layer_grads(rows, inputs.flatten(0, -2))
-        return for_inputs, for_weight.float(), for_bias.float()
+        return _linear_grads(grad, inputs, weight, ctx.needs_input_grad)
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return _linear(functional.gelu(inputs), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        active = functional.gelu(inputs)
+        for_active, for_weight, for_bias = _linear_grads(grad, active, weight, ctx.needs_input_grad)
+        for_inputs = None if for_active is None else torch.ops.aten.gelu_backward(for_active, inputs)
+        return for_inputs, for_weight, for_bias
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, scale: Tensor, shift: Tensor, eps: float,
+        weight: Tensor, bias: Tensor, dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        normed, mean, deviation = torch.native_layer_norm(tokens, scale.shape, scale, shift, eps)
+        ctx.save_for_backward(tokens, mean, deviation, scale, shift, weight)
+        ctx.eps, ctx.dtype = eps, dtype
+        return _linear(normed.to(dtype), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, mean, deviation, scale, shift, weight = ctx.saved_tensors
+        normed = torch.native_layer_norm(tokens, scale.shape, scale, shift, ctx.eps)[0].to(ctx.dtype)
+        of_norm, of_layer = ctx.needs_input_grad[:3], ctx.needs_input_grad[4:6]
+        for_normed, for_weight, for_bias = _linear_grads(grad, normed, weight, (any(of_norm), *of_layer))
+        for_norm = (None, None, None)
+        if for_normed is not None:
+            for_norm = torch.ops.aten.native_layer_norm_backward(
+                for_normed.to(tokens.dtype), tokens, scale.shape, mean, deviation, scale, shift, of_norm
+            )
+        return *for_norm, None, for_weight, for_bias, None
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.linear(inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
+
+
+def _linear_grads(
+    grad: Tensor, inputs: Tensor, weight: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of a layer's inputs, weight and bias, the needed ones, given that of its outputs."""
+    rows = grad.flatten(0, -2)
+    for_inputs = (rows @ weight.to(rows.dtype)).view_as(inputs) if needed[0] else None
+    if not any(needed[1:]):
+        return for_inputs, None, None
+    for_weight, for_bias = _layer_grads(rows, inputs.flatten(0, -2))
+    return for_inputs, for_weight.float(), for_bias.float()
 
 
 def _layer_grads(grad: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
