@@ -16,7 +16,7 @@ help:
 	@echo "make check       ruff, mypy, import-linter"
 	@echo "make format      let ruff mend what it can"
 	@echo "make docs        the documentation site, into site/"
-	@echo "make stub        src/semmae/__init__.pyi, after a change of options or building blocks"
+	@echo "make stub        src/semmae/__init__.pyi and the tables of docs/api, after a change of options or docstrings"
 	@echo "make bench       the benchmarks, into benchmarks/results and docs/images (IMAGES=DIR: JPEG files to load)"
 	@echo "make lock        write $(LOCK) anew from pyproject.toml (UPGRADE=1: to the newest versions)"
 
@@ -53,11 +53,12 @@ format: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# What type checkers and editors see of semmae; a test tells when it no longer fits the declarations.
+# What type checkers and editors see of semmae, and the tables of the reference; tests tell when they no longer fit.
 stub: $(STAMP)
 	$(BIN)/python tools/stub.py
+	$(BIN)/python tools/reference.py
 
-# On a quiet machine, for these are figures of speed: a quarter of an hour on two cores.
+# On a quiet machine, for these are figures of speed: half an hour on two cores, with 20 GB of memory.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step.py --ablation
 	$(BIN)/python benchmarks/step_profile.py
@@ -66,7 +67,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/loading.py $(if $(IMAGES),--images "$(IMAGES)")
 	$(BIN)/python benchmarks/lightning_cost.py
 	$(BIN)/python benchmarks/labelling.py
+	$(BIN)/python benchmarks/manifest.py
 	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/tables.py --write
 
 # --universal: one file for Linux and macOS and for every Python we support, told apart by markers.
 lock: $(STAMP)

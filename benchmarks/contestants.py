@@ -2,12 +2,13 @@
 
 Each is what a user gets who follows that project's own example: its model, its masks, AdamW as it sets it up; the
 images are the same normalised noise, which costs nothing to make. A contestant runs in a process of its own, so that
-none shares memory, threads or a setting of the C library with another.
+none shares memory, threads or a setting of the C library with another; it steps in whichever arithmetic it is asked to.
 """
 
 import multiprocessing
 import resource
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from torch import Tensor
 MASK_RATIO, PARTS = 0.75, 7
 BETAS, DECAY, RATE = (0.9, 0.95), 0.05, 1e-4
 
-Step = Callable[[], None]
 Precision = Literal["float32", "bf16"]
+Step = Callable[[Precision], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Setting:
 
     model: str = "vit_base"
     batch: int = 16
-    precision: Precision = "bf16"
     threads: int = 2
     compiled: bool = False
     size: int = 224
@@ -141,8 +141,8 @@ def lightly(setting: Setting) -> Step:
 
 
 def _training(setting: Setting, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Step:
-    def step() -> None:
-        with torch.autocast(setting.device, torch.bfloat16, enabled=setting.precision == "bf16"):
+    def step(precision: Precision) -> None:
+        with torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16"):
             result = loss()
         result.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -173,27 +173,27 @@ class Contestant:
         self._process.start()
         theirs.close()
 
-    def __call__(self) -> None:
+    def __call__(self, precision: Precision) -> None:
         """One step."""
-        self._ask("step")
+        self._ask("step", precision)
 
     def peak_bytes(self) -> tuple[int, int]:
         """The most memory that the process has held, and what it held before the model was made."""
         before, peak = self._ask("peak")
         return peak, before
 
-    def profile(self) -> dict[str, float]:
-        """Seconds of one step by kind of work, as `KINDS` has them."""
-        seconds: dict[str, float] = self._ask("profile")
+    def profile(self, precision: Precision) -> dict[str, float]:
+        """Seconds of one step by kind of work, as `KINDS` has them, and "step", the seconds of it by the clock."""
+        seconds: dict[str, float] = self._ask("profile", precision)
         return seconds
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.send("end")
+        self._pipe.send(("end", None))
         self._process.join()
 
-    def _ask(self, what: str) -> Any:
-        self._pipe.send(what)
+    def _ask(self, what: str, precision: Precision | None = None) -> Any:
+        self._pipe.send((what, precision))
         try:
             return self._pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -204,11 +204,12 @@ def _serve(name: str, setting: Setting, pipe: Connection) -> None:
     torch.set_num_threads(setting.threads)
     before = _peak(setting)
     step = CONTESTANTS[name](setting)
-    while (asked := pipe.recv()) != "end":
-        if asked == "peak":
+    while (asked := pipe.recv())[0] != "end":
+        what, precision = asked
+        if what == "peak":
             pipe.send((before, _peak(setting)))
         else:
-            pipe.send(_profiled(step) if asked == "profile" else step())
+            pipe.send(profiled(step, precision) if what == "profile" else step(precision))
 
 
 # Kinds of work, and how torch's operations that do them are named; what no name fits is "other".
@@ -221,16 +222,30 @@ KINDS = {
     "sums": ("aten::add", "aten::sum", "aten::sub", "aten::mul", "aten::div", "mse_loss"),
     "AdamW": ("adam", "lerp", "addcdiv", "addcmul", "sqrt"),
 }
+# All that is done inside of these is attention: torch's own is one operation, ours is many.
+WHOLE_ATTENTION = ("_Attention", "scaled_dot_product", "ScaledDotProduct")
 
 
-def _profiled(step: Step) -> dict[str, float]:
+def profiled(step: Step, precision: Precision) -> dict[str, float]:
+    """Seconds of one step by kind of work, each operation less those inside of it; "step" is all, by the clock."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        step()
+        began = time.perf_counter()
+        step(precision)
+        whole = time.perf_counter() - began
     seconds = dict.fromkeys([*KINDS, "other"], 0.0)
-    for event in profiler.key_averages():
-        kinds = (kind for kind, names in KINDS.items() if any(name in event.key for name in names))
-        seconds[next(kinds, "other")] += event.self_cpu_time_total / 1e6
-    return {kind: round(value, 4) for kind, value in seconds.items()}
+    for event in profiler.events():
+        seconds[kind_of(event)] += event.self_cpu_time_total / 1e6
+    return {**seconds, "step": whole}
+
+
+def kind_of(event: Any) -> str:
+    """The kind of work of a profiler's event."""
+    above: Any = event
+    while above is not None:
+        if any(name in above.name for name in WHOLE_ATTENTION):
+            return "attention"
+        above = above.cpu_parent
+    return next((kind for kind, names in KINDS.items() if any(name in event.name for name in names)), "other")
 
 
 def _peak(setting: Setting) -> int:

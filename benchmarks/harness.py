@@ -1,7 +1,7 @@
 """What the benchmarks share: works that take turns, the machine they ran on, and the file of results.
 
-A figure of one work alone tells of the machine as much as of the work; so all works of a benchmark take turns in one
-process, and what counts is their ratio in the same turn: other load on the machine slows both.
+A figure of one work alone tells of the machine as much as of the work; so all works of a benchmark take turns, and
+what counts is their ratio in the same round: other load on the machine slows both.
 """
 
 import json
@@ -11,28 +11,45 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Name = TypeVar("Name", bound=Hashable)
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def take_turns(works: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def take_turns(
+    works: Mapping[Name, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    between: Callable[[], object] = lambda: None,
+) -> dict[Name, list[float]]:
     """Seconds of each work in every round; in a round each runs once, one after the other.
 
-    So many rounds before them do not count: they fill caches and choose kernels.
+    So many rounds before them do not count: they fill caches and choose kernels. `between` runs before each round that
+    counts and after the last.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    seconds: dict[Name, list[float]] = {name: [] for name in works}
     for turn in range(warmup + rounds):
-        for name, work in works.items():
-            elapsed = timed(work)
+        if turn >= warmup:
+            between()
+        for name in turned(list(works), turn):
+            elapsed = timed(works[name])
             if turn >= warmup:
                 seconds[name].append(elapsed)
+    between()
     return seconds
+
+
+def turned(names: list[Name], turn: int) -> list[Name]:
+    """Who goes first changes from round to round, for a work may gain by what ran just before it."""
+    first = turn % len(names)
+    return names[first:] + names[:first]
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -44,6 +61,16 @@ def timed(work: Callable[[], object]) -> float:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def matrix_rate(dtype: torch.dtype, sides: Iterable[int] = (1024, 2048, 4096), calls: int = 9) -> float:
+    """Operations a second that a square matrix product keeps up: the best of the sizes, of each the median call."""
+    rates = []
+    for side in sides:
+        first, second = (torch.randn(side, side, device=DEVICE).to(dtype) for _ in range(2))
+        seconds = [timed(lambda a=first, b=second: a @ b) for _ in range(calls)]
+        rates.append(2 * side**3 / statistics.median(seconds))
+    return max(rates)
 
 
 def median_ratio(theirs: Iterable[float], ours: Iterable[float]) -> float:
@@ -79,10 +106,10 @@ def processor() -> str:
     return " ".join([names[0] if names else platform.processor(), *units])
 
 
-def write_results(name: str, figures: Mapping[str, Any]) -> None:
-    """Write figures with command and machine to results/NAME.json, and print them as the last line."""
+def write_results(name: str, figures: Mapping[str, Any], file: str | None = None) -> None:
+    """Write figures with command and machine to results/FILE.json (FILE: NAME), and print them as the last line."""
     RESULTS.mkdir(exist_ok=True)
     command = shlex.join(["python", *sys.argv])
     whole = {"command": command, "machine": machine(), "results": {"benchmark": name, **figures}}
-    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (RESULTS / f"{file or name}.json").write_text(json.dumps(whole, indent=1) + "\n")
     print(json.dumps(whole["results"]))

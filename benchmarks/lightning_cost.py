@@ -4,10 +4,15 @@
 
 `fit` has its metrics, its files and its checks; the plain loop is that of examples/plain_loop.py. Both get the same
 preloaded batches with part labels and take turns in one process; counted is the time from the end of the first step
-to the end of the last, so neither building a Trainer nor saving a checkpoint. "ratio" is Lightning's seconds by the
-plain loop's, the median over rounds; "processor_time_ratio" the same of the processor's time, which other work on the
-machine disturbs less (on a CPU only). "tiny" is a model whose step takes milliseconds: there Lightning's cost shows
-best, and "cost_ms" is what it adds to a step, of any model.
+to the end of the last, so neither building a Trainer nor saving a checkpoint.
+
+- "ratio": Lightning's seconds by the plain loop's, the median over rounds;
+- "step_ms": a step of the plain loop; "cost_ms": what Lightning adds to it, the median over rounds;
+- "processor": the same three of the processor's time, all threads together, which other work on the machine disturbs
+  less (on a CPU only).
+
+"small" holds three models whose steps take some 10, 30 and 100 ms on one core, on one thread: what Lightning adds to
+a step hardly depends on the model, so that its share is large where the step is short.
 The last printed line is one JSON object; the same, with command and machine, is in
 `benchmarks/results/lightning_cost.json`.
 """
@@ -18,15 +23,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import DEVICE, median_ratio, per_second, write_results
+from harness import DEVICE, median_ratio, per_second, turned, write_results
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from semmae.models.mae import DECODERS, MaskedAutoencoder
+from semmae.memory import keep_freed_memory
+from semmae.models.mae import DECODERS, DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.tasks.masks import mask_seed
 from semmae.tasks.optimizer import adamw, warmup_cosine_rate
@@ -38,56 +45,86 @@ LABELS = 7
 Moment = tuple[float, float]  # by the clock, and of the processor
 
 
+@dataclass(frozen=True)
+class Case:
+    """A model, and the batches it is trained on."""
+
+    encoder: EncoderSpec
+    decoder: DecoderSpec
+    batch: int
+    steps: int
+
+    def new_model(self) -> MaskedAutoencoder:
+        """The same untrained one every time."""
+        torch.manual_seed(0)
+        return MaskedAutoencoder(Encoder(self.encoder), self.decoder).to(DEVICE)
+
+
+# Images of 32 pixels in 16 patches, 8 in a batch; so many steps that a turn takes seconds.
+SMALL = {
+    "64 wide, 2 + 1 blocks": Case(EncoderSpec(32, 8, 64, 2, 2), DecoderSpec(64, 1, 2), 8, 101),
+    "128 wide, 5 + 2 blocks": Case(EncoderSpec(32, 8, 128, 5, 2), DecoderSpec(128, 2, 2), 8, 61),
+    "vit_tiny": Case(EncoderSpec.named("vit_tiny", 32, 8), DECODERS["vit_tiny"], 8, 31),
+}
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="turns that the two take; the median counts")
     parser.add_argument("--steps", type=int, default=12, help="steps of a turn")
-    parser.add_argument("--model", default="vit_small", help="size of the encoder, at 224 pixels with patches of 16")
+    parser.add_argument("--model", default="vit_small", help="size of the encoder, with patches of 16")
+    parser.add_argument("--size", type=int, default=224, help="pixels a side; less than 224 only to try the script")
     parser.add_argument("--batch", type=int, default=16, help="images of a step")
     options = parser.parse_args()
+    keep_freed_memory()  # as `fit` does, so that no turn is without
+    encoder = EncoderSpec.named(options.model, options.size, 16)
+    case = Case(encoder, DECODERS[options.model], options.batch, options.steps)
     figures: dict[str, Any] = {"precision": resolve_precision("auto"), "model": options.model, "batch": options.batch}
-    figures |= compared(options.model, 224, 16, options.batch, options.steps, options.rounds)
-    figures["tiny"] = compared("vit_tiny", 32, 8, 8, 5 * options.steps, 2 * options.rounds)
+    figures |= compared(case, options.rounds)
+    torch.set_num_threads(1)
+    figures["small"] = {name: compared(case, 2 * options.rounds) for name, case in SMALL.items()}
     write_results("lightning_cost", figures)
 
 
-def compared(model: str, size: int, patch: int, batch: int, steps: int, rounds: int) -> dict[str, float]:
-    """Both ways in turn; one round before does not count."""
-    batches = preloaded(size, patch, batch, steps)
-    works: dict[str, Callable[[], list[Moment]]] = {
-        "plain": lambda: by_plain_loop(new_model(model, size, patch), batches),
-        "lightning": lambda: by_lightning(new_model(model, size, patch), batches),
+def compared(case: Case, rounds: int) -> dict[str, Any]:
+    """Both ways in turn; two rounds before do not count."""
+    batches = preloaded(case)
+    works: dict[str, Callable[[MaskedAutoencoder, list[dict[str, Tensor]]], list[Moment]]] = {
+        "plain": by_plain_loop,
+        "lightning": by_lightning,
     }
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    for turn in range(rounds + 1):
-        for name, work in works.items():
-            first, last = work()
-            if turn:
+    for turn in range(rounds + 2):
+        for name in turned(list(works), turn):
+            first, last = works[name](case.new_model(), batches)
+            if turn >= 2:
                 seconds[name].append((last[0] - first[0], last[1] - first[1]))
     wall, processor = ({name: [turn[kind] for turn in turns] for name, turns in seconds.items()} for kind in (0, 1))
-    kind = wall if DEVICE.type == "cuda" else processor
-    extra = statistics.median(ours - plain for ours, plain in zip(kind["lightning"], kind["plain"], strict=True))
-    figures = {f"{name}_images_per_s": per_second(batch * (steps - 1), turns) for name, turns in wall.items()}
-    figures["ratio"] = median_ratio(wall["lightning"], wall["plain"])
-    if DEVICE.type == "cpu":
-        figures["processor_time_ratio"] = median_ratio(processor["lightning"], processor["plain"])
-    return {**figures, "cost_ms": round(1000 * extra / (steps - 1), 2)}
+    steps = case.steps - 1
+    figures: dict[str, Any] = {f"{name}_images_per_s": per_second(case.batch * steps, wall[name]) for name in wall}
+    figures |= beside_plain(wall, steps)
+    return figures | ({"processor": beside_plain(processor, steps)} if DEVICE.type == "cpu" else {})
 
 
-def new_model(model: str, size: int, patch: int) -> MaskedAutoencoder:
-    """The same untrained one every time."""
-    torch.manual_seed(0)
-    return MaskedAutoencoder(Encoder(EncoderSpec.named(model, size, patch)), DECODERS[model]).to(DEVICE)
+def beside_plain(seconds: dict[str, list[float]], steps: int) -> dict[str, float]:
+    """Lightning's seconds by the plain loop's, and in milliseconds a step what it takes and what Lightning adds."""
+    extra = statistics.median(ours - plain for ours, plain in zip(seconds["lightning"], seconds["plain"], strict=True))
+    return {
+        "ratio": median_ratio(seconds["lightning"], seconds["plain"]),
+        "step_ms": round(1000 * statistics.median(seconds["plain"]) / steps, 2),
+        "cost_ms": round(1000 * extra / steps, 2),
+    }
 
 
-def preloaded(size: int, patch: int, batch: int, steps: int) -> list[dict[str, Tensor]]:
+def preloaded(case: Case) -> list[dict[str, Tensor]]:
     """Batches as `CropDataset` makes them, of noise."""
     generator = torch.Generator().manual_seed(0)
-    patches = (size // patch) ** 2
-    images = [torch.randint(256, (batch, 1, 3, size, size), generator=generator).byte() for _ in range(min(steps, 8))]
-    parts = [torch.randint(LABELS, (batch, patches), generator=generator) for _ in images]
-    return [{"images": images[step % len(images)], "parts": parts[step % len(images)]} for step in range(steps)]
+    size, count = case.encoder.image_size, min(case.steps, 8)
+    patches = (size // case.encoder.patch_size) ** 2
+    images = [torch.randint(256, (case.batch, 1, 3, size, size), generator=generator).byte() for _ in range(count)]
+    parts = [torch.randint(LABELS, (case.batch, patches), generator=generator) for _ in images]
+    return [{"images": images[step % count], "parts": parts[step % count]} for step in range(case.steps)]
 
 
 def by_lightning(mae: MaskedAutoencoder, batches: list[dict[str, Tensor]]) -> list[Moment]:
@@ -126,9 +163,9 @@ def by_plain_loop(mae: MaskedAutoencoder, batches: list[dict[str, Tensor]]) -> l
         generator = torch.Generator(DEVICE).manual_seed(mask_seed(0, step, 0))
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
             loss = loss_of(mae, crops, step / steps, LABELS, generator)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
         rate.step()
         if step in (0, steps - 1):
             moments.append(now())

@@ -1,23 +1,17 @@
 """What the site has besides docs/: the changelog, the guide for contributors and the examples, which lie above it.
 
 Links to them are written as they hold where the pages are read as files, `../examples/masks.py`, and become links of
-the site here. Lists may follow a line of text at once, as they do in docstrings. The tables of options are made from
-their declarations.
+the site here. Lists may follow a line of text at once, as they do in docstrings. In the reference the whole docstrings
+take the place of the tables that `make stub` wrote for those who read the pages as files.
 """
 
-import dataclasses
 import re
-import typing
 from pathlib import Path
 from typing import Any
 
-import griffe
 from markdown import Extension, Markdown
 from markdown.preprocessors import Preprocessor
 from mkdocs.structure.files import File, Files
-
-from semmae import VERBS, load_verb
-from semmae.commands.options import choices, flag
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -26,8 +20,7 @@ LINKS = {
     "](../README.md": "](index.md",
     "](../examples/": "](examples/",
 }
-
-
+_MODULE = re.compile(r"<!-- (semmae[\w.]*) -->\n.*?<!-- end -->", re.DOTALL)  # as tools/reference.py writes them
 _ITEM = re.compile(r"\s*(-|\d+\.) ")
 
 
@@ -71,37 +64,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Turn links to files above docs/ into links of the site, and put the tables of options into their page."""
+    """Turn links to files above docs/ into links of the site, and tables of modules into their docstrings."""
     for above, here in LINKS.items():
         markdown = markdown.replace(above, here)
-    return markdown + options() if page.file.src_uri == "api/options.md" else markdown
-
-
-def options() -> str:
-    """A table for each verb: option, default, help, its own options before those it shares."""
-    package = griffe.load("semmae", search_paths=[ROOT / "src"])
-    return "".join(f"\n## {verb}\n\n{VERBS[verb].capitalize()}.\n\n{table(verb, package)}\n" for verb in VERBS)
-
-
-def table(verb: str, package: Any) -> str:
-    """The options of a verb as a table in Markdown."""
-    kind, _ = load_verb(verb)
-    hints = typing.get_type_hints(kind)
-    declared = package[f"commands.{verb}.{kind.__name__}"]
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    own = [name for name in fields if name in declared.members]
-    lines = ["| option | default | what it is |", "|---|---|---|"]
-    for name in [*own, *(name for name in fields if name not in own)]:
-        text = " ".join(declared.all_members[name].docstring.value.split())
-        known = ", ".join(f"`{choice}`" for choice in choices(hints[name]))
-        told = f"{text} One of {known}." if known else text
-        switch = f", `{flag('no_' + name)}`" if hints[name] is bool else ""
-        lines.append(f"| `{flag(name)}`{switch} | {default(fields[name])} | {told.replace('|', chr(92) + '|')} |")
-    return "\n".join(lines)
-
-
-def default(field: "dataclasses.Field[Any]") -> str:
-    """What an option is when it is not given."""
-    if field.default is dataclasses.MISSING:
-        return "**required**" if field.default_factory is dataclasses.MISSING else f"`{field.default_factory()}`"
-    return "–" if field.default is None else f"`{field.default}`"
+    return _MODULE.sub(r"::: \1", markdown)

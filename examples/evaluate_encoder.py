@@ -2,8 +2,8 @@
 
     python examples/evaluate_encoder.py --encoder runs/a --data photos
 
-k-NN is that of `semmae knn` where there are no splits: all images but itself vote for each. The regression learns from
-four fifths of each class and is measured on the rest.
+k-NN is that of `semmae knn --precision float32` where there are no splits: all images but itself vote for each. The
+regression learns from four fifths of each class and is measured on the rest.
 """
 
 import argparse

@@ -43,9 +43,9 @@ def train(
             generator = torch.Generator(device).manual_seed(semmae.mask_seed(seed, len(losses), 0))
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss = masked_loss(mae, crops, len(losses) / steps, store.num_labels, generator)
-            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            optimizer.zero_grad()  # here, so that no gradients are held while the next forward pass runs
             rate.step()
             losses.append(loss.detach())
         print(f"epoch {epoch + 1}/{epochs}, loss {losses[-1]:.4f}")

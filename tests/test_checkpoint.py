@@ -1,6 +1,8 @@
 """Our folders: what is read is what was written, timm reads the same, and a failed write harms nothing."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -289,3 +291,14 @@ def test_the_digest_is_the_same_in_every_process() -> None:
 
     # Stores of part labels on users' disks carry digests: this number never changes.
     assert checkpoint.digest(layer) == "a4d062c807eea3475c515c66d552595eaa07866e06638a16011c2988cb1b3608"
+
+
+def test_weights_have_the_mode_that_the_umask_asks_for(encoder: Encoder, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        checkpoint.save_encoder(encoder, tmp_path / "run/encoder")
+    finally:
+        os.umask(before)
+
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run/encoder").iterdir()}
+    assert modes == {"model.safetensors": 0o640, "config.json": 0o640}

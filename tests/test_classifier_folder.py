@@ -50,6 +50,7 @@ def test_it_comes_back_whole(tmp_path: Path, pooling: str) -> None:
         assert classes == CLASSES and read.encoder.spec == SPEC and read.pooling == pooling and not read.training
         assert torch.equal(read(images), classifier(images))
     assert checkpoint.read_extra(tmp_path / "classifier") == {"stage": "finetune"}
+    assert checkpoint.read_learned(tmp_path / "classifier") is None
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,15 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "encoder", "timm:vit_tiny_patch16_224"):
         with pytest.raises(UserError, match="holds no classifier of semmae; give a finished run of semmae finetune"):
             load_classifier(place)
+
+
+def test_what_it_learned_from_lies_beside_the_configuration(tmp_path: Path) -> None:
+    """Written with the folder, replaced with it, and no reason to refuse the folder as one of other files."""
+    classifier, folder = saved(tmp_path), tmp_path / "classifier"
+    keys = [f"{number:012x}" for number in range(1000)]
+    before = (folder / "config.json").read_text()
+    checkpoint.save_classifier(classifier, folder, CLASSES, 0.9, {"stage": "finetune"}, keys)
+    assert checkpoint.read_learned(folder) == keys and (folder / "config.json").read_text() == before
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == 3
+    checkpoint.save_classifier(classifier, folder, CLASSES, 0.9, {"stage": "finetune"}, keys[:0])
+    assert checkpoint.read_learned(folder) == []

@@ -14,7 +14,8 @@ import tiny
 import semmae
 import semmae.reporting
 from semmae import VERBS, load_verb
-from semmae.cli import parse, run
+from semmae.cli import run
+from semmae.cli.arguments import parse
 from semmae.commands.options import flag
 from semmae.errors import UserError
 
@@ -88,6 +89,8 @@ REFUSED = [
     ("--batch-size 3 --devices 2", ["--batch-size 3", "--devices 2", "multiple"]),
     ("--decoder-width 190", ["190", "4", "6", "change one"]),
     ("--limit 0", ["--limit 0", "at least 1"]),
+    ("--seed -1", ["--seed -1", "from 0 to 4294967295"]),
+    (f"--seed {2**70}", [f"--seed {2**70}", "from 0 to 4294967295"]),
     ("--teacher-image-size 8", ["no visible patch of 1"]),
     ("--teacher photo.pth", ["photo.pth", "not readable as a checkpoint", ".safetensors"]),
     ("--teacher empty.pth", ["empty.pth", "not readable as a checkpoint", ".safetensors"]),
@@ -276,3 +279,36 @@ def test_ctrl_c_leaves_a_run_that_goes_on(creatures: Path, tmp_path: Path) -> No
     steps = [line["step"] for line in tiny.metrics(out)]
     assert steps == list(range(2, 25, 2))  # each epoch once
     assert (out / "encoder" / "model.safetensors").is_file()
+
+
+def test_ctrl_c_while_libraries_load_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(verb: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("semmae.cli.load_verb", pressed)
+    assert run(["knn"]) == 130
+    assert capsys.readouterr().err == "\nsemmae: stopped; nothing was written\n"
+
+
+def test_the_command_itself_loads_no_network_library() -> None:
+    """What takes seconds is imported where Ctrl-C is answered, and not for `--help`."""
+    code = "import sys, semmae.cli; assert semmae.cli.run(['--help']) == 0; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_hint_to_go_on_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "my birds"
+
+    def pressed(options: object) -> None:
+        (out / "config.yaml").parent.mkdir()
+        (out / "config.yaml").touch()
+        raise KeyboardInterrupt
+
+    real = load_verb("knn")[0]
+    monkeypatch.setattr("semmae.cli.load_verb", lambda verb: (real, pressed))
+    assert run(["knn", "--encoder", "e", "--data", "d", "--out", str(out)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"semmae knn --out '{out}' --resume")

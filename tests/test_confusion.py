@@ -59,15 +59,20 @@ def test_the_most_confused_come_in_pairs() -> None:
 
 
 def test_every_class_has_its_line(tmp_path: Path) -> None:
-    targets, chosen = torch.tensor([0, 0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 0, 1, 0, 1])
+    targets, chosen = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1]), torch.tensor([0, 0, 0, 0, 1, 2, 1, 0, 0])
     write_per_class(tmp_path / "a.csv", ["coat, long", "hat", "scarf"], chosen, targets)
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     assert [row["class"] for row in rows] == ["coat, long", "hat", "scarf"]
-    assert [(row["images"], row["right"], row["right_percent"]) for row in rows] == [
-        ("4", "3", "75.00"),
-        ("3", "2", "66.67"),
-        ("0", "0", ""),
+    assert [tuple(row.values())[1:] for row in rows] == [
+        ("4", "4", "100.00", "", "0"),
+        ("5", "2", "40.00", "coat, long", "2"),
+        ("0", "0", "", "", "0"),
     ]
+
+
+def test_of_equally_frequent_mistakes_the_lower_class_is_told(tmp_path: Path) -> None:
+    write_per_class(tmp_path / "a.csv", ["a", "b", "c"], torch.tensor([2, 1, 1, 2]), torch.tensor([0, 0, 0, 0]))
+    assert next(csv.DictReader((tmp_path / "a.csv").open()))["most_taken_for"] == "b"
 
 
 def test_a_matrix_that_would_fill_the_memory_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import semmae
 from semmae import VERBS, load_verb
-from semmae.cli import _check_arguments, parse
+from semmae.cli.arguments import _check_arguments, parse
 from semmae.presets import PRESETS, preset_name
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +28,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 GENERATED = {"changelog.md", "contributing.md"}
 
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+_FILE = re.compile(r'^```python title="(\w+)\.py"\n(.*?)^```', re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -93,7 +96,9 @@ def test_commands_are_taken_as_they_stand(page: Path) -> None:
         verb, *arguments = arguments_of(line)
         assert verb in VERBS, line
         kind, _ = load_verb(verb)
-        if "--resume" in arguments or "--config" in arguments:  # read a folder that is not here
+        if "--help" in arguments:
+            assert arguments == ["--help"], line
+        elif "--resume" in arguments or "--config" in arguments:  # read a folder that is not here
             _check_arguments(verb, arguments, kind)
         else:
             assert parse(verb, kind, "", arguments) is not None, line
@@ -151,6 +156,66 @@ def test_python_in_the_pages_finds_its_names(page: Path) -> None:
                 assert hasattr(semmae, node.attr), f"semmae.{node.attr}"
 
 
+SLOW = {"docs/finetune.md", "docs/segment.md"}  # they need runs of their own
+WITH_PYTHON = [
+    pytest.param(page, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    for page, name in zip(PAGES, NAMES, strict=True)
+    if blocks(page, "python")
+]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_python_in_the_pages_runs(
+    page: Path, creatures: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a reader would: the blocks of a page one after the other, in a folder with photos and finished runs.
+
+    A block with a title is a file of that name.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("photos", "clothing"):
+        Path(name).symlink_to(creatures / "images")
+    Path("drawn").symlink_to(creatures)
+    Path("runs").mkdir()
+    for run in ("a", "first"):
+        Path("runs", run).symlink_to(whole_run)
+    READY.get(page.name, lambda: None)()
+    files = dict(_FILE.findall(page.read_text()))
+    for name, code in files.items():
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        Path(f"{name}.py").write_text(code)
+    Path("page.py").write_text("\n".join(code for code in blocks(page, "python") if code not in files.values()))
+    given = {"images": torch.zeros(2, 3, 32, 32)} if page.name in WITH_IMAGES else {}
+    runpy.run_path("page.py", init_globals=given, run_name="__main__")
+
+
+def embedded() -> None:
+    """What the command of docs/embed.md writes, in all three forms."""
+    Path("f").mkdir()
+    for kind in ("parquet", "npz", "safetensors"):
+        out = Path("f", f"a.{kind}")
+        tokens = "cls,mean,patch,parts"
+        semmae.embed(encoder="runs/a", data="clothing", out=out, tokens=tokens, parts="runs/a", workers=0)
+
+
+def probed() -> None:
+    semmae.probe(encoder="runs/a", data="photos", out="runs/a-probe", epochs=1, workers=0)
+
+
+def finetuned() -> None:
+    semmae.finetune(encoder="runs/a", data="photos", out="runs/a-fine", epochs=1, batch_size=8, workers=0)
+
+
+def segmented() -> None:
+    small = {"head": "linear", "steps": 2, "batch_size": 8, "workers": 0}
+    semmae.segment(encoder="runs/a", data="drawn", out="runs/a-segment", **small)
+
+
+READY = {"embed.md": embedded, "probe.md": probed, "finetune.md": finetuned, "segment.md": segmented}
+WITH_IMAGES = {"probe.md", "segment.md"}  # their comments tell where `images` come from
+
+
 def test_every_verb_has_a_page_with_a_command_and_every_page_a_place() -> None:
     for verb in VERBS:
         page = ROOT / "docs" / f"{'report' if verb == 'demo' else verb}.md"
@@ -174,9 +239,16 @@ def test_the_reference_has_every_building_block() -> None:
     shown = {
         name
         for page in (ROOT / "docs" / "api").glob("*.md")
-        for name in re.findall("^::: (.+)$", page.read_text(), re.M)
+        for name in re.findall("^<!-- (semmae.+) -->$", page.read_text(), re.M)
     }
     assert [module for module, _ in semmae.BLOCKS.values() if module not in shown] == []
+
+
+def test_the_tables_of_the_reference_are_those_of_the_code() -> None:
+    pytest.importorskip("griffe")
+    made = runpy.run_path(str(ROOT / "tools" / "reference.py"))
+    stale = [path.name for path in made["PAGES"] if path.read_text() != made["page"](path.read_text())]
+    assert stale == [], "options or docstrings changed: make stub"
 
 
 class Assets(HTMLParser):

@@ -100,7 +100,7 @@ def test_knn_is_that_of_the_verb(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = creatures / "images"
-    semmae.knn(encoder=whole_run, data=data, out=tmp_path / "knn", pooling="mean", workers=0)
+    semmae.knn(encoder=whole_run, data=data, out=tmp_path / "knn", pooling="mean", precision="float32", workers=0)
     capsys.readouterr()
     command("evaluate_encoder", monkeypatch, encoder=whole_run, data=data, workers=0)
     told = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())

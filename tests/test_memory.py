@@ -3,9 +3,11 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import semmae
 from semmae import memory
 
 # Counts the pages that the system hands out for later rounds of the same large blocks, held together, then freed.
@@ -24,19 +26,76 @@ print(told, sum(faults[1:]))
 """
 
 
-def run(argument: str) -> tuple[str, int]:
-    done = subprocess.run([sys.executable, "-c", FAULTS, argument], capture_output=True, text=True, check=True)
-    told, faults = done.stdout.split()
-    return told, int(faults)
+# What a process holds of large blocks that are freed: inside the block that gives memory back, and after it.
+HELD = """
+import sys
+from pathlib import Path
+import torch
+from semmae.memory import keep_freed_memory, memory_given_back
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+def work(count, size):
+    blocks = [torch.ones(size + 2**16 * number) for number in range(count)]
+    del blocks
+    return held() - before
+before = held()
+if sys.argv[1] == "nested":
+    keep_freed_memory()
+with memory_given_back():
+    told = keep_freed_memory()
+    inside = work(16, 2**21)
+after = held() - before
+print(told, inside, after, work(3, 2**24))  # these are larger than what glibc would ever keep by itself
+"""
+BLOCKS = 4 * sum(2**21 + 2**16 * number for number in range(16))  # bytes
+
+only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def run(script: str, argument: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", script, argument], capture_output=True, text=True, check=True)
+    told, *numbers = done.stdout.split()
+    assert told == ("None" if argument == "leave" else "True")
+    return list(map(int, numbers))
+
+
+@only_glibc
 def test_freed_memory_is_used_again_without_asking_the_system() -> None:
-    told, kept = run("keep")
-    _, given_back = run("leave")
+    (kept,) = run(FAULTS, "keep")
+    (given_back,) = run(FAULTS, "leave")
 
-    assert told == "True"
     assert kept < given_back / 4
+
+
+@only_glibc
+def test_what_was_kept_is_given_back_at_the_end_and_from_then_on() -> None:
+    inside, after, later = run(HELD, "alone")
+
+    assert inside > 0.9 * BLOCKS > 0.3 * BLOCKS > max(after, later)
+
+
+@only_glibc
+def test_who_kept_memory_before_keeps_it() -> None:
+    assert min(run(HELD, "nested")) > 0.9 * BLOCKS
+
+
+@only_glibc
+def test_a_verb_called_from_python_leaves_the_process_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = []
+    options = type("Options", (), {"__init__": lambda self: None})
+
+    def verb(_: object) -> Path:
+        kept.append(memory.keep_freed_memory() and memory._kept)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory, "_kept", False)
+    monkeypatch.setattr(semmae, "load_verb", lambda _: (options, verb))
+    monkeypatch.setattr("semmae.commands.options.as_kwargs", lambda *_: {})
+    with pytest.raises(KeyboardInterrupt):
+        semmae._as_call("pretrain")()
+    assert kept == [True] and not memory._kept
 
 
 def test_an_older_glibc_gets_the_most_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +109,7 @@ def test_an_older_glibc_gets_the_most_that_it_takes(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(memory.sys, "platform", "linux")
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: Old)
+    monkeypatch.setattr(memory, "_kept", False)
 
     assert memory.keep_freed_memory()
     assert told == [(-3, 2**31 - 1), (-3, 2**25), (-1, 2**31 - 1)]

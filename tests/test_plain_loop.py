@@ -23,14 +23,25 @@ def load_example() -> Any:
     return module
 
 
-def test_its_losses_and_weights_are_those_of_the_verb(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
-    losses = load_example().train(
+def test_its_losses_and_weights_are_those_of_the_verb_and_gradients_go_when_their_step_is_done(
+    whole_run: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = load_example()
+    loss_of, held = example.masked_loss, []
+
+    def watched(mae: Any, *rest: Any) -> Any:
+        held.append([weight.grad for weight in mae.parameters() if weight.grad is not None])
+        return loss_of(mae, *rest)
+
+    monkeypatch.setattr(example, "masked_loss", watched)
+    losses = example.train(
         str(creatures / "images"), whole_run / "parts", tmp_path, "vit_tiny", size=32, patch=8,
         epochs=tiny.EPOCHS, batch=tiny.BATCH, workers=0, float32=True,
     )  # fmt: skip
 
     assert [round(loss, 8) for loss in losses] == tiny.losses(whole_run)
     tiny.assert_same_weights(tmp_path / "encoder", whole_run / "encoder")
+    assert held == [[]] * len(losses)
 
 
 def test_its_defaults_are_those_of_the_verb() -> None:

@@ -10,9 +10,11 @@ import yaml
 
 import semmae
 from semmae import load_verb
-from semmae.cli import parse, run
+from semmae.cli import run
+from semmae.cli.arguments import parse
 from semmae.commands.options import check_values
 from semmae.commands.pretrain import check_recipe, teacher_stage
+from semmae.commands.segment_options import stride_of
 from semmae.commands.teacher import TeacherOptions, check_teacher
 from semmae.errors import UserError
 from semmae.presets import PRESETS, preset_list, preset_name, preset_options
@@ -86,6 +88,27 @@ def test_the_published_recipes_differ_in_model_and_mask_alone() -> None:
     assert dataclasses.replace(mae_l, model="vit_base") == mae_b
     assert dataclasses.replace(mae_b, masking="semantic") == semmae_b
     assert dataclasses.replace(semmae_b, patch_size=8, token_subset=196) == semmae_b8
+
+
+def test_ibots_fine_tunings_have_the_rates_of_its_run_sh() -> None:
+    """Its script multiplies --lr by batch / 512, and starts 96 images on each of 8 GPUs; the rest is DeiT's."""
+    kind, _ = load_verb("finetune")
+    published = {"cars": (7.5e-5, 1000, 0.25), "flowers": (7.5e-6, 1000, 0.25), "inaturalist": (7.5e-6, 360, 0.1)}
+    for name, (rate, epochs, erasing) in published.items():
+        options = kind(data="photos", encoder="run", out=Path("out"), **preset_options("finetune", name))
+        assert (options.batch_size, options.epochs, options.erasing) == (96 * 8, epochs, erasing)
+        assert options.blr * options.batch_size / 256 == pytest.approx(rate * options.batch_size / 512)
+        assert (options.pooling, options.layer_decay, options.min_lr) == ("cls", 1.0, 1e-5)
+        assert options.warmup_share * options.epochs == pytest.approx(5)
+
+
+def test_segmentation_on_ade20k_slides_as_the_recipes_it_is_from() -> None:
+    """mmsegmentation's MAE and iBOT's linear head move their windows of 512 pixels by 341."""
+    kind, _ = load_verb("segment")
+    for name in ("ade20k-vit-b16", "linear"):
+        options = kind(data="photos", encoder="run", out=Path("out"), **preset_options("segment", name))
+        assert (stride_of(options, options.image_size), options.batch_size, options.steps) == (341, 16, 160_000)
+        assert options.warmup_share * options.steps == pytest.approx(1500)
 
 
 def test_pretrain_takes_a_preset_and_hands_none_to_its_stages(tmp_path: Path) -> None:

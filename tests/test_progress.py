@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from semmae.progress import Progress
+from semmae.progress import Progress, shown_rate
 
 
 class Clock:
@@ -44,6 +44,10 @@ def test_short_work_is_silent() -> None:
     for stream in (io.StringIO(), Terminal()):
         run(stream, items=10, load=0.1, work=0.09, total=100)
         assert stream.getvalue() == ""
+
+
+def test_a_slow_rate_is_not_shown_as_nothing() -> None:
+    assert [shown_rate(rate) for rate in (310.4, 9.96, 8.24, 0.452, 0.0)] == ["310", "10", "8.2", "0.45", "0"]
 
 
 def test_a_log_gets_one_line() -> None:

@@ -121,6 +121,7 @@ def __dir__() -> list[str]:
 def _as_call(verb: str) -> Callable[..., Path]:
     """The Python call of a verb: its options as keyword arguments, from the one declaration."""
     from semmae.commands.options import as_kwargs
+    from semmae.memory import memory_given_back
     from semmae.presets import preset_options
 
     kind, function = load_verb(verb)
@@ -128,7 +129,8 @@ def _as_call(verb: str) -> Callable[..., Path]:
 
     def call(*args: Any, **options: Any) -> Path:
         bound = inspect.signature(kind).bind_partial(*args)
-        return function(kind(**as_kwargs({**bound.arguments, **options}, kind, preset)))
+        with memory_given_back():
+            return function(kind(**as_kwargs({**bound.arguments, **options}, kind, preset)))
 
     call.__name__ = call.__qualname__ = verb
     call.__doc__ = function.__doc__

@@ -126,15 +126,16 @@ def teacher(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, data: str | Path = ..., limit: int | None = None, batch_size: int = 64,
     accumulate: int = 1, precision: Literal["auto", "float32", "bf16", "fp16"] = "auto", devices: int = 1,
-    model: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_small", image_size: int = 224,
-    patch_size: int = 16, preset: str | Path | None = None, epochs: int = 100, blr: float = 0.004,
-    warmup_share: float = 0.1, weight_decay: float = 0.04, weight_decay_end: float = 0.4, clip: float = 3.0,
-    momentum: float = 0.97, crop_scale: float = 0.25, local_crops: int = 0, local_size: int | None = None,
-    ibot: float = 1.0, masking: Literal["block", "random"] = "block", mask_ratio: float = 0.3, mask_spread: float = 0.2,
-    mask_share: float = 0.5, koleo: float = 0.5, centering: Literal["centering", "sinkhorn"] = "centering",
-    teacher_temp: float = 0.04, warmup_teacher_temp: float = 0.04, temp_warmup_share: float = 0.1,
-    prototypes: int = 1024, head_width: int = 1024, shared_head: bool = True, norm_last_layer: bool = True,
-    frozen_share: float = 0.1, init: str | Path | None = None, num_heads: int | None = None, knn_every: int = 10,
+    nodes: int = 1, model: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_small",
+    image_size: int = 224, patch_size: int = 16, preset: str | Path | None = None, epochs: int = 100,
+    blr: float = 0.004, warmup_share: float = 0.1, weight_decay: float = 0.04, weight_decay_end: float = 0.4,
+    clip: float = 3.0, momentum: float = 0.97, crop_scale: float = 0.25, local_crops: int = 0,
+    local_size: int | None = None, ibot: float = 1.0, masking: Literal["block", "random"] = "block",
+    mask_ratio: float = 0.3, mask_spread: float = 0.2, mask_share: float = 0.5, koleo: float = 0.5,
+    centering: Literal["centering", "sinkhorn"] = "centering", teacher_temp: float = 0.04,
+    warmup_teacher_temp: float = 0.04, temp_warmup_share: float = 0.1, prototypes: int = 1024, head_width: int = 1024,
+    shared_head: bool = True, norm_last_layer: bool = True, frozen_share: float = 0.1, init: str | Path | None = None,
+    num_heads: int | None = None, knn_every: int = 10,
 ) -> Path:  # fmt: skip
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
 
@@ -142,8 +143,8 @@ def parts(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, data: str | Path = ..., limit: int | None = None, batch_size: int = 64,
     accumulate: int = 1, precision: Literal["auto", "float32", "bf16", "fp16"] = "auto", devices: int = 1,
-    teacher: str | Path | None = None, num_heads: int | None = None, image_size: int | None = None, grid: int = 28,
-    learner: str | Path | None = None, tokens: str | Path | None = None, labels_only: bool = False,
+    nodes: int = 1, teacher: str | Path | None = None, num_heads: int | None = None, image_size: int | None = None,
+    grid: int = 28, learner: str | Path | None = None, tokens: str | Path | None = None, labels_only: bool = False,
     quality_only: bool = False, export_png: str | Path | None = None, export_size: Literal["grid", "image"] = "grid",
     preset: str | Path | None = None, epochs: int = 20, sample: int | None = None, num_parts: int = 6,
     background: bool = True, start: Literal["heads", "random"] = "heads",
@@ -160,8 +161,8 @@ def pretrain(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, data: str | Path = ..., limit: int | None = None, batch_size: int = 64,
     accumulate: int = 1, precision: Literal["auto", "float32", "bf16", "fp16"] = "auto", devices: int = 1,
-    model: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_small", image_size: int = 224,
-    patch_size: int = 16,
+    nodes: int = 1, model: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_small",
+    image_size: int = 224, patch_size: int = 16,
     masking: Literal["semantic", "intra", "inter", "random", "block", "attention"] | str | Path | _OwnMask = "semantic",
     mask_ratio: float = 0.75, gamma: float = 2.0, blend: float | None = None, attention_hint: float = 0.0,
     token_subset: int | None = None, parts: str | Path | None = None, teacher: str | Path | None = None,
@@ -178,8 +179,8 @@ def knn(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, encoder: str | Path = ..., data: str | Path = ..., num_heads: int | None = None,
     image_size: int | None = None, limit: int | None = None, batch_size: int = 128, crop_pct: float = 1.0,
-    pooling: Literal["cls", "mean"] = "cls", k: int = 20, temperature: float = 0.07, untrained: bool = False,
-    preset: str | Path | None = None,
+    pooling: Literal["cls", "mean"] = "cls", precision: Literal["auto", "float32", "bf16", "fp16"] = "auto",
+    k: int = 20, temperature: float = 0.07, untrained: bool = False, preset: str | Path | None = None,
 ) -> Path:  # fmt: skip
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
 
@@ -187,7 +188,7 @@ def probe(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, data: str | Path = ..., limit: int | None = None, batch_size: int = 256,
     accumulate: int = 1, precision: Literal["auto", "float32", "bf16", "fp16"] = "auto", devices: int = 1,
-    encoder: str | Path = ..., num_heads: int | None = None, image_size: int | None = None,
+    nodes: int = 1, encoder: str | Path = ..., num_heads: int | None = None, image_size: int | None = None,
     preset: str | Path | None = None, protocol: Literal["features", "mae"] = "features",
     pooling: Literal["cls", "mean"] = "cls", epochs: int | None = None, blr: float = 0.1,
     warmup_share: float = 0.1111111111111111, crop_scale: float = 0.08, crop_pct: float | None = None,
@@ -200,7 +201,7 @@ def finetune(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, data: str | Path = ..., limit: int | None = None, batch_size: int = 64,
     accumulate: int = 1, precision: Literal["auto", "float32", "bf16", "fp16"] = "auto", devices: int = 1,
-    encoder: str | Path = ..., num_heads: int | None = None, image_size: int | None = None,
+    nodes: int = 1, encoder: str | Path = ..., num_heads: int | None = None, image_size: int | None = None,
     crop_pct: float | None = None, preset: str | Path | None = None, epochs: int = 100, blr: float = 0.0005,
     min_lr: float = 1e-06, warmup_share: float = 0.05, layer_decay: float = 0.65, weight_decay: float = 0.05,
     clip: float = 0.0, pooling: Literal["cls", "mean"] = "mean", drop_path: float = 0.1,
@@ -215,7 +216,7 @@ def segment(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, data: str | Path = ..., limit: int | None = None, batch_size: int = 16,
     accumulate: int = 1, precision: Literal["auto", "float32", "bf16", "fp16"] = "auto", devices: int = 1,
-    encoder: str | Path = ..., num_heads: int | None = None, image_size: int | None = None,
+    nodes: int = 1, encoder: str | Path = ..., num_heads: int | None = None, image_size: int | None = None,
     preset: str | Path | None = None, head: Literal["upernet", "linear"] = "upernet", steps: int = 2000,
     val_steps: int | None = None, lr: float | None = None, weight_decay: float = 0.05, layer_decay: float = 0.65,
     drop_path: float = 0.1, warmup_share: float = 0.05, clip: float = 0.0, checkpointing: bool = False,
@@ -230,9 +231,9 @@ def evaluate(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, encoder: str | Path = ..., data: str | Path = ..., num_heads: int | None = None,
     image_size: int | None = None, limit: int | None = None, batch_size: int = 128, crop_pct: float = 1.0,
-    pooling: Literal["cls", "mean"] = "cls", k: int = 20, temperature: float = 0.07, untrained: bool = True,
-    val_share: float = 0.2, masks: str | Path | None = None, ignore_index: int = 255, reduce_zero_label: bool = False,
-    steps: int = 500,
+    pooling: Literal["cls", "mean"] = "cls", precision: Literal["auto", "float32", "bf16", "fp16"] = "auto",
+    k: int = 20, temperature: float = 0.07, untrained: bool = True, val_share: float = 0.2,
+    masks: str | Path | None = None, ignore_index: int = 255, reduce_zero_label: bool = False, steps: int = 500,
 ) -> Path:  # fmt: skip
     """Measure an encoder by k-NN, linear probe and, where masks are given, segmentation and part quality."""
 
@@ -253,11 +254,11 @@ def reconstruct(
 
 def export(
     *, encoder: str | Path, to: Literal["timm", "mae", "hf", "onnx"], out: str | Path,
-    decoder: Literal["auto", "with", "without"] = "auto", num_heads: int | None = None,
+    decoder: Literal["auto", "with", "without"] = "auto", head: bool = True, num_heads: int | None = None,
     decoder_num_heads: int | None = None, image_size: int | None = None, results: str | Path | None = None,
     push_to_hub: str | Path | None = None, private: bool = False, overwrite: bool = False,
 ) -> Path:  # fmt: skip
-    """Write an encoder, or a masked autoencoder with its decoder, for timm, MAE, Hugging Face or ONNX."""
+    """Write an encoder, with its decoder or the head of a classifier, for timm, MAE, Hugging Face or ONNX."""
 
 def report(
     run: str | Path,

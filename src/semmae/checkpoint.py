@@ -3,6 +3,8 @@
 Notable here:
 - an encoder's folder is also a timm folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`
   gives the same features; what timm does not know stands in a section of its own, "semmae";
+- what a network that was measured keeps of the images it learned from, 13 MB for a million, lies in a file beside
+  the configuration, `learned.txt`: timm and the hub read the configuration whole;
 - before an encoder is written, the model that its configuration describes is built without memory and
   compared, so that what is written can be read again;
 - a folder is written beside its place and moved there whole: a reader never sees half of one.
@@ -12,8 +14,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +41,7 @@ from semmae.models.weights import has_swiglu, load_strictly, vit_arguments
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+LEARNED = "learned.txt"  # a key a line of the images that it learned from
 ENCODER, AUTOENCODER, LEARNER, CLASSIFIER = "encoder", "autoencoder", "learner", "classifier"
 HEAD, SEGMENTER = "head", "segmenter"
 
@@ -119,6 +123,7 @@ def save_classifier(
     classes: Sequence[str],
     crop_pct: float = 0.875,
     extra: dict[str, Any] | None = None,
+    learned: Sequence[str] | None = None,
 ) -> None:
     """Write encoder and head as a folder that timm loads with its head; otherwise as `save_encoder`.
 
@@ -128,11 +133,12 @@ def save_classifier(
         classes: names of the head's outputs; timm finds them as `label_names`.
         crop_pct: what timm is to crop images by.
         extra: as for `save_encoder`.
+        learned: a key of each image that it learned from, for `read_learned`.
     """
     own = {"kind": CLASSIFIER, "spec": asdict(classifier.encoder.spec), "pooling": classifier.pooling}
     config = classifier_config(classifier, classes) | {"semmae": {**own, "extra": extra or {}}}
     config["pretrained_cfg"]["crop_pct"] = crop_pct
-    _write(folder, classifier.vit.state_dict(), config)
+    _write(folder, classifier.vit.state_dict(), config, learned)
 
 
 def read_classifier(folder: Path) -> tuple[Classifier, list[str]]:
@@ -162,11 +168,13 @@ def read_head(folder: Path) -> LinearHead:
     return head.eval()
 
 
-def save_segmenter(segmenter: Segmenter, folder: Path, extra: dict[str, Any] | None = None) -> None:
-    """Write encoder and segmentation head, under our own tensor names; otherwise as `save_encoder`."""
+def save_segmenter(
+    segmenter: Segmenter, folder: Path, extra: dict[str, Any] | None = None, learned: Sequence[str] | None = None
+) -> None:
+    """Write encoder and segmentation head, under our own tensor names; otherwise as `save_classifier`."""
     own = {"kind": SEGMENTER, "spec": asdict(segmenter.encoder.spec), "segmenter": asdict(segmenter.spec)}
     config = _timm_config(segmenter.encoder) | {"semmae": {**own, "extra": extra or {}}}
-    _write(folder, segmenter.state_dict(), config)
+    _write(folder, segmenter.state_dict(), config, learned)
 
 
 def check_saveable(encoder: Encoder) -> None:
@@ -196,6 +204,15 @@ def read_extra(folder: Path) -> dict[str, Any]:
     """What was given as `extra` when the folder was written."""
     extra: dict[str, Any] = read_json(folder / CONFIG)["semmae"]["extra"]
     return extra
+
+
+def read_learned(folder: Path) -> list[str] | None:
+    """What was given as `learned` when the folder was written; None where nothing was."""
+    path = folder / LEARNED
+    if path.is_file():
+        return path.read_text(encoding="ascii").split()
+    joined = read_extra(folder).get("learned")  # as it was kept before there was a file: keys of 12 characters
+    return None if joined is None else [joined[start : start + 12] for start in range(0, len(joined), 12)]
 
 
 def digest(module: nn.Module) -> str:
@@ -307,17 +324,32 @@ def _load(module: nn.Module, folder: Path) -> None:
         raise UserError(f"{folder / WEIGHTS}: {error}; restore the folder or save it again") from error
 
 
-def _write(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+def _write(
+    folder: Path, state: dict[str, Tensor], config: dict[str, Any], learned: Sequence[str] | None = None
+) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file; give a folder")
-    others = [path.name for path in folder.iterdir() if path.name not in (WEIGHTS, CONFIG)] if folder.exists() else []
+    own = (WEIGHTS, CONFIG, LEARNED)
+    others = [path.name for path in folder.iterdir() if path.name not in own] if folder.exists() else []
     if others:
         raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
     with replacing(folder) as fresh:
-        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(state, fresh / WEIGHTS)
         text = json.dumps(config, indent=2, allow_nan=False)
         (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
+        if learned is not None:
+            (fresh / LEARNED).write_text("".join(f"{key}\n" for key in learned), encoding="ascii")
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, at once and with the umask's mode: `save_file` lets nobody but the owner read."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.touch()
+    mode = stat.S_IMODE(beside.stat().st_mode)
+    save_file(tensors, beside, metadata={"format": "pt"})
+    beside.chmod(mode)
+    os.replace(beside, path)
 
 
 def check_replaceable(folder: Path) -> None:

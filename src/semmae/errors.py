@@ -15,3 +15,9 @@ def near(name: str, known: Iterable[str]) -> str:
     if matches:
         return "; did you mean " + " or ".join(f'"{match}"' for match in matches) + "?"
     return f" (known: {', '.join(names)})"
+
+
+def near_only(name: str, known: Iterable[str]) -> str:
+    """As `near`, but nothing where no name is near: for names so many that a list of them would hide the fault."""
+    hint = near(name, known)
+    return hint if hint.startswith(";") else ""

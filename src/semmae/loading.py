@@ -23,6 +23,7 @@ from semmae.interop import dino, huggingface, mae
 from semmae.interop import timm as timm_form
 from semmae.interop.files import read_weights
 from semmae.interop.huggingface import PREPROCESSOR, Colour
+from semmae.interop.unfinished import is_unfinished, read_unfinished
 from semmae.models.classifier import Classifier, without_head
 from semmae.models.head import LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -46,9 +47,9 @@ def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: 
     """An encoder, in eval mode, from wherever it lies.
 
     Args:
-        spec: `timm:NAME`; a run of ours, or its `encoder`, `autoencoder`, `classifier` or `segmenter`; a folder of
-            timm or of Hugging Face, or an export of ours; a checkpoint file (.pth, .pt, .bin, .safetensors) in MAE,
-            SemMAE, DINO, iBOT, timm or Hugging Face form.
+        spec: `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or its `encoder`, `autoencoder`,
+            `classifier` or `segmenter`; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file
+            (.pth, .pt, .bin, .safetensors) in MAE, SemMAE, DINO, iBOT, timm or Hugging Face form.
         num_heads: of a checkpoint file, where neither `config.json` beside it nor its width tells.
         image_size: pixels a side of the images it will be shown, where that is not the size it was trained at.
 
@@ -206,23 +207,10 @@ def _autoencoder_of_file(path: Path, num_heads: int | None, decoder_num_heads: i
     autoencoder = MaskedAutoencoder(encoder, mae.decoder_spec(state, decoder_heads), norm_pix_loss)
     load_strictly(autoencoder, mae.from_mae(state))
     set_norm_eps(autoencoder, eps)
-    if (shown := mae.patches_shown(state, options)) and not _is_doubtful(path, state, options):
+    if (shown := mae.patches_shown(state, options)) and not mae.is_doubtful(path, state, options):
         told = "%s: trained on %d of the %d patches of an image; to go on like that: --token-subset %d"
         _LOG.info(told, path, *shown, shown[0])
     return autoencoder.eval()
-
-
-def _is_doubtful(path: Path, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool:
-    """Whether the positions leave open which images they are of; that is told."""
-    size = mae.doubtful_size(state, options)
-    if size is not None:
-        _LOG.warning(
-            "%s: positions for images of %d pixels, while its options tell %d: the SemMAE source has 28 × 28 of them "
-            "whatever the patches, so the file does not show what it was trained on; they are taken as they lie; "
-            "compare with --image-size 224",
-            path, size, options["input_size"],
-        )  # fmt: skip
-    return size is not None
 
 
 def _released(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], dict[str, Tensor] | None]:
@@ -250,13 +238,13 @@ def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
 
 def find_classifier(spec: str | Path) -> Path:
     """The folder that `load_classifier` reads; UserError where there is none."""
-    folder = None if str(spec).startswith("timm:") else _classifier_folder(_existing(spec))
+    folder = None if str(spec).startswith("timm:") else classifier_folder(_existing(spec))
     if folder is None:
         raise UserError(f"{spec}: holds no classifier of semmae; give a finished run of semmae finetune")
     return folder
 
 
-def _classifier_folder(path: Path) -> Path | None:
+def classifier_folder(path: Path) -> Path | None:
     """The folder of ours with a classifier that is meant by a run, that folder, or the weights in it."""
     candidates = [path.parent] if path.name == checkpoint.WEIGHTS else [path, path / checkpoint.CLASSIFIER]
     return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.CLASSIFIER), None)
@@ -282,7 +270,7 @@ def _encoder_of_file(path: Path, num_heads: int | None) -> Encoder:
     state, options = read_weights(path)
     try:
         kept, dropped = _to_encoder(state)
-        _is_doubtful(path, kept, options)
+        mae.is_doubtful(path, kept, options)
         if dropped:
             _LOG.info("%s: dropped, not part of an encoder: %s", path, ", ".join(dropped))
         heads = _num_heads("num_heads", num_heads, path, kept.get("cls_token"), _HEADS)
@@ -323,7 +311,7 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
             return checkpoint.read_encoder(candidate)
         if kind == checkpoint.AUTOENCODER:
             return checkpoint.read_autoencoder(candidate).encoder
-    classifier = _classifier_folder(folder)
+    classifier = classifier_folder(folder)
     if classifier is not None:
         _LOG.info("%s: dropped, not part of an encoder: its head", classifier)
         return without_head(checkpoint.read_classifier(classifier)[0])
@@ -331,6 +319,8 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
     if segmenter is not None:
         _LOG.info("%s: dropped, not part of an encoder: its segmentation head", segmenter)
         return checkpoint.read_segmenter(segmenter).encoder
+    if is_unfinished(folder):
+        return _encoder_under_way(folder)
     if _describes(folder):
         return timm_form.load_named(f"local-dir:{folder}")
     file = _foreign_file(folder)
@@ -339,6 +329,23 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
     if "model_type" in _beside(folder / checkpoint.CONFIG):
         raise UserError(f"{folder}: holds a config.json without weights; add {' or '.join(_WEIGHTS)}, in one file")
     raise UserError(f"{folder}: holds no encoder; give a run of semmae, its encoder folder, or a checkpoint file")
+
+
+def _encoder_under_way(folder: Path) -> Encoder:
+    """The encoder that a run of teacher or pretrain would leave behind if it ended at its last checkpoint."""
+    run = read_unfinished(folder)
+    if run.init is None:
+        encoder = Encoder(run.spec)
+    else:  # what weights do not show is as it was there
+        encoder = load_encoder(run.init, num_heads=run.num_heads)
+        encoder.set_image_size(run.spec.image_size)
+        set_norm_eps(encoder, NORM_EPS)
+    try:
+        load_strictly(encoder.vit, run.state)
+    except ValueError as error:
+        raise UserError(f"{folder}: its checkpoint does not fit its config.yaml ({error}); restore them") from error
+    _LOG.warning("%s: %s", folder, run.told)
+    return encoder.eval()
 
 
 def _to_encoder(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

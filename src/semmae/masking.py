@@ -62,9 +62,11 @@ def random_mask(noise: Tensor, ratio: float) -> Tensor:
 def block_mask(noise: Tensor, box_noise: Tensor, ratio: float) -> Tensor:
     """Hide rectangles of patches: box after box until the count is reached, the last box only in part.
 
-    BEiT and iBOT draw one rectangle after the other and look how much is hidden; here all are drawn at once, so
-    that a batch is one call and the count is exact. Sides and aspects are theirs: at least 4 patches, at most as
-    many as are to be hidden, height / width log-uniform in 0.3 to 1 / 0.3.
+    Aspects are those of BEiT and iBOT: height / width log-uniform in 0.3 to 1 / 0.3. They draw one rectangle after the
+    other, of 16 patches (on 14 × 14) up to what is still to be hidden, and draw again where it does not fit. Here all
+    are drawn at once, of 4 patches up to all that is to be hidden, sides cut to the grid's, so that a batch is one
+    call and the count is exact. At ratio 0.3 on 14 × 14, 79 % of the neighbours of a hidden patch are hidden, in
+    BEiT's masks 84 %, by chance 30 %.
 
     Args:
         noise: uniform [0, 1) (B, L) over a square grid: which patches of the last box stay visible, and which

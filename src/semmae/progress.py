@@ -105,8 +105,7 @@ class Progress:
     def line(self) -> str:
         """What is shown, e.g. `features: 1200/4000 images, 310 images/s, 2 % waiting for data, 0:09 left`."""
         count = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
-        rate = f"{self.rate:.0f}" if self.rate >= 10 else f"{self.rate:.2g}"
-        facts = [f"{count} {self.unit}", f"{rate} {self.unit}/s"]
+        facts = [f"{count} {self.unit}", f"{shown_rate(self.rate)} {self.unit}/s"]
         if self._waited is not None:
             facts.append(f"{self.data_wait:.0%} waiting for data".replace("%", " %"))
         if self.total is not None and 0 < self.done < self.total:
@@ -126,6 +125,11 @@ class Progress:
         self._stream.write(start + line.ljust(self._width if self._terminal else 0) + end)
         self._stream.flush()
         self._written, self._width = self._clock(), len(line)
+
+
+def shown_rate(rate: float) -> str:
+    """`310`, `8.2` or `0.45`: slow work shows a rate, too."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _clock_time(seconds: float) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from semmae.checkpoint import digest
 from semmae.cli import run
 from semmae.commands.demo import PART_ROWS
+from semmae.loading import load_encoder
 
 TINY = [
     "--image-size",
@@ -41,23 +43,32 @@ def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for key, name in PART_ROWS.items():
         expected = [measured[key]["nmi"], measured[key]["ari"]]
         assert rows[name] == pytest.approx(expected, abs=0.051)
-    for name, key in (("this encoder", "encoder"), ("untrained encoder", "untrained"), ("raw pixels", "raw_pixels")):
+    for name, key in (("untrained encoder", "untrained"), ("raw pixels", "raw_pixels")):
         assert rows[name] == pytest.approx([scores[key]["top1"], scores[key]["top5"]], abs=0.051)
+    assert rows["this encoder"] == pytest.approx([scores["top1"], scores["top5"]], abs=0.051)
+    # As every verb that measures: whose figures, how sure, and a table for people.
+    assert scores["protocol"]["encoder_digest"] == digest(load_encoder(out / "run"))
+    for figures in (scores, scores["untrained"], scores["raw_pixels"]):
+        assert figures["top1_low"] <= figures["top1"] <= figures["top1_high"]
+    assert "| this encoder |" in (out / "run" / "results.md").read_text()
     assert len(list((out / "creatures" / "images").rglob("*.png"))) == 16
     assert str(out / "run" / "encoder") in told
     assert str(out / "run" / "report.html") in told
     assert (out / "run" / "report.html").is_file()
 
 
+@pytest.mark.parametrize("folder", ["photos", "photos/cats"])
 def test_a_folder_of_ones_own_without_classes(
-    creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: str, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "photos").mkdir()
+    """None at all, or a single one, which every neighbour would tell."""
+    (tmp_path / folder).mkdir(parents=True)
     for number, picture in enumerate(sorted((creatures / "images").rglob("*.png"))[:10]):
-        shutil.copy(picture, tmp_path / "photos" / f"{number}.png")
+        shutil.copy(picture, tmp_path / folder / f"{number}.png")
     assert run(["demo", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "demo"), *TINY]) == 0
     told = capsys.readouterr().out
     assert "NMI" not in told  # nobody knows the true parts
     assert "k-NN" not in told  # nor the classes
+    assert not (tmp_path / "demo" / "run" / "results.json").exists()
     assert str(tmp_path / "demo" / "run" / "encoder") in told
     assert not (tmp_path / "demo" / "creatures").exists()

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from forked import Forked
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -45,7 +45,6 @@ SHAPES = {
     "parts": (PARTS, WIDTH),
     "parts_count": (PARTS,),
 }
-_FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
@@ -251,17 +250,12 @@ def assert_as_whole(out: Path, whole: Path) -> None:
         assert (out.parent / name).read_bytes() == (whole / name).read_bytes()
 
 
-def in_a_process(arguments: list[str], prepare: Callable[[], None]) -> int | None:
-    """The exit code; -9 when it was killed."""
-
-    def work() -> None:
+def in_a_process(arguments: list[str], prepare: Callable[[], None]) -> Forked:
+    def work() -> int:
         prepare()
-        os._exit(run(arguments))
+        return run(arguments)
 
-    process = _FORK.Process(target=work)
-    process.start()
-    process.join()
-    return process.exitcode
+    return Forked(work)
 
 
 def suicide() -> None:
@@ -309,7 +303,8 @@ def test_killed_and_the_same_command_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = [*command, "--out", str(tmp_path / f"a{kind}")]
-    assert in_a_process(arguments, moment) == -signal.SIGKILL
+    child = in_a_process(arguments, moment)
+    assert child.ended(120) == -signal.SIGKILL, child.told
     assert not (tmp_path / f"a{kind}").exists()
     starts = rows_written(monkeypatch)
     assert run(arguments) == 0
@@ -322,7 +317,8 @@ def test_killed_when_all_was_done(
     kind: str, command: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / f"a{kind}"
-    assert in_a_process([*command, "--out", str(out)], at_the_last_renaming(after=True)) == -signal.SIGKILL
+    child = in_a_process([*command, "--out", str(out)], at_the_last_renaming(after=True))
+    assert child.ended(120) == -signal.SIGKILL, child.told
     code = run([*command, "--out", str(out), "--resume"])
     assert code == 0 or "exists and is whole" in capsys.readouterr().err
     assert_as_whole(out, whole)

@@ -13,6 +13,9 @@ from PIL import Image
 
 import semmae
 from semmae.checkpoint import save_encoder
+from semmae.commands import evaluate as evaluate_verb
+from semmae.commands import features
+from semmae.data.manifest import open_images
 from semmae.errors import UserError
 from semmae.models.vit import Encoder, EncoderSpec
 
@@ -148,3 +151,114 @@ def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: 
     with pytest.raises(UserError, match="neither classes nor masks"):
         semmae.evaluate(encoder=str(encoder), data=str(images), out=tmp_path / "out", **COMMON)
     assert tiny.listing(tmp_path) == before
+
+
+@pytest.fixture
+def divided(creatures: Path, tmp_path: Path) -> Path:
+    """The creatures, one of four in val."""
+    for number, path in enumerate(sorted((creatures / "images").glob("*/*.png"))):
+        target = tmp_path / "divided" / ("val" if number % 4 == 0 else "train") / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return tmp_path / "divided"
+
+
+def test_one_pass_over_the_images_serves_knn_and_probe_and_gives_their_figures(
+    encoder: Path, divided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = features.extract
+
+    def counting(*rest: Any, **named: Any) -> torch.Tensor:
+        seen.append(named["total"])
+        return real(*rest, **named)
+
+    monkeypatch.setattr(features, "extract", counting)
+    told = {"encoder": str(encoder), "data": str(divided), **COMMON}
+    own = results(semmae.evaluate(out=tmp_path / "all", **told))["this encoder"]
+    assert seen == [24, 8, 24, 8]  # of the encoder and of the untrained one: train, val
+    knn = results(semmae.knn(out=tmp_path / "knn", **told))
+    assert [own[f"knn_{name}"] for name in ("top1", "top5", "mean_class")] == [
+        knn[name] for name in ("top1", "top5", "mean_class")
+    ]
+    probe = results(semmae.probe(out=tmp_path / "probe", **told))
+    assert (own["probe_top1"], own["probe_sweep"]) == (probe["top1"], probe["sweep"])
+
+
+def test_of_a_limit_those_that_were_measured_are_listed(encoder: Path, divided: Path, tmp_path: Path) -> None:
+    """Of each split so many are drawn: a broken one that none of the draws has is none that was left out."""
+    drawn = set(open_images(divided, split="train", limit=6, seed=0).names)
+    for path in (divided / "train").rglob("*.png"):
+        if path.relative_to(divided).as_posix() not in drawn:
+            path.write_bytes(b"broken")
+    told = {"encoder": str(encoder), "data": str(divided), "limit": 6, "untrained": False, **COMMON}
+    out = semmae.evaluate(out=tmp_path / "out", **told)
+    assert (out / "skipped.csv").read_text().splitlines() == ["name,reason"]
+
+
+@pytest.mark.parametrize("stopped_in", ["probe_encoder", "measure_encoder", "train_segmenter"])
+def test_a_stopped_run_goes_on_after_the_last_finished_protocol(
+    stopped_in: str, evaluated: Path, encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second encoder, whose first figures and all of the first encoder's are not computed again."""
+    names = ("measure_knn", "probe_encoder", "measure_encoder", "train_segmenter")
+    calls: list[str] = []
+    for name in names:
+        real = getattr(evaluate_verb, name)
+
+        def counted(*rest: Any, _name: str = name, _real: Any = real, **named: Any) -> Any:
+            calls.append(_name)
+            if (_name, calls.count(_name)) == (stopped_in, 2):
+                raise KeyboardInterrupt
+            return _real(*rest, **named)
+
+        monkeypatch.setattr(evaluate_verb, name, counted)
+    told = {"encoder": str(encoder), "data": str(creatures), "out": tmp_path / "out", "steps": 2, **COMMON}
+    with pytest.raises(KeyboardInterrupt):
+        semmae.evaluate(**told)
+    assert not (tmp_path / "out" / "results.json").exists()
+    before = len(calls) - 1
+    calls.append(stopped_in)  # so that the second call of it is not the one that stops
+    semmae.evaluate(out=tmp_path / "out", resume=True)
+    assert calls[before + 2 :] == list(names[names.index(stopped_in) :])
+    for name in ("results.json", "results.md"):
+        assert (tmp_path / "out" / name).read_text() == (evaluated / name).read_text()
+    assert not (tmp_path / "out" / "probe" / "untrained").exists()
+
+
+def test_figures_of_other_images_are_not_gone_on_with(encoder: Path, divided: Path, tmp_path: Path) -> None:
+    told = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", "untrained": False, **COMMON}
+    semmae.evaluate(**told)
+    next((divided / "val").rglob("*.png")).unlink()
+    with pytest.raises(UserError, match=r"figures\.json: was found with other images; restore what has changed"):
+        semmae.evaluate(resume=True, **told)
+
+
+def test_single_images_of_classes_leave_the_probe_out(
+    encoder: Path, divided: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No rate can be chosen: k-NN is measured all the same."""
+    for folder in (divided / "train").iterdir():
+        for path in sorted(folder.iterdir())[1:]:
+            path.unlink()
+    out = semmae.evaluate(encoder=str(encoder), data=str(divided), out=tmp_path / "out", untrained=False, **COMMON)
+    assert {name.partition("_")[0] for name in results(out)["this encoder"]} == {"knn"}
+    assert "probe" not in results(out)["protocol"]
+    assert "no class has two training images to choose the probe's learning rate on" in caplog.text
+
+
+def test_masks_are_measured_where_every_class_has_a_single_image(
+    encoder: Path, creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "semmae")
+    for kind in ("images", "masks"):
+        for path in sorted((creatures / kind).glob("*/*.png"))[::4]:
+            target = tmp_path / "data" / kind / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    out = semmae.evaluate(
+        encoder=str(encoder), data=str(tmp_path / "data"), out=tmp_path / "out", steps=1, untrained=False, **COMMON
+    )
+    assert {name.partition("_")[0] for name in results(out)["this encoder"]} >= {"segment", "grid"}
+    assert "knn_top1" not in results(out)["this encoder"]
+    assert "a single image of every class, so neither k-NN nor a probe is measured" in caplog.text

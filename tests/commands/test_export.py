@@ -371,7 +371,7 @@ def test_what_is_read_back_must_agree_in_what_weights_do_not_show(
 ) -> None:
     told = huggingface.preprocessor_config
 
-    monkeypatch.setattr(huggingface, "preprocessor_config", lambda spec: told(spec) | {"image_mean": [0.5, 0.5, 0.5]})
+    monkeypatch.setattr(huggingface, "preprocessor_config", lambda *of: told(*of) | {"image_mean": [0.5, 0.5, 0.5]})
 
     with pytest.raises(AssertionError, match=r"mean=\(0.5, 0.5, 0.5\).*, not .*mean=\(0.4, 0.5, 0.6\)"):
         semmae.export(encoder=run, to="hf", out=tmp_path / "hf")

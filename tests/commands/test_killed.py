@@ -4,7 +4,6 @@ The processes are real, forked from the test's own: importing the libraries anew
 """
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from forked import Forked
 
 from semmae.checkpoint import save_encoder
 from semmae.cli import run
@@ -24,8 +24,6 @@ from semmae.commands.run import UNFINISHED
 from semmae.data.part_store import PartStore
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.tasks import trainer
-
-_FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +46,12 @@ def suicide(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_a_process(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> Any:
-    def work() -> None:
+def in_a_process(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> Forked:
+    def work() -> int:
         prepare()
-        os._exit(run(arguments))
+        return run(arguments)
 
-    process = _FORK.Process(target=work)
-    process.start()
-    return process
+    return Forked(work)
 
 
 def assert_as_never_killed(out: Path, never_killed: Path) -> None:
@@ -152,9 +148,8 @@ MOMENTS = [
 def test_killed_at_every_stage_of_one_run(command: list[str], never_killed: Path, tmp_path: Path) -> None:
     arguments = [*command, "--out", str(tmp_path / "run")]
     for moment in MOMENTS:
-        process = in_a_process(arguments, moment)
-        process.join(120)
-        assert process.exitcode == -signal.SIGKILL, moment
+        child = in_a_process(arguments, moment)
+        assert child.ended(120) == -signal.SIGKILL, f"{moment}: {child.told}"
     assert run(arguments) == 0
     assert_as_never_killed(tmp_path / "run", never_killed)
     assert run(arguments) == 2  # finished: refused as ever
@@ -166,13 +161,14 @@ def test_killed_at_random_moments(command: list[str], never_killed: Path, tmp_pa
     arguments, chance = [*command, "--out", str(tmp_path / "run")], random.Random(seed)
     patience = 1.0
     for _ in range(200):
-        process = in_a_process(arguments)
-        process.join(chance.uniform(0, patience))
-        if process.exitcode == 0:
+        child = in_a_process(arguments)
+        child.process.join(chance.uniform(0, patience))
+        assert child.process.exitcode in (None, 0), child.told
+        if child.process.exitcode == 0:
             break
-        process.kill()
-        process.join()
+        child.process.kill()
+        child.process.join()
         patience *= 1.05  # an epoch lasts longer on a slow machine
         time.sleep(chance.choice((0, 0, 0.1)))
-    assert process.exitcode == 0
+    assert child.process.exitcode == 0, child.told
     assert_as_never_killed(tmp_path / "run", never_killed)

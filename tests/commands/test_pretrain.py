@@ -69,6 +69,23 @@ def test_interrupted_and_resumed_is_as_never_interrupted(whole_run: Path, creatu
     tiny.assert_same_weights(out / "autoencoder", whole_run / "autoencoder")
 
 
+@pytest.mark.parametrize("step", [2, 5, 11])
+def test_stopped_between_two_lines_the_next_one_tells_of_all_steps(
+    step: int, whole_run: Path, creatures: Path, tmp_path: Path
+) -> None:
+    """Averages of losses, blends and hidden shares of parts reach over the stop."""
+    out, told = tmp_path / "run", {"data": creatures / "images", "parts": whole_run / "parts", **OPTIONS}
+    semmae.pretrain(out=tmp_path / "whole", **told)
+    with tiny.interrupted("pretrain", step):
+        semmae.pretrain(out=out, **told)
+    semmae.pretrain(out=out, resume=True)
+    clock = {"images_per_s": 0, "data_wait": 0}
+    lines, expected = ([line | clock for line in tiny.metrics(run)] for run in (out, tmp_path / "whole"))
+    assert lines == expected
+    assert any(name.startswith("hidden/") for name in lines[0])
+    tiny.assert_same_weights(out / "encoder", tmp_path / "whole" / "encoder")
+
+
 def test_the_whole_way_stopped_at_the_parts_goes_on_there(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     stages = {"teacher_epochs": tiny.EPOCHS, "parts_epochs": tiny.EPOCHS}
@@ -337,7 +354,7 @@ def test_crops_show_at_least_the_share_asked_for(
     class Seen(Exception):
         pass
 
-    def look(dataset: Any, options: Any) -> None:
+    def look(dataset: Any, options: Any, rate: float) -> None:
         raise Seen(*(dataset[row]["crops"][0, 2:4].prod().item() for row in range(tiny.COUNT)))
 
     monkeypatch.setattr("semmae.commands.pretrain.training_loader", look)
@@ -353,7 +370,9 @@ def test_fewer_images_than_one_batch(creatures: Path, tmp_path: Path, caplog: py
     out = tmp_path / "run"
     with caplog.at_level(logging.WARNING, "semmae"):
         semmae.pretrain(data=creatures / "images", out=out, limit=5, masking="random", **ONE_EPOCH)
-    assert "batch size 8 is more than the 5 images: shrunk to 5" in caplog.text
+    assert (
+        "batch size 8 is more than the 5 images: shrunk to 5, and the learning rate with it to 2.93e-06" in caplog.text
+    )
     assert [line["step"] for line in tiny.metrics(out)] == [1]
 
 
@@ -401,7 +420,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_an_absurd_learning_rate_stops_the_run(creatures: Path, tmp_path: Path) -> None:
-    with pytest.raises(semmae.errors.UserError, match="loss is .* no epoch was finished.*lower the learning rate"):
+    with pytest.raises(semmae.errors.UserError, match="loss is .* no checkpoint was written.*lower the learning rate"):
         semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", blr=1e30, **OPTIONS)
     assert not (tmp_path / "run" / "checkpoints" / LAST).exists()
     assert not (tmp_path / "run" / "encoder").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from forked import Forked
 
 from semmae.commands.knn import KnnOptions
 from semmae.commands.run import UNFINISHED, checked, run_folder, write_text
@@ -115,24 +116,23 @@ def test_leftovers_are_swept_when_it_goes_on(options: TeacherOptions) -> None:
     assert not (options.out / UNFINISHED).exists()
 
 
-def _hold(marker: Path, held: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
-    with open(marker, "r+") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        held.set()
-        done.wait(60)
-
-
 @contextmanager
 def held(marker: Path) -> Iterator[None]:
     """Another process is at work on a run."""
     context = multiprocessing.get_context("fork")
     locked, done = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(marker, locked, done))
-    process.start()
-    assert locked.wait(60)
+
+    def hold() -> None:
+        with open(marker, "r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            locked.set()
+            done.wait(60)
+
+    child = Forked(hold)
+    assert locked.wait(60), child.told
     yield
     done.set()
-    process.join()
+    assert child.ended(60) == 0, child.told
 
 
 def test_a_run_at_work_is_left_alone(options: TeacherOptions) -> None:

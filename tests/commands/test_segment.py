@@ -18,10 +18,11 @@ from PIL import Image
 import semmae
 from semmae.checkpoint import save_encoder
 from semmae.cli import run
+from semmae.commands.features import untrained_like
 from semmae.commands.segment_options import SegmentOptions, check_segment
 from semmae.data.loaders import normalise
 from semmae.evaluation.segmentation import most_likely, slide
-from semmae.loading import load_segmenter
+from semmae.loading import load_encoder, load_segmenter
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.presets import PRESETS
 
@@ -75,6 +76,16 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     told = [line for line in tiny.metrics(finished) if "miou" in line]
     assert [line["step"] for line in told] == [2, 4]
     assert told[-1]["miou"] == pytest.approx(found["miou"])
+
+
+def test_new_weights_are_trained_as_an_encoder_that_has_them(
+    finished: Path, encoder: Path, creatures: Path, tmp_path: Path
+) -> None:
+    save_encoder(untrained_like(load_encoder(encoder), seed=0), tmp_path / "new")
+    with tiny.every_step():
+        semmae.segment(encoder=tmp_path / "new", data=creatures, out=tmp_path / "run", **SMALL)
+    tiny.assert_same_weights(tmp_path / "run" / "segmenter", finished / "untrained" / "segmenter")
+    assert tiny.losses(tmp_path / "run") == tiny.losses(finished / "untrained")
 
 
 def test_the_picture_has_a_column_each_method(finished: Path) -> None:
@@ -153,14 +164,10 @@ def learned_from(run: Path, data: Path | None) -> None:
     from semmae.commands.features import image_keys
     from semmae.data.manifest import open_images
 
-    path = run / "segmenter" / "config.json"
-    config = json.loads(path.read_text())
-    extra = config["semmae"]["extra"]
-    if data is None:
-        del extra["learned"]
-    else:
-        extra["learned"] = image_keys(open_images(data / "images", workers=0))
-    path.write_text(json.dumps(config))
+    path = run / "segmenter" / "learned.txt"
+    path.unlink()
+    if data is not None:
+        path.write_text("\n".join(image_keys(open_images(data / "images", workers=0))))
 
 
 def test_a_network_that_does_not_tell_its_images_is_measured_on_all(

@@ -50,7 +50,7 @@ def options(**changes: Any) -> TeacherOptions:
 def test_init_begins_with_exactly_these_weights(whole_run: Path) -> None:
     encoder = load_init(options(init=str(whole_run / "encoder")))
     assert encoder is not None
-    task = TeacherTask(encoder, recipe_of(options()))
+    task = TeacherTask(encoder, recipe_of(options(), images=10**6))
     wanted = semmae.load_encoder(whole_run).state_dict()
     for network in (task.student, task.teacher):
         found = network.state_dict()

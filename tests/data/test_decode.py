@@ -1,12 +1,17 @@
 """Decoding is compared with Pillow, format by format; what is broken must say so."""
 
+import importlib.util
 import io
+import sys
+import warnings
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
+from semmae.data import decode as module
 from semmae.data.decode import decode
 
 HEIGHT, WIDTH = 24, 40
@@ -175,3 +180,61 @@ def test_a_truncated_photo_is_refused_at_any_size() -> None:
     for keep in (len(raw) // 2, len(raw) * 9 // 10):
         with pytest.raises(ValueError, match="truncated"):
             decode(raw[:keep], 1)
+
+
+def loaded_anew() -> ModuleType:
+    """The module once more, as an interpreter would load it in which things are as they are now."""
+    spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+class Hollow(ModuleType):
+    """torchvision.io of a release that has given its decoders up."""
+
+
+@pytest.mark.parametrize("gone", ["module", "functions", "libraries"])
+def test_without_torchvisions_decoders_pillow_reads_everything(
+    gone: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if gone == "libraries":
+        monkeypatch.setattr(torch.ops, "image", object())
+    else:
+        monkeypatch.setitem(sys.modules, "torchvision.io", Hollow("torchvision.io") if gone == "functions" else None)
+    bare = loaded_anew()
+
+    for kind in PLAIN:
+        raw = PLAIN[kind]()
+        assert torch.equal(bare.decode(raw), by_pillow(raw)), kind
+    large = encode(photo(), "JPEG", quality=95, exif=exif(6))
+    assert torch.equal(bare.decode(large, 80), decode(large, 80))
+    with pytest.raises(ValueError, match="truncated"):
+        bare.decode(large[:5000])
+    for _ in range(2):
+        bare.tell_slow_decoder()
+    assert [message.split(":")[0].split(" has ")[1] for message in caplog.messages] == [
+        "no image decoders; Pillow reads all images, more slowly"
+    ]
+
+
+def test_where_torchvision_decodes_nothing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    loaded_anew().tell_slow_decoder()
+    assert caplog.messages == []
+
+
+def test_what_libraries_warn_of_is_not_shown_to_users() -> None:
+    """Neither the memory that is only read, nor that torchvision's decoders will go."""
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else only the first of a process, which was another test's
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.resetwarnings()
+            module.decode(PLAIN["jpeg"]())
+            assert any("not writable" in str(warning.message) for warning in told)  # there is something to hide
+            told.clear()
+            loaded_anew().decode(PLAIN["jpeg"]())
+    finally:
+        torch.set_warn_always(always)
+    assert [str(warning.message) for warning in told] == []

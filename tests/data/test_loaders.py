@@ -22,6 +22,7 @@ from semmae.data.loaders import (
 )
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.data.segment_crops import StepSampler
 from semmae.errors import UserError
 
 NAMES = [f"c{i % 2}/{i:02}.jpg" for i in range(11)]
@@ -52,6 +53,45 @@ def test_ranks_share_an_epoch_evenly(length: int, ranks: int, shuffle: bool) -> 
     together = [share[i][1] for i in range(len(shares[0])) for share in shares]
     alone = [row for _, row in EpochSampler(length, 0, shuffle)]
     assert together[:length] == alone and set(together) == set(range(length))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_begun_in_the_middle_an_epoch_ends_as_the_whole_one(images: ImageSet, workers: int) -> None:
+    """And the epochs after it are whole; workers fetch ahead of the batch that is asked for."""
+    crops = CropDataset(images, 16)
+
+    def batches(epochs: range, begin: tuple[int, int] | None = None) -> list[list[list[float]]]:
+        sampler = EpochSampler(len(images), seed=3)
+        loader = make_loader(crops, 2, sampler=sampler, workers=workers, drop_last=True)
+        if begin is not None:
+            sampler.begin_at(*begin)
+        found = []
+        for epoch in epochs:
+            sampler.set_epoch(epoch)
+            found += [batch["crops"].flatten(1).tolist() for batch in loader]
+        return found
+
+    whole = batches(range(1, 4))
+    each = len(whole) // 3
+    assert each > 1
+    for done in range(each):
+        assert batches(range(1, 4), (1, 2 * done)) == whole[done:]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_rank_leaves_out_what_it_has_seen(ranks: int) -> None:
+    for rank in range(ranks):
+        place = {"num_replicas": ranks, "rank": rank}
+        epoch, classes = EpochSampler(17, 1, **place), EpochSampler(17, 1, classes=[0] * 12 + [1] * 5, **place)
+        steps = StepSampler(7, 1, steps=4, batch_size=6)
+        steps._num_replicas, steps._rank = ranks, rank
+        for sampler in (epoch, classes, steps):
+            sampler.set_epoch(2)
+            whole = list(sampler)
+            for seen in range(len(whole)):
+                sampler.begin_at(2, seen)
+                assert list(sampler) == whole[seen:]
+                assert len(sampler) == len(whole)  # by which schedules count
 
 
 def test_crops_depend_on_seed_epoch_and_row_only(images: ImageSet) -> None:
@@ -203,3 +243,12 @@ def test_normalise_is_torchvisions(shape: tuple[int, ...]) -> None:
     found = normalise(images, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-6)
     assert torch.equal(normalise(images, (0, 0, 0), (1, 1, 1)), images.float() / 255)
+
+
+def test_normalise_refuses_what_may_be_of_another_scale() -> None:
+    images = torch.rand(2, 3, 4, 4)
+    before = images.clone()
+    for other in (images, images.half(), (255 * images).int()):
+        with pytest.raises(ValueError, match="not torch.uint8; give them as decoded, 0 to 255"):
+            normalise(other, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    assert torch.equal(images, before)

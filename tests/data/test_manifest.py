@@ -1,15 +1,24 @@
 """Broken files are found before a run; nothing that was checked is decoded again."""
 
 import csv
+import dataclasses
+import gzip
+import hashlib
+import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from semmae.data import manifest as module
+from semmae.data.checked import cache_file
+from semmae.data.compact import Labels, Names
 from semmae.data.decode import decode
 from semmae.data.manifest import ImageSet, Manifest, build_manifest, open_images, write_skipped
 from semmae.data.sources import open_source
@@ -45,7 +54,7 @@ def test_a_few_broken_files_are_skipped_and_listed(
     assert "2 of 40 images (5.0 %) cannot be read and are left out: c1/01.jpg (truncated)" in caplog.text
     for row in (0, 20, 37):
         assert torch.equal(images.read(row), decode((root / images.names[row]).read_bytes()))
-    write_skipped(images.manifest, tmp_path / "skipped.csv")
+    write_skipped([images], tmp_path / "skipped.csv")
     with open(tmp_path / "skipped.csv", newline="") as file:
         assert list(csv.reader(file)) == [["name", "reason"], *map(list, images.manifest.skipped)]
     assert pickle.loads(pickle.dumps(images)).digest == images.digest
@@ -80,7 +89,7 @@ def test_only_new_changed_and_broken_files_are_decoded_again(
     os.utime(root / "c1/03.jpg", ns=(1, 1))  # same size, other time
     assert len(build()) == 40 and len(decoded) == 3
     assert len(build()) == 40 and len(decoded) == 1  # what cannot be read may have been mended meanwhile
-    assert [file.suffix for file in cache.iterdir()] == [".gz"]
+    assert [file.suffix for file in cache.iterdir()] == [".npy"]
 
 
 def test_splits_share_one_cache(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:
@@ -122,13 +131,61 @@ def test_a_damaged_or_unwritable_cache_costs_only_time(
     assert build_manifest(open_source(root), 1, None) == first
 
 
+def listed(names: Sequence[str], sizes: Sequence[int], labels: Sequence[str] | None = None) -> Manifest:
+    return Manifest(Names(names), np.array(sizes, dtype=np.int64), None if labels is None else Labels(labels))
+
+
 def test_digest_is_over_names_and_sizes_in_their_order() -> None:
     # Golden: a changed digest would make every part store of earlier runs refuse its images.
-    manifest = Manifest(("a/1.jpg", "b/2.jpg"), (10, 20), None)
+    manifest = listed(("a/1.jpg", "b/2.jpg"), (10, 20))
     assert manifest.digest == "53491f28ee77292f64151906847c066c0109a19f0a587eb3912976c8359cef21"
-    assert Manifest(("a/1.jpg", "b/2.jpg"), (10, 20), ("a", "b"), (("x", "y"),)).digest == manifest.digest
+    assert listed(("a/1.jpg", "b/2.jpg"), (10, 20), ("a", "b")).digest == manifest.digest
     others = [(("b/2.jpg", "a/1.jpg"), (20, 10)), (("a/1.jpg", "b/2.jpg"), (10, 21)), (("a/1.jpg",), (10,))]
-    assert all(Manifest(names, sizes, None).digest != manifest.digest for names, sizes in others)
+    assert all(listed(names, sizes).digest != manifest.digest for names, sizes in others)
+
+
+@given(
+    st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"]) | st.just("\udcff")), st.integers(0, 2**62)))
+)
+def test_digest_is_that_of_the_formula_in_text(rows: list[tuple[str, int]]) -> None:
+    text = "".join(f"{name}\0{size}\n" for name, size in rows)
+    expected = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    assert listed([name for name, _ in rows], [size for _, size in rows]).digest == expected
+
+
+def test_equal_are_manifests_of_equal_rows() -> None:
+    rows = ("a/1.jpg", "b/2.jpg"), (10, 20), ("a", "b")
+    others = [(("a/1.jpg", "b/3.jpg"), *rows[1:]), (rows[0], (10, 21), rows[2]), (*rows[:2], ("a", "a")), rows[:2]]
+    assert listed(*rows) == listed(*rows) != dataclasses.replace(listed(*rows), skipped=(("x", "y"),))
+    assert all(listed(*rows) != listed(*other) for other in others)
+
+
+def test_rows_are_found_in_the_source_that_holds_more(tmp_path: Path, write_images: Write) -> None:
+    source = open_source(write_images(tmp_path, "a/1.jpg", "a/2.jpg", "a/3.jpg"))
+    whole = build_manifest(source, 1, None)
+    some = ImageSet(source, whole.select([0, 2]))
+    assert torch.equal(some.read(1), decode(source.read(2)))
+    turned = some.select([1, 0])
+    assert turned.names == ["a/3.jpg", "a/1.jpg"] and torch.equal(turned.read(0), decode(source.read(2)))
+    for strange in (whole.select([2, 0]), listed(["b.jpg"], [1])):
+        with pytest.raises(ValueError, match="none of the source's images, or not in their order"):
+            ImageSet(source, strange)
+
+
+def test_a_cache_of_the_first_form_is_still_read(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:
+    """Names, sizes and times in JSON, also of another split; the next check turns it into the present form."""
+    root, cache = write_images(tmp_path / "photos", "train/a/1.jpg", "val/a/2.jpg"), tmp_path / "cache"
+    source, train = open_source(root), open_source(root, "train")
+    rows = list(zip(source.names, source.sizes.tolist(), source.modified.tolist(), strict=True))
+    old = cache_file(cache, source.key).with_suffix(".json.gz")
+    cache.mkdir()
+    old.write_bytes(gzip.compress(json.dumps({"version": 1, "images": rows}).encode()))
+
+    assert len(build_manifest(source, 1, cache)) == 2 and decoded == []
+    write_images(root, "train/b/3.jpg")
+    assert len(build_manifest(open_source(root, "train"), 1, cache)) == 2 and len(decoded) == 1
+    assert len(build_manifest(open_source(root), 1, cache)) == 3 and len(decoded) == 1
+    assert len(train) == 1 and [file.suffix for file in cache.iterdir()] == [".npy"]
 
 
 def test_limit_draws_a_seeded_sample_in_order(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from semmae.data.splits import are_splits, find_split, pick_split
+from semmae.data.splits import are_splits, check_whole, find_split, pick_split
 from semmae.errors import UserError
 
 
@@ -17,6 +17,33 @@ def test_test_alone_is_no_split() -> None:
     assert not are_splits(["test", "shirt"]) and are_splits(["test", "train"])
     with pytest.raises(UserError, match="no 'val' split, found shirt, test"):
         pick_split("val", ["test", "shirt"], "photos")
+
+
+def test_ade20ks_and_roboflows_names_are_splits() -> None:
+    assert are_splits(["training", "validation"]) and find_split("train", ["training", "validation"]) == "training"
+    assert find_split("val", ["train", "valid", "test"]) == "valid"
+    assert not are_splits(["training", "running"]) and not are_splits(["valid", "invalid"])  # classes
+
+
+@pytest.mark.parametrize(
+    "names", [["train", "val"], ["training", "validation", "extra"], ["train"], ["train", "train_mini"], ["a", "test"]]
+)
+def test_what_is_whole_is_not_refused(names: list[str]) -> None:
+    check_whole(names, "photos")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["val"], "photos: holds val but no train; give photos/val alone, or name the other folder train"),
+        (["validation", "trian"], 'holds validation but no train; .*; did you mean "trian"\\?$'),
+        (["train", "vall"], 'holds train but no val; give photos/train alone.*; did you mean "vall"\\?$'),
+        (["train", "bus"], "holds train but no val; give photos/train alone, or name the other folder val$"),
+    ],
+)
+def test_a_split_without_its_counterpart_is_refused(names: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_whole(names, "photos")
 
 
 def test_unknown_split() -> None:

@@ -1,6 +1,7 @@
 """k-NN: equal to a slow loop and to scikit-learn, deterministic under ties, honest about itself."""
 
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,54 @@ def test_beside_the_features_only_a_block_is_held(monkeypatch: pytest.MonkeyPatc
     with Largest(train, test) as seen:
         knn_accuracy(train, labels, test, torch.zeros(50, dtype=torch.int64), num_classes=CLASSES)
     assert 4000 <= seen.largest <= 4000 + 2000  # two queries' similarities, and numbers one an image
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive at the same time, from when it is entered; views once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in (*args, *(kwargs or {}).values()):
+            if isinstance(tensor, Tensor):  # what was there before is not counted
+                self.known.add(tensor.untyped_storage()._cdata)
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return found
+
+    def _gone(self, storage: int, size: int) -> None:
+        self.known.discard(storage)
+        self.now -= size
+
+
+def test_what_is_held_at_once_is_bounded_where_all_are_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks are never held beside each other, and ties are settled in pieces."""
+    block, piece, count = 400_000, 4_000, 2_000
+    monkeypatch.setattr(knn, "SIMILARITIES", block)
+    monkeypatch.setattr(knn, "PIECE", piece)
+    train, labels = torch.ones(count, 4), torch.zeros(count, dtype=torch.int64)
+    with Held() as held:
+        knn_scores(train, labels, train[:400], num_classes=2)
+    rows = 400 * (2 + 2 + 20 * 3) * 4  # scores of all queries, and their neighbours
+    assert 4 * block <= held.most <= 4 * block + 30 * piece + 4 * 8 * count + rows
+
+
+def test_ties_are_settled_alike_in_pieces_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels = features(60, seed=0)
+    train = train.round(decimals=-1).repeat(3, 1)  # few different ones, each three times or more
+    whole = knn_scores(train, labels.repeat(3), train, num_classes=CLASSES, k=7)
+    for piece in (1, 400, 2000):
+        monkeypatch.setattr(knn, "PIECE", piece)
+        assert torch.equal(knn_scores(train, labels.repeat(3), train, num_classes=CLASSES, k=7), whole)
 
 
 def test_leave_one_out_excludes_oneself() -> None:

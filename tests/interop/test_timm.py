@@ -73,6 +73,8 @@ def test_a_folder_of_dinov3_is_read(tmp_path: Path, caplog: pytest.LogCaptureFix
     ],
 )
 def test_what_cannot_be_an_encoder_is_refused_before_a_download(name: str, reason: str) -> None:
+    if reason == "share keys" and not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no such model")
     with pytest.raises(UserError, match=reason) as told:
         load_encoder(f"timm:{name}")
     assert "\n" not in str(told.value)

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from timm.layers.norm import LayerNorm, RmsNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
@@ -122,6 +123,53 @@ def test_the_gradient_of_a_weight_is_the_same_whichever_side_is_turned(rows: int
 def test_a_block_of_another_kind_is_left_to_timm(options: dict[str, object]) -> None:
     assert bf16.applies(block(), torch.zeros(1, 2, 48))
     assert not bf16.applies(block(**options), torch.zeros(1, 2, 48))
+
+
+class Scaled(nn.LayerNorm):
+    """A layer norm that does something else beside it."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return 2 * super().forward(tokens)
+
+
+class Adapted(nn.Linear):
+    """A linear layer with something beside it, as fine-tuning by adapters puts there."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) + tokens.mean()
+
+
+OTHER_LAYERS: dict[str, Callable[[Block], None]] = {
+    "RMSNorm": lambda module: setattr(module, "norm2", RmsNorm(48)),
+    "a norm that does more": lambda module: setattr(module, "norm1", Scaled(48)),
+    "a norm without a bias": lambda module: setattr(module, "norm1", nn.LayerNorm(48, bias=False)),
+    "a norm without anything": lambda module: setattr(module, "norm2", nn.LayerNorm(48, elementwise_affine=False)),
+    "an adapter": lambda module: setattr(module.attn, "qkv", Adapted(48, 144)),
+    "queries without a bias": lambda module: setattr(module.attn, "qkv", nn.Linear(48, 144, bias=False)),
+    "heads without a bias": lambda module: setattr(module.attn, "proj", nn.Linear(48, 48, bias=False)),
+    "a hidden layer without a bias": lambda module: setattr(module.mlp, "fc1", nn.Linear(48, 192, bias=False)),
+    "an outer layer without a bias": lambda module: setattr(module.mlp, "fc2", nn.Linear(192, 48, bias=False)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_LAYERS)
+@pytest.mark.usefixtures("bf16_autocast")
+def test_a_block_of_other_layers_is_left_to_timm(kind: str) -> None:
+    module, tokens = block(), torch.randn(2, 5, 48)
+    OTHER_LAYERS[kind](module)
+
+    assert torch.equal(run_block(module, tokens), module(tokens))
+    assert not bf16.applies(module, tokens)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, LayerNorm])
+@pytest.mark.usefixtures("bf16_autocast")
+def test_layer_norms_of_torch_and_of_timm_are_known(norm: type[nn.LayerNorm]) -> None:
+    module, tokens = block(), torch.randn(2, 5, 48)
+    module.norm1, module.norm2 = norm(48), norm(48)
+
+    assert bf16.applies(module, tokens)
+    assert error(run_block(module, tokens).detach(), module(tokens).detach()) < 0.02
 
 
 @pytest.mark.usefixtures("bf16_autocast")

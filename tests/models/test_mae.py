@@ -211,3 +211,19 @@ def test_patches_beyond_the_subset_take_no_part() -> None:
         expected = mae.decoder_pred(mae.decoder_norm(mae.decoder_blocks(some[None])))[0, 1:]
         assert (output.hidden_pred[row] - expected[mask[row]]).abs().max() < 1e-5
     assert output.loss.item() == pytest.approx(reference_loss(output.pred, images, hidden, False), rel=1e-5)
+
+
+def test_a_mask_that_would_show_hidden_patches_is_refused() -> None:
+    mae, images, ragged = tiny(), torch.randn(2, 3, 32, 32), some_mask(2, 16, 12)
+    ragged[1, ragged[1].nonzero()[0]] = False
+    subset = torch.rand(2, 16).argsort(1)[:, :8]
+
+    for mask, words in (
+        (ragged, "hides 11 to 12 patches a row; hide the same number in every row"),
+        (some_mask(2, 25, 12), r"a mask \(2, 25\) for patches \(2, 16\); give one value a patch"),
+        (some_mask(1, 16, 12), r"a mask \(1, 16\) for patches \(2, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            mae(images, mask)
+    with pytest.raises(ValueError, match=r"a mask \(2, 16\) for patches \(2, 8\) of the subset"):
+        mae(images, some_mask(2, 16, 12), subset)

@@ -3,13 +3,15 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from semmae.commands.options import _LIMITS
 from semmae.errors import UserError
 from semmae.masking import attention_mask, block_mask, num_hidden, random_mask, semantic_mask
-from semmae.tasks.masks import MASKINGS, CheckedMask, MaskContext, MaskMeter, draw_mask
+from semmae.tasks.masks import MASKINGS, CheckedMask, MaskContext, MaskMeter, draw_mask, mask_seed
 from semmae.tasks.pretrain import PretrainRecipe
 
 
@@ -21,6 +23,15 @@ def a_context(seed: int = 0, **changes: object) -> MaskContext:
         "attention": torch.rand(4, 36, generator=generator),
     }
     return MaskContext((4, 36), 0.75, 0.5, torch.Generator().manual_seed(seed), **{**known, **changes})
+
+
+def test_the_highest_seed_is_one_for_all_that_take_it() -> None:
+    """torch takes 64 bits, numpy's shared numbers and scikit-learn 32; steps and places of a long run on many GPUs."""
+    _, highest = _LIMITS["seed"]
+    torch.Generator().manual_seed(mask_seed(int(highest), step=10**9, place=4098))
+    np.random.RandomState(int(highest))
+    with pytest.raises((RuntimeError, ValueError, OverflowError)):
+        torch.Generator().manual_seed(mask_seed(2 * int(highest), step=0, place=0))
 
 
 @pytest.mark.parametrize("masking", MASKINGS)

@@ -185,7 +185,7 @@ def test_steps_that_loss_scaling_leaves_out_are_no_fault(tmp_path: Path, monkeyp
     real = pl.Trainer
 
     def scaled(*, precision: Any, plugins: Any, **options: Any) -> pl.Trainer:
-        return real(plugins=[plugins, plugin], **options)
+        return real(plugins=[*plugins, plugin], **options)
 
     monkeypatch.setattr(trainer.pl, "Trainer", scaled)
     task = train(tmp_path, 8, precision="fp16", clip=100.0)

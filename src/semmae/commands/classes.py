@@ -1,10 +1,7 @@
 """How well a fine-tuned classifier tells classes: after its training, while it lasts, or by itself."""
 
-import csv
 import dataclasses
-import io
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semmae.checkpoint import read_classifier, read_extra
+from semmae.checkpoint import read_classifier, read_extra, read_learned
 from semmae.commands.features import EncoderOptions, open_classes, told_encoder, unlearned_rows
 from semmae.commands.options import TrainOptions, check_image_size
-from semmae.commands.results import draw_confusion, write_results
-from semmae.commands.run import run_folder, write_text
+from semmae.commands.results import draw_confusion, write_per_class, write_results
+from semmae.commands.run import run_folder
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.sources import has_split
-from semmae.errors import UserError, near
+from semmae.errors import UserError, near_only
 from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.classifying import Answers, classify
 from semmae.loading import find_classifier
@@ -50,10 +47,10 @@ def evaluate_only(options: ClassifyOptions) -> Path:
     size = options.image_size or classifier.encoder.spec.image_size
     check_image_size(size, classifier.encoder.patch_size)
     own = dataclasses.replace(options, crop_pct=options.crop_pct or about["crop_pct"], image_size=size)
-    images, split = open_measured(options, about)
+    images, split = open_measured(options, read_learned(folder))
     targets = known_targets(options, images, classes)
     with run_folder(options) as out:
-        figures = measure(own, classifier, images, targets, classes)
+        figures = measure_classifier(own, classifier, images, targets, classes)
         protocol = {
             "method": "a fine-tuned classifier, measured without training",
             **{name: getattr(own, name) for name in ("image_size", "crop_pct", "data", "seed")},
@@ -61,12 +58,12 @@ def evaluate_only(options: ClassifyOptions) -> Path:
             **told_encoder(options, without_head(classifier)),
         }
         print(write_results(out, protocol, figures))
-        write_skipped(images.manifest, out / "skipped.csv")
+        write_skipped([images], out / "skipped.csv")
         write_report(out)
     return options.out
 
 
-def open_measured(options: ClassifyOptions, about: dict[str, Any]) -> tuple[ImageSet, str]:
+def open_measured(options: ClassifyOptions, learned: Sequence[str] | None) -> tuple[ImageSet, str]:
     """The images of --data to measure on, and in words which they are.
 
     The validation split, or all images where there is none; but none that the classifier learned from.
@@ -76,10 +73,10 @@ def open_measured(options: ClassifyOptions, about: dict[str, Any]) -> tuple[Imag
     """
     split = "val" if has_split(options.data) else None
     images, which = open_classes(options, split), split or "images"
-    if "learned" not in about:
+    if learned is None:
         _log.warning("%s: does not tell which images it learned from; those count here too", options.encoder)
         return images, f"all {len(images)} {which}"
-    rows = unlearned_rows(images, about["learned"])
+    rows = unlearned_rows(images, learned)
     if len(rows) == len(images):
         return images, f"all {len(images)} {which}"
     if not rows:
@@ -105,20 +102,20 @@ def known_targets(options: ClassifyOptions, images: ImageSet, classes: Sequence[
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
             f"{options.data}: class {unknown[0]!r}{more}: not among the {len(classes)} that {options.encoder} knows"
-            f"{near(unknown[0], classes)}; leave such images out, or fine-tune on them"
+            f"{near_only(unknown[0], classes)}; leave such images out, or fine-tune on them"
         )
     return torch.tensor([number[label] for label in labels])
 
 
-def measure(
+def measure_classifier(
     options: ClassifyOptions, classifier: Classifier, images: ImageSet, targets: Tensor, classes: Sequence[str]
 ) -> dict[str, Any]:
     """Top-1 with its interval, top-5, mean of classes, in percent; writes per_class.csv and confusion.png."""
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     answers = ask(options, classifier, images, targets)
     report = rank_report(answers.ranks, targets, len(classes))
-    recalls = report.pop("per_class")
-    write_text(options.out / "per_class.csv", per_class_table(classes, targets, answers, recalls))
+    del report["per_class"]  # by name in a table of its own
+    write_per_class(options.out / "per_class.csv", classes, answers.chosen, targets)
     draw_confusion(options.out / "confusion.png", classes, answers.chosen, targets)
     return {**report, "images": len(images), "classes": len(classes)}
 
@@ -136,7 +133,7 @@ def ask(options: ClassifyOptions, classifier: Classifier, images: ImageSet, targ
     dataset = WholeDataset(
         images, measured_size(options, classifier), fit="centre", crop_pct=eval_crop(options, classifier)
     )
-    size = max(1, options.batch_size // (options.devices * options.accumulate))  # what fits while training
+    size = max(1, options.batch_size // options.batches)  # what fits while training
     loader = make_loader(dataset, size, workers=options.workers)
     device = next(classifier.parameters()).device
     return classify(classifier, loader, targets, mean=spec.mean, std=spec.std, device=device, label="measuring")
@@ -151,27 +148,3 @@ def eval_crop(options: ClassifyOptions, classifier: Classifier) -> float:
     """Share of the resized image's short side that is shown: as asked, else as MAE does."""
     usual = 0.875 if measured_size(options, classifier) <= _UNTIL else 1.0
     return options.crop_pct or usual
-
-
-def per_class_table(classes: Sequence[str], targets: Tensor, answers: Answers, recalls: Sequence[float | None]) -> str:
-    """CSV, a line a class: name, images, how many percent are told right, and what it is most often taken for."""
-    images = torch.bincount(targets, minlength=len(classes)).tolist()
-    mistaken = most_often_taken_for(targets, answers.chosen)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", "images", "right_percent", "most_taken_for", "times"])
-    for index, name in enumerate(classes):
-        recall = recalls[index]
-        other, times = mistaken.get(index, (None, 0))
-        taken_for = "" if other is None else classes[other]
-        writer.writerow([name, images[index], "" if recall is None else f"{recall:.2f}", taken_for, times])
-    return text.getvalue()
-
-
-def most_often_taken_for(targets: Tensor, chosen: Tensor) -> dict[int, tuple[int, int]]:
-    """Of each class that was mistaken: the class that it was most often taken for, and how many times."""
-    wrong = targets != chosen
-    counts = Counter(zip(targets[wrong].tolist(), chosen[wrong].tolist(), strict=True))
-    # The most frequent last, where it stays; of equally frequent ones the lower class.
-    ordered = sorted(counts.items(), key=lambda pair: (pair[1], -pair[0][1]))
-    return {true: (other, times) for (true, other), times in ordered}

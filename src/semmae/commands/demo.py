@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from semmae.commands.features import class_indices, image_features, open_encoder, untrained_like
-from semmae.commands.knn import KnnOptions
+from semmae.commands.features import device_of, open_encoder, untrained_like
+from semmae.commands.knn import KnnOptions, knn_figures, knn_protocol, measure_knn
 from semmae.commands.options import Model, RunOptions, check_image_size
 from semmae.commands.pretrain import PretrainOptions, pretrain
-from semmae.commands.run import checked, run_folder, write_text
+from semmae.commands.results import OWN, write_results
+from semmae.commands.run import checked, run_folder
 from semmae.data.creatures import draw_creatures
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
-from semmae.evaluation.knn import knn_accuracy
 from semmae.evaluation.quality import read_masks
 from semmae.reporting import write_report
 
@@ -84,10 +84,11 @@ def demo(options: DemoOptions) -> Path:
             pooling="mean", seed=options.seed,
         )  # fmt: skip
         images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
-        accuracy = compare_knn(features, images) if images.labels is not None else {}
-        write_text(run / "results.json", json.dumps(accuracy, indent=1) + "\n")
+        measured: dict[str, Any] = {}
+        if len(set(images.labels or ())) > 1:  # of a single class every neighbour tells
+            measured = compare_knn(features, images, run)
         page = write_report(run)
-    print(table(run, accuracy, page))
+    print(table(run, measured, page))
     return out
 
 
@@ -120,30 +121,24 @@ def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> Pre
     )
 
 
-def compare_knn(options: KnnOptions, images: ImageSet) -> dict[str, Any]:
-    """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels."""
+def compare_knn(options: KnnOptions, images: ImageSet, run: Path) -> dict[str, Any]:
+    """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels, told in `run`'s results."""
     encoder = open_encoder(options)
-    untrained = untrained_like(encoder, options.seed)
-    (targets,), names = class_indices([images])
     whole = WholeDataset(images, encoder.spec.image_size, fit="centre")
-    vectors = {
-        "encoder": image_features(options, encoder, images),
-        "untrained": image_features(options, untrained, images),
-        "raw_pixels": raw_pixels(make_loader(whole, options.batch_size, workers=options.workers)),
+
+    def pixels(images: ImageSet, flip: bool = False) -> Tensor:
+        return raw_pixels(make_loader(whole, options.batch_size, workers=options.workers))
+
+    figures = knn_figures(options, encoder, [images])
+    others = {
+        "untrained": knn_figures(options, untrained_like(encoder, options.seed), [images]),
+        "raw_pixels": measure_knn(options, [images], pixels, device_of(encoder)),
     }
-    scores = {name: _leave_one_out(options, vector, targets, len(names)) for name, vector in vectors.items()}
-    protocol = {name: getattr(options, name) for name in ("k", "temperature", "pooling")} | {"split": "leave one out"}
-    return {"protocol": protocol, "images": len(images), "classes": len(names), **scores}
+    write_results(run, knn_protocol(options, encoder, [images]), figures, others)
+    return {OWN: figures, **others}
 
 
-def _leave_one_out(options: KnnOptions, vectors: Tensor, targets: Tensor, classes: int) -> dict[str, float]:
-    return knn_accuracy(
-        vectors, targets, vectors, targets,
-        num_classes=classes, k=options.k, temperature=options.temperature, leave_one_out=True,
-    )  # fmt: skip
-
-
-def table(run: Path, accuracy: dict[str, Any], page: Path) -> str:
+def table(run: Path, methods: dict[str, Any], page: Path) -> str:
     """What the demo ends with: part quality and k-NN beside their baselines, and where to look."""
     lines = ["", f"{'':24}{'NMI':>8}{'ARI':>8}"]
     quality = run / "parts" / "quality.json"
@@ -153,10 +148,10 @@ def table(run: Path, accuracy: dict[str, Any], page: Path) -> str:
             lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
     else:
         lines = [""]
-    if accuracy:
-        lines += ["", f"{'k-NN, ' + str(accuracy['classes']) + ' classes':24}{'top-1 %':>8}{'top-5 %':>8}"]
-        named = {"encoder": "this encoder", "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
+    if methods:
+        lines += ["", f"{'k-NN, ' + str(methods[OWN]['classes']) + ' classes':24}{'top-1 %':>8}{'top-5 %':>8}"]
+        named = {OWN: OWN, "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
         for key, name in named.items():
-            lines.append(f"{name:24}{accuracy[key]['top1']:8.1f}{accuracy[key]['top5']:8.1f}")
+            lines.append(f"{name:24}{methods[key]['top1']:8.1f}{methods[key]['top5']:8.1f}")
     lines += ["", f"encoder  {run / 'encoder'}", f"report   {page}"]
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from torch import Tensor
 from semmae.checkpoint import digest, read_json
 from semmae.commands.features import ViewOptions, feature_size, open_encoder
 from semmae.commands.options import PARTIAL, check_choice
+from semmae.commands.places import check_place
 from semmae.commands.run import checked, run_folder
 from semmae.commands.token_file import WRITERS, Column, TokenFile, finish, paths_beside
 from semmae.data.loaders import WholeDataset, make_loader, normalise
@@ -87,6 +88,7 @@ def _run_beside(options: EmbedOptions) -> EmbedOptions:
         raise UserError(f"--out {out}: is a folder; give a file, such as {out / 'features.parquet'}")
     if out.suffix not in _KINDS:
         raise UserError(f"--out {out}: unknown kind of file {out.suffix!r}; use .parquet, .npz or .safetensors")
+    check_place("--out", out.absolute().parent, out)
     partial = Path(f"{out}{PARTIAL}")
     if out.exists() and (partial / _STATE).is_file() and not (partial / _FEATURES).exists():
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed when its file was whole

@@ -1,37 +1,51 @@
-"""`semmae evaluate`: everything that an encoder can be measured by without fine-tuning it, in one table."""
+"""`semmae evaluate`: everything that an encoder can be measured by without fine-tuning it, in one table.
 
+Notable here:
+- one pass of the encoder over each set of images serves k-NN and the probe;
+- the figures of a protocol are kept as soon as it is finished, in figures.json: a run that was stopped goes on after
+  the last finished one, and its table is the one of a run that was not stopped.
+"""
+
+import functools
+import json
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semmae.checkpoint import check_saveable
+from semmae.checkpoint import check_saveable, digest, read_json
 from semmae.commands.features import (
+    Look,
     TrainVal,
+    device_of,
     feature_size,
+    image_features,
     open_encoder,
-    open_train_val,
+    open_sets,
     told_encoder,
+    train_val,
     untrained_like,
 )
-from semmae.commands.knn import NeighbourOptions, check_temperature, knn_protocol, measure_knn
+from semmae.commands.knn import NeighbourOptions, check_votes, knn_protocol, measure_knn
 from semmae.commands.measuring import Truth, measure_encoder, measure_grids, pixel_truth
 from semmae.commands.options import OptionsT
-from semmae.commands.probe import ProbeOptions, choice_rows, measure, told_protocol
+from semmae.commands.probe import ProbeOptions, probe_encoder, probe_protocol, rows_to_choose_on
 from semmae.commands.results import OWN, write_comparison
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import checked, run_folder, write_text
 from semmae.commands.segment import new_segmenter, open_data, train_segmenter
 from semmae.commands.segment_options import SegmentOptions, check_encoder
 from semmae.commands.segment_results import class_rows, write_classes
 from semmae.commands.segment_results import protocol as segment_protocol
-from semmae.data.manifest import ImageSet, open_images, write_skipped
+from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
 from semmae.errors import UserError
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 
 UNTRAINED = "untrained"
+_FIGURES = "figures.json"  # of one encoder, those of the protocols that are finished
 _PART_LABELS, _PART_GRID = 7, 28  # as `semmae parts` has them: six parts and the background
 
 _log = logging.getLogger("semmae")
@@ -57,31 +71,42 @@ images and masks side by side, those."""
 
 
 class Known(NamedTuple):
-    """The images, and what is known of them by which an encoder can be measured."""
+    """What is known of the images, by which an encoder can be measured."""
 
-    images: ImageSet
     classes: TrainVal | None
-    chosen_on: list[int]  # training images on which the probe's rate is chosen
+    chosen_on: list[int]  # training images on which the probe's rate is chosen; none: there is no probe
     pixels: SegmentationData | None
     truth: Truth | None  # of parts, of the images that `pixels` measures on
+
+    @property
+    def sets(self) -> list[ImageSet]:
+        """The images to learn from and to measure on, of classes and of pixels."""
+        found = [] if self.classes is None else [self.classes.train, self.classes.val]
+        return found + ([] if self.pixels is None else [self.pixels.train.images, self.pixels.val.images])
+
+    @property
+    def digests(self) -> dict[str, Any]:
+        """By which a stopped run knows that nothing has changed."""
+        masks = {} if self.pixels is None else {"masks": self.pixels.digest}
+        return {"images": [images.digest for images in self.sets], **masks}
 
 
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where masks are given, segmentation and part quality."""
     options = checked(options)
-    check_temperature(options.temperature)
+    check_votes(options)
     encoder = open_encoder(options)
     found = with_masks(options)
     known = open_known(found, encoder)
     whose = told_encoder(options, encoder)  # now, for segmentation may resample its positions
     with run_folder(options) as out:
         methods = {OWN: measured(found, encoder, known, out)}
-        protocol = told(found, encoder, known, whose)
+        protocol = protocols(found, encoder, known, whose)
         if options.untrained:
             new = untrained_like(encoder, options.seed)
             methods[UNTRAINED] = measured(found, new, known, out / UNTRAINED)
         print(write_comparison(out, protocol, methods))
-        write_skipped(known.images.manifest, out / "skipped.csv")
+        write_skipped(known.sets, out / "skipped.csv")
         write_report(out)
     return options.out
 
@@ -101,48 +126,117 @@ def open_known(options: EvaluateOptions, encoder: Encoder) -> Known:
     Raises:
         UserError: there are neither, or one of them is at fault.
     """
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
-    classes, chosen_on = None, []
-    if len(set(images.labels or ())) > 1:
-        classes = open_train_val(options, options.val_share)
-        chosen_on = choice_rows(_options(ProbeOptions, options), classes.train)
+    classes, chosen_on = open_known_classes(options)
     if options.masks is None:
-        if classes is None:
-            raise UserError(
-                f"{options.data}: neither classes nor masks to measure by; put images into one folder a class, "
-                "add a `label` column, or give --masks"
-            )
         _log.info("%s: no masks, so neither segmentation nor parts are measured", options.data)
-        return Known(images, classes, chosen_on, None, None)
-    if classes is None:
-        _log.info("%s: no classes, so neither k-NN nor a probe is measured", options.data)
+        return Known(classes, chosen_on, None, None)
     check_saveable(encoder)
     segmenting = segment_options(options, options.out)
     check_encoder(segmenting, encoder)
     pixels = open_data(segmenting, options.masks)
-    return Known(images, classes, chosen_on, pixels, pixel_truth(pixels.val, seed=options.seed))
+    return Known(classes, chosen_on, pixels, pixel_truth(pixels.val, seed=options.seed))
+
+
+def open_known_classes(options: EvaluateOptions) -> tuple[TrainVal | None, list[int]]:
+    """The images by their classes, None where they have none to measure by, and rows to choose the probe's rate on.
+
+    Raises:
+        UserError: they cannot be measured by, and there are no masks either.
+    """
+    sets = open_sets(options)
+    labels = [images.labels or () for images in sets]
+    if not all(labels) or len(set().union(*labels)) < 2:
+        if options.masks is None:
+            raise UserError(
+                f"{options.data}: neither classes nor masks to measure by; put images into one folder a class, "
+                "add a `label` column, or give --masks"
+            )
+        _log.info("%s: no classes, so neither k-NN nor a probe is measured", options.data)
+        return None, []
+    if options.masks is not None and len(sets) == 1 and max(Counter(labels[0]).values()) < 2:
+        _log.info("%s: a single image of every class, so neither k-NN nor a probe is measured", options.data)
+        return None, []
+    classes = train_val(options, sets, options.val_share)
+    chosen_on = rows_to_choose_on(_options(ProbeOptions, options), classes.train)
+    if not chosen_on:
+        _log.warning(
+            "%s: no class has two training images to choose the probe's learning rate on, so no probe is measured "
+            "(semmae probe --lr trains one)",
+            options.data,
+        )
+    return classes, chosen_on
 
 
 def measured(options: EvaluateOptions, encoder: Encoder, known: Known, out: Path) -> dict[str, Any]:
-    """Every figure that `known` allows; what single protocols draw and list is written below `out`."""
-    figures: dict[str, Any] = {}
-    if known.classes is not None:
-        figures |= _named("knn", measure_knn(options, encoder, [known.classes.train, known.classes.val]))
-        probing, folder = _options(ProbeOptions, options), out / "probe"
-        folder.mkdir(parents=True, exist_ok=True)
-        figures |= _named("probe", measure(probing, encoder, known.classes, known.chosen_on, folder)[1])
-    if known.pixels is not None and known.truth is not None:
-        parts, _ = measure_encoder(
-            encoder, known.pixels.val.images, known.truth, labels=_PART_LABELS, grid=_PART_GRID,
-            size=feature_size(options, encoder), batch_size=options.batch_size, workers=options.workers,
-            seed=options.seed,
-        )  # fmt: skip
-        parts |= measure_grids(known.truth, labels=_PART_LABELS, grid=_PART_GRID)
-        for method, scores in parts.items():
-            figures |= _named(method, {name: scores[name] for name in ("nmi", "ari")})
-        # Last, for it may resample the encoder's positions.
-        figures |= _named("segment", segmented(options, encoder, known.pixels, out / "segment"))
+    """Every figure that `known` allows; what single protocols draw and list is written below `out`.
+
+    The figures of each finished protocol are kept in `out`, and found there again by a run that goes on.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {"encoder_digest": digest(encoder), **known.digests}
+    kept = finished_figures(out, facts) if options.resume else {}
+    for protocol, measure in protocol_steps(options, encoder, known, out):
+        if protocol not in kept:
+            kept[protocol] = measure()
+            write_text(out / _FIGURES, json.dumps({**facts, "figures": kept}, indent=1) + "\n")
+    return {name: value for figures in kept.values() for name, value in figures.items()}
+
+
+def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By protocol, the figures that the run in `out` has found before it was stopped.
+
+    Raises:
+        UserError: they are of other images, masks, or another encoder.
+    """
+    path = out / _FIGURES
+    if not path.is_file():
+        return {}
+    earlier = read_json(path)
+    changed = next((name for name in facts if earlier.get(name) != facts[name]), None)
+    if changed:
+        raise UserError(
+            f"{path}: was found with other {changed.replace('_digest', ' weights')}; restore what has changed, or use "
+            "another --out"
+        )
+    figures: dict[str, dict[str, Any]] = earlier["figures"]
     return figures
+
+
+def protocol_steps(
+    options: EvaluateOptions, encoder: Encoder, known: Known, out: Path
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """By name, in their order, what measures the encoder; each gives figures under names of its own."""
+    # Kept for both protocols: features of a set of images are computed once.
+    look: Look = functools.cache(functools.partial(image_features, options, encoder))
+    classes = known.classes
+    if classes is not None:
+        sets = [classes.train, classes.val]
+        yield "knn", lambda: _named("knn", measure_knn(options, sets, look, device_of(encoder)))
+    if classes is not None and known.chosen_on:
+        yield "probe", lambda: probed(options, encoder, classes, known.chosen_on, out / "probe", look)
+    pixels, truth = known.pixels, known.truth
+    if pixels is not None and truth is not None:
+        yield "parts", lambda: part_figures(options, encoder, pixels.val.images, truth)
+        # Last, for it may resample the encoder's positions.
+        yield "segment", lambda: _named("segment", segmented(options, encoder, pixels, out / "segment"))
+
+
+def probed(
+    options: EvaluateOptions, encoder: Encoder, classes: TrainVal, chosen_on: list[int], out: Path, look: Look
+) -> dict[str, Any]:
+    """Figures of the fast linear probe, which writes what it tells of the classes to `out`."""
+    probing = _options(ProbeOptions, options)
+    return _named("probe", probe_encoder(probing, encoder, classes, chosen_on, out, look)[1])
+
+
+def part_figures(options: EvaluateOptions, encoder: Encoder, images: ImageSet, truth: Truth) -> dict[str, Any]:
+    """NMI and ARI of what the encoder's heads and its tokens' clusters tell of parts, and of fixed grids."""
+    parts, _ = measure_encoder(
+        encoder, images, truth, labels=_PART_LABELS, grid=_PART_GRID, size=feature_size(options, encoder),
+        batch_size=options.batch_size, workers=options.workers, seed=options.seed,
+    )  # fmt: skip
+    parts |= measure_grids(truth, labels=_PART_LABELS, grid=_PART_GRID)
+    return {f"{method}_{name}": scores[name] for method, scores in parts.items() for name in ("nmi", "ari")}
 
 
 def segmented(options: EvaluateOptions, encoder: Encoder, data: SegmentationData, out: Path) -> dict[str, Any]:
@@ -162,13 +256,14 @@ def segment_options(options: EvaluateOptions, out: Path) -> SegmentOptions:
     )
 
 
-def told(options: EvaluateOptions, encoder: Encoder, known: Known, whose: Mapping[str, str]) -> dict[str, Any]:
-    """How everything was measured, by protocol."""
+def protocols(options: EvaluateOptions, encoder: Encoder, known: Known, whose: Mapping[str, str]) -> dict[str, Any]:
+    """How everything was measured, by protocol; what is the same for all of them stands before them."""
     protocol: dict[str, Any] = {**whose, "data": options.data, "seed": options.seed}
     if known.classes is not None:
         sets = [known.classes.train, known.classes.val]
         protocol["knn"] = knn_protocol(options, encoder, sets) | {"split": known.classes.split}
-        protocol["probe"] = told_protocol(_options(ProbeOptions, options), encoder, known.classes)
+    if known.classes is not None and known.chosen_on:
+        protocol["probe"] = probe_protocol(_options(ProbeOptions, options), encoder, known.classes)
     if known.pixels is not None and known.truth is not None:
         segmenting = segment_options(options, options.out)
         protocol["segment"] = segment_protocol(segmenting, "linear", encoder.spec.image_size, known.pixels)

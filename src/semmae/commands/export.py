@@ -1,4 +1,4 @@
-"""`semmae export`: an encoder, or a whole masked autoencoder, in the form that other libraries load.
+"""`semmae export`: an encoder, a masked autoencoder or a classifier, in the form that other libraries load.
 
 Notable here:
 - the folder is written beside its place, read again and compared bit by bit (ONNX: run and compared), and only then
@@ -6,9 +6,10 @@ Notable here:
 - a form that cannot hold what the model has is refused by name, never approximated.
 """
 
+import copy
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -16,27 +17,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from semmae import checkpoint
 from semmae.commands.hub import CARD, check_hub_name, push_to_hub
 from semmae.commands.model_card import Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
+from semmae.commands.places import check_place
 from semmae.errors import UserError
 from semmae.interop import huggingface, mae, onnx
-from semmae.loading import find_decoder, load_encoder, load_mae
+from semmae.loading import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
+from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
-from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, norm_epsilons, peculiarities
+from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
 
 Form = Literal["timm", "mae", "hf", "onnx"]
-Model = Encoder | MaskedAutoencoder
+Model = Encoder | MaskedAutoencoder | Classifier
 
 ABOUT = "export.json"  # tells what was exported; by it --overwrite knows an export
 _MASK_RATIO = 0.75  # where no run tells another: MAE's
 # Forms that have a place for a decoder.
 _WITH_DECODER = ("mae", "hf")
+# Forms that have a place for the head of a classifier.
+_WITH_HEAD = ("timm", "hf", "onnx")
 # What of an encoder's peculiarities a form can hold.
 _HOLDS = {"mae": {MEAN_NORM}, "hf": {NO_QKV_BIAS}}
 _NAMES = {"mae": "MAE's form", "hf": "transformers' ViT", "timm": "timm's ViT"}
@@ -56,6 +61,8 @@ class ExportOptions:
     """Folder to write; must be new or empty, or see --overwrite."""
     decoder: Literal["auto", "with", "without"] = "auto"
     """Decoder of a masked autoencoder; auto: mae takes it where there is one, hf does not."""
+    head: bool = True
+    """Head of a run of finetune too, so that it tells classes there; mae has no place for it."""
     num_heads: int | None = None
     """Heads of the encoder, where its file does not tell."""
     decoder_num_heads: int | None = None
@@ -72,25 +79,37 @@ class ExportOptions:
     """Replace the export that lies in --out."""
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """What is exported, and what of it no tensor shows."""
+
+    model: Model
+    ratio: float  # share of the patches that was hidden from it
+    classes: Sequence[str] = ()  # of a classifier
+    crop_pct: float = 1.0  # share of the short side that it was measured on
+
+
 def export(options: ExportOptions) -> Path:
-    """Write an encoder, or a masked autoencoder with its decoder, for timm, MAE, Hugging Face or ONNX."""
+    """Write an encoder, with its decoder or the head of a classifier, for timm, MAE, Hugging Face or ONNX."""
     check_values(options)
     _check_request(options)
-    model = _open_model(options)
-    _check_form(options, model)
-    digest = checkpoint.digest(_encoder_of(model))
-    if options.image_size is not None:
-        model.set_image_size(options.image_size)
     run = find_run(options.encoder)
-    ratio = run.options.get("mask_ratio", _MASK_RATIO) if run else _MASK_RATIO
+    subject = _open_subject(options, run.options.get("mask_ratio", _MASK_RATIO) if run else _MASK_RATIO)
+    model = subject.model
+    _check_form(options, model)
+    digest = checkpoint.digest(_headless(model))
+    if options.image_size is not None:
+        (model.encoder if isinstance(model, Classifier) else model).set_image_size(options.image_size)
     results = {} if options.results is None else {options.results.parent.name: checkpoint.read_json(options.results)}
     title = options.push_to_hub or options.out.resolve().name
-    card = Card(title, options.to, model, options.encoder, run, results, digest)
+    shown = (subject.classes, subject.crop_pct)
+    card = Card(title, options.to, model, options.encoder, run, results, digest, *shown)
     with checkpoint.replacing(options.out) as folder:
-        facts = _WRITERS[options.to](model, folder, ratio)
+        facts = _WRITERS[options.to](subject, folder)
         about = {
             "form": options.to,
             "decoder": isinstance(model, MaskedAutoencoder),
+            "head": isinstance(model, Classifier),
             "semmae": version("semmae"),
             **facts,
         }
@@ -117,8 +136,8 @@ def _pushed(options: ExportOptions, card: Card) -> str:
 def _check_request(options: ExportOptions) -> None:
     """Refuse options that contradict each other, and a folder in the way, before anything is loaded."""
     out = options.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; give a folder")
+    check_place("--out", out)
+    check_place("--out", out.absolute().parent, out)  # it is written beside its place, and moved there
     checkpoint.check_replaceable(out)
     if out.is_dir() and any(out.iterdir()):
         if not options.overwrite:
@@ -138,16 +157,25 @@ def _check_request(options: ExportOptions) -> None:
         raise UserError(f'--to onnx needs {" and ".join(missing)}; pip install "semmae[onnx]"')
 
 
-def _open_model(options: ExportOptions) -> Model:
-    """The autoencoder where its decoder is wanted, else the encoder; the image size asked for is checked."""
-    model: Model
-    if _takes_decoder(options):
-        model = load_mae(options.encoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
+def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
+    """The autoencoder or the classifier where its other half is wanted, else the encoder; its image size is checked."""
+    wanted = options.head and options.to in _WITH_HEAD
+    folder = classifier_folder(Path(options.encoder).expanduser()) if wanted else None
+    if folder is not None:
+        classifier, classes = checkpoint.read_classifier(folder)
+        heads = classifier.encoder.spec.num_heads
+        if options.num_heads not in (None, heads):
+            raise UserError(f"--num-heads {options.num_heads}: {options.encoder} has {heads}; leave it out")
+        crop_pct = checkpoint.read_json(folder / checkpoint.CONFIG)["pretrained_cfg"]["crop_pct"]
+        subject = _Subject(classifier, ratio, classes, crop_pct)
+    elif _takes_decoder(options):
+        told = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
+        subject = _Subject(load_mae(options.encoder, **told), ratio)
     else:
-        model = load_encoder(options.encoder, num_heads=options.num_heads)
+        subject = _Subject(load_encoder(options.encoder, num_heads=options.num_heads), ratio)
     if options.image_size is not None:
-        check_image_size(options.image_size, _encoder_of(model).patch_size)
-    return model
+        check_image_size(options.image_size, _encoder_of(subject.model).patch_size)
+    return subject
 
 
 def _takes_decoder(options: ExportOptions) -> bool:
@@ -162,7 +190,12 @@ def _takes_decoder(options: ExportOptions) -> bool:
 
 
 def _encoder_of(model: Model) -> Encoder:
-    return model.encoder if isinstance(model, MaskedAutoencoder) else model
+    return model if isinstance(model, Encoder) else model.encoder
+
+
+def _headless(model: Model) -> Encoder:
+    """The encoder alone, of a classifier a copy: whose digest figures are of."""
+    return without_head(copy.deepcopy(model)) if isinstance(model, Classifier) else _encoder_of(model)
 
 
 def _check_form(options: ExportOptions, model: Model) -> None:
@@ -192,15 +225,21 @@ def _check_form(options: ExportOptions, model: Model) -> None:
         )
 
 
-def _write_timm(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
+def _write_timm(subject: _Subject, folder: Path) -> Mapping[str, Any]:
+    model = subject.model
+    if isinstance(model, Classifier):
+        # By this --eval-only measures it again. Which images it learned from is not for whoever gets the export.
+        about = {"crop_pct": subject.crop_pct}
+        checkpoint.save_classifier(model, folder, subject.classes, subject.crop_pct, about)
+        return _compared(model, lambda: load_classifier(folder)[0])
     encoder = _encoder_of(model)
     checkpoint.save_encoder(encoder, folder)
     return _compared(encoder, lambda: load_encoder(folder))
 
 
-def _write_mae(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
+def _write_mae(subject: _Subject, folder: Path) -> Mapping[str, Any]:
     """`mae.pth`, and what its tensors do not show in a config.json beside it."""
-    spec = _encoder_of(model).spec
+    model, spec = subject.model, _encoder_of(subject.model).spec
     config: dict[str, Any] = {
         "image_size": spec.image_size,
         "patch_size": spec.patch_size,
@@ -216,24 +255,41 @@ def _write_mae(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
     return _compared(model, lambda: load_mae(path) if isinstance(model, MaskedAutoencoder) else load_encoder(path))
 
 
-def _write_hf(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
-    """`model.safetensors`, `config.json` and `preprocessor_config.json`, for ViTModel or ViTMAEForPreTraining."""
-    spec, state, eps = _encoder_of(model).spec, _released(model), next(iter(norm_epsilons(model)))
+def _write_hf(subject: _Subject, folder: Path) -> Mapping[str, Any]:
+    """`model.safetensors`, `config.json` and `preprocessor_config.json`, for a ViT of transformers."""
+    model, spec, state = subject.model, _encoder_of(subject.model).spec, _released(subject.model)
+    eps = next(iter(norm_epsilons(model)))
     if isinstance(model, MaskedAutoencoder):
-        norm_pix_loss = model.norm_pix_loss
-        config = huggingface.mae_config(spec, model.decoder, state, eps, mask_ratio=ratio, norm_pix_loss=norm_pix_loss)
+        how: dict[str, Any] = {"mask_ratio": subject.ratio, "norm_pix_loss": model.norm_pix_loss}
+        config = huggingface.mae_config(spec, model.decoder, state, eps, **how)
         tensors = huggingface.from_mae(state)
+    elif isinstance(model, Classifier):
+        config = huggingface.classifier_config(spec, state, eps, subject.classes)
+        tensors = huggingface.from_classifier(state)
     else:
         config, tensors = huggingface.encoder_config(spec, state, eps), huggingface.from_encoder(state)
-    save_file(_plain(tensors), folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
+    checkpoint.save_tensors(tensors, folder / checkpoint.WEIGHTS)
     _write_json(folder / checkpoint.CONFIG, config)
-    _write_json(folder / huggingface.PREPROCESSOR, huggingface.preprocessor_config(spec))
-    return _compared(model, lambda: load_mae(folder) if isinstance(model, MaskedAutoencoder) else load_encoder(folder))
+    _write_json(folder / huggingface.PREPROCESSOR, huggingface.preprocessor_config(spec, subject.crop_pct))
+    return _compared(model, lambda: _read_hf(model, folder))
 
 
-def _write_onnx(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
-    encoder = _encoder_of(model)
-    spec = encoder.spec
+def _read_hf(like: Model, folder: Path) -> Model:
+    """What a folder of transformers holds, of the kind of `like`."""
+    if isinstance(like, MaskedAutoencoder):
+        return load_mae(folder)
+    encoder = load_encoder(folder)
+    if not isinstance(like, Classifier):
+        return encoder
+    classifier = Classifier(encoder, like.num_classes, "cls")
+    head = huggingface.to_head(load_file(folder / checkpoint.WEIGHTS))
+    load_strictly(classifier.vit, classifier.vit.state_dict() | head)
+    return classifier
+
+
+def _write_onnx(subject: _Subject, folder: Path) -> Mapping[str, Any]:
+    model, spec = subject.model, _encoder_of(subject.model).spec
+    assert not isinstance(model, MaskedAutoencoder), "ONNX has no place for a decoder"
     metadata = {
         "mean": json.dumps(list(spec.mean)),
         "std": json.dumps(list(spec.std)),
@@ -241,14 +297,16 @@ def _write_onnx(model: Model, folder: Path, ratio: float) -> Mapping[str, Any]:
         "patch_size": str(spec.patch_size),
         "semmae": version("semmae"),
     }
+    if isinstance(model, Classifier):
+        metadata |= {"classes": json.dumps(list(subject.classes)), "crop_pct": str(subject.crop_pct)}
     _LOG.info("writing the graph, then comparing what onnxruntime computes; a large model takes a minute")
-    onnx.write_onnx(encoder, folder / onnx.FILE, metadata)
-    difference = onnx.check_onnx(encoder, folder / onnx.FILE)
+    onnx.write_onnx(model, folder / onnx.FILE, metadata)
+    difference = onnx.check_onnx(model, folder / onnx.FILE)
     _LOG.info("onnxruntime and torch differ by %.1e at most", difference)
-    return {"weights": checkpoint.digest(encoder), "difference": difference}
+    return {"weights": checkpoint.digest(model), "difference": difference}
 
 
-_WRITERS: Mapping[str, Callable[[Model, Path, float], Mapping[str, Any]]] = {
+_WRITERS: Mapping[str, Callable[[_Subject, Path], Mapping[str, Any]]] = {
     "timm": _write_timm,
     "mae": _write_mae,
     "hf": _write_hf,
@@ -282,9 +340,11 @@ def _compared(model: Model, load: Callable[[], Model]) -> Mapping[str, Any]:
 
 
 def _unseen(model: Model) -> tuple[Any, ...]:
-    """What a model computes by beside its weights: sizes, heads and colours, epsilons, the decoder, its target."""
-    decoder = (model.decoder, model.norm_pix_loss) if isinstance(model, MaskedAutoencoder) else ()
-    return (_encoder_of(model).spec, norm_epsilons(model), *decoder)
+    """What a model computes by beside its weights: sizes, heads and colours, epsilons; decoder and target; pooling."""
+    sizes = (_encoder_of(model).spec, norm_epsilons(model))
+    if isinstance(model, Classifier):
+        return (*sizes, model.pooling)
+    return (*sizes, model.decoder, model.norm_pix_loss) if isinstance(model, MaskedAutoencoder) else sizes
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from semmae.checkpoint import read_json
+from semmae.commands.places import check_place
 from semmae.commands.run import write_text
 from semmae.data.manifest import ImageSet
 from semmae.data.naming import companion_names
@@ -70,9 +71,10 @@ def export_labels(store: PartStore, images: ImageSet, folder: Path, size: Size =
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds other things than an export; nothing is written."""
+    """Refuse a folder that holds other things than an export, or cannot be written in; nothing is written."""
+    check_place("--export-png", folder)
     others = [path for path in folder.iterdir() if path.name != f".{_ABOUT}.tmp"] if folder.is_dir() else []
-    if folder.is_file() or (others and not (folder / _ABOUT).is_file()):
+    if others and not (folder / _ABOUT).is_file():
         raise UserError(f"{folder}: holds other files; give a new folder for the PNGs")
 
 

@@ -10,12 +10,21 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.checkpoint import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
-from semmae.commands.classes import ClassifyOptions, eval_crop, evaluate_only, measure, validate
+from semmae.commands.classes import ClassifyOptions, eval_crop, evaluate_only, measure_classifier, validate
 from semmae.commands.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
 from semmae.commands.options import PresetOptions, first_told, flag
 from semmae.commands.results import write_results
 from semmae.commands.run import checked, run_folder
-from semmae.commands.training import check_batches, fit_options, optimiser_steps, summarised, training_loader
+from semmae.commands.training import (
+    check_batches,
+    check_count,
+    effective_batch,
+    fit_options,
+    optimiser_steps,
+    scaled_rate,
+    summarised,
+    training_loader,
+)
 from semmae.data.augment import LabelledCrops, augmentation
 from semmae.errors import UserError
 from semmae.loading import load_classifier, load_encoder
@@ -101,7 +110,8 @@ def finetune(options: FinetuneOptions) -> Path:
     if options.image_size is not None:
         encoder.set_image_size(options.image_size)
     sets = open_train_val(options, options.val_share)
-    training_loader(crops_of(options, encoder, sets), options)  # refused now, before anything is written
+    check_count(len(sets.train), options)
+    check_rate(options, len(sets.train))
     scratch = untrained_like(encoder, options.seed) if options.untrained else None
     classifier = new_classifier(options, encoder, sets.classes)
     with run_folder(options) as out:
@@ -130,16 +140,16 @@ def check_finetune(options: FinetuneOptions) -> None:
     check_batches(options)
     check_compile(options.compile)
     augmentation(options.augment, 224, IMAGENET_DEFAULT_MEAN)  # only to learn whether timm knows it
-    if options.min_lr > rate_of(options):
+
+
+def check_rate(options: FinetuneOptions, images: int) -> None:
+    """Refuse a rate that would rise in the end."""
+    rate = scaled_rate(options.blr, images, options)
+    if options.min_lr > rate:
         raise UserError(
-            f"--min-lr {options.min_lr} is above the learning rate {rate_of(options):.3g} (--blr {options.blr} · "
-            f"batch size {options.batch_size} / 256); lower it, or raise --blr"
+            f"--min-lr {options.min_lr} is above the learning rate {rate:.3g} (--blr {options.blr} · "
+            f"batch size {effective_batch(images, options)} / 256); lower it, or raise --blr"
         )
-
-
-def rate_of(options: FinetuneOptions) -> float:
-    """The highest learning rate, that of the head."""
-    return options.blr * options.batch_size / 256
 
 
 def open_trainable(options: FinetuneOptions) -> Encoder:
@@ -175,7 +185,7 @@ def train_and_measure(options: FinetuneOptions, classifier: Classifier, sets: Tr
     trained = train_classifier(options, classifier, sets, stage)
     figures = {}
     if is_rank_zero():
-        figures = measure(options, trained, sets.val, sets.val_targets, sets.classes)
+        figures = measure_classifier(options, trained, sets.val, sets.val_targets, sets.classes)
     barrier()
     return figures
 
@@ -201,28 +211,29 @@ def train_classifier(options: FinetuneOptions, classifier: Classifier, sets: Tra
         "encoder_digest": digest(classifier),
         "validation_digest": sets.val.digest,
     }
-    with summarised(options.out, stage, sets.train, **facts):
+    with summarised(options.out, stage, sets.train, [sets.val], **facts):
         if options.resume and (folder / CONFIG).is_file():
             return load_classifier(folder)[0]
         compiled = resolve_compile(options.compile, optimiser_steps(len(sets.train), options, options.epochs))
-        task = FinetuneTask(classifier, recipe_of(options), compiled)
+        task = FinetuneTask(classifier, recipe_of(options, len(sets.train)), compiled)
         classes = sets.train_targets.tolist() if options.balanced else None
-        loader = training_loader(crops_of(options, encoder, sets), options, classes)
+        loader = training_loader(crops_of(options, encoder, sets), options, classes, task.recipe.lr)
         how = fit_options(options, options.out, stage, options.epochs, options.clip)
         fit(task, loader, how, options.resume, validation(options, task, sets))
         if is_rank_zero():
             crop_pct = eval_crop(options, classifier)
-            save_classifier(task.result, folder, sets.classes, crop_pct, about(options, sets, crop_pct))
+            learned = image_keys(sets.train)
+            save_classifier(task.result, folder, sets.classes, crop_pct, about(options, sets, crop_pct), learned)
         return task.result
 
 
-def recipe_of(options: FinetuneOptions) -> FinetuneRecipe:
-    """The options as the task wants them: those of the same name, and the learning rate of this batch size."""
+def recipe_of(options: FinetuneOptions, images: int) -> FinetuneRecipe:
+    """The options as the task wants them: those of the same name, and the learning rate of a step's images."""
     names = {field.name for field in dataclasses.fields(FinetuneRecipe)}
     same: dict[str, Any] = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names
     }
-    return FinetuneRecipe(lr=rate_of(options), **same)
+    return FinetuneRecipe(lr=scaled_rate(options.blr, images, options), **same)
 
 
 def crops_of(options: FinetuneOptions, encoder: Encoder, sets: TrainVal) -> LabelledCrops:
@@ -246,11 +257,10 @@ def validation(options: FinetuneOptions, task: FinetuneTask, sets: TrainVal) -> 
 
 
 def about(options: FinetuneOptions, sets: TrainVal, crop_pct: float) -> dict[str, Any]:
-    """What the saved classifier tells of itself: how it was measured, and which images it learned from."""
+    """What the saved classifier tells of itself: how it was trained and measured."""
     return {
         "stage": STAGE,
         "images": len(sets.train),
-        "learned": image_keys(sets.train),
         "crop_pct": crop_pct,
         "val_share": options.val_share,
         "seed": options.seed,
@@ -259,7 +269,7 @@ def about(options: FinetuneOptions, sets: TrainVal, crop_pct: float) -> dict[str
 
 def protocol_of(options: FinetuneOptions, classifier: Classifier, sets: TrainVal) -> dict[str, Any]:
     """How it was trained and measured."""
-    told = (
+    told_options = (
         *("preset", "epochs", "batch_size", "blr", "min_lr", "warmup_share", "layer_decay", "weight_decay", "clip"),
         *("pooling", "drop_path", "augment", "crop_scale", "mixup", "cutmix", "erasing", "label_smoothing", "ema"),
         *("balanced", "precision", "encoder", "data", "seed"),
@@ -269,5 +279,6 @@ def protocol_of(options: FinetuneOptions, classifier: Classifier, sets: TrainVal
         "image_size": classifier.encoder.spec.image_size,
         "crop_pct": eval_crop(options, classifier),
         "split": sets.split,
-        **{name: getattr(options, name) for name in told},
+        **{name: getattr(options, name) for name in told_options},
+        "batch_size": effective_batch(len(sets.train), options),
     }

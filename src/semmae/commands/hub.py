@@ -1,5 +1,6 @@
 """`--push-to-hub`: a folder that is whole already, to a model repository of the Hugging Face hub."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,6 @@ def push_to_hub(folder: Path, name: str, *, private: bool, message: str, card: C
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"--push-to-hub {name}: not uploaded ({reason}); {folder} is whole: log in (hf auth login), then "
-            f"hf upload {name} {folder}"
+            f"hf upload {name} {shlex.quote(str(folder))}"
         ) from error
     return str(repository)

@@ -1,28 +1,35 @@
 """`semmae knn`: how well classes can be read off an encoder's features, without training anything."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from semmae.commands.features import (
     FeatureOptions,
+    Look,
+    check_classes,
     class_indices,
+    device_of,
     feature_size,
     image_features,
-    open_classes,
     open_encoder,
+    open_sets,
     told_encoder,
     untrained_like,
+    warn_of_single_images,
 )
 from semmae.commands.options import PresetOptions
 from semmae.commands.results import write_results
 from semmae.commands.run import checked, run_folder
 from semmae.data.manifest import ImageSet, write_skipped
-from semmae.data.sources import has_split
 from semmae.errors import UserError
 from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.knn import knn_ranks
 from semmae.models.vit import Encoder
+from semmae.tasks.precision import check_precision, resolve_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,37 +52,53 @@ class KnnOptions(PresetOptions, NeighbourOptions):
 def knn(options: KnnOptions) -> Path:
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
     options = checked(options)
-    check_temperature(options.temperature)
+    check_votes(options)
     encoder = open_encoder(options)
     sets = open_knn_sets(options)
     with run_folder(options) as out:
-        figures = measure_knn(options, encoder, sets)
+        figures = knn_figures(options, encoder, sets)
         others = {}
         if options.untrained:
-            others["untrained"] = measure_knn(options, untrained_like(encoder, options.seed), sets)
+            others["untrained"] = knn_figures(options, untrained_like(encoder, options.seed), sets)
         print(write_results(out, knn_protocol(options, encoder, sets), figures, others))
-        write_skipped(sets[0].manifest, out / "skipped.csv")
+        write_skipped(sets, out / "skipped.csv")
     return options.out
 
 
-def check_temperature(temperature: float) -> None:
-    """Refuse what votes cannot be divided by."""
-    if temperature <= 0:
-        raise UserError(f"--temperature {temperature}: must be above 0; 0.07 is the usual choice")
+def check_votes(options: NeighbourOptions) -> None:
+    """Refuse what votes cannot be divided by, and arithmetic that is not to be had here."""
+    if options.temperature <= 0:
+        raise UserError(f"--temperature {options.temperature}: must be above 0; 0.07 is the usual choice")
+    check_precision(options.precision)
 
 
 def open_knn_sets(options: FeatureOptions) -> list[ImageSet]:
     """The images that vote and those that ask; one set where --data has no splits: all but itself vote for each."""
-    splits = ("train", "val") if has_split(options.data) else (None,)
-    return [open_classes(options, split) for split in splits]
+    sets = open_sets(options)
+    check_classes(options, sets)
+    if len(sets) == 1:
+        warn_of_single_images(options, sets[0])
+    return sets
 
 
-def measure_knn(options: NeighbourOptions, encoder: Encoder, sets: list[ImageSet]) -> dict[str, Any]:
-    """What val's neighbours in train tell of its classes, or every image's among all others."""
-    features = [image_features(options, encoder, images) for images in sets]
+def knn_figures(options: NeighbourOptions, encoder: Encoder, sets: list[ImageSet]) -> dict[str, Any]:
+    """`measure_knn` of an encoder that looks at the images for this alone."""
+    return measure_knn(options, sets, partial(image_features, options, encoder), device_of(encoder))
+
+
+def measure_knn(options: NeighbourOptions, sets: list[ImageSet], look: Look, device: torch.device) -> dict[str, Any]:
+    """What val's neighbours in train tell of its classes, or every image's among all others.
+
+    Args:
+        options: tell k and temperature.
+        sets: those that vote, and those that ask; one set does both.
+        look: gives the features of a set.
+        device: where the search is computed.
+    """
+    features = [look(images) for images in sets]
     targets, names = class_indices(sets)
     ranks = knn_ranks(
-        features[0].to(next(encoder.parameters()).device),  # where the search is computed
+        features[0].to(device),
         targets[0],
         features[-1],
         targets[-1],
@@ -99,6 +122,7 @@ def knn_protocol(options: NeighbourOptions, encoder: Encoder, sets: list[ImageSe
         "pooling": options.pooling,
         "image_size": feature_size(options, encoder),
         "crop_pct": options.crop_pct,
+        "precision": resolve_precision(options.precision),
         "interval": "95 %, Wilson",
         "split": split,
         **told_encoder(options, encoder),

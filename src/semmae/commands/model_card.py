@@ -5,7 +5,7 @@ not told there is not told here either; paths are shortened to their last name, 
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from semmae import checkpoint
 from semmae.commands.results import OWN, markdown_table, protocol_lines
 from semmae.errors import UserError
 from semmae.interop import mae, onnx
+from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.page import figure_rows, flat
@@ -54,16 +55,18 @@ class Card:
 
     title: str  # of a folder, or OWNER/NAME on the hub
     form: str
-    model: Encoder | MaskedAutoencoder
+    model: Encoder | MaskedAutoencoder | Classifier
     source: str  # the --encoder that was exported
     run: Run | None
     results: Mapping[str, Mapping[str, Any]]  # beyond those of the run
     digest: str = ""  # of the encoder, before its positions are resampled
+    classes: Sequence[str] = ()  # of a classifier
+    crop_pct: float = 1.0  # share of the short side that the model was measured on
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder, of a masked autoencoder too."""
-        return self.model.encoder if isinstance(self.model, MaskedAutoencoder) else self.model
+        """The encoder, of a masked autoencoder or a classifier too."""
+        return self.model if isinstance(self.model, Encoder) else self.model.encoder
 
 
 def find_run(spec: str) -> Run | None:
@@ -109,11 +112,12 @@ def write_card(card: Card) -> str:
 
 
 def _header(card: Card) -> list[str]:
-    tags = ["semmae", "masked-image-modeling" if _is_mae(card) else "image-feature-extraction", "vision-transformer"]
+    task = "image-classification" if card.classes else "image-feature-extraction"
+    tags = ["semmae", "masked-image-modeling" if _is_mae(card) else task, "vision-transformer"]
     lines = [
         f"library_name: {_LIBRARY[card.form]}",
         "license: unknown",
-        "pipeline_tag: image-feature-extraction",
+        f"pipeline_tag: {task}",
         "tags:",
         *(f"- {tag}" for tag in tags),
     ]
@@ -123,7 +127,7 @@ def _header(card: Card) -> list[str]:
 def _what(card: Card) -> list[str]:
     spec = card.encoder.spec
     count = sum(tensor.numel() for tensor in card.model.parameters()) / 1e6
-    decoder = ""
+    decoder = f" with a head that tells {len(card.classes)} classes" if card.classes else ""
     if isinstance(card.model, MaskedAutoencoder):
         sizes = card.model.decoder
         kind = "normalised pixels" if card.model.norm_pix_loss else "pixels"
@@ -199,24 +203,23 @@ def _methods(content: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     if isinstance(content.get(OWN), Mapping):
         named = {name: values for name, values in content.items() if name != "protocol" and isinstance(values, Mapping)}
         return figure_rows(named)
-    plain = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
-    figures = content.get("encoder", plain)  # `semmae demo` tells them apart from the rest
+    figures = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
     # What it is compared with has the same figures; other tables in the file, of classes, have not.
     others = {
         name: values
         for name, values in content.items()
-        if name not in ("protocol", "encoder") and isinstance(values, Mapping) and figures.keys() & values.keys()
+        if name != "protocol" and isinstance(values, Mapping) and figures.keys() & values.keys()
     }
     return {OWN: figures, **others}
 
 
 def _images(card: Card) -> list[str]:
-    spec = card.encoder.spec
+    spec, side = card.encoder.spec, card.encoder.spec.image_size
     return [
-        f"RGB, {spec.image_size} × {spec.image_size} pixels, scaled to 0–1, then normalised: mean "
+        f"RGB, {side} × {side} pixels, scaled to 0–1, then normalised: mean "
         f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. semmae resizes the short side to "
-        f"{spec.image_size} pixels, bicubic, and cuts out the central square; where figures are of a smaller share of "
-        "it, their `crop pct` tells.",
+        f"{int(side / card.crop_pct)} pixels, bicubic, and cuts out the central square of {side}; "
+        "where figures are of another share of it, their `crop pct` tells.",
         "",
     ]
 
@@ -228,10 +231,12 @@ def _use(card: Card) -> list[str]:
 
 def _use_timm(card: Card) -> Iterable[str]:
     place = "hf-hub" if "/" in card.title else "local-dir"
+    answer = ("logits = model(images)  # (B, classes): those of model.pretrained_cfg['label_names']",)
     return (
         "import timm",
         "",
         f'model = timm.create_model("{place}:{card.title}", pretrained=True).eval()',
+        *(answer if card.classes else ()),
         "tokens = model.forward_features(images)  # (B, 1 + patches, width): class token first",
     )
 
@@ -259,6 +264,15 @@ def _use_hf(card: Card) -> Iterable[str]:
             f'model = ViTMAEForPreTraining.from_pretrained("{place}")',
             'loss = model(**processor(images=image, return_tensors="pt")).loss',
         )
+    if card.classes:
+        return (
+            "from transformers import AutoImageProcessor, ViTForImageClassification",
+            "",
+            f'processor = AutoImageProcessor.from_pretrained("{place}")',
+            f'model = ViTForImageClassification.from_pretrained("{place}")',
+            'logits = model(**processor(images=image, return_tensors="pt")).logits',
+            "name = model.config.id2label[logits[0].argmax().item()]",
+        )
     return (
         "from transformers import AutoImageProcessor, ViTModel",
         "",
@@ -270,14 +284,17 @@ def _use_hf(card: Card) -> Iterable[str]:
 
 
 def _use_onnx(card: Card) -> Iterable[str]:
-    size = card.encoder.spec.image_size
+    size, given = card.encoder.spec.image_size, f'{{"{onnx.INPUT}": images}}'
     return (
         "import onnxruntime",
         "",
         f'session = onnxruntime.InferenceSession("{onnx.FILE}")',
         f"# {onnx.INPUT}: float32 (B, 3, {size}, {size}), normalised as above (the file's metadata tells it too)",
-        "# (B, width) and (B, patches, width):",
-        f'cls, patches = session.run(["cls", "patches"], {{"{onnx.INPUT}": images}})',
+        *(
+            ("# (B, classes), named in the file's metadata:", f'logits = session.run(["{onnx.LOGITS}"], {given})[0]')
+            if card.classes
+            else ("# (B, width) and (B, patches, width):", f'cls, patches = session.run(["cls", "patches"], {given})')
+        ),
     )
 
 

@@ -76,11 +76,23 @@ class TrainOptions(RunOptions):
     batch_size: int = 64
     """Images per optimiser step, over all devices."""
     accumulate: int = 1
-    """Batches that make one optimiser step, each --batch-size / (--devices * --accumulate) images: less memory."""
+    """Batches that make one optimiser step on each device, which hold the fewer images for it: less memory."""
     precision: Precision = "auto"
     """Arithmetic: auto is bf16 where the processor computes in it, else float32; fp16 needs a GPU."""
     devices: int = 1
-    """GPUs, or processes on a CPU."""
+    """GPUs, or processes on a CPU; of each node."""
+    nodes: int = 1
+    """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
+
+    @property
+    def processes(self) -> int:
+        """Devices of all nodes."""
+        return self.nodes * self.devices
+
+    @property
+    def batches(self) -> int:
+        """Batches that make one optimiser step, over all devices."""
+        return self.processes * self.accumulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,17 +136,18 @@ def check_values(options: object) -> None:
 _NO_LIMIT = sys.float_info.max  # infinity is above it
 _AT_LEAST = {
     "image_size": 8, "teacher_image_size": 8, "patch_size": 2, "batch_size": 1, "epochs": 1, "devices": 1, "workers": 0,
-    "limit": 1, "grid": 2, "k": 1, "teacher_epochs": 1, "parts_epochs": 1, "seed": 0, "images": 1, "num_heads": 1,
+    "limit": 1, "grid": 2, "k": 1, "teacher_epochs": 1, "parts_epochs": 1, "images": 1, "num_heads": 1,
     "decoder_width": 4, "decoder_depth": 1, "decoder_heads": 1, "decoder_num_heads": 1, "lr": 0, "blr": 0,
     "weight_decay": 0, "gamma": 0,
     "diversity": 0, "weight_decay_end": 0, "local_crops": 0, "local_size": 1, "prototypes": 2, "head_width": 1,
     "ibot": 0, "koleo": 0, "clip": 0, "knn_every": 0, "sample": 1, "blur": 1, "agreement": 0, "concentration": 0,
-    "total_variation": 0, "quality_images": 1, "token_subset": 2, "accumulate": 1,
+    "total_variation": 0, "quality_images": 1, "token_subset": 2, "accumulate": 1, "nodes": 1,
     "steps": 1, "val_steps": 1, "decoder_channels": 1, "aux_weight": 0, "pictures": 0,
     "min_lr": 0, "mixup": 0, "cutmix": 0, "val_every": 0,
 }  # fmt: skip
 _LIMITS: dict[str, tuple[float, float]] = {
     **{name: (low, _NO_LIMIT) for name, low in _AT_LEAST.items()},
+    "seed": (0, 2**32 - 1),  # of steps and ranks are made from it, none above the 64 bits that torch takes
     "num_parts": (1, 254),  # a label is one byte, one is the background, one means "not yet computed"
     "hue": (0, 0.5),  # turns either way: half of one reaches every hue
     "warmup_share": (0, 1),
@@ -303,7 +316,7 @@ def _changed_since(options: OptionsT, path: Path) -> tuple[str, Any] | None:
     saved = read_config(path, type(options))
     free = {*_FREE_ON_RESUME, "out"}
     if getattr(options, "labels_only", False) or getattr(options, "quality_only", False):
-        free.add("devices")  # labels are the same from any number of processes; training is not
+        free |= {"devices", "nodes"}  # labels are the same from any number of processes; training is not
     for field in dataclasses.fields(options):
         was = saved.get(field.name, field.default)
         if field.name not in free and getattr(options, field.name) != was:

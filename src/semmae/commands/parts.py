@@ -133,6 +133,10 @@ def check_parts(options: PartsOptions, images: ImageSet) -> None:
         check_tokens(options.tokens, images, subset=options.limit is not None)
     if options.export_png is not None:
         check_folder(options.export_png)
+    if options.nodes > 1 and (source is not None or options.labels_only or options.quality_only):
+        raise UserError(
+            f"--nodes {options.nodes}: only training is shared by several nodes; use --nodes 1, --devices N"
+        )
 
 
 def _refuse_training(options: PartsOptions, source: str) -> None:

@@ -28,6 +28,7 @@ from semmae.commands.training import (
     fit_options,
     open_training_images,
     optimiser_steps,
+    scaled_rate,
     summarised,
     training_loader,
 )
@@ -210,7 +211,7 @@ def train_autoencoder(
     torch.manual_seed(options.seed)
     mae = init or new_autoencoder(options)
     recipe = PretrainRecipe(
-        lr=options.blr * options.batch_size / 256,
+        lr=scaled_rate(options.blr, len(images), options),
         weight_decay=options.weight_decay,
         warmup_share=options.warmup_share,
         masking=mask_source(options),
@@ -238,7 +239,7 @@ def train_autoencoder(
         "masking": options.masking,
     }
     with summarised(options.out, "pretrain", images, **facts):
-        loader = training_loader(dataset, options)
+        loader = training_loader(dataset, options, rate=recipe.lr)
         how = fit_options(options, options.out, "pretrain", options.epochs, options.clip)
         compiled = resolve_compile(options.compile, optimiser_steps(len(images), options, options.epochs))
         names = store.label_names if store else ()

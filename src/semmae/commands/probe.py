@@ -7,17 +7,19 @@ for this very encoder more than a fixed one.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from semmae.checkpoint import digest, save_head
 from semmae.commands.features import (
     EncoderOptions,
     FeatureOptions,
+    Look,
     TrainVal,
+    device_of,
     feature_size,
     image_features,
     open_encoder,
@@ -28,7 +30,14 @@ from semmae.commands.features import (
 from semmae.commands.options import PresetOptions, TrainOptions, first_told, flag
 from semmae.commands.results import draw_confusion, write_per_class, write_results
 from semmae.commands.run import checked, run_folder
-from semmae.commands.training import check_batches, fit_options, summarised, training_loader
+from semmae.commands.training import (
+    check_batches,
+    effective_batch,
+    fit_options,
+    scaled_rate,
+    summarised,
+    training_loader,
+)
 from semmae.data.loaders import CropDataset
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.splits import held_out
@@ -38,7 +47,7 @@ from semmae.evaluation.classifying import classify_features
 from semmae.evaluation.linear import BATCH, EPOCHS, RATES, Probed, probe_features
 from semmae.models.head import HeadSpec, LinearHead, Pooling
 from semmae.models.vit import Encoder
-from semmae.tasks.precision import autocast, resolve_precision
+from semmae.tasks.precision import resolve_precision
 from semmae.tasks.probe import ProbeRecipe, ProbeTask
 from semmae.tasks.trainer import fit, is_rank_zero
 
@@ -49,7 +58,7 @@ _CROP_PCT: Mapping[Protocol, float] = {"features": 1.0, "mae": 224 / 256}  # the
 # Options that one protocol alone has a use for, and what else there is in the other.
 _ONLY_OF: Mapping[Protocol, Sequence[str]] = {
     "features": ("lr", "flip", "choice_share"),
-    "mae": ("devices", "accumulate", "blr", "warmup_share", "crop_scale"),
+    "mae": ("nodes", "devices", "accumulate", "blr", "warmup_share", "crop_scale"),
 }
 _INSTEAD = {"lr": "mae takes --blr", "blr": "features takes --lr", "flip": "mae mirrors its crops in any case"}
 
@@ -98,16 +107,18 @@ def probe(options: ProbeOptions) -> Path:
     check_count(options, len(sets.train))
     chosen_on = choice_rows(options, sets.train)
     with run_folder(options) as out:
-        head, figures = measure(options, encoder, sets, chosen_on, out)
+        look = partial(image_features, feature_options(options), encoder)
+        head, figures = probe_encoder(options, encoder, sets, chosen_on, out, look)
         others = {}
         if options.untrained:
             new = untrained_like(encoder, options.seed)
-            others["untrained"] = measure(options, new, sets, chosen_on, out / "untrained")[1]
+            look = partial(image_features, feature_options(options), new)
+            others["untrained"] = probe_encoder(options, new, sets, chosen_on, out / "untrained", look)[1]
         if is_rank_zero():
-            protocol = told_protocol(options, encoder, sets)
+            protocol = probe_protocol(options, encoder, sets)
             save_head(head, out / "head", protocol)
             print(write_results(out, protocol, figures, others))
-            write_skipped(sets.train.manifest, out / "skipped.csv")
+            write_skipped([sets.train, sets.val], out / "skipped.csv")
     return options.out
 
 
@@ -125,10 +136,9 @@ def check_protocol(options: ProbeOptions) -> None:
 
 def check_count(options: ProbeOptions, images: int) -> None:
     """Refuse batches of a single image, by whose spread nothing can be divided."""
-    batches, size = options.devices * options.accumulate, min(options.batch_size, images)
-    if options.protocol == "mae" and size < 2 * batches:
+    if options.protocol == "mae" and effective_batch(images, options) < 2 * options.batches:
         raise UserError(
-            f"--batch-size {options.batch_size}: of {images} images, in {batches} batches a step, some batch has a "
+            f"--batch-size {options.batch_size}: of {images} images, in {options.batches} batches a step, each has a "
             "single one, and BatchNorm needs two; use a larger batch, fewer of them, or more images"
         )
 
@@ -137,7 +147,7 @@ def choice_rows(options: ProbeOptions, train: ImageSet) -> list[int]:
     """The training images on which the learning rate is chosen; none where it is told."""
     if options.protocol == "mae" or options.lr is not None:
         return []
-    rows = held_out(train.labels or (), options.choice_share, options.seed)[1]
+    rows = rows_to_choose_on(options, train)
     if not rows:
         raise UserError(
             f"{options.data}: no class has two training images, so no learning rate can be chosen; give --lr"
@@ -145,26 +155,39 @@ def choice_rows(options: ProbeOptions, train: ImageSet) -> list[int]:
     return rows
 
 
-def measure(
-    options: ProbeOptions, encoder: Encoder, sets: TrainVal, chosen_on: list[int], out: Path
+def rows_to_choose_on(options: ProbeOptions, train: ImageSet) -> list[int]:
+    """A share of each class of the training images; of a class of a single image nothing."""
+    return held_out(train.labels or (), options.choice_share, options.seed)[1]
+
+
+def probe_encoder(
+    options: ProbeOptions, encoder: Encoder, sets: TrainVal, chosen_on: list[int], out: Path, look: Look
 ) -> tuple[LinearHead, dict[str, Any]]:
-    """A head trained on an encoder, and what it knows of the images to measure on."""
+    """A head trained on an encoder, and what it knows of the images to measure on.
+
+    Args:
+        options: tell the protocol.
+        encoder: frozen.
+        sets: to learn from, and to measure on.
+        chosen_on: rows of the training images, as of `choice_rows`.
+        out: receives what is told of the classes, and a training's checkpoints.
+        look: gives the encoder's features of the crop that the protocol measures on.
+    """
     spec = HeadSpec(encoder.width, tuple(sets.classes), options.pooling)
     if options.protocol == "mae":
-        head, told = train_on_crops(options, encoder, sets, spec, out), {}
+        head, tried = train_on_crops(options, encoder, sets, spec, out), {}
     else:
-        probed = train_on_features(options, encoder, sets, spec, chosen_on)
-        head, told = probed.head, {"rate": probed.rate, "sweep": [list(tried) for tried in probed.sweep]}
+        probed = train_on_features(options, sets, spec, chosen_on, look, device_of(encoder))
+        head, tried = probed.head, {"rate": probed.rate, "sweep": [list(pair) for pair in probed.sweep]}
     if not is_rank_zero():
         return head, {}
-    features = frozen_features(options, encoder, sets.val)
-    chosen, ranks = classify_features(head.cpu().eval(), features, sets.val_targets)
-    report = rank_report(ranks, sets.val_targets, len(sets.classes))
+    answers = classify_features(head.cpu().eval(), look(sets.val), sets.val_targets)
+    report = rank_report(answers.ranks, sets.val_targets, len(sets.classes))
     del report["per_class"]  # by name in a table of its own
     out.mkdir(exist_ok=True)
-    write_per_class(out / "per_class.csv", sets.classes, chosen, sets.val_targets)
-    draw_confusion(out / "confusion.png", sets.classes, chosen, sets.val_targets)
-    return head, {**report, "images": len(sets.val), "classes": len(sets.classes), **told}
+    write_per_class(out / "per_class.csv", sets.classes, answers.chosen, sets.val_targets)
+    draw_confusion(out / "confusion.png", sets.classes, answers.chosen, sets.val_targets)
+    return head, {**report, "images": len(sets.val), "classes": len(sets.classes), **tried}
 
 
 def train_on_crops(options: ProbeOptions, encoder: Encoder, sets: TrainVal, spec: HeadSpec, out: Path) -> LinearHead:
@@ -173,23 +196,24 @@ def train_on_crops(options: ProbeOptions, encoder: Encoder, sets: TrainVal, spec
     head = LinearHead(spec)
     size, epochs = feature_size(options, encoder), options.epochs or 90
     dataset = CropDataset(sets.train, size, scale=(options.crop_scale, 1.0), seed=options.seed)
-    loader = training_loader(dataset, options)
-    recipe = ProbeRecipe(lr=options.blr * options.batch_size / 256, warmup_share=options.warmup_share)
+    rate = scaled_rate(options.blr, len(sets.train), options)
+    loader = training_loader(dataset, options, rate=rate)
+    recipe = ProbeRecipe(lr=rate, warmup_share=options.warmup_share)
     task = ProbeTask(encoder, head, sets.train_targets, recipe)
     out.mkdir(parents=True, exist_ok=True)
-    with summarised(out, "probe", sets.train, epochs=epochs, image_size=size, encoder_digest=digest(encoder)):
+    facts = {"epochs": epochs, "image_size": size, "encoder_digest": digest(encoder)}
+    with summarised(out, "probe", sets.train, [sets.val], **facts):
         fit(task, loader, fit_options(options, out, "probe", epochs), options.resume)
     return head
 
 
 def train_on_features(
-    options: ProbeOptions, encoder: Encoder, sets: TrainVal, spec: HeadSpec, chosen_on: list[int]
+    options: ProbeOptions, sets: TrainVal, spec: HeadSpec, chosen_on: list[int], look: Look, device: torch.device
 ) -> Probed:
     """The fast probe: on features that are computed once and kept in memory."""
-    features, targets = frozen_features(options, encoder, sets.train), sets.train_targets
+    features, targets = look(sets.train), sets.train_targets
     if options.flip:
-        mirrored = frozen_features(options, encoder, sets.train, flip=True)
-        features, targets = torch.cat([features, mirrored]), targets.repeat(2)
+        features, targets = torch.cat([features, look(sets.train, flip=True)]), targets.repeat(2)
         chosen_on = [*chosen_on, *(row + len(sets.train) for row in chosen_on)]  # or the choice would see its images
     probed = probe_features(
         features,
@@ -199,7 +223,7 @@ def train_on_features(
         rates=RATES if options.lr is None else [options.lr],
         epochs=options.epochs or EPOCHS,
         seed=options.seed,
-        device=next(encoder.parameters()).device,
+        device=device,
     )
     if options.lr is None and probed.rate in (RATES[0], RATES[-1]):
         end = "lowest" if probed.rate == RATES[0] else "highest"
@@ -207,13 +231,12 @@ def train_on_features(
     return probed
 
 
-def frozen_features(options: ProbeOptions, encoder: Encoder, images: ImageSet, flip: bool = False) -> Tensor:
-    """Features (N, C) of the crop that the protocol measures on, in the arithmetic of --precision."""
+def feature_options(options: ProbeOptions) -> FeatureOptions:
+    """How the frozen encoder looks at whole images: the crop that the protocol measures on, few enough at a time."""
     shared = {field.name for field in fields(FeatureOptions)} & {field.name for field in fields(options)}
-    told: dict[str, Any] = {name: getattr(options, name) for name in shared}
-    told |= {"batch_size": min(options.batch_size, _AT_A_TIME), "crop_pct": crop_of(options)}
-    with autocast(options.precision, next(encoder.parameters()).device):
-        return image_features(FeatureOptions(**told), encoder, images, flip)
+    values: dict[str, Any] = {name: getattr(options, name) for name in shared}
+    values |= {"batch_size": min(options.batch_size, _AT_A_TIME), "crop_pct": crop_of(options)}
+    return FeatureOptions(**values)
 
 
 def crop_of(options: ProbeOptions) -> float:
@@ -221,14 +244,14 @@ def crop_of(options: ProbeOptions) -> float:
     return options.crop_pct or _CROP_PCT[options.protocol]
 
 
-def told_protocol(options: ProbeOptions, encoder: Encoder, sets: TrainVal) -> dict[str, Any]:
+def probe_protocol(options: ProbeOptions, encoder: Encoder, sets: TrainVal) -> dict[str, Any]:
     """How it is measured."""
     how: Mapping[str, Any]
     if options.protocol == "mae":
         how = {
             "method": "linear probe as in MAE: BatchNorm without affine, linear, LARS, random crops and flips",
             "epochs": options.epochs or 90,
-            "batch_size": options.batch_size,
+            "batch_size": effective_batch(len(sets.train), options),
             "blr": options.blr,
             "warmup_share": options.warmup_share,
             "crop_scale": options.crop_scale,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from semmae.commands.mask_pictures import faded, on_the_grid, reconstruct_pixels
 from semmae.commands.options import check_image_size, check_values
+from semmae.commands.places import check_place
 from semmae.data.loaders import WholeDataset
 from semmae.data.manifest import open_images
 from semmae.errors import UserError
@@ -56,6 +57,7 @@ def reconstruct(options: ReconstructOptions) -> Path:
         raise UserError(f"--out {out}: unknown kind of picture {out.suffix!r}; use .png")
     if out.exists() and not options.overwrite:
         raise UserError(f"--out {out}: exists; replace it with --overwrite, or choose another")
+    check_place("--out", out.absolute().parent, out)
     mae = load_mae(options.autoencoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
     patch, size = mae.encoder.patch_size, options.image_size or mae.encoder.spec.image_size
     check_image_size(size, patch)

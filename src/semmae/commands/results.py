@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def write_results(
     content = {"protocol": dict(protocol), **figures, **(others or {})}
     write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
     lines = markdown_table(methods)
-    told = ["Protocol:", "", *protocol_lines(protocol)]
-    write_text(out / "results.md", "\n".join(["# Results", "", *lines, "", *details, *told]) + "\n")
+    text = ["# Results", "", *lines, "", *details, "Protocol:", "", *protocol_lines(protocol)]
+    write_text(out / "results.md", "\n".join(text) + "\n")
     return "\n".join(lines)
 
 
@@ -55,19 +56,19 @@ def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[st
     content = {"protocol": dict(protocol), **methods}
     write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
     lines = markdown_table(figure_rows(methods))
-    told = ["Protocol:", "", *protocol_lines(protocol)]
-    write_text(out / "results.md", "\n".join(["# Results", "", *lines, "", *told]) + "\n")
+    text = ["# Results", "", *lines, "", "Protocol:", "", *protocol_lines(protocol)]
+    write_text(out / "results.md", "\n".join(text) + "\n")
     return "\n".join(lines)
 
 
 def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
     """A line of Markdown for whatever the protocol tells, nested or not; of a digest its beginning."""
-    told = ((name, value[:12] if name == "encoder_digest" else value) for name, value in flat(protocol))
-    return [f"- {name.replace('_', ' ')}: {value}" for name, value in told if value is not None]
+    facts = ((name, value[:12] if name == "encoder_digest" else value) for name, value in flat(protocol))
+    return [f"- {name.replace('_', ' ')}: {value}" for name, value in facts if value is not None]
 
 
 def write_per_class(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:
-    """Write a CSV of each class: how many images it has, how many were told right, and what share that is.
+    """Write a CSV of each class: its images, how many were told right, what share that is, and its usual mistake.
 
     Args:
         path: where to; written at once.
@@ -76,12 +77,24 @@ def write_per_class(path: Path, classes: Sequence[str], chosen: Tensor, targets:
         targets: its true class, int64 (N,).
     """
     counts = (torch.bincount(found, minlength=len(classes)).tolist() for found in (targets, targets[chosen == targets]))
+    mistaken = most_often_taken_for(targets, chosen)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("class", "images", "right", "right_percent"))
-    for name, images, right in zip(classes, *counts, strict=True):
-        rows.writerow((name, images, right, f"{100 * right / images:.2f}" if images else ""))
+    rows.writerow(("class", "images", "right", "right_percent", "most_taken_for", "times"))
+    for number, (name, images, right) in enumerate(zip(classes, *counts, strict=True)):
+        other, times = mistaken.get(number, (None, 0))
+        share = f"{100 * right / images:.2f}" if images else ""
+        rows.writerow((name, images, right, share, "" if other is None else classes[other], times))
     write_text(path, text.getvalue())
+
+
+def most_often_taken_for(targets: Tensor, chosen: Tensor) -> dict[int, tuple[int, int]]:
+    """Of each class that was mistaken: the class that it was most often taken for, and how many times."""
+    wrong = targets != chosen
+    counts = Counter(zip(targets[wrong].tolist(), chosen[wrong].tolist(), strict=True))
+    # The most frequent last, where it stays; of equally frequent ones the lower class.
+    ordered = sorted(counts.items(), key=lambda pair: (pair[1], -pair[0][1]))
+    return {true: (other, times) for (true, other), times in ordered}
 
 
 def draw_confusion(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:

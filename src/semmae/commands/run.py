@@ -16,11 +16,24 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from semmae.commands.options import GOING_ON, OptionsT, begun_alike, check_values, flag, goes_on, resumed, to_yaml
+from semmae.commands.options import (
+    GOING_ON,
+    OptionsT,
+    TrainOptions,
+    begun_alike,
+    check_values,
+    flag,
+    goes_on,
+    resumed,
+    to_yaml,
+)
+from semmae.commands.places import check_place
 from semmae.errors import UserError
+from semmae.interop import unfinished
+from semmae.tasks.nodes import take_rank
 from semmae.tasks.trainer import is_rank_zero
 
-UNFINISHED = ".unfinished"
+UNFINISHED = unfinished.MARKER
 _CONFIG = "config.yaml"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
 _NOTHING = {UNFINISHED, f".{_CONFIG}.tmp"}
@@ -45,9 +58,10 @@ def checked(options: OptionsT) -> OptionsT:
     if goes_on(options):
         options = resumed(options)
     check_values(options)
+    if isinstance(options, TrainOptions):
+        take_rank(options.nodes, options.devices)
     out = options.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; give a folder")
+    check_place("--out", out)
     if is_rank_zero():
         _refuse_at_work(out)
     if goes_on(options):

@@ -8,16 +8,31 @@ from typing import cast
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae.checkpoint import check_saveable, digest, read_extra, read_segmenter, save_segmenter
-from semmae.commands.features import image_keys, open_encoder, told_encoder, unlearned_rows, untrained_like
+from semmae.checkpoint import check_saveable, digest, read_learned, read_segmenter, save_segmenter
+from semmae.commands.features import (
+    check_val_share,
+    image_keys,
+    open_encoder,
+    told_encoder,
+    unlearned_rows,
+    untrained_like,
+)
 from semmae.commands.results import OWN
 from semmae.commands.run import checked, run_folder
 from semmae.commands.segment_options import SegmentOptions, check_encoder, check_segment, rate_of, read_blocks, rounds
-from semmae.commands.segment_results import Found, measure, protocol, write_all
+from semmae.commands.segment_results import Found, measure_segmenter, protocol, write_all
 from semmae.commands.training import fit_options, summarised
 from semmae.data.loaders import make_loader
+from semmae.data.manifest import write_skipped
 from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler
-from semmae.data.segmentation import Coding, MeasuredData, SegmentationData, open_measured, open_segmentation
+from semmae.data.segmentation import (
+    Coding,
+    MeasuredData,
+    SegmentationData,
+    is_divided,
+    open_measured,
+    open_segmentation,
+)
 from semmae.errors import UserError
 from semmae.loading import find_segmenter
 from semmae.models.classifier import set_drop_path
@@ -28,7 +43,6 @@ from semmae.tasks.segment import SegmentRecipe, SegmentTask
 from semmae.tasks.trainer import Evaluation, fit, is_rank_zero
 
 UNTRAINED = "untrained"
-_LEARNED = "learned"  # in config.json: keys of the images that were trained on
 
 _log = logging.getLogger("semmae")
 
@@ -52,13 +66,13 @@ def segment(options: SegmentOptions) -> Path:
 def measure_only(options: SegmentOptions) -> Path:
     """Measure the network of the run that --encoder names, on images that it was not trained on."""
     folder = find_segmenter(options.encoder)
-    segmenter, learned = read_segmenter(folder), read_extra(folder).get(_LEARNED)
+    segmenter, learned = read_segmenter(folder), read_learned(folder)
     if learned is None:
         _log.warning("%s: does not tell its training images, which may be among those measured", options.encoder)
     data = open_measured(
         options.data,
         _coding(options),
-        lambda images: unlearned_rows(images, learned or ""),
+        lambda images: unlearned_rows(images, learned or ()),
         limit=options.limit,
         seed=options.seed,
         workers=options.workers,
@@ -67,9 +81,10 @@ def measure_only(options: SegmentOptions) -> Path:
     measured = told_encoder(options, segmenter.encoder)
     with run_folder(options) as out:
         _log.info("%s: measured on %s", options.data, data.split)
-        methods = {OWN: measure(options, segmenter, data.val)}
-        told = protocol(options, segmenter.spec.head, segmenter.encoder.spec.image_size, data)
-        write_all(out, told | measured, methods, data.val)
+        methods = {OWN: measure_segmenter(options, segmenter, data.val)}
+        how = protocol(options, segmenter.spec.head, segmenter.encoder.spec.image_size, data)
+        write_all(out, how | measured, methods, data.val)
+        write_skipped([data.val.images], out / "skipped.csv")
         write_report(out)
     return options.out
 
@@ -90,6 +105,8 @@ def open_new(options: SegmentOptions) -> tuple[Segmenter, SegmentationData, dict
 
 def open_data(options: SegmentOptions, masks: Path | None = None) -> SegmentationData:
     """The images and masks of --data, all pairs checked; with `masks`, --data holds the images alone."""
+    if is_divided(options.data, masks):
+        check_val_share(options, options.data)
     return open_segmentation(
         options.data,
         _coding(options),
@@ -157,28 +174,28 @@ def train_segmenter(options: SegmentOptions, out: Path, segmenter: Segmenter, da
     spec = segmenter.encoder.spec
     crops = SegmentCrops(data.train, augmentation(options, spec.image_size, spec.mean), options.seed)
     sampler = StepSampler(len(crops), options.seed, steps=options.steps // count, batch_size=options.batch_size)
-    together = options.batch_size // (options.devices * options.accumulate)
+    together = options.batch_size // options.batches
     loader = make_loader(crops, together, sampler=sampler, workers=options.workers, drop_last=True)
     last: list[Found] = []
 
     def validated() -> dict[str, float]:
-        last[:] = [measure(options, segmenter, data.val)]
+        last[:] = [measure_segmenter(options, segmenter, data.val)]
         return {name: last[0].figures[name] for name in ("miou", "pixel_accuracy")}
 
     facts = {"steps": options.steps, "head": options.head, "masks_digest": data.digest}
     facts |= {"encoder_digest": digest(segmenter.encoder)}  # as it is before it is trained
     out.mkdir(parents=True, exist_ok=True)
     stage = "segment" if out == options.out else UNTRAINED
-    with summarised(out, stage, data.train.images, **facts):
+    with summarised(out, stage, data.train.images, [data.val.images], **facts):
         how = fit_options(options, out, stage, count, options.clip)
         task = SegmentTask(segmenter, recipe_of(options))
         fit(task, loader, dataclasses.replace(how, unit="round"), options.resume, Evaluation(validated, 1))
         if not is_rank_zero():
             return None
-        about = {"encoder": options.encoder, "steps": options.steps, _LEARNED: image_keys(data.train.images)}
-        save_segmenter(segmenter, out / "segmenter", about)
+        about = {"encoder": options.encoder, "steps": options.steps}
+        save_segmenter(segmenter, out / "segmenter", about, image_keys(data.train.images))
     # A run resumed at its end has validated nothing.
-    return last[0] if last else measure(options, segmenter, data.val)
+    return last[0] if last else measure_segmenter(options, segmenter, data.val)
 
 
 def augmentation(options: SegmentOptions, size: int, mean: tuple[float, float, float]) -> Augmentation:

@@ -10,11 +10,12 @@ from semmae.models.segmenter import LEVELS, Head, smallest_image, usual_blocks
 from semmae.models.vit import Encoder
 
 _ROUNDS = 10  # that a training has, unless --val-steps tells otherwise
-_RATES: dict[Head, float] = {"upernet": 1e-4, "linear": 1e-3}
+_RATES: dict[Head, float] = {"upernet": 1e-4, "linear": 1e-2}
 _OF_UPERNET: tuple[str, ...] = ("layer_decay", "drop_path", "checkpointing", "blocks", "decoder_channels", "aux_weight")
 _OF_TRAINING: tuple[str, ...] = (
-    *_OF_UPERNET, "head", "num_heads", "image_size", "batch_size", "accumulate", "devices", "steps", "val_steps", "lr",
-    "weight_decay", "warmup_share", "clip", "val_share", "min_scale", "max_scale", "most_of_one", "colour",
+    *_OF_UPERNET, "head", "num_heads", "image_size", "batch_size", "accumulate", "devices", "nodes", "steps",
+    "val_steps", "lr", "weight_decay", "warmup_share", "clip", "val_share", "min_scale", "max_scale", "most_of_one",
+    "colour",
 )  # fmt: skip
 
 
@@ -36,9 +37,9 @@ a mask is an 8-bit PNG of class numbers."""
     steps: int = 2000
     """Optimiser steps to train."""
     val_steps: int | None = None
-    """Steps between validations, at which a checkpoint is kept too; must divide --steps; default: about a tenth."""
+    """Steps between validations; must divide --steps; default: about a tenth."""
     lr: float | None = None
-    """Learning rate, of any batch size; default: 1e-4, of a linear head 1e-3."""
+    """Learning rate, of any batch size; default: 1e-4, of a linear head 1e-2."""
     weight_decay: float = 0.05
     """Weight decay, but for biases, norms and tokens."""
     layer_decay: float = 0.65
@@ -76,7 +77,8 @@ a mask is an 8-bit PNG of class numbers."""
     pictures: int = 8
     """Validation images to show in predictions.png."""
     untrained: bool = False
-    """Train beside it the same encoder with new weights, to see what pre-training brought."""
+    """Train beside it the same encoder with new weights, by the same recipe but for layer decay, to see what \
+pre-training brought."""
     eval_only: bool = False
     """Only measure the run of semmae segment that --encoder names, on images that it was not trained on."""
 
@@ -85,9 +87,9 @@ def check_segment(options: SegmentOptions) -> None:
     """Refuse options that contradict each other."""
     _refuse_without_effect(options)
     check_batches(options)
-    together = options.batch_size // (options.devices * options.accumulate)
+    together = options.batch_size // options.batches
     if options.head == "upernet" and together < 2 and not options.eval_only:
-        least = 2 * options.devices * options.accumulate
+        least = 2 * options.batches
         raise UserError(f"--batch-size {options.batch_size}: UPerNet norms need two images together; at least {least}")
     if options.val_steps and options.steps % options.val_steps:
         raise UserError(

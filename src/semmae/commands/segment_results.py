@@ -33,7 +33,7 @@ class Found:
     predictions: dict[int, Tensor]
 
 
-def measure(options: SegmentOptions, segmenter: Segmenter, val: LabelledImages) -> Found:
+def measure_segmenter(options: SegmentOptions, segmenter: Segmenter, val: LabelledImages) -> Found:
     """Slide the segmenter over the validation images."""
     spec = segmenter.encoder.spec
     size = spec.image_size
@@ -83,12 +83,12 @@ def protocol(options: SegmentOptions, head: Head, size: int, data: MeasuredData)
     }
 
 
-def write_all(out: Path, told: Mapping[str, Any], methods: Mapping[str, Found], val: LabelledImages) -> None:
+def write_all(out: Path, how: Mapping[str, Any], methods: Mapping[str, Found], val: LabelledImages) -> None:
     """Write results.json, results.md, per_class.csv and predictions.png; print the table."""
     (_, own), *others = methods.items()
     rows = class_rows(methods)
     details = ["IoU of each class, in percent:", "", *markdown_table(rows), ""]
-    print(write_results(out, told, own.figures, {name: other.figures for name, other in others}, details))
+    print(write_results(out, how, own.figures, {name: other.figures for name, other in others}, details))
     write_classes(out / "per_class.csv", rows)
     shown = sorted(own.predictions)
     if shown:

@@ -12,7 +12,7 @@ from semmae.commands.features import class_indices
 from semmae.commands.init import init_encoder
 from semmae.commands.options import PresetOptions, SizeOptions, check_image_size
 from semmae.commands.run import checked, run_folder
-from semmae.commands.training import fit_options, open_training_images, summarised, training_loader
+from semmae.commands.training import fit_options, open_training_images, scaled_rate, summarised, training_loader
 from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, sample_rows
 from semmae.errors import UserError
@@ -135,23 +135,23 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     out = options.out
     torch.manual_seed(options.seed)
     encoder = init or Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size))
-    task = TeacherTask(encoder, recipe_of(options))
+    task = TeacherTask(encoder, recipe_of(options, len(images)))
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):
-        loader = training_loader(crops_of(options, images), options)
+        loader = training_loader(crops_of(options, images), options, rate=task.recipe.lr)
         how = fit_options(options, out, "teacher", options.epochs, task.recipe.clip)
         fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
 
 
-def recipe_of(options: TeacherOptions) -> TeacherRecipe:
-    """The options as the task wants them: those of the same name, and the learning rate of this batch size."""
+def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
+    """The options as the task wants them: those of the same name, and the learning rate of a step's images."""
     names = {field.name for field in dataclasses.fields(TeacherRecipe)}
     same: dict[str, Any] = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names
     }
-    return TeacherRecipe(lr=options.blr * options.batch_size / 256, **same)
+    return TeacherRecipe(lr=scaled_rate(options.blr, images, options), **same)
 
 
 def crops_of(options: TeacherOptions, images: ImageSet) -> CropDataset:

@@ -17,6 +17,7 @@ from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.errors import UserError
+from semmae.tasks.nodes import check_processes
 from semmae.tasks.precision import check_precision
 from semmae.tasks.trainer import FitOptions, is_rank_zero
 
@@ -27,45 +28,66 @@ def open_training_images(options: TrainOptions) -> ImageSet:
     """The images of --data, checked as what asks for them is; nothing is written but the manifest's cache."""
     check_batches(options)
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
-    _check_count(len(images), options)
+    check_count(len(images), options)
     return images
 
 
 def check_batches(options: TrainOptions) -> None:
-    """Refuse arithmetic that is not to be had here, and batches that do not divide."""
+    """Refuse arithmetic that is not to be had here, processes that were not started, batches that do not divide."""
     check_precision(options.precision)
-    batches = options.devices * options.accumulate
-    if options.batch_size % batches:
-        parts = f"--devices {options.devices}" + (
-            f" · --accumulate {options.accumulate}" if options.accumulate > 1 else ""
+    check_processes(options.nodes, options.devices)
+    if options.batch_size % options.batches:
+        factors = {"--nodes": options.nodes, "--devices": options.devices, "--accumulate": options.accumulate}
+        parts = " · ".join(f"{name} {factor}" for name, factor in factors.items() if factor > 1 or name == "--devices")
+        raise UserError(
+            f"--batch-size {options.batch_size} is not divisible by {parts}; use a multiple of {options.batches}"
         )
-        raise UserError(f"--batch-size {options.batch_size} is not divisible by {parts}; use a multiple of {batches}")
+
+
+def effective_batch(images: int, options: TrainOptions) -> int:
+    """Images that one optimiser step takes: --batch-size, or fewer where there are fewer images."""
+    if images >= options.batch_size:
+        return options.batch_size
+    return max(options.batches, images // options.batches * options.batches)
+
+
+def scaled_rate(blr: float, images: int, options: TrainOptions) -> float:
+    """The learning rate: `blr` is that of 256 images a step."""
+    return blr * effective_batch(images, options) / 256
 
 
 def training_loader(
-    dataset: CropDataset | LabelledCrops, options: TrainOptions, classes: Sequence[int] | None = None
+    dataset: CropDataset | LabelledCrops,
+    options: TrainOptions,
+    classes: Sequence[int] | None = None,
+    rate: float | None = None,
 ) -> DataLoader[dict[str, Any]]:
     """Shuffled whole batches, as many as make whole optimiser steps; with `classes`, each class equally often.
 
-    With fewer images than one step takes, its batches shrink with a warning.
+    With fewer images than one step takes, its batches shrink with a warning, which also tells the `rate` that follows
+    them.
     """
-    _check_count(len(dataset), options)
-    size, batches = options.batch_size, options.devices * options.accumulate
-    if len(dataset) < size:
-        size = max(batches, len(dataset) // batches * batches)
-        _log.warning("batch size %d is more than the %d images: shrunk to %d", options.batch_size, len(dataset), size)
-    sampler = EpochSampler(len(dataset), options.seed, multiple=size // options.devices, classes=classes)
-    return make_loader(dataset, size // batches, sampler=sampler, workers=options.workers, drop_last=True)
+    check_count(len(dataset), options)
+    size = effective_batch(len(dataset), options)
+    if size < options.batch_size and is_rank_zero():
+        follows = "" if rate is None else f", and the learning rate with it to {rate:.3g}"
+        images = len(dataset)
+        _log.warning(
+            "batch size %d is more than the %d images: shrunk to %d%s", options.batch_size, images, size, follows
+        )
+    sampler = EpochSampler(len(dataset), options.seed, multiple=size // options.processes, classes=classes)
+    return make_loader(dataset, size // options.batches, sampler=sampler, workers=options.workers, drop_last=True)
 
 
 def optimiser_steps(images: int, options: TrainOptions, epochs: int) -> int:
-    """Optimiser steps of a whole training."""
-    return max(1, images // options.batch_size) * epochs
+    """Optimiser steps of a whole training, by the loader of `training_loader`."""
+    of_a_process = -(-images // options.processes)
+    return epochs * (of_a_process // (effective_batch(images, options) // options.processes))
 
 
-def _check_count(images: int, options: TrainOptions) -> None:
+def check_count(images: int, options: TrainOptions) -> None:
     """Refuse to make more batches of a step than there are images."""
-    most = -(-images // options.devices)  # of each device; where images are fewer than devices, some are seen twice
+    most = -(-images // options.processes)  # of each device; where images are fewer than devices, some are seen twice
     if options.accumulate > most:
         raise UserError(f"--accumulate {options.accumulate}: more batches a step than images a device; at most {most}")
 
@@ -78,14 +100,19 @@ def fit_options(options: TrainOptions, out: Path, stage: str, epochs: int, clip:
         epochs=epochs,
         precision=options.precision,
         devices=options.devices,
+        nodes=options.nodes,
         clip=clip,
         accumulate=options.accumulate,
     )
 
 
 @contextmanager
-def summarised(out: Path, stage: str, images: ImageSet, **facts: Any) -> Iterator[None]:
+def summarised(
+    out: Path, stage: str, images: ImageSet, also: Sequence[ImageSet] = (), /, **facts: Any
+) -> Iterator[None]:
     """Write skipped.csv before, and summary.json before and after, one stage of a run; minutes add up over resumes.
+
+    In skipped.csv are those of `also` too, the images that the stage is measured on.
 
     Raises:
         UserError: the stage was begun with other images; so it is with every fact named `…_digest`.
@@ -105,7 +132,7 @@ def summarised(out: Path, stage: str, images: ImageSet, **facts: Any) -> Iterato
 
     write(finished=False)  # already now: a killed run, too, knows what it was begun with
     if is_rank_zero():
-        write_skipped(images.manifest, out / "skipped.csv")
+        write_skipped([images, *also], out / "skipped.csv")
     finished = False
     try:
         yield

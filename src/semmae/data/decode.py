@@ -5,19 +5,34 @@
   16-bit (the high byte is kept), transparency (composited on white).
 - The orientation that the EXIF block tells is applied on every way.
 - A photo much larger than what is asked for is decoded at 1/2, 1/4 or 1/8 of its size, as the JPEG format allows.
+- torchvision means to give its decoders up (deprecated since 0.29); where it has none, Pillow reads everything.
 """
 
+import functools
 import io
+import logging
 import warnings
+from typing import Literal
 
 import numpy as np
 import torch
+import torchvision
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:
+    _DECODES = False
+else:
+    _DECODES = hasattr(torch.ops.image, "decode_image")  # some builds come without the libraries of the formats
 
 # The bytes are only read. torch warns of a tensor over read-only memory; copying costs 2 % of decoding.
 warnings.filterwarnings("ignore", message="The given buffer is not writable", module=r"semmae\.data\.decode")
+# That its decoders will go is provided for, and nothing that the user could mend.
+warnings.filterwarnings("ignore", message="The image decoding", category=DeprecationWarning, module=r"torchvision\.io")
+
+_log = logging.getLogger("semmae")
 
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -41,11 +56,11 @@ def decode(raw: bytes, least: int | None = None) -> Tensor:
         reduced = _decode_reduced(raw, least)
         if reduced is not None:
             return reduced
-    mode = _fast_mode(raw)
+    mode = _fast_mode(raw) if _DECODES else None
     if mode is not None:
         data = torch.frombuffer(raw, dtype=torch.uint8)
         try:
-            image: Tensor = decode_image(data, mode, apply_exif_orientation=True)
+            image: Tensor = decode_image(data, ImageReadMode[mode], apply_exif_orientation=True)
         except RuntimeError:
             # Pillow reads some files that torchvision refuses, and names the fault of the others.
             return _decode_with_pillow(raw)
@@ -56,17 +71,27 @@ def decode(raw: bytes, least: int | None = None) -> Tensor:
     return _decode_with_pillow(raw)
 
 
-def _fast_mode(raw: bytes) -> ImageReadMode | None:
+@functools.cache
+def tell_slow_decoder() -> None:
+    """Say it, once, where torchvision cannot decode."""
+    if not _DECODES:
+        _log.warning(
+            "torchvision %s has no image decoders; Pillow reads all images, more slowly: see --workers",
+            torchvision.__version__,
+        )
+
+
+def _fast_mode(raw: bytes) -> Literal["UNCHANGED", "RGB"] | None:
     """How torchvision should read these bytes, None where only Pillow reads them rightly."""
     if raw.startswith(_JPEG):
-        return ImageReadMode.UNCHANGED  # 1, 3 or 4 (CMYK) channels tell what the file holds
+        return "UNCHANGED"  # 1, 3 or 4 (CMYK) channels tell what the file holds
     if raw.startswith(_PNG):
         # IHDR is the first chunk: byte 24 is the bit depth, 25 the colour type (0 gray, 2 RGB, 3 palette).
         plain = raw[24:25] == b"\x08" and raw[25:26] in (b"\x00", b"\x02", b"\x03")
         extra = b"tRNS" in raw or b"eXIf" in raw
-        return ImageReadMode.RGB if plain and not extra else None
+        return "RGB" if plain and not extra else None
     if raw[:4] == b"RIFF" and raw[8:16] == b"WEBPVP8 ":  # the extended forms may hold alpha, EXIF, animation
-        return ImageReadMode.RGB
+        return "RGB"
     return None
 
 

@@ -1,6 +1,7 @@
 """Rows → batches. An item is a pure function of (seed, epoch, row).
 
-The sampler yields (epoch, row): persistent workers hold no state, and a resumed run draws the same crops.
+The sampler yields (epoch, row): persistent workers hold no state, and a resumed run draws the same crops. To begin in
+the middle of an epoch it needs to know how many rows to leave out.
 Images stay uint8 until `normalise`, which runs on the device.
 """
 
@@ -54,11 +55,22 @@ class EpochSampler(Sampler[tuple[int, int]]):
             raise ValueError(f"{length} rows, {len(classes)} classes; give one to each row, and shuffle them")
         self.length, self.seed, self.shuffle, self.multiple = length, seed, shuffle, multiple
         self.epoch = 0
+        self._begin = (0, 0)  # epoch, and how many of its rows are left out
         self._num_replicas, self._rank = num_replicas, rank
         self._classes = None if classes is None else np.asarray(classes, dtype=np.int64)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def begin_at(self, epoch: int, rows: int) -> None:
+        """Begin with this epoch, and leave out so many of the rows that it shows this rank: they have been seen."""
+        self.epoch, self._begin = epoch, (epoch, rows)
+
+    @property
+    def left_out(self) -> int:
+        """Rows of this rank that are left out of the epoch that is set."""
+        epoch, rows = self._begin
+        return rows if epoch == self.epoch else 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         replicas, rank = self._place()
@@ -71,10 +83,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
             rows = rng.permutation(self.length)
         # np.resize repeats from the beginning
         dealt = np.resize(np.arange(self.length), -(-self.length // replicas) * replicas)
-        mine = dealt[rank::replicas][: len(self)]
-        return zip(epochs[mine].tolist(), rows[mine].tolist(), strict=True)
+        mine = dealt[rank::replicas][self.left_out : len(self)]
+        # One by one: a list of them would be millions of objects.
+        return ((int(epoch), int(row)) for epoch, row in zip(epochs[mine], rows[mine], strict=True))
 
     def __len__(self) -> int:
+        """Rows of a whole epoch, also where it is begun in the middle: schedules count by it."""
         rows = -(-self.length // self._place()[0])
         return rows - rows % self.multiple
 
@@ -281,7 +295,14 @@ def _planes(pixels: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
-    """uint8 (..., 3, S, S) → float32 of zero mean and unit deviation per channel, on the same device."""
+    """uint8 (..., 3, S, S) → float32 of zero mean and unit deviation per channel, on the same device.
+
+    Raises:
+        ValueError: the images are of another type: whether they are 0..255 or 0..1, or normalised already, nothing
+            would tell.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images of {images.dtype}, not torch.uint8; give them as decoded, 0 to 255")
     shift, scale = (
         # non_blocking: otherwise the step would wait for the device here
         torch.tensor([255 * value for value in values]).to(images.device, non_blocking=True).view(3, 1, 1)
@@ -312,7 +333,11 @@ def _centre(image: Tensor, short_side: int, size: int) -> Tensor:
 
 
 def _start_worker(_: int) -> None:
-    """One thread per worker, for they are the parallelism; Ctrl-C is left to the main process."""
+    """One thread per worker, for they are the parallelism; signals that end a run are the main process's to answer.
+
+    A terminal sends Ctrl-C, and Slurm SIGTERM, to all processes: the step that is running needs its images.
+    """
     torch.set_num_threads(1)
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)

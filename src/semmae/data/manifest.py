@@ -2,16 +2,15 @@
 
 - `open_images` is the door: source → manifest → `ImageSet`, whose rows read as uint8 tensors.
 - What cannot be read is left out and listed; above 5 % the data set itself is at fault and the user is told.
-- What was readable is cached by (name, size, time of change): only other files are decoded the next time.
+- What was readable is remembered (`semmae.data.checked`): only new and changed files are decoded the next time.
+- Names and classes are no Python objects (`semmae.data.compact`): a billion images, and processes that share them.
 """
 
 import csv
-import gzip
 import hashlib
-import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,81 +19,93 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from platformdirs import user_cache_dir
+import numpy.typing as npt
 from torch import Tensor
 
-from semmae.data.decode import decode
+from semmae.data.checked import cache_file, cache_folder, known_rows, read_known, stamps, write_known
+from semmae.data.compact import Labels, Names, Rows
+from semmae.data.decode import decode, tell_slow_decoder
 from semmae.data.sources import Selection, Source, open_source
 from semmae.errors import UserError
 from semmae.progress import Progress
 
 UNREADABLE_LIMIT = 0.05
 _BLOCK = 512  # images handed to the threads together
-_CACHE_VERSION = 1
 
 _log = logging.getLogger("semmae")
 
-# name → (size, time of change) of the images found readable
-_Known = dict[str, tuple[int, int]]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
     """The readable images in the order of their rows, and those skipped as (name, reason)."""
 
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    labels: tuple[str, ...] | None
+    names: Names
+    sizes: npt.NDArray[np.int64]  # (N,), bytes of each encoded image
+    labels: Labels | None
     skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Manifest):
+            return NotImplemented
+        same = self.names == other.names and np.array_equal(self.sizes, other.sizes)
+        return same and self.labels == other.labels and self.skipped == other.skipped
+
+    __hash__ = None  # type: ignore[assignment]
+
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) over names and sizes in their order: the same digest, the same rows."""
         digest = hashlib.sha256()
-        for name, size in zip(self.names, self.sizes, strict=True):
-            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        for name, size in zip(self.names.encoded(), self.sizes, strict=True):
+            digest.update(b"%b\0%d\n" % (name, size))
         return digest.hexdigest()
 
     def subset(self, limit: int, seed: int) -> "Manifest":
         """`limit` images drawn by `seed`, in their order."""
         return self.select(sample_rows(len(self), limit, seed))
 
-    def select(self, rows: Sequence[int]) -> "Manifest":
+    def select(self, rows: Rows) -> "Manifest":
         """The images of these rows, in this order."""
-        labels = None if self.labels is None else tuple(self.labels[row] for row in rows)
-        names, sizes = tuple(self.names[row] for row in rows), tuple(self.sizes[row] for row in rows)
-        return Manifest(names, sizes, labels, self.skipped)
+        labels = None if self.labels is None else self.labels.take(rows)
+        return Manifest(self.names.take(rows), self.sizes[np.asarray(rows, dtype=np.int64)], labels, self.skipped)
 
 
 class ImageSet:
-    """A source and its manifest joined: row i is line i of the manifest. Picklable, fit for workers."""
+    """A source and its manifest joined: row i is line i of the manifest. Picklable, fit for workers.
 
-    def __init__(self, source: Source, manifest: Manifest) -> None:
+    Args:
+        source: reads the images.
+        manifest: of images of the source, in their order unless `positions` are told.
+        positions: which of the source's images each row is, integers (N,).
+    """
+
+    def __init__(self, source: Source, manifest: Manifest, positions: Rows | None = None) -> None:
         self.source, self.manifest = source, manifest
-        positions = {name: i for i, name in enumerate(source.names)}
-        self._positions = np.array([positions[name] for name in manifest.names], dtype=np.int64)
+        if positions is None:
+            positions = _positions(source.names, manifest.names)
+        self._positions = np.asarray(positions, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         return self.manifest.names
 
     @property
-    def labels(self) -> tuple[str, ...] | None:
+    def labels(self) -> Labels | None:
         return self.manifest.labels
 
     @property
     def digest(self) -> str:
         return self.manifest.digest
 
-    def select(self, rows: Sequence[int]) -> "ImageSet":
+    def select(self, rows: Rows) -> "ImageSet":
         """The images of these rows, in this order."""
-        return ImageSet(self.source, self.manifest.select(rows))
+        return ImageSet(self.source, self.manifest.select(rows), self._positions[np.asarray(rows, dtype=np.int64)])
 
     def read(self, row: int, least: int | None = None) -> Tensor:
         """uint8 (3, H, W) of a row, a large photo at a fraction of its size where `least` allows (see `decode`).
@@ -122,33 +133,46 @@ def build_manifest(
     source: Source, workers: int, cache: Path | Literal["default"] | None = "default", progress: bool = True
 ) -> Manifest:
     """Decode every image once; UserError when over 5 % cannot be. `cache`: a folder, None for no cache."""
-    folder = _default_cache() if cache == "default" else cache
-    file = None if folder is None else folder / f"{hashlib.sha256(source.key.encode()).hexdigest()[:32]}.json.gz"
-    known = {} if file is None else _read_cache(file)
-    stamps = list(zip(source.sizes, source.modified, strict=True))
-    todo = [i for i, name in enumerate(source.names) if known.get(name) != stamps[i]]
+    tell_slow_decoder()
+    folder = cache_folder() if cache == "default" else cache
+    file = None if folder is None else cache_file(folder, source.key)
+    found = stamps(source.names, source.sizes, source.modified)
+    known = found[:0] if file is None else read_known(file)
+    readable = known_rows(found, known)
+    todo = np.flatnonzero(~readable)
     reasons: dict[int, str] = {}
     try:
         for i, reason in zip(todo, _check(source, todo, workers, progress), strict=True):
             if reason is None:
-                known[source.names[i]] = stamps[i]
+                readable[i] = True
             else:
-                reasons[i] = reason
+                reasons[int(i)] = reason
     finally:  # also when interrupted: the next check goes on from here
         if file is not None and len(reasons) < len(todo):
-            _write_cache(file, known)
+            write_known(file, known, found[readable])  # those of other splits stay
     skipped = tuple((source.names[i], reason) for i, reason in reasons.items())
     _judge(source, skipped)
-    kept = [i for i in range(len(source)) if i not in reasons]
-    names, sizes = tuple(source.names[i] for i in kept), tuple(source.sizes[i] for i in kept)
-    return Manifest(names, sizes, None if source.labels is None else tuple(source.labels[i] for i in kept), skipped)
+    whole = Manifest(source.names, source.sizes, source.labels, skipped)
+    return whole.select(np.flatnonzero(readable)) if reasons else whole
 
 
-def write_skipped(manifest: Manifest, path: Path) -> None:
-    """skipped.csv: name, reason; the header alone when all images could be read."""
+def write_skipped(sets: Iterable[ImageSet], path: Path) -> None:
+    """skipped.csv: name, reason; the header alone when all images of all sets could be read.
+
+    Names are as those of the images; where sets lie in different folders, below the one that holds them all.
+    """
+    sets = list(sets)
+    roots = [str(images.source.root) for images in sets]
+    common = os.path.commonpath(roots) if len(set(roots)) > 1 else roots[0]
+    # Sets divided by `select` list the same ones: a dict keeps the first of each.
+    rows = dict.fromkeys(
+        (os.path.normpath(os.path.join(os.path.relpath(root, common), name)) if root != common else name, reason)
+        for root, images in zip(roots, sets, strict=True)
+        for name, reason in images.manifest.skipped
+    )
     part = path.with_name(path.name + ".tmp")
     with open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([("name", "reason"), *manifest.skipped])
+        csv.writer(file).writerows([("name", "reason"), *rows])
     os.replace(part, path)
 
 
@@ -162,7 +186,21 @@ def sample_rows(count: int, limit: int, seed: int) -> list[int]:
     return sorted(drawn)
 
 
-def _check(source: Source, rows: Sequence[int], workers: int, progress: bool) -> Iterator[str | None]:
+def _positions(names: Names, chosen: Names) -> npt.NDArray[np.int64]:
+    """Which of the names each chosen one is; these are some of them, in their order."""
+    if chosen == names:
+        return np.arange(len(names))
+    # In step through both: an index of all names would be millions of objects, if only for a moment.
+    remaining, positions = enumerate(names.encoded()), np.empty(len(chosen), dtype=np.int64)
+    for row, name in enumerate(chosen.encoded()):
+        place = next((i for i, other in remaining if other == name), None)
+        if place is None:
+            raise ValueError(f"{os.fsdecode(name)} is none of the source's images, or not in their order")
+        positions[row] = place
+    return positions
+
+
+def _check(source: Source, rows: npt.NDArray[np.int64], workers: int, progress: bool) -> Iterator[str | None]:
     """Why each row cannot be read, None where it can. Threads: decoding frees the interpreter's lock."""
 
     def reason(row: int) -> str | None:
@@ -177,7 +215,7 @@ def _check(source: Source, rows: Sequence[int], workers: int, progress: bool) ->
     line = Progress(len(rows), label=f"checking {source.root}") if progress else nullcontext()
     with ThreadPoolExecutor(max(workers, 1)) as pool, line as counter:
         for at in range(0, len(rows), _BLOCK):
-            block = rows[at : at + _BLOCK]
+            block = rows[at : at + _BLOCK].tolist()
             yield from pool.map(reason, block)
             if counter:
                 counter.update(len(block))
@@ -193,33 +231,3 @@ def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
     if share > UNREADABLE_LIMIT:
         raise UserError(f"{fault}, limit {100 * UNREADABLE_LIMIT:.0f} %: {shown}; repair or remove them")
     _log.warning("%s and are left out: %s", fault, shown)
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("SEMMAE_CACHE") or user_cache_dir("semmae")) / "manifests"
-
-
-def _read_cache(file: Path) -> _Known:
-    """What was found before; nothing when there is no cache, or one that is damaged or of another version."""
-    try:
-        stored = json.loads(gzip.decompress(file.read_bytes()))
-        if stored["version"] != _CACHE_VERSION:
-            return {}
-        return {name: (size, modified) for name, size, modified in stored["images"]}
-    except FileNotFoundError:
-        return {}
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        _log.warning("%s: cache not readable (%s), all images are checked again", file, error)
-        return {}
-
-
-def _write_cache(file: Path, known: _Known) -> None:
-    """Keep what is known, of other splits too. Only speed is lost when the folder cannot be written."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    stored = {"version": _CACHE_VERSION, "images": [[name, *stamp] for name, stamp in known.items()]}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(gzip.compress(json.dumps(stored).encode(), compresslevel=1))
-        os.replace(part, file)
-    except OSError as error:
-        _log.warning("%s: cache not written (%s), images are checked again the next time", file, error)

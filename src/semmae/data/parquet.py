@@ -4,14 +4,17 @@ Column `image` holds the encoded bytes or a struct {bytes, path}; column `label`
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from semmae.data.compact import Labels, Names
 from semmae.data.splits import TRAIN, VAL, pick_split
 from semmae.errors import UserError, near
 
@@ -26,14 +29,15 @@ class TableSource:
     """Rows of a `datasets.Dataset` (memory-mapped, so that workers share it)."""
 
     def __init__(
-        self, rows: "Dataset", *, root: Path, key: str, names: list[str], modified: list[int], data: str
+        self, rows: "Dataset", *, root: Path, key: str, names: Names, modified: npt.NDArray[np.int64], data: str
     ) -> None:
         _check_columns(data, rows.features.arrow_schema)
         assert len(rows) == len(names) == len(modified)
         self.root, self.key, self.names, self.modified = root, key, names, modified
         self.labels = _labels(rows)
         self._rows = rows.select_columns(["image"]).with_format("arrow")
-        self.sizes = [size for block in self._rows.iter(_BLOCK) for size in _lengths(block["image"])]
+        lengths = (size for block in self._rows.iter(_BLOCK) for size in _lengths(block["image"]))
+        self.sizes = np.fromiter(lengths, np.int64, len(rows))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,12 +60,9 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
     for path, schema in zip(paths, schemas, strict=True):
         _check_columns(str(path), schema)
     columns = ["image"] + (["label"] if all("label" in schema.names for schema in schemas) else [])
-    names: list[str] = []
-    modified: list[int] = []
-    for file, path in zip(files, paths, strict=True):
-        count = pq.read_metadata(path).num_rows
-        names += [f"{file}#{row}" for row in range(count)]
-        modified += [path.stat().st_mtime_ns] * count
+    counts = [pq.read_metadata(path).num_rows for path in paths]
+    names = Names(f"{file}#{row}" for file, count in zip(files, counts, strict=True) for row in range(count))
+    modified = np.repeat(np.array([path.stat().st_mtime_ns for path in paths], dtype=np.int64), counts)
     if not names:
         raise UserError(f"{data}: no rows in {len(files)} Parquet files; give a file with images")
     datasets = _datasets()
@@ -85,9 +86,9 @@ def open_hub(data: str, split: str | None) -> TableSource:
         loaded = {wanted: loaded[wanted]}
     for part in loaded.values():
         _check_columns(data, part.features.arrow_schema)
-    names = [f"{name}#{row}" for name, part in loaded.items() for row in range(len(part))]
-    rows = datasets.concatenate_datasets(list(loaded.values()))
-    return TableSource(rows, root=Path(data), key=data, names=names, modified=[0] * len(names), data=data)
+    names = Names(f"{name}#{row}" for name, part in loaded.items() for row in range(len(part)))
+    rows, unknown = datasets.concatenate_datasets(list(loaded.values())), np.zeros(len(names), dtype=np.int64)
+    return TableSource(rows, root=Path(data), key=data, names=names, modified=unknown, data=data)
 
 
 def parquet_splits(files: Sequence[str]) -> dict[str, str]:
@@ -126,15 +127,20 @@ def _check_columns(data: str, schema: pa.Schema) -> None:
         raise UserError(f'{data}: column "image" holds {kind}, not bytes; store the encoded image files')
 
 
-def _labels(rows: "Dataset") -> list[str] | None:
+def _labels(rows: "Dataset") -> Labels | None:
     """Class names; None without a column `label` or when some rows have none (null, or -1 as on the hub)."""
     if "label" not in rows.column_names:
         return None
-    values = rows.with_format("arrow")[:]["label"].to_pylist()
-    if any(value is None or value == -1 for value in values):
+    column = rows.select_columns(["label"]).with_format("arrow")
+
+    def values() -> Iterator[Any]:
+        for block in column.iter(_BLOCK):
+            yield from block["label"].to_pylist()
+
+    if any(value is None or value == -1 for value in values()):
         return None
     known = getattr(rows.features["label"], "names", None)
-    return [str(value) if known is None else known[value] for value in values]
+    return Labels(str(value) if known is None else known[value] for value in values())
 
 
 def _lengths(cells: pa.ChunkedArray) -> list[int]:

@@ -87,8 +87,9 @@ class StepSampler(EpochSampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         replicas, rank = self._place()
         first = self.epoch * self.images
+        begin = first + self.left_out * replicas
         order: tuple[int, list[int]] = (-1, [])
-        for position in range(first + rank, first + self.images, replicas):
+        for position in range(begin + rank, first + self.images, replicas):
             number, place = divmod(position, self.length)
             if order[0] != number:
                 order = (number, np.random.default_rng((self.seed, number)).permutation(self.length).tolist())

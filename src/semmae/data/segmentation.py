@@ -3,7 +3,7 @@
     DATA/images/SPLIT/**/NAME.jpg     DATA/masks/SPLIT/**/NAME.png (or DATA/annotations/…)
 
 Notable here:
-- SPLIT is `train` or `training`, and `val`, `validation` or `test`; without such folders a share is held out;
+- SPLIT is `train` or `training`, and `val`, `validation`, `valid` or `test`; without such folders a share is held out;
 - a mask is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
 - inside, classes are numbered 0 to K - 1 and 255 is what nobody is asked about, whatever the files call it;
 - `check_pairs` reads every mask once: what cannot be trained on is told in one line, before anything is written.
@@ -23,13 +23,14 @@ from torch import Tensor
 
 from semmae.data.class_names import read_class_names
 from semmae.data.manifest import ImageSet, open_images, sample_rows
+from semmae.data.splits import TRAIN, VAL
 from semmae.errors import UserError
 from semmae.progress import Progress
 
 IGNORED = 255  # in labels: neither trained on nor measured
 MASK_FOLDERS = ("masks", "annotations")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
-_SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "test")}
+_SPLITS = {"train": TRAIN, "val": VAL}
 _EXIF_ORIENTATION, _TURNED = 0x0112, 5  # values from 5 on swap height and width
 
 Labels = npt.NDArray[np.uint8]
@@ -139,6 +140,12 @@ def open_segmentation(
         sets = _held_out(pairs.open("", coding, limit, seed, workers), val_share, seed, pairs.images)
         words = f"{len(sets[0])} train, {len(sets[1])} held out by seed {seed}"
     return SegmentationData(sets[1], *_checked(pairs, sets, coding, workers), words, sets[0])
+
+
+def is_divided(data: str | Path, masks: Path | None = None) -> bool:
+    """Whether `open_segmentation` finds folders of splits, and so holds nothing out."""
+    pairs = _Pairs.at(data, masks)
+    return any(pairs.split_folder(split) for split in _SPLITS)
 
 
 def open_measured(

@@ -18,9 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from semmae.data.compact import Labels, Names, Rows
 from semmae.data.layouts import Listing, find_listing
 from semmae.data.parquet import TableSource, open_hub, open_parquet, parquet_splits
-from semmae.data.splits import are_splits, find_split, pick_split
+from semmae.data.splits import are_splits, has_both, pick_split
 from semmae.errors import UserError, near
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
@@ -30,14 +34,14 @@ _log = logging.getLogger("semmae")
 
 
 class Source(Protocol):
-    """Encoded images in a fixed order. The lists are all of the same length."""
+    """Encoded images in a fixed order. The four lists are of the same length."""
 
     root: Path
     key: str  # what the cache of the manifest goes by: the same data, the same key
-    names: list[str]  # stable and unique: path below the root, or "file.parquet#row"
-    labels: list[str] | None  # class of each image; None when there are no classes
-    sizes: list[int]  # bytes of each encoded image
-    modified: list[int]  # time of the last change in ns, 0 when unknown
+    names: Names  # stable and unique: path below the root, or "file.parquet#row"
+    labels: Labels | None  # class of each image; None when there are no classes
+    sizes: npt.NDArray[np.int64]  # bytes of each encoded image
+    modified: npt.NDArray[np.int64]  # time of the last change in ns, 0 when unknown
 
     def __len__(self) -> int: ...
 
@@ -49,10 +53,10 @@ class FolderSource:
     """Image files below a root. `read` raises OSError when a file has gone."""
 
     root: Path
-    names: list[str]
-    labels: list[str] | None
-    sizes: list[int]
-    modified: list[int]
+    names: Names
+    labels: Labels | None
+    sizes: npt.NDArray[np.int64]
+    modified: npt.NDArray[np.int64]
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,19 +73,18 @@ class FolderSource:
 class Selection:
     """Some rows of a source, in the order given."""
 
-    def __init__(self, source: Source, rows: Sequence[int]) -> None:
-        self._source, self._rows = source, list(rows)
+    def __init__(self, source: Source, rows: Rows) -> None:
+        self._source, self._rows = source, np.asarray(rows, dtype=np.int64)
         self.root, self.key = source.root, source.key
-        self.names = [source.names[row] for row in self._rows]
-        self.labels = None if source.labels is None else [source.labels[row] for row in self._rows]
-        self.sizes = [source.sizes[row] for row in self._rows]
-        self.modified = [source.modified[row] for row in self._rows]
+        self.names = source.names.take(self._rows)
+        self.labels = None if source.labels is None else source.labels.take(self._rows)
+        self.sizes, self.modified = source.sizes[self._rows], source.modified[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def read(self, i: int) -> bytes:
-        return self._source.read(self._rows[i])
+        return self._source.read(int(self._rows[i]))
 
 
 def open_source(data: str | Path, split: str | None = None) -> Source:
@@ -109,25 +112,29 @@ def open_source(data: str | Path, split: str | None = None) -> Source:
 
 def has_split(data: str | Path) -> bool:
     """Whether `data` holds both a training and a validation split."""
+    return has_both(split_names(data))
+
+
+def split_names(data: str | Path) -> set[str]:
+    """What may be names of splits in `data`: its first folders, or the splits of its tables or of its own files."""
     text = str(data)
     if text.startswith("hf:"):
         source: TableSource = open_hub(text, None)
-        splits = {name.split("#", 1)[0] for name in source.names}
-    elif (listing := find_listing(Path(text).expanduser())) is not None:
-        splits = set(listing.splits)
-    else:
-        root, files = _find_files(text)
-        tables = [name for name in files if name.lower().endswith(".parquet")]
-        images = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]
-        splits = set(parquet_splits(tables).values()) if tables else _first_folders(images)
-    return are_splits(splits) and None not in (find_split("train", splits), find_split("val", splits))
+        return {name.split("#", 1)[0] for name in source.names}
+    listing = find_listing(Path(text).expanduser())
+    if listing is not None:
+        return set(listing.splits)
+    root, files = _find_files(text)
+    tables = [name for name in files if name.lower().endswith(".parquet")]
+    images = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    return set(parquet_splits(tables).values()) if tables else _first_folders(images)
 
 
 def _open_listing(listing: Listing, split: str | None) -> Source:
     names, labels = listing.rows(split)
     if labels is None:
         _log.info("%s: no classes, %s is missing", listing.root, listing.lacking)
-    return _folder_source(listing.root, names, labels)
+    return _folder_source(listing.root, names, None if labels is None else Labels(labels))
 
 
 def _open_folder(root: Path, names: list[str], split: str | None, data: str) -> Source:
@@ -141,21 +148,22 @@ def _open_folder(root: Path, names: list[str], split: str | None, data: str) -> 
     return _folder_source(root, names, _classes(names, depth=1 if are_splits(folders) else 0))
 
 
-def _folder_source(root: Path, names: list[str], labels: list[str] | None) -> Source:
-    stats = [_size_and_time(os.path.join(root, name)) for name in names]
-    return FolderSource(root, names, labels, [size for size, _ in stats], [time for _, time in stats])
+def _folder_source(root: Path, names: Sequence[str], labels: Labels | None) -> Source:
+    sizes, modified = np.empty(len(names), dtype=np.int64), np.empty(len(names), dtype=np.int64)
+    for i, name in enumerate(names):
+        sizes[i], modified[i] = _size_and_time(os.path.join(root, name))
+    return FolderSource(root, Names(names), labels, sizes, modified)
 
 
 def _first_folders(names: Sequence[str]) -> set[str]:
     return {name.split("/", 1)[0] for name in names if "/" in name}
 
 
-def _classes(names: list[str], depth: int) -> list[str] | None:
+def _classes(names: Sequence[str], depth: int) -> Labels | None:
     """The folder at `depth` below the root for every image; None when some image does not lie in one."""
-    parts = [name.split("/") for name in names]
-    outside = [name for name, part in zip(names, parts, strict=True) if len(part) < depth + 2]
+    outside = [name for name in names if name.count("/") <= depth]
     if not outside:
-        return [part[depth] for part in parts]
+        return Labels(name.split("/", depth + 1)[depth] for name in names)
     if len(outside) < len(names):
         _log.info(
             "no classes: %d of %d images lie in no class folder, such as %s",

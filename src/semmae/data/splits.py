@@ -4,17 +4,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from semmae.errors import UserError
+from semmae.errors import UserError, near_only
 
-TRAIN = ("train",)
+TRAIN = ("train", "training")
 _TRAIN_FOLDERS = (*TRAIN, "train_mini")  # iNaturalist 2021 gives a tenth of its images apart
 # In order of preference: where there is no validation set, the test set is what results are told on.
-VAL = ("val", "validation", "test")
+VAL = ("val", "validation", "valid", "test")
 
 
 def are_splits(names: Iterable[str]) -> bool:
-    """Whether first-level names tell splits. `test` alone does not: it may be a class or any other folder."""
-    return not {"train", "val", "validation"}.isdisjoint(names)
+    """Whether first-level names tell splits. `test`, `valid` or `training` alone may be a class or any other folder."""
+    names = set(names)
+    return not names.isdisjoint(("train", "val", "validation")) or ("training" in names and not names.isdisjoint(VAL))
 
 
 def find_split(split: str, names: Iterable[str]) -> str | None:
@@ -23,6 +24,36 @@ def find_split(split: str, names: Iterable[str]) -> str | None:
         raise ValueError(f'split must be "train" or "val", not {split!r}')
     available = set(names)
     return next((name for name in (_TRAIN_FOLDERS if split == "train" else VAL) if name in available), None)
+
+
+def has_both(names: Iterable[str]) -> bool:
+    """Whether first-level names hold both a training and a validation split."""
+    names = set(names)
+    return are_splits(names) and None not in (find_split("train", names), find_split("val", names))
+
+
+def check_whole(names: Iterable[str], data: str) -> None:
+    """Refuse folders of which one is a split and another may be its misspelt counterpart.
+
+    Taken together they would be one set of images to learn from and to measure on.
+
+    Args:
+        names: of the folders in `data`.
+        data: where they lie, for the message.
+
+    Raises:
+        UserError: validation images without training images, or training images beside anything but a validation set.
+    """
+    names = set(names)
+    train, val = (find_split(split, names) for split in ("train", "val"))
+    others = sorted(names.difference(_TRAIN_FOLDERS, VAL))
+    if not are_splits(names) or has_both(names) or (train and not others):
+        return
+    there, lacking = (train, "val") if train else (val, "train")
+    raise UserError(
+        f"{data}: holds {there} but no {lacking}; give {data.rstrip('/')}/{there} alone, or name the other folder "
+        f"{lacking}{near_only(lacking, others)}"
+    )
 
 
 def pick_split(split: str, names: Iterable[str], data: str) -> str:

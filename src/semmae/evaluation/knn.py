@@ -7,8 +7,9 @@ section 4.1: k = 20, temperature 0.07).
 Notable here:
 - the result does not hang on luck: of equally near images the one with the lower row votes, of
   classes with equal votes the lower one leads, and votes are summed on the CPU in a fixed order;
-- similarities are held for a block of queries at a time, and blocks shrink as the training set grows; beside
-  them nothing grows but the features themselves, of which no copy is made: a million of 1024 channels are 4 GB.
+- similarities are held for one block of queries at a time, and blocks shrink as the training set grows; ties are
+  looked for and settled in smaller pieces of a block. Beside that nothing grows but the features themselves, of
+  which no copy is made: a million of 1024 channels are 4 GB.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from semmae.errors import UserError
 from semmae.evaluation.accuracy import percent, ranks_of
 
 SIMILARITIES = 2**26  # held at once at most: 256 MiB of float32
+PIECE = 2**20  # of them, those among which ties are settled at once; sorting takes some 25 bytes for each
 _SHORTEST = 1e-12  # a feature of zeros is similar to nothing
 
 
@@ -144,6 +146,7 @@ def _neighbours(
             own = torch.arange(len(queries), device=keys.device)
             similarity[own, start + own] = -torch.inf
         near, rows = _nearest(similarity, min(k, voters))
+        del similarity  # or it would be held beside the next block's
         yield near.cpu(), rows.cpu()
 
 
@@ -175,12 +178,15 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest of each row (B, N): values (B, k), indices (B, k); of equal values the first ones.
 
     `topk` is fast but picks any of the values equal to the k-th: only rows where there is such a
-    choice are sorted in full.
+    choice are sorted in full, `PIECE` values at a time.
     """
     near, rows = similarity.topk(k, dim=1)
-    tied = ((similarity >= near[:, -1:]).sum(1) > k).nonzero()[:, 0]
-    if len(tied):
-        rows[tied] = similarity[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
+    together = max(1, PIECE // similarity.shape[1])
+    for start in range(0, len(similarity), together):
+        piece, chosen = similarity[start : start + together], rows[start : start + together]
+        tied = ((piece >= near[start : start + together, -1:]).sum(1) > k).nonzero()[:, 0]
+        if len(tied):
+            chosen[tied] = piece[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
     return near, rows
 
 

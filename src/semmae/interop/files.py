@@ -32,7 +32,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     Raises:
         UserError: no checkpoint, one with code or other objects inside, or without tensors.
     """
-    content = _read_file(path)
+    content = read_file(path)
     options = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
     state = content
     while wrapper := next((key for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None):
@@ -46,7 +46,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     return tensors, options
 
 
-def _read_file(path: Path) -> Mapping[str, Any]:
+def read_file(path: Path) -> Mapping[str, Any]:
     """The dictionary that a checkpoint file holds; nothing of it is executed."""
     try:
         if path.suffix == ".safetensors":

@@ -8,7 +8,7 @@ the names of files, which both versions load. Queries, keys and values are apart
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ Colour = tuple[float, float, float]
 MAE = "vit_mae"  # `model_type` of ViTMAEForPreTraining and ViTMAEModel
 PREPROCESSOR = "preprocessor_config.json"
 
+_HEAD = "head."  # of timm's classifiers
 _KERNEL = "embeddings.patch_embeddings.projection.weight"
 _DINOV3_KERNEL = "embeddings.patch_embeddings.weight"
 _DECODER_EMBED = "decoder.decoder_embed.weight"
@@ -141,6 +142,18 @@ def from_mae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name if name.startswith("decoder.") else f"vit.{name}": tensor for name, tensor in named.items()}
 
 
+def from_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a classifier, in timm's names, as a ViTForImageClassification's; ValueError as `from_encoder`."""
+    head = {name.replace(_HEAD, "classifier."): tensor for name, tensor in state.items() if name.startswith(_HEAD)}
+    body = {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)}
+    return {f"vit.{name}": tensor for name, tensor in from_encoder(body).items()} | head
+
+
+def to_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head of a ViTForImageClassification, in timm's names."""
+    return {name.replace("classifier.", _HEAD): t for name, t in state.items() if name.startswith("classifier.")}
+
+
 def encoder_config(spec: EncoderSpec, state: Mapping[str, Tensor], eps: float) -> dict[str, Any]:
     """`config.json` of a ViTModel.
 
@@ -191,16 +204,28 @@ def mae_config(
     }
 
 
-def preprocessor_config(spec: EncoderSpec) -> dict[str, Any]:
+def classifier_config(
+    spec: EncoderSpec, state: Mapping[str, Tensor], eps: float, classes: Sequence[str]
+) -> dict[str, Any]:
+    """`config.json` of a ViTForImageClassification, with the names of its classes; else `encoder_config`."""
+    return encoder_config(spec, state, eps) | {
+        "architectures": ["ViTForImageClassification"],
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "label2id": {name: number for number, name in enumerate(classes)},
+    }
+
+
+def preprocessor_config(spec: EncoderSpec, crop_pct: float = 1.0) -> dict[str, Any]:
     """`preprocessor_config.json`: the short side to the size trained at, bicubic, the centre cut out, normalised.
 
-    That is what semmae shows its encoders. ViTImageProcessor would not do: that of transformers 4 cuts nothing out.
+    With a `crop_pct` below 1 the short side is resized to more, and this share of it cut out. That is what semmae shows
+    its encoders. ViTImageProcessor would not do: that of transformers 4 cuts nothing out.
     """
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": spec.image_size},
+        "size": {"shortest_edge": int(spec.image_size / crop_pct)},
         "resample": 3,  # bicubic, as Pillow numbers it
         "do_center_crop": True,
         "crop_size": {"height": spec.image_size, "width": spec.image_size},

@@ -12,14 +12,17 @@ needs no word, one with 28 × 28 is `doubtful_size`. And fine-tuned encoders do 
 (`model/models_vit.py`), which makes no difference: it is all zeros.
 """
 
+import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from semmae.models.mae import DecoderSpec
 
+_LOG = logging.getLogger("semmae")
 FILE = "mae.pth"  # what an export in this form is called
 _PREFIX = "encoder.vit."
 # Of the SemMAE authors: pixels a side of an image, and the grid of positions in their source.
@@ -86,3 +89,16 @@ def doubtful_size(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> in
         return None
     size = int(_SEMMAE_SIDE * state["patch_embed.proj.weight"].shape[-1])
     return None if size == _SEMMAE_SIZE else size
+
+
+def is_doubtful(path: Path, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool:
+    """Whether the positions in this file leave open which images they are of; that is told."""
+    size = doubtful_size(state, options)
+    if size is not None:
+        _LOG.warning(
+            "%s: positions for images of %d pixels, while its options tell %d: the SemMAE source has 28 × 28 of them "
+            "whatever the patches, so the file does not show what it was trained on; they are taken as they lie; "
+            "compare with --image-size 224",
+            path, size, options["input_size"],
+        )  # fmt: skip
+    return size is not None

@@ -1,5 +1,7 @@
 """An encoder as an ONNX graph: normalised images in, class token and patch tokens out, any number of images at once.
 
+A classifier's has a third output, the logits of its classes.
+
 Notable here:
 - the graph is float32 and holds timm's own blocks: no gradients are asked for, so that the blocks by hand, which train
   faster on CPUs, stay out of it (see `models.blocks.run_block`);
@@ -21,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from semmae.errors import UserError
+from semmae.models.classifier import Classifier
 from semmae.models.vit import Encoder
 
 FILE = "model.onnx"
-INPUT, OUTPUTS = "images", ("cls", "patches")
+INPUT, OUTPUTS, LOGITS = "images", ("cls", "patches"), "logits"
 LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
 # Largest difference from torch, as a share of the largest number where that is above 1.
 TOLERANCE = 1e-4
@@ -34,15 +37,21 @@ _TRACED = 2  # with 1 the exporter would take the batch for a constant
 _ONE_FILE = 1.8e9  # bytes; a file in the format of ONNX ends at 2 GB, larger weights lie beside it
 
 
-class _Tokens(nn.Module):
-    """The encoder with a plain tuple for `Features`."""
+class _Graph(nn.Module):
+    """The model with a plain tuple as its outputs: class token, patch tokens, of a classifier its logits."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, model: Encoder | Classifier) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.model = copy.deepcopy(model).cpu().float().eval()
+        encoder = model.encoder if isinstance(model, Classifier) else model
+        self.side = encoder.spec.image_size  # of the images it takes
+        self.outputs = [*OUTPUTS, LOGITS] if isinstance(model, Classifier) else [*OUTPUTS]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        cls, patches = self.encoder(images)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(self.model, Classifier):
+            (cls, patches), logits = self.model.features_and_logits(images)
+            return cls, patches, logits
+        cls, patches = self.model(images)
         return cls, patches
 
 
@@ -52,26 +61,25 @@ def missing_libraries() -> list[str]:
 
 
 @torch.no_grad()
-def write_onnx(encoder: Encoder, path: Path, metadata: Mapping[str, str]) -> None:
+def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the graph.
 
     Args:
-        encoder: for images of `encoder.spec.image_size`.
+        model: for images of its own size.
         path: of the file; weights of more than 1.8 GB go to a second one, `.data` after the name.
         metadata: goes into the file, for whoever runs it.
 
     Raises:
         UserError: the exporter knows no graph for this encoder.
     """
-    model = _Tokens(copy.deepcopy(encoder)).cpu().float().eval()
-    side = encoder.spec.image_size
+    graph = _Graph(model).eval()
     with _quiet():
         try:
             program = torch.onnx.export(
-                model,
-                (_images(_TRACED, side),),
+                graph,
+                (_images(_TRACED, graph.side),),
                 input_names=[INPUT],
-                output_names=list(OUTPUTS),
+                output_names=graph.outputs,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 dynamo=True,
                 verbose=False,
@@ -81,20 +89,19 @@ def write_onnx(encoder: Encoder, path: Path, metadata: Mapping[str, str]) -> Non
             raise UserError(f"the encoder cannot be written as ONNX ({reason}); use --to timm") from error
         assert program is not None
         program.model.metadata_props.update(metadata)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in graph.state_dict().values())
         program.save(path, external_data=size > _ONE_FILE)
 
 
 @torch.no_grad()
-def check_onnx(encoder: Encoder, path: Path) -> float:
+def check_onnx(model: Encoder | Classifier, path: Path) -> float:
     """Run the graph for one image and for three; returns the largest difference, as a share of the largest number.
 
     Raises:
-        UserError: onnxruntime computes something else than the encoder.
+        UserError: onnxruntime computes something else than the model.
     """
-    model = copy.deepcopy(encoder).cpu().float().eval()
-    session = _session(path)
-    difference = max(_difference(model, session, _images(batch, encoder.spec.image_size)) for batch in _CHECKED)
+    graph, session = _Graph(model).eval(), _session(path)
+    difference = max(_difference(graph, session, _images(batch, graph.side)) for batch in _CHECKED)
     if not difference <= TOLERANCE:
         raise UserError(
             f"onnxruntime computes features that differ from torch's by {difference:.1e}, more than {TOLERANCE:.0e}; "
@@ -107,11 +114,11 @@ def _images(batch: int, side: int) -> Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(batch))
 
 
-def _difference(encoder: Encoder, session: Any, images: Tensor) -> float:
+def _difference(graph: _Graph, session: Any, images: Tensor) -> float:
     """The largest between torch and onnxruntime, as a share of torch's largest number, or of 1 if that is more."""
-    found = [torch.from_numpy(output) for output in session.run(list(OUTPUTS), {INPUT: images.numpy()})]
+    found = [torch.from_numpy(output) for output in session.run(graph.outputs, {INPUT: images.numpy()})]
     worst = 0.0
-    for ours, theirs in zip(encoder(images), found, strict=True):
+    for ours, theirs in zip(graph(images), found, strict=True):
         if ours.shape != theirs.shape or not theirs.isfinite().all():
             return float("inf")
         scale = max(1.0, float(ours.abs().max()))

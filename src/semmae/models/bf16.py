@@ -18,6 +18,7 @@ import torch
 from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -39,8 +40,16 @@ def applies(block: nn.Module, tokens: Tensor) -> bool:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a block is MAE's: no layer scale, no dropout (but drop path), no norms inside; exact GELU; no hooks."""
+    """Whether a block is MAE's, and all that it consists of what is computed here.
+
+    Layer norms with weight and bias, linear layers with biases, no layer scale, no dropout (but drop path), no norms
+    inside attention and MLP, exact GELU, no hooks.
+    """
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
+        return False
+    if not all(map(_is_layer_norm, (block.norm1, block.norm2))):
+        return False
+    if not all(map(_is_linear, (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2))):
         return False
     nothing = (block.ls1, block.ls2, block.attn.q_norm, block.attn.k_norm)
     inside = (getattr(block.attn, "norm", None), getattr(block.mlp, "norm", None))
@@ -53,9 +62,19 @@ def _is_plain(block: Any) -> bool:
         and not any(getattr(layer, "p", 0.0) for layer in dropouts)
         and isinstance(activation, nn.GELU)
         and activation.approximate == "none"
-        and block.attn.qkv.bias is not None
         and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in block.modules())
     )
+
+
+def _is_layer_norm(layer: nn.Module) -> bool:
+    """Whether it is torch's, or timm's of the same mathematics, with weight and bias."""
+    # Exact types: a subclass may compute something else, as timm's norm over channels of pictures does.
+    return type(layer) in (nn.LayerNorm, LayerNorm) and layer.weight is not None and layer.bias is not None
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether it is torch's, with a bias; not an adapter around it, or a quantised one."""
+    return type(layer) is nn.Linear and layer.bias is not None
 
 
 def run_block(block: Any, tokens: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:

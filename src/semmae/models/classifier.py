@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from semmae.models.blocks import AnyBlock, ViT, embed, run_blocks
 from semmae.models.head import Pooling
-from semmae.models.vit import Encoder
+from semmae.models.vit import Encoder, Features
 
 HEAD_STD = 2e-5  # of the head's first weights (MAE)
 _IN_TIMM: dict[Pooling, Literal["avg", "token"]] = {"mean": "avg", "cls": "token"}
@@ -58,10 +58,19 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, S, S), S any multiple of the patch size → logits (B, K)."""
-        tokens, _ = embed(self.vit, images)
-        tokens = run_blocks(self.vit.blocks, tokens, self.checkpointing and self.training)
-        logits: Tensor = self.vit.forward_head(self.vit.norm(tokens))
+        logits: Tensor = self.vit.forward_head(self._tokens(images))
         return logits
+
+    def features_and_logits(self, images: Tensor) -> tuple[Features, Tensor]:
+        """What `encoder(images)` and the classifier itself give, of one pass."""
+        tokens = self._tokens(images)
+        features = Features(tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :])
+        return features, self.vit.forward_head(tokens)
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        tokens, _ = embed(self.vit, images)
+        normed: Tensor = self.vit.norm(run_blocks(self.vit.blocks, tokens, self.checkpointing and self.training))
+        return normed
 
 
 def without_head(classifier: Classifier) -> Encoder:

@@ -70,11 +70,25 @@ class MAEOutput:
 
 
 def split_mask(mask: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
-    """Mask bool (B, L) → ascending indices of visible (B, V) and hidden (B, H) patches; H is counted if not told."""
+    """Mask bool (B, L) → ascending indices of visible (B, V) and hidden (B, H) patches; H is counted if not told.
+
+    Raises:
+        ValueError: H is to be counted, and rows hide different numbers of patches.
+    """
     # A stable sort of 0/1 puts visible before hidden and keeps the grid's order in both.
     order = mask.long().argsort(dim=1, stable=True)
-    visible = mask.shape[1] - (int(mask[0].sum()) if count is None else count)
+    visible = mask.shape[1] - (_hidden_in_a_row(mask) if count is None else count)
     return order[:, :visible], order[:, visible:]
+
+
+def _hidden_in_a_row(mask: Tensor) -> int:
+    """How many patches every row of a mask bool (B, L) hides; waits for the device."""
+    least, most = torch.stack(mask.sum(1).aminmax()).tolist()
+    if least != most:
+        raise ValueError(
+            f"the mask hides {least} to {most} patches a row; hide the same number in every row, as semmae.masking does"
+        )
+    return int(most)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -126,7 +140,11 @@ class MaskedAutoencoder(nn.Module):
             subset: indices (B, N) of the patches that take part, the mask then (B, N) over these; others are
                 neither encoded nor predicted. Default: all.
             count: how many patches each row hides, where that is known: then nothing waits for a GPU.
+
+        Raises:
+            ValueError: the mask is not one of these patches, or its rows hide different numbers of them.
         """
+        self._check_mask(images, mask, subset)
         visible, hidden = split_mask(mask, count)
         if subset is not None:
             visible, hidden = subset.gather(1, visible), subset.gather(1, hidden)
@@ -137,6 +155,14 @@ class MaskedAutoencoder(nn.Module):
         if self.norm_pix_loss:
             target = normalize_patches(target)
         return MAEOutput(masked_pixel_loss(prediction, target), prediction, hidden, patches.shape[1])
+
+    def _check_mask(self, images: Tensor, mask: Tensor, subset: Tensor | None) -> None:
+        """Refuse a mask of other patches than the images have: these would never be looked at."""
+        patches = (images.shape[-2] // self.encoder.patch_size) * (images.shape[-1] // self.encoder.patch_size)
+        wanted = (len(images), patches) if subset is None else tuple(subset.shape)
+        if mask.shape != wanted:
+            among = "" if subset is None else " of the subset"
+            raise ValueError(f"a mask {tuple(mask.shape)} for patches {wanted}{among}; give one value a patch")
 
     def set_image_size(self, image_size: int) -> None:
         """Resample the positions of encoder and decoder in place, for images of so many pixels a side."""

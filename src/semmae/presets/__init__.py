@@ -31,6 +31,7 @@ PRESETS: Mapping[str, tuple[Preset, ...]] = {
         finetune.mae_vit_l16,
         finetune.cub,
         finetune.cars,
+        finetune.flowers,
         finetune.inaturalist,
         finetune.small_data,
     ),

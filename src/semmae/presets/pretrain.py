@@ -48,8 +48,8 @@ def mae_vit_l16() -> dict[str, Any]:
 def small_images() -> dict[str, Any]:
     """Thousands of small images on a laptop, minutes: ViT-Ti/8 at 32 pixels.
 
-    Ours. Measured on `tiny-imagenet-100` (25,000 images of 100 classes at 64 pixels), one core of a Xeon whose
-    units compute in bf16, 7.8 minutes:
+    Ours. Measured on `tiny-imagenet-100` (25,000 images of 100 classes at 64 pixels), one core of a Xeon that
+    computes in bf16 (AMX), 7.8 minutes:
 
         semmae pretrain --preset small-images --data tiny-imagenet-100/train.parquet --out runs/a --seed 1 --workers 0
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, whenever the process is killed."""
+"""Checkpoints that are whole or not there, whenever the process is killed or the power fails."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,8 @@ class BesideCheckpointIO(TorchCheckpointIO):
     """Writes beside the file, then renames.
 
     Lightning's own writes to the system's folder for temporary files and moves the result; from one file
-    system to another that is a copy, which a kill cuts off in the middle of the only checkpoint.
+    system to another that is a copy, which a kill cuts off in the middle of the only checkpoint. The new one is on
+    the disk before it takes the old one's place, and so is the renaming before training goes on.
     """
 
     def save_checkpoint(
@@ -25,4 +26,15 @@ class BesideCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         torch.save(checkpoint, temporary)
+        _sync(temporary)
         os.replace(temporary, target)
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,6 +8,7 @@ Notable here:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -83,10 +84,11 @@ class FinetuneTask(pl.LightningModule):
         self.log("loss", loss.detach())
         return loss
 
-    def on_train_batch_end(self, outputs: object, batch: object, batch_index: int) -> None:
-        """The moving average follows the weights after every optimiser step."""
-        if self.average is not None and (batch_index + 1) % self.trainer.accumulate_grad_batches == 0:
-            self.average.update(self.classifier, step=self.global_step)
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """The moving average follows the weights, as part of the step: a checkpoint holds both or neither."""
+        super().optimizer_step(*arguments, **named)
+        if self.average is not None:
+            self.average.update(self.classifier, step=self.global_step + 1)  # the step is counted after this
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a rate for each layer, warm-up, cosine to the least rate."""

@@ -11,9 +11,9 @@ row of every batch. It draws its noise by `context.uniform`, so that a resumed r
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ def mask_seed(seed: int, step: int, place: int) -> int:
 class CheckedMask:
     """One's own mask function, whose every result is checked.
 
-    To count what is hidden, one has to wait for the device: on a GPU only the first mask is counted.
+    To count what is hidden, one has to wait for the device: no training with one's own masks is without that.
     """
 
     def __init__(self, function: MaskFunction) -> None:
@@ -119,8 +119,7 @@ class CheckedMask:
                 f"mask function {name} returned {_told(mask.dtype)} {tuple(mask.shape)} on {mask.device}; "
                 f"return bool {context.shape} on {context.device}, True = hidden"
             )
-        if self._hidden is None or mask.device.type == "cpu":
-            self._count(mask, name)
+        self._count(mask, name)
         return mask
 
     def _count(self, mask: Tensor, name: str) -> None:
@@ -161,7 +160,16 @@ class MaskMeter:
             # Visible and hidden patches of a part as two labels, so that one count tells both.
             counts = part_counts((parts + labels * mask).view(1, -1), 2 * labels).view(2, labels)
             patches = torch.stack([counts[1], counts.sum(0)])
-            self._patches = patches if self._patches is None else self._patches + patches
+            # .to: what a checkpoint held comes on the CPU
+            self._patches = patches if self._patches is None else self._patches.to(patches.device) + patches
+
+    def state(self) -> dict[str, Any]:
+        """What was counted since the last reading, for a checkpoint."""
+        return {"blend": self._blend, "steps": self._steps, "patches": self._patches}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The way back of `state`."""
+        self._blend, self._steps, self._patches = state["blend"], state["steps"], state["patches"]
 
     def read(self) -> dict[str, float]:
         """Averages since the last reading, `blend` and `hidden/LABEL` of the parts seen; waits for the device."""

@@ -2,7 +2,7 @@
 
 L = L_r + λ_d·L_d is SemMAE's. To it comes agreement, ours: two views of an image, cropped, flipped and
 recoloured apart, must give the same label to the same place, while all labels stay in use. It adds about
-a point of NMI on drawn creatures (docs/parts.md). Concentration and total variation are there to be tried,
+a point of NMI on drawn creatures (docs/parts-measured.md). Concentration and total variation are there to be tried,
 off by default.
 """
 

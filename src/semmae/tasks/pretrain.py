@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +24,8 @@ from semmae.tasks.masks import (
     mask_seed,
 )
 from semmae.tasks.optimizer import adamw_warmup_cosine, can_fuse
+
+_COUNTED = "mask_meter"  # what it has counted, in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,15 @@ class PretrainTask(pl.LightningModule):
     def interval_metrics(self) -> dict[str, float]:
         """Blend and hidden share of each part, averaged since the last call; waits for the device."""
         return self._meter.read()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What was counted and not told yet."""
+        checkpoint[_COUNTED] = self._meter.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Older checkpoints, of an epoch's end, have nothing left to tell."""
+        if _COUNTED in checkpoint:
+            self._meter.restore(checkpoint[_COUNTED])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up, cosine to zero."""

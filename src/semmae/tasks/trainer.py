@@ -2,9 +2,11 @@
 
 Notable here:
 - `fit` runs a task to the end, or from its last checkpoint on; Lightning keeps loop, optimiser and
-  schedule state, loaded with `weights_only=True`, so that a checkpoint executes nothing;
+  schedule state, loaded with `weights_only=True`, so that a checkpoint executes nothing; when it is written
+  `semmae.tasks.stopping` decides;
 - `Meter` writes metrics.jsonl and TensorBoard events and the line on the terminal, every `LOG_EVERY`
-  steps: between two of these nothing waits for the device;
+  steps: between two of these nothing waits for the device. What it has not told yet is in the checkpoint, so that a
+  resumed run tells the same;
 - a loss that is not finite stops the run, and so do weights: neither reaches a checkpoint. A step that loss scaling
   (fp16) leaves out changes no weight, and is no fault.
 """
@@ -19,13 +21,11 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
@@ -34,21 +34,19 @@ from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
 from semmae.memory import keep_freed_memory
+from semmae.progress import shown_rate
 from semmae.tasks.checkpoints import BesideCheckpointIO
+from semmae.tasks.nodes import cluster
 from semmae.tasks.precision import Precision, resolve_precision
+from semmae.tasks.stopping import PATIENCE, Interrupted, Keeper
 
 LOG_EVERY = 10  # steps
 LAST = "last.ckpt"
 _LONG_WAIT = 0.2  # share of the time, of what a user should be told
-_PATIENCE = timedelta(days=7)  # that processes wait for each other
 
 _LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 _log = logging.getLogger("semmae")
-
-
-class Interrupted(Exception):
-    """Ctrl-C during training: what was saved can be continued."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ class FitOptions:
     stage: str  # name beside every metric
     epochs: int
     precision: Precision = "auto"
-    devices: int = 1
+    devices: int = 1  # of each node
+    nodes: int = 1
     clip: float = 0.0  # highest norm of the gradient; 0 = unlimited
     accumulate: int = 1  # batches of the loader that make one optimiser step
     unit: str = "epoch"  # what the line on the terminal calls a pass over the loader
@@ -83,14 +82,16 @@ def fit(
     """Train to the last epoch; with `resume` from `out/checkpoints/last.ckpt` on, if there is one.
 
     Raises:
-        Interrupted: Ctrl-C was pressed; the last finished epoch is kept.
+        Interrupted: Ctrl-C or SIGTERM came; the step that was running is done and kept, unless Ctrl-C came twice.
+            In processes other than the first one `SystemExit`: it is the first one that tells.
         UserError: the loss or a weight is not finite, or the checkpoint is damaged.
     """
     precision = resolve_precision(options.precision)
-    _log.debug("%s: %s, %d batches a step on %d devices", options.stage, precision, options.accumulate, options.devices)
+    processes = options.nodes * options.devices
+    _log.debug("%s: %s, %d batches a step on %d devices", options.stage, precision, options.accumulate, processes)
     keep_freed_memory()
     last = options.out / "checkpoints" / LAST
-    keep = ModelCheckpoint(last.parent, filename=last.stem, save_on_train_epoch_end=True, enable_version_counter=False)
+    meter = Meter(options, evaluation)
     with warnings.catch_warnings():
         # Lightning's advice on worker counts and log intervals is not the user's to act on.
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.optim.lr_scheduler")
@@ -100,14 +101,15 @@ def fit(
             # Not MPS: Apple's GPUs have no float64, in which masks count.
             accelerator="cuda" if torch.cuda.is_available() else "cpu",
             devices=options.devices,
+            num_nodes=options.nodes,
             # After training the first process may label images for hours, and the others wait for it.
-            strategy=DDPStrategy(timeout=_PATIENCE) if options.devices > 1 else "auto",
+            strategy=DDPStrategy(timeout=PATIENCE) if processes > 1 else "auto",
             precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
             max_epochs=options.epochs,
             accumulate_grad_batches=options.accumulate,
             logger=TensorBoardLogger(options.out, name="", version="tensorboard"),
-            callbacks=[Meter(options, evaluation), keep],
-            plugins=BesideCheckpointIO(),
+            callbacks=[meter, Keeper(last, loader, meter)],
+            plugins=[BesideCheckpointIO(), *cluster()],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # the sampler deals rows to ranks itself
@@ -115,8 +117,10 @@ def fit(
         previous = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(task, loader, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
-        except SystemExit as stop:  # how Lightning answers Ctrl-C
-            raise Interrupted from stop
+        except (Interrupted, SystemExit) as stop:  # SystemExit: how Lightning answers Ctrl-C that does not wait
+            if not is_rank_zero():
+                raise SystemExit(0) from stop  # another code, and Lightning kills the first one as it tells
+            raise Interrupted(getattr(stop, "signum", signal.SIGINT)) from stop
         finally:
             signal.signal(signal.SIGINT, previous)
         if trainer.interrupted:
@@ -151,6 +155,15 @@ class Meter(pl.Callback):
         self._waited = 0.0
         self._advised = False
         self._mark = self._since = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is to be told at the next report."""
+        told = {"losses": self._losses, "norms": self._norms}
+        return {name: torch.stack(values).cpu() for name, values in told.items() if values}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The way back of `state_dict`."""
+        self._losses, self._norms = (list(state_dict.get(name, ())) for name in ("losses", "norms"))
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Continue the file of metrics where the checkpoint was saved: later lines are told again."""
@@ -194,9 +207,18 @@ class Meter(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Report the rest of the epoch, before the checkpoint callback saves anything."""
         if self._losses:
-            self._checked_losses(trainer)
-            self._check_weights(trainer, module)
+            self.check(trainer, module)
             self._report(trainer, self._evaluated(trainer))
+
+    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Refuse losses since the last report, and weights, that are not finite; waits for the device.
+
+        Raises:
+            UserError: one of them is not.
+        """
+        if self._losses:
+            self._checked_losses(trainer)
+        self._check_weights(trainer, module)
 
     def _evaluated(self, trainer: pl.Trainer) -> dict[str, float]:
         """What is measured after this epoch, in time that does not count as training."""
@@ -257,7 +279,7 @@ class Meter(pl.Callback):
         return {"grad_norm": sum(norms) / len(norms)} if norms else {}
 
     def _check_weights(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """A gradient that is not finite spoils the weights; of the epoch's last step no later loss would tell."""
+        """A gradient that is not finite spoils the weights; of the last step before a checkpoint no loss would tell."""
         sums = torch.stack([parameter.detach().sum() for parameter in module.parameters()])
         if not math.isfinite(sums.sum()):
             raise UserError(non_finite("a weight is not finite", trainer.global_step, trainer, self.options))
@@ -279,7 +301,7 @@ class Meter(pl.Callback):
         told = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())
         line = (
             f"{self.options.stage}: {self.options.unit} {trainer.current_epoch + 1}/{self.options.epochs}, "
-            f"loss {metrics['loss']:.4f}, {told}{metrics['images_per_s']:.0f} images/s, "
+            f"loss {metrics['loss']:.4f}, {told}{shown_rate(metrics['images_per_s'])} images/s, "
             f"{metrics['data_wait']:.0%} waiting for data, {left / 60:.1f} min left"
         )
         sys.stderr.write(f"\r{line:<100}" + ("\n" if ended else "") if sys.stderr.isatty() else line + "\n")
@@ -296,7 +318,7 @@ class Meter(pl.Callback):
 def non_finite(fault: str, step: int, trainer: pl.Trainer, options: FitOptions) -> str:
     """The line that tells a user of a loss or a weight that is not finite."""
     last = options.out / "checkpoints" / LAST
-    kept = f"the checkpoint of the last finished epoch is kept in {last}" if last.exists() else "no epoch was finished"
+    kept = f"the last checkpoint is kept in {last}" if last.exists() else "no checkpoint was written"
     return (
         f"{options.stage}: {fault} at step {step} (epoch {trainer.current_epoch}), training stopped, {kept}; "
         f"lower the learning rate or use --precision float32, in another --out (--resume would do the same again)"

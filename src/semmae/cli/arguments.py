@@ -1,100 +1,28 @@
-"""The command `semmae VERB`: arguments → options → the verb, and errors → one line and an exit code.
+"""Arguments of a verb → its options; what is wrong with them is told in one line, in our words.
 
-Exit codes: 0; 2 for what the user must mend, told in one line; 130 after Ctrl-C; 1, with a traceback,
-for our own faults.
+tyro reads the options' one declaration; unknown options and choices are looked for before it, for its own
+complaints are boxes of many lines.
 """
 
 import contextlib
 import dataclasses
 import difflib
 import io
-import logging
-import os
 import re
-import sys
 import typing
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import tyro
 
-from semmae import VERBS, __version__, load_verb
-from semmae.commands.options import GOING_ON, beneath, check_choice, check_number, choices, flag, run_of
-from semmae.errors import UserError, near
+from semmae.commands.options import GOING_ON, beneath, check_choice, check_number, choices, flag
+from semmae.errors import UserError
 from semmae.presets import preset_list, preset_options
 
 # The verbs whose only required option has no name: `semmae report RUN`; and what to call it.
 _POSITIONAL = {"report": "the folder of a run"}
 # Lines of tyro's boxes that tell nothing.
 _NOISE = re.compile(r"(For full helptext|Parsing error).*|Missing argument|Unrecognized options|semmae \w+ --help")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    console = logging.StreamHandler()
-    console.setLevel(logging.INFO)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[console])
-    logging.getLogger("semmae").setLevel(logging.DEBUG)  # train.log tells more than the console
-    sys.exit(run(arguments))
-
-
-def run(arguments: list[str]) -> int:
-    """Run one command line; returns the exit code."""
-    verb = arguments[0] if arguments else "--help"
-    try:
-        if verb in ("-h", "--help", "help"):
-            print(overview())
-            return 0
-        if verb == "--version":
-            print(f"semmae {__version__}")
-            return 0
-        if verb not in VERBS:
-            raise UserError(f"unknown verb {verb!r}{near(verb, VERBS)}")
-        return _run_verb(verb, arguments[1:])
-    except UserError as error:
-        print(f"semmae: {_last_line(error)}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def _last_line(error: UserError) -> str:
-    """The message itself, also where a loader's worker has wrapped it in its traceback."""
-    return str(error).strip().splitlines()[-1].removeprefix("semmae.errors.UserError: ")
-
-
-def _run_verb(verb: str, arguments: list[str]) -> int:
-    # Imported late: the networks' libraries take seconds, an unknown verb should not.
-    kind, function = load_verb(verb)
-    options = parse(verb, kind, function.__doc__ or "", arguments)
-    if options is None:
-        return 0
-    from semmae.tasks.trainer import Interrupted
-
-    try:
-        function(options)
-    except (Interrupted, KeyboardInterrupt):
-        out = getattr(options, "out", None)
-        begun = out is not None and (run_of(out) / "config.yaml").is_file()
-        remedy = f"; go on with: semmae {verb} --out {out} --resume" if begun else "; nothing was written"
-        print(f"\nsemmae: stopped{remedy}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def overview() -> str:
-    """The text of `semmae --help`."""
-    verbs = "\n".join(f"  {verb:12}{text}" for verb, text in VERBS.items())
-    return (
-        "usage: semmae VERB [options]\n\n"
-        "Semantic-guided masking for masked autoencoders: from a folder of images to a ViT encoder.\n\n"
-        f"{verbs}\n\n"
-        "semmae VERB --help tells the options of a verb; semmae demo --out DIR shows the whole way."
-    )
 
 
 def parse(verb: str, kind: type[Any], description: str, arguments: list[str]) -> Any:

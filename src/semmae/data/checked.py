@@ -1,0 +1,107 @@
+"""Which images were found readable before: only what is new or has changed is decoded again.
+
+A file for each data set, all its splits together: int64 (N, 3), a row an image, ascending by the first column: a hash
+of the name, the size in bytes, the time of change. That is 24 bytes an image, and read as fast as the disk is.
+"""
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from platformdirs import user_cache_dir
+
+from semmae.data.compact import Names
+
+_OLD_SUFFIX = ".json.gz"  # of a file in its first form, which held the names themselves
+
+_log = logging.getLogger("semmae")
+
+_Table = npt.NDArray[np.int64]  # (N, 3)
+
+
+def cache_folder() -> Path:
+    """Where these files lie unless told otherwise: below $SEMMAE_CACHE, or in the user's cache."""
+    return Path(os.environ.get("SEMMAE_CACHE") or user_cache_dir("semmae")) / "manifests"
+
+
+def cache_file(folder: Path, key: str) -> Path:
+    """The file of a data set, told by its key."""
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+def stamps(names: Names, sizes: npt.NDArray[np.int64], modified: npt.NDArray[np.int64]) -> _Table:
+    """Rows of such a file, in the order of the names: int64 (N, 3)."""
+    return np.stack([_hashes(names.encoded(), len(names)), sizes, modified], axis=1)
+
+
+def known_rows(found: _Table, known: _Table) -> npt.NDArray[np.bool_]:
+    """bool (N,): which of the stamps found now are, as they are, among those that are known."""
+    if not len(known):
+        return np.zeros(len(found), dtype=bool)
+    places = np.searchsorted(known[:, 0], found[:, 0]).clip(max=len(known) - 1)
+    same: npt.NDArray[np.bool_] = (known[places] == found).all(axis=1)
+    return same
+
+
+def read_known(file: Path) -> _Table:
+    """What was found before; nothing when there is no file, or a damaged one."""
+    old = file.with_suffix(_OLD_SUFFIX)
+    try:
+        if file.exists():
+            return _checked(np.load(file, allow_pickle=False))
+        return _read_old(old) if old.exists() else _merged([])
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s: cache not readable (%s), all images are checked again", file, error)
+        return _merged([])
+
+
+def write_known(file: Path, *tables: _Table) -> None:
+    """Keep the stamps of these tables, a later one's where an image is in several.
+
+    Only speed is lost when the folder cannot be written.
+    """
+    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as handle:
+            np.save(handle, _merged(tables))
+        os.replace(part, file)
+        file.with_suffix(_OLD_SUFFIX).unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s: cache not written (%s), images are checked again the next time", file, error)
+
+
+def _hashes(names: Iterable[bytes], count: int) -> npt.NDArray[np.int64]:
+    """64 bits a name. Where two images should share them, one of the two is decoded at every check."""
+    digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, "<i8", count).astype(np.int64)
+
+
+def _merged(tables: Iterable[_Table]) -> _Table:
+    """All rows ascending by their hash; of several with the same the last."""
+    whole: _Table = np.concatenate([np.zeros((0, 3), dtype=np.int64), *tables])
+    whole = whole[np.argsort(whole[:, 0], kind="stable")]
+    is_last = np.ones(len(whole), dtype=bool)
+    is_last[:-1] = whole[1:, 0] != whole[:-1, 0]
+    return whole[is_last]
+
+
+def _checked(table: npt.NDArray[np.int64]) -> _Table:
+    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 3:
+        raise ValueError(f"it holds {table.dtype} {table.shape}, not int64 (N, 3)")
+    if (table[1:, 0] <= table[:-1, 0]).any():
+        raise ValueError("its rows are not in their order")
+    return table
+
+
+def _read_old(file: Path) -> _Table:
+    """[name, size, time of change] of every image in JSON."""
+    stored = json.loads(gzip.decompress(file.read_bytes()))
+    names, sizes, modified = zip(*stored["images"], strict=True) if stored["images"] else ((), (), ())
+    return _merged([stamps(Names(names), np.array(sizes, dtype=np.int64), np.array(modified, dtype=np.int64))])

@@ -1,0 +1,133 @@
+"""Lists of millions of texts that are no Python object each: what a data set's names and classes are kept in.
+
+Processes that load images are forked, or get a copy. A forked one shares the memory of its parent until somebody
+writes to it, and Python writes to every object that it only looks at, to count who does: of a million names in a list
+each process soon has its own copy. In one buffer there is nothing to count, and a copy is sent at once.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeGuard, overload
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = Sequence[int] | npt.NDArray[np.int64]
+
+
+class Names(Sequence[str]):
+    """Texts that hardly repeat, read-only: one buffer of bytes and where each begins. Equal to a list of the same.
+
+    Args:
+        names: taken in one by one; bytes that are no UTF-8 may be escaped as `os.fsdecode` does it.
+    """
+
+    __slots__ = ("_buffer", "_starts")
+    _buffer: bytes
+    _starts: npt.NDArray[np.int64]  # (N + 1,): the last is where the buffer ends
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        buffer, starts = bytearray(), array("q", [0])
+        for name in names:
+            buffer += name.encode("utf-8", "surrogateescape")
+            starts.append(len(buffer))
+        self._buffer, self._starts = bytes(buffer), np.array(starts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> "Names": ...
+    def __getitem__(self, row: int | slice) -> "str | Names":
+        if isinstance(row, slice):
+            return self.take(range(*row.indices(len(self))))
+        place = range(len(self))[row]  # counts from the end, and refuses what is beyond it
+        return self._buffer[self._starts[place] : self._starts[place + 1]].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("utf-8", "surrogateescape") for name in self.encoded())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Names):
+            return self._buffer == other._buffer and np.array_equal(self._starts, other._starts)
+        return _equal(self, other) if _is_list(other) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+    def encoded(self) -> Iterator[bytes]:
+        """Every name as the bytes that it is kept in."""
+        # Arrays are gone through number by number: a list of them would be millions of objects again.
+        return (self._buffer[start:end] for start, end in zip(self._starts, self._starts[1:], strict=False))
+
+    def take(self, rows: Rows) -> "Names":
+        """The names of these rows, in this order."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        starts, ends = self._starts[chosen], self._starts[chosen + 1]
+        buffer = bytearray()
+        for start, end in zip(starts, ends, strict=True):
+            buffer += self._buffer[start:end]
+        taken = Names()
+        taken._buffer, taken._starts = bytes(buffer), np.concatenate([[0], np.cumsum(ends - starts)])
+        return taken
+
+
+class Labels(Sequence[str]):
+    """The class of every row, read-only: a number each, and the names once. Equal to a list of the same.
+
+    Args:
+        labels: the class of each row, taken in one by one.
+    """
+
+    __slots__ = ("_codes", "classes")
+    _codes: npt.NDArray[np.int32]  # (N,)
+    classes: tuple[str, ...]  # what the numbers stand for; some may be of no row
+
+    def __init__(self, labels: Iterable[str] = ()) -> None:
+        number: dict[str, int] = {}
+        self._codes = np.array(array("i", (number.setdefault(label, len(number)) for label in labels)), dtype=np.int32)
+        self.classes = tuple(number)
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> "Labels": ...
+    def __getitem__(self, row: int | slice) -> "str | Labels":
+        return self.take(range(*row.indices(len(self)))) if isinstance(row, slice) else self.classes[self._codes[row]]
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.classes[code] for code in self._codes)
+
+    def __eq__(self, other: object) -> bool:
+        return _equal(self, other) if _is_list(other) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+    def take(self, rows: Rows) -> "Labels":
+        """The classes of these rows, in this order."""
+        taken = Labels()
+        taken._codes, taken.classes = self._codes[np.asarray(rows, dtype=np.int64)], self.classes
+        return taken
+
+
+def _is_list(other: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(other, Sequence) and not isinstance(other, str)  # a text is a sequence of letters
+
+
+def _equal(texts: Sequence[str], others: Sequence[object]) -> bool:
+    return len(texts) == len(others) and all(mine == theirs for mine, theirs in zip(texts, others, strict=True))
+
+
+def _shown(texts: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, texts[:3])) + (", …" if len(texts) > 3 else "")
+    return f"{type(texts).__name__}([{shown}], {len(texts)} in all)"

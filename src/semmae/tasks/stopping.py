@@ -1,0 +1,192 @@
+"""When a training's state is kept, and how it stops: by the clock, and on Ctrl-C or SIGTERM.
+
+Notable here:
+- a checkpoint is due at the end of an optimiser step, also in the middle of an epoch: the first soon, later ones every
+  ten minutes. So a kill costs no more than these, and small data does not write its network every epoch;
+- Ctrl-C and SIGTERM (Slurm, containers) end the step that is running, keep it and stop; a second Ctrl-C does not wait;
+- a resumed run goes on with the very next batch: items are functions of (seed, epoch, row), so that the sampler needs
+  no more than the place to begin at;
+- of several processes each tells the others what it wishes, and hears what they wished a step before: so all save
+  and stop at the same step, and none of them waits.
+"""
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from semmae.data.loaders import EpochSampler
+
+PATIENCE = timedelta(days=7)  # that processes wait for each other
+# Seconds between two checkpoints. At first as many as the run is old: not half of it can be lost.
+_AT_LEAST = 60.0
+_AT_MOST = 600.0
+_NOTICE = b"\nsemmae: stopping as soon as this step is done and kept; Ctrl-C again stops at once\n"
+
+
+class Interrupted(Exception):
+    """Training was stopped by Ctrl-C, or by another signal: what was saved can be continued."""
+
+    def __init__(self, signum: int = signal.SIGINT) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Wish(IntEnum):
+    """What a process wants done at the end of a step; of several the highest is done."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2  # and save
+
+
+class Signals:
+    """Remembers that Ctrl-C or SIGTERM has come, for the step that is running to be finished first."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def watch(self) -> None:
+        """Take over both signals; a thread other than the main one cannot, and stops as Python would."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, _frame: FrameType | None) -> None:
+        if self.received is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is None and os.environ.get("LOCAL_RANK", "0") == "0":
+            with suppress(OSError):
+                os.write(2, _NOTICE)  # print() may not be called while it is at work
+        self.received = self.received or signum
+
+
+class Vote:
+    """The highest wish of all processes, known to each a step later."""
+
+    def __init__(self, processes: int) -> None:
+        self._group: torch.distributed.ProcessGroup | None = None
+        if processes > 1:
+            # On the CPU, whatever the gradients travel by: no device is waited for.
+            group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+            assert isinstance(group, torch.distributed.ProcessGroup)  # all processes are in it
+            self._group = group
+        self._pending: tuple[torch.distributed.Work, Tensor] | None = None
+
+    def cast(self, wish: Wish) -> Wish:
+        """Tell one's wish, and learn what was wished at the last call; of a single process, its own at once."""
+        if self._group is None:
+            return wish
+        answer = self._answer()
+        told = torch.tensor(int(wish))
+        work = torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None
+        self._pending = work, told
+        return answer
+
+    def settle(self, wish: Wish) -> Wish:
+        """Tell one's wish, and wait for those of the others."""
+        self.cast(wish)
+        return wish if self._group is None else self._answer()
+
+    def forget(self) -> None:
+        """What was wished is done."""
+        self._answer()
+
+    def _answer(self) -> Wish:
+        if self._pending is None:
+            return Wish.NOTHING
+        work, told = self._pending
+        self._pending = None
+        work.wait()
+        return Wish(int(told))
+
+
+class Checked(Protocol):
+    """Who vouches for the state that is to be kept."""
+
+    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None: ...
+
+
+class Keeper(Checkpoint):
+    """Writes the checkpoint whenever it is due, stops where that is asked for, and begins where the last one ended.
+
+    Args:
+        path: of the checkpoint, the only one.
+        loader: what is trained on; resumed in mid-epoch, its sampler is an `EpochSampler`.
+        judge: raises where the state should not be kept.
+    """
+
+    def __init__(self, path: Path, loader: DataLoader[dict[str, Any]], judge: Checked) -> None:
+        self.path, self.loader, self.judge = path, loader, judge
+        self.signals = Signals()
+        self._begun = self._saved = time.monotonic()
+        self._first = True
+        self._vote = Vote(1)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Show the loader its place: workers fetch the first batches before the epoch's number is told."""
+        steps = len(self.loader) // trainer.accumulate_grad_batches
+        epoch, done = divmod(checkpoint["global_step"], steps)
+        sampler = self.loader.sampler
+        if isinstance(sampler, EpochSampler):
+            batches = done * trainer.accumulate_grad_batches
+            sampler.begin_at(epoch, batches * int(self.loader.batch_size or 1))
+        elif done:
+            raise TypeError(f"a loader with a {type(sampler).__name__} cannot be resumed in the middle of an epoch")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on there is something to keep."""
+        self._vote = Vote(trainer.world_size)
+        self._begun = self._saved = time.monotonic()
+        self._first = not self.path.exists()
+        self.signals.watch()  # after Lightning, whose own handlers it restores in the end
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the end of an optimiser step that is not the epoch's last."""
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        wish = self._vote.cast(self._wish(trainer, self._due()))
+        if wish:
+            self._vote.forget()
+            self.judge.check(trainer, pl_module)
+            self._save(trainer, wish)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After the epoch's last step, whose state has been checked as it was told of."""
+        self._vote.forget()
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        wish = self._vote.settle(self._wish(trainer, self._first or last or self._due()))
+        if wish:
+            self._save(trainer, wish)
+
+    def _due(self) -> bool:
+        age = self._saved - self._begun
+        return time.monotonic() - self._saved >= min(_AT_MOST, max(_AT_LEAST, age))
+
+    def _wish(self, trainer: pl.Trainer, due: bool) -> Wish:
+        if self.signals.received is not None:
+            return Wish.STOP
+        return Wish.SAVE if due and trainer.is_global_zero else Wish.NOTHING
+
+    def _save(self, trainer: pl.Trainer, wish: Wish) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved, self._first = time.monotonic(), False
+        if wish == Wish.STOP:
+            raise Interrupted(self.signals.received or signal.SIGTERM)

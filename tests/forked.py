@@ -1,0 +1,52 @@
+"""A process forked from the test's own, and what it says.
+
+Forked, and not new: importing the libraries would take longer than all else.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+
+
+class Forked:
+    """Does some work in a forked process.
+
+    What it writes is kept, not shown, so that an assertion about its end can tell why:
+    `assert child.ended(60) == 0, child.told`.
+
+    Args:
+        work: what to do; what it returns is the exit code, None is 0.
+    """
+
+    def __init__(self, work: Callable[[], int | None]) -> None:
+        self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - open as long as this object
+        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(work,))
+        self.process.start()
+
+    def _run(self, work: Callable[[], int | None]) -> None:
+        for stream in (1, 2):
+            os.dup2(self._file.fileno(), stream)
+        sys.stdout = sys.stderr = os.fdopen(os.dup(2), "w", 1, encoding="utf-8", errors="replace")
+        faulthandler.disable()  # a library may have taken its signals since it was enabled
+        faulthandler.enable(sys.stderr)
+        code = work()
+        sys.stderr.flush()
+        os._exit(code or 0)  # none of the test's own leaving
+
+    def ended(self, seconds: float) -> int | None:
+        """The exit code, negative that of a signal; one that takes longer is made to tell where it is, and die."""
+        self.process.join(seconds)
+        if self.process.is_alive():
+            os.kill(self.process.pid or 0, signal.SIGABRT)
+            self.process.join()
+        return self.process.exitcode
+
+    @property
+    def told(self) -> str:
+        """All that it wrote, and where it was when it was made to die."""
+        self._file.seek(0)
+        return f"exit code {self.process.exitcode}\n" + self._file.read().decode("utf-8", "replace")
