@@ -67,7 +67,6 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/loading.py $(if $(IMAGES),--images "$(IMAGES)")
 	$(BIN)/python benchmarks/lightning_cost.py
 	$(BIN)/python benchmarks/labelling.py
-	$(BIN)/python benchmarks/manifest.py
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/tables.py --write
 

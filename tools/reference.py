@@ -7,6 +7,7 @@ the tables of modules. tests/test_docs.py tells when a page no longer fits the c
 """
 
 import dataclasses
+import functools
 import re
 import typing
 from pathlib import Path
@@ -22,9 +23,15 @@ PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
 _SECTION = re.compile(r"<!-- (semmae[\w.]*|options) -->\n.*?<!-- end -->", re.DOTALL)
 
 
+@functools.cache
+def loaded() -> Any:
+    """The whole package, read without importing it."""
+    return griffe.load("semmae", search_paths=[ROOT / "src"])
+
+
 def page(text: str) -> str:
     """A page with its tables made anew; what stands outside of them is left as it is."""
-    package = griffe.load("semmae", search_paths=[ROOT / "src"])
+    package = loaded()
 
     def section(found: re.Match[str]) -> str:
         name = found[1]

@@ -226,6 +226,47 @@ def test_a_stopped_run_goes_on_after_the_last_finished_protocol(
     assert not (tmp_path / "out" / "probe" / "untrained").exists()
 
 
+def test_stopped_at_another_image_size_it_goes_on_to_the_same_table(
+    encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segmentation resizes the encoder, and a run that goes on has none to do."""
+    told = {"encoder": str(encoder), "data": str(creatures), "steps": 2, "image_size": 48, **COMMON}
+    whole = semmae.evaluate(out=tmp_path / "whole", **told)
+    real, calls = evaluate_verb.train_segmenter, []
+
+    def stopping(*rest: Any) -> Any:
+        calls.append(rest)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*rest)
+
+    monkeypatch.setattr(evaluate_verb, "train_segmenter", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        semmae.evaluate(out=tmp_path / "out", **told)
+    semmae.evaluate(out=tmp_path / "out", resume=True)
+    assert len(calls) == 3
+    assert (tmp_path / "out" / "results.json").read_text() == (whole / "results.json").read_text()
+
+
+@pytest.mark.parametrize("places", [("train/aachen", "train/bochum", "val/frankfurt"), ("train/a", "val/a", "val/b")])
+def test_images_with_masks_in_folders_that_are_no_classes(
+    places: tuple[str, str, str], encoder: Path, creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Towns, sequences: others in each split, or a single one to learn from. The masks are measured all the same."""
+    pairs = zip(
+        sorted((creatures / "images").rglob("*.png")), sorted((creatures / "masks").rglob("*.png")), strict=True
+    )
+    for row, (image, mask) in enumerate(pairs):
+        for kind, path in (("images", image), ("masks", mask)):
+            target = tmp_path / "streets" / kind / places[row % 3] / f"{row}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    told = {"encoder": str(encoder), "data": str(tmp_path / "streets"), "steps": 2, "untrained": False, **COMMON}
+    found = results(semmae.evaluate(out=tmp_path / "out", **told))["this encoder"]
+    assert "segment_miou" in found and not [name for name in found if name.startswith(("knn", "probe"))]
+    assert "so neither k-NN nor a probe is measured" in caplog.text
+
+
 def test_figures_of_other_images_are_not_gone_on_with(encoder: Path, divided: Path, tmp_path: Path) -> None:
     told = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", "untrained": False, **COMMON}
     semmae.evaluate(**told)

@@ -156,6 +156,14 @@ def test_of_processes_that_begin_a_node_only_its_rank_is_known(alone: pytest.Mon
     assert rank_zero_only.rank == 4
 
 
+def test_torchrun_inside_slurm_tells_the_ranks(alone: pytest.MonkeyPatch) -> None:
+    """`srun --ntasks-per-node=1 torchrun --nproc-per-node 2`: Slurm knows of one process a node."""
+    for name, value in {"SLURM_NTASKS": "1", "TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2"}.items():
+        alone.setenv(name, value)
+    check_processes(1, 2)
+    assert cluster() == []
+
+
 def test_slurm_puts_no_job_into_the_queue_again(alone: pytest.MonkeyPatch) -> None:
     assert cluster() == []
     alone.setenv("SLURM_NTASKS", "1")

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semmae.data.compact import Labels, Names
@@ -16,6 +16,7 @@ KINDS = pytest.mark.parametrize("kind", [Names, Labels])
 
 
 @KINDS
+@settings(deadline=None)
 @given(listed=texts, data=st.data())
 def test_both_read_as_the_list_that_they_were_made_of(
     kind: type[Names] | type[Labels], listed: list[str], data: st.DataObject
@@ -37,6 +38,7 @@ def test_both_read_as_the_list_that_they_were_made_of(
 
 
 @KINDS
+@settings(deadline=None)
 @given(first=texts, second=texts)
 def test_both_are_equal_to_what_holds_the_same_texts(
     kind: type[Names] | type[Labels], first: list[str], second: list[str]

@@ -1,6 +1,8 @@
 """Batches are pure functions of (seed, epoch, row), whatever the workers and ranks."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,3 +254,17 @@ def test_normalise_refuses_what_may_be_of_another_scale() -> None:
         with pytest.raises(ValueError, match="not torch.uint8; give them as decoded, 0 to 255"):
             normalise(other, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     assert torch.equal(images, before)
+
+
+_GLOBAL_LOADER = """
+import torch
+from semmae.data.loaders import make_loader
+loader = make_loader([{"row": row} for row in range(4)], 2, workers=2)
+print(sum(int(batch["row"].sum()) for batch in loader))
+"""
+
+
+def test_a_process_ends_whose_loader_is_still_there() -> None:
+    """Its workers outlive an epoch, and leave signals to their parent: it has to end them."""
+    told = subprocess.run([sys.executable, "-c", _GLOBAL_LOADER], capture_output=True, text=True, timeout=120)
+    assert (told.returncode, told.stdout) == (0, "6\n"), told.stderr

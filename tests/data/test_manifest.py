@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semmae.data import manifest as module
@@ -144,6 +144,7 @@ def test_digest_is_over_names_and_sizes_in_their_order() -> None:
     assert all(listed(names, sizes).digest != manifest.digest for names, sizes in others)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"]) | st.just("\udcff")), st.integers(0, 2**62)))
 )

@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +101,9 @@ def evaluate(options: EvaluateOptions) -> Path:
     whose = told_encoder(options, encoder)  # now, for segmentation may resample its positions
     with run_folder(options) as out:
         methods = {OWN: measured(found, encoder, known, out)}
+        if known.pixels is not None:
+            # As segmentation leaves it, also where a run that goes on has found those figures finished.
+            encoder.set_image_size(feature_size(found, encoder))
         protocol = protocols(found, encoder, known, whose)
         if options.untrained:
             new = untrained_like(encoder, options.seed)
@@ -153,8 +156,8 @@ def open_known_classes(options: EvaluateOptions) -> tuple[TrainVal | None, list[
             )
         _log.info("%s: no classes, so neither k-NN nor a probe is measured", options.data)
         return None, []
-    if options.masks is not None and len(sets) == 1 and max(Counter(labels[0]).values()) < 2:
-        _log.info("%s: a single image of every class, so neither k-NN nor a probe is measured", options.data)
+    if options.masks is not None and (reason := _no_classes(labels)):
+        _log.warning("%s: %s, so neither k-NN nor a probe is measured", options.data, reason)
         return None, []
     classes = train_val(options, sets, options.val_share)
     chosen_on = rows_to_choose_on(_options(ProbeOptions, options), classes.train)
@@ -165,6 +168,14 @@ def open_known_classes(options: EvaluateOptions) -> tuple[TrainVal | None, list[
             options.data,
         )
     return classes, chosen_on
+
+
+def _no_classes(labels: Sequence[Sequence[str]]) -> str:
+    """Why folders of images that have masks may well be no classes, but sequences or towns; empty where they may be."""
+    if len(labels) == 1:
+        return "a single image of every class" if max(Counter(labels[0]).values()) < 2 else ""
+    train, val = map(set, labels)
+    return "the splits share no class" if not train & val else "a single class" if len(train) < 2 else ""
 
 
 def measured(options: EvaluateOptions, encoder: Encoder, known: Known, out: Path) -> dict[str, Any]:
@@ -207,13 +218,14 @@ def protocol_steps(
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """By name, in their order, what measures the encoder; each gives figures under names of its own."""
     # Kept for both protocols: features of a set of images are computed once.
-    look: Look = functools.cache(functools.partial(image_features, options, encoder))
+    look = functools.cache(functools.partial(image_features, options, encoder))
     classes = known.classes
     if classes is not None:
         sets = [classes.train, classes.val]
         yield "knn", lambda: _named("knn", measure_knn(options, sets, look, device_of(encoder)))
     if classes is not None and known.chosen_on:
         yield "probe", lambda: probed(options, encoder, classes, known.chosen_on, out / "probe", look)
+    look.cache_clear()  # of a million images they are gigabytes
     pixels, truth = known.pixels, known.truth
     if pixels is not None and truth is not None:
         yield "parts", lambda: part_figures(options, encoder, pixels.val.images, truth)

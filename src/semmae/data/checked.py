@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def read_known(file: Path) -> _Table:
         if file.exists():
             return _checked(np.load(file, allow_pickle=False))
         return _read_old(old) if old.exists() else _merged([])
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         _log.warning("%s: cache not readable (%s), all images are checked again", file, error)
         return _merged([])
 

@@ -5,7 +5,9 @@ the middle of an epoch it needs to know how many rows to leave out.
 Images stay uint8 until `normalise`, which runs on the device.
 """
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,6 +31,7 @@ from semmae.memory import keep_freed_memory
 Key = int | tuple[int, int]  # a row, or (epoch, row)
 _PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
 _AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
+_LOADERS: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
 _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
 
 
@@ -263,7 +266,7 @@ def make_loader(
     drop_last: bool = False,
 ) -> DataLoader[dict[str, Any]]:
     """Batches of a dataset, in order without a sampler; a list of rows is a sampler too."""
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -275,6 +278,17 @@ def make_loader(
         worker_init_fn=_start_worker,
         collate_fn=collate,
     )
+    _LOADERS.add(loader)
+    return loader
+
+
+@atexit.register  # after multiprocessing's own, so called before it, which would wait for the workers
+def _end_workers() -> None:
+    """End the workers of loaders that are still there when the process ends: no signal ends them, see below."""
+    for loader in list(_LOADERS):
+        iterator = getattr(loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def cluster() -> list[SLURMEnvironment]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that srun exists and is not used is no fault
-        return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        # torchrun may itself be started by srun, and then tells the ranks.
+        return [SLURMEnvironment(auto_requeue=False)] if _started()[0] == "srun" and SLURMEnvironment.detect() else []
 
 
 def _started() -> tuple[str | None, int]:

@@ -67,7 +67,7 @@ class Signals:
     def _receive(self, signum: int, _frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.received is None and os.environ.get("LOCAL_RANK", "0") == "0":
+        if self.received is None and os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             with suppress(OSError):
                 os.write(2, _NOTICE)  # print() may not be called while it is at work
         self.received = self.received or signum

@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -122,7 +123,8 @@ def fit(
                 raise SystemExit(0) from stop  # another code, and Lightning kills the first one as it tells
             raise Interrupted(getattr(stop, "signum", signal.SIGINT)) from stop
         finally:
-            signal.signal(signal.SIGINT, previous)
+            if threading.current_thread() is threading.main_thread():  # another one cannot, and has changed nothing
+                signal.signal(signal.SIGINT, previous)
         if trainer.interrupted:
             raise Interrupted
 
@@ -168,6 +170,10 @@ class Meter(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Continue the file of metrics where the checkpoint was saved: later lines are told again."""
         self._restart_clock()
+        # A checkpoint is read onto the CPU; what is added to these is on the device of training.
+        self._losses, self._norms = (
+            [value.to(module.device) for value in values] for values in (self._losses, self._norms)
+        )
         path = self.options.out / "metrics.jsonl"
         if trainer.is_global_zero and path.exists():
             truncate_metrics(path, trainer.global_step)
