@@ -7,6 +7,7 @@ Images stay uint8 until `normalise`, which runs on the device.
 
 import atexit
 import signal
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from semmae.data.crop import WHOLE, Crop, centre_crop, crop_image, crop_parts, c
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.memory import keep_freed_memory
+
+# On a machine of one core the default of two processes is no fault, and training itself tells when it waits for images.
+warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
 
 Key = int | tuple[int, int]  # a row, or (epoch, row)
 _PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
