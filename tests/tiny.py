@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,15 @@ def losses(run: Path) -> list[float]:
     lines = metrics(run)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
+
+
+def divide(creatures: Path, folder: Path) -> Path:
+    """The creatures as train/CLASS and val/CLASS: of four images of a class three, and one."""
+    for number, path in enumerate(sorted((creatures / "images").glob("*/*.png"))):
+        target = folder / ("val" if number % 4 == 0 else "train") / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return folder
 
 
 def assert_golden(run: Path, golden: list[float]) -> None:

@@ -34,12 +34,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(creatures: Path, tmp_path: Path) -> Path:
-    """Four images of each of eight classes: three in train, one in val."""
-    for number, path in enumerate(sorted((creatures / "images").glob("*/*.png"))):
-        target = tmp_path / "data" / ("val" if number % 4 == 0 else "train") / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    return tmp_path / "data"
+    return tiny.divide(creatures, tmp_path / "data")
 
 
 def measure(verb: str, encoder: Path, data: Path, **more: Any) -> Path:

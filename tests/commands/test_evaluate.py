@@ -155,12 +155,7 @@ def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: 
 
 @pytest.fixture
 def divided(creatures: Path, tmp_path: Path) -> Path:
-    """The creatures, one of four in val."""
-    for number, path in enumerate(sorted((creatures / "images").glob("*/*.png"))):
-        target = tmp_path / "divided" / ("val" if number % 4 == 0 else "train") / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    return tmp_path / "divided"
+    return tiny.divide(creatures, tmp_path / "divided")
 
 
 def test_one_pass_over_the_images_serves_knn_and_probe_and_gives_their_figures(
