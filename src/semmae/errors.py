@@ -1,4 +1,4 @@
-"""What the user must mend: one exception, and the near misses that its message names."""
+"""What ends a command in one line: the user's to mend, or the machine's; and the near misses that a message names."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """Bad input, told in one line: the value, the limit it broke, and the remedy. The command exits with code 2."""
+
+
+class DiskError(Exception):
+    """The disk is full, broken or read-only, told in one line. The command exits with code 1."""
 
 
 def near(name: str, known: Iterable[str]) -> str:

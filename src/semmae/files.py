@@ -1,0 +1,343 @@
+"""Files and folders: the one way in which everything is written, and the one reader of each form.
+
+Notable here:
+- a file or folder is written beside its place and moved there whole: a reader sees the old one or the new one, and
+  when the block fails, the disk is full or the process is stopped by a signal, nothing of the new one stays;
+- what lies beside its place bears a suffix that nobody else uses, so that `sweep` can remove what a killed process
+  left, and nothing of the user's;
+- a reader takes regular files of a bounded size only: a FIFO, a device, a file of gigabytes or one nested a thousand
+  deep is refused in one line, as is one in another encoding or of another form;
+- names that are no UTF-8 (Python's surrogate escapes) are written as the bytes they are, in JSON as escapes.
+"""
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from semmae.errors import DiskError, UserError
+
+# Of everything that lies beside its place while it is written.
+PART = ".semmae-part"
+# Bytes of a text file that is read at once; no file of ours comes near.
+MOST_TEXT = 256 * 2**20
+_MOST_YAML = 2**20  # PyYAML is slow, and options are few
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+# Libraries that write by themselves (torch, safetensors, Arrow) tell the same in words.
+_FULL_WORDS = re.compile(
+    r"no space left|os error (28|122|27|5)\b|disk quota|file too large|PytorchStreamWriter|file write failed", re.I
+)
+
+
+# Writing
+
+
+@contextmanager
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A path to write to: moved to `path` when the block ends well, removed when it does not.
+
+    Args:
+        path: of the file; its folder is made.
+        durable: the file is on the disk before it takes its place, and so is its name before the block returns.
+
+    Raises:
+        DiskError: the disk is full, broken or read-only.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(path)
+        try:
+            yield beside
+            if durable:
+                _sync(beside)
+            os.replace(beside, path)
+            if durable:
+                _sync(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well.
+
+    Raises:
+        UserError: the folder cannot be moved, see `check_replaceable`.
+        DiskError: as `whole`.
+    """
+    check_replaceable(folder)
+    with _explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(folder)
+        shutil.rmtree(beside, ignore_errors=True)
+        fresh, old = beside / "fresh", beside / "old"
+        try:
+            fresh.mkdir(parents=True)
+            yield fresh
+            if folder.exists():
+                os.rename(folder, old)
+            try:
+                os.rename(fresh, folder)
+            except OSError:
+                if old.exists():
+                    shutil.move(old, folder)
+                raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """UserError where `whole_folder` cannot move a folder into this place: the working folder, or one around it."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: is the folder one works in, or around it; give a new folder below it, or elsewhere")
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write a file, whole."""
+    with whole(path, durable=durable) as beside:
+        beside.write_bytes(content)
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a file in UTF-8, whole."""
+    write_bytes(path, encoded(text), durable=durable)
+
+
+def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
+    """Write a JSON file, whole. ValueError where a number is not finite."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # names that are no UTF-8: escaped, the file stays JSON
+        text = json.dumps(content, indent=1, allow_nan=False)
+    write_text(path, text + "\n", durable=durable)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file, whole; the first row is the header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def encoded(text: str) -> bytes:
+    """Text as UTF-8; names of files that are none as the bytes that they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a half of a surrogate pair, such as JSON can hold
+        return text.encode("utf-8", "backslashreplace")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder, at any depth: what bears our suffix, and nothing else."""
+    for entry in list(folder.rglob(f".*{PART}")):
+        remove(entry)
+
+
+def remove(entry: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+def is_disk_fault(error: BaseException) -> bool:
+    """Whether this error of Python, or of a library that writes, is one of the disk: full, broken, read-only."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return not isinstance(error, UserError) and _FULL_WORDS.search(str(error)) is not None
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of the disk, from whichever library, as `DiskError`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskError) or not is_disk_fault(error):
+            raise
+        raise DiskError(f"{path}: cannot be written ({_why(error)}); free space there, or use another disk") from error
+
+
+def _why(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.errno else None
+    return reason.lower() if reason else "no space left on the disk"
+
+
+def _beside(path: Path) -> Path:
+    """Where to write: the same disk, a name of this process alone, short enough for every file system."""
+    return path.with_name(f".{path.name[:100]}.{os.getpid()}{PART}")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Reading
+
+
+def read_bytes(path: Path | str, most: int | None = None) -> bytes:
+    """A regular file's bytes.
+
+    Args:
+        path: of the file.
+        most: bytes; a longer file is refused before it is read.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file: opening a FIFO would wait for ever.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise OSError(errno.EFBIG, f"{size} bytes, limit {most}")
+        return file.read(-1 if most is None else most)
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """A regular file, open to read; OSError where it is none, such as a FIFO, a device or a folder."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(descriptor, "rb")
+
+
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """A text file in UTF-8; UserError when it cannot be read or is in another encoding."""
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path, or restore it") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8, or restore it") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; UserError when there is none."""
+    return _object(path, read_text(path))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line.
+
+    The last line may be half of one, of a process that is writing or was killed as it wrote: it is left out.
+
+    Raises:
+        UserError: another line is no object, which is named.
+    """
+    lines = read_text(path).splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_object(path, line, f", line {number}"))
+        except UserError:
+            if number < len(lines) or line.endswith("\n"):
+                raise
+    return records
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML file; UserError when there is none."""
+    text = read_text(path, _MOST_YAML)
+    try:
+        content = yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not YAML ({reason[:120]}); mend or restore it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no options; write one `name: value` a line")
+    return {str(name): value for name, value in content.items()}
+
+
+def read_csv(path: Path, delimiter: str = ",") -> list[list[str]]:
+    """The rows of a CSV file, header and all, empty lines left out; UserError where it cannot be read."""
+    try:
+        rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+        return [row for row in rows if row]
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV ({error}); mend or restore it") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, by which a small file can stand for gigabytes; no file of ours has any."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        return super().compose_node(parent, index)
+
+
+def _object(path: Path, text: str, place: str = "") -> dict[str, Any]:
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{path}{place}: not JSON ({reason[:120]}); restore it, or remove it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}{place}: holds no JSON object; restore it, or remove it")
+    return content
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+class Fields:
+    """Values of a mapping that a file held, each checked as it is taken: a file may have been edited.
+
+    Args:
+        path: of the file, for the messages.
+        content: what it held.
+    """
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        self.path, self.content = path, content
+
+    def get(self, name: str, kind: Any, default: Any = None) -> Any:
+        """The value under a name, which must be of this type (or one of these); `default` where there is none.
+
+        Raises:
+            UserError: it is of another type.
+        """
+        if name not in self.content:
+            return default
+        value = self.content[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # True is an int
+            raise UserError(f"{self.path}: {name} is {shown(value)}, of another type than it should be; restore it")
+        return value
+
+    def need(self, name: str, kind: Any) -> Any:
+        """As `get`, but UserError where there is none."""
+        if name not in self.content:
+            raise UserError(f"{self.path}: {name} is missing; restore the file, or run its command again")
+        return self.get(name, kind)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def short(digest: str) -> str:
+    """The beginning of a digest, which is enough to tell two apart."""
+    return digest[:12]
