@@ -12,7 +12,6 @@ a store marked complete is read.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from semmae.errors import UserError
+from semmae.files import reserve, whole, write_json
 
 UNKNOWN = 255
 _BLOCK = 65536  # rows looked at together when missing ones are sought
@@ -202,11 +202,11 @@ def _map(path: Path, name: str, size: tuple[int, int], mode: str) -> Rows:
 
 def _new_rows(path: Path, name: str, size: tuple[int, int]) -> None:
     """A file in which no row is computed, `size` its (images, cells a side)."""
-    part = path / f"{name}.tmp"
-    rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(*size, size[1]))
-    rows[:] = UNKNOWN
-    rows.flush()  # before the renaming: after a power failure no row may look written that is not
-    os.replace(part, path / name)
+    with whole(path / name) as beside:
+        rows = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(*size, size[1]))
+        reserve(beside)
+        rows[:] = UNKNOWN
+        rows.flush()  # before the renaming: after a power failure no row may look written that is not
 
 
 def _unknown(rows: np.ndarray) -> np.ndarray:
@@ -227,9 +227,4 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _write_meta(path: Path, meta: dict[str, Any]) -> None:
-    part = path / "parts.json.tmp"
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(meta, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path / "parts.json")
+    write_json(path / "parts.json", meta, durable=True)

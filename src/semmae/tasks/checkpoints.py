@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from semmae.files import whole
+
 
 class BesideCheckpointIO(TorchCheckpointIO):
     """Writes beside the file, then renames.
@@ -22,19 +24,5 @@ class BesideCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to `path`, a local file; there are no storage options."""
         if storage_options is not None:
             raise TypeError("a local file takes no storage options")
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        torch.save(checkpoint, temporary)
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with whole(Path(path), durable=True) as beside:
+            torch.save(checkpoint, beside)

@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
+from semmae.files import write_text
 from semmae.memory import keep_freed_memory
 from semmae.progress import shown_rate
 from semmae.tasks.checkpoints import BesideCheckpointIO
@@ -342,6 +343,4 @@ def truncate_metrics(path: Path, step: int) -> None:
     content = "".join(line + "\n" for line in kept)
     if content == text:
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(content)
-    os.replace(temporary, path)
+    write_text(path, content)
