@@ -14,6 +14,7 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -167,6 +168,12 @@ def remove(entry: Path) -> None:
         entry.unlink(missing_ok=True)
 
 
+def bytes_shown(count: float) -> str:
+    """`812 B`, `3.4 kB`, `1.2 GB`: a number of bytes as people read it."""
+    power = min(4, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
 def is_disk_fault(error: BaseException) -> bool:
     """Whether this error of Python, or of a library that writes, is one of the disk: full, broken, read-only."""
     if isinstance(error, OSError) and error.errno in _FULL:
@@ -176,18 +183,17 @@ def is_disk_fault(error: BaseException) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Errors of the disk, from whichever library, as `DiskError`."""
+    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, DiskError) or not is_disk_fault(error):
+        if not (isinstance(error, DiskError) or is_disk_fault(error)):
             raise
-        raise DiskError(f"{path}: cannot be written ({_why(error)}); free space there, or use another disk") from error
-
-
-def _why(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.errno else None
-    return reason.lower() if reason else "no space left on the disk"
+        cause = error.__cause__ if isinstance(error, DiskError) else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else "No space left on device"
+        raise DiskError(
+            f"{path}: cannot be written ({reason.lower()}); free space there, or use another disk"
+        ) from cause
 
 
 def _beside(path: Path) -> Path:

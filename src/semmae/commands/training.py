@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from semmae.commands.options import TrainOptions
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
-from semmae.errors import UserError
+from semmae.errors import DiskError, UserError
 from semmae.files import write_json
 from semmae.tasks.nodes import check_processes
 from semmae.tasks.precision import check_precision
@@ -131,12 +131,13 @@ def summarised(
     write(finished=False)  # already now: a killed run, too, knows what it was begun with
     if is_rank_zero():
         write_skipped([images, *also], out / "skipped.csv")
-    finished = False
     try:
         yield
-        finished = True
-    finally:
-        write(finished)
+    except BaseException:
+        with suppress(DiskError):  # on a full disk it is the first fault that counts
+            write(finished=False)
+        raise
+    write(finished=True)
 
 
 def _check_unchanged(out: Path, earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
