@@ -227,7 +227,7 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
         _log.debug("semmae started: %s", " ".join(sys.argv))
         try:
             yield out
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C too
             _log.debug("stopped: %s: %s", type(error).__name__, error)
             raise
         finally:

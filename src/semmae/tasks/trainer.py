@@ -37,7 +37,7 @@ from semmae.errors import UserError
 from semmae.files import write_text
 from semmae.memory import keep_freed_memory
 from semmae.progress import shown_rate
-from semmae.tasks.checkpoints import BesideCheckpointIO
+from semmae.tasks.checkpoints import CheckedCheckpointIO
 from semmae.tasks.nodes import cluster
 from semmae.tasks.precision import Precision, resolve_precision
 from semmae.tasks.stopping import PATIENCE, Interrupted, Keeper
@@ -111,7 +111,7 @@ def fit(
             accumulate_grad_batches=options.accumulate,
             logger=TensorBoardLogger(options.out, name="", version="tensorboard"),
             callbacks=[meter, Keeper(last, loader, meter)],
-            plugins=[BesideCheckpointIO(), *cluster()],
+            plugins=[CheckedCheckpointIO(task.state_dict()), *cluster()],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # the sampler deals rows to ranks itself
