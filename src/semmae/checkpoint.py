@@ -12,12 +12,8 @@ Notable here:
 
 import hashlib
 import json
-import os
-import shutil
 import stat
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semmae.errors import UserError
+from semmae.files import whole, whole_folder, write_json, write_text
 from semmae.models.classifier import Classifier
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -333,45 +330,18 @@ def _write(
     others = [path.name for path in folder.iterdir() if path.name not in own] if folder.exists() else []
     if others:
         raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
-    with replacing(folder) as fresh:
+    with whole_folder(folder) as fresh:
         save_tensors(state, fresh / WEIGHTS)
-        text = json.dumps(config, indent=2, allow_nan=False)
-        (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
+        write_json(fresh / CONFIG, config)
         if learned is not None:
-            (fresh / LEARNED).write_text("".join(f"{key}\n" for key in learned), encoding="ascii")
+            write_text(fresh / LEARNED, "".join(f"{key}\n" for key in learned))
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, at once and with the umask's mode: `save_file` lets nobody but the owner read."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.touch()
-    mode = stat.S_IMODE(beside.stat().st_mode)
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.chmod(mode)
-    os.replace(beside, path)
-
-
-def check_replaceable(folder: Path) -> None:
-    """UserError where `replacing` cannot move a folder into this place: the working folder, or one around it."""
-    if Path.cwd().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder}: is the folder one works in, or around it; give a new folder below it, or elsewhere")
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well."""
-    check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        fresh, old = Path(beside) / "fresh", Path(beside) / "old"
-        fresh.mkdir()
-        yield fresh
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(fresh, folder)
-        except OSError:
-            if old.exists():
-                shutil.move(old, folder)
-            raise
+    with whole(path) as beside:
+        beside.touch()
+        mode = stat.S_IMODE(beside.stat().st_mode)
+        save_file(tensors, beside, metadata={"format": "pt"})
+        beside.chmod(mode)

@@ -36,7 +36,9 @@ _MOST_YAML = 2**20  # PyYAML is slow, and options are few
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Libraries that write by themselves (torch, safetensors, Arrow) tell the same in words.
 _FULL_WORDS = re.compile(
-    r"no space left|os error (28|122|27|5)\b|disk quota|file too large|PytorchStreamWriter|file write failed", re.I
+    r"no space left|os error (28|122|27|5)\b|disk quota|file too large"
+    r"|PytorchStreamWriter|inline_container|iostream error",
+    re.I,
 )
 
 
@@ -131,6 +133,13 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     write_text(path, text.getvalue())
 
 
+def reserve(path: Path) -> None:
+    """Give a sparse file its room on the disk now: writing to a mapped file on a full disk would kill the process."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
+
+
 def encoded(text: str) -> bytes:
     """Text as UTF-8; names of files that are none as the bytes that they are."""
     try:
@@ -143,6 +152,11 @@ def sweep(folder: Path) -> None:
     """Remove what killed processes were writing in a folder, at any depth: what bears our suffix, and nothing else."""
     for entry in list(folder.rglob(f".*{PART}")):
         remove(entry)
+
+
+def is_part(path: Path) -> bool:
+    """Whether the name is one of ours for what is being written."""
+    return path.name.startswith(".") and path.name.endswith(PART)
 
 
 def remove(entry: Path) -> None:

@@ -26,7 +26,7 @@ from semmae.data.crop import WHOLE, Crop, crop_image
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.pictures import write_atomically
+from semmae.files import write_bytes
 from semmae.progress import Progress
 
 SoftMaps = Callable[[Tensor], Tensor]  # uint8 (B, 3, s, s) → (B, K, g, g)
@@ -114,7 +114,7 @@ def collect(images: ImageSet, store: PartStore, soft_maps: SoftMaps, size: int, 
     )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: getattr(samples, name) for name in _FIELDS})
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def read_samples(path: Path) -> PartSamples:

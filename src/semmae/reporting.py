@@ -16,6 +16,7 @@ from typing import Any
 from semmae import charts
 from semmae.charts import finite, number
 from semmae.errors import UserError
+from semmae.files import write_bytes
 from semmae.page import (
     FIGURES,
     Record,
@@ -32,7 +33,7 @@ from semmae.page import (
     render,
     score,
 )
-from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture, write_atomically
+from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture
 
 __all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
 
@@ -111,7 +112,7 @@ def write_report(run: Path) -> Path:
         steps=_next_steps(run, kind, config),
     )
     path = run / "report.html"
-    write_atomically(path, page)
+    write_bytes(path, page)
     return path
 
 

@@ -12,7 +12,7 @@ from semmae.commands.knn import KnnOptions, knn_figures, knn_protocol, measure_k
 from semmae.commands.options import Model, RunOptions, check_image_size
 from semmae.commands.pretrain import PretrainOptions, pretrain
 from semmae.commands.results import OWN, write_results
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.data.creatures import draw_creatures
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images
@@ -61,9 +61,9 @@ class DemoOptions(RunOptions):
     """Base learning rate of the masked autoencoder: multiplied by batch size / 256."""
 
 
+@owning_out
 def demo(options: DemoOptions) -> Path:
     """Show the whole way in minutes: teacher, parts, masked autoencoder, k-NN, report."""
-    options = checked(options)
     for size in (options.image_size, options.teacher_image_size):
         check_image_size(size, options.patch_size)
     if options.data is not None:

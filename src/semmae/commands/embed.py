@@ -5,9 +5,7 @@ what was computed is kept when the run is stopped or killed, and the same comman
 """
 
 import dataclasses
-import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,9 +19,9 @@ from torch import Tensor
 
 from semmae.checkpoint import digest, read_json
 from semmae.commands.features import ViewOptions, feature_size, open_encoder
-from semmae.commands.options import PARTIAL, check_choice
+from semmae.commands.options import PARTIAL, check_choice, check_values
 from semmae.commands.places import check_place
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import check_inputs, claimed, run_folder
 from semmae.commands.token_file import WRITERS, Column, TokenFile, finish, paths_beside
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
@@ -31,6 +29,7 @@ from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
+from semmae.files import write_json
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
 
@@ -62,7 +61,14 @@ class EmbedOptions(ViewOptions):
 
 def embed(options: EmbedOptions) -> Path:
     """Write features of every image to a .parquet, .npz or .safetensors file."""
-    run = _run_beside(options)
+    check_values(options)
+    check_inputs(options)
+    with claimed(_run_beside(options)) as run:
+        return _embed(options, run)
+
+
+def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
+    """As `embed`; `run` are the options of the run that works beside --out."""
     tokens = _tokens(options)
     encoder = open_encoder(options)
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
@@ -82,7 +88,7 @@ def embed(options: EmbedOptions) -> Path:
 
 
 def _run_beside(options: EmbedOptions) -> EmbedOptions:
-    """The options of the run that works beside --out, whose values and place were checked."""
+    """The options of the run that works beside --out, whose place was checked."""
     out = options.out
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; give a file, such as {out / 'features.parquet'}")
@@ -99,7 +105,7 @@ def _run_beside(options: EmbedOptions) -> EmbedOptions:
         if there is not None and not (begun and there == beside):
             whole = " and is whole" if options.resume and there == out else ""
             raise UserError(f"--out {there}: exists{whole}; replace it with --overwrite, or choose another")
-    return checked(dataclasses.replace(options, out=partial))
+    return dataclasses.replace(options, out=partial)
 
 
 def _tokens(options: EmbedOptions) -> list[str]:
@@ -223,12 +229,7 @@ def _keep(file: TokenFile, rows: int) -> None:
     """Note how many rows are on the disk."""
     file.sync()
     state = file.path.with_name(_STATE)
-    temporary = state.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump({"rows": rows, "info": file.info}, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, state)
+    write_json(state, {"rows": rows, "info": file.info}, durable=True)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -7,7 +7,6 @@ Notable here:
 """
 
 import functools
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from semmae.commands.measuring import Truth, measure_encoder, measure_grids, pix
 from semmae.commands.options import OptionsT
 from semmae.commands.probe import ProbeOptions, probe_encoder, probe_protocol, rows_to_choose_on
 from semmae.commands.results import OWN, write_comparison
-from semmae.commands.run import checked, run_folder, write_text
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.segment import new_segmenter, open_data, train_segmenter
 from semmae.commands.segment_options import SegmentOptions, check_encoder
 from semmae.commands.segment_results import class_rows, write_classes
@@ -41,6 +40,7 @@ from semmae.commands.segment_results import protocol as segment_protocol
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
 from semmae.errors import UserError
+from semmae.files import write_json
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 
@@ -91,9 +91,9 @@ class Known(NamedTuple):
         return {"images": [images.digest for images in self.sets], **masks}
 
 
+@owning_out
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where masks are given, segmentation and part quality."""
-    options = checked(options)
     check_votes(options)
     encoder = open_encoder(options)
     found = with_masks(options)
@@ -189,7 +189,7 @@ def measured(options: EvaluateOptions, encoder: Encoder, known: Known, out: Path
     for protocol, measure in protocol_steps(options, encoder, known, out):
         if protocol not in kept:
             kept[protocol] = measure()
-            write_text(out / _FIGURES, json.dumps({**facts, "figures": kept}, indent=1) + "\n")
+            write_json(out / _FIGURES, {**facts, "figures": kept})
     return {name: value for figures in kept.values() for name, value in figures.items()}
 
 

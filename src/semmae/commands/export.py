@@ -25,7 +25,9 @@ from semmae.commands.hub import CARD, check_hub_name, push_to_hub
 from semmae.commands.model_card import Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
+from semmae.commands.run import check_inputs
 from semmae.errors import UserError
+from semmae.files import check_replaceable, whole_folder, write_json, write_text
 from semmae.interop import huggingface, mae, onnx
 from semmae.loading import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
 from semmae.models.classifier import Classifier, without_head
@@ -104,7 +106,7 @@ def export(options: ExportOptions) -> Path:
     title = options.push_to_hub or options.out.resolve().name
     shown = (subject.classes, subject.crop_pct)
     card = Card(title, options.to, model, options.encoder, run, results, digest, *shown)
-    with checkpoint.replacing(options.out) as folder:
+    with whole_folder(options.out) as folder:
         facts = _WRITERS[options.to](subject, folder)
         about = {
             "form": options.to,
@@ -113,8 +115,8 @@ def export(options: ExportOptions) -> Path:
             "semmae": version("semmae"),
             **facts,
         }
-        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(write_card(card), encoding="utf-8")
+        write_json(folder / ABOUT, about)
+        write_text(folder / CARD, write_card(card))
     print("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
     if options.push_to_hub:
         print(_pushed(options, card))
@@ -137,8 +139,9 @@ def _check_request(options: ExportOptions) -> None:
     """Refuse options that contradict each other, and a folder in the way, before anything is loaded."""
     out = options.out
     check_place("--out", out)
+    check_inputs(options)
     check_place("--out", out.absolute().parent, out)  # it is written beside its place, and moved there
-    checkpoint.check_replaceable(out)
+    check_replaceable(out)
     if out.is_dir() and any(out.iterdir()):
         if not options.overwrite:
             raise UserError(f"--out {out}: not empty; use --overwrite to replace it, or another folder")
@@ -251,7 +254,7 @@ def _write_mae(subject: _Subject, folder: Path) -> Mapping[str, Any]:
         config |= {"decoder_num_heads": model.decoder.num_heads, "norm_pix_loss": model.norm_pix_loss}
     path = folder / mae.FILE
     torch.save({"model": _plain(_released(model))}, path)
-    _write_json(folder / checkpoint.CONFIG, config)
+    write_json(folder / checkpoint.CONFIG, config)
     return _compared(model, lambda: load_mae(path) if isinstance(model, MaskedAutoencoder) else load_encoder(path))
 
 
@@ -269,8 +272,8 @@ def _write_hf(subject: _Subject, folder: Path) -> Mapping[str, Any]:
     else:
         config, tensors = huggingface.encoder_config(spec, state, eps), huggingface.from_encoder(state)
     checkpoint.save_tensors(tensors, folder / checkpoint.WEIGHTS)
-    _write_json(folder / checkpoint.CONFIG, config)
-    _write_json(folder / huggingface.PREPROCESSOR, huggingface.preprocessor_config(spec, subject.crop_pct))
+    write_json(folder / checkpoint.CONFIG, config)
+    write_json(folder / huggingface.PREPROCESSOR, huggingface.preprocessor_config(spec, subject.crop_pct))
     return _compared(model, lambda: _read_hf(model, folder))
 
 
@@ -322,10 +325,6 @@ def _released(model: Model) -> dict[str, Tensor]:
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As they go to disk: on the CPU, without gaps."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _compared(model: Model, load: Callable[[], Model]) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from semmae.commands.classes import ClassifyOptions, eval_crop, evaluate_only, m
 from semmae.commands.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
 from semmae.commands.options import PresetOptions, first_told, flag
 from semmae.commands.results import write_results
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.training import (
     check_batches,
     check_count,
@@ -98,9 +98,9 @@ class FinetuneOptions(PresetOptions, ClassifyOptions):
     """Train nothing: measure the classifier of a finished run, given as --encoder, on --data."""
 
 
+@owning_out
 def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to tell classes (the first folders, or the label column), and measure it."""
-    options = checked(options)
     if options.eval_only:
         check_eval_only(options)
         return evaluate_only(options)

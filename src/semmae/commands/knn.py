@@ -23,7 +23,7 @@ from semmae.commands.features import (
 )
 from semmae.commands.options import PresetOptions
 from semmae.commands.results import write_results
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.errors import UserError
 from semmae.evaluation.accuracy import rank_report
@@ -49,9 +49,9 @@ class KnnOptions(PresetOptions, NeighbourOptions):
     """Options of `semmae knn`."""
 
 
+@owning_out
 def knn(options: KnnOptions) -> Path:
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
-    options = checked(options)
     check_votes(options)
     encoder = open_encoder(options)
     sets = open_knn_sets(options)

@@ -20,7 +20,7 @@ from semmae.commands.labelling import (
 )
 from semmae.commands.measuring import MOST_IMAGES, Truth, measure, read_truth
 from semmae.commands.options import PresetOptions, flag
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.training import fit_options, open_training_images, summarised, training_loader
 from semmae.data.loaders import CropDataset, WholeDataset, normalise
 from semmae.data.manifest import ImageSet
@@ -95,9 +95,9 @@ class PartsOptions(PresetOptions, LabelOptions):
     """Images with true parts that are measured at most, drawn by the seed."""
 
 
+@owning_out
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""
-    options = checked(options)
     told = with_encoder(options)
     encoder = None
     if told.teacher is not None:

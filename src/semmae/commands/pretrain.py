@@ -22,7 +22,7 @@ from semmae.commands.mask_options import (
 from semmae.commands.mask_pictures import draw_masks
 from semmae.commands.options import PresetOptions, SizeOptions, TrainOptions, check_image_size
 from semmae.commands.parts import PartsOptions, learn_parts, true_parts
-from semmae.commands.run import UNFINISHED, checked, run_folder
+from semmae.commands.run import UNFINISHED, owning_out, run_folder
 from semmae.commands.teacher import TeacherOptions, check_teacher, train_teacher
 from semmae.commands.training import (
     fit_options,
@@ -96,9 +96,9 @@ class PretrainOptions(PresetOptions, MaskOptions):
     a single one where only attention is read."""
 
 
+@owning_out
 def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
-    options = checked(options)
     check_recipe(options)
     images = open_training_images(options)
     init = load_init(options)

@@ -29,7 +29,7 @@ from semmae.commands.features import (
 )
 from semmae.commands.options import PresetOptions, TrainOptions, first_told, flag
 from semmae.commands.results import draw_confusion, write_per_class, write_results
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.training import (
     check_batches,
     effective_batch,
@@ -98,9 +98,9 @@ class ProbeOptions(PresetOptions, EncoderOptions, TrainOptions):
     """Measure beside it the same encoder with new weights, to see what training brought."""
 
 
+@owning_out
 def probe(options: ProbeOptions) -> Path:
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
-    options = checked(options)
     check_protocol(options)
     encoder = open_encoder(options)
     sets = open_train_val(options, options.val_share)

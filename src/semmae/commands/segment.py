@@ -18,7 +18,7 @@ from semmae.commands.features import (
     untrained_like,
 )
 from semmae.commands.results import OWN
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.segment_options import SegmentOptions, check_encoder, check_segment, rate_of, read_blocks, rounds
 from semmae.commands.segment_results import Found, measure_segmenter, protocol, write_all
 from semmae.commands.training import fit_options, summarised
@@ -47,9 +47,9 @@ UNTRAINED = "untrained"
 _log = logging.getLogger("semmae")
 
 
+@owning_out
 def segment(options: SegmentOptions) -> Path:
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
-    options = checked(options)
     check_segment(options)
     if options.eval_only:
         return measure_only(options)

@@ -11,7 +11,7 @@ from semmae.checkpoint import save_encoder
 from semmae.commands.features import class_indices
 from semmae.commands.init import init_encoder
 from semmae.commands.options import PresetOptions, SizeOptions, check_image_size
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.training import fit_options, open_training_images, scaled_rate, summarised, training_loader
 from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, sample_rows
@@ -90,9 +90,9 @@ class TeacherOptions(PresetOptions, SizeOptions):
     """Measure k-NN accuracy every so many epochs and at the end, where images have classes; 0 = never."""
 
 
+@owning_out
 def teacher(options: TeacherOptions) -> Path:
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
-    options = checked(options)
     check_teacher(options)
     init = load_init(options)
     images = open_training_images(options)

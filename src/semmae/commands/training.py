@@ -1,6 +1,5 @@
 """What the training verbs do alike: batch size, loader, summary."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from semmae.checkpoint import read_json
 from semmae.commands.options import TrainOptions
-from semmae.commands.run import write_text
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.errors import UserError
+from semmae.files import write_json
 from semmae.tasks.nodes import check_processes
 from semmae.tasks.precision import check_precision
 from semmae.tasks.trainer import FitOptions, is_rank_zero
@@ -127,8 +126,7 @@ def summarised(
     def write(finished: bool) -> None:
         if is_rank_zero():
             minutes = round(before + (time.monotonic() - started) / 60, 3)
-            text = json.dumps(summary | {"finished": finished, "minutes": minutes}, indent=1)
-            write_text(path, text + "\n")
+            write_json(path, summary | {"finished": finished, "minutes": minutes})
 
     write(finished=False)  # already now: a killed run, too, knows what it was begun with
     if is_rank_zero():

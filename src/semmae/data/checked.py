@@ -18,6 +18,8 @@ import numpy.typing as npt
 from platformdirs import user_cache_dir
 
 from semmae.data.compact import Names
+from semmae.errors import DiskError
+from semmae.files import whole
 
 _OLD_SUFFIX = ".json.gz"  # of a file in its first form, which held the names themselves
 
@@ -67,14 +69,11 @@ def write_known(file: Path, *tables: _Table) -> None:
 
     Only speed is lost when the folder cannot be written.
     """
-    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as handle:
+        with whole(file) as beside, beside.open("wb") as handle:
             np.save(handle, _merged(tables))
-        os.replace(part, file)
         file.with_suffix(_OLD_SUFFIX).unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, DiskError) as error:
         _log.warning("%s: cache not written (%s), images are checked again the next time", file, error)
 
 

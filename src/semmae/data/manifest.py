@@ -6,7 +6,6 @@
 - Names and classes are no Python objects (`semmae.data.compact`): a billion images, and processes that share them.
 """
 
-import csv
 import hashlib
 import logging
 import os
@@ -27,6 +26,7 @@ from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import decode, tell_slow_decoder
 from semmae.data.sources import Selection, Source, open_source
 from semmae.errors import UserError
+from semmae.files import write_csv
 from semmae.progress import Progress
 
 UNREADABLE_LIMIT = 0.05
@@ -170,10 +170,7 @@ def write_skipped(sets: Iterable[ImageSet], path: Path) -> None:
         for root, images in zip(roots, sets, strict=True)
         for name, reason in images.manifest.skipped
     )
-    part = path.with_name(path.name + ".tmp")
-    with open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([("name", "reason"), *rows])
-    os.replace(part, path)
+    write_csv(path, [("name", "reason"), *rows])
 
 
 def sample_rows(count: int, limit: int, seed: int) -> list[int]:

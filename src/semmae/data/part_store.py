@@ -17,7 +17,6 @@ which get the opened store, read no row before it is asked for.
 """
 
 import hashlib
-import json
 import math
 import os
 import shlex
@@ -30,7 +29,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.files import Fields, open_regular, read_json, short, shown
+from semmae.files import Fields, open_regular, read_json, reserve, short, shown, whole, write_json
 
 UNKNOWN = 255
 MOST_GRID = 4096  # cells a side: a store beyond this was not made by us
@@ -308,11 +307,11 @@ def _told(value: Any) -> str:
 
 def _new_rows(path: Path, name: str, size: tuple[int, int]) -> None:
     """A file in which no row is computed, `size` its (images, cells a side)."""
-    part = path / f"{name}.tmp"
-    rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(*size, size[1]))
-    rows[:] = UNKNOWN
-    rows.flush()  # before the renaming: after a power failure no row may look written that is not
-    os.replace(part, path / name)
+    with whole(path / name) as beside:
+        rows = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(*size, size[1]))
+        reserve(beside)
+        rows[:] = UNKNOWN
+        rows.flush()  # before the renaming: after a power failure no row may look written that is not
 
 
 def _unknown(rows: np.ndarray) -> np.ndarray:
@@ -347,9 +346,4 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _write_meta(path: Path, meta: dict[str, Any]) -> None:
-    part = path / "parts.json.tmp"
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(meta, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path / "parts.json")
+    write_json(path / "parts.json", meta, durable=True)

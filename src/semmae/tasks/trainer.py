@@ -34,9 +34,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
+from semmae.files import write_text
 from semmae.memory import keep_freed_memory
 from semmae.progress import shown_rate
-from semmae.tasks.checkpoints import BesideCheckpointIO
+from semmae.tasks.checkpoints import CheckedCheckpointIO
 from semmae.tasks.nodes import cluster
 from semmae.tasks.precision import Precision, resolve_precision
 from semmae.tasks.stopping import PATIENCE, Interrupted, Keeper
@@ -110,7 +111,7 @@ def fit(
             accumulate_grad_batches=options.accumulate,
             logger=TensorBoardLogger(options.out, name="", version="tensorboard"),
             callbacks=[meter, Keeper(last, loader, meter)],
-            plugins=[BesideCheckpointIO(), *cluster()],
+            plugins=[CheckedCheckpointIO(task.state_dict()), *cluster()],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # the sampler deals rows to ranks itself
@@ -342,6 +343,4 @@ def truncate_metrics(path: Path, step: int) -> None:
     content = "".join(line + "\n" for line in kept)
     if content == text:
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(content)
-    os.replace(temporary, path)
+    write_text(path, content)
