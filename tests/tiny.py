@@ -131,9 +131,9 @@ def refusal(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str])
 
 
 def retell_store(parts: Path, **facts: Any) -> None:
-    """Other facts in the parts.json of a store; None takes one out."""
+    """Other facts in the parts.json of a store."""
     meta = json.loads((parts / "parts.json").read_text()) | facts
-    (parts / "parts.json").write_text(json.dumps({name: fact for name, fact in meta.items() if fact is not None}))
+    (parts / "parts.json").write_text(json.dumps(meta))
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

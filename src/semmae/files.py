@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +33,8 @@ PART = ".semmae-part"
 # Bytes of a text file that is read at once; no file of ours comes near.
 MOST_TEXT = 256 * 2**20
 _MOST_YAML = 2**20  # PyYAML is slow, and options are few
+_DEEPEST = 32  # levels of what a file holds: whatever goes through it may do so by calling itself
+_LARGEST = 2**64  # of whole numbers: seeds; more does not fit a number of numpy or torch
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Libraries that write by themselves (torch, safetensors, Arrow) tell the same in words.
@@ -239,10 +241,13 @@ def open_regular(path: Path | str) -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """A text file in UTF-8; UserError when it cannot be read or is in another encoding."""
+def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
+    """A text file in UTF-8; UserError when it cannot be read or is in another encoding.
+
+    With `errors` "surrogateescape" bytes that are no UTF-8 are taken as Python takes them in names of files.
+    """
     try:
-        return read_bytes(path, most).decode("utf-8-sig")
+        return read_bytes(path, most).decode("utf-8-sig", errors)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path, or restore it") from error
     except UnicodeDecodeError as error:
@@ -255,7 +260,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line.
+    """The objects of a file with one JSON object a line; a number may be NaN or infinite, as a loss that broke.
 
     The last line may be half of one, of a process that is writing or was killed as it wrote: it is left out.
 
@@ -268,7 +273,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            records.append(_object(path, line, f", line {number}"))
+            records.append(_object(path, line, f", line {number}", constant=float))
         except UserError:
             if number < len(lines) or line.endswith("\n"):
                 raise
@@ -280,6 +285,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path, _MOST_YAML)
     try:
         content = yaml.load(text, _PlainLoader)
+        _check_bounds(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not YAML ({reason[:120]}); mend or restore it") from error
@@ -290,9 +296,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_csv(path: Path, delimiter: str = ",") -> list[list[str]]:
     """The rows of a CSV file, header and all, empty lines left out; UserError where it cannot be read."""
+    return [row for _, row in read_numbered(path, delimiter)]
+
+
+def read_numbered(path: Path, delimiter: str = ",", *, trim: bool = False) -> list[tuple[int, list[str]]]:
+    """As `read_csv`, each row with the number of its line, or of its last; `trim` drops spaces around values."""
+    # Names of files need not be UTF-8, and `write_csv` has written them as they are.
+    text = read_text(path, errors="surrogateescape")
+    if "\0" in text:
+        raise UserError(f"{path}: not CSV (it holds zero bytes, as UTF-16 does); save it as UTF-8, or restore it")
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=trim)
     try:
-        rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
-        return [row for row in rows if row]
+        return [(rows.line_num, [value.strip() if trim else value for value in row]) for row in rows if row]
     except csv.Error as error:
         raise UserError(f"{path}: not CSV ({error}); mend or restore it") from error
 
@@ -306,9 +321,12 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _object(path: Path, text: str, place: str = "") -> dict[str, Any]:
+def _object(
+    path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
+) -> dict[str, Any]:
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
+        content = json.loads(text, parse_constant=constant or _refuse_constant, parse_float=_finite)
+        _check_bounds(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{path}{place}: not JSON ({reason[:120]}); restore it, or remove it") from error
@@ -317,8 +335,29 @@ def _object(path: Path, text: str, place: str = "") -> dict[str, Any]:
     return content
 
 
-def _refuse_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (math.inf, -math.inf):
+        raise ValueError(f"{text[:20]} is larger than any number")
+    return value
+
+
+def _check_bounds(content: Any) -> None:
+    """ValueError for what is nested deep, and for whole numbers that are no file's of ours."""
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(_DEEPEST):
+        inner = [value for node in level for value in (node.values() if isinstance(node, dict) else node)]
+        huge = next((value for value in inner if isinstance(value, int) and abs(value) > _LARGEST), None)
+        if huge is not None:
+            raise ValueError(f"a number of {huge.bit_length()} bits")
+        level = [value for value in inner if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {_DEEPEST} deep")
 
 
 class Fields:

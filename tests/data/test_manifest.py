@@ -2,9 +2,7 @@
 
 import csv
 import dataclasses
-import gzip
 import hashlib
-import json
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -17,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semmae.data import manifest as module
-from semmae.data.checked import cache_file
 from semmae.data.compact import Labels, Names
 from semmae.data.decode import decode
 from semmae.data.manifest import ImageSet, Manifest, build_manifest, open_images, write_skipped
@@ -171,22 +168,6 @@ def test_rows_are_found_in_the_source_that_holds_more(tmp_path: Path, write_imag
     for strange in (whole.select([2, 0]), listed(["b.jpg"], [1])):
         with pytest.raises(ValueError, match="none of the source's images, or not in their order"):
             ImageSet(source, strange)
-
-
-def test_a_cache_of_the_first_form_is_still_read(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:
-    """Names, sizes and times in JSON, also of another split; the next check turns it into the present form."""
-    root, cache = write_images(tmp_path / "photos", "train/a/1.jpg", "val/a/2.jpg"), tmp_path / "cache"
-    source, train = open_source(root), open_source(root, "train")
-    rows = list(zip(source.names, source.sizes.tolist(), source.modified.tolist(), strict=True))
-    old = cache_file(cache, source.key).with_suffix(".json.gz")
-    cache.mkdir()
-    old.write_bytes(gzip.compress(json.dumps({"version": 1, "images": rows}).encode()))
-
-    assert len(build_manifest(source, 1, cache)) == 2 and decoded == []
-    write_images(root, "train/b/3.jpg")
-    assert len(build_manifest(open_source(root, "train"), 1, cache)) == 2 and len(decoded) == 1
-    assert len(build_manifest(open_source(root), 1, cache)) == 3 and len(decoded) == 1
-    assert len(train) == 1 and [file.suffix for file in cache.iterdir()] == [".npy"]
 
 
 def test_limit_draws_a_seeded_sample_in_order(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:

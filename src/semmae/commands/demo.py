@@ -1,6 +1,5 @@
 """`semmae demo`: the whole way in minutes, on drawn creatures with known parts or on one's own folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.quality import read_masks
+from semmae.page import read_json
 from semmae.reporting import write_report
 
 # Methods of quality.json that the table at the end shows.
@@ -143,9 +143,10 @@ def table(run: Path, methods: dict[str, Any], page: Path) -> str:
     lines = ["", f"{'':24}{'NMI':>8}{'ARI':>8}"]
     quality = run / "parts" / "quality.json"
     if quality.exists():
-        measured = json.loads(quality.read_text())
+        measured = read_json(quality)
         for key, name in PART_ROWS.items():
-            lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
+            if {"nmi", "ari"} <= measured.get(key, {}).keys():
+                lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
     else:
         lines = [""]
     if methods:

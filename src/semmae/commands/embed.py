@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from semmae.checkpoint import digest, read_json
+from semmae.checkpoint import digest
 from semmae.commands.features import ViewOptions, feature_size, open_encoder
 from semmae.commands.options import PARTIAL, check_choice, check_values
 from semmae.commands.places import check_place
@@ -29,7 +29,7 @@ from semmae.data.part_store import PartStore
 from semmae.errors import DiskError, UserError
 from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
-from semmae.files import bytes_shown, write_json
+from semmae.files import Fields, bytes_shown, read_json, write_json
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
 
@@ -159,10 +159,15 @@ def _check_same(partial: Path, info: dict[str, Any]) -> None:
     """Refuse to go on with rows of other images, another encoder or other parts."""
     if not (partial / _STATE).is_file():
         return  # killed before the first row
-    begun = read_json(partial / _STATE)["info"]
+    begun = _begun(partial).need("info", dict)
     changed = next((words for key, words in _MADE_OF.items() if begun.get(key) != info.get(key)), None)
     if changed is not None:
         raise UserError(f"{partial}: was begun with {changed}; restore what has changed, or give --overwrite")
+
+
+def _begun(partial: Path) -> Fields:
+    """What state.json tells of a file that was begun."""
+    return Fields(partial / _STATE, read_json(partial / _STATE))
 
 
 def _check_room(options: EmbedOptions, file: TokenFile) -> None:
@@ -183,7 +188,11 @@ def _fill(run: EmbedOptions, encoder: Encoder, images: ImageSet, store: PartStor
     """Compute the rows that are not there yet."""
     done = 0
     if file.is_begun() and (run.out / _STATE).is_file():
-        done = int(read_json(run.out / _STATE)["rows"])
+        done = _begun(run.out).need("rows", int)
+        if not 0 <= done <= len(images):
+            raise UserError(
+                f"{run.out / _STATE}: rows is {done}, must be 0 to {len(images)}; restore it, or give --overwrite"
+            )
     else:
         if run.resume and (run.out / _STATE).is_file():
             _log.warning("%s: of another version, or damaged; begun anew", run.out)

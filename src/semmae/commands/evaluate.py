@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semmae.checkpoint import check_saveable, digest, read_json
+from semmae.checkpoint import check_saveable, digest
 from semmae.commands.features import (
     Look,
     TrainVal,
@@ -40,7 +40,7 @@ from semmae.commands.segment_results import protocol as segment_protocol
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
 from semmae.errors import UserError
-from semmae.files import write_json
+from semmae.files import Fields, read_json, write_json
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 
@@ -203,13 +203,17 @@ def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, dict[str,
     if not path.is_file():
         return {}
     earlier = read_json(path)
+    figures: dict[str, dict[str, Any]] = Fields(path, earlier).need("figures", dict)
+    for protocol in figures:
+        own = Fields(path, Fields(path, figures).need(protocol, dict))
+        for name in own.content:
+            own.need(name, (int, float))
     changed = next((name for name in facts if earlier.get(name) != facts[name]), None)
     if changed:
         raise UserError(
             f"{path}: was found with other {changed.replace('_digest', ' weights')}; restore what has changed, or use "
             "another --out"
         )
-    figures: dict[str, dict[str, Any]] = earlier["figures"]
     return figures
 
 

@@ -21,19 +21,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from semmae import checkpoint
+from semmae.commands.classes import crop_share
 from semmae.commands.hub import CARD, check_hub_name, push_to_hub
-from semmae.commands.model_card import Card, find_run, write_card
+from semmae.commands.model_card import RESULTS, Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
 from semmae.commands.run import check_inputs
 from semmae.errors import UserError
-from semmae.files import check_replaceable, whole_folder, write_json, write_text
+from semmae.files import Fields, check_replaceable, read_json, whole_folder, write_json, write_text
 from semmae.interop import huggingface, mae, onnx
 from semmae.loading import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
 from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
+from semmae.page import read_json as read_results
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 Model = Encoder | MaskedAutoencoder | Classifier
@@ -102,7 +104,7 @@ def export(options: ExportOptions) -> Path:
     digest = checkpoint.digest(_headless(model))
     if options.image_size is not None:
         (model.encoder if isinstance(model, Classifier) else model).set_image_size(options.image_size)
-    results = {} if options.results is None else {options.results.parent.name: checkpoint.read_json(options.results)}
+    results = {} if options.results is None else {options.results.parent.name: read_results(options.results, RESULTS)}
     title = options.push_to_hub or options.out.resolve().name
     shown = (subject.classes, subject.crop_pct)
     card = Card(title, options.to, model, options.encoder, run, results, digest, *shown)
@@ -169,7 +171,8 @@ def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
         heads = classifier.encoder.spec.num_heads
         if options.num_heads not in (None, heads):
             raise UserError(f"--num-heads {options.num_heads}: {options.encoder} has {heads}; leave it out")
-        crop_pct = checkpoint.read_json(folder / checkpoint.CONFIG)["pretrained_cfg"]["crop_pct"]
+        told = folder / checkpoint.CONFIG
+        crop_pct = crop_share(told, Fields(told, read_json(told)).need("pretrained_cfg", dict))
         subject = _Subject(classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
         told = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from semmae.checkpoint import read_json
 from semmae.commands.options import TrainOptions
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.errors import DiskError, UserError
 from semmae.files import write_json
+from semmae.page import read_json
 from semmae.tasks.nodes import check_processes
 from semmae.tasks.precision import check_precision
 from semmae.tasks.trainer import FitOptions, is_rank_zero
@@ -118,7 +118,7 @@ def summarised(
     """
     path, started = out / "summary.json", time.monotonic()
     facts = {"manifest": images.digest, **facts}
-    earlier = read_json(path) if path.exists() else {}
+    earlier = read_json(path)
     _check_unchanged(out, earlier, facts)
     before = earlier.get("minutes", 0.0)
     summary = {"stage": stage, "images": len(images), "skipped": len(images.manifest.skipped), **facts}

@@ -45,7 +45,7 @@ def rank_report(ranks: Tensor, targets: Tensor, num_classes: int) -> dict[str, A
 
     Returns:
         In percent: "top1", with "top1_low" and "top1_high", between which it lies with 95 % confidence
-        (of the images as drawn, not of the training's seed); "top5", 100 where there are five classes or
+        (of the images as drawn, not of the training's seed); "top5", 100 for scores of five classes or
         fewer; "mean_class", the mean of the classes' recalls, in which rare classes count as much as frequent
         ones; "per_class", the list of K recalls, None for a class without images.
     """
