@@ -114,6 +114,49 @@ def test_the_class_loss_is_that_of_the_paper(centering: str) -> None:
         assert torch.allclose(task.dino.center.flatten(), centre, atol=1e-6)
 
 
+def close_tokens(rows: int) -> Tensor:
+    """Class tokens of a network that has hardly begun: nearly the same for every image."""
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(1, 192, generator=generator) + 0.02 * torch.randn(rows, 192, generator=generator)
+
+
+def test_under_autocast_koleo_takes_the_neighbours_of_float32() -> None:
+    task, tokens = new_task(ibot=0.0), close_tokens(128)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    task.spread.pairwise_distance.register_forward_pre_hook(lambda _, pair: pairs.append(pair))
+    taught = outputs(1, 2, some_mask())
+    told = taught._replace(tokens=tokens)
+
+    def koleo(autocast: bool) -> tuple[Tensor, Tensor]:
+        """The neighbours that are taken, of the rows of both views, and the term."""
+        pairs.clear()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            term = task.losses(taught, told, None, 0.05)["koleo"][1]
+        return torch.cat([(other.double() @ own.double().T).argmax(1) for own, other in pairs]), term
+
+    (plain, wanted), (found, term) = koleo(False), koleo(True)
+    assert torch.equal(found, plain) and torch.equal(term, wanted)
+    views = F.normalize(tokens.double(), dim=1).chunk(2)
+    nearest = torch.cat([(view @ view.T).fill_diagonal_(-2).argmax(1) for view in views])
+    assert (found == nearest).double().mean() > 0.97  # float32 itself may take another of two as near
+
+
+@pytest.mark.parametrize("centering", ["centering", "sinkhorn"])
+def test_under_autocast_terms_and_centres_are_those_of_float32(centering: str) -> None:
+    """Of the same logits, which come in half precision."""
+    mask, found = some_mask(), []
+    halves = [Outputs(*(tensor.bfloat16() for tensor in outputs(seed, 2, mask))) for seed in (1, 2)]
+    for autocast in (False, True):
+        task = new_task(centering=centering)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            taught, told = halves if autocast else [Outputs(*(tensor.float() for tensor in own)) for own in halves]
+            taught = taught._replace(cls=balanced(taught.cls, 0.05))
+            terms = task.losses(taught, told, mask, 0.05)
+        found.append([*(value for _, value in terms.values()), task.dino.center, task.ibot.center.value, taught.cls])
+    for wanted, value in zip(*found, strict=True):
+        assert value.dtype == torch.float32 and torch.equal(value, wanted)
+
+
 def test_sinkhorn_is_the_slow_one_and_does_not_overflow() -> None:
     logits = torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
     for shift in (0.0, 500.0):

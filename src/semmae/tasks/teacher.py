@@ -8,6 +8,8 @@ Notable here:
   schedules by optimiser step, and the gradient of the last layer held back while the teacher is still noise;
 - the teacher sees whole global crops only; local crops and hidden patches are the student's; the heads see no
   patch but the hidden ones, and a loss of weight 0 is not computed;
+- losses, centre and Sinkhorn are float32 whatever the precision: among close class tokens KoLeo would take a wrong
+  neighbour in bf16;
 - the mask token is no part of the encoder: what is kept, `teacher`, is a plain Vision Transformer;
 - KoLeo (DINOv2, arXiv 2304.07193) keeps the images of a batch apart: with hundreds of steps instead of hundreds of
   thousands, DINO alone stays at the uniform answer (loss = log of the prototypes), and k-NN at chance.
@@ -28,6 +30,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from semmae.data.loaders import normalise
+from semmae.losses import in_float32
 from semmae.masking import block_mask, hide_highest, random_mask
 from semmae.models.vit import Encoder, Features
 from semmae.tasks.masks import mask_seed
@@ -154,13 +157,14 @@ class TeacherTask(pl.LightningModule):
         mask = self._draw_mask(crops, part) if self.recipe.ibot else None
         taught = self._teach(crops, mask, now.teacher_temp)
         told = self._tell(crops, mask, batch.get("local"))
-        answers = (taught.cls - self.dino.center[0]).div(now.teacher_temp).softmax(-1)
+        answers = centred(taught.cls, self.dino.center[0], now.teacher_temp)
         terms = self.losses(taught, told, mask, now.teacher_temp)
         loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
         self.log_dict({"loss": loss.detach()} | {f"loss_{name}": term.detach() for name, (_, term) in terms.items()})
         self.log_dict({**now._asdict(), "teacher_information": information(answers)})
         return loss
 
+    @in_float32
     def losses(
         self, taught: Outputs, told: Outputs, mask: Tensor | None, temperature: float
     ) -> dict[str, tuple[float, Tensor]]:
@@ -263,10 +267,16 @@ def masked_features(encoder: Encoder, images: Tensor, mask: Tensor, token: Tenso
     return features
 
 
+@in_float32
+def centred(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """The teacher's answers: logits (M, K) and their centre (1, K) → shares of the prototypes (M, K), rows of sum 1."""
+    return (logits - centre).div(temperature).softmax(-1)
+
+
+@in_float32
 @torch.no_grad()
 def balanced(logits: Tensor, temperature: float) -> Tensor:
     """Logits (M, K) → logits whose softmax at `temperature` uses all K prototypes alike (Sinkhorn-Knopp, SwAV)."""
-    logits = logits.float()
     highest = logits.amax(0, keepdim=True)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
