@@ -7,7 +7,7 @@ from torch import nn
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.tasks.optimizer import adamw_warmup_cosine, set_weight_decay
+from semmae.tasks.optimizer import adamw_warmup_cosine, clip_gradients, set_weight_decay
 from semmae.tasks.schedules import warmup_cosine
 
 TINY = EncoderSpec(image_size=16, patch_size=8, width=24, depth=1, num_heads=3)
@@ -112,3 +112,21 @@ def test_a_decay_that_begins_at_nothing_rises_where_it_belongs() -> None:
 
     decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decayed == {id(layer.weight): 0.3, id(layer.bias): 0.0}
+
+
+def test_each_gradient_is_limited_by_itself_or_all_together() -> None:
+    """Of norms 30, 4 and 0.5, limit 3: DINO's loop scales the first two; together all are scaled alike."""
+
+    def limited(each: bool) -> tuple[list[float], float]:
+        parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(1))]
+        for parameter, norm in zip(parameters, (30.0, 4.0, 0.5), strict=True):
+            parameter.grad = torch.full_like(parameter, norm / parameter.numel() ** 0.5)
+        unused = nn.Parameter(torch.zeros(3))
+        whole = clip_gradients([*parameters, unused], 3.0, each)
+        assert unused.grad is None
+        return [float(own.grad.norm()) for own in parameters if own.grad is not None], float(whole)
+
+    total = (30.0**2 + 4.0**2 + 0.5**2) ** 0.5
+    for each, wanted in ((True, [3.0, 3.0, 0.5]), (False, [norm * 3.0 / total for norm in (30.0, 4.0, 0.5)])):
+        norms, whole = limited(each)
+        assert norms == pytest.approx(wanted, rel=1e-5) and whole == pytest.approx(total, rel=1e-5)

@@ -27,7 +27,7 @@ from semmae.tasks.trainer import FitOptions, fit
 
 # A fixed seed on a CPU. A refactor leaves them as they are; an intended change says why beside the new ones.
 # Since iBOT's loss stands beside DINO's, and the weight decay rises, the losses are others than DINO's alone were.
-GOLDEN = [10.26463509, 10.06149292, 10.09856033, 10.090662, 10.0064497]
+GOLDEN = [10.26463509, 10.06149387, 10.09812069, 10.09750748, 10.00960064]
 
 SPEC = EncoderSpec(image_size=16, patch_size=4, width=24, depth=2, num_heads=3)
 SMALL: dict[str, Any] = {"prototypes": 12, "head_width": 16}
@@ -57,7 +57,8 @@ def batches(local: int = 0) -> DataLoader[dict[str, Any]]:
 def train(task: TeacherTask, out: Path, local: int = 0) -> list[dict[str, Any]]:
     """One epoch; its metrics step by step."""
     with tiny.every_step():
-        fit(task, batches(local), FitOptions(out=out, stage="teacher", epochs=1, clip=task.recipe.clip), resume=False)
+        how = FitOptions(out=out, stage="teacher", epochs=1, clip=task.recipe.clip, clip_each=True)
+        fit(task, batches(local), how, resume=False)
     return tiny.metrics(out)
 
 

@@ -43,7 +43,7 @@ class TeacherOptions(PresetOptions, SizeOptions):
     weight_decay_end: float = 0.4
     """Weight decay at the end; a cosine leads there."""
     clip: float = 3.0
-    """Highest norm of the gradient; 0 = unlimited."""
+    """Highest norm of each parameter's gradient; 0 = unlimited."""
     momentum: float = 0.97
     """Momentum of the averaged encoder at the start; it ends at 1. Long runs on large data want 0.996."""
     crop_scale: float = 0.25
@@ -140,6 +140,7 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     with summarised(out, "teacher", images, **facts):
         loader = training_loader(crops_of(options, images), options, rate=task.recipe.lr)
         how = fit_options(options, out, "teacher", options.epochs, task.recipe.clip)
+        how = dataclasses.replace(how, clip_each=True)  # as DINO and iBOT do
         fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})

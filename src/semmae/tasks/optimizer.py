@@ -4,6 +4,7 @@
 Lightning takes them.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from timm.optim import (  # type: ignore[attr-defined]  # exported without being
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from semmae.tasks.schedules import warmup_cosine
@@ -89,6 +90,20 @@ def adamw_warmup_cosine(
     optimizer = adamw(module, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
     rate = warmup_cosine_rate(optimizer, total_steps=total_steps, warmup_steps=warmup_steps, end=end)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, each: bool = False) -> Tensor:
+    """Scale gradients down in place to a norm of `limit`: that of all of them together, or of each parameter's alone.
+
+    DINO and iBOT limit each (`clip_gradients` of their utils.py), so that one large gradient leaves the others alone.
+
+    Returns:
+        The norm of all of them together as it was, a scalar on their device.
+    """
+    if not each:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norms = [torch.nn.utils.clip_grad_norm_(own, limit) for own in parameters if own.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def can_fuse(trainer: "pl.Trainer") -> bool:

@@ -72,7 +72,7 @@ class TeacherRecipe:
     shared_head: bool = True  # one head for class and patch tokens
     norm_last_layer: bool = True
     frozen_share: float = 0.1  # of the steps, in which the last layer of the heads does not learn
-    clip: float = 3.0  # norm of the gradient; 0 = unlimited
+    clip: float = 3.0  # norm of each parameter's gradient; 0 = unlimited
     koleo: float = 0.5  # weight of KoLeo; DINOv2's is 0.1
     ibot: float = 1.0  # weight of the loss on hidden patches; 0 = DINO alone, nothing is hidden
     masking: PatchMasking = "block"
