@@ -208,7 +208,7 @@ def test_what_is_predicted_for_visible_patches_does_not_matter(monkeypatch: pyte
 
 def test_the_pixels_of_hidden_patches_are_not_seen() -> None:
     encoder, mask = Encoder(SPEC), torch.zeros(2, 16, dtype=torch.bool)
-    images, token = torch.randn(2, 3, 16, 16), torch.randn(24)
+    images, token = torch.randn(2, 3, 16, 16), torch.randn(1, 24)
     seen = masked_features(encoder, images, mask, token)
     assert torch.allclose(seen.patches, encoder(images).patches, atol=1e-6)
     assert torch.allclose(seen.cls, encoder(images).cls, atol=1e-6)

@@ -39,7 +39,7 @@ class TeacherOptions(PresetOptions, SizeOptions):
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.04
-    """Weight decay at the start, but for biases, norms and tokens."""
+    """Weight decay at the start, but for biases and norms."""
     weight_decay_end: float = 0.4
     """Weight decay at the end; a cosine leads there."""
     clip: float = 3.0

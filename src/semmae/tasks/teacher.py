@@ -138,7 +138,7 @@ class TeacherTask(pl.LightningModule):
         self.teacher_heads = Heads(encoder.width, recipe).requires_grad_(False)
         self.teacher_heads.load_state_dict(self.student_heads.state_dict())
         if recipe.ibot:
-            self.mask_token = nn.Parameter(torch.zeros(encoder.width))
+            self.mask_token = nn.Parameter(torch.zeros(1, encoder.width))  # two dimensions, so that it decays: iBOT's
         # Of a centre that never moves from 0, only the softmax remains: the Sinkhorn algorithm takes its place.
         inertia = 1.0 if recipe.centering == "sinkhorn" else 0.9
         self.dino = DINOLoss(recipe.prototypes, student_temp=recipe.student_temp, center_momentum=inertia)
@@ -250,7 +250,7 @@ def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], step: int, generato
 
 
 def masked_features(encoder: Encoder, images: Tensor, mask: Tensor, token: Tensor) -> Features:
-    """What an encoder makes of normalised images (B, 3, S, S) whose hidden patches are replaced by `token` (C,).
+    """What an encoder makes of normalised images (B, 3, S, S) whose hidden patches are replaced by `token` (1, C).
 
     `mask` is bool (B, L), True = hidden; hidden patches keep their positions.
     """
