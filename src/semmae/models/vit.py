@@ -227,17 +227,20 @@ def build_vit(spec: EncoderSpec) -> VisionTransformer:
 def init_transformer(module: nn.Module) -> None:
     """Initialise every layer in place as the MAE release does.
 
-    | layer            | weight                                | bias |
-    |------------------|---------------------------------------|------|
-    | linear           | Xavier uniform                        | 0    |
-    | patch projection | Xavier uniform of the flat (C, 3·p·p) | 0    |
-    | layer norm       | 1                                     | 0    |
+    | layer            | weight                                | bias             |
+    |------------------|---------------------------------------|------------------|
+    | linear           | Xavier uniform                        | 0                |
+    | patch projection | Xavier uniform of the flat (C, 3·p·p) | stays as it came |
+    | layer norm       | 1                                     | 0                |
+
+    A new patch projection comes with a bias uniform in ±1/√(3·p·p), torch's default, which the release keeps.
     """
     for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
+            continue
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
-        elif isinstance(layer, nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
         elif isinstance(layer, nn.LayerNorm):
             nn.init.ones_(layer.weight)
         else:
