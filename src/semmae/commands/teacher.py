@@ -19,7 +19,7 @@ from semmae.errors import UserError
 from semmae.evaluation.features import extract
 from semmae.evaluation.knn import knn_accuracy
 from semmae.masking import num_hidden
-from semmae.models.vit import Encoder, EncoderSpec
+from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
 from semmae.reporting import write_report
 from semmae.tasks.teacher import Centering, PatchMasking, TeacherRecipe, TeacherTask
 from semmae.tasks.trainer import Evaluation, fit, is_rank_zero
@@ -82,6 +82,9 @@ class TeacherOptions(PresetOptions, SizeOptions):
     """Keep the weights of the head's last layer at norm 1: steadier, and a little weaker in long runs."""
     frozen_share: float = 0.1
     """Share of the steps at the start in which the head's last layer does not learn."""
+    learned_positions: bool = False
+    """Learn the positions of patches, as the papers do; fixed sine-cosine ones suit small data. Those of --init are \
+learned."""
     init: str | None = None
     """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size."""
     num_heads: int | None = None
@@ -134,7 +137,7 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     """Stage 0 in `options.out`, begun (with a new encoder or `init`) or gone on with: writes `encoder/`."""
     out = options.out
     torch.manual_seed(options.seed)
-    encoder = init or Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size))
+    encoder = init or new_encoder(options)
     task = TeacherTask(encoder, recipe_of(options, len(images)))
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):
@@ -144,6 +147,14 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
         fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
+
+
+def new_encoder(options: TeacherOptions) -> Encoder:
+    """An encoder that has learned nothing, of the sizes that were asked for, as DINO and iBOT begin."""
+    spec = EncoderSpec.named(options.model, options.image_size, options.patch_size)
+    vit = build_vit(spec)
+    init_as_dino(vit, options.learned_positions)
+    return Encoder(spec, vit)
 
 
 def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
