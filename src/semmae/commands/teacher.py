@@ -13,6 +13,7 @@ from semmae.commands.init import init_encoder
 from semmae.commands.options import PresetOptions, SizeOptions, check_image_size
 from semmae.commands.run import checked, run_folder
 from semmae.commands.training import fit_options, open_training_images, scaled_rate, summarised, training_loader
+from semmae.data.colour import GLOBAL_CHANCES
 from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, sample_rows
 from semmae.errors import UserError
@@ -167,11 +168,14 @@ def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
 
 
 def crops_of(options: TeacherOptions, images: ImageSet) -> CropDataset:
-    """Two global crops of every image, and local ones where asked for."""
+    """Two global crops of every image, changed as DINO's and iBOT's, and local ones where asked for."""
     scale = (_SMALLEST_LOCAL, options.crop_scale)
     local = LocalCrops(options.local_crops, local_size(options), scale) if options.local_crops else None
     large = (options.crop_scale, 1.0)
-    return CropDataset(images, options.image_size, views=2, scale=large, seed=options.seed, colour=True, local=local)
+    return CropDataset(
+        images, options.image_size, views=2, scale=large, seed=options.seed, colour=True, local=local,
+        chances=GLOBAL_CHANCES,
+    )  # fmt: skip
 
 
 def knn_evaluation(options: TeacherOptions, images: ImageSet, encoder: Encoder) -> Evaluation | None:

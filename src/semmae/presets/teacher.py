@@ -11,7 +11,7 @@ def ibot_vit_s16() -> dict[str, Any]:
     of 8 GPUs, 64 images each. The authors report 75.2 % k-NN, 77.9 % linear probing and 82.3 %
     fine-tuning.
 
-    Not taken over: stochastic depth (0.1), solarisation, a last rate of 1e-6 (here 0).
+    Not taken over: stochastic depth (0.1), a last rate of 1e-6 (here 0).
     """
     return {
         "model": "vit_small", "image_size": 224, "patch_size": 16, "epochs": 800, "batch_size": 1024,
@@ -30,7 +30,7 @@ def dino_vit_s16() -> dict[str, Any]:
     Source: facebookresearch/dino, README, "Boosting DINO performance", and the defaults of its main_dino.py; two
     nodes of 8 GPUs, 64 images each. The authors report 73.3 % k-NN and about 76.1 % linear probing.
 
-    Not taken over: stochastic depth (0.1), solarisation, a last rate of 1e-6 (here 0).
+    Not taken over: stochastic depth (0.1), a last rate of 1e-6 (here 0).
     """
     return {
         "model": "vit_small", "image_size": 224, "patch_size": 16, "epochs": 300, "batch_size": 1024,
