@@ -26,8 +26,8 @@ from semmae.tasks.teacher import (
 from semmae.tasks.trainer import FitOptions, fit
 
 # A fixed seed on a CPU. A refactor leaves them as they are; an intended change says why beside the new ones.
-# Since iBOT's loss stands beside DINO's, and the weight decay rises, the losses are others than DINO's alone were.
-GOLDEN = [10.3441534, 10.1506834, 10.41533566, 10.19657326, 10.22988605]
+# Last changed when clipping, decay, first weights, views and masks became DINO's and iBOT's.
+GOLDEN = [10.34994507, 10.21191216, 10.54228115, 10.29455853, 10.17640781]
 
 SPEC = EncoderSpec(image_size=16, patch_size=4, width=24, depth=2, num_heads=3)
 SMALL: dict[str, Any] = {"prototypes": 12, "head_width": 16}
@@ -69,7 +69,7 @@ def outputs(seed: int, views: int, mask: Tensor) -> Outputs:
 
 
 def some_mask() -> Tensor:
-    return draw_mask(recipe(), (CROPS, 16), 3, torch.Generator().manual_seed(0))
+    return draw_mask(recipe(), (CROPS, 16), torch.Generator().manual_seed(0))
 
 
 def slow_sinkhorn(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -324,16 +324,19 @@ def test_the_teacher_is_the_average_of_students(tmp_path: Path) -> None:
     assert torch.allclose(task.teacher.vit.blocks[0].mlp.fc1.weight, average, atol=1e-6)
 
 
-def test_masks_hide_the_share_asked_for() -> None:
-    plan, ratios = recipe(mask_ratio=0.3, mask_spread=0.2, mask_share=0.25), []
-    for step in range(200):
-        mask = draw_mask(plan, (CROPS, 100), step, torch.Generator().manual_seed(step))
+@pytest.mark.parametrize("masking", ["block", "random"])
+def test_every_masked_crop_hides_a_share_of_its_own(masking: str) -> None:
+    """iBOT draws it for each crop, evenly from 0.1 to 0.5."""
+    plan, ratios = recipe(mask_ratio=0.3, mask_spread=0.2, mask_share=0.25, masking=masking), []
+    for step in range(100):
+        mask = draw_mask(plan, (CROPS, 100), torch.Generator().manual_seed(step))
         counts = mask.sum(1)
-        assert (counts > 0).sum() == 2 and len(counts[counts > 0].unique()) == 1
-        ratios.append(int(counts.max()) / 100)
-    # Evenly through 0.1 to 0.5.
-    assert np.histogram(ratios, bins=4, range=(0.095, 0.505))[0].tolist() == pytest.approx([50] * 4, abs=6)
-    same = [draw_mask(plan, (CROPS, 16), 7, torch.Generator().manual_seed(3)) for _ in range(2)]
+        assert (counts > 0).sum() == 2
+        ratios += [int(count) / 100 for count in counts if count]
+    assert np.histogram(ratios, bins=4, range=(0.095, 0.515))[0].tolist() == pytest.approx([50] * 4, abs=15)
+    pairs = np.array(ratios).reshape(-1, 2)
+    assert (pairs[:, 0] != pairs[:, 1]).mean() > 0.9 and 0.1 <= pairs.min() < 0.15 and 0.45 < pairs.max() <= 0.51
+    same = [draw_mask(plan, (CROPS, 16), torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(*same)
 
 

@@ -60,7 +60,7 @@ class TeacherOptions(PresetOptions, SizeOptions):
     mask_ratio: float = 0.3
     """Share of the patches to hide in a masked crop."""
     mask_spread: float = 0.2
-    """How far --mask-ratio moves up and down from step to step."""
+    """How far --mask-ratio moves up and down from crop to crop."""
     mask_share: float = 0.5
     """Share of the global crops that are masked."""
     koleo: float = 0.5

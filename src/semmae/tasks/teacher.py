@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from semmae.data.loaders import normalise
 from semmae.losses import in_float32
-from semmae.masking import block_mask, hide_highest, random_mask
+from semmae.masking import block_order, hide_first, hide_highest, nums_hidden
 from semmae.models.vit import Encoder, Features
 from semmae.tasks.masks import mask_seed
 from semmae.tasks.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
@@ -41,7 +41,6 @@ Centering = Literal["centering", "sinkhorn"]
 PatchMasking = Literal["block", "random"]
 
 _BOXES = 16  # drawn for a crop: of half of it they leave less than one patch in 98 to the refused ones
-_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill [0, 1) evenly from the first on
 
 
 class Settings(NamedTuple):
@@ -76,7 +75,7 @@ class TeacherRecipe:
     koleo: float = 0.5  # weight of KoLeo; DINOv2's is 0.1
     ibot: float = 1.0  # weight of the loss on hidden patches; 0 = DINO alone, nothing is hidden
     masking: PatchMasking = "block"
-    mask_ratio: float = 0.3  # of the patches of a masked crop; varies from step to step
+    mask_ratio: float = 0.3  # of the patches of a masked crop; varies from crop to crop
     mask_spread: float = 0.2  # by at most so much
     mask_share: float = 0.5  # of the global crops that are masked
     seed: int = 0
@@ -227,26 +226,27 @@ class TeacherTask(pl.LightningModule):
         place = self.global_rank + part * self.trainer.world_size
         generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, place))
         shape = (len(crops), (crops.shape[-1] // self.student.patch_size) ** 2)
-        return draw_mask(self.recipe, shape, self.global_step, generator)
+        return draw_mask(self.recipe, shape, generator)
 
     def _total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
 
-def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], step: int, generator: torch.Generator) -> Tensor:
-    """bool (crops, L), True = hidden: some of the crops, by chance, hide the same number of patches, the others none.
+def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """bool (crops, L), True = hidden: some of the crops, by chance, hide patches, the others none.
 
-    The share of hidden patches goes through mask_ratio ± mask_spread from step to step.
+    Each draws its own share of hidden patches, evenly from mask_ratio ± mask_spread, as in iBOT.
     """
-    ratio = recipe.mask_ratio + recipe.mask_spread * (2 * (step * _GOLDEN % 1) - 1)
+    crops, patches = shape
     noise = torch.rand(shape, generator=generator, device=generator.device)
-    if recipe.masking == "random":
-        mask = random_mask(noise, ratio)
-    else:
-        boxes = torch.rand(shape[0], _BOXES, 4, generator=generator, device=generator.device)
-        mask = block_mask(noise, boxes, ratio)
-    lots = torch.rand(1, shape[0], generator=generator, device=generator.device)
-    return mask & hide_highest(lots, max(1, round(recipe.mask_share * shape[0]))).T
+    ratio, lot = torch.rand(2, crops, generator=generator, device=generator.device)
+    counts = nums_hidden(patches, recipe.mask_ratio + recipe.mask_spread * (2 * ratio - 1))
+    order = noise
+    if recipe.masking == "block":
+        boxes = torch.rand(crops, _BOXES, 4, generator=generator, device=generator.device)
+        order = block_order(noise, boxes, counts)
+    masked = hide_highest(lot[None], max(1, round(recipe.mask_share * crops)))
+    return hide_first(order, counts) & masked.T
 
 
 def masked_features(encoder: Encoder, images: Tensor, mask: Tensor, token: Tensor) -> Features:
