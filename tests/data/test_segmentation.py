@@ -143,6 +143,16 @@ def test_a_photo_that_lies_on_its_side_fits_an_upright_mask(tmp_path: Path) -> N
     assert image.shape[1:] == labels.shape == (12, 4)
 
 
+def test_a_photo_that_only_xmp_turns_fits_a_mask_as_stored(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_pair(tmp_path, f"{split}/a", striped(0, 1, height=12), size=(12, 4))
+        path = tmp_path / "images" / split / "a.jpg"
+        with Image.open(path) as image:
+            image.save(path, xmp=b'<rdf:Description tiff:Orientation="6"/>')
+    image, labels = open_segmentation(tmp_path, Coding()).train.read(0)
+    assert image.shape[1:] == labels.shape == (12, 4)
+
+
 def no_mask(root: Path) -> None:
     (root / "annotations/validation/1.png").unlink()
 

@@ -54,12 +54,12 @@ SUFFIXES = frozenset(
 )
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF") + ("AVIF",) * _AVIF + ("HEIF",) * _HEIC
 
-MOST_PIXELS = 2**28  # 268 megapixels: 0.8 GB as RGB. The largest sensors of cameras have 200
+MOST_PIXELS = 250_000_000  # 0.75 GB as RGB; the largest sensors of cameras have 200 million
 MOST_BYTES = 2**31  # of a file: that many pixels of 16-bit RGB, uncompressed
 _MOST_SCANS = 100  # of a JPEG: ten are usual, and each passes over all pixels
 
-# Pillow's own limit, 179 megapixels, is below real photos and told less clearly; `_check_size` takes its place.
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+# Pillow's own limit, 179 million, is below real photos. It warns of so many pixels and refuses twice as many.
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # What Pillow finds odd about a file that it reads nevertheless, nobody can mend.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -93,7 +93,6 @@ def decode(raw: bytes, least: int | None = None) -> Tensor:
         raise ValueError("empty file")
     jpeg = _jpeg_header(raw)
     if jpeg is not None:
-        _check_size(jpeg.width, jpeg.height)
         if least is not None and len(raw) >= _REDUCED_FROM and min(jpeg.height, jpeg.width) >= 2 * least:
             reduced = _decode_reduced(raw, least)
             if reduced is not None:
@@ -170,7 +169,7 @@ def _jpeg_header(raw: bytes) -> _Jpeg | None:
     """Of a JPEG; None of anything else, and where libjpeg would find no frame either.
 
     Raises:
-        ValueError: it has so many scans that decoding would not end.
+        ValueError: it has too many pixels, or so many scans that decoding would not end.
     """
     if not raw.startswith(_JPEG):
         return None
@@ -189,6 +188,7 @@ def _jpeg_header(raw: bytes) -> _Jpeg | None:
     if raw.count(b"\xff\xda") > _MOST_SCANS:  # in most files, in none by chance
         _check_scans(raw, at)
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+    _check_size(height * width)
     return _Jpeg(height, width, frame[5], exif)
 
 
@@ -218,11 +218,10 @@ def _check_png(raw: bytes) -> None:
     raise ValueError("truncated")
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(pixels: int) -> None:
     """ValueError above `MOST_PIXELS`."""
-    if width * height > MOST_PIXELS:
-        found, limit = width * height / 1e6, MOST_PIXELS / 1e6
-        raise ValueError(f"{width}×{height} pixels, {found:,.0f} million, limit {limit:.0f} million; scale it down")
+    if pixels > MOST_PIXELS:
+        raise ValueError(f"{pixels:,} pixels, limit {MOST_PIXELS:,}; scale it down")
 
 
 @contextmanager
@@ -232,12 +231,14 @@ def _opened(raw: bytes) -> Iterator[Image.Image]:
         if raw.startswith(_PNG):
             _check_png(raw)
         with Image.open(io.BytesIO(raw), formats=_FORMATS) as opened:
-            _check_size(*opened.size)
+            _check_size(opened.width * opened.height)
             opened.info.pop("xmp", None)  # Pillow turns a TIFF as it loads, and would do so by XMP, too
             yield opened
     except UnidentifiedImageError:
         raise ValueError("not an image") from None
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged bytes
+        if isinstance(error, Image.DecompressionBombError):
+            _check_size(int(re.findall(r"\d+", str(error))[0]))  # in our words
         raise ValueError(_reason(error)) from error
 
 

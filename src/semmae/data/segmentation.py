@@ -232,7 +232,7 @@ def read_mask(path: Path) -> Labels:
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f'the mask "{path}" cannot be read: {reason}; save it anew as an 8-bit grey or palette PNG, '
+            f'the mask "{path}" cannot be read: {reason}; save it as an 8-bit grey or palette PNG, '
             "0 = background, 1, 2, … = parts, or remove it"
         ) from error
 
