@@ -143,6 +143,16 @@ def test_a_photo_that_lies_on_its_side_fits_an_upright_mask(tmp_path: Path) -> N
     assert image.shape[1:] == labels.shape == (12, 4)
 
 
+def test_a_photo_that_only_xmp_turns_fits_a_mask_as_stored(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_pair(tmp_path, f"{split}/a", striped(0, 1, height=12), size=(12, 4))
+        path = tmp_path / "images" / split / "a.jpg"
+        with Image.open(path) as image:
+            image.save(path, xmp=b'<rdf:Description tiff:Orientation="6"/>')
+    image, labels = open_segmentation(tmp_path, Coding()).train.read(0)
+    assert image.shape[1:] == labels.shape == (12, 4)
+
+
 def no_mask(root: Path) -> None:
     (root / "annotations/validation/1.png").unlink()
 
@@ -182,7 +192,7 @@ def no_names(root: Path) -> None:
         (no_mask, r"images/validation: 1 of 2 images have no mask, the first is 1\.jpg; add .*validation/1\.png"),
         (other_size, r'the mask ".*training/2\.png" is 4×10 pixels, its image 6×10; save it'),
         (beyond, r"the masks hold 9, which objectInfo150\.txt does not name \(it names 1 to 3\)"),
-        (colours, r'the mask ".*training/0\.png" does not hold 8-bit labels but mode RGB'),
+        (colours, r'the mask ".*training/0\.png" cannot be read: it holds no 8-bit labels but mode RGB'),
         (nothing, r"nothing but what is ignored; see --ignore-index"),
         (no_split, r"images: holds training, but no val; add that folder"),
         (no_masks, r"no folder masks; lay the data out"),

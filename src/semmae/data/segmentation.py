@@ -18,20 +18,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from semmae.data.class_names import read_class_names
+from semmae.data.decode import MOST_BYTES, decode_labels
 from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.data.splits import TRAIN, VAL
 from semmae.errors import UserError
+from semmae.files import read_bytes
 from semmae.progress import Progress
 
 IGNORED = 255  # in labels: neither trained on nor measured
 MASK_FOLDERS = ("masks", "annotations")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
 _SPLITS = {"train": TRAIN, "val": VAL}
-_EXIF_ORIENTATION, _TURNED = 0x0112, 5  # values from 5 on swap height and width
 
 Labels = npt.NDArray[np.uint8]
 
@@ -222,22 +222,19 @@ def _checked(
 
 
 def read_mask(path: Path) -> Labels:
-    """(H, W) uint8: grey levels or palette indices as stored.
+    """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it.
 
     Raises:
-        UserError: it is not an image of 8-bit labels.
+        UserError: it cannot be read, or is not an image of 8-bit labels.
     """
     try:
-        with Image.open(path) as image:
-            mode, mask = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f'the mask "{path}" cannot be read: {error}; write it again or remove it') from error
-    if mode not in ("L", "P"):
+        return decode_labels(read_bytes(path, MOST_BYTES))
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f'the mask "{path}" does not hold 8-bit labels but mode {mode}; save it as an 8-bit grey '
-            "or palette PNG, 0 = background, 1, 2, … = parts"
-        )
-    return mask.astype(np.uint8)
+            f'the mask "{path}" cannot be read: {reason}; save it as an 8-bit grey or palette PNG, '
+            "0 = background, 1, 2, … = parts, or remove it"
+        ) from error
 
 
 def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int = 2) -> npt.NDArray[np.int64]:
@@ -267,7 +264,7 @@ def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int 
 def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.int64]]:
     def counted(row: int) -> npt.NDArray[np.int64]:
         images = labelled.images
-        mask, size = read_mask(labelled.masks[row]), _image_size(images.source.root / images.names[row])
+        mask, size = read_mask(labelled.masks[row]), images.size(row)
         if mask.shape != size:
             told = [f"{width}×{height}" for height, width in (mask.shape, size)]
             raise UserError(
@@ -277,14 +274,6 @@ def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.
         return np.bincount(mask.ravel(), minlength=256)
 
     return counted
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    """Height and width as decoded, upright, read off the header."""
-    with Image.open(path) as opened:
-        width, height = opened.size
-        turned = opened.getexif().get(_EXIF_ORIENTATION, 1) >= _TURNED
-    return (width, height) if turned else (height, width)
 
 
 def _masks_folder(root: Path) -> Path:

@@ -22,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from semmae.data.compact import Labels, Names, Rows
+from semmae.data.decode import SUFFIXES
 from semmae.data.layouts import Listing, find_listing
 from semmae.data.parquet import TableSource, open_hub, open_parquet, parquet_splits
 from semmae.data.splits import are_splits, has_both, pick_split
 from semmae.errors import UserError, near
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
+EXTENSIONS = SUFFIXES
 _TAR = (".tar", ".tar.gz", ".tgz")
 
 _log = logging.getLogger("semmae")
