@@ -18,6 +18,7 @@ import numpy.typing as npt
 from platformdirs import user_cache_dir
 
 from semmae.data.compact import Names
+from semmae.files import on_disk
 
 _OLD_SUFFIX = ".json.gz"  # of a file in its first form, which held the names themselves
 
@@ -33,7 +34,7 @@ def cache_folder() -> Path:
 
 def cache_file(folder: Path, key: str) -> Path:
     """The file of a data set, told by its key."""
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    return folder / f"{hashlib.sha256(on_disk(key)).hexdigest()[:32]}.npy"
 
 
 def stamps(names: Names, sizes: npt.NDArray[np.int64], modified: npt.NDArray[np.int64]) -> _Table:

@@ -6,13 +6,15 @@ Notable here:
 - SPLIT is `train` or `training`, and `val`, `validation`, `valid` or `test`; without such folders a share is held out;
 - a mask is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
 - inside, classes are numbered 0 to K - 1 and 255 is what nobody is asked about, whatever the files call it;
+- where 0 and 255 are all that the files of a data set hold, as programs that draw write two classes, both are classes;
 - `check_pairs` reads every mask once: what cannot be trained on is told in one line, before anything is written.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from semmae.data.class_names import read_class_names
 from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.data.splits import TRAIN, VAL
 from semmae.errors import UserError
+from semmae.files import user_path
 from semmae.progress import Progress
 
 IGNORED = 255  # in labels: neither trained on nor measured
@@ -35,6 +38,8 @@ _EXIF_ORIENTATION, _TURNED = 0x0112, 5  # values from 5 on swap height and width
 
 Labels = npt.NDArray[np.uint8]
 
+_log = logging.getLogger("semmae")
+
 
 @dataclass(frozen=True)
 class Coding:
@@ -42,11 +47,15 @@ class Coding:
 
     ignore: int = IGNORED  # the number of what is to be ignored
     reduce_zero: bool = False  # 0 is to be ignored too, and class k is written as k + 1 (ADE20K)
+    binary: bool = False  # there are two classes, written as 0 and 255; nothing is ignored
 
     @property
     def table(self) -> Labels:
         """Number in the file → label, uint8 (256,)."""
         table = np.arange(256, dtype=np.uint8)
+        if self.binary:
+            table[IGNORED] = 1
+            return table
         if self.reduce_zero:
             table = np.roll(table, 1)
             table[0] = IGNORED
@@ -56,6 +65,8 @@ class Coding:
     @property
     def unasked(self) -> set[int]:
         """The numbers that are no class."""
+        if self.binary:
+            return set()
         return {self.ignore, 0} if self.reduce_zero else {self.ignore}
 
 
@@ -92,7 +103,7 @@ class MeasuredData:
 
     val: LabelledImages
     names: tuple[str, ...]  # of the K classes
-    named: bool  # whether the folder tells names; else they are the numbers in the masks
+    named: bool  # whether the names mean something; else they are but the numbers in the masks, from 0 on
     digest: str  # sha256 (hex) of what the masks hold: which numbers on how many pixels of which file
     split: str  # in words, for the protocol
 
@@ -139,7 +150,8 @@ def open_segmentation(
     else:
         sets = _held_out(pairs.open("", coding, limit, seed, workers), val_share, seed, pairs.images)
         words = f"{len(sets[0])} train, {len(sets[1])} held out by seed {seed}"
-    return SegmentationData(sets[1], *_checked(pairs, sets, coding, workers), words, sets[0])
+    (train_set, val_set), names, named, digest = _checked(pairs, sets, coding, workers)
+    return SegmentationData(val_set, names, named, digest, words, train_set)
 
 
 def is_divided(data: str | Path, masks: Path | None = None) -> bool:
@@ -183,8 +195,8 @@ def open_measured(
     words, left_out = f"{len(rows)} {val or 'images'}", len(everything) - len(rows)
     if left_out:
         words += f", {left_out} more left out, for the network was trained on them"
-    measured = everything.select(rows)
-    return MeasuredData(measured, *_checked(pairs, [measured], coding, workers), words)
+    (measured,), names, named, digest = _checked(pairs, [everything.select(rows)], coding, workers)
+    return MeasuredData(measured, names, named, digest, words)
 
 
 @dataclass(frozen=True)
@@ -198,7 +210,7 @@ class _Pairs:
 
     @classmethod
     def at(cls, data: str | Path, masks: Path | None) -> "_Pairs":
-        root = Path(data).expanduser()
+        root = user_path(data, "--data")
         if masks is not None and not masks.is_dir():
             raise UserError(f"{masks}: no such folder of masks; give one that mirrors {root}")
         images, folder = (root / "images", _masks_folder(root)) if masks is None else (root, masks)
@@ -214,11 +226,39 @@ class _Pairs:
 
 def _checked(
     pairs: _Pairs, sets: Sequence[LabelledImages], coding: Coding, workers: int
-) -> tuple[tuple[str, ...], bool, str]:
-    """Names of the classes, whether the folder tells them, and the digest of the masks, all of which are read."""
+) -> tuple[list[LabelledImages], tuple[str, ...], bool, str]:
+    """The sets, read as their numbers are meant, names of the classes, whether these mean something, and the digest.
+
+    Reads all masks.
+    """
     digest = hashlib.sha256()
     counts = [check_pairs(labelled, digest, workers) for labelled in sets]
-    return _names(pairs.root, coding, counts, pairs.named), pairs.named is not None, digest.hexdigest()
+    if not _is_binary(pairs, coding, np.sum(counts, 0)):
+        return list(sets), _names(pairs.root, coding, counts, pairs.named), pairs.named is not None, digest.hexdigest()
+    known = pairs.named[1] if pairs.named else {0: "0", IGNORED: str(IGNORED)}
+    _log.warning(
+        "%s: the masks hold 0 and %d only: two classes, %s and %s; nothing is ignored",
+        pairs.root, IGNORED, known[0], known[IGNORED],
+    )  # fmt: skip
+    both = [replace(labelled, coding=replace(coding, binary=True)) for labelled in sets]
+    return both, (known[0], known[IGNORED]), True, digest.hexdigest()
+
+
+def _is_binary(pairs: _Pairs, coding: Coding, counts: npt.NDArray[np.int64]) -> bool:
+    """Whether 255 is a class: 0 and 255 are all that the masks hold, and nothing that is given speaks against it.
+
+    Raises:
+        UserError: they are, and names of other classes are given: then nobody knows.
+    """
+    if np.flatnonzero(counts).tolist() != [0, IGNORED] or coding.reduce_zero or coding.ignore == 0:
+        return False
+    if pairs.named and pairs.named[1].keys() != {0, IGNORED}:
+        path, known = pairs.named
+        raise UserError(
+            f"{pairs.root}: the masks hold 0 and {IGNORED} only, and {path.name} names {_listed(sorted(known))}; name "
+            f'these two, {{"0": "background", "{IGNORED}": "object"}}, or write the class as another number'
+        )
+    return True
 
 
 def read_mask(path: Path) -> Labels:
@@ -338,11 +378,15 @@ def _names(
     found = [set(np.flatnonzero(numbers).tolist()) - coding.unasked for numbers in counts]
     if not all(found):
         raise UserError(
-            f"{root}: the masks of a split hold nothing but what is ignored; see --ignore-index, --reduce-zero-label"
+            f"{root}: the masks of a split hold nothing but what is ignored, {_listed(sorted(coding.unasked))}; "
+            "see --ignore-index, --reduce-zero-label"
         )
     classes = sorted(set.union(*found))
     if classes[-1] == IGNORED:
-        raise UserError(f"{root}: a mask holds {IGNORED}, which can be no class; give --ignore-index {IGNORED}")
+        raise UserError(
+            f"{root}: a mask holds {IGNORED}, which can be no class; give --ignore-index {IGNORED} to ignore it (with "
+            "--reduce-zero-label, to ignore 0 too), or write it as another number"
+        )
     if named is None:
         known: Mapping[int, str] = {number: str(number) for number in range(classes[-1] + 1)}
     else:
@@ -356,10 +400,12 @@ def _names(
     first = int(coding.reduce_zero)
     names = tuple(known.get(number, str(number)) for number in range(first, max(known) + 1))
     if len(names) < 2:
-        raise UserError(f"{root}: a single class ({names[0]}); masks must hold at least two")
+        remedy = "; 0 is a class too without --reduce-zero-label" if first else ""
+        raise UserError(f"{root}: a single class ({names[0]}); masks must hold at least two{remedy}")
     return names
 
 
 def _listed(numbers: Sequence[int]) -> str:
+    """Numbers in words, the first five."""
     shown = ", ".join(map(str, numbers[:5]))
     return shown + (", …" if len(numbers) > 5 else "")
