@@ -247,7 +247,7 @@ def test_many_masks_of_the_same_stem_are_matched_quickly() -> None:
 
 
 def test_values_are_read_as_stored(tmp_path: Path) -> None:
-    mask = np.array([[0, 3, 7], [255, 1, 0]], np.uint8)
+    mask = np.array([[0, 3, 7], [254, 1, 0]], np.uint8)
     write(tmp_path / "grey.png", mask)
     palette = Image.frombytes("P", (3, 2), mask.tobytes())
     palette.putpalette([200, 10, 10] * 256)  # one colour for all: only the indices tell them apart
@@ -257,6 +257,18 @@ def test_values_are_read_as_stored(tmp_path: Path) -> None:
     for read in masks:
         np.testing.assert_array_equal(read, mask)
     assert read_masks(["grey.jpg"], tmp_path)[1][0].shape == (SAMPLE, SAMPLE)
+
+
+def test_255_is_the_part_where_there_is_no_other(tmp_path: Path) -> None:
+    two = [np.array([[0, 255]], np.uint8), np.array([[255, 255]], np.uint8), np.array([[0, 0]], np.uint8)]
+    for number, mask in enumerate(two):
+        write(tmp_path / f"{number}.png", mask)
+    names = [f"{number}.jpg" for number in range(4)]
+    assert [mask.tolist() for mask in read_masks(names, tmp_path, size=None)[1]] == [mask.tolist() for mask in two]
+    # Beside others it is not judged, as in segmentation: background, in every mask.
+    write(tmp_path / "3.png", np.array([[2, 255]], np.uint8))
+    masks = read_masks(names, tmp_path, size=None)[1]
+    assert [mask.tolist() for mask in masks] == [[[0, 0]], [[0, 0]], [[0, 0]], [[2, 0]]]
 
 
 def test_sampling_while_reading_changes_no_figure(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class TableSource:
         path = cell.get("path")
         if cell["bytes"] or not path:
             return cell["bytes"] or b""
-        told = f"no bytes in the table, and no file {shown(path)} beside it"
+        told = f"no bytes in the table, and no file {shown(path)} beside it: put it there"
         if not self._local:
             raise OSError(errno.ENOENT, told)
         try:

@@ -5,13 +5,11 @@
 Notable here:
 - SPLIT is `train` or `training`, and `val`, `validation`, `valid` or `test`; without such folders a share is held out;
 - a mask is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
-- inside, classes are numbered 0 to K - 1 and 255 is what nobody is asked about, whatever the files call it;
-- where 0 and 255 are all that the files of a data set hold, as programs that draw write two classes, both are classes;
+- what the numbers stand for is settled in `semmae.data.coding`, by all masks together;
 - `check_pairs` reads every mask once: what cannot be trained on is told in one line, before anything is written.
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,50 +22,17 @@ from PIL import Image
 from torch import Tensor
 
 from semmae.data.class_names import read_class_names
+from semmae.data.coding import Coding, Labels, coding_of, names_of
 from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.data.splits import TRAIN, VAL
 from semmae.errors import UserError
 from semmae.files import user_path
 from semmae.progress import Progress
 
-IGNORED = 255  # in labels: neither trained on nor measured
 MASK_FOLDERS = ("masks", "annotations")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
 _SPLITS = {"train": TRAIN, "val": VAL}
 _EXIF_ORIENTATION, _TURNED = 0x0112, 5  # values from 5 on swap height and width
-
-Labels = npt.NDArray[np.uint8]
-
-_log = logging.getLogger("semmae")
-
-
-@dataclass(frozen=True)
-class Coding:
-    """How the numbers in mask files are meant."""
-
-    ignore: int = IGNORED  # the number of what is to be ignored
-    reduce_zero: bool = False  # 0 is to be ignored too, and class k is written as k + 1 (ADE20K)
-    binary: bool = False  # there are two classes, written as 0 and 255; nothing is ignored
-
-    @property
-    def table(self) -> Labels:
-        """Number in the file → label, uint8 (256,)."""
-        table = np.arange(256, dtype=np.uint8)
-        if self.binary:
-            table[IGNORED] = 1
-            return table
-        if self.reduce_zero:
-            table = np.roll(table, 1)
-            table[0] = IGNORED
-        table[self.ignore] = IGNORED
-        return table
-
-    @property
-    def unasked(self) -> set[int]:
-        """The numbers that are no class."""
-        if self.binary:
-            return set()
-        return {self.ignore, 0} if self.reduce_zero else {self.ignore}
 
 
 @dataclass(frozen=True)
@@ -233,32 +198,10 @@ def _checked(
     """
     digest = hashlib.sha256()
     counts = [check_pairs(labelled, digest, workers) for labelled in sets]
-    if not _is_binary(pairs, coding, np.sum(counts, 0)):
-        return list(sets), _names(pairs.root, coding, counts, pairs.named), pairs.named is not None, digest.hexdigest()
-    known = pairs.named[1] if pairs.named else {0: "0", IGNORED: str(IGNORED)}
-    _log.warning(
-        "%s: the masks hold 0 and %d only: two classes, %s and %s; nothing is ignored",
-        pairs.root, IGNORED, known[0], known[IGNORED],
-    )  # fmt: skip
-    both = [replace(labelled, coding=replace(coding, binary=True)) for labelled in sets]
-    return both, (known[0], known[IGNORED]), True, digest.hexdigest()
-
-
-def _is_binary(pairs: _Pairs, coding: Coding, counts: npt.NDArray[np.int64]) -> bool:
-    """Whether 255 is a class: 0 and 255 are all that the masks hold, and nothing that is given speaks against it.
-
-    Raises:
-        UserError: they are, and names of other classes are given: then nobody knows.
-    """
-    if np.flatnonzero(counts).tolist() != [0, IGNORED] or coding.reduce_zero or coding.ignore == 0:
-        return False
-    if pairs.named and pairs.named[1].keys() != {0, IGNORED}:
-        path, known = pairs.named
-        raise UserError(
-            f"{pairs.root}: the masks hold 0 and {IGNORED} only, and {path.name} names {_listed(sorted(known))}; name "
-            f'these two, {{"0": "background", "{IGNORED}": "object"}}, or write the class as another number'
-        )
-    return True
+    meant = coding_of(pairs.root, coding, counts, pairs.named)
+    names = names_of(pairs.root, meant, counts, pairs.named)
+    named = pairs.named is not None or meant.binary
+    return [replace(labelled, coding=meant) for labelled in sets], names, named, digest.hexdigest()
 
 
 def read_mask(path: Path) -> Labels:
@@ -359,53 +302,3 @@ def _held_out(everything: LabelledImages, share: float, seed: int, images: Path)
     out = sample_rows(len(everything), count, seed)
     kept = sorted(set(range(len(everything))).difference(out))
     return [everything.select(kept), everything.select(out)]
-
-
-def _names(
-    root: Path,
-    coding: Coding,
-    counts: Sequence[npt.NDArray[np.int64]],
-    named: tuple[Path, Mapping[int, str]] | None,
-) -> tuple[str, ...]:
-    """Names of the classes 0 to K - 1: told by the folder, or else the numbers that the masks hold.
-
-    Args:
-        root: the data's folder.
-        coding: of the masks' numbers.
-        counts: pixels of every number in the files of each split, (256,).
-        named: what the folder tells: the file, and number in the masks → name.
-    """
-    found = [set(np.flatnonzero(numbers).tolist()) - coding.unasked for numbers in counts]
-    if not all(found):
-        raise UserError(
-            f"{root}: the masks of a split hold nothing but what is ignored, {_listed(sorted(coding.unasked))}; "
-            "see --ignore-index, --reduce-zero-label"
-        )
-    classes = sorted(set.union(*found))
-    if classes[-1] == IGNORED:
-        raise UserError(
-            f"{root}: a mask holds {IGNORED}, which can be no class; give --ignore-index {IGNORED} to ignore it (with "
-            "--reduce-zero-label, to ignore 0 too), or write it as another number"
-        )
-    if named is None:
-        known: Mapping[int, str] = {number: str(number) for number in range(classes[-1] + 1)}
-    else:
-        path, known = named
-        beyond = [number for number in classes if number not in known]
-        if beyond:
-            raise UserError(
-                f"{root}: the masks hold {_listed(beyond)}, which {path.name} does not name (it names "
-                f"{min(known)} to {max(known)}); add the names, or tell --ignore-index or --reduce-zero-label"
-            )
-    first = int(coding.reduce_zero)
-    names = tuple(known.get(number, str(number)) for number in range(first, max(known) + 1))
-    if len(names) < 2:
-        remedy = "; 0 is a class too without --reduce-zero-label" if first else ""
-        raise UserError(f"{root}: a single class ({names[0]}); masks must hold at least two{remedy}")
-    return names
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """Numbers in words, the first five."""
-    shown = ", ".join(map(str, numbers[:5]))
-    return shown + (", …" if len(numbers) > 5 else "")
