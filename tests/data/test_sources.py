@@ -288,3 +288,11 @@ def test_street_fashion(shared: Path) -> None:
         pytest.skip("needs the street-fashion photos, which are absent")
     assert len(open_source(root)) == 1898 and open_source(root).labels is None and has_split(root)
     assert [len(open_source(root, split)) for split in ("train", "val")] == [604, 200]
+
+
+def test_masks_are_no_images_to_learn_from(tmp_path: Path, write_images: WriteImages) -> None:
+    root = write_images(tmp_path, "images/a/1.jpg", "images/b/2.jpg", "annotations/a/1.png")
+    with pytest.raises(UserError, match=r"holds images and their annotations.*give .*/images"):
+        open_source(root)
+    assert open_source(root / "images").labels == ["a", "b"]
+    assert open_source(write_images(tmp_path, "shoes/3.jpg")).labels is not None  # classes of these names

@@ -10,7 +10,17 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from semmae.errors import UserError
-from semmae.evaluation.quality import SAMPLE, _match, agreement, compare, fixed_grid, quality, read_masks, sample
+from semmae.evaluation.quality import (
+    SAMPLE,
+    _match,
+    agreement,
+    compare,
+    find_masks,
+    fixed_grid,
+    quality,
+    read_masks,
+    sample,
+)
 
 FASHION = Path(__file__).parents[2] / "../shared/data/street-fashion"
 
@@ -303,3 +313,11 @@ def test_position_alone_on_real_photographs() -> None:
     # Seen elsewhere, at another resolution of the masks: 28.7 and 21.9.
     assert scores["bands"]["nmi"] == pytest.approx(28.7, abs=1)
     assert scores["squares"]["nmi"] == pytest.approx(21.9, abs=1)
+
+
+def test_masks_of_other_formats_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "1.png", np.ones((4, 4), np.uint8))
+    for name in ("2.jpg", "3.JPG", "4.heic", "5.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert list(find_masks([f"{i}.jpg" for i in range(6)], tmp_path)) == [1]
+    assert "2 .jpg, 1 .heic passed over" in caplog.text

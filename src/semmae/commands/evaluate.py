@@ -39,7 +39,8 @@ from semmae.commands.segment_options import SegmentOptions, check_encoder
 from semmae.commands.segment_results import class_rows, write_classes
 from semmae.commands.segment_results import protocol as segment_protocol
 from semmae.data.manifest import ImageSet, write_skipped
-from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
+from semmae.data.segmentation import SegmentationData
+from semmae.data.splits import MASK_FOLDERS
 from semmae.errors import UserError
 from semmae.files import user_path
 from semmae.models.vit import Encoder

@@ -24,12 +24,11 @@ from torch import Tensor
 from semmae.data.class_names import read_class_names
 from semmae.data.coding import Coding, Labels, coding_of, names_of
 from semmae.data.manifest import ImageSet, open_images, sample_rows
-from semmae.data.splits import TRAIN, VAL
+from semmae.data.splits import MASK_FOLDERS, TRAIN, VAL
 from semmae.errors import UserError
 from semmae.files import user_path
 from semmae.progress import Progress
 
-MASK_FOLDERS = ("masks", "annotations")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
 _SPLITS = {"train": TRAIN, "val": VAL}
 _EXIF_ORIENTATION, _TURNED = 0x0112, 5  # values from 5 on swap height and width

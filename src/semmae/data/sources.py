@@ -29,7 +29,7 @@ from semmae.data.compact import Labels, Names, Rows
 from semmae.data.endings import EXTENSIONS, UNDECODED, ending, is_archive, listed, sort_files
 from semmae.data.layouts import Listing, find_listing
 from semmae.data.parquet import TableSource, open_hub, open_parquet, parquet_splits
-from semmae.data.splits import are_splits, has_both, pick_split
+from semmae.data.splits import MASK_FOLDERS, are_splits, has_both, pick_split
 from semmae.errors import UserError, near_only
 from semmae.files import read_bytes, shown, user_path
 
@@ -151,6 +151,9 @@ def _open_listing(listing: Listing, split: str | None) -> Source:
 
 def _open_folder(root: Path, names: list[str], split: str | None, data: str) -> Source:
     folders = _first_folders(names)
+    masks = sorted(folders.intersection(MASK_FOLDERS))
+    if masks and folders == {"images", *masks}:
+        raise UserError(f"{data}: holds images and their {masks[0]}, which are none to learn from; give {data}/images")
     if {"train", "train_mini"} <= folders:  # iNaturalist 2021: the second holds images of the first
         _log.info("%s: train is taken, train_mini left out", data)
         names = [name for name in names if not name.startswith("train_mini/")]

@@ -15,6 +15,7 @@ Notable here:
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import mutual_info_score
 
+from semmae.data.endings import ending, listed, sort_files
 from semmae.data.segmentation import MASK_SUFFIXES, read_mask
 from semmae.errors import UserError
 from semmae.progress import Progress
@@ -234,9 +236,14 @@ def _without_unjudged(masks: list[Labels]) -> list[Labels]:
 
 def _mask_paths(folder: Path) -> list[str]:
     """Relative paths of the masks below a folder, sorted; hidden files and folders left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in MASK_SUFFIXES)
-    relative = (path.relative_to(folder) for path in found)
-    return sorted(path.as_posix() for path in relative if not any(part[0] == "." for part in path.parts))
+    paths = (path.relative_to(folder) for path in folder.rglob("*"))
+    names = [path.as_posix() for path in paths if not any(part[0] == "." for part in path.parts)]
+    found = sort_files(names)
+    masks = [name for name in found.images if ending(name) in MASK_SUFFIXES]
+    others = Counter(kind for name in found.images if (kind := ending(name)) not in MASK_SUFFIXES)
+    if others:
+        _log.warning("%s: %s passed over, which blur labels or are not decoded; save as PNG", folder, listed(others))
+    return sorted(masks)
 
 
 def _match(names: Sequence[str], paths: Sequence[str]) -> dict[int, str]:
