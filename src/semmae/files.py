@@ -212,6 +212,50 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+# Names and places
+
+
+def on_disk(name: str) -> bytes:
+    """The bytes by which the file system knows a name, in any locale.
+
+    The same file may be named "ä" by a text that holds its name, and by two surrogate escapes where the locale is C.
+    """
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        return encoded(name)
+
+
+def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
+    """The path that a user gave, `~` expanded; whether anything lies there is for the caller to ask.
+
+    Args:
+        text: as given.
+        option: that it was given to, for the messages.
+
+    Raises:
+        UserError: it can be no path, or nobody but the system knows what lies there: it is empty, too long, names an
+            unknown user or leads through a folder that may not be entered.
+    """
+    given = os.fspath(text)
+    told = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
+    if not given:
+        raise UserError(f"{option or 'path'} is empty; give a file or a folder")
+    if "\0" in given:
+        raise UserError(f"{option} {shown(given)}: holds a NUL byte, which no path can; check the path".strip())
+    try:
+        path = Path(os.fsdecode(on_disk(given))).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError as error:  # expanduser
+        raise UserError(f"{told}: no such user ({given.split('/', 1)[0]}); write the path without ~") from error
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{told}: cannot be looked at ({reason}); check the path and its permissions") from error
+    return path
+
+
 # Reading
 
 
@@ -257,6 +301,11 @@ def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object of a JSON file; UserError when there is none."""
     return _object(path, read_text(path))
+
+
+def read_json_value(path: Path, most: int = MOST_TEXT) -> Any:
+    """Whatever a JSON file of at most so many bytes holds, of any type; UserError when it is no JSON."""
+    return _value(path, read_text(path, most))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -321,15 +370,20 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _object(
-    path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
-) -> dict[str, Any]:
+def _value(path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None) -> Any:
     try:
         content = json.loads(text, parse_constant=constant or _refuse_constant, parse_float=_finite)
         _check_bounds(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{path}{place}: not JSON ({reason[:120]}); restore it, or remove it") from error
+    return content
+
+
+def _object(
+    path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
+) -> dict[str, Any]:
+    content = _value(path, text, place, constant=constant)
     if not isinstance(content, dict):
         raise UserError(f"{path}{place}: holds no JSON object; restore it, or remove it")
     return content

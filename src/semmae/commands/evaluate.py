@@ -38,9 +38,10 @@ from semmae.commands.segment_options import SegmentOptions, check_encoder
 from semmae.commands.segment_results import class_rows, write_classes
 from semmae.commands.segment_results import protocol as segment_protocol
 from semmae.data.manifest import ImageSet, write_skipped
-from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
+from semmae.data.segmentation import SegmentationData
+from semmae.data.splits import MASK_FOLDERS
 from semmae.errors import UserError
-from semmae.files import Fields, read_json, write_json
+from semmae.files import Fields, read_json, user_path, write_json
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 
@@ -116,7 +117,7 @@ def evaluate(options: EvaluateOptions) -> Path:
 
 def with_masks(options: EvaluateOptions) -> EvaluateOptions:
     """Where --data holds images and masks side by side, these two as --data and --masks."""
-    root = Path(options.data).expanduser()
+    root = user_path(options.data, "--data")
     beside = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
     if options.masks is not None or beside is None or not (root / "images").is_dir():
         return options
@@ -150,9 +151,10 @@ def open_known_classes(options: EvaluateOptions) -> tuple[TrainVal | None, list[
     labels = [images.labels or () for images in sets]
     if not all(labels) or len(set().union(*labels)) < 2:
         if options.masks is None:
+            note = next((images.source.class_note for images in sets if images.source.class_note), "")
             raise UserError(
-                f"{options.data}: neither classes nor masks to measure by; put images into one folder a class, "
-                "add a `label` column, or give --masks"
+                f"{options.data}: neither classes nor masks to measure by; "
+                f"{note or 'put images into one folder a class, add a `label` column'}, or give --masks"
             )
         _log.info("%s: no classes, so neither k-NN nor a probe is measured", options.data)
         return None, []

@@ -22,11 +22,11 @@ from semmae.commands.run import owning_out, run_folder
 from semmae.commands.segment_options import SegmentOptions, check_encoder, check_segment, rate_of, read_blocks, rounds
 from semmae.commands.segment_results import Found, measure_segmenter, protocol, write_all
 from semmae.commands.training import fit_options, summarised
+from semmae.data.coding import Coding
 from semmae.data.loaders import make_loader
 from semmae.data.manifest import write_skipped
 from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler
 from semmae.data.segmentation import (
-    Coding,
     MeasuredData,
     SegmentationData,
     is_divided,

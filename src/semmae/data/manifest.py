@@ -9,6 +9,7 @@
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from torch import Tensor
 from semmae.data.checked import cache_file, cache_folder, known_rows, read_known, stamps, write_known
 from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import decode, tell_slow_decoder, upright_size
+from semmae.data.endings import UNDECODED, ending, listed
 from semmae.data.sources import Selection, Source, open_source
 from semmae.errors import UserError
 from semmae.files import write_csv
@@ -234,6 +236,10 @@ def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
     share = len(skipped) / len(source)
     shown = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3]) + (", …" if len(skipped) > 3 else "")
     fault = f"{source.root}: {len(skipped)} of {len(source)} images ({100 * share:.1f} %) cannot be read"
+    undecoded = Counter(kind for name, _ in skipped if (kind := ending(name)) in UNDECODED)
+    if undecoded:
+        fault += f", {listed(undecoded)} among them"
     if share > UNREADABLE_LIMIT:
-        raise UserError(f"{fault}, limit {100 * UNREADABLE_LIMIT:.0f} %: {shown}; repair or remove them")
+        remedy = "convert, repair or remove them" if undecoded else "repair or remove them"
+        raise UserError(f"{fault}, limit {100 * UNREADABLE_LIMIT:.0f} %: {shown}; {remedy}")
     _log.warning("%s and are left out: %s", fault, shown)
