@@ -32,6 +32,7 @@ from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
+from semmae.progress import say
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 Model = Encoder | MaskedAutoencoder | Classifier
@@ -115,9 +116,9 @@ def export(options: ExportOptions) -> Path:
         }
         (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         (folder / CARD).write_text(write_card(card), encoding="utf-8")
-    print("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
+    say("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
     if options.push_to_hub:
-        print(_pushed(options, card))
+        say(_pushed(options, card))
     return options.out
 
 
