@@ -1,6 +1,7 @@
 """Command lines that are wrong, each told in one line with the remedy; near misses; the help of a verb."""
 
 import dataclasses
+import re
 import shlex
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_help_is_grouped_and_begins_with_the_verbs_own(verb: str, capsys: pytest
     assert usage.startswith(f"usage: semmae {verb} ")
     assert verb == "report" or [name for name in required if f"{name} " not in usage] == []
     # By the class that declares an option last: those declared beside the verb stand above those that all share.
-    lines = [line.strip("│ ").split(" ")[0].rstrip(",") for line in told.splitlines()]
+    lines = re.findall(r"^[│|] (--[\w-]+)", told, re.M)
     place = {field.name: lines.index(flag(field.name)) for field in fields}
     owner = {
         name: next(group for group in kind.__mro__ if name in vars(group).get("__annotations__", {})).__module__

@@ -66,9 +66,6 @@ def test_defaults_and_both_limits_are_taken(verb: str) -> None:
         for value in {defaults[name], *LIMITS[name]} - {None, dataclasses.MISSING}:
             if int not in kinds(hint) or isinstance(value, int):
                 assert as_kwargs({name: value}, kind, lambda _: {})[name] == value
-                assert isinstance(
-                    as_kwargs({name: np.float64(value)}, kind, lambda _: {})[name], float
-                ) or int in kinds(hint)
 
 
 def test_a_limit_that_no_option_has_is_left_over() -> None:
@@ -159,9 +156,11 @@ YAML = {
 def test_files_of_options_that_are_refused(case: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(YAML[case])
     kind, _ = load_verb("knn")
-    given = {"out": tmp_path / "out", "data": "d", "encoder": "e", "config": tmp_path / "a.yaml"}
+    given = {"out": tmp_path / "out", "encoder": "e", "config": tmp_path / "a.yaml"}
+    if case != "date":
+        given["data"] = "d"
     with pytest.raises(UserError) as refused:
-        check_values(kind(**as_kwargs(given, kind, lambda _: {}) | ({} if case != "date" else {"data": None})))
+        check_values(kind(**as_kwargs(given, kind, lambda _: {})))
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
 
 

@@ -4,6 +4,7 @@ A subject is a class of options: its first sentence is the heading, and what it 
 """
 
 import ast
+import codecs
 import contextlib
 import dataclasses
 import inspect
@@ -32,7 +33,8 @@ def help_text(verb: str, kind: type[Any], description: str) -> str:
         for group, fields in _declared(kind)
     ]
     tree = dataclasses.make_dataclass("Options", [(name, tyro.conf.OmitArgPrefixes[group]) for name, group in groups])
-    page = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="backslashreplace")
+    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name  # tyro draws boxes of letters where it is not utf-8
+    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
         about = f"{description}\n\n{preset_list(verb)}".rstrip()
         tyro.cli(tree, prog=f"semmae {verb}", description=about, args=["--help"])
