@@ -447,7 +447,10 @@ class Fields:
 
 def shown(value: Any) -> str:
     """A value as a message shows it: at most 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        text = f"an integer of {int(value).bit_length()} bits"
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 

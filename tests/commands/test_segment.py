@@ -281,7 +281,7 @@ def test_wrong_options_write_nothing(
 ) -> None:
     out = tmp_path / "run"
     base = ["--encoder", str(encoder), "--data", str(creatures), "--out", str(out), "--steps", "6", "--workers", "0"]
-    assert run(["segment", *base, *arguments]) == 2
+    assert run(["segment", *tiny.instead(arguments, base)]) == 2
     error = capsys.readouterr().err
     assert told in error and len(error.strip().splitlines()) == 1
     assert not out.exists()

@@ -31,7 +31,7 @@ from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
 from semmae.files import Fields, bytes_shown, read_json, write_json
 from semmae.models.vit import Encoder
-from semmae.progress import Progress
+from semmae.progress import Progress, say
 
 _log = logging.getLogger("semmae")
 
@@ -83,7 +83,7 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
         finish(file, images.names, images.labels, options.out)
     shutil.rmtree(run.out, ignore_errors=True)
     shapes = ", ".join(f"{column.name} {_shape(column.shape)}" for column in file.columns)
-    print(f"{len(images)} images, {shapes} in {options.dtype}, {file.size / 1e6:.1f} MB: {options.out}")
+    say(f"{len(images)} images, {shapes} in {options.dtype}, {file.size / 1e6:.1f} MB: {options.out}")
     return options.out
 
 

@@ -27,7 +27,7 @@ from semmae.commands.features import (
     train_val,
     untrained_like,
 )
-from semmae.commands.knn import NeighbourOptions, check_votes, knn_protocol, measure_knn
+from semmae.commands.knn import NeighbourOptions, knn_protocol, measure_knn
 from semmae.commands.measuring import Truth, measure_encoder, measure_grids, pixel_truth
 from semmae.commands.options import OptionsT
 from semmae.commands.probe import ProbeOptions, probe_encoder, probe_protocol, rows_to_choose_on
@@ -43,7 +43,9 @@ from semmae.data.splits import MASK_FOLDERS
 from semmae.errors import UserError
 from semmae.files import Fields, read_json, user_path, write_json
 from semmae.models.vit import Encoder
+from semmae.progress import say
 from semmae.reporting import write_report
+from semmae.tasks.precision import check_precision
 
 UNTRAINED = "untrained"
 _FIGURES = "figures.json"  # of one encoder, those of the protocols that are finished
@@ -95,7 +97,7 @@ class Known(NamedTuple):
 @owning_out
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where masks are given, segmentation and part quality."""
-    check_votes(options)
+    check_precision(options.precision)
     encoder = open_encoder(options)
     found = with_masks(options)
     known = open_known(found, encoder)
@@ -109,9 +111,10 @@ def evaluate(options: EvaluateOptions) -> Path:
         if options.untrained:
             new = untrained_like(encoder, options.seed)
             methods[UNTRAINED] = measured(found, new, known, out / UNTRAINED)
-        print(write_comparison(out, protocol, methods))
+        table = write_comparison(out, protocol, methods)
         write_skipped(known.sets, out / "skipped.csv")
         write_report(out)
+        say(table)
     return options.out
 
 

@@ -36,6 +36,7 @@ from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
 from semmae.page import read_json as read_results
+from semmae.progress import say
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 Model = Encoder | MaskedAutoencoder | Classifier
@@ -119,9 +120,9 @@ def export(options: ExportOptions) -> Path:
         }
         write_json(folder / ABOUT, about)
         write_text(folder / CARD, write_card(card))
-    print("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
+    say("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
     if options.push_to_hub:
-        print(_pushed(options, card))
+        say(_pushed(options, card))
     return options.out
 
 
