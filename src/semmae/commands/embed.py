@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from semmae.checkpoint import digest, read_json
+from semmae.checkpoint import digest
 from semmae.commands.features import ViewOptions, feature_size, open_encoder
 from semmae.commands.options import PARTIAL, check_choice
 from semmae.commands.places import check_place
@@ -31,6 +31,7 @@ from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
+from semmae.files import read_json
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semmae.checkpoint import check_saveable, digest, read_json
+from semmae.checkpoint import check_saveable, digest
 from semmae.commands.features import (
     Look,
     TrainVal,
@@ -41,6 +41,7 @@ from semmae.commands.segment_results import protocol as segment_protocol
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
 from semmae.errors import UserError
+from semmae.files import read_json
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
 

@@ -26,6 +26,7 @@ from semmae.commands.model_card import Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
 from semmae.errors import UserError
+from semmae.files import read_json
 from semmae.interop import huggingface, mae, onnx
 from semmae.loading import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
 from semmae.models.classifier import Classifier, without_head
@@ -100,7 +101,7 @@ def export(options: ExportOptions) -> Path:
     digest = checkpoint.digest(_headless(model))
     if options.image_size is not None:
         (model.encoder if isinstance(model, Classifier) else model).set_image_size(options.image_size)
-    results = {} if options.results is None else {options.results.parent.name: checkpoint.read_json(options.results)}
+    results = {} if options.results is None else {options.results.parent.name: read_json(options.results)}
     title = options.push_to_hub or options.out.resolve().name
     shown = (subject.classes, subject.crop_pct)
     card = Card(title, options.to, model, options.encoder, run, results, digest, *shown)
@@ -166,7 +167,7 @@ def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
         heads = classifier.encoder.spec.num_heads
         if options.num_heads not in (None, heads):
             raise UserError(f"--num-heads {options.num_heads}: {options.encoder} has {heads}; leave it out")
-        crop_pct = checkpoint.read_json(folder / checkpoint.CONFIG)["pretrained_cfg"]["crop_pct"]
+        crop_pct = read_json(folder / checkpoint.CONFIG)["pretrained_cfg"]["crop_pct"]
         subject = _Subject(classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
         told = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from semmae.checkpoint import read_json
 from semmae.commands.places import check_place
 from semmae.commands.run import write_text
 from semmae.data.manifest import ImageSet
 from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
+from semmae.files import read_json, shown
 from semmae.pictures import label_colours, write_atomically
 from semmae.progress import Progress
 
@@ -83,7 +83,11 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
     path = folder / _ABOUT
     if path.is_file():
         found = read_json(path)
-        changed = [f"{name} {found.get(name)}, not {about[name]}" for name in about if found.get(name) != about[name]]
+        changed = [
+            f"{name} {shown(found.get(name))}, not {shown(about[name])}"
+            for name in about
+            if found.get(name) != about[name]
+        ]
         if changed:
             raise UserError(f"{folder}: holds other labels ({'; '.join(changed)}); give another folder")
         return

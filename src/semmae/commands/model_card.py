@@ -16,6 +16,7 @@ import yaml
 from semmae import checkpoint
 from semmae.commands.results import OWN, markdown_table, protocol_lines
 from semmae.errors import UserError
+from semmae.files import read_json
 from semmae.interop import mae, onnx
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
@@ -87,11 +88,11 @@ def _read_run(folder: Path) -> Run:
         raise UserError(f"{folder / 'config.yaml'}: not readable as YAML; restore it, or move it away") from error
     summary = folder / "summary.json"
     found = sorted([*folder.glob(RESULTS), *folder.glob(f"*/{RESULTS}")])
-    results = {path.parent.name: checkpoint.read_json(path) for path in found}
+    results = {path.parent.name: read_json(path) for path in found}
     return Run(
         folder.resolve().name,
         options if isinstance(options, dict) else {},
-        checkpoint.read_json(summary) if summary.is_file() else {},
+        read_json(summary) if summary.is_file() else {},
         results,
         folder.name if any((folder / name).is_dir() for name in _TRAINED) else None,
     )

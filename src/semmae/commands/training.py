@@ -10,13 +10,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from semmae.checkpoint import read_json
 from semmae.commands.options import TrainOptions
 from semmae.commands.run import write_text
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.errors import UserError
+from semmae.files import read_json, short
 from semmae.tasks.nodes import check_processes
 from semmae.tasks.precision import check_precision
 from semmae.tasks.trainer import FitOptions, is_rank_zero
@@ -144,7 +144,7 @@ def summarised(
 def _check_unchanged(out: Path, earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     digests = [name for name in facts if name == "manifest" or name.endswith("_digest")]
     changed = [
-        f"{name.removesuffix('_digest')} {earlier[name]}, now {facts[name]}"
+        f"{name.removesuffix('_digest')} {short(str(earlier[name]))}, now {short(str(facts[name]))}"
         for name in digests
         if name in earlier and earlier[name] != facts[name]
     ]

@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from semmae.errors import UserError
+from semmae.files import short, shown
 
 UNKNOWN = 255
 _BLOCK = 65536  # rows looked at together when missing ones are sought
@@ -81,7 +82,11 @@ class PartStore:
             lacks_attention = attention_grid > 0 and begun["attention_grid"] == 0
             if lacks_attention:
                 begun = begun | {"attention_grid": attention_grid, "complete": False}
-            changed = [f"{name} {begun[name]}, not {meta[name]}" for name in _FIELDS if begun[name] != meta[name]]
+            changed = [
+                f"{name} {_brief(name, begun[name])}, not {_brief(name, meta[name])}"
+                for name in _FIELDS
+                if begun[name] != meta[name]
+            ]
             if changed:
                 raise UserError(
                     f"{path}: holds part labels with {'; '.join(changed)}; restore what has changed, write to another "
@@ -111,7 +116,7 @@ class PartStore:
             raise UserError(f"{path}: {left} of {store.images} images are not labelled yet; resume `semmae parts`")
         if manifest_digest is not None and manifest_digest != store.manifest_digest:
             raise UserError(
-                f"{path}: part labels are for the images {store.manifest_digest}, not for {manifest_digest}; "
+                f"{path}: part labels are for the images {short(store.manifest_digest)}, not for {short(manifest_digest)}; "
                 "use the data they were made with, or label this with `semmae parts`"
             )
         return store
@@ -207,6 +212,10 @@ def _new_rows(path: Path, name: str, size: tuple[int, int]) -> None:
     rows[:] = UNKNOWN
     rows.flush()  # before the renaming: after a power failure no row may look written that is not
     os.replace(part, path / name)
+
+
+def _brief(name: str, value: Any) -> str:
+    return short(str(value)) if name.endswith("_digest") else shown(value)
 
 
 def _unknown(rows: np.ndarray) -> np.ndarray:
