@@ -116,8 +116,8 @@ class PartStore:
             raise UserError(f"{path}: {left} of {store.images} images are not labelled yet; resume `semmae parts`")
         if manifest_digest is not None and manifest_digest != store.manifest_digest:
             raise UserError(
-                f"{path}: part labels are for the images {short(store.manifest_digest)}, not for {short(manifest_digest)}; "
-                "use the data they were made with, or label this with `semmae parts`"
+                f"{path}: part labels are for the images {short(store.manifest_digest)}, not for "
+                f"{short(manifest_digest)}; use the data they were made with, or label this with `semmae parts`"
             )
         return store
 
