@@ -80,10 +80,13 @@ def _heads(
 def _told(path: Path, option: str) -> int | None:
     """Number of heads that `config.json` beside the file tells, under our name or that of transformers."""
     fields = Fields(path.with_name(_CONFIG), read_beside(path))
-    told: int | None = fields.get(option, int, fields.get(_SYNONYMS[option], int))
-    if told is not None and told < 1:
-        raise UserError(f"{fields.path}: {option} is {told}; at least 1")
-    return told
+    for name in (option, _SYNONYMS[option]):
+        told: int | None = fields.get(name, int)
+        if told is not None and told < 1:
+            raise UserError(f"{fields.path}: {name} is {told}, and a model has 1 at least; restore it")
+        if told is not None:
+            return told
+    return None
 
 
 def _by_project(path: Path, chosen: Chosen, width: int | None) -> int | None:
