@@ -14,7 +14,7 @@ from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.errors import DiskError, UserError
-from semmae.files import write_json
+from semmae.files import short, write_json
 from semmae.page import read_json
 from semmae.tasks.nodes import check_processes
 from semmae.tasks.precision import check_precision
@@ -143,7 +143,7 @@ def summarised(
 def _check_unchanged(out: Path, earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     digests = [name for name in facts if name == "manifest" or name.endswith("_digest")]
     changed = [
-        f"{name.removesuffix('_digest')} {earlier[name]}, now {facts[name]}"
+        f"{name.removesuffix('_digest')} {short(str(earlier[name]))}, now {short(str(facts[name]))}"
         for name in digests
         if name in earlier and earlier[name] != facts[name]
     ]
