@@ -172,12 +172,12 @@ def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
         heads = classifier.encoder.spec.num_heads
         if options.num_heads not in (None, heads):
             raise UserError(f"--num-heads {options.num_heads}: {options.encoder} has {heads}; leave it out")
-        told = folder / checkpoint.CONFIG
-        crop_pct = crop_share(told, Fields(told, read_json(told)).need("pretrained_cfg", dict))
+        config = folder / checkpoint.CONFIG
+        crop_pct = crop_share(config, Fields(config, read_json(config)).need("pretrained_cfg", dict))
         subject = _Subject(classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
-        told = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
-        subject = _Subject(load_mae(options.encoder, **told), ratio)
+        heads = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
+        subject = _Subject(load_mae(options.encoder, **heads), ratio)
     else:
         subject = _Subject(load_encoder(options.encoder, num_heads=options.num_heads), ratio)
     if options.image_size is not None:
