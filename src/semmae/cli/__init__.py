@@ -101,19 +101,23 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     kind, function = load_verb(verb)
     from semmae.cli.arguments import parse
     from semmae.commands.options import run_of
-    from semmae.tasks.stopping import Interrupted
+    from semmae.tasks.stopping import Interrupted, stoppable
 
     options = parse(verb, kind, function.__doc__ or "", arguments)
     if options is None:
         return 0
     out = getattr(options, "out", None)
-    try:
-        function(options)
-    except (Interrupted, KeyboardInterrupt) as stop:
+
+    def stopped(signum: int) -> int:
         begun = out is not None and (run_of(out) / "config.yaml").is_file()
         again = f"semmae {verb} --out {shlex.quote(str(out))} --resume"
-        remedy = f"go on with: {again}" if begun else "nothing was written"
-        return _stopped(remedy, getattr(stop, "signum", signal.SIGINT))
+        return _stopped(f"go on with: {again}" if begun else "nothing was written", signum)
+
+    try:
+        with stoppable(stopped):
+            function(options)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return stopped(getattr(stop, "signum", signal.SIGINT))
     except OSError as error:
         if out is None or machine_fault(error) is not None or not _is_at(error, out):
             raise
