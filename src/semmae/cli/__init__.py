@@ -118,20 +118,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
             function(options)
     except (Interrupted, KeyboardInterrupt) as stop:
         return stopped(getattr(stop, "signum", signal.SIGINT))
-    except OSError as error:
-        if out is None or machine_fault(error) is not None or not _is_at(error, out):
-            raise
-        why = (error.strerror or str(error)).lower()
-        raise UserError(f"--out {shown(str(out))}: cannot be written ({why}); choose another place") from error
     return 0
-
-
-def _is_at(error: OSError, out: Path) -> bool:
-    """Whether a file system refused the very place that was to be written, or a folder around it."""
-    with suppress(TypeError, ValueError):
-        place = Path(os.fsdecode(error.filename))
-        return place == out or place in (out.absolute(), *out.parents)
-    return False
 
 
 def _ended(line: str, code: int) -> int:
