@@ -196,9 +196,16 @@ def is_disk_fault(error: BaseException) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named."""
+    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named.
+
+    What else the system refuses there, such as a folder that one may not write in, is the user's to mend.
+    """
     try:
         yield
+    except PermissionError as error:
+        if error.filename is None or Path(error.filename).parent != path.parent:
+            raise
+        raise UserError(f"{path}: cannot be written (permission denied); choose another place") from error
     except Exception as error:
         if not (isinstance(error, DiskError) or is_disk_fault(error)):
             raise

@@ -13,8 +13,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from semmae import VERBS, __version__, load_verb
