@@ -26,7 +26,7 @@ from semmae.commands.model_card import Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
 from semmae.errors import UserError
-from semmae.files import read_json
+from semmae.files import Fields, read_json
 from semmae.interop import huggingface, mae, onnx
 from semmae.loading import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
 from semmae.models.classifier import Classifier, without_head
@@ -167,7 +167,9 @@ def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
         heads = classifier.encoder.spec.num_heads
         if options.num_heads not in (None, heads):
             raise UserError(f"--num-heads {options.num_heads}: {options.encoder} has {heads}; leave it out")
-        crop_pct = read_json(folder / checkpoint.CONFIG)["pretrained_cfg"]["crop_pct"]
+        path = folder / checkpoint.CONFIG
+        pretrained = Fields(path, Fields(path, read_json(path)).need("pretrained_cfg", dict))
+        crop_pct = pretrained.need("crop_pct", (int, float))
         subject = _Subject(classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
         told = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}

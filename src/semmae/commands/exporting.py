@@ -19,7 +19,7 @@ from semmae.data.manifest import ImageSet
 from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.files import read_json, shown
+from semmae.files import read_json
 from semmae.pictures import label_colours, write_atomically
 from semmae.progress import Progress
 
@@ -84,7 +84,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
     if path.is_file():
         found = read_json(path)
         changed = [
-            f"{name} {shown(found.get(name))}, not {shown(about[name])}"
+            f"{name} {found.get(name)!s:.80}, not {about[name]!s:.80}"
             for name in about
             if found.get(name) != about[name]
         ]

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from semmae.checkpoint import LEARNER, digest, kind, read_extra, read_learner, save_learner
+from semmae.checkpoint import CONFIG, LEARNER, digest, kind, read_extra, read_learner, save_learner
 from semmae.commands.label_blocks import Job, label_blocks, most_rows
 from semmae.commands.label_processes import label_in_processes
 from semmae.commands.options import TrainOptions
@@ -20,7 +20,7 @@ from semmae.data.attention import stored_side
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.files import short
+from semmae.files import Fields, short
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
@@ -70,16 +70,17 @@ def with_encoder(options: LabelT) -> LabelT:
         if options.teacher is None and options.tokens is None:
             raise UserError("parts needs --teacher, or --learner or --tokens in its place; see semmae parts --help")
         return options
-    facts = read_extra(learner_folder(options.learner))
+    folder = learner_folder(options.learner)
+    facts = Fields(folder / CONFIG, read_extra(folder))
     # --teacher beside --learner: the encoder has moved. That it is the same is checked by its digest.
-    teacher = options.teacher or facts.get("teacher")
+    teacher = options.teacher or facts.get("teacher", str)
     if teacher is None:
         raise UserError(f"--learner {options.learner}: does not tell its encoder; add --teacher")
     return dataclasses.replace(
         options,
         teacher=teacher,
-        num_heads=options.num_heads or facts.get("num_heads"),
-        image_size=options.image_size or facts.get("image_size"),
+        num_heads=options.num_heads or facts.get("num_heads", int | None),
+        image_size=options.image_size or facts.get("image_size", int | None),
     )
 
 
