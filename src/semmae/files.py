@@ -162,6 +162,11 @@ def encoded(text: str) -> bytes:
         return text.encode("utf-8", "backslashreplace")
 
 
+def readable(name: str) -> str:
+    """A name for what takes Unicode alone, as pictures and tables do: a byte that is no UTF-8 in hexadecimal."""
+    return encoded(name).decode("utf-8", "backslashreplace")
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes were writing in a folder, at any depth: what bears our suffix, and nothing else."""
     for entry in list(folder.rglob(f".*{PART}")):
