@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semmae.files import write_bytes
+from semmae.files import readable, write_bytes
 
 MOST_CLASSES = 40  # whose labels fit
 SHOWN = 20  # of more than these
@@ -81,8 +81,8 @@ def _draw(shares: Shares, rows: Sequence[str], columns: Sequence[str], title: st
     scale = PowerNorm(0.5, vmin=0, vmax=100)
     axes.set_facecolor("#dddddd")  # of classes without images
     drawn = axes.imshow(shares, cmap="Blues", norm=scale)
-    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90)
-    axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
+    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90, parse_math=False)
+    axes.set_yticks(range(len(rows)), [_short(name) for name in rows], parse_math=False)
     axes.set_xlabel("taken for")
     axes.set_ylabel("true class")
     axes.set_title(f"Confusion, % of each true class: {title}", fontsize=10, wrap=True)
@@ -101,4 +101,5 @@ def _write_numbers(axes: Axes, shares: Shares, scale: PowerNorm) -> None:
 
 
 def _short(name: str) -> str:
+    name = readable(name)
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"

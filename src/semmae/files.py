@@ -151,6 +151,11 @@ def encoded(text: str) -> bytes:
         return text.encode("utf-8", "backslashreplace")
 
 
+def readable(name: str) -> str:
+    """A name for what takes Unicode alone, as pictures and tables do: bytes that are no UTF-8 as `\\xff`."""
+    return encoded(name).decode("utf-8", "backslashreplace")
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes were writing in a folder, at any depth: what bears our suffix, and nothing else."""
     for entry in list(folder.rglob(f".*{PART}")):
@@ -316,22 +321,27 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _object(
-    path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
-) -> dict[str, Any]:
+def _value(path: Path, text: str, place: str, constant: Callable[[str], float]) -> Any:
     try:
-        content = json.loads(text, parse_constant=constant or _refuse_constant, parse_float=_finite)
+        content = json.loads(text, parse_constant=constant, parse_float=_finite)
         _check_bounds(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{path}{place}: not JSON ({reason[:120]}); restore it, or remove it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}{place}: holds no JSON object; restore it, or remove it")
     return content
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _object(
+    path: Path, text: str, place: str = "", constant: Callable[[str], float] = _refuse_constant
+) -> dict[str, Any]:
+    content = _value(path, text, place, constant)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}{place}: holds no JSON object; restore it, or remove it")
+    return content
 
 
 def _finite(text: str) -> float:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semmae.files import whole, write_csv
+from semmae.files import readable, whole, write_csv
 
 Array = npt.NDArray[Any]
 
@@ -156,7 +156,9 @@ def finish(file: TokenFile, names: Sequence[str], labels: Sequence[str] | None, 
 
     `file` must be of the same file system as `out`.
     """
-    table = {"path": [_text(name) for name in names]} | ({"label": list(labels)} if labels is not None else {})
+    table = {"path": [readable(name) for name in names]}
+    if labels is not None:
+        table["label"] = [readable(label) for label in labels]
     listed = paths_beside(out)
     if listed is None:
         with whole(out, durable=True) as beside:
@@ -165,11 +167,6 @@ def finish(file: TokenFile, names: Sequence[str], labels: Sequence[str] | None, 
     else:
         write_csv(listed, [tuple(table), *zip(*table.values(), strict=True)])
         os.replace(file.path, out)
-
-
-def _text(name: str) -> str:
-    """A path in UTF-8; bytes of it that are none are told as backslashes and numbers."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _write_npz(file: TokenFile, table: Mapping[str, list[str]], path: Path) -> None:

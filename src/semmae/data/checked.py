@@ -30,7 +30,7 @@ def cache_folder() -> Path:
 
 def cache_file(folder: Path, key: str) -> Path:
     """The file of a data set, told by its key."""
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    return folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npy"
 
 
 def stamps(names: Names, sizes: npt.NDArray[np.int64], modified: npt.NDArray[np.int64]) -> _Table:
