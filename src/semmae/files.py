@@ -175,6 +175,12 @@ def remove(entry: Path) -> None:
         entry.unlink(missing_ok=True)
 
 
+def bytes_shown(count: float) -> str:
+    """`812 B`, `3.4 kB`, `1.2 GB`: a number of bytes as people read it."""
+    power = min(4, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
 def is_disk_fault(error: BaseException) -> bool:
     """Whether this error of Python, or of a library that writes, is one of the disk: full, broken, read-only."""
     if isinstance(error, OSError) and error.errno in _FULL:
@@ -184,18 +190,17 @@ def is_disk_fault(error: BaseException) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Errors of the disk, from whichever library, as `DiskError`."""
+    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, DiskError) or not is_disk_fault(error):
+        if not (isinstance(error, DiskError) or is_disk_fault(error)):
             raise
-        raise DiskError(f"{path}: cannot be written ({_why(error)}); free space there, or use another disk") from error
-
-
-def _why(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.errno else None
-    return reason.lower() if reason else "no space left on the disk"
+        cause = error.__cause__ if isinstance(error, DiskError) else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else "No space left on device"
+        raise DiskError(
+            f"{path}: cannot be written ({reason.lower()}); free space there, or use another disk"
+        ) from cause
 
 
 def _beside(path: Path) -> Path:
@@ -210,6 +215,50 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# Names and places
+
+
+def on_disk(name: str) -> bytes:
+    """The bytes by which the file system knows a name, in any locale.
+
+    The same file may be named "ä" by a text that holds its name, and by two surrogate escapes where the locale is C.
+    """
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        return encoded(name)
+
+
+def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
+    """The path that a user gave, `~` expanded; whether anything lies there is for the caller to ask.
+
+    Args:
+        text: as given.
+        option: that it was given to, for the messages.
+
+    Raises:
+        UserError: it can be no path, or nobody but the system knows what lies there: it is empty, too long, names an
+            unknown user or leads through a folder that may not be entered.
+    """
+    given = os.fspath(text)
+    told = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
+    if not given:
+        raise UserError(f"{option or 'path'} is empty; give a file or a folder")
+    if "\0" in given:
+        raise UserError(f"{option} {shown(given)}: holds a NUL byte, which no path can; check the path".strip())
+    try:
+        path = Path(os.fsdecode(on_disk(given))).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError as error:  # expanduser
+        raise UserError(f"{told}: no such user ({given.split('/', 1)[0]}); write the path without ~") from error
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{told}: cannot be looked at ({reason}); check the path and its permissions") from error
+    return path
 
 
 # Reading
@@ -257,6 +306,11 @@ def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object of a JSON file; UserError when there is none."""
     return _object(path, read_text(path))
+
+
+def read_json_value(path: Path, most: int = MOST_TEXT) -> Any:
+    """Whatever a JSON file of at most so many bytes holds, of any type; UserError when it is no JSON."""
+    return _value(path, read_text(path, most))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -321,9 +375,9 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _value(path: Path, text: str, place: str, constant: Callable[[str], float]) -> Any:
+def _value(path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None) -> Any:
     try:
-        content = json.loads(text, parse_constant=constant, parse_float=_finite)
+        content = json.loads(text, parse_constant=constant or _refuse_constant, parse_float=_finite)
         _check_bounds(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
@@ -331,17 +385,17 @@ def _value(path: Path, text: str, place: str, constant: Callable[[str], float]) 
     return content
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def _object(
-    path: Path, text: str, place: str = "", constant: Callable[[str], float] = _refuse_constant
+    path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
 ) -> dict[str, Any]:
-    content = _value(path, text, place, constant)
+    content = _value(path, text, place, constant=constant)
     if not isinstance(content, dict):
         raise UserError(f"{path}{place}: holds no JSON object; restore it, or remove it")
     return content
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _finite(text: str) -> float:
@@ -398,7 +452,10 @@ class Fields:
 
 def shown(value: Any) -> str:
     """A value as a message shows it: at most 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        text = f"an integer of {int(value).bit_length()} bits"
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 

@@ -1,15 +1,20 @@
-"""One line of progress on stderr for work that lasts: count, rate, share of time spent waiting for data.
+"""What is shown while work lasts, on stderr, and when it is done, on stdout.
 
 Notable here:
+- no work is lost to its display: a stream whose reader has gone, such as `head`, or that was closed, is written to no
+  more; a letter that the stream's encoding lacks is shown as an escape;
 - nothing is written in the first two seconds, so that short work stays silent;
 - on a terminal one line is rewritten in place; elsewhere (a log file, Slurm) there is one line at the
   end, and one a minute before it, so that a log neither fills up nor falls silent for hours;
 - `iterate` measures the wait for data; `rate` and `data_wait` can be logged too.
 """
 
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
@@ -18,6 +23,38 @@ TERMINAL_SECONDS = 0.2  # between two rewritings of the line on a terminal
 LOG_SECONDS = 60.0  # between two lines elsewhere
 
 Item = TypeVar("Item")
+
+_log = logging.getLogger("semmae")
+
+
+def say(text: str) -> None:
+    """Show a result on stdout; the log of the run keeps it too."""
+    _log.debug("%s", text)
+    write(sys.stdout, text + "\n")
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Write at once to stdout or stderr, whoever reads it, if anybody does."""
+    if stream is None:  # was closed before Python began
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except (OSError, ValueError) as error:  # ValueError: closed
+        silence(stream)
+        if stream is not sys.stderr and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            _log.warning("what is shown here could not be written (%s); the files are whole", error.strerror or error)
+
+
+def silence(stream: TextIO) -> None:
+    """Let the rest that is written to a stream go nowhere: else Python fails by it once more when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
 
 
 class Progress:
@@ -122,8 +159,7 @@ class Progress:
         assert self._stream is not None, "Progress is used inside its `with` block"
         line = self.line
         start = "\r" if self._terminal else ""
-        self._stream.write(start + line.ljust(self._width if self._terminal else 0) + end)
-        self._stream.flush()
+        write(self._stream, start + line.ljust(self._width if self._terminal else 0) + end)
         self._written, self._width = self._clock(), len(line)
 
 

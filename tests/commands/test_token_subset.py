@@ -74,7 +74,7 @@ def test_without_parts_a_teacher_is_trained_and_its_attention_read(creatures: Pa
     ("arguments", "named"),
     [
         (["--token-subset", "17"], "--token-subset 17: images of 32 pixels have 16 patches of 8; give at most so many"),
-        (["--token-subset", "1"], "--token-subset 1: must be at least 2"),
+        (["--token-subset", "1"], "--token-subset 1: must be from 2"),
         (["--token-subset", "3"], "mask ratio 0.75 leaves no visible patch of 3"),
         (["--token-subset", "8", "--masking", "block"], "--masking block hides rectangles; leave one out"),
     ],

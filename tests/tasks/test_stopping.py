@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from semmae.data.loaders import EpochSampler, make_loader
 from semmae.errors import UserError
+from semmae.files import PART
 from semmae.tasks import stopping, trainer
 from semmae.tasks.checkpoints import CheckedCheckpointIO
 from semmae.tasks.optimizer import adamw_warmup_cosine
@@ -222,4 +223,5 @@ def test_the_disk_has_the_file_before_its_name_changes(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "fsync", spied_sync)
     monkeypatch.setattr(os, "replace", spied_replace)
     CheckedCheckpointIO({}).save_checkpoint({"step": 1}, tmp_path / "checkpoints" / "last.ckpt")
-    assert happened == [("sync", ".last.ckpt.tmp"), ("replace", "last.ckpt"), ("sync", "checkpoints")]
+    beside = f".last.ckpt.{os.getpid()}{PART}"
+    assert happened == [("sync", beside), ("replace", "last.ckpt"), ("sync", "checkpoints")]

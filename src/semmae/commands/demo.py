@@ -19,6 +19,7 @@ from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.quality import read_masks
 from semmae.page import read_json
+from semmae.progress import say
 from semmae.reporting import write_report
 
 # Methods of quality.json that the table at the end shows.
@@ -88,7 +89,7 @@ def demo(options: DemoOptions) -> Path:
         if len(set(images.labels or ())) > 1:  # of a single class every neighbour tells
             measured = compare_knn(features, images, run)
         page = write_report(run)
-    print(table(run, measured, page))
+    say(table(run, measured, page))
     return out
 
 

@@ -26,12 +26,12 @@ from semmae.commands.token_file import WRITERS, Column, TokenFile, finish, paths
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.errors import UserError
+from semmae.errors import DiskError, UserError
 from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
-from semmae.files import Fields, read_json, write_json
+from semmae.files import Fields, bytes_shown, read_json, write_json
 from semmae.models.vit import Encoder
-from semmae.progress import Progress
+from semmae.progress import Progress, say
 
 _log = logging.getLogger("semmae")
 
@@ -83,7 +83,7 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
         finish(file, images.names, images.labels, options.out)
     shutil.rmtree(run.out, ignore_errors=True)
     shapes = ", ".join(f"{column.name} {_shape(column.shape)}" for column in file.columns)
-    print(f"{len(images)} images, {shapes} in {options.dtype}, {file.size / 1e6:.1f} MB: {options.out}")
+    say(f"{len(images)} images, {shapes} in {options.dtype}, {file.size / 1e6:.1f} MB: {options.out}")
     return options.out
 
 
@@ -178,8 +178,8 @@ def _check_room(options: EmbedOptions, file: TokenFile) -> None:
     needed, free = copies * file.size - taken, shutil.disk_usage(folder).free
     if needed > free:
         less = "--dtype float16, fewer --tokens" + ("" if copies == 1 else ", .safetensors (once the room, not twice)")
-        raise UserError(
-            f"--out {options.out}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there; use {less} "
+        raise DiskError(
+            f"--out {options.out}: needs {bytes_shown(needed)}, {bytes_shown(free)} are free there; use {less} "
             "or another disk"
         )
 

@@ -27,7 +27,7 @@ from semmae.commands.features import (
     train_val,
     untrained_like,
 )
-from semmae.commands.knn import NeighbourOptions, check_votes, knn_protocol, measure_knn
+from semmae.commands.knn import NeighbourOptions, knn_protocol, measure_knn
 from semmae.commands.measuring import Truth, measure_encoder, measure_grids, pixel_truth
 from semmae.commands.options import OptionsT
 from semmae.commands.probe import ProbeOptions, probe_encoder, probe_protocol, rows_to_choose_on
@@ -38,11 +38,14 @@ from semmae.commands.segment_options import SegmentOptions, check_encoder
 from semmae.commands.segment_results import class_rows, write_classes
 from semmae.commands.segment_results import protocol as segment_protocol
 from semmae.data.manifest import ImageSet, write_skipped
-from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
+from semmae.data.segmentation import SegmentationData
+from semmae.data.splits import MASK_FOLDERS
 from semmae.errors import UserError
-from semmae.files import Fields, read_json, write_json
+from semmae.files import Fields, read_json, user_path, write_json
 from semmae.models.vit import Encoder
+from semmae.progress import say
 from semmae.reporting import write_report
+from semmae.tasks.precision import check_precision
 
 UNTRAINED = "untrained"
 _FIGURES = "figures.json"  # of one encoder, those of the protocols that are finished
@@ -94,7 +97,7 @@ class Known(NamedTuple):
 @owning_out
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where masks are given, segmentation and part quality."""
-    check_votes(options)
+    check_precision(options.precision)
     encoder = open_encoder(options)
     found = with_masks(options)
     known = open_known(found, encoder)
@@ -108,15 +111,16 @@ def evaluate(options: EvaluateOptions) -> Path:
         if options.untrained:
             new = untrained_like(encoder, options.seed)
             methods[UNTRAINED] = measured(found, new, known, out / UNTRAINED)
-        print(write_comparison(out, protocol, methods))
+        table = write_comparison(out, protocol, methods)
         write_skipped(known.sets, out / "skipped.csv")
         write_report(out)
+        say(table)
     return options.out
 
 
 def with_masks(options: EvaluateOptions) -> EvaluateOptions:
     """Where --data holds images and masks side by side, these two as --data and --masks."""
-    root = Path(options.data).expanduser()
+    root = user_path(options.data, "--data")
     beside = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
     if options.masks is not None or beside is None or not (root / "images").is_dir():
         return options
@@ -150,9 +154,10 @@ def open_known_classes(options: EvaluateOptions) -> tuple[TrainVal | None, list[
     labels = [images.labels or () for images in sets]
     if not all(labels) or len(set().union(*labels)) < 2:
         if options.masks is None:
+            note = next((images.source.class_note for images in sets if images.source.class_note), "")
             raise UserError(
-                f"{options.data}: neither classes nor masks to measure by; put images into one folder a class, "
-                "add a `label` column, or give --masks"
+                f"{options.data}: neither classes nor masks to measure by; "
+                f"{note or 'put images into one folder a class, add a `label` column'}, or give --masks"
             )
         _log.info("%s: no classes, so neither k-NN nor a probe is measured", options.data)
         return None, []

@@ -36,6 +36,7 @@ from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
 from semmae.page import read_json as read_results
+from semmae.progress import say
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 Model = Encoder | MaskedAutoencoder | Classifier
@@ -119,9 +120,9 @@ def export(options: ExportOptions) -> Path:
         }
         write_json(folder / ABOUT, about)
         write_text(folder / CARD, write_card(card))
-    print("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
+    say("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
     if options.push_to_hub:
-        print(_pushed(options, card))
+        say(_pushed(options, card))
     return options.out
 
 
@@ -171,12 +172,12 @@ def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
         heads = classifier.encoder.spec.num_heads
         if options.num_heads not in (None, heads):
             raise UserError(f"--num-heads {options.num_heads}: {options.encoder} has {heads}; leave it out")
-        told = folder / checkpoint.CONFIG
-        crop_pct = crop_share(told, Fields(told, read_json(told)).need("pretrained_cfg", dict))
+        config = folder / checkpoint.CONFIG
+        crop_pct = crop_share(config, Fields(config, read_json(config)).need("pretrained_cfg", dict))
         subject = _Subject(classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
-        told = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
-        subject = _Subject(load_mae(options.encoder, **told), ratio)
+        heads = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
+        subject = _Subject(load_mae(options.encoder, **heads), ratio)
     else:
         subject = _Subject(load_encoder(options.encoder, num_heads=options.num_heads), ratio)
     if options.image_size is not None:

@@ -32,6 +32,7 @@ from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
+from semmae.progress import say
 from semmae.reporting import write_report
 from semmae.tasks.compiling import Compile, check_compile, resolve_compile
 from semmae.tasks.finetune import FinetuneRecipe, FinetuneTask
@@ -120,8 +121,9 @@ def finetune(options: FinetuneOptions) -> Path:
         if scratch is not None:
             others[UNTRAINED] = train_untrained(options, scratch, sets)
         if is_rank_zero():
-            print(write_results(out, protocol_of(options, classifier, sets) | measured, figures, others))
+            table = write_results(out, protocol_of(options, classifier, sets) | measured, figures, others)
             write_report(out)
+            say(table)
     return options.out
 
 

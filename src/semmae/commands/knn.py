@@ -25,10 +25,10 @@ from semmae.commands.options import PresetOptions
 from semmae.commands.results import write_results
 from semmae.commands.run import owning_out, run_folder
 from semmae.data.manifest import ImageSet, write_skipped
-from semmae.errors import UserError
 from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.knn import knn_ranks
 from semmae.models.vit import Encoder
+from semmae.progress import say
 from semmae.tasks.precision import check_precision, resolve_precision
 
 
@@ -52,7 +52,7 @@ class KnnOptions(PresetOptions, NeighbourOptions):
 @owning_out
 def knn(options: KnnOptions) -> Path:
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
-    check_votes(options)
+    check_precision(options.precision)
     encoder = open_encoder(options)
     sets = open_knn_sets(options)
     with run_folder(options) as out:
@@ -60,16 +60,10 @@ def knn(options: KnnOptions) -> Path:
         others = {}
         if options.untrained:
             others["untrained"] = knn_figures(options, untrained_like(encoder, options.seed), sets)
-        print(write_results(out, knn_protocol(options, encoder, sets), figures, others))
+        table = write_results(out, knn_protocol(options, encoder, sets), figures, others)
         write_skipped(sets, out / "skipped.csv")
+        say(table)
     return options.out
-
-
-def check_votes(options: NeighbourOptions) -> None:
-    """Refuse what votes cannot be divided by, and arithmetic that is not to be had here."""
-    if options.temperature <= 0:
-        raise UserError(f"--temperature {options.temperature}: must be above 0; 0.07 is the usual choice")
-    check_precision(options.precision)
 
 
 def open_knn_sets(options: FeatureOptions) -> list[ImageSet]:

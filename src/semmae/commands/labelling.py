@@ -20,7 +20,7 @@ from semmae.data.attention import stored_side
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.files import Fields
+from semmae.files import Fields, short
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
@@ -132,7 +132,8 @@ def check_learner(options: LabelOptions, encoder: Encoder) -> None:
     spec, trained_on = read_learner(folder).spec, read_extra(folder).get("teacher_digest")
     if trained_on is not None and trained_on != digest(encoder):
         raise UserError(
-            f"{folder}: learned from the encoder {trained_on}, and {options.teacher} is {digest(encoder)}; "
+            f"{folder}: learned from the encoder {short(str(trained_on))}, and {options.teacher} is "
+            f"{short(digest(encoder))}; "
             "restore that encoder, or learn anew in another --out"
         )
     if (spec.width, spec.patch_size) != (encoder.width, encoder.patch_size):

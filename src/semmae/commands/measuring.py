@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from semmae.data.coding import IGNORED
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, sample_rows
 from semmae.data.part_store import PartStore
-from semmae.data.segmentation import IGNORED, LabelledImages
+from semmae.data.segmentation import LabelledImages
 from semmae.errors import UserError
 from semmae.evaluation.baselines import FIT_IMAGES, baseline_labels, fit_clusters, sample_tokens
 from semmae.evaluation.keypoints import Keypoints, keypoint_quality, read_keypoints

@@ -59,7 +59,7 @@ class PretrainOptions(PresetOptions, MaskOptions):
     blr: float = 1.5e-4
     """Base learning rate: multiplied by batch size / 256."""
     weight_decay: float = 0.05
-    """Weight decay, but for biases, norms and tokens."""
+    """Weight decay, but for biases and norms."""
     warmup_share: float = 0.05
     """Share of the steps in which the learning rate rises."""
     clip: float = 0.0

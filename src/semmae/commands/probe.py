@@ -47,6 +47,7 @@ from semmae.evaluation.classifying import classify_features
 from semmae.evaluation.linear import BATCH, EPOCHS, RATES, Probed, probe_features
 from semmae.models.head import HeadSpec, LinearHead, Pooling
 from semmae.models.vit import Encoder
+from semmae.progress import say
 from semmae.tasks.precision import resolve_precision
 from semmae.tasks.probe import ProbeRecipe, ProbeTask
 from semmae.tasks.trainer import fit, is_rank_zero
@@ -117,8 +118,9 @@ def probe(options: ProbeOptions) -> Path:
         if is_rank_zero():
             protocol = probe_protocol(options, encoder, sets)
             save_head(head, out / "head", protocol)
-            print(write_results(out, protocol, figures, others))
+            table = write_results(out, protocol, figures, others)
             write_skipped([sets.train, sets.val], out / "skipped.csv")
+            say(table)
     return options.out
 
 

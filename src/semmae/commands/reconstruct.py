@@ -17,6 +17,7 @@ from semmae.loading import load_mae
 from semmae.masking import num_hidden, random_mask
 from semmae.models.mae import MaskedAutoencoder
 from semmae.part_samples import spread
+from semmae.progress import say
 from semmae.reporting import reconstructions_picture
 
 
@@ -75,7 +76,7 @@ def reconstruct(options: ReconstructOptions) -> Path:
     dataset = WholeDataset(images, size, fit="centre")
     pixels = torch.stack([dataset[row]["image"] for row in spread(len(images), options.images)])
     draw(mae, pixels, options, out)
-    print(out)
+    say(str(out))
     return out
 
 

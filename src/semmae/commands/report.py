@@ -5,6 +5,7 @@ from pathlib import Path
 
 from semmae.part_samples import FILE as SAMPLES
 from semmae.parts_page import write_parts_page
+from semmae.progress import say
 from semmae.reporting import write_report
 
 
@@ -20,5 +21,5 @@ def report(options: ReportOptions) -> Path:
     """Write report.html for a run: losses, learning rate, parts, masks, reconstructions; and its parts.html."""
     path = write_report(options.run)
     pages = [write_parts_page(folder) for folder in (options.run, options.run / "parts") if (folder / SAMPLES).exists()]
-    print("\n".join(map(str, [path, *pages])))
+    say("\n".join(map(str, [path, *pages])))
     return path

@@ -22,11 +22,11 @@ from semmae.commands.run import owning_out, run_folder
 from semmae.commands.segment_options import SegmentOptions, check_encoder, check_segment, rate_of, read_blocks, rounds
 from semmae.commands.segment_results import Found, measure_segmenter, protocol, write_all
 from semmae.commands.training import fit_options, summarised
+from semmae.data.coding import Coding
 from semmae.data.loaders import make_loader
 from semmae.data.manifest import write_skipped
 from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler
 from semmae.data.segmentation import (
-    Coding,
     MeasuredData,
     SegmentationData,
     is_divided,
@@ -38,6 +38,7 @@ from semmae.loading import find_segmenter
 from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
+from semmae.progress import say
 from semmae.reporting import write_report
 from semmae.tasks.segment import SegmentRecipe, SegmentTask
 from semmae.tasks.trainer import Evaluation, fit, is_rank_zero
@@ -58,8 +59,9 @@ def segment(options: SegmentOptions) -> Path:
         methods = train_methods(options, segmenter, data)
         if is_rank_zero():
             size = segmenter.encoder.spec.image_size
-            write_all(out, protocol(options, segmenter.spec.head, size, data) | measured, methods, data.val)
+            table = write_all(out, protocol(options, segmenter.spec.head, size, data) | measured, methods, data.val)
             write_report(out)
+            say(table)
     return options.out
 
 
@@ -83,9 +85,10 @@ def measure_only(options: SegmentOptions) -> Path:
         _log.info("%s: measured on %s", options.data, data.split)
         methods = {OWN: measure_segmenter(options, segmenter, data.val)}
         how = protocol(options, segmenter.spec.head, segmenter.encoder.spec.image_size, data)
-        write_all(out, how | measured, methods, data.val)
+        table = write_all(out, how | measured, methods, data.val)
         write_skipped([data.val.images], out / "skipped.csv")
         write_report(out)
+        say(table)
     return options.out
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from semmae.commands.options import TrainOptions
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
-from semmae.errors import UserError
-from semmae.files import write_json
+from semmae.errors import DiskError, UserError
+from semmae.files import short, write_json
 from semmae.page import read_json
 from semmae.tasks.nodes import check_processes
 from semmae.tasks.precision import check_precision
@@ -131,18 +131,19 @@ def summarised(
     write(finished=False)  # already now: a killed run, too, knows what it was begun with
     if is_rank_zero():
         write_skipped([images, *also], out / "skipped.csv")
-    finished = False
     try:
         yield
-        finished = True
-    finally:
-        write(finished)
+    except BaseException:
+        with suppress(DiskError):  # on a full disk it is the first fault that counts
+            write(finished=False)
+        raise
+    write(finished=True)
 
 
 def _check_unchanged(out: Path, earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     digests = [name for name in facts if name == "manifest" or name.endswith("_digest")]
     changed = [
-        f"{name.removesuffix('_digest')} {earlier[name]}, now {facts[name]}"
+        f"{name.removesuffix('_digest')} {short(str(earlier[name]))}, now {short(str(facts[name]))}"
         for name in digests
         if name in earlier and earlier[name] != facts[name]
     ]

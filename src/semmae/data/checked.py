@@ -16,7 +16,7 @@ from platformdirs import user_cache_dir
 
 from semmae.data.compact import Names
 from semmae.errors import DiskError
-from semmae.files import open_regular, whole
+from semmae.files import on_disk, open_regular, whole
 
 _log = logging.getLogger("semmae")
 
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
 
 def cache_file(folder: Path, key: str) -> Path:
     """The file of a data set, told by its key."""
-    return folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npy"
+    return folder / f"{hashlib.sha256(on_disk(key)).hexdigest()[:32]}.npy"
 
 
 def stamps(names: Names, sizes: npt.NDArray[np.int64], modified: npt.NDArray[np.int64]) -> _Table:

@@ -59,7 +59,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         """
         remedy = "restore it from a copy, or begin anew with --overwrite"
         try:
-            open_regular(path).close()
+            open_regular(Path(path)).close()
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:  # bytes that are no checkpoint fail in as many ways as there are bytes
             raise UserError(f"{path}: not readable as a checkpoint ({type(error).__name__}); {remedy}") from error
