@@ -152,7 +152,7 @@ def encoded(text: str) -> bytes:
 
 
 def readable(name: str) -> str:
-    """A name for what takes Unicode alone, as pictures and tables do: bytes that are no UTF-8 as `\\xff`."""
+    """A name for what takes Unicode alone, as pictures and tables do: a byte that is no UTF-8 in hexadecimal."""
     return encoded(name).decode("utf-8", "backslashreplace")
 
 

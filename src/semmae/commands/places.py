@@ -8,19 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from semmae.errors import UserError
+from semmae.files import readable
 
 # What an option that names something to read may begin with, where that is no path: `timm:NAME`, `hf:NAME`, a URL.
 _NO_PATH = re.compile(r"^(timm|hf):|^[a-z][a-z0-9+.-]*://", re.I)
 
 
 def check_place(option: str, folder: Path, given: Path | None = None) -> None:
-    """Refuse a folder that cannot be made or written in; nothing is touched.
+    """Refuse a folder that cannot be made or written in, or opened by safetensors and TensorBoard; nothing is touched.
 
     Args:
         option: that names the place, as written on the command line.
         folder: to write in; it, and folders around it, may be still to be made.
         given: what the option was given, where that is no folder but something in it.
     """
+    place = str(given or folder)
+    if option == "--out" and readable(place) != place:
+        raise UserError(f"--out {readable(place)}: is no UTF-8, and weights cannot be read from there; choose another")
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     where = f"{option} {given or folder}: " + ("" if existing == (given or folder) else f"{existing} ")
     if not existing.is_dir():
