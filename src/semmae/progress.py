@@ -1,15 +1,20 @@
-"""One line of progress on stderr for work that lasts: count, rate, share of time spent waiting for data.
+"""What a verb shows: lines on stdout, and one of progress on stderr for work that lasts.
 
 Notable here:
 - nothing is written in the first two seconds, so that short work stays silent;
 - on a terminal one line is rewritten in place; elsewhere (a log file, Slurm) there is one line at the
   end, and one a minute before it, so that a log neither fills up nor falls silent for hours;
-- `iterate` measures the wait for data; `rate` and `data_wait` can be logged too.
+- `iterate` measures the wait for data; `rate` and `data_wait` can be logged too;
+- what was shown last goes to train.log, as does all that `say` shows.
 """
 
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
@@ -18,6 +23,39 @@ TERMINAL_SECONDS = 0.2  # between two rewritings of the line on a terminal
 LOG_SECONDS = 60.0  # between two lines elsewhere
 
 Item = TypeVar("Item")
+
+_log = logging.getLogger("semmae")
+
+
+def say(text: str) -> None:
+    """Show text on stdout, and keep it in train.log; a reader that has gone, such as `head`, is no fault."""
+    _log.debug("%s", text)
+    try:
+        print(text, flush=True)
+    except (BrokenPipeError, ValueError):  # ValueError: closed in this very process
+        # Python flushes stdout once more as it ends, and would tell of the same fault.
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Append to a file what semmae logs meanwhile, with the time: what the terminal shows, and more."""
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _log.addHandler(handler)
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: a disk that is full is told by what matters more than the log."""
 
 
 class Progress:
@@ -58,6 +96,7 @@ class Progress:
         # Written after an error or Ctrl-C too: how far the work came is worth knowing.
         if self.elapsed > SILENT_SECONDS:
             self._write(end="\n")
+            _log.debug("%s", self.line)
 
     @property
     def elapsed(self) -> float:

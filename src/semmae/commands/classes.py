@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from semmae.checkpoint import read_classifier, read_extra, read_learned
+from semmae.commands.ending import end
 from semmae.commands.features import EncoderOptions, open_classes, told_encoder, unlearned_rows
 from semmae.commands.options import TrainOptions, check_image_size
 from semmae.commands.results import draw_confusion, write_per_class, write_results
@@ -57,9 +58,10 @@ def evaluate_only(options: ClassifyOptions) -> Path:
             "split": split,
             **told_encoder(options, without_head(classifier)),
         }
-        print(write_results(out, protocol, figures))
+        write_results(out, protocol, figures)
         write_skipped([images], out / "skipped.csv")
         write_report(out)
+    end(options.out)
     return options.out
 
 

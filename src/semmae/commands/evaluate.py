@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semmae.checkpoint import check_saveable, digest, read_json
+from semmae.commands.ending import already_finished, end
 from semmae.commands.features import (
     Look,
     TrainVal,
@@ -24,6 +25,7 @@ from semmae.commands.features import (
     image_features,
     open_encoder,
     open_sets,
+    pooled,
     told_encoder,
     train_val,
     untrained_like,
@@ -93,10 +95,12 @@ class Known(NamedTuple):
 
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where masks are given, segmentation and part quality."""
+    if already_finished(options):
+        return options.out
     options = checked(options)
     check_votes(options)
     encoder = open_encoder(options)
-    found = with_masks(options)
+    found = pooled(with_masks(options))
     known = open_known(found, encoder)
     whose = told_encoder(options, encoder)  # now, for segmentation may resample its positions
     with run_folder(options) as out:
@@ -108,9 +112,10 @@ def evaluate(options: EvaluateOptions) -> Path:
         if options.untrained:
             new = untrained_like(encoder, options.seed)
             methods[UNTRAINED] = measured(found, new, known, out / UNTRAINED)
-        print(write_comparison(out, protocol, methods))
+        write_comparison(out, protocol, methods)
         write_skipped(known.sets, out / "skipped.csv")
         write_report(out)
+    end(options.out)
     return options.out
 
 

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from semmae.checkpoint import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
 from semmae.commands.classes import ClassifyOptions, eval_crop, evaluate_only, measure_classifier, validate
+from semmae.commands.ending import already_finished, end
 from semmae.commands.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
 from semmae.commands.options import PresetOptions, first_told, flag
 from semmae.commands.results import write_results
@@ -100,6 +101,8 @@ class FinetuneOptions(PresetOptions, ClassifyOptions):
 
 def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to tell classes (the first folders, or the label column), and measure it."""
+    if already_finished(options):
+        return options.out
     options = checked(options)
     if options.eval_only:
         check_eval_only(options)
@@ -120,8 +123,9 @@ def finetune(options: FinetuneOptions) -> Path:
         if scratch is not None:
             others[UNTRAINED] = train_untrained(options, scratch, sets)
         if is_rank_zero():
-            print(write_results(out, protocol_of(options, classifier, sets) | measured, figures, others))
+            write_results(out, protocol_of(options, classifier, sets) | measured, figures, others)
             write_report(out)
+    end(options.out)
     return options.out
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from semmae.checkpoint import LEARNER, digest, read_learner, save_learner
+from semmae.commands.ending import already_finished, end
 from semmae.commands.exporting import check_folder, export_labels
 from semmae.commands.labelling import (
     LabelOptions,
@@ -97,6 +98,8 @@ class PartsOptions(PresetOptions, LabelOptions):
 
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""
+    if already_finished(options):
+        return options.out
     options = checked(options)
     told = with_encoder(options)
     encoder = None
@@ -110,6 +113,7 @@ def parts(options: PartsOptions) -> Path:
         learn_parts(told, images, encoder, truth)
         if is_rank_zero():
             write_report(options.out)
+    end(options.out)
     return options.out
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from semmae.checkpoint import save_autoencoder, save_encoder
+from semmae.commands.ending import already_finished, end
 from semmae.commands.init import init_autoencoder
 from semmae.commands.mask_options import (
     WITHOUT_LABELS,
@@ -98,6 +99,13 @@ class PretrainOptions(PresetOptions, MaskOptions):
 
 def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
+    if not already_finished(options):
+        end(whole_way(options))
+    return options.out
+
+
+def whole_way(options: PretrainOptions) -> Path:
+    """What `pretrain` does, but for what it shows at its end."""
     options = checked(options)
     check_recipe(options)
     images = open_training_images(options)

@@ -14,7 +14,7 @@ from torch import Tensor
 from semmae.commands.run import write_text
 from semmae.confusion import confusion_picture
 from semmae.evaluation.accuracy import confusion_matrix
-from semmae.page import FIGURES, figure_rows, flat
+from semmae.page import FIGURES, figure_rows, flat, with_intervals
 
 OWN = "this encoder"
 MOST_IN_PICTURE = 4096  # classes; a matrix of more takes gigabytes
@@ -26,8 +26,8 @@ def write_results(
     figures: Mapping[str, Any],
     others: Mapping[str, Mapping[str, Any]] | None = None,
     details: Sequence[str] = (),
-) -> str:
-    """Write `out`/results.json and `out`/results.md; returns the table, to be printed.
+) -> None:
+    """Write `out`/results.json and `out`/results.md, whose first table is what a verb shows at its end.
 
     Args:
         out: the run's folder.
@@ -42,10 +42,9 @@ def write_results(
     lines = markdown_table(methods)
     text = ["# Results", "", *lines, "", *details, "Protocol:", "", *protocol_lines(protocol)]
     write_text(out / "results.md", "\n".join(text) + "\n")
-    return "\n".join(lines)
 
 
-def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> str:
+def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:
     """As `write_results`, for many figures of few encoders: a row a figure that has a name, a column an encoder.
 
     Args:
@@ -58,7 +57,6 @@ def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[st
     lines = markdown_table(figure_rows(methods))
     text = ["# Results", "", *lines, "", "Protocol:", "", *protocol_lines(protocol)]
     write_text(out / "results.md", "\n".join(text) + "\n")
-    return "\n".join(lines)
 
 
 def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
@@ -108,6 +106,7 @@ def draw_confusion(path: Path, classes: Sequence[str], chosen: Tensor, targets: 
 
 def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines of a Markdown table, a row a method, a column each figure that is a single number or text."""
+    methods = {name: with_intervals(values) for name, values in methods.items()}
     columns = dict.fromkeys(
         name for values in methods.values() for name, value in values.items() if not isinstance(value, dict | list)
     )

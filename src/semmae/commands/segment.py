@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.checkpoint import check_saveable, digest, read_learned, read_segmenter, save_segmenter
+from semmae.commands.ending import already_finished, end
 from semmae.commands.features import (
     check_val_share,
     image_keys,
@@ -49,6 +50,8 @@ _log = logging.getLogger("semmae")
 
 def segment(options: SegmentOptions) -> Path:
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
+    if already_finished(options):
+        return options.out
     options = checked(options)
     check_segment(options)
     if options.eval_only:
@@ -60,6 +63,7 @@ def segment(options: SegmentOptions) -> Path:
             size = segmenter.encoder.spec.image_size
             write_all(out, protocol(options, segmenter.spec.head, size, data) | measured, methods, data.val)
             write_report(out)
+    end(options.out)
     return options.out
 
 
@@ -86,6 +90,7 @@ def measure_only(options: SegmentOptions) -> Path:
         write_all(out, how | measured, methods, data.val)
         write_skipped([data.val.images], out / "skipped.csv")
         write_report(out)
+    end(options.out)
     return options.out
 
 

@@ -84,11 +84,11 @@ def protocol(options: SegmentOptions, head: Head, size: int, data: MeasuredData)
 
 
 def write_all(out: Path, how: Mapping[str, Any], methods: Mapping[str, Found], val: LabelledImages) -> None:
-    """Write results.json, results.md, per_class.csv and predictions.png; print the table."""
+    """Write results.json, results.md, per_class.csv and predictions.png."""
     (_, own), *others = methods.items()
     rows = class_rows(methods)
     details = ["IoU of each class, in percent:", "", *markdown_table(rows), ""]
-    print(write_results(out, how, own.figures, {name: other.figures for name, other in others}, details))
+    write_results(out, how, own.figures, {name: other.figures for name, other in others}, details)
     write_classes(out / "per_class.csv", rows)
     shown = sorted(own.predictions)
     if shown:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from semmae.checkpoint import save_encoder
+from semmae.commands.ending import already_finished, end
 from semmae.commands.features import class_indices
 from semmae.commands.init import init_encoder
 from semmae.commands.options import PresetOptions, SizeOptions, check_image_size
@@ -92,6 +93,8 @@ class TeacherOptions(PresetOptions, SizeOptions):
 
 def teacher(options: TeacherOptions) -> Path:
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
+    if already_finished(options):
+        return options.out
     options = checked(options)
     check_teacher(options)
     init = load_init(options)
@@ -100,6 +103,7 @@ def teacher(options: TeacherOptions) -> Path:
         train_teacher(options, images, init)
         if is_rank_zero():
             write_report(options.out)
+    end(options.out)
     return options.out
 
 
