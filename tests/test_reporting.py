@@ -256,12 +256,12 @@ def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
     page = Page(path)
     assert path == run / "report.html" and page.open == []
     assert page.headings[1:] == [
+        "Results",
+        "Quality of the parts",
         "Parts",
         "Masks along the schedule",
         "Reconstructions",
         "Curves",
-        "Quality of the parts",
-        "Results",
         "Configuration",
         "How to go on",
     ]

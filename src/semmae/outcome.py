@@ -87,19 +87,23 @@ def _unused(folder: Path) -> str | None:
     return parts_unused(counts.tolist(), store.label_names)
 
 
-def next_steps(run: Path) -> list[Step]:
-    """What a finished run can be used for, the usual next step first; nothing for what is no run of a verb's."""
-    verb = verb_of(run)
-    steps = _STEPS.get(verb or "")
+def next_steps(run: Path, verb: str | None = None) -> list[Step]:
+    """What a finished run can be used for, the usual next step first; nothing for what is no run of a verb's.
+
+    Args:
+        run: its folder.
+        verb: that wrote it, where its own files do not show that.
+    """
+    steps = _STEPS.get(verb_of(run) or verb or "")
     if steps is None:
         return []
     known = _Known(run, read_config(run / "config.yaml"), read_json(run / "summary.json"))
     return list(steps(known))
 
 
-def going_on(run: Path) -> Step:
-    """How to go on with a run that was stopped."""
-    return Step("Go on with this run", command(verb_of(run) or "pretrain", out=run) + " --resume")
+def going_on(run: Path, verb: str) -> Step:
+    """How to go on with a run that was stopped; `verb` as for `next_steps`."""
+    return Step("Go on with this run", command(verb_of(run) or verb, out=run, resume=True))
 
 
 def command(verb: str, /, **options: Any) -> str:
@@ -118,13 +122,13 @@ def python(code: str) -> str:
 
 
 def fresh(run: Path, name: str) -> Path:
-    """A folder beside a run that is not there yet, named after it: `runs/a` → `runs/a-knn`."""
+    """A place beside a run where nothing is yet, named after it: `runs/a` and `runs/a-probe` → `runs/a-knn`."""
     base = run if run.name not in ("", "..") else run.resolve()
     kept = next((base.name.removesuffix(f"-{verb}") for verb in _STEPS if base.name.endswith(f"-{verb}")), base.name)
     first = base.with_name(f"{kept}-{name}")
     path, number = first, 2
     while path.exists() or path.is_symlink():
-        path, number = first.with_name(f"{first.name}-{number}"), number + 1
+        path, number = first.with_name(f"{first.stem}-{number}{first.suffix}"), number + 1
     return path
 
 
@@ -187,9 +191,8 @@ def _with_encoder(known: _Known) -> Iterator[Step]:
     run, given = known.run, known.encoder(known.run)
     if known.summary.get("classes", 2) > 1:
         yield Step("Measure the encoder by k-NN", command("knn", **given, out=fresh(run, "knn")))
-    yield Step(
-        "Write a feature vector per image", command("embed", **given, out=Path(f"{fresh(run, 'embed')}.parquet"))
-    )
+    embed = command("embed", **given, out=fresh(run, "features.parquet"))
+    yield Step("Write a feature vector per image", embed)
     yield Step("Load it with timm", in_timm("encoder", run / "encoder"))
 
 
@@ -265,6 +268,4 @@ _STEPS: Mapping[str, Any] = {
     "segment": _after_segment,
     "evaluate": _after_evaluate,
     "demo": _after_demo,
-    "embed": None,
-    "export": None,
 }

@@ -305,5 +305,5 @@ def _steps(run: Path, kind: str) -> list[outcome.Step]:
     """What this run can be used for next; of one that was stopped, how to go on."""
     left = {"finetune": "classifier", "segment": "segmenter", "pretrain": "encoder", "teacher": "encoder"}.get(kind)
     if left is None or (run / left).exists() or (run / "results.json").exists():
-        return outcome.next_steps(run)
-    return [outcome.going_on(run)] if (run / "checkpoints" / "last.ckpt").exists() else []
+        return outcome.next_steps(run, kind)
+    return [outcome.going_on(run, kind)] if (run / "checkpoints" / "last.ckpt").exists() else []

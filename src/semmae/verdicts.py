@@ -67,16 +67,16 @@ def encoder_below_untrained(results: Mapping[str, Any]) -> str | None:
 
 
 def encoder_above_untrained(results: Mapping[str, Any]) -> str | None:
-    """Whether an encoder is measured above the same encoder with new weights; arguments and return as above."""
+    """Whether an encoder is measured at or above the same encoder with new weights; arguments and return as above."""
     own, untrained = results.get("this encoder", results), results.get("untrained")
     if not isinstance(own, Mapping) or not isinstance(untrained, Mapping):
         return None
     above = [
         f"{words} {_figure(own, name)} against {_figure(untrained, name)}{_chance(own, untrained, name)}"
         for name, words in _measures(own, untrained)
-        if own[name] > untrained[name]
+        if own[name] >= untrained[name]
     ]
-    return f"The encoder is above its untrained self: {'; '.join(above)}." if above else None
+    return f"The encoder is at or above its untrained self: {'; '.join(above)}." if above else None
 
 
 def measured(results: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""How verbs end: files first, then the lines; a finished run asked for again computes nothing; commands can be pasted."""
+"""How verbs end: files first, then the lines; a finished run is not computed again; commands can be pasted."""
 
 import json
 import logging
@@ -52,8 +52,13 @@ def test_the_end_of_knn_is_shown_when_all_is_written_and_kept_in_the_log(
 
 
 def test_the_log_holds_what_was_shown(
-    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.DEBUG, "semmae")  # as the command does
     out = measured(whole_run, creatures, tmp_path / "out")
     told = capsys.readouterr().out
     assert told.strip() in (out / "train.log").read_text()
@@ -103,7 +108,7 @@ def test_what_is_not_finished_is_not_taken_for_it(whole_run: Path, tmp_path: Pat
 def test_every_command_that_is_named_can_be_pasted(
     whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Teacher, parts, pre-training, evaluation, fine-tuning, export: each begins with the line that the last one gave."""
+    """Teacher, parts, pre-training, evaluation, fine-tuning, export: each is the line that the last one gave."""
     place = tmp_path / "my runs"
     place.mkdir()
     asked = [

@@ -131,7 +131,8 @@ def _tokens(options: EmbedOptions) -> list[str]:
     if "parts" in asked and options.parts is None:
         raise UserError("--tokens parts: needs the part labels of these images; give them with --parts RUN")
     if "parts" not in asked and options.parts is not None:
-        raise UserError(f"--parts: is read for part tokens alone; add it to --tokens {options.tokens}, or leave it out")
+        asked_too = f"add it to --tokens {options.tokens}" if _AUTO not in asked else "give --tokens mean,parts"
+        raise UserError(f"--parts: is read for part tokens alone; {asked_too}, or leave it out")
     return [token for token in (*TOKENS, _AUTO) if token in asked]
 
 
