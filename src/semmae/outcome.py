@@ -4,6 +4,7 @@ The page and the end of a verb both say it from here, so that they say the same,
 again without computing anything.
 """
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -121,6 +122,11 @@ def python(code: str) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
+def text(value: object) -> str:
+    """A path or a name as Python writes it, in the quotes that a shell leaves alone inside its own."""
+    return json.dumps(str(value))
+
+
 def fresh(run: Path, name: str) -> Path:
     """A place beside a run where nothing is yet, named after it: `runs/a` and `runs/a-probe` → `runs/a-knn`."""
     base = run if run.name not in ("", "..") else run.resolve()
@@ -203,7 +209,7 @@ def _after_knn(known: _Known) -> Iterator[Step]:
 
 def _after_probe(known: _Known) -> Iterator[Step]:
     yield _finetune(known)
-    load = f"import semmae; print(semmae.load_head({str(known.run)!r}))"
+    load = f"import semmae; print(semmae.load_head({text(known.run)}))"
     yield Step("Load the head: head(encoder(images))", python(load))
 
 
@@ -229,7 +235,7 @@ def _after_finetune(known: _Known) -> Iterator[Step]:
 
 def _after_segment(known: _Known) -> Iterator[Step]:
     trained = known.encoder()["encoder"] if known.config.get("eval_only") else known.run
-    yield Step("Load it", python(f"import semmae; print(semmae.load_segmenter({str(trained)!r}))"))
+    yield Step("Load it", python(f"import semmae; print(semmae.load_segmenter({text(trained)}))"))
     again = {"encoder": trained, "data": "DATA", "out": "NEW_FOLDER"}
     yield Step("Measure it on other images", command("segment", eval_only=True, **again))
 
@@ -255,7 +261,7 @@ def _export(known: _Known, encoder: object) -> Step:
 
 def in_timm(name: str, folder: Path) -> str:
     """Lines of Python that load a folder of ours by timm."""
-    return f"import timm\n\n{name} = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
+    return f"import timm\n\n{name} = timm.create_model({text(f'local-dir:{folder}')}, pretrained=True)"
 
 
 _STEPS: Mapping[str, Any] = {

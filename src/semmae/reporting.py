@@ -16,6 +16,7 @@ from typing import Any
 from semmae import charts, outcome
 from semmae.charts import finite, number
 from semmae.errors import UserError
+from semmae.files import short
 from semmae.page import (
     FIGURES,
     Record,
@@ -275,8 +276,13 @@ def _results(run: Path) -> Iterable[Table]:
         title = path.parent.name if path.parent != run else ""
         yield _scores(title, methods)
         if isinstance(protocol, dict) and protocol:
-            settings = tuple((name, number(value)) for name, value in flat(protocol))
-            yield Table("Protocol", ("Setting", "Value"), settings)
+            yield Table("Protocol", ("Setting", "Value"), tuple(_settings(protocol)))
+
+
+def _settings(protocol: Record) -> Iterable[tuple[str, str]]:
+    """(name, value) of whatever a protocol tells; of a digest its beginning."""
+    for name, value in flat(protocol):
+        yield name, short(str(value)) if name.endswith("_digest") else number(value)
 
 
 def _scores(title: str, methods: Mapping[str, Record]) -> Table:

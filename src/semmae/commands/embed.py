@@ -33,7 +33,7 @@ from semmae.errors import UserError
 from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
 from semmae.models.vit import Encoder
-from semmae.outcome import python
+from semmae.outcome import python, text
 from semmae.pooling import pooling_of
 from semmae.progress import Progress, say
 
@@ -89,14 +89,14 @@ def embed(options: EmbedOptions) -> Path:
 
 def _loading(out: Path) -> str:
     """How to load the file, as a command."""
-    file = str(out)
+    file = text(out)
     if out.suffix == ".parquet":
-        return python(f"import pandas; print(pandas.read_parquet({file!r}))")
+        return python(f"import pandas; print(pandas.read_parquet({file}))")
     if out.suffix == ".npz":
-        return python(f"import numpy; print({{name: each.shape for name, each in numpy.load({file!r}).items()}})")
+        return python(f"import numpy; print({{name: each.shape for name, each in numpy.load({file}).items()}})")
     return python(
         "from safetensors.numpy import load_file; "
-        f"print({{name: each.shape for name, each in load_file({file!r}).items()}})"
+        f"print({{name: each.shape for name, each in load_file({file}).items()}})"
     )
 
 

@@ -53,9 +53,8 @@ def already_finished(options: RunOptions) -> bool:
     if options.overwrite or not is_finished(options.out) or not _same(options):
         return False
     if is_rank_zero():
-        say(
-            f"{options.out}: already finished; nothing was computed (--overwrite begins it anew)\n{ending(options.out)}"
-        )
+        told = f"{options.out}: already finished; nothing was computed (--overwrite begins it anew)"
+        say(f"{told}\n\n{ending(options.out)}")
     return True
 
 

@@ -33,7 +33,7 @@ from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
-from semmae.outcome import python
+from semmae.outcome import python, text
 from semmae.pooling import pooling_of
 from semmae.progress import say
 
@@ -131,16 +131,15 @@ def export(options: ExportOptions) -> Path:
 
 def _loading(options: ExportOptions) -> str:
     """How to load the export, as a command."""
-    place = str(options.out.resolve())
+    place = options.out.resolve()
     if options.to == "timm":
-        return python(f"import timm; print(timm.create_model({f'local-dir:{place}'!r}, pretrained=True))")
+        return python(f"import timm; print(timm.create_model({text(f'local-dir:{place}')}, pretrained=True))")
     if options.to == "hf":
-        return python(f"import transformers; print(transformers.AutoModel.from_pretrained({place!r}))")
+        return python(f"import transformers; print(transformers.AutoModel.from_pretrained({text(place)}))")
     if options.to == "onnx":
-        file = f"{place}/{onnx.FILE}"
-        return python(f"import onnxruntime; print(onnxruntime.InferenceSession({file!r}).get_inputs()[0])")
-    file = f"{place}/{mae.FILE}"
-    return python(f"import torch; print(*torch.load({file!r}, weights_only=True)['model'], sep='\\n')")
+        session = f"onnxruntime.InferenceSession({text(place / onnx.FILE)})"
+        return python(f"import onnxruntime; print([each.name for each in {session}.get_outputs()])")
+    return python(f'import torch; print(*torch.load({text(place / mae.FILE)}, weights_only=True)["model"])')
 
 
 def _pushed(options: ExportOptions, card: Card) -> str:
