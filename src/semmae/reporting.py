@@ -77,6 +77,7 @@ PICTURES = (
 )
 
 _MOST_COLUMNS = 12
+_PROTOCOL = "Protocol"
 
 
 def write_report(run: Path) -> Path:
@@ -93,6 +94,7 @@ def write_report(run: Path) -> Path:
     stages = _read_stages(run)
     kind = _kind(run, stages, summary)
     basics = _basics(run, config, summary, stages)
+    results = list(_results(run))
     page = render(
         "report.html.jinja",
         name=run.resolve().name,
@@ -108,7 +110,10 @@ def write_report(run: Path) -> Path:
             for stage, records in stages.items()
         ],
         quality=quality(read_json(run / "parts" / "quality.json") or read_json(run / "quality.json")),
-        results=list(_results(run)),
+        results=results,
+        intervals=any(
+            " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
+        ),
         config=[(name, number(value)) for name, value in config.items()],
         again=f"semmae report {shlex.quote(str(run))}",
         steps=_steps(run, kind),
@@ -276,7 +281,7 @@ def _results(run: Path) -> Iterable[Table]:
         title = path.parent.name if path.parent != run else ""
         yield _scores(title, methods)
         if isinstance(protocol, dict) and protocol:
-            yield Table("Protocol", ("Setting", "Value"), tuple(_settings(protocol)))
+            yield Table(_PROTOCOL, ("Setting", "Value"), tuple(_settings(protocol)))
 
 
 def _settings(protocol: Record) -> Iterable[tuple[str, str]]:
