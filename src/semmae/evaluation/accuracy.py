@@ -97,15 +97,15 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
 def mean_interval(hits: Tensor, counts: Tensor) -> tuple[float, float]:
     """Between which percentages the mean of the classes' recalls lies with 95 % confidence.
 
-    Each class is a draw of its own, so that the variances add up; they are those of Agresti and Coull (1998), whose two
-    more hits and two more misses keep a class that is always right, or has a single image, from seeming certain.
+    Each class is a draw of its own, so that the variances add up. Two more hits and two more misses (Agresti and Coull,
+    1998) keep a class that is always right, or has a single image, from seeming certain.
 
     Args:
         hits: images of each class that were told right, (K,).
         counts: images of each class, (K,), at least 1.
     """
     share = (hits + 2) / (counts + 4)
-    error = _TWO_SIDED * float((share * (1 - share) / (counts + 4)).sum().sqrt()) / len(counts)
+    error = _TWO_SIDED * float((share * (1 - share) / counts).sum().sqrt()) / len(counts)
     mean = float((hits / counts).mean())
     return 100 * max(0.0, mean - error), 100 * min(1.0, mean + error)
 
