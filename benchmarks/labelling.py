@@ -14,7 +14,7 @@ prints a line per measurement and, last, one JSON object; the same with command 
 """
 
 import argparse
-import json
+import pickle
 import statistics
 import sys
 import tempfile
@@ -145,29 +145,23 @@ def jpegs(folder: Path, count: int) -> ImageSet:
 
 def store_figures(folder: Path) -> dict[str, float]:
     """Size, time to open and time to read a random row of a store of as many rows as ImageNet has."""
-    # Made sparse: all labels 0, no block of the disk written, and read through the same pages as any file.
-    folder.mkdir()
-    header, attended = np.lib.format.header_data_from_array_1_0(np.empty(0, np.uint8)), stored_side(GRID)
-    for name, side in (("parts.npy", GRID), ("attention.npy", attended)):
-        with open(folder / name, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header | {"shape": (IMAGENET, side, side)})
-            file.truncate(file.tell() + IMAGENET * side * side)
-    meta = {
-        "images": IMAGENET, "grid": GRID, "attention_grid": attended,
-        "label_names": [f"part {number}" for number in range(7)],
-        "teacher_digest": "0" * 64, "learner_digest": "0" * 64, "manifest_digest": "0" * 64,
-        "extra": {}, "complete": True,
-    }  # fmt: skip
-    (folder / "parts.json").write_text(json.dumps(meta))
-    opened = [_seconds(lambda: PartStore.open(folder)) for _ in range(20)]
+    made = PartStore.create(
+        folder, images=IMAGENET, grid=GRID, attention_grid=stored_side(GRID),
+        label_names=[f"part {number}" for number in range(7)], teacher_digest="t", manifest_digest="m",
+    )  # fmt: skip
+    made.labels[:], made.attention[:] = 0, 0
+    made.finish()
+    opened = [_seconds(lambda: PartStore.open(folder)) for _ in range(3)]
     store = PartStore.open(folder)
+    sent = pickle.dumps(store)
+    mapped = [_seconds(lambda: pickle.loads(sent)) for _ in range(20)]
     rows = np.random.default_rng(0).integers(0, IMAGENET, 20_000).tolist()
     read = [_seconds(lambda row=row: (np.array(store.labels[row]), np.array(store.attention[row]))) for row in rows]
     size = sum(path.stat().st_size for path in folder.iterdir())
     return {
         "store_bytes_per_image": round(size / IMAGENET, 2),
-        "store_open_ms": round(1e3 * statistics.median(opened), 2),
-        "store_open_slowest_ms": round(1e3 * max(opened), 2),
+        "store_open_s": round(statistics.median(opened), 2),  # reads all of it once
+        "store_open_in_a_worker_ms": round(1e3 * statistics.median(mapped), 2),
         "row_read_median_us": round(1e6 * statistics.median(read), 2),
     }
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from semmae.commands.features import untrained_like
+from semmae.data.coding import Coding
 from semmae.data.loaders import make_loader, normalise
 from semmae.data.manifest import sample_rows
 from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler, WholeLabelled
-from semmae.data.segmentation import Coding, LabelledImages, open_segmentation
+from semmae.data.segmentation import LabelledImages, open_segmentation
 from semmae.evaluation.segmentation import evaluate, figures
 from semmae.loading import load_encoder
 from semmae.models.segmenter import Segmenter, SegmenterSpec

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import mutual_info_score
 from torch.nn import functional
 
+from semmae import losses
 from semmae.losses import (
+    class_loss,
     concentration_loss,
     diversity_loss,
     feature_loss,
@@ -215,3 +218,52 @@ def test_mutual_information_is_the_same_inside_half_precision() -> None:
     (inside,) = torch.autograd.grad(loss, maps)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert torch.allclose(inside, gradient, rtol=1e-5, atol=1e-8)
+
+
+def maps(*shape: int) -> torch.Tensor:
+    return (torch.randn(shape) * 0.01).softmax(1)
+
+
+ARGUMENTS: dict[str, Any] = {
+    "masked_pixel_loss": lambda: (torch.randn(2, 5, 12), torch.randn(2, 5, 12)),
+    "reconstruction_loss": lambda: (torch.randn(2, 3, 4, 4), torch.randn(2, 3, 8, 8)),
+    "diversity_loss": lambda: (maps(2, 4, 6, 6),),
+    "feature_loss": lambda: (torch.randn(2, 8, 3, 3), torch.randn(2, 9, 8)),
+    "mutual_information_loss": lambda: (maps(2, 4, 6, 6), maps(2, 4, 6, 6)),
+    "concentration_loss": lambda: (maps(2, 4, 6, 6),),
+    "total_variation_loss": lambda: (maps(2, 4, 6, 6),),
+    "class_loss": lambda: (torch.randn(4, 5), torch.tensor([0, 1, 2, 4])),
+}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in vars(losses) if name.endswith("_loss")))
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_under_autocast_every_loss_is_that_of_float32(name: str, half: torch.dtype) -> None:
+    loss, given = getattr(losses, name), ARGUMENTS[name]()
+    halves = [tensor.to(half) if tensor.is_floating_point() else tensor for tensor in given]
+    wanted = loss(*(tensor.float() if tensor.is_floating_point() else tensor for tensor in halves))
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(*halves)
+
+    assert found.dtype == torch.float32 and torch.equal(found, wanted)
+
+
+def test_float32_reaches_tensors_in_tuples_and_leaves_all_else() -> None:
+    seen: list[Any] = []
+    pair = [torch.ones(2, dtype=torch.float16), torch.ones(1, dtype=torch.float64)]
+    mask = torch.tensor([True])
+
+    losses.in_float32(lambda *given, **named: seen.extend([*given, *named.values()]))(
+        pair, mask, "mse", more=(pair[0],)
+    )
+
+    assert [tensor.dtype for tensor in seen[0]] == [torch.float32, torch.float64]
+    assert seen[1] is mask and seen[2] == "mse" and seen[3][0].dtype == torch.float32
+
+
+def test_class_loss_is_the_cross_entropy_of_classes_or_of_shares() -> None:
+    logits, classes = torch.randn(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
+    surely = -logits.log_softmax(1)[torch.arange(6), classes].mean()
+    assert class_loss(logits, classes).item() == pytest.approx(surely.item(), rel=1e-6)
+    assert class_loss(logits, functional.one_hot(classes, 4).float()).item() == pytest.approx(surely.item(), rel=1e-6)

@@ -17,10 +17,13 @@ from semmae.errors import UserError
 from semmae.masking import (
     attention_mask,
     block_mask,
+    block_order,
+    hide_first,
     hide_highest,
     most_attended,
     num_hidden,
     num_hints,
+    nums_hidden,
     part_counts,
     part_quotas,
     random_mask,
@@ -448,3 +451,20 @@ def test_more_hints_than_visible_patches_are_refused_with_a_number_that_works() 
     assert remedy is not None
     mask = attention_mask(torch.rand(1, 196), torch.rand(1, 196), torch.rand(1, 196), 186 / 196, float(remedy[1]))
     assert mask.sum() == 186
+
+
+def test_rows_with_ratios_of_their_own_hide_what_each_would_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ratios = [0.1, 0.3, 0.42, 0.9]
+    noise, boxes = torch.rand(4, 49, generator=generator), torch.rand(4, 16, 4, generator=generator)
+    counts = nums_hidden(49, torch.tensor(ratios))
+    assert counts.tolist() == [num_hidden(49, ratio) for ratio in ratios]
+    masks = hide_first(block_order(noise, boxes, counts), counts), hide_first(noise, counts)
+    for row, ratio in enumerate(ratios):
+        own, own_boxes = noise[row : row + 1], boxes[row : row + 1]
+        assert torch.equal(masks[0][row], block_mask(own, own_boxes, ratio)[0])
+        assert torch.equal(masks[1][row], random_mask(own, ratio)[0])
+
+
+def test_a_row_hides_one_patch_at_least_and_leaves_one() -> None:
+    assert nums_hidden(16, torch.tensor([0.0, 0.01, 0.99, 1.0])).tolist() == [1, 1, 15, 15]

@@ -17,7 +17,8 @@ from semmae import load_verb
 from semmae.checkpoint import save_encoder
 from semmae.cli.arguments import parse
 from semmae.commands.segment_options import SegmentOptions, rate_of
-from semmae.data.segmentation import Coding, open_segmentation
+from semmae.data.coding import Coding
+from semmae.data.segmentation import open_segmentation
 from semmae.loading import load_encoder, load_segmenter
 from semmae.models.vit import Encoder, EncoderSpec
 

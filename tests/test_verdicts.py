@@ -23,6 +23,8 @@ def run(loss: float, information: float, before: float = 6.0, lines: int = 20) -
         (UNIFORM, 0.0, True),
         (UNIFORM + 0.5, 1.0, True),  # a student worse than the uniform answer has learned nothing
         (0.01, 0.0, True),  # one prototype for all images
+        (0.997 * UNIFORM, 0.05, True),  # measured without KoLeo
+        (0.989 * UNIFORM, 0.22, False),  # measured with it
         (5.9, 2.5, False),
         (3.0, 0.5, False),
     ],

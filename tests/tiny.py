@@ -121,6 +121,12 @@ def pretrain_on(parts: Path, data: Path, out: Path, *arguments: str) -> list[str
     return ["pretrain", "--data", str(data), "--parts", str(parts), "--out", str(out), *sizes, *arguments]
 
 
+def instead(given: list[str], base: list[str]) -> list[str]:
+    """`given`, and of the pairs of option and value in `base` those that it leaves out."""
+    pairs = zip(base[::2], base[1::2], strict=True)
+    return [*(word for pair in pairs if pair[0] not in given for word in pair), *given]
+
+
 def refusal(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line with which a command ends that is refused with code 2 and leaves nothing in `out`."""
     assert run(arguments) == 2
@@ -131,9 +137,9 @@ def refusal(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str])
 
 
 def retell_store(parts: Path, **facts: Any) -> None:
-    """Other facts in the parts.json of a store; None takes one out."""
+    """Other facts in the parts.json of a store."""
     meta = json.loads((parts / "parts.json").read_text()) | facts
-    (parts / "parts.json").write_text(json.dumps({name: fact for name, fact in meta.items() if fact is not None}))
+    (parts / "parts.json").write_text(json.dumps(meta))
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

@@ -22,6 +22,7 @@ from semmae.checkpoint import save_learner as save_learner
 from semmae.checkpoint import save_segmenter as save_segmenter
 from semmae.data.augment import LabelledCrops as LabelledCrops
 from semmae.data.augment import augmentation as augmentation
+from semmae.data.coding import Coding as _MaskCoding
 from semmae.data.loaders import CropDataset as CropDataset
 from semmae.data.loaders import EpochSampler as EpochSampler
 from semmae.data.loaders import WholeDataset as WholeDataset
@@ -33,7 +34,6 @@ from semmae.data.manifest import open_images as open_images
 from semmae.data.part_store import PartStore as PartStore
 from semmae.data.segment_crops import SegmentCrops as SegmentCrops
 from semmae.data.segment_crops import WholeLabelled as WholeLabelled
-from semmae.data.segmentation import Coding as _MaskCoding
 from semmae.data.segmentation import LabelledImages as LabelledImages
 from semmae.data.segmentation import SegmentationData as SegmentationData
 from semmae.data.segmentation import open_segmentation as open_segmentation

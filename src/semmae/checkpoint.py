@@ -7,20 +7,17 @@ Notable here:
   the configuration, `learned.txt`: timm and the hub read the configuration whole;
 - before an encoder is written, the model that its configuration describes is built without memory and
   compared, so that what is written can be read again;
-- a folder is written beside its place and moved there whole: a reader never sees half of one.
+- a folder is written beside its place and moved there whole: a reader never sees half of one;
+- what a configuration claims is compared with the tensors before a network is built: it may have been edited.
 """
 
 import hashlib
-import json
-import os
-import shutil
 import stat
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
@@ -30,20 +27,33 @@ from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.errors import UserError
+from semmae.errors import UserError, one_line
+from semmae.files import (
+    Fields,
+    open_regular,
+    read_json,
+    read_text,
+    shown,
+    whole,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from semmae.models.classifier import Classifier
-from semmae.models.head import HeadSpec, LinearHead
+from semmae.models.head import HeadSpec, LinearHead, Pooling
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.segmenter import Segmenter, SegmenterSpec
+from semmae.models.specs import read_spec
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
-from semmae.models.weights import has_swiglu, load_strictly, vit_arguments
+from semmae.models.weights import fitted, has_swiglu, vit_arguments
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 LEARNED = "learned.txt"  # a key a line of the images that it learned from
 ENCODER, AUTOENCODER, LEARNER, CLASSIFIER = "encoder", "autoencoder", "learner", "classifier"
 HEAD, SEGMENTER = "head", "segmenter"
+_WITHIN = "encoder.vit."  # before the encoder's tensors in networks that hold one
 
 # What timm's data pipeline asks of a model of ours: what semmae shows it. Mean, std and size come from the
 # specification.
@@ -71,10 +81,10 @@ def read_encoder(folder: Path) -> Encoder:
     Raises:
         UserError: the folder holds none, or its tensors do not fit its configuration.
     """
-    config = _read_config(folder, ENCODER)
-    encoder = _build(config, config["semmae"]["spec"])
-    _load(encoder.vit, folder)
-    return encoder.eval()
+    with _explained(folder):
+        config, state = _read(folder, ENCODER)
+        spec, build = _builder(config, state)
+        return Encoder(spec, fitted(build, state)).eval()
 
 
 def save_autoencoder(autoencoder: MaskedAutoencoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
@@ -91,17 +101,18 @@ def save_autoencoder(autoencoder: MaskedAutoencoder, folder: Path, extra: dict[s
 
 def read_autoencoder(folder: Path) -> MaskedAutoencoder:
     """The masked autoencoder of a folder by `save_autoencoder`, in eval mode; errors as `read_encoder`."""
-    config = _read_config(folder, AUTOENCODER)
-    own = config["semmae"]
-    encoder = _build(config, own["spec"])
-    autoencoder = MaskedAutoencoder(encoder, DecoderSpec(**own["decoder"]), own["norm_pix_loss"])
-    _load(autoencoder, folder)
-    return autoencoder.eval()
+    with _explained(folder):
+        config, state = _read(folder, AUTOENCODER)
+        own = _own(folder, config)
+        spec, build = _builder(config, state, _WITHIN)
+        decoder, norm_pix_loss = read_spec(DecoderSpec, own.need("decoder", dict)), own.need("norm_pix_loss", bool)
+        return fitted(lambda: MaskedAutoencoder(Encoder(spec, build()), decoder, norm_pix_loss), state).eval()
 
 
 def read_decoder_spec(folder: Path) -> DecoderSpec:
     """Sizes of the decoder in a folder by `save_autoencoder`."""
-    return DecoderSpec(**_read_config(folder, AUTOENCODER)["semmae"]["decoder"])
+    with _explained(folder):
+        return read_spec(DecoderSpec, _own(folder, _read_config(folder, AUTOENCODER)).need("decoder", dict))
 
 
 def save_learner(learner: PartLearner, folder: Path, extra: dict[str, Any] | None = None) -> None:
@@ -112,9 +123,10 @@ def save_learner(learner: PartLearner, folder: Path, extra: dict[str, Any] | Non
 
 def read_learner(folder: Path) -> PartLearner:
     """The part learner of a folder by `save_learner`, in eval mode; errors as `read_encoder`."""
-    learner = PartLearner(PartsSpec(**_read_config(folder, LEARNER)["semmae"]["spec"]))
-    _load(learner, folder)
-    return learner.eval()
+    with _explained(folder):
+        config, state = _read(folder, LEARNER)
+        spec = read_spec(PartsSpec, config["semmae"].get("spec"))
+        return fitted(lambda: PartLearner(spec), state).eval()
 
 
 def save_classifier(
@@ -143,11 +155,18 @@ def save_classifier(
 
 def read_classifier(folder: Path) -> tuple[Classifier, list[str]]:
     """The classifier of a folder by `save_classifier`, in eval mode, and its classes; errors as `read_encoder`."""
-    config = _read_config(folder, CLASSIFIER)
-    own, classes = config["semmae"], list(config["label_names"])
-    classifier = Classifier(_build(config, own["spec"]), len(classes), own["pooling"])
-    _load(classifier.vit, folder)
-    return classifier.eval(), classes
+    with _explained(folder):
+        config, state = _read(folder, CLASSIFIER)
+        classes = Fields(folder / CONFIG, config).need("label_names", list)
+        if not classes or not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"label_names is {shown(classes)}, not names of classes")
+        pooling = _own(folder, config).need("pooling", str)
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling is {shown(pooling)}; one of {', '.join(get_args(Pooling))}")
+        spec, build = _builder(config, state)
+        named = {_WITHIN + name: tensor for name, tensor in state.items()}
+        classifier = fitted(lambda: Classifier(Encoder(spec, build()), len(classes), pooling), named)
+        return classifier.eval(), classes
 
 
 def classifier_config(classifier: Classifier, classes: Sequence[str]) -> dict[str, Any]:
@@ -162,10 +181,10 @@ def save_head(head: LinearHead, folder: Path, extra: dict[str, Any] | None = Non
 
 def read_head(folder: Path) -> LinearHead:
     """The linear head of a folder by `save_head`, in eval mode; errors as `read_encoder`."""
-    spec = _read_config(folder, HEAD)["semmae"]["spec"]
-    head = LinearHead(HeadSpec(**spec | {"classes": tuple(spec["classes"])}))
-    _load(head, folder)
-    return head.eval()
+    with _explained(folder):
+        config, state = _read(folder, HEAD)
+        spec = read_spec(HeadSpec, config["semmae"].get("spec"))
+        return fitted(lambda: LinearHead(spec), state).eval()
 
 
 def save_segmenter(
@@ -184,25 +203,24 @@ def check_saveable(encoder: Encoder) -> None:
 
 def read_segmenter(folder: Path) -> Segmenter:
     """The segmenter of a folder by `save_segmenter`, in eval mode; errors as `read_encoder`."""
-    config = _read_config(folder, SEGMENTER)
-    spec = dict(config["semmae"]["segmenter"])
-    spec |= {name: tuple(spec[name]) for name in ("classes", "blocks")}
-    segmenter = Segmenter(_build(config, config["semmae"]["spec"]), SegmenterSpec(**spec))
-    _load(segmenter, folder)
-    return segmenter.eval()
+    with _explained(folder):
+        config, state = _read(folder, SEGMENTER)
+        head = read_spec(SegmenterSpec, config["semmae"].get("segmenter"))
+        spec, build = _builder(config, state, _WITHIN)
+        return fitted(lambda: Segmenter(Encoder(spec, build()), head), state).eval()
 
 
 def kind(folder: Path) -> str | None:
     """Which of ours the folder holds: `ENCODER`, `AUTOENCODER`, `LEARNER`, `CLASSIFIER`, … or None."""
     if not (folder / CONFIG).is_file():
         return None
-    found = read_json(folder / CONFIG).get("semmae", {}).get("kind")
+    found = _own(folder, read_json(folder / CONFIG)).get("kind", str)
     return found if found in (ENCODER, AUTOENCODER, LEARNER, CLASSIFIER, HEAD, SEGMENTER) else None
 
 
 def read_extra(folder: Path) -> dict[str, Any]:
     """What was given as `extra` when the folder was written."""
-    extra: dict[str, Any] = read_json(folder / CONFIG)["semmae"]["extra"]
+    extra: dict[str, Any] = _own(folder, read_json(folder / CONFIG)).need("extra", dict)
     return extra
 
 
@@ -210,8 +228,10 @@ def read_learned(folder: Path) -> list[str] | None:
     """What was given as `learned` when the folder was written; None where nothing was."""
     path = folder / LEARNED
     if path.is_file():
-        return path.read_text(encoding="ascii").split()
-    joined = read_extra(folder).get("learned")  # as it was kept before there was a file: keys of 12 characters
+        return read_text(path).split()
+    joined = Fields(folder / CONFIG, read_extra(folder)).get(
+        "learned", str
+    )  # as it was kept before there was a file: keys of 12 characters
     return None if joined is None else [joined[start : start + 12] for start in range(0, len(joined), 12)]
 
 
@@ -226,17 +246,6 @@ def digest(module: nn.Module) -> str:
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(flat.view(torch.uint8).numpy())
     return sha.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file, or UserError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); restore the file or the whole folder") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object; restore the file or the whole folder")
-    return content
 
 
 def _timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any]:
@@ -258,7 +267,7 @@ def _timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any
         described = timm.create_model(architecture, pretrained=False, **arguments)
     if _signature(described) != _signature(vit):
         raise UserError(
-            f"the encoder is not what timm builds as {architecture} with {arguments}, so it could not be "
+            f"the encoder is not what timm builds as {architecture} with {shown(arguments)}, so it could not be "
             "read again; save encoders that come from timm:NAME, EncoderSpec, or a file in timm's, DINO's or MAE's form"
         )
     preprocessing = {key: known.get(key, default) for key, default in _PREPROCESSING.items()}
@@ -300,15 +309,59 @@ def _signature(vit: nn.Module) -> list[tuple[str, ...]]:
     return [*tensors, *layers]
 
 
-def _build(config: dict[str, Any], spec: dict[str, Any]) -> Encoder:
-    vit = timm.create_model(
-        config["architecture"],
-        pretrained=False,
-        pretrained_cfg=config["pretrained_cfg"],
-        **config["model_args"],
-    )
-    assert isinstance(vit, VisionTransformer)
-    return Encoder(EncoderSpec(**spec | {"mean": tuple(spec["mean"]), "std": tuple(spec["std"])}), vit)
+def _builder(
+    config: dict[str, Any], state: Mapping[str, Tensor], prefix: str = ""
+) -> tuple[EncoderSpec, Callable[[], VisionTransformer]]:
+    """What a folder's encoder is, and what builds it as its configuration says, which its tensors must show too.
+
+    Args:
+        config: of the folder.
+        state: its tensors.
+        prefix: of the encoder's among them.
+
+    Raises:
+        ValueError: they differ.
+    """
+    spec = read_spec(EncoderSpec, config["semmae"].get("spec"))
+    if min(spec.std) <= 0:
+        raise ValueError(f"std is {spec.std}, not positive")
+    bare = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    shown_by_weights = vit_arguments(bare, spec.num_heads) | {"num_classes": len(config.get("label_names", ()))}
+    arguments, architecture = config.get("model_args"), config.get("architecture")
+    if not isinstance(arguments, dict) or not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise ValueError(f"architecture {shown(architecture)} with model_args {shown(arguments)} is no model of timm")
+    sizes = {"img_size": spec.image_size, "patch_size": spec.patch_size, "embed_dim": spec.width, "depth": spec.depth}
+    for name in {**shown_by_weights, **arguments}:
+        wanted = shown_by_weights.get(name)
+        told = arguments.get(name) if arguments.get(name) != wanted else sizes.get(name, wanted)
+        if told != wanted:
+            raise ValueError(f"{shown(name)} is {shown(told)}, and by the weights {wanted}")
+    return spec, lambda: _create(architecture, config.get("pretrained_cfg"), arguments)
+
+
+def _create(architecture: str, pretrained_cfg: Any, arguments: dict[str, Any]) -> VisionTransformer:
+    try:
+        vit = timm.create_model(architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **arguments)
+    except (TypeError, AttributeError, KeyError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"timm cannot build {architecture} as it says ({one_line(error)[:120]})") from error
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(f"architecture {architecture} is no Vision Transformer")
+    return vit
+
+
+def _own(folder: Path, config: Mapping[str, Any]) -> Fields:
+    """The section of a configuration that is ours; empty where it has none."""
+    return Fields(folder / CONFIG, Fields(folder / CONFIG, config).get("semmae", dict, {}))
+
+
+def _read(folder: Path, wanted: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors of a folder of ours that is to hold this kind."""
+    config, path = _read_config(folder, wanted), folder / WEIGHTS
+    try:
+        open_regular(path).close()
+        return config, load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: {one_line(error)[:120]}; restore the folder or save it again") from error
 
 
 def _read_config(folder: Path, wanted: str) -> dict[str, Any]:
@@ -317,11 +370,16 @@ def _read_config(folder: Path, wanted: str) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
-def _load(module: nn.Module, folder: Path) -> None:
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Faults of what a folder holds, as UserError."""
     try:
-        load_strictly(module, load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{folder / WEIGHTS}: {error}; restore the folder or save it again") from error
+        yield
+    except ValueError as error:
+        told = one_line(error)
+        raise UserError(
+            f"{folder}: {WEIGHTS} or {CONFIG} was changed: {told}; restore the folder or save it again"
+        ) from error
 
 
 def _write(
@@ -333,45 +391,18 @@ def _write(
     others = [path.name for path in folder.iterdir() if path.name not in own] if folder.exists() else []
     if others:
         raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
-    with replacing(folder) as fresh:
+    with whole_folder(folder) as fresh:
         save_tensors(state, fresh / WEIGHTS)
-        text = json.dumps(config, indent=2, allow_nan=False)
-        (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
+        write_json(fresh / CONFIG, config)
         if learned is not None:
-            (fresh / LEARNED).write_text("".join(f"{key}\n" for key in learned), encoding="ascii")
+            write_text(fresh / LEARNED, "".join(f"{key}\n" for key in learned))
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, at once and with the umask's mode: `save_file` lets nobody but the owner read."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.touch()
-    mode = stat.S_IMODE(beside.stat().st_mode)
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.chmod(mode)
-    os.replace(beside, path)
-
-
-def check_replaceable(folder: Path) -> None:
-    """UserError where `replacing` cannot move a folder into this place: the working folder, or one around it."""
-    if Path.cwd().is_relative_to(folder.resolve()):
-        raise UserError(f"{folder}: is the folder one works in, or around it; give a new folder below it, or elsewhere")
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well."""
-    check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        fresh, old = Path(beside) / "fresh", Path(beside) / "old"
-        fresh.mkdir()
-        yield fresh
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(fresh, folder)
-        except OSError:
-            if old.exists():
-                shutil.move(old, folder)
-            raise
+    with whole(path) as beside:
+        beside.touch()
+        mode = stat.S_IMODE(beside.stat().st_mode)
+        save_file(tensors, beside, metadata={"format": "pt"})
+        beside.chmod(mode)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semmae.pictures import write_atomically
+from semmae.files import write_bytes
 
 MOST_CLASSES = 40  # whose labels fit
 SHOWN = 20  # of more than these
@@ -48,7 +48,7 @@ def confusion_picture(confusion: Tensor, classes: Sequence[str], path: Path) -> 
     figure = _draw(shares, [classes[row] for row in rows], columns, title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def most_confused(counts: NDArray[np.int64], shown: int) -> list[int]:

@@ -25,3 +25,15 @@ def near_only(name: str, known: Iterable[str]) -> str:
     """As `near`, but nothing where no name is near: for names so many that a list of them would hide the fault."""
     hint = near(name, known)
     return hint if hint.startswith(";") else ""
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Names as a message shows them: the first few, and how many more there are."""
+    every = list(names)
+    left = len(every) - most
+    return ", ".join(every[:most]) + (f" and {left} more" if left > 0 else "")
+
+
+def one_line(text: object) -> str:
+    """A text, such as a library's message, on one line."""
+    return " ".join(str(text).split())

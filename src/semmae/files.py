@@ -14,11 +14,12 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,11 +33,15 @@ PART = ".semmae-part"
 # Bytes of a text file that is read at once; no file of ours comes near.
 MOST_TEXT = 256 * 2**20
 _MOST_YAML = 2**20  # PyYAML is slow, and options are few
+_DEEPEST = 32  # levels of what a file holds: whatever goes through it may do so by calling itself
+_LARGEST = 2**64  # of whole numbers: seeds; more does not fit a number of numpy or torch
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Libraries that write by themselves (torch, safetensors, Arrow) tell the same in words.
 _FULL_WORDS = re.compile(
-    r"no space left|os error (28|122|27|5)\b|disk quota|file too large|PytorchStreamWriter|file write failed", re.I
+    r"no space left|os error (28|122|27|5)\b|disk quota|file too large"
+    r"|PytorchStreamWriter|inline_container|iostream error",
+    re.I,
 )
 
 
@@ -55,7 +60,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
         DiskError: the disk is full, broken or read-only.
     """
     with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         beside = _beside(path)
         try:
             yield beside
@@ -78,7 +83,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     check_replaceable(folder)
     with _explained(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         beside = _beside(folder)
         shutil.rmtree(beside, ignore_errors=True)
         fresh, old = beside / "fresh", beside / "old"
@@ -95,6 +100,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those around it, where it is not there; UserError where the system refuses that."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_fault(error):
+            raise
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{shown(str(folder))}: cannot be made ({reason}); choose another place") from error
 
 
 def check_replaceable(folder: Path) -> None:
@@ -131,6 +147,13 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     write_text(path, text.getvalue())
 
 
+def reserve(path: Path) -> None:
+    """Give a sparse file its room on the disk now: writing to a mapped file on a full disk would kill the process."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
+
+
 def encoded(text: str) -> bytes:
     """Text as UTF-8; names of files that are none as the bytes that they are."""
     try:
@@ -145,12 +168,23 @@ def sweep(folder: Path) -> None:
         remove(entry)
 
 
+def is_part(path: Path) -> bool:
+    """Whether the name is one of ours for what is being written."""
+    return path.name.startswith(".") and path.name.endswith(PART)
+
+
 def remove(entry: Path) -> None:
     """Remove a file, a link or a folder with all that is in it."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry)
     else:
         entry.unlink(missing_ok=True)
+
+
+def bytes_shown(count: float) -> str:
+    """`812 B`, `3.4 kB`, `1.2 GB`: a number of bytes as people read it."""
+    power = min(4, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def is_disk_fault(error: BaseException) -> bool:
@@ -162,18 +196,24 @@ def is_disk_fault(error: BaseException) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Errors of the disk, from whichever library, as `DiskError`."""
+    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named.
+
+    What else the system refuses there, such as a folder that one may not write in, is the user's to mend.
+    """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, DiskError) or not is_disk_fault(error):
+    except PermissionError as error:
+        if error.filename is None or Path(error.filename).parent != path.parent:
             raise
-        raise DiskError(f"{path}: cannot be written ({_why(error)}); free space there, or use another disk") from error
-
-
-def _why(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.errno else None
-    return reason.lower() if reason else "no space left on the disk"
+        raise UserError(f"{path}: cannot be written (permission denied); choose another place") from error
+    except Exception as error:
+        if not (isinstance(error, DiskError) or is_disk_fault(error)):
+            raise
+        cause = error.__cause__ if isinstance(error, DiskError) else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else "No space left on device"
+        raise DiskError(
+            f"{path}: cannot be written ({reason.lower()}); free space there, or use another disk"
+        ) from cause
 
 
 def _beside(path: Path) -> Path:
@@ -188,6 +228,50 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# Names and places
+
+
+def on_disk(name: str) -> bytes:
+    """The bytes by which the file system knows a name, in any locale.
+
+    The same file may be named "ä" by a text that holds its name, and by two surrogate escapes where the locale is C.
+    """
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        return encoded(name)
+
+
+def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
+    """The path that a user gave, `~` expanded; whether anything lies there is for the caller to ask.
+
+    Args:
+        text: as given.
+        option: that it was given to, for the messages.
+
+    Raises:
+        UserError: it can be no path, or nobody but the system knows what lies there: it is empty, too long, names an
+            unknown user or leads through a folder that may not be entered.
+    """
+    given = os.fspath(text)
+    told = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
+    if not given:
+        raise UserError(f"{option or 'path'} is empty; give a file or a folder")
+    if "\0" in given:
+        raise UserError(f"{option} {shown(given)}: holds a NUL byte, which no path can; check the path".strip())
+    try:
+        path = Path(os.fsdecode(on_disk(given))).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError as error:  # expanduser
+        raise UserError(f"{told}: no such user ({given.split('/', 1)[0]}); write the path without ~") from error
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{told}: cannot be looked at ({reason}); check the path and its permissions") from error
+    return path
 
 
 # Reading
@@ -219,10 +303,13 @@ def open_regular(path: Path | str) -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """A text file in UTF-8; UserError when it cannot be read or is in another encoding."""
+def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
+    """A text file in UTF-8; UserError when it cannot be read or is in another encoding.
+
+    With `errors` "surrogateescape" bytes that are no UTF-8 are taken as Python takes them in names of files.
+    """
     try:
-        return read_bytes(path, most).decode("utf-8-sig")
+        return read_bytes(path, most).decode("utf-8-sig", errors)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path, or restore it") from error
     except UnicodeDecodeError as error:
@@ -234,8 +321,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return _object(path, read_text(path))
 
 
+def read_json_value(path: Path, most: int = MOST_TEXT) -> Any:
+    """Whatever a JSON file of at most so many bytes holds, of any type; UserError when it is no JSON."""
+    return _value(path, read_text(path, most))
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line.
+    """The objects of a file with one JSON object a line; a number may be NaN or infinite, as a loss that broke.
 
     The last line may be half of one, of a process that is writing or was killed as it wrote: it is left out.
 
@@ -248,7 +340,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            records.append(_object(path, line, f", line {number}"))
+            records.append(_object(path, line, f", line {number}", constant=float))
         except UserError:
             if number < len(lines) or line.endswith("\n"):
                 raise
@@ -260,6 +352,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path, _MOST_YAML)
     try:
         content = yaml.load(text, _PlainLoader)
+        _check_bounds(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not YAML ({reason[:120]}); mend or restore it") from error
@@ -270,9 +363,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_csv(path: Path, delimiter: str = ",") -> list[list[str]]:
     """The rows of a CSV file, header and all, empty lines left out; UserError where it cannot be read."""
+    return [row for _, row in read_numbered(path, delimiter)]
+
+
+def read_numbered(path: Path, delimiter: str = ",", *, trim: bool = False) -> list[tuple[int, list[str]]]:
+    """As `read_csv`, each row with the number of its line, or of its last; `trim` drops spaces around values."""
+    # Names of files need not be UTF-8, and `write_csv` has written them as they are.
+    text = read_text(path, errors="surrogateescape")
+    if "\0" in text:
+        raise UserError(f"{path}: not CSV (it holds zero bytes, as UTF-16 does); save it as UTF-8, or restore it")
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=trim)
     try:
-        rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
-        return [row for row in rows if row]
+        return [(rows.line_num, [value.strip() if trim else value for value in row]) for row in rows if row]
     except csv.Error as error:
         raise UserError(f"{path}: not CSV ({error}); mend or restore it") from error
 
@@ -286,19 +388,48 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _object(path: Path, text: str, place: str = "") -> dict[str, Any]:
+def _value(path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None) -> Any:
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
+        content = json.loads(text, parse_constant=constant or _refuse_constant, parse_float=_finite)
+        _check_bounds(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{path}{place}: not JSON ({reason[:120]}); restore it, or remove it") from error
+    return content
+
+
+def _object(
+    path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
+) -> dict[str, Any]:
+    content = _value(path, text, place, constant=constant)
     if not isinstance(content, dict):
         raise UserError(f"{path}{place}: holds no JSON object; restore it, or remove it")
     return content
 
 
-def _refuse_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (math.inf, -math.inf):
+        raise ValueError(f"{text[:20]} is larger than any number")
+    return value
+
+
+def _check_bounds(content: Any) -> None:
+    """ValueError for what is nested deep, and for whole numbers that are no file's of ours."""
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(_DEEPEST):
+        inner = [value for node in level for value in (node.values() if isinstance(node, dict) else node)]
+        huge = next((value for value in inner if isinstance(value, int) and abs(value) > _LARGEST), None)
+        if huge is not None:
+            raise ValueError(f"a number of {huge.bit_length()} bits")
+        level = [value for value in inner if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {_DEEPEST} deep")
 
 
 class Fields:
@@ -334,7 +465,10 @@ class Fields:
 
 def shown(value: Any) -> str:
     """A value as a message shows it: at most 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        text = f"an integer of {int(value).bit_length()} bits"
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 

@@ -11,36 +11,30 @@ Notable here:
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import timm
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from semmae import checkpoint
-from semmae.errors import UserError
-from semmae.interop import dino, huggingface, mae
+from semmae.errors import UserError, listed
+from semmae.files import read_json, user_path
+from semmae.interop import beside, dino, huggingface, mae, mmpretrain
 from semmae.interop import timm as timm_form
+from semmae.interop.choose import Chosen
 from semmae.interop.files import read_weights
-from semmae.interop.huggingface import PREPROCESSOR, Colour
 from semmae.interop.unfinished import is_unfinished, read_unfinished
 from semmae.models.classifier import Classifier, without_head
 from semmae.models.head import LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.segmenter import Segmenter
-from semmae.models.vit import MODELS, Encoder
-from semmae.models.weights import NORM_EPS, encoder_from_weights, load_strictly, set_norm_eps
+from semmae.models.vit import Encoder
+from semmae.models.weights import NORM_EPS, encoder_from_weights, fitted, load_strictly, set_norm_eps, vit_arguments
 
 _LOG = logging.getLogger("semmae")
-# Beyond our own sizes: DINOv2's ViT-g, and the ViT-g and ViT-G of "Scaling Vision Transformers".
-_HEADS = {width: heads for width, _, heads in MODELS.values()} | {1536: 24, 1408: 16, 1664: 16}
 # Names of weights in a folder of transformers.
 _WEIGHTS = (checkpoint.WEIGHTS, "pytorch_model.bin")
-# What transformers calls the same.
-_SYNONYMS = {"num_heads": "num_attention_heads", "decoder_num_heads": "decoder_num_attention_heads"}
-# The decoders of the MAE release: width 512, 16 heads.
-_DECODER_HEADS = {512: 16}
-_IMAGENET: tuple[Colour, Colour] = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+_ENCODERS = "a checkpoint file, a run of semmae, or timm:NAME"
+_FORMS = "MAE, DINO, iBOT, DINOv2, MoCo v3, MSN, timm, mmpretrain or Hugging Face"
 
 
 def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
@@ -49,7 +43,7 @@ def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: 
     Args:
         spec: `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or its `encoder`, `autoencoder`,
             `classifier` or `segmenter`; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file
-            (.pth, .pt, .bin, .safetensors) in MAE, SemMAE, DINO, iBOT, timm or Hugging Face form.
+            (.pth, .pt, .bin, .safetensors) in one of the forms that `docs/checkpoints.md` lists.
         num_heads: of a checkpoint file, where neither `config.json` beside it nor its width tells.
         image_size: pixels a side of the images it will be shown, where that is not the size it was trained at.
 
@@ -134,8 +128,7 @@ def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
     if file is None or not mae.is_mae(state):
         return None
     width = state["decoder_embed.weight"].shape[0]
-    told = _told(file, "decoder_num_heads") or _DECODER_HEADS.get(width, num_heads)
-    return mae.decoder_spec(state, told if width % told == 0 else 1)
+    return mae.decoder_spec(state, beside.likely_decoder_heads(file, width, num_heads))
 
 
 def load_head(path: str | Path) -> LinearHead:
@@ -189,23 +182,24 @@ def _foreign_file(path: Path) -> Path | None:
     """The file itself, or that of a folder in the form of transformers, or of MAE as `semmae export` writes it."""
     if path.is_file():
         return path
-    names = [*(_WEIGHTS if "model_type" in _beside(path / checkpoint.CONFIG) else ()), mae.FILE]
+    names = [*(_WEIGHTS if "model_type" in beside.read_beside(path / checkpoint.CONFIG) else ()), mae.FILE]
     return next((path / name for name in names if (path / name).is_file()), None)
 
 
 def _autoencoder_of_file(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> MaskedAutoencoder:
-    state, options, foreign = _released(path)
+    state, chosen, foreign = _released(path)
     if not mae.is_mae(state):
         raise UserError(f"{path}: no decoder_embed.weight, so no masked autoencoder; load_encoder reads encoders")
-    encoder_heads = _num_heads("num_heads", num_heads, path, state.get("cls_token"), _HEADS)
-    width = state.get("mask_token")
-    decoder_heads = _num_heads("decoder_num_heads", decoder_num_heads, path, width, _DECODER_HEADS)
-    mean, std, eps = _unseen(path, foreign)
+    options = chosen.options
+    encoder_heads = beside.encoder_heads(path, chosen, _width(state, "cls_token"), num_heads)
+    decoder_heads = beside.decoder_heads(path, _width(state, "mask_token"), decoder_num_heads)
+    mean, std, eps = beside.unseen(path, foreign)
+    beside.check_square(options)
     kept, _ = mae.to_encoder(state)
     encoder = encoder_from_weights(kept, encoder_heads, mean, std, norm_eps=eps)
-    norm_pix_loss = _norm_pix_loss(path, options, is_huggingface=foreign is not None)
-    autoencoder = MaskedAutoencoder(encoder, mae.decoder_spec(state, decoder_heads), norm_pix_loss)
-    load_strictly(autoencoder, mae.from_mae(state))
+    norm_pix_loss = beside.norm_pix_loss(path, options, is_huggingface=foreign is not None)
+    spec = mae.decoder_spec(state, decoder_heads)
+    autoencoder = fitted(lambda: MaskedAutoencoder(encoder, spec, norm_pix_loss), mae.from_mae(state))
     set_norm_eps(autoencoder, eps)
     if (shown := mae.patches_shown(state, options)) and not mae.is_doubtful(path, state, options):
         told = "%s: trained on %d of the %d patches of an image; to go on like that: --token-subset %d"
@@ -213,18 +207,22 @@ def _autoencoder_of_file(path: Path, num_heads: int | None, decoder_num_heads: i
     return autoencoder.eval()
 
 
-def _released(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], dict[str, Tensor] | None]:
-    """Tensors under the names of the MAE release, options saved beside them, and where they had transformers' names
+def _released(path: Path) -> tuple[dict[str, Tensor], Chosen, dict[str, Tensor] | None]:
+    """Tensors under the names of the MAE release, what was read of the file, and where they had transformers' names
     those under which they lay.
     """
-    state, options = read_weights(path)
-    bare = {dino.strip(name): tensor for name, tensor in state.items()}
+    chosen = read_weights(path)
+    bare = chosen.tensors
     if not huggingface.is_mae(bare):
-        return bare, options, None
+        return bare, chosen, None
     renamed, dropped = huggingface.to_mae(bare)
     if dropped:
-        _LOG.info("%s: dropped, not part of a masked autoencoder: %s", path, ", ".join(dropped))
-    return renamed, options, bare
+        _LOG.info("%s: dropped, not part of a masked autoencoder: %s", path, listed(dropped))
+    return renamed, chosen, bare
+
+
+def _width(state: Mapping[str, Tensor], token: str) -> int | None:
+    return state[token].shape[-1] if token in state and state[token].ndim else None
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
@@ -251,57 +249,43 @@ def classifier_folder(path: Path) -> Path | None:
 
 
 def _existing(spec: str | Path) -> Path:
-    path = Path(spec).expanduser()
-    if path.exists():
-        return path
+    """The file or folder that is meant; UserError where there is none."""
     name = str(spec)
-    if name in timm.list_models() or name in timm.list_pretrained():
-        raise UserError(f'{name}: no such file or folder; did you mean "timm:{name}"?')
-    raise UserError(f"{name}: no such file or folder; give a checkpoint file, a run of semmae, or timm:NAME")
+    try:
+        path = user_path(spec)
+        if path.is_file() or path.is_dir():
+            return path
+        path.stat()
+    except FileNotFoundError:
+        if name in timm.list_models() or name in timm.list_pretrained():
+            raise UserError(f'{name}: no such file or folder; did you mean "timm:{name}"?') from None
+        raise UserError(f"{name}: no such file or folder; give {_ENCODERS}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # no right to look, too long, an unknown ~user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{name[:200]}: cannot be read ({reason}); give {_ENCODERS}") from error
+    raise UserError(f"{name}: neither a file nor a folder; give {_ENCODERS}")
 
 
 def _describes(folder: Path) -> bool:
     """Whether the folder's config.json says how to build its model: ours, or timm's."""
     config = folder / checkpoint.CONFIG
-    return config.is_file() and "architecture" in checkpoint.read_json(config)
+    return config.is_file() and "architecture" in read_json(config)
 
 
 def _encoder_of_file(path: Path, num_heads: int | None) -> Encoder:
-    state, options = read_weights(path)
+    chosen = read_weights(path)
     try:
-        kept, dropped = _to_encoder(state)
-        mae.is_doubtful(path, kept, options)
-        if dropped:
-            _LOG.info("%s: dropped, not part of an encoder: %s", path, ", ".join(dropped))
-        heads = _num_heads("num_heads", num_heads, path, kept.get("cls_token"), _HEADS)
-        mean, std, eps = _unseen(path, state if huggingface.is_huggingface(state) else None)
+        kept, dropped = _to_encoder(chosen.tensors)
+        mae.is_doubtful(path, kept, chosen.options)
+        if dropped := chosen.dropped + dropped:
+            _LOG.info("%s: dropped, not part of an encoder: %s", path, listed(dropped))
+        heads = beside.encoder_heads(path, chosen, _width(kept, "cls_token"), num_heads)
+        foreign = chosen.tensors if huggingface.is_huggingface(chosen.tensors) else None
+        mean, std, eps = beside.unseen(path, foreign)
+        beside.check_square(chosen.options)
         return encoder_from_weights(kept, heads, mean, std, norm_eps=eps)
     except ValueError as error:
-        forms = "MAE, DINO, iBOT, timm or Hugging Face"
-        raise UserError(f"{path}: {error}; give a ViT checkpoint in {forms} form, or timm:NAME") from error
-
-
-def _unseen(path: Path, foreign: Mapping[str, Tensor] | None) -> tuple[Colour, Colour, float]:
-    """What weights do not show, of the files beside them: mean and std of the images, epsilon of the norms.
-
-    Args:
-        path: of the weights.
-        foreign: the tensors, where they bear the names of transformers.
-
-    Raises:
-        ValueError: `config.json` describes what timm's blocks do not compute.
-    """
-    config = _beside(path)
-    if foreign is None:
-        # As an export of ours tells them; released files have none beside them, and these are ImageNet's.
-        mean, std = huggingface.colours(config.get("mean"), config.get("std")) or _IMAGENET
-        return mean, std, NORM_EPS
-    huggingface.check_config(config)
-    told = huggingface.normalisation(_beside(path, PREPROCESSOR))
-    if told is None:
-        _LOG.warning("%s: no image_mean and image_std in %s beside it; ImageNet's are taken", path, PREPROCESSOR)
-    mean, std = told or _IMAGENET
-    return mean, std, huggingface.norm_eps(foreign, config)
+        raise UserError(f"{path}: {error}; give a ViT checkpoint in {_FORMS} form, or timm:NAME") from error
 
 
 def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
@@ -326,7 +310,7 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
     file = _foreign_file(folder)
     if file is not None:
         return _encoder_of_file(file, num_heads)
-    if "model_type" in _beside(folder / checkpoint.CONFIG):
+    if "model_type" in beside.read_beside(folder / checkpoint.CONFIG):
         raise UserError(f"{folder}: holds a config.json without weights; add {' or '.join(_WEIGHTS)}, in one file")
     raise UserError(f"{folder}: holds no encoder; give a run of semmae, its encoder folder, or a checkpoint file")
 
@@ -334,14 +318,17 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
 def _encoder_under_way(folder: Path) -> Encoder:
     """The encoder that a run of teacher or pretrain would leave behind if it ended at its last checkpoint."""
     run = read_unfinished(folder)
-    if run.init is None:
-        encoder = Encoder(run.spec)
-    else:  # what weights do not show is as it was there
-        encoder = load_encoder(run.init, num_heads=run.num_heads)
-        encoder.set_image_size(run.spec.image_size)
-        set_norm_eps(encoder, NORM_EPS)
     try:
-        load_strictly(encoder.vit, run.state)
+        if run.init is None:
+            encoder = fitted(lambda: Encoder(run.spec), {f"vit.{name}": tensor for name, tensor in run.state.items()})
+        else:  # what weights do not show is as it was there
+            encoder = load_encoder(run.init, num_heads=run.num_heads)
+            size = vit_arguments(run.state, encoder.spec.num_heads)["img_size"]
+            if size != run.spec.image_size:
+                raise ValueError(f"image_size is {run.spec.image_size}, and {size} by its positions")
+            encoder.set_image_size(size)
+            set_norm_eps(encoder, NORM_EPS)
+            load_strictly(encoder.vit, run.state)
     except ValueError as error:
         raise UserError(f"{folder}: its checkpoint does not fit its config.yaml ({error}); restore them") from error
     _LOG.warning("%s: %s", folder, run.told)
@@ -353,46 +340,10 @@ def _to_encoder(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]
     bare, heads = dino.to_encoder(state)
     if huggingface.is_huggingface(bare):
         kept, dropped = huggingface.to_encoder(bare)
+    elif mmpretrain.is_mmpretrain(bare):
+        kept, dropped = mmpretrain.to_encoder(bare)
     elif mae.is_mae(bare):
         kept, dropped = mae.to_encoder(bare)
     else:
         kept, dropped = timm_form.to_encoder(bare)
     return kept, heads + dropped
-
-
-def _num_heads(option: str, asked: int | None, path: Path, token: Tensor | None, by_width: Mapping[int, int]) -> int:
-    """Heads of a model: as asked, else by `config.json` beside the file, else by the width of its token."""
-    if asked is not None:
-        return asked
-    told = _told(path, option)
-    if told is not None:
-        return told
-    if token is None:
-        return 1  # no ViT at all; building it will say so
-    width = token.shape[-1]
-    if width not in by_width:
-        raise UserError(f"{path}: weights of width {width} do not show the number of heads; give {option}")
-    return by_width[width]
-
-
-def _told(path: Path, option: str) -> int | None:
-    """Number of heads that `config.json` beside the file tells, under our name or that of transformers."""
-    config = _beside(path)
-    told = config.get(option, config.get(_SYNONYMS[option]))
-    return told if isinstance(told, int) else None
-
-
-def _norm_pix_loss(path: Path, options: Mapping[str, Any], *, is_huggingface: bool) -> bool:
-    """Whether the model predicts normalised pixels, by its own options or `config.json` beside it."""
-    told = options.get("norm_pix_loss", _beside(path).get("norm_pix_loss"))
-    if told is None and is_huggingface:
-        return False  # as transformers takes it
-    if told is None:
-        _LOG.warning("%s: does not say norm_pix_loss; taken as true, as the MAE paper trains", path)
-        return True
-    return bool(told)
-
-
-def _beside(path: Path, name: str = checkpoint.CONFIG) -> dict[str, Any]:
-    config = path.with_name(name)
-    return checkpoint.read_json(config) if config.is_file() else {}

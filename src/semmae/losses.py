@@ -1,12 +1,50 @@
-"""The objectives: masked pixels (MAE), reconstruction and diversity (SemMAE, stage 1)."""
+"""The objectives: masked pixels (MAE), reconstruction and diversity (SemMAE, stage 1).
 
-from typing import Literal
+Every loss of the project goes through `in_float32`, those of other libraries too: what precedes it may be computed in
+half precision, a loss is not. In bf16 close vectors are rounded onto each other, and small differences to nothing.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
+
+def in_float32(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A function that computes in float32 whatever autocast says: its tensors of half precision are made so before.
+
+    Tensors are looked for among the arguments and in tuples and lists of them.
+    """
+
+    @functools.wraps(function)
+    def computed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        given: list[torch.device] = []
+        args, kwargs = _full(args, given), {name: _full(value, given) for name, value in kwargs.items()}  # type: ignore[assignment]
+        with torch.autocast(given[0].type if given else "cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return computed
+
+
+def _full(value: Any, devices: list[torch.device]) -> Any:
+    """The same with every tensor of half precision in float32; where tensors lie is added to `devices`."""
+    if isinstance(value, Tensor):
+        devices.append(value.device)
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, list | tuple):
+        found = [_full(entry, devices) for entry in value]
+        # A named tuple takes its fields one by one.
+        return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
+    return value
+
+
+@in_float32
 def masked_pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over hidden patches: prediction and target (B, H, p·p·3) → scalar.
 
@@ -15,6 +53,7 @@ def masked_pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return functional.mse_loss(prediction, target)
 
 
+@in_float32
 def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: Literal["mse", "l1"] = "mse") -> Tensor:
     """L_r of SemMAE: pixel error of a reconstruction (B, 3, s, s) of images (B, 3, S, S), squared or absolute.
 
@@ -26,6 +65,7 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: Literal["m
     return loss(reconstruction, images)
 
 
+@in_float32
 def diversity_loss(maps: Tensor) -> Tensor:
     """L_d of SemMAE: mean cosine similarity over all pairs of part maps (B, N, g, g) → scalar in [0, 1]."""
     count = maps.shape[1]
@@ -37,11 +77,13 @@ def diversity_loss(maps: Tensor) -> Tensor:
     return similarity[:, first, second].mean()
 
 
+@in_float32
 def feature_loss(reconstruction: Tensor, patches: Tensor) -> Tensor:
     """L_r on frozen features: squared error of a reconstruction (B, C, g, g) of patch tokens (B, L, C), g² = L."""
     return functional.mse_loss(reconstruction.flatten(2).transpose(1, 2), patches)
 
 
+@in_float32
 def mutual_information_loss(first: Tensor, second: Tensor) -> Tensor:
     """Minus the mutual information of the labels that two views give to the same places, in nats.
 
@@ -54,15 +96,14 @@ def mutual_information_loss(first: Tensor, second: Tensor) -> Tensor:
         second: those of the other view at the same places.
     """
     count = first.shape[1]
-    # In half precision entries of the joint distribution that matter would be lost to rounding.
-    with torch.autocast(first.device.type, enabled=False):
-        a, b = (maps.float().transpose(0, 1).reshape(count, -1) for maps in (first, second))
-        joint = a @ b.T / a.shape[1]
-        joint = ((joint + joint.T) / 2).clamp_min(torch.finfo(joint.dtype).eps)
-        apart = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
-        return -(joint * (joint / apart).log()).sum()
+    a, b = (maps.transpose(0, 1).reshape(count, -1) for maps in (first, second))
+    joint = a @ b.T / a.shape[1]
+    joint = ((joint + joint.T) / 2).clamp_min(torch.finfo(joint.dtype).eps)
+    apart = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
+    return -(joint * (joint / apart).log()).sum()
 
 
+@in_float32
 def concentration_loss(maps: Tensor) -> Tensor:
     """Mean variance of place within a part, in squared image sides: maps (B, N, g, g) → scalar in [0, 1/2].
 
@@ -77,6 +118,7 @@ def concentration_loss(maps: Tensor) -> Tensor:
     return spread.mean()
 
 
+@in_float32
 def total_variation_loss(maps: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring cells, summed over parts: maps (B, N, g, g) → scalar.
 
@@ -85,3 +127,9 @@ def total_variation_loss(maps: Tensor) -> Tensor:
     down = (maps[:, :, 1:] - maps[:, :, :-1]).abs().sum(1).mean()
     across = (maps[..., 1:] - maps[..., :-1]).abs().sum(1).mean()
     return down + across
+
+
+@in_float32
+def class_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (B, K) and classes, int64 (B,) or shares of each (B, K) → scalar."""
+    return functional.cross_entropy(logits, targets)

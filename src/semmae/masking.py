@@ -13,6 +13,7 @@ uniform numbers drawn by the caller: the same noise gives the same mask on every
 | inter     | SemMAE, setting 2                        | parts, noise, order noise; blend 1    |
 | semantic  | SemMAE, setting 3: from intra to inter   | parts, noise, order noise; any blend  |
 
+Where hidden patches are replaced and nothing has to stack, as in iBOT, `hide_first` gives each row a count of its own.
 How `blend` moves from 0 to 1 during training is the task's business, not this file's.
 """
 
@@ -48,10 +49,21 @@ def num_hidden(num_patches: int, ratio: float) -> int:
     return num_patches - visible
 
 
+def nums_hidden(num_patches: int, ratios: Tensor) -> Tensor:
+    """`num_hidden` of many ratios (B,), but that each hides one patch at least and leaves one visible: int64 (B,)."""
+    visible = (num_patches * (1.0 - ratios.double()) + 1e-9).long()
+    return num_patches - visible.clamp(1, num_patches - 1)
+
+
 def hide_highest(scores: Tensor, count: int) -> Tensor:
     """Hide the `count` highest-scoring patches of every row: scores (B, L) → mask bool (B, L)."""
     hidden = scores.topk(count, dim=1, sorted=False).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hidden, True)
+
+
+def hide_first(order: Tensor, counts: Tensor) -> Tensor:
+    """Hide of each row its own number of patches, the lowest first: order (B, L), counts (B,) → mask bool (B, L)."""
+    return order.argsort(dim=1).argsort(dim=1) < counts[:, None]
 
 
 def random_mask(noise: Tensor, ratio: float) -> Tensor:
@@ -62,11 +74,7 @@ def random_mask(noise: Tensor, ratio: float) -> Tensor:
 def block_mask(noise: Tensor, box_noise: Tensor, ratio: float) -> Tensor:
     """Hide rectangles of patches: box after box until the count is reached, the last box only in part.
 
-    Aspects are those of BEiT and iBOT: height / width log-uniform in 0.3 to 1 / 0.3. They draw one rectangle after the
-    other, of 16 patches (on 14 × 14) up to what is still to be hidden, and draw again where it does not fit. Here all
-    are drawn at once, of 4 patches up to all that is to be hidden, sides cut to the grid's, so that a batch is one
-    call and the count is exact. At ratio 0.3 on 14 × 14, 79 % of the neighbours of a hidden patch are hidden, in
-    BEiT's masks 84 %, by chance 30 %.
+    At ratio 0.3 on 14 × 14, 79 % of the neighbours of a hidden patch are hidden, in BEiT's masks 84 %, by chance 30 %.
 
     Args:
         noise: uniform [0, 1) (B, L) over a square grid: which patches of the last box stay visible, and which
@@ -77,9 +85,26 @@ def block_mask(noise: Tensor, box_noise: Tensor, ratio: float) -> Tensor:
     Returns:
         mask bool (B, L), True = hidden.
     """
-    side, hidden = math.isqrt(noise.shape[1]), num_hidden(noise.shape[1], ratio)
+    hidden = num_hidden(noise.shape[1], ratio)
+    return hide_highest(-block_order(noise, box_noise, torch.full_like(noise[:, 0], hidden)), hidden)
+
+
+def block_order(noise: Tensor, box_noise: Tensor, counts: Tensor) -> Tensor:
+    """The order in which `block_mask` hides patches, the lowest first: float64 (B, L).
+
+    Aspects are those of BEiT and iBOT: height / width log-uniform in 0.3 to 1 / 0.3. They draw one rectangle after the
+    other, of 16 patches (on 14 × 14) up to what is still to be hidden, and draw again where it does not fit. Here all
+    are drawn at once, of 4 patches up to all that is to be hidden, sides cut to the grid's, so that a batch is one
+    call and the count is exact.
+
+    Args:
+        noise: as for `block_mask`.
+        box_noise: likewise.
+        counts: how many patches each row is to hide, (B,).
+    """
+    side, hidden = math.isqrt(noise.shape[1]), counts[:, None].to(box_noise)
     assert side * side == noise.shape[1], "boxes need a square grid"
-    smallest = min(4, hidden)
+    smallest = hidden.clamp(max=4)
     area = smallest + (hidden - smallest) * box_noise[..., 0]
     aspect = torch.exp(math.log(0.3) * (1.0 - 2.0 * box_noise[..., 1]))
     sides = torch.stack([area * aspect, area / aspect], dim=-1).sqrt().round().clamp(1, side)  # (B, K, 2)
@@ -92,7 +117,7 @@ def block_mask(noise: Tensor, box_noise: Tensor, ratio: float) -> Tensor:
     left = torch.arange(boxes, 0, -1, device=noise.device, dtype=torch.int16)
     first = boxes - (covered * left[:, None]).amax(1)
     # float64, in which no noise below 1 is rounded up into the next box.
-    return hide_highest(-(first + noise.double()), hidden)
+    return first + noise.double()
 
 
 def num_hints(num_patches: int, hidden: int, hint: float, pool: float = 0.1) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from semmae.data.part_store import PartStore
+from semmae.files import Fields
 from semmae.models.vit import MODELS
 from semmae.page import Record, by_step, find, quality, read_config, read_json, read_records
 from semmae.verdicts import encoder_above_untrained, encoder_below_untrained, measured, parts_unused, teacher_collapsed
@@ -177,11 +178,14 @@ def _after_parts(known: _Known) -> Iterator[Step]:
 def _sizes(known: _Known) -> dict[str, Any]:
     """Options of an encoder as large as the parts' own, where that is not of pretrain's usual size."""
     size = known.summary.get("image_size")
-    spec = read_json(known.run / "learner" / "config.json").get("semmae", {}).get("spec", {})
-    if size in (None, _USUAL_SIZE) or not spec:
+    path = known.run / "learner" / "config.json"
+    if size in (None, _USUAL_SIZE) or not path.is_file():
         return {}
-    model = next((name for name, (width, _, _) in MODELS.items() if width == spec.get("width")), _USUAL_MODEL)
-    return {"model": model, "image_size": size, "patch_size": spec.get("patch_size")}
+    spec = Fields(path, Fields(path, read_json(path)).need("semmae", dict))
+    learner = Fields(path, spec.need("spec", dict))
+    width, patch = learner.need("width", int), learner.need("patch_size", int)
+    model = next((name for name, (known_width, _, _) in MODELS.items() if width == known_width), _USUAL_MODEL)
+    return {"model": model, "image_size": size, "patch_size": patch}
 
 
 def _after_pretrain(known: _Known) -> Iterator[Step]:

@@ -3,16 +3,17 @@
 A page is made of files only, so that it can be made again; page.html.jinja holds its style and frame.
 """
 
-import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
+from semmae import files
 from semmae.charts import finite, number
 from semmae.errors import UserError
 
@@ -63,6 +64,27 @@ SCORES = {
 }
 QUALITY_COLUMNS = {key: f"{name} %" for key, name in SCORES.items()} | {"parts_used": "Parts in use"}
 
+_NUMBER = (int, float)
+# What is read of a run's files, and its type.
+_FACTS: dict[str, dict[str, Any]] = {
+    "summary.json": {
+        "stage": str,
+        "images": int,
+        "skipped": int,
+        "classes": int,
+        "minutes": _NUMBER,
+        "finished": bool,
+        "epochs": _NUMBER,
+        "steps": int,
+        "image_size": int,
+        "model": str,
+        "manifest": str,
+    },
+    "config.json": {"architecture": str, "model_args": dict},
+    "parts.json": {"images": int, "label_names": list, "extra": dict},
+    "results.json": {"protocol": dict},
+}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -76,29 +98,51 @@ class Table:
 
 def render(template: str, **values: Any) -> bytes:
     """A page from a template of this package. Everything put in is text: `<` cannot become markup."""
-    environment = jinja2.Environment(
+    return files.encoded(_environment().get_template(template).render(**values))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("semmae", package_path=""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values).encode()
 
 
 # Reading
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file, {} when there is no file."""
+def read_json(path: Path, form: str | None = None) -> dict[str, Any]:
+    """The object in one of a run's files, what is known of it checked; {} when there is no file.
+
+    Args:
+        path: of the file.
+        form: the name that such a file has in a run, where this one has another.
+
+    Raises:
+        UserError: it is not JSON, or a value is of another type than it should be: it was edited.
+    """
     if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); remove it or run its command again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; remove it or run its command again")
+    content, form = files.read_json(path), form or path.name
+    _check_types(path, content, _FACTS.get(form, {}))
+    if form == "config.json":
+        size = content.get("model_args", {}).get("img_size", 0)
+        if not isinstance(size, int) and not (isinstance(size, list) and [type(side) for side in size] == [int, int]):
+            raise UserError(f"{path}: img_size is {files.shown(size)}, neither one side nor two; restore it")
+    elif form == "parts.json":
+        _check_types(path, content.get("extra", {}), {"teacher": str}, null=True)
+    elif form == "quality.json":
+        _check_types(path, content, dict.fromkeys(QUALITY_ROWS, dict))
+        for scores in (content[method] for method in QUALITY_ROWS if method in content):
+            _check_types(path, scores, dict.fromkeys(scores, _NUMBER))
+    elif form == "results.json":
+        _check_types(path, content.get("protocol", {}), {"method": str, "encoder_digest": str})
+        for figures in (content, *(value for value in content.values() if isinstance(value, dict))):
+            _check_types(path, figures, dict.fromkeys(FIGURES, _NUMBER), null=True)
     return content
 
 
@@ -106,12 +150,28 @@ def read_config(path: Path) -> dict[str, Any]:
     """The options, nested ones under dotted names; {} when there is no file."""
     if not path.exists():
         return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not YAML ({reason}); mend or remove it") from error
-    return dict(flat(content)) if isinstance(content, dict) else {}
+    options = dict(flat(files.read_yaml(path)))
+    numbers = [name for name in options if name.rpartition(".")[2] in ("image_size", "epochs", "steps")]
+    _check_types(path, options, dict.fromkeys(numbers, int), null=True)
+    return options
+
+
+def read_skipped(path: Path) -> list[tuple[str, str]]:
+    """(name, reason) of the images in a skipped.csv; none when there is no file."""
+    if not path.exists():
+        return []
+    header, *rows = files.read_csv(path) or [[]]
+    wrong = header != ["name", "reason"] or any(len(row) != 2 for row in rows)
+    if wrong:
+        raise UserError(f"{path}: not the table of name and reason that was written; restore it, or remove it")
+    return [(name, reason) for name, reason in rows]
+
+
+def _check_types(path: Path, content: Mapping[str, Any], kinds: Mapping[str, Any], *, null: bool = False) -> None:
+    """UserError where a value is there and of another type than told; with `null` it may be null."""
+    fields = files.Fields(path, {name: value for name, value in content.items() if not null or value is not None})
+    for name, kind in kinds.items():
+        fields.get(name, kind)
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -153,18 +213,21 @@ def find(config: Record, *names: str) -> Any:
     return None
 
 
-def read_records(path: Path) -> Iterable[Record]:
-    """The lines of metrics.jsonl; none when there is no file."""
+def read_records(path: Path) -> list[Record]:
+    """The lines of metrics.jsonl; none when there is no file.
+
+    Raises:
+        UserError: a line is no JSON, or holds what is no figure.
+    """
     if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for position, line in enumerate(lines, 1):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            # A run that is being written, or was stopped, may end in half a line.
-            if position < len(lines) or line.endswith("\n"):
-                raise UserError(f"{path}, line {position}: not JSON; remove that line") from error
+        return []
+    records = files.read_records(path)
+    for place, record in enumerate(records, 1):
+        kinds = {**dict.fromkeys(record, _NUMBER), "stage": str, "step": int, "epoch": int}
+        _check_types(Path(f"{path}, record {place}"), record, kinds)
+        if not re.fullmatch("[a-z]{0,20}", record.get("stage", "")):  # it is the name of a folder too
+            raise UserError(f"{path}, record {place}: stage is {files.shown(record['stage'])}, no stage; restore it")
+    return list(records)
 
 
 def by_step(records: Iterable[Record]) -> list[Record]:

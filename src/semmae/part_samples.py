@@ -10,7 +10,6 @@ import dataclasses
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from semmae.data.crop import WHOLE, Crop, crop_image
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.pictures import write_atomically
+from semmae.files import open_regular, shown, write_bytes
 from semmae.progress import Progress
 
 SoftMaps = Callable[[Tensor], Tensor]  # uint8 (B, 3, s, s) → (B, K, g, g)
@@ -41,6 +40,7 @@ _MOST_CROPS = 8  # of one part
 _PROPOSED = 3  # candidates for every crop that is shown
 _UNUSUAL = 3.0  # times larger or smaller than usual: no candidate
 _BATCH = 16
+_MOST_BYTES = 2**30  # of the file, unpacked
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,57 @@ def collect(images: ImageSet, store: PartStore, soft_maps: SoftMaps, size: int, 
     )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: getattr(samples, name) for name in _FIELDS})
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def read_samples(path: Path) -> PartSamples:
-    """What `collect` wrote. UserError when it is missing or damaged."""
+    """What `collect` wrote. UserError when it is missing, damaged, or its arrays do not fit each other."""
     if not path.exists():
         raise UserError(f"{path}: no such file; `semmae parts` writes it, with --resume into a run that lacks it")
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return PartSamples(**{name: content[name] for name in _FIELDS})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged ({error}); remove it and resume its run") from error
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > _MOST_BYTES:
+                raise ValueError(f"it would be {size} bytes")
+            content = np.load(file, allow_pickle=False)
+            samples = PartSamples(**{name: content[name] for name in _FIELDS})
+        _check_fit(samples)
+        return samples
+    except Exception as error:  # those of unpacking and of Python's own parser, which reads the headers, are many
+        raise UserError(f"{path}: damaged ({shown(str(error))}); remove it and resume its run") from error
+
+
+def _check_fit(samples: PartSamples) -> None:
+    """ValueError where an array is not of the type and the shape that the others ask for, or holds what none may."""
+    labels, images, crops = len(samples.label_names), len(samples.names), len(samples.crop_labels)
+    squares = (samples.images, samples.labels, samples.maps, samples.crops)
+    side, cells, grid, crop = (array.shape[-1:] * 2 for array in squares)
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        "label_names": ("U", (labels,)),
+        "names": ("U", (images,)),
+        "aspects": ("f", (images,)),
+        "images": ("u", (images, 3, *side)),
+        "labels": ("u", (images, *cells)),
+        "maps": ("f", (images, labels, *grid)),
+        "shares": ("f", (len(samples.shares), labels)),
+        "crops": ("u", (crops, 3, *crop)),
+        "regions": ("b", (crops, *crop)),
+        "crop_labels": ("i", (crops,)),
+        "crop_names": ("U", (crops,)),
+        "strengths": ("f", (crops,)),
+    }
+    for name, (kind, shape) in wanted.items():
+        array = getattr(samples, name)
+        if array.dtype.kind != kind or array.shape != shape or (kind == "u" and array.dtype != np.uint8):
+            raise ValueError(f"{name} is {array.dtype} {array.shape}")
+        if kind == "f" and not (np.isfinite(array).all() and (array >= 0).all()):
+            raise ValueError(f"{name} holds what is no share")
+    if not (labels and images and len(samples.shares)) or (samples.maps.max() <= 0):
+        raise ValueError("it holds nothing")
+    for name in ("labels", "crop_labels"):
+        array = getattr(samples, name)
+        if array.size and not 0 <= array.min() <= array.max() < labels:
+            raise ValueError(f"{name} holds a label without a name")
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 
 from semmae import charts
 from semmae.charts import number
+from semmae.files import write_bytes
 from semmae.outcome import verdicts
 from semmae.page import Record, by_step, duration, find, quality, read_config, read_json, read_records, render
 from semmae.part_samples import FILE, PartSamples, read_samples, spread
@@ -30,7 +31,6 @@ from semmae.pictures import (
     overlay,
     spotlight,
     webp,
-    write_atomically,
 )
 
 _HEAT_SIDE = 160  # pixels a side of a soft map's picture
@@ -109,7 +109,7 @@ def write_parts_page(run: Path) -> Path:
         again=f"semmae report {shlex.quote(str(run))}",
     )
     path = run / "parts.html"
-    write_atomically(path, page)
+    write_bytes(path, page)
     return path
 
 

@@ -11,7 +11,6 @@
 import base64
 import io
 import math
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d, pad
 
 from semmae.data.segment_crops import resized, resized_labels, scaled_size
+from semmae.files import write_bytes
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -147,7 +147,7 @@ def parts_picture(images: Tensor, labels: Tensor | Pixels, label_names: Sequence
     tiles = _interleave([large, overlay(large, labels, label_names)])
     pairs = min(4, len(images))
     sheet = _sheet(tiles, ("image", "parts"), groups=pairs, legend=_legend(label_names))
-    write_atomically(path, _png(sheet))
+    write_bytes(path, _png(sheet))
 
 
 def masks_picture(
@@ -169,7 +169,7 @@ def masks_picture(
     columns += [hide(large, mask) for _, mask in masks]
     headers += [title for title, _ in masks]
     legend = _legend(label_names) if labels is not None else []
-    write_atomically(path, _png(_sheet(_interleave(columns), headers, groups=1, legend=legend)))
+    write_bytes(path, _png(_sheet(_interleave(columns), headers, groups=1, legend=legend)))
 
 
 def reconstructions_picture(images: Tensor, mask: Tensor, reconstruction: Tensor, path: Path) -> None:
@@ -180,7 +180,7 @@ def reconstructions_picture(images: Tensor, mask: Tensor, reconstruction: Tensor
     large, painted = _to_tile_size(images), _to_tile_size(paste(images, mask, reconstruction))
     tiles = _interleave([large, hide(large, mask), painted, large])
     headers = ("image", "visible", "reconstruction", "image")
-    write_atomically(path, _png(_sheet(tiles, headers, groups=min(2, len(images)), legend=[])))
+    write_bytes(path, _png(_sheet(tiles, headers, groups=min(2, len(images)), legend=[])))
 
 
 def segmentation_picture(
@@ -205,7 +205,7 @@ def segmentation_picture(
         occurring |= set(np.unique(square.numpy()).tolist())
     legend = [key for label, key in enumerate(_legend(names)) if label in occurring]
     headers = ("image", *(title for title, _ in columns))
-    write_atomically(path, _png(_sheet(_interleave(tiles), headers, groups=min(2, len(images)), legend=legend)))
+    write_bytes(path, _png(_sheet(_interleave(tiles), headers, groups=min(2, len(images)), legend=legend)))
 
 
 def webp(image: Tensor) -> str:
@@ -213,14 +213,6 @@ def webp(image: Tensor) -> str:
     buffer = io.BytesIO()
     Image.fromarray(_pixels(image)).save(buffer, "WEBP", quality=80, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside `path`, then renames: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _at_pixels(mask: Tensor, side: int) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from semmae import checkpoint
+from semmae.files import Fields, read_json, user_path
 from semmae.interop import mae
 from semmae.interop.files import read_file
 from semmae.interop.unfinished import is_unfinished, trains_autoencoder
@@ -31,7 +32,7 @@ def pooling_of(spec: str | Path) -> Pooling:
     """
     if str(spec).startswith(("timm:", "hf:")):
         return "mean" if _NAME.search(str(spec)) else "cls"
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.name == checkpoint.WEIGHTS:
         told = _of_folder(folder)
@@ -51,16 +52,23 @@ def _of_folder(folder: Path) -> Pooling | None:
         if kind == checkpoint.ENCODER:
             return "mean" if checkpoint.read_extra(place).get("stage") == "pretrain" else "cls"
         if kind == checkpoint.CLASSIFIER:
-            own: Pooling = checkpoint.read_json(place / checkpoint.CONFIG)["semmae"]["pooling"]
-            return own
+            return "mean" if _ours(place).get("pooling") == "mean" else "cls"
         if kind in (checkpoint.AUTOENCODER, checkpoint.SEGMENTER):  # the latter tells every pixel by its patch
             return "mean"
     if is_unfinished(folder):
         return "mean" if trains_autoencoder(folder) else "cls"
     path = folder / checkpoint.CONFIG
-    config = checkpoint.read_json(path) if path.is_file() else {}
-    tag = config.get("pretrained_cfg", {}).get("tag") if "architecture" in config else config.get("model_type")
+    config = Fields(path, read_json(path) if path.is_file() else {})
+    timms = config.get("pretrained_cfg", dict, {})
+    tag = timms.get("tag") if "architecture" in config.content else config.content.get("model_type")
     return "mean" if isinstance(tag, str) and _NAME.search(tag) else None
+
+
+def _ours(folder: Path) -> Mapping[str, Any]:
+    """What a folder of ours tells beside what timm reads."""
+    path = folder / checkpoint.CONFIG
+    own: Mapping[str, Any] = Fields(path, read_json(path)).need("semmae", dict)
+    return own
 
 
 def _holds_decoder(content: Mapping[str, Any], depth: int = _WRAPPERS) -> bool:

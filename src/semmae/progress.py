@@ -1,6 +1,8 @@
-"""What a verb shows: lines on stdout, and one of progress on stderr for work that lasts.
+"""What is shown while work lasts, on stderr, and when it is done, on stdout.
 
 Notable here:
+- no work is lost to its display: a stream whose reader has gone, such as `head`, or that was closed, is written to no
+  more; a letter that the stream's encoding lacks is shown as an escape;
 - nothing is written in the first two seconds, so that short work stays silent;
 - on a terminal one line is rewritten in place; elsewhere (a log file, Slurm) there is one line at the
   end, and one a minute before it, so that a log neither fills up nor falls silent for hours;
@@ -28,16 +30,33 @@ _log = logging.getLogger("semmae")
 
 
 def say(text: str) -> None:
-    """Show text on stdout, and keep it in train.log; a reader that has gone, such as `head`, is no fault."""
+    """Show a result on stdout; the log of the run keeps it too."""
     _log.debug("%s", text)
+    write(sys.stdout, text + "\n")
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Write at once to stdout or stderr, whoever reads it, if anybody does."""
+    if stream is None:  # was closed before Python began
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
-        print(text, flush=True)
-    except (BrokenPipeError, ValueError):  # ValueError: closed in this very process
-        # Python flushes stdout once more as it ends, and would tell of the same fault.
-        with suppress(OSError, ValueError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
-            os.close(null)
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except (OSError, ValueError) as error:  # ValueError: closed
+        silence(stream)
+        if stream is not sys.stderr and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            _log.warning("what is shown here could not be written (%s); the files are whole", error.strerror or error)
+
+
+def silence(stream: TextIO) -> None:
+    """Let the rest that is written to a stream go nowhere: else Python fails by it once more when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
 
 
 @contextmanager
@@ -54,8 +73,14 @@ def logged(path: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
+    """Falls silent where the disk is full: what matters fails by itself, in one line."""
+
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: a disk that is full is told by what matters more than the log."""
+        """Nothing: the base class would print a traceback for every line."""
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is left in its buffer cannot be written either
+            super().close()
 
 
 class Progress:
@@ -161,8 +186,7 @@ class Progress:
         assert self._stream is not None, "Progress is used inside its `with` block"
         line = self.line
         start = "\r" if self._terminal else ""
-        self._stream.write(start + line.ljust(self._width if self._terminal else 0) + end)
-        self._stream.flush()
+        write(self._stream, start + line.ljust(self._width if self._terminal else 0) + end)
         self._written, self._width = self._clock(), len(line)
 
 

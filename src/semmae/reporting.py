@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from semmae import charts, outcome
+from semmae import charts, files, outcome
 from semmae.charts import finite, number
 from semmae.errors import UserError
-from semmae.files import short
+from semmae.files import short, write_bytes
 from semmae.page import (
     FIGURES,
     Record,
@@ -30,11 +30,12 @@ from semmae.page import (
     read_config,
     read_json,
     read_records,
+    read_skipped,
     render,
     score,
     with_intervals,
 )
-from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture, write_atomically
+from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture
 
 __all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
 
@@ -78,6 +79,7 @@ PICTURES = (
 
 _MOST_COLUMNS = 12
 _PROTOCOL = "Protocol"
+_MOST_PICTURE = 2**26  # bytes of a picture
 
 
 def write_report(run: Path) -> Path:
@@ -119,7 +121,7 @@ def write_report(run: Path) -> Path:
         steps=_steps(run, kind),
     )
     path = run / "report.html"
-    write_atomically(path, page)
+    write_bytes(path, page)
     return path
 
 
@@ -228,8 +230,8 @@ def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[s
             notices.append(f"{STAGES.get(stage, stage)}: the loss was not finite ({steps}).")
     for folder in (run, run / "teacher", run / "parts"):
         if (folder / "skipped.csv").exists():
-            skipped = len((folder / "skipped.csv").read_text(encoding="utf-8").splitlines()) - 1
-            if skipped > 0:
+            skipped = len(read_skipped(folder / "skipped.csv"))
+            if skipped:
                 images = "image was" if skipped == 1 else "images were"
                 notices.append(f"{skipped} unreadable {images} left out; see {folder / 'skipped.csv'}.")
                 break
@@ -265,7 +267,10 @@ def _pictures(run: Path) -> Iterable[tuple[str, str, str]]:
     for heading, places, caption in PICTURES:
         path = next((run / place for place in places if (run / place).exists()), None)
         if path:
-            yield heading, caption, base64.b64encode(path.read_bytes()).decode()
+            try:
+                yield heading, caption, base64.b64encode(files.read_bytes(path, _MOST_PICTURE)).decode()
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror or error}); restore or remove it") from error
 
 
 def _results(run: Path) -> Iterable[Table]:

@@ -174,3 +174,25 @@ def test_the_command_tells_the_class_in_one_line(encoder: Path, data: Path, caps
     assert run(["knn", *told]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "rename the folder, or leave these images out\n" in line
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_classes_that_lie_elsewhere_are_refused_with_the_remedy(
+    verb: str, encoder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted((data / "val").glob("*/*")):
+        path.rename(data / "val" / f"{path.parent.name}-{path.name}")
+    assert "the images of val lie in it directly" in refused(verb, encoder, data, capsys)
+    shutil.rmtree(data / "val")
+    (data / "train").rename(data / "photos")
+    assert "give the folder photos in --data" in refused(verb, encoder, data, capsys)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_can_be_no_data_is_refused_in_one_line(
+    verb: str, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    for data in ("https://example.org/x", tmp_path / "photos.zip", "a" * 300, "~nobody-of-this-name", "/dev/null"):
+        line = refused(verb, encoder, Path(data), capsys)
+        assert str(Path(data))[:20] in line

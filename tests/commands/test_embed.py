@@ -416,7 +416,7 @@ def test_a_disk_too_small(
 ) -> None:
     room = shutil.disk_usage(tmp_path)._replace(free=80_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
-    refuse([*command, "--out", str(tmp_path / "a.npz")], "needs 0.0 GB.*use --dtype float16, fewer", tmp_path, capsys)
+    refuse([*command, "--out", str(tmp_path / "a.npz")], "needs .* use --dtype float16, fewer", tmp_path, capsys)
     assert run([*command, "--out", str(tmp_path / "a.safetensors")]) == 0  # in place: half the room
 
 

@@ -435,7 +435,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
 ) -> None:
     before = tiny.listing(tmp_path)
 
-    code = command(["export", "--encoder", str(run), "--out", str(tmp_path / "out"), *options])
+    code = command(["export", *tiny.instead(options, ["--encoder", str(run), "--out", str(tmp_path / "out")])])
 
     error = capsys.readouterr().err
     assert code == 2

@@ -1,7 +1,6 @@
 """What labelling is asked for: by which learner, of which encoder; and what is refused before anything is written."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from semmae.commands.labelling import (
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
+from semmae.files import short
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 
@@ -70,29 +70,28 @@ def test_labels_are_gone_on_with_in_any_batch_size_and_refused_for_another_origi
     expected = store.labels.copy()
     store.labels[3:20] = 255
     store.labels.flush()
+    tiny.retell_store(learned.out, complete=False)
     assert np.array_equal(label(dataclasses.replace(learned, batch_size=4), encoder).labels, expected)
     found = digest(encoder)
     for changed, named in (
-        (new_encoder(1), [f"teacher_digest {found}", digest(new_encoder(1))]),
-        (encoder, [f"learner_digest {store.learner_digest}"]),
+        (new_encoder(1), [f"teacher_digest {short(found)}", short(digest(new_encoder(1)))]),
+        (encoder, [f"learner_digest {short(store.learner_digest)}"]),
     ):
         if changed is encoder:
             save_learner(PartLearner(PartsSpec(encoder.width, 8)), learned.out / "learner")
         with pytest.raises(UserError) as caught:
             label(learned, changed)
         assert all(words in str(caught.value) for words in named)
-    with pytest.raises(UserError, match=f"images 32, not 31; .*manifest_digest {store.manifest_digest}, not "):
+    with pytest.raises(UserError, match=f"images 32, not 31; .*manifest_digest {short(store.manifest_digest)}, not "):
         label(dataclasses.replace(learned, limit=31), encoder)
     with pytest.raises(UserError, match="grid 7, not 9"):
         label(dataclasses.replace(learned, grid=9), encoder)
 
 
-def test_labels_of_an_older_version_get_their_attention_and_stay(learned: LabelOptions) -> None:
+def test_labels_without_attention_get_it_and_stay(learned: LabelOptions) -> None:
     encoder = new_encoder(0)
     expected = label(learned, encoder).attention.copy()
-    meta = json.loads((learned.out / "parts.json").read_text())
-    assert meta.pop("attention_grid") == 4
-    (learned.out / "parts.json").write_text(json.dumps(meta))
+    tiny.retell_store(learned.out, attention_grid=0)
     (learned.out / "attention.npy").unlink()
     before = (learned.out / "parts.npy").read_bytes()
     with pytest.raises(UserError, match=f"no attention .*`semmae parts --out {learned.out} --labels-only`"):

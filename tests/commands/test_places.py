@@ -1,6 +1,7 @@
 """Where a verb may write is looked at first: a file in the way, or a folder that is not ours, is one line."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import tiny
 
 from semmae import checkpoint
 from semmae.cli import run
-from semmae.commands.places import check_place
+from semmae.commands.places import check_apart, check_place
 from semmae.errors import UserError
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
@@ -76,3 +77,91 @@ def test_places_that_are_still_to_be_made(tmp_path: Path, monkeypatch: pytest.Mo
     Path("link").symlink_to("nowhere")
     with pytest.raises(UserError, match="^--out link: is a file; give a folder$"):
         check_place("--out", Path("link"))
+
+
+# Output, inputs by option, where images are searched: each refused.
+INPUT_IN_THE_WAY = {
+    "photos in the run": ("r", {"--data": "r/photos"}, "r/photos"),
+    "the photos themselves": ("r/photos", {"--data": "r/photos"}, "r/photos"),
+    "below the photos": ("r/photos/runs/a", {}, "r/photos"),
+    "a file below the photos": ("r/photos/a.png", {}, "r/photos"),
+    "by another way": ("r/../r", {"--data": "./r/photos"}, "./r/photos"),
+    "by a link": ("link", {"--parts": "r/parts"}, None),
+    "a link among the inputs": ("r", {"--data": "linked"}, "linked"),
+    "an encoder": ("r", {"--encoder": "r"}, None),
+    "a file of weights": ("r", {"--init": "r/weights.pth"}, None),
+    "a table": ("x.parquet", {"--data": "x.parquet"}, "x.parquet"),
+    "a glob that matches in it": ("r", {"--data": "r/photos/*.jpg"}, "r/photos/*.jpg"),
+    "a glob through it": ("r", {"--data": "*/photos/*.jpg"}, "*/photos/*.jpg"),
+    "a glob that will match": ("r/new/x", {}, "r/**/*.png"),
+    "a glob at this depth": ("r/new", {}, "r/*/*.png"),
+}
+APART = {
+    "beside": ("runs/a", {"--data": "r/photos"}, "r/photos"),
+    "below an encoder's run": ("r/knn", {"--encoder": "r"}, "r/photos"),
+    "names that are no paths": ("hf:x", {"--data": "hf:x", "--encoder": "timm:vit"}, "hf:x"),
+    "a glob elsewhere": ("r/new", {"--data": "r/photos/*.jpg"}, "r/photos/*.jpg"),
+    "a glob not so deep": ("runs/a/b", {}, "*.png"),
+    "the folder around the table": ("r2", {"--data": "x.parquet"}, "x.parquet"),
+    "nothing given": ("r2", {"--parts": None, "--data": ""}, ""),
+}
+
+
+@pytest.fixture
+def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("r/photos/a.jpg", "r/parts/parts.json", "r/weights.pth", "x.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "link").symlink_to("r")
+    (tmp_path / "linked").symlink_to("r/photos")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", INPUT_IN_THE_WAY)
+def test_an_input_is_never_in_the_way_of_what_is_written(case: str, rooms: Path) -> None:
+    out, inputs, images = INPUT_IN_THE_WAY[case]
+    with pytest.raises(UserError, match=f"--out {out}"):
+        check_apart("--out", Path(out), inputs, images)
+
+
+@pytest.mark.parametrize("case", APART)
+def test_what_is_apart_passes(case: str, rooms: Path) -> None:
+    out, inputs, images = APART[case]
+    check_apart("--out", Path(out), inputs, images)
+
+
+ATTACKS = [
+    "pretrain --data R/photos --out R --overwrite",
+    "pretrain --data photos --parts R/parts --out R --overwrite",
+    "pretrain --data photos --init R --out R --overwrite",
+    "knn --data photos --encoder R --out R --overwrite",
+    "knn --data photos --encoder run --out photos/knn",
+    "parts --data photos --teacher run --out new --export-png photos/png",
+    "parts --data photos --teacher run --masks R/masks --out R --overwrite",
+    "embed --data x.parquet --encoder run --out x.parquet --overwrite",
+    "embed --data photos --encoder run --out photos/x.npz",
+    "reconstruct --data photos --autoencoder run --out photos/new.png",
+    "reconstruct --data photos/img.png --autoencoder run --out photos/img.png --overwrite",
+    "export --encoder R --to timm --out R --overwrite",
+    "evaluate --data photos --encoder run --config R/config.yaml --out R --overwrite",
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_verb_overwrites_an_input(
+    attack: str, desk: Path, creatures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(creatures / "images", desk / "photos")
+    shutil.copytree(desk / "run", desk / "R")
+    for name in ("photos/a.jpg", "parts/parts.json", "masks/a.png", "config.yaml", "export.json"):
+        (desk / "R" / name).parent.mkdir(exist_ok=True)
+        (desk / "R" / name).write_text("data: elsewhere\n")
+    for name in ("x.parquet", "photos/img.png"):
+        (desk / name).write_text("mine")
+    monkeypatch.chdir(desk)
+    before = tiny.listing(desk)
+    assert run(attack.split()) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "is ever overwritten" in error or "become images" in error, error
+    assert tiny.listing(desk) == before

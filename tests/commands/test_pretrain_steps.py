@@ -66,8 +66,8 @@ def test_every_batch_of_a_step_has_masks_of_its_own_and_a_resumed_run_the_same(
     [
         ({"accumulate": 3}, "--batch-size 8 is not divisible by --devices 1 · --accumulate 3; use a multiple of 3"),
         ({"accumulate": 8, "limit": 5}, "--accumulate 8: more batches a step than images a device; at most 5"),
-        ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
-        ({"clip": -1.0}, "--clip -1.0: must be at least 0"),
+        ({"accumulate": 0}, "--accumulate 0: must be from 1"),
+        ({"clip": -1.0}, "--clip -1.0: must be from 0"),
         ({"compile": "yes"}, "--compile: unknown compile 'yes'"),
     ],
 )

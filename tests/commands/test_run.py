@@ -3,23 +3,32 @@
 import dataclasses
 import fcntl
 import multiprocessing
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 from forked import Forked
 
 from semmae.commands.knn import KnnOptions
-from semmae.commands.run import UNFINISHED, checked, run_folder, write_text
+from semmae.commands.run import UNFINISHED, claimed, run_folder
 from semmae.commands.teacher import TeacherOptions
 from semmae.errors import UserError
+from semmae.files import PART
 
 
 @pytest.fixture
 def options(tmp_path: Path) -> TeacherOptions:
     return TeacherOptions(data="photos", out=tmp_path / "out")
+
+
+def checked(options: Any) -> Any:
+    """What a verb would run with, the folder let go at once."""
+    with claimed(options) as own:
+        return own
 
 
 class Killed(BaseException):
@@ -29,7 +38,7 @@ class Killed(BaseException):
 def kill(options: TeacherOptions) -> None:
     """A run that writes something and is killed."""
     with pytest.raises(Killed), run_folder(options) as out:
-        (out / "half").write_text("")
+        (out / "metrics.jsonl").write_text("")
         raise Killed
 
 
@@ -65,7 +74,7 @@ def test_another_command_is_refused(options: TeacherOptions, tmp_path: Path) -> 
 
 def test_foreign_files_are_refused_and_beginnings_are_not(options: TeacherOptions) -> None:
     options.out.mkdir()
-    for name in (UNFINISHED, ".config.yaml.tmp"):  # all that a run killed at once leaves
+    for name in (UNFINISHED, ".lock", f".config.yaml.7{PART}"):  # all that a run killed at once leaves
         (options.out / name).write_text("")
         assert checked(options) == options
     (options.out / "photo.jpg").write_text("")
@@ -75,10 +84,23 @@ def test_foreign_files_are_refused_and_beginnings_are_not(options: TeacherOption
         checked(dataclasses.replace(options, overwrite=True))
 
 
+def test_what_is_not_of_the_run_is_never_deleted(options: TeacherOptions) -> None:
+    kill(options)
+    (options.out / "half").write_text("")
+    (options.out / "photos").mkdir()
+    (options.out / "photos" / "a.jpg").write_text("mine")
+    before = tiny.listing(options.out)
+    with pytest.raises(UserError, match=r"holds half and 1 more"):
+        checked(dataclasses.replace(options, overwrite=True))
+    assert tiny.listing(options.out) == before
+
+
 def test_a_replacement_that_was_killed_is_begun_again(options: TeacherOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was removed first: it is not gone on with, and --overwrite may be said again."""
-    kill(options)
-    (options.out / "checkpoints").mkdir()
+    with pytest.raises(Killed), run_folder(options) as out:
+        (out / "checkpoints").mkdir()
+        (out / "metrics.jsonl").write_text("")
+        raise Killed
     anew = dataclasses.replace(options, overwrite=True)
     for _ in range(len(tiny.listing(options.out)) - 1):
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -86,12 +108,14 @@ def test_a_replacement_that_was_killed_is_begun_again(options: TeacherOptions, m
 
             def once(entry: Path) -> None:
                 nonlocal removed
+                if not entry.exists():
+                    return
                 if removed:
                     raise Killed
                 removed += 1
                 entry.rmdir() if entry.is_dir() else entry.unlink()
 
-            patch.setattr("semmae.commands.run._remove", once)
+            patch.setattr("semmae.commands.run.remove", once)
             patch.setattr("semmae.commands.run.write_text", lambda *_: (_ for _ in ()).throw(Killed))
             with run_folder(checked(anew)):
                 pass
@@ -101,18 +125,16 @@ def test_a_replacement_that_was_killed_is_begun_again(options: TeacherOptions, m
     assert not checked(anew).resume
 
 
-def test_leftovers_are_swept_when_it_goes_on(options: TeacherOptions) -> None:
+def test_leftovers_are_swept_when_it_goes_on_and_nothing_of_the_users(options: TeacherOptions) -> None:
     kill(options)
-    for name in (".encoder-x1", ".head-x1", ".segmenter-x1"):
+    mine = ["notes.tmp", ".notes.tmp", "untrained/.encoder-mine", "parts.npy.tmp"]
+    for name in (f".encoder.7{PART}", f"untrained/.segmenter.8{PART}"):
         (options.out / name / "fresh").mkdir(parents=True)
-    (options.out / "untrained" / ".segmenter-x2" / "fresh").mkdir(parents=True)
-    for name in (".summary.json.tmp", "parts.npy.tmp", "notes.txt"):
+    for name in (f".summary.json.7{PART}", *mine):
         (options.out / name).write_text("")
     with run_folder(checked(options)) as out:
-        assert sorted(path.name for path in out.iterdir()) == [
-            UNFINISHED, "config.yaml", "half", "notes.txt", "train.log", "untrained",
-        ]  # fmt: skip
-        assert not list((out / "untrained").iterdir())
+        found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+        assert found == sorted([UNFINISHED, ".lock", "config.yaml", "metrics.jsonl", "train.log", *mine])
     assert not (options.out / UNFINISHED).exists()
 
 
@@ -137,16 +159,41 @@ def held(marker: Path) -> Iterator[None]:
 
 def test_a_run_at_work_is_left_alone(options: TeacherOptions) -> None:
     kill(options)
-    with held(options.out / UNFINISHED):
+    (options.out / ".lock").touch()
+    with held(options.out / ".lock"):
         for change in ({}, {"resume": True}, {"overwrite": True}):
-            with pytest.raises(UserError, match="another process is at work there; wait for it"):
+            with pytest.raises(UserError, match="another process is at work there"):
                 checked(dataclasses.replace(options, **change))
     assert checked(options).resume
 
 
-def test_a_reader_sees_the_old_text_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_text(tmp_path / "a", "old")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(Killed))
-        write_text(tmp_path / "a", "new")
-    assert (tmp_path / "a").read_text() == "old"
+def test_of_processes_started_together_one_runs(options: TeacherOptions) -> None:
+    """The folder is one's own before the first look at the data, as long as that takes."""
+    context = multiprocessing.get_context("fork")
+    start, done = context.Event(), context.Event()
+
+    def race() -> int:
+        start.wait(60)
+        try:
+            with claimed(options):
+                done.wait(60)
+        except UserError:
+            return 3
+        return 0
+
+    children = [Forked(race) for _ in range(4)]
+    start.set()
+    deadline = time.monotonic() + 60
+    while sum(child.process.exitcode == 3 for child in children) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.set()
+    assert sorted(child.ended(60) for child in children) == [0, 3, 3, 3], [child.told for child in children]
+    assert not options.out.exists()  # nothing was written: nothing is left
+
+
+def test_a_claim_that_fails_leaves_no_folder(options: TeacherOptions) -> None:
+    deep = dataclasses.replace(options, out=options.out / "a" / "b")
+    with pytest.raises(UserError), claimed(deep):
+        assert (deep.out / ".lock").exists()
+        raise UserError("the data is at fault")
+    assert not options.out.exists()

@@ -9,8 +9,9 @@ import tiny
 import torch
 
 import semmae
-from semmae.commands.teacher import TeacherOptions, load_init, local_size, recipe_of
+from semmae.commands.teacher import TeacherOptions, load_init, local_size, new_encoder, recipe_of
 from semmae.errors import UserError
+from semmae.patches import sincos_positions
 from semmae.tasks.teacher import TeacherTask
 
 OPTIONS = {"epochs": tiny.EPOCHS, **tiny.SIZE, **tiny.TRAIN}
@@ -103,7 +104,7 @@ def test_local_crops_are_three_sevenths_in_whole_patches() -> None:
 def test_every_kind_of_run_is_resumed_exactly(creatures: Path, tmp_path: Path) -> None:
     kind = {
         "local_crops": 2, "centering": "sinkhorn", "masking": "random", "shared_head": False, "teacher_temp": 0.07,
-        "epochs": 2, "limit": 16, "knn_every": 1,
+        "epochs": 2, "limit": 16, "knn_every": 1, "learned_positions": True,
     }  # fmt: skip
     told = {**OPTIONS, "data": creatures / "images", **kind}
     with tiny.every_step():
@@ -116,6 +117,15 @@ def test_every_kind_of_run_is_resumed_exactly(creatures: Path, tmp_path: Path) -
     measured = [[line.get("knn_top1") for line in tiny.metrics(tmp_path / run)] for run in ("parted", "whole")]
     assert measured[0] == measured[1]
     assert [value is not None for value in measured[0]] == [False, True, False, True]
+    positions = semmae.load_encoder(tmp_path / "whole").vit.pos_embed
+    assert positions is not None and not torch.allclose(positions, sincos_positions(4, 192), atol=0.1)
+
+
+def test_a_new_encoder_begins_as_dinos() -> None:
+    """Not as the autoencoder's, whose Xavier weights of 192 channels reach 0.18 and more."""
+    torch.manual_seed(0)
+    weight = new_encoder(options()).vit.blocks[0].attn.proj.weight
+    assert weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 def test_knn_is_that_of_the_verb(whole_run: Path, creatures: Path, tmp_path: Path) -> None:

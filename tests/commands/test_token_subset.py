@@ -74,7 +74,7 @@ def test_without_parts_a_teacher_is_trained_and_its_attention_read(creatures: Pa
     ("arguments", "named"),
     [
         (["--token-subset", "17"], "--token-subset 17: images of 32 pixels have 16 patches of 8; give at most so many"),
-        (["--token-subset", "1"], "--token-subset 1: must be at least 2"),
+        (["--token-subset", "1"], "--token-subset 1: must be from 2"),
         (["--token-subset", "3"], "mask ratio 0.75 leaves no visible patch of 3"),
         (["--token-subset", "8", "--masking", "block"], "--masking block hides rectangles; leave one out"),
     ],
@@ -99,7 +99,7 @@ def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
     shutil.copytree(whole_run / "parts", parts)
     expected = {name: (parts / name).read_bytes() for name in ("parts.npy", "attention.npy")}
     (parts / "attention.npy").unlink()
-    tiny.retell_store(parts, attention_grid=None)
+    tiny.retell_store(parts, attention_grid=0)
     out = tmp_path / "run"
     asked = tiny.pretrain_on(parts, creatures / "images", out, "--token-subset", "8", "--epochs", "1")
     remedy = tiny.refusal(asked, out, capsys).split("`")[1].split()

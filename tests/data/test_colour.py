@@ -5,9 +5,10 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as F
 
-from semmae.data.colour import jitter, shift_colours
+from semmae.data.colour import GLOBAL_CHANCES, Chances, jitter, shift_colours
 
 
 def muted(seed: int = 0) -> torch.Tensor:
@@ -60,3 +61,30 @@ def test_hue_turns_as_far_as_told() -> None:
         seen = [jitter(red, np.random.default_rng(seed), most).float().mean((1, 2)).tolist() for seed in range(60)]
         turned = [abs((colorsys.rgb_to_hsv(*colour)[0] + 0.5) % 1 - 0.5) for colour in seen]
         assert low <= max(turned) <= high
+
+
+def test_views_are_blurred_as_often_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of DINO's: the first view always, the second one in ten times, small ones every other."""
+    blurred: list[int] = []
+    monkeypatch.setattr("semmae.data.colour.F.gaussian_blur", lambda image, *_: blurred.append(1) or image)
+
+    def share(chances: Chances) -> float:
+        blurred.clear()
+        for seed in range(200):
+            jitter(muted(), np.random.default_rng(seed), chances=chances)
+        return len(blurred) / 200
+
+    assert (Chances(1.0, 0.0), Chances(0.1, 0.2)) == GLOBAL_CHANCES
+    assert [share(own) for own in (*GLOBAL_CHANCES, Chances())] == pytest.approx([1.0, 0.1, 0.5], abs=0.06)
+
+
+def test_solarisation_inverts_the_bright_half_as_pillow_does() -> None:
+    image = muted(2)
+    kept = [jitter(image, np.random.default_rng(seed), chances=Chances(0.0)) for seed in range(40)]
+    always = [jitter(image, np.random.default_rng(seed), chances=Chances(0.0, 1.0)) for seed in range(40)]
+    for plain, found in zip(kept, always, strict=True):
+        wanted = ImageOps.solarize(Image.fromarray(plain.permute(1, 2, 0).numpy()))
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(wanted))
+    often = [jitter(image, np.random.default_rng(seed), chances=Chances(0.0, 0.2)) for seed in range(40)]
+    changed = sum(not torch.equal(found, plain) for found, plain in zip(often, kept, strict=True))
+    assert 3 <= changed <= 14

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from semmae.data import decode as module
-from semmae.data.decode import decode
+from semmae.data.decode import SUFFIXES, decode, decode_labels, upright_size
 
 HEIGHT, WIDTH = 24, 40
 
@@ -59,6 +60,10 @@ PLAIN = {
     "webp with exif": lambda: encode(gradient(), "WEBP", exif=exif(6)),
     "png with exif": lambda: encode(gradient(), "PNG", exif=exif(8)),
 }
+if ".avif" in SUFFIXES:
+    PLAIN["avif"] = lambda: encode(gradient(), "AVIF")
+if ".heic" in SUFFIXES:
+    PLAIN["heic"] = lambda: encode(gradient(), "HEIF")
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -66,16 +71,117 @@ def test_agrees_with_pillow(kind: str) -> None:
     raw = PLAIN[kind]()
     image = decode(raw)
     assert image.dtype == torch.uint8 and image.shape[0] == 3
-    # JPEG and WebP decoders may round differently by one step.
-    assert (image.int() - by_pillow(raw).int()).abs().max() <= 1
+    # Decoders of JPEG may round differently by one step.
+    assert (image.int() - by_pillow(raw).int()).abs().max() <= int(raw.startswith(b"\xff\xd8"))
+    assert upright_size(raw) == tuple(image.shape[1:])
 
 
+def xmp(orientation: int) -> bytes:
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'
+        "</rdf:RDF></x:xmpmeta>"
+    ).encode()
+
+
+def with_xmp(image: Image.Image, kind: str, orientation: int, **options: object) -> bytes:
+    """A file whose XMP tells an orientation."""
+    if kind == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp(orientation).decode())
+        return encode(image, kind, pnginfo=info, **options)
+    if kind == "TIFF":
+        return encode(image, kind, tiffinfo={700: xmp(orientation)}, **options)
+    return encode(image, kind, xmp=xmp(orientation), **options)
+
+
+TURNS = {  # what EXIF calls 2 to 8
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LOSSLESS = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
+TURNED = [*LOSSLESS, "JPEG", *(("AVIF",) if ".avif" in SUFFIXES else ())]
+
+
+@pytest.mark.parametrize("kind", TURNED)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int) -> None:
-    raw = encode(gradient(), "JPEG", quality=95, exif=exif(orientation))
-    image = decode(raw)
-    assert tuple(image.shape[1:]) == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
-    assert (image.int() - by_pillow(raw).int()).abs().max() <= 1
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    options = LOSSLESS.get(kind, {"quality": 95})
+    plain = encode(gradient(), kind, **options)
+    expected = Image.open(io.BytesIO(plain)).convert("RGB")
+    if orientation in TURNS:
+        expected = expected.transpose(TURNS[orientation])
+    raw = encode(gradient(), kind, exif=exif(orientation), **options)
+    image, expected = decode(raw), torch.from_numpy(np.array(expected)).permute(2, 0, 1)
+    assert tuple(image.shape[1:]) == upright_size(raw) == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
+    assert (image.int() - expected.int()).abs().max() <= int(kind == "JPEG")
+
+
+@pytest.mark.parametrize("kind", TURNED)
+def test_orientation_of_xmp_counts_for_nothing(kind: str) -> None:
+    options = LOSSLESS.get(kind, {"quality": 95})
+    plain, turned = encode(gradient(), kind, **options), encode(gradient(), kind, exif=exif(6), **options)
+    alone = with_xmp(gradient(), kind, 6, **options)
+    assert torch.equal(decode(alone), decode(plain)) and upright_size(alone) == (HEIGHT, WIDTH)
+    if kind != "TIFF":  # Pillow takes one of the two there
+        contradicting = with_xmp(gradient(), kind, 3, exif=exif(6), **options)
+        assert torch.equal(decode(contradicting), decode(turned)) and upright_size(contradicting) == (WIDTH, HEIGHT)
+
+
+BROKEN = [
+    b"",
+    b"no EXIF",
+    b"Exif\0\0",
+    b"Exif\0\0II*\0\xff\xff\xff\xff",  # its directory lies beyond its end
+    b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02six\0\0\0\0\0",  # the orientation is a text
+    exif(0).tobytes(),
+    exif(9).tobytes(),
+]
+
+
+@pytest.mark.parametrize("block", BROKEN)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_broken_exif_block_is_none(kind: str, block: bytes) -> None:
+    raw = encode(gradient(), kind, exif=block)
+    assert torch.equal(decode(raw), decode(encode(gradient(), kind))) and upright_size(raw) == (HEIGHT, WIDTH)
+
+
+def test_exif_may_follow_the_pixels_of_a_png() -> None:
+    raw = encode(gradient(), "PNG", exif=exif(6))
+    at = raw.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(raw[at : at + 4], "big")
+    last = raw[:at] + raw[end:-12] + raw[at:end] + raw[-12:]
+    assert torch.equal(decode(last), decode(raw)) and upright_size(last) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("first", ["xmp", "exif"])
+def test_which_block_of_a_jpeg_comes_first_is_of_no_account(first: str) -> None:
+    raw = encode(gradient(), "JPEG", exif=exif(6), quality=95)
+    at = raw.index(b"Exif") - 4
+    content = b"http://ns.adobe.com/xap/1.0/\0" + xmp(3)
+    segment = b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
+    if first == "exif":
+        at += 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
+    assert torch.equal(decode(raw[:at] + segment + raw[at:]), decode(raw))
+
+
+def test_labels_are_read_as_stored_and_turned_as_photos_are() -> None:
+    stored = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8)
+    grey = Image.fromarray(stored)
+    palette = Image.fromarray(stored, "L").copy()
+    palette.putpalette(np.random.default_rng(0).permutation(256).astype(np.uint8).repeat(3).tobytes())
+    for image in (grey, palette):
+        for kind in ("PNG", "BMP", "TIFF", "GIF"):
+            np.testing.assert_array_equal(decode_labels(encode(image, kind)), stored)
+        turned = decode_labels(encode(image, "PNG", exif=exif(6)))
+        np.testing.assert_array_equal(turned, np.rot90(stored, -1))
+    with pytest.raises(ValueError, match="mode RGB"):
+        decode_labels(encode(gradient(), "PNG"))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -161,11 +267,17 @@ def test_large_jpegs_come_no_smaller_than_needed(mode: str, least: int, divisor:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_reduced_photos_stand_upright(orientation: int) -> None:
-    raw = encode(photo(), "JPEG", quality=95, exif=exif(orientation))
-    whole, reduced = decode(raw), decode(raw, 80)
-    assert reduced.shape == (3, whole.shape[1] // 8, whole.shape[2] // 8)
-    assert (reduced - torch.nn.functional.avg_pool2d(whole.float(), 8)).abs().mean() < 2
+@pytest.mark.parametrize("told", ["exif", "xmp", "both"])
+def test_photos_stand_as_upright_at_every_size(orientation: int, told: str) -> None:
+    options = {"quality": 95} | ({} if told == "xmp" else {"exif": exif(orientation)})
+    other = orientation if told == "xmp" else 9 - orientation
+    raw = encode(photo(), "JPEG", **options) if told == "exif" else with_xmp(photo(), "JPEG", other, **options)
+    whole, size = decode(raw), upright_size(raw)
+    assert tuple(whole.shape[1:]) == size == ((640, 960) if told == "xmp" or orientation < 5 else (960, 640))
+    for least, divisor in ((80, 8), (320, 2), (640, 1)):
+        reduced = decode(raw, least)
+        assert reduced.shape == (3, size[0] // divisor, size[1] // divisor)
+        assert (reduced - torch.nn.functional.avg_pool2d(whole.float(), divisor)).abs().mean() < 2
 
 
 def test_small_files_and_other_formats_are_never_reduced() -> None:

@@ -284,7 +284,7 @@ def test_what_is_missing_is_named(cub: Path, cars: Path, tmp_path: Path, write_i
     shutil.move(root / "train_val2018", root / "elsewhere")
     refused(root, r"inat/train_val2018: missing, train2018\.json lists 4 images in it; unpack them there")
     (root / "val2018.json").write_text("{")
-    refused(root, r"val2018\.json: not readable as JSON")
+    refused(root, r"val2018\.json: not JSON")
     (root / "train2019.json").write_text("{}")
     refused(root, r"train2018\.json beside train2019\.json; keep one year in a folder")
 
@@ -301,4 +301,28 @@ def test_lists_that_lead_elsewhere(tmp_path: Path, write_images: WriteImages) ->
         open_source(root)
     (root / "train2018.json").write_text(text.replace("Aves/0/a.jpg", "Plantae/1/b.jpg"))
     with pytest.raises(UserError, match=r"lists train_val2018/Plantae/1/b\.jpg twice"):
+        open_source(root)
+
+
+@pytest.mark.parametrize("content", ["[[1", "[" * 100_000, "[NaN]", "\xff\xfe"])
+def test_annotations_that_are_no_json(content: str, tmp_path: Path, write_images: WriteImages) -> None:
+    root = inaturalist(tmp_path, write_images)
+    (root / "train2018.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"train2018\.json: not ") as caught:
+        open_source(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_annotations_whose_classes_are_lists_are_somebodys_own(tmp_path: Path, write_images: WriteImages) -> None:
+    root = inaturalist(tmp_path, write_images)
+    content = json.loads((root / "train2018.json").read_text())
+    content["annotations"][0]["category_id"] = [1, 2]
+    (root / "train2018.json").write_text(json.dumps(content))
+    assert open_source(root).labels is not None
+
+
+def test_tables_of_text_where_numbers_should_be(tmp_path: Path, write_images: WriteImages) -> None:
+    root = flowers(tmp_path, write_images)
+    savemat(root / "imagelabels.mat", {"labels": ["a", "b"]})
+    with pytest.raises(UserError, match=r"imagelabels\.mat: labels holds .*, not whole numbers"):
         open_source(root)

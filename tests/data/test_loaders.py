@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import functional as F
 
+from semmae.data.colour import GLOBAL_CHANCES, PLAIN_CHANCES, jitter
 from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, crop_scores, random_crop
 from semmae.data.loaders import (
     CropDataset,
@@ -129,6 +131,22 @@ def test_a_batch_holds_the_items(images: ImageSet) -> None:
         alone = data[key]
         assert item.keys() == alone.keys() == {"images", "local", "crops", "row"} and item["row"] == key[1]
         assert all(torch.equal(item[name], alone[name]) for name in ("images", "local", "crops"))
+
+
+def test_views_have_chances_of_their_own_and_local_crops_the_plain_ones(images: ImageSet) -> None:
+    local = LocalCrops(count=2, size=8, scale=(0.05, 0.25))
+    told: dict[str, Any] = {"views": 2, "scale": (0.25, 1.0), "seed": 5, "colour": True, "local": local}
+    item = CropDataset(images, 16, chances=GLOBAL_CHANCES, **told)[(2, 7)]
+    rng, image = np.random.default_rng((5, 2, 7)), images.read(7)
+    for name, count, size, scale, each in (
+        ("images", 2, 16, (0.25, 1.0), GLOBAL_CHANCES),
+        ("local", 2, 8, local.scale, [PLAIN_CHANCES] * 2),
+    ):
+        crops = [random_crop(image.shape[1], image.shape[2], rng, scale) for _ in range(count)]
+        views = [jitter(crop_image(image, crop, size), rng, chances=own) for crop, own in zip(crops, each, strict=True)]
+        assert torch.equal(item[name], torch.stack(views))
+    with pytest.raises(ValueError, match="2 views, but 1 chances"):
+        CropDataset(images, 16, chances=GLOBAL_CHANCES[:1], **told)
 
 
 def test_large_photos_are_decoded_no_smaller_than_their_smallest_crop(tmp_path: Path) -> None:

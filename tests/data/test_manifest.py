@@ -2,11 +2,11 @@
 
 import csv
 import dataclasses
-import gzip
 import hashlib
-import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semmae.data import manifest as module
-from semmae.data.checked import cache_file
+from semmae.data.checked import cache_file, stamps
 from semmae.data.compact import Labels, Names
 from semmae.data.decode import decode
 from semmae.data.manifest import ImageSet, Manifest, build_manifest, open_images, write_skipped
 from semmae.data.sources import open_source
 from semmae.errors import UserError
+from semmae.files import write_csv
 
 Write = Callable[..., Path]
 MANY = [f"c{i % 2}/{i:02}.jpg" for i in range(40)]
@@ -69,6 +70,96 @@ def test_above_five_percent_the_user_is_told(tmp_path: Path, write_images: Write
     assert str(caught.value) == (
         f"{root}: 4 of 40 images (10.0 %) cannot be read, limit 5 %: c0/00.jpg (empty file), "
         "c0/02.jpg (empty file), c0/04.jpg (empty file), …; repair or remove them"
+    )
+
+
+def test_images_of_formats_that_are_not_decoded_count(
+    tmp_path: Path, write_images: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_images(tmp_path / "phone", "1.jpg", "2.jpg", *(f"{i}.HEIC" for i in range(30)))
+    (root / "notes.txt").write_text("x")
+    with pytest.raises(
+        UserError, match=r"30 of 32 images \(93\.8 %\) cannot be read, 30 \.heic among them, limit 5 %"
+    ) as caught:
+        open_images(root)
+    assert "convert" in str(caught.value) and "\n" not in str(caught.value)
+    write_images(root, *(f"{i}.jpg" for i in range(60)))
+    for i in range(3, 30):
+        (root / f"{i}.HEIC").unlink()
+    images = open_images(root)
+    assert len(images) == 60 and "3 .heic among them" in caplog.text
+    assert [name for name, _ in images.manifest.skipped] == ["0.HEIC", "1.HEIC", "2.HEIC"]
+    assert all("HEIC" in reason and "convert" in reason for _, reason in images.manifest.skipped)
+    write_skipped([images], tmp_path / "skipped.csv")
+    assert (tmp_path / "skipped.csv").read_text().count("HEIC, which is not decoded") == 3
+
+
+ODD = [b"c\xff/1.jpg", b"c\xff/\xfe.jpg", "ä/猫.jpg".encode(), b"b/2.jpg"]
+_C_LOCALE = """
+import os, sys
+from pathlib import Path
+from semmae.data.checked import cache_file, stamps
+from semmae.data.sources import open_source
+from semmae.files import write_csv
+assert sys.getfilesystemencoding() == "ascii"
+source = open_source(sys.argv[1])
+write_csv(Path(sys.argv[2]), [[name, label] for name, label in zip(source.names, source.labels, strict=True)])
+assert all(len(source.read(row)) == source.sizes[row] for row in range(len(source)))
+print(cache_file(Path(), source.key), stamps(source.names, source.sizes, source.modified).tolist())
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path, jpeg: Callable[[int], bytes]) -> Path:
+    """A folder whose name, folders and files are no UTF-8; of 61 images one is broken."""
+    root = os.fsencode(tmp_path) + b"/photos \xff"
+    for seed, name in enumerate([*ODD, *(b"b/%d.jpg" % i for i in range(100, 156))]):
+        os.makedirs(os.path.dirname(root + b"/" + name), exist_ok=True)
+        Path(os.fsdecode(root + b"/" + name)).write_bytes(jpeg(seed))
+    Path(os.fsdecode(root + b"/c\xff/broken \xfd.jpg")).write_bytes(b"x")
+    return Path(os.fsdecode(root))
+
+
+def test_names_that_are_no_utf8_are_names(odd: Path, tmp_path: Path) -> None:
+    images = open_images(odd)
+    assert {os.fsencode(name) for name in images.names} >= set(ODD) and len(images) == 60
+    assert set(images.labels or ()) == {"b", "ä", "c\udcff"}
+    assert images.manifest.skipped == (("c\udcff/broken \udcfd.jpg", "not an image"),)
+    assert all(images.read(row).shape == (3, 20, 28) for row in range(60))
+    expected = hashlib.sha256()
+    for name, size in zip(images.names, images.manifest.sizes, strict=True):
+        expected.update(os.fsencode(name) + b"\0%d\n" % size)
+    assert images.digest == expected.hexdigest()
+    assert open_images(odd).manifest == images.manifest  # now from the cache
+    copy = pickle.loads(pickle.dumps(images))
+    assert copy.names == images.names and torch.equal(copy.read(3), images.read(3))
+    write_skipped([images], tmp_path / "skipped.csv")
+    assert b"c\xff/broken \xfd.jpg" in (tmp_path / "skipped.csv").read_bytes()
+
+
+def test_the_locale_changes_nothing(odd: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", _C_LOCALE, os.fsencode(odd), tmp_path / "theirs.csv"]
+    told = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert told.returncode == 0, told.stderr.decode(errors="replace")
+    source = open_source(odd)
+    write_csv(tmp_path / "ours.csv", zip(source.names, source.labels or (), strict=True))
+    assert (tmp_path / "theirs.csv").read_bytes() == (tmp_path / "ours.csv").read_bytes()
+    found = stamps(source.names, source.sizes, source.modified).tolist()
+    assert told.stdout.decode().strip() == f"{cache_file(Path(), source.key)} {found}"
+
+
+def test_what_is_no_file_is_a_row_of_skipped(tmp_path: Path, write_images: Write) -> None:
+    root = write_images(tmp_path / "photos", *(f"{i}.jpg" for i in range(60)))
+    os.mkfifo(root / "pipe.jpg")
+    (root / "zero.jpg").symlink_to("/dev/zero")
+    (root / "gone.jpg").symlink_to(root / "nowhere")
+    images = open_images(root)
+    assert len(images) == 60
+    assert images.manifest.skipped == (
+        ("gone.jpg", "No such file or directory"),
+        ("pipe.jpg", "not a regular file"),
+        ("zero.jpg", "not a regular file"),
     )
 
 
@@ -171,22 +262,6 @@ def test_rows_are_found_in_the_source_that_holds_more(tmp_path: Path, write_imag
     for strange in (whole.select([2, 0]), listed(["b.jpg"], [1])):
         with pytest.raises(ValueError, match="none of the source's images, or not in their order"):
             ImageSet(source, strange)
-
-
-def test_a_cache_of_the_first_form_is_still_read(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:
-    """Names, sizes and times in JSON, also of another split; the next check turns it into the present form."""
-    root, cache = write_images(tmp_path / "photos", "train/a/1.jpg", "val/a/2.jpg"), tmp_path / "cache"
-    source, train = open_source(root), open_source(root, "train")
-    rows = list(zip(source.names, source.sizes.tolist(), source.modified.tolist(), strict=True))
-    old = cache_file(cache, source.key).with_suffix(".json.gz")
-    cache.mkdir()
-    old.write_bytes(gzip.compress(json.dumps({"version": 1, "images": rows}).encode()))
-
-    assert len(build_manifest(source, 1, cache)) == 2 and decoded == []
-    write_images(root, "train/b/3.jpg")
-    assert len(build_manifest(open_source(root, "train"), 1, cache)) == 2 and len(decoded) == 1
-    assert len(build_manifest(open_source(root), 1, cache)) == 3 and len(decoded) == 1
-    assert len(train) == 1 and [file.suffix for file in cache.iterdir()] == [".npy"]
 
 
 def test_limit_draws_a_seeded_sample_in_order(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:

@@ -1,6 +1,9 @@
 """Tables give the very bytes that were put in, in their order."""
 
+import datetime
+import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from semmae.data.manifest import build_manifest, open_images
 from semmae.data.sources import has_split, open_source
 from semmae.errors import UserError
 
@@ -59,7 +63,7 @@ def test_faults_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='no column "image"; did you mean "images"'):
         open_source(tmp_path / "a.parquet")
     pq.write_table(pa.table({"image": ["x.jpg"]}), tmp_path / "b.parquet")
-    with pytest.raises(UserError, match="holds string, not bytes"):
+    with pytest.raises(UserError, match="holds paths, not bytes; give the folder of these files"):
         open_source(tmp_path / "b.parquet")
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "c.parquet")
     with pytest.raises(UserError, match="no rows"):
@@ -67,6 +71,101 @@ def test_faults_are_told(tmp_path: Path) -> None:
     (tmp_path / "d.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match=r"d\.parquet: not a readable Parquet file"):
         open_source(tmp_path / "d.parquet")
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (["a", "b", "a"], ["a", "b", "a"]),
+        ([1, 0, 1], ["1", "0", "1"]),
+        ([1.0, 0.0, 1.0], ["1", "0", "1"]),  # as pandas writes whole numbers of which one was missing
+        ([True, False, True], ["True", "False", "True"]),
+        (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
+        ([None, None, None], "no row has a label"),
+        ([1, 2, None], r"1 of 3 rows have no label, such as t\.parquet#2; label or remove"),
+        ([1.0, float("nan"), float("nan")], r"2 of 3 rows have no label, such as t\.parquet#1"),
+        ([1, -1, 0], r"1 of 3 rows have no label, such as t\.parquet#1"),
+        (["a", "", "b"], r"1 of 3 rows have no label, such as t\.parquet#1"),
+        ([1.0, 0.5, 2.0], r"label 0\.5 of t\.parquet#1 is no whole number"),
+        ([1.0, float("inf"), 2.0], r"label inf of t\.parquet#1 is no whole number"),
+        ([[1, 0], [0, 1], [1, 1]], r"label \[1, 0\] of t\.parquet#0 is neither a text nor a whole number"),
+        ([b"a", b"b", b"c"], r"label b'a' of t\.parquet#0 is neither"),
+        ([{"x": 1}] * 3, r"label \{'x': 1\} of t\.parquet#0 is neither"),
+        ([datetime.date(2020, 1, 1)] * 3, r"label datetime.*t\.parquet#0 is neither"),
+    ],
+)
+def test_every_kind_of_label_is_judged(
+    label: list[object], expected: list[str] | str, tmp_path: Path, jpeg: Jpeg
+) -> None:
+    pq.write_table(pa.table({"image": [jpeg(i) for i in range(3)], "label": label}), tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet")
+    if isinstance(expected, list):
+        assert source.labels == expected and source.class_note == ""
+    else:  # learning without classes goes on; what needs them gives this reason
+        assert source.labels is None and re.match(expected, source.class_note)
+        assert "\n" not in source.class_note
+
+
+def test_numbers_of_no_known_class(tmp_path: Path, jpeg: Jpeg) -> None:
+    """As a table that was written with another list of classes."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": jpeg(i), "path": None} for i in range(3)], "label": [1, 0, 1]}
+    table = datasets.Dataset.from_dict(rows, features=features).with_format("arrow")[:]
+    for wrong in (2, 900, -2):
+        path = tmp_path / f"{wrong}.parquet"
+        pq.write_table(table.set_column(1, table.schema.field("label"), pa.array([1, wrong, 0])), path)
+        source = open_source(path)
+        assert source.labels is None
+        assert f"label {wrong} of {path.name}#1 is none of the 2 classes" in source.class_note
+
+
+def test_a_column_of_labels_that_one_of_the_files_lacks(tmp_path: Path, write_table: Write) -> None:
+    write_table(tmp_path / "1.parquet", 2, label=["a", "b"])
+    write_table(tmp_path / "2.parquet", 2)
+    source = open_source(tmp_path)
+    assert source.labels is None and "2.parquet has no column `label`" in source.class_note
+
+
+@pytest.mark.parametrize("name", [b"a[1].parquet", b"a*.parquet", "ä b.parquet".encode(), b"\xff.parquet"])
+def test_names_of_tables_are_no_patterns(name: bytes, tmp_path: Path, write_table: Write, jpeg: Jpeg) -> None:
+    write_table(tmp_path / "axx.parquet", 3)
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.write_bytes(write_table(tmp_path / "other", 2, label=["a", "b"]).read_bytes())
+    source = open_source(path)
+    assert [source.read(i) for i in range(2)] == [jpeg(0), jpeg(1)] and source.labels == ["a", "b"]
+    images = open_images(path)
+    assert images.names == [f"{os.fsdecode(name)}#{row}" for row in range(2)]
+    assert build_manifest(source, 1, tmp_path / "cache").digest == images.digest
+
+
+def test_images_beside_the_table(tmp_path: Path, write_images: Write, jpeg: Jpeg) -> None:
+    root = write_images(tmp_path / "elsewhere", "images/1.jpg", "images/2.jpg")
+    cells = [
+        {"bytes": None, "path": "images/1.jpg"},
+        {"bytes": jpeg(7), "path": "images/2.jpg"},
+        {"bytes": None, "path": str(root / "images/2.jpg")},
+        {"bytes": None, "path": "images/3.jpg"},
+        {"bytes": None, "path": "a\0b"},
+        {"bytes": None, "path": "images"},
+        {"bytes": None, "path": None},
+    ]
+    pq.write_table(pa.table({"image": cells}), root / "t.parquet")
+    source = open_source(root / "t.parquet")
+    assert [source.read(i) for i in range(3)] == [jpeg(0), jpeg(7), jpeg(1)] and source.read(6) == b""
+    assert source.sizes[:3].tolist() == [len(jpeg(i)) for i in (0, 7, 1)] and not source.sizes[3]
+    assert source.modified[0] == (root / "images/1.jpg").stat().st_mtime_ns
+    for row in (3, 4, 5):
+        with pytest.raises(OSError, match="no bytes in the table, and no file .* beside it"):
+            source.read(row)
+    pq.write_table(pa.table({"image": cells[3:4] * 20}), root / "u.parquet")  # paths alone, of files that are not there
+    with pytest.raises(UserError, match=r"20 of 20 images .*no bytes in the table, and no file 'images/3\.jpg'"):
+        open_images(root / "u.parquet")
+
+
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet: not a readable Parquet file"):
+        open_source(tmp_path)
 
 
 def test_hub_sets_are_joined_over_their_splits(monkeypatch: pytest.MonkeyPatch, jpeg: Jpeg) -> None:

@@ -1,14 +1,19 @@
 """The store keeps rows over restarts, and refuses what does not belong to it."""
 
+import hashlib
 import json
+import os
 import pickle
 import resource
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from semmae.data import part_store
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 
@@ -76,24 +81,177 @@ def test_other_images_are_refused_with_both_digests(tmp_path: Path) -> None:
         create(tmp_path / "p", grid=8)
 
 
-def test_damage_is_told(tmp_path: Path) -> None:
+def whole(path: Path, **changes: object) -> Path:
+    """A complete store with attention, made of `random_labels` and `random_attention`."""
+    store = create(path, attention_grid=2, **changes)
+    store.write(np.arange(6), random_labels(6))
+    store.write_attention(np.arange(6), random_attention(6))
+    store.finish()
+    return path
+
+
+def other_array(path: Path, seed: int = 9) -> None:
+    np.save(path / "parts.npy", random_labels(6, seed))
+
+
+def cut(path: Path, size: int) -> None:
+    (path / "parts.npy").write_bytes((path / "parts.npy").read_bytes()[:size])
+
+
+def one_value(path: Path, name: str, value: int) -> None:
+    rows = np.load(path / name, mmap_mode="r+")
+    rows[3, 1, 1] = value
+    rows.flush()
+
+
+def by_columns(path: Path) -> None:
+    np.save(path / "parts.npy", np.asfortranarray(random_labels(6)))
+
+
+def fifo(path: Path) -> None:
+    (path / "parts.npy").unlink()
+    os.mkfifo(path / "parts.npy")
+
+
+def header(path: Path, text: str) -> None:
+    head = text.encode().ljust(117) + b"\n"
+    (path / "parts.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
+
+
+def archive(path: Path) -> None:
+    np.savez(path / "parts", random_labels(6))
+    (path / "parts.npz").rename(path / "parts.npy")
+
+
+ARRAYS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another of the same form": (other_array, "parts.npy is not the array"),
+    "another label at one place": (lambda path: one_value(path, "parts.npy", 1), "parts.npy is not the array"),
+    "other attention": (lambda path: one_value(path, "attention.npy", 77), "attention.npy is not the array"),
+    "a label without a name": (lambda path: one_value(path, "parts.npy", 3), "parts.npy holds 3, where"),
+    "a cell not computed": (lambda path: one_value(path, "parts.npy", 255), "parts.npy holds 255, where"),
+    "attention not computed": (lambda path: one_value(path, "attention.npy", 255), "attention.npy holds 255, where"),
+    "empty": (lambda path: cut(path, 0), "parts.npy cannot be read"),
+    "half a header": (lambda path: cut(path, 60), "parts.npy cannot be read"),
+    "a header alone": (lambda path: cut(path, 128), "parts.npy cannot be read (128 bytes, 224 by its header)"),
+    "a row less": (lambda path: cut(path, -16), "parts.npy cannot be read (208 bytes, 224 by its header)"),
+    "no array": (lambda path: (path / "parts.npy").write_bytes(b"no array"), "parts.npy cannot be read"),
+    "an archive": (archive, "parts.npy cannot be read"),
+    "other numbers": (lambda path: np.save(path / "parts.npy", np.zeros((6, 4, 4))), "holds float64 (6, 4, 4)"),
+    "objects": (
+        lambda path: np.save(path / "parts.npy", np.array([None] * 6), allow_pickle=True),
+        "parts.npy cannot be read",
+    ),
+    "fewer images": (lambda path: np.save(path / "parts.npy", random_labels(5)), "holds uint8 (5, 4, 4), parts.json"),
+    "by columns": (by_columns, "holds uint8 (6, 4, 4) by columns, parts.json tells"),
+    "a FIFO": (fifo, "parts.npy cannot be read"),
+    "a folder": (lambda path: ((path / "parts.npy").unlink(), (path / "parts.npy").mkdir()), "cannot be read"),
+    "missing": (lambda path: (path / "parts.npy").unlink(), "parts.npy cannot be read"),
+    "a header of no literal": (lambda path: header(path, "(" * 110), "parts.npy cannot be read"),
+    "a header of other keys": (lambda path: header(path, "{1: 2, 'a': 3}"), "parts.npy cannot be read"),
+    "a header of a huge shape": (
+        lambda path: header(path, "{'descr': '|u1', 'fortran_order': False, 'shape': (10**9,) }"),
+        "parts.npy cannot be read",
+    ),
+    "a header of many images": (
+        lambda path: header(path, "{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999, 4, 4)}"),
+        "parts.npy cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", ARRAYS)
+def test_an_array_that_is_not_its_own_is_refused(damage: str, tmp_path: Path) -> None:
+    """By whoever reads the labels, and by whoever would go on with them and mark them complete anew."""
+    act, named = ARRAYS[damage]
+    path = whole(tmp_path / "p")
+    act(path)
+    size = (path / "parts.npy").stat().st_size if (path / "parts.npy").exists() else 0
+    for use in (lambda: PartStore.open(path), lambda: create(path, attention_grid=2)):
+        with pytest.raises(UserError) as caught:
+            use()
+        message = str(caught.value)
+        assert str(path) in message and named in message and "\n" not in message and len(message) < 500
+        assert f"semmae parts --out {path} --labels-only" in message
+    assert size == ((path / "parts.npy").stat().st_size if (path / "parts.npy").exists() else 0)
+    # The remedy helps.
+    (path / "parts.json").unlink()
+    if (path / "parts.npy").is_dir():
+        (path / "parts.npy").rmdir()
+    whole(path)
+    assert np.array_equal(PartStore.open(path).labels, random_labels(6))
+
+
+def test_a_begun_store_with_labels_that_nobody_wrote_is_refused(tmp_path: Path) -> None:
+    store = create(tmp_path / "p")
+    store.write(np.array([3]), random_labels(1))
+    assert create(tmp_path / "p").missing().tolist() == [0, 1, 2, 4, 5]
+    store.labels[3, 1, 1] = 3
+    with pytest.raises(UserError, match="parts.npy holds 3, where values are 0 to 2"):
+        create(tmp_path / "p")
+
+
+FACTS: dict[str, tuple[object, str]] = {
+    "images": ("6", "images is '6'"),
+    "grid": (4.0, "grid is 4.0"),
+    "label_names": ({"a": 1}, "label_names is {'a': 1}"),
+    "teacher_digest": (None, "teacher_digest is None"),
+    "learner_digest": ([1] * 1000, "learner_digest is [1, 1"),
+    "manifest_digest": (True, "manifest_digest is True"),
+    "attention_grid": (-1, "attention_grid is -1"),
+    "extra": ("x", "extra is 'x'"),
+    "complete": (1, "complete is 1"),
+    "arrays": ({"parts.npy": 3}, "arrays is {'parts.npy': 3}"),
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_edited_facts_are_refused_with_their_value(name: str, tmp_path: Path) -> None:
+    path = whole(tmp_path / "p")
+    file, meta = path / "parts.json", json.loads((path / "parts.json").read_text())
+    value, named = FACTS[name]
+    for content, words in (
+        (meta | {name: value}, named),
+        ({key: fact for key, fact in meta.items() if key != name}, f"lacks {name}"),
+    ):
+        file.write_text(json.dumps(content))
+        for use in (lambda: PartStore.open(path), lambda: create(path, attention_grid=2)):
+            with pytest.raises(UserError) as caught:
+                use()
+            assert str(file) in str(caught.value) and words in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "change", [{"images": 0}, {"images": 10**30}, {"grid": 10**9}, {"label_names": []}, {"label_names": ["a"] * 256},
+               {"label_names": ["a", 1, "b"]}, {"arrays": {}}, {"label_names": ["a", "b"]}]
+)  # fmt: skip
+def test_facts_out_of_bounds_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+    path = whole(tmp_path / "p")
+    meta = json.loads((path / "parts.json").read_text())
+    (path / "parts.json").write_text(json.dumps(meta | change))
+    with pytest.raises(UserError) as caught:
+        PartStore.open(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\xff\xfe{", b'{"a":' * 50_000, b'{"images": NaN}'])
+def test_facts_that_are_no_object_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = whole(tmp_path / "p")
+    (path / "parts.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"parts\.json"):
+        PartStore.open(path)
     with pytest.raises(UserError, match="no part labels"):
         PartStore.open(tmp_path / "none")
-    store = create(tmp_path / "p")
-    store.write(np.arange(6), random_labels(6))
-    store.finish()
-    np.save(tmp_path / "p" / "parts.npy", np.zeros((5, 4, 4), np.uint8))
-    with pytest.raises(UserError, match=r"\(5, 4, 4\)"):
-        PartStore.open(tmp_path / "p")
-    (tmp_path / "p" / "parts.npy").write_bytes(b"no array")
-    with pytest.raises(UserError, match="cannot be read"):
-        PartStore.open(tmp_path / "p")
-    (tmp_path / "p" / "parts.json").write_text(json.dumps({"grid": 4}))
-    with pytest.raises(UserError, match="lacks images"):
-        PartStore.open(tmp_path / "p")
-    (tmp_path / "p" / "parts.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        PartStore.open(tmp_path / "p")
+
+
+def test_the_digest_is_that_of_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_store, "_BLOCK", 4)
+    path = whole(tmp_path / "p")
+    parts = hashlib.sha256(random_labels(6)[:4].tobytes()).digest(), hashlib.sha256(random_labels(6)[4:]).digest()
+    wanted = json.loads((path / "parts.json").read_text())["arrays"]["parts.npy"]
+    assert wanted == hashlib.sha256(b"".join(parts)).hexdigest()
+    one_value(path, "parts.npy", 1)
+    with pytest.raises(UserError, match="not the array"):
+        PartStore.open(path)
 
 
 def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
@@ -159,8 +317,6 @@ def test_a_store_made_without_attention_gets_it_and_keeps_its_labels(tmp_path: P
     store, labels = create(tmp_path / "p"), random_labels(6)
     store.write(np.arange(6), labels)
     store.finish()
-    meta = json.loads((tmp_path / "p" / "parts.json").read_text())
-    (tmp_path / "p" / "parts.json").write_text(json.dumps({k: v for k, v in meta.items() if k != "attention_grid"}))
     old = PartStore.open(tmp_path / "p")
     assert np.array_equal(old.labels, labels)
     with pytest.raises(UserError, match="--labels-only") as caught:
@@ -196,7 +352,7 @@ def test_a_store_killed_as_it_was_made_is_made_anew(tmp_path: Path, monkeypatch:
         assert len(create(tmp_path / str(survived), attention_grid=2).missing()) == 6
 
 
-def test_opening_reads_no_row(tmp_path: Path) -> None:
+def test_a_worker_process_reads_no_row(tmp_path: Path) -> None:
     """1.3 million rows, none of them on the disk: reading them would bring in 250,000 pages, mapped 130 at a time."""
     store = create(tmp_path / "p")
     store.write(np.arange(6), random_labels(6))
@@ -206,9 +362,10 @@ def test_opening_reads_no_row(tmp_path: Path) -> None:
         shape = {"descr": "|u1", "fortran_order": False, "shape": (1_300_000, 28, 28)}
         np.lib.format.write_array_header_1_0(file, shape)
         file.truncate(file.tell() + 1_300_000 * 28 * 28)
-    (tmp_path / "p" / "parts.json").write_text(json.dumps(meta | {"images": 1_300_000, "grid": 28}))
+    opened = PartStore(tmp_path / "p", meta | {"images": 1_300_000, "grid": 28}, writable=False)
     assert path.stat().st_size <= 800 * 1_300_000
+    sent = pickle.dumps(opened)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    opened = PartStore.open(tmp_path / "p")
+    there = pickle.loads(sent)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 500
-    assert opened.labels[1_299_999].sum() == 0
+    assert there.labels[1_299_999].sum() == 0

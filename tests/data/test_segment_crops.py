@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from semmae.data.coding import IGNORED, Coding
 from semmae.data.segment_crops import (
     Augmentation,
     SegmentCrops,
@@ -20,7 +21,7 @@ from semmae.data.segment_crops import (
     resized_labels,
     scaled_size,
 )
-from semmae.data.segmentation import IGNORED, Coding, open_segmentation
+from semmae.data.segmentation import open_segmentation
 
 FILL = (1, 2, 3)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from semmae.data.segmentation import IGNORED, Coding, check_pairs, open_measured, open_segmentation
+from semmae.data.coding import IGNORED, Coding
+from semmae.data.segmentation import check_pairs, open_measured, open_segmentation
 from semmae.errors import UserError
 
 Pair = Callable[..., None]
@@ -143,6 +144,16 @@ def test_a_photo_that_lies_on_its_side_fits_an_upright_mask(tmp_path: Path) -> N
     assert image.shape[1:] == labels.shape == (12, 4)
 
 
+def test_a_photo_that_only_xmp_turns_fits_a_mask_as_stored(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_pair(tmp_path, f"{split}/a", striped(0, 1, height=12), size=(12, 4))
+        path = tmp_path / "images" / split / "a.jpg"
+        with Image.open(path) as image:
+            image.save(path, xmp=b'<rdf:Description tiff:Orientation="6"/>')
+    image, labels = open_segmentation(tmp_path, Coding()).train.read(0)
+    assert image.shape[1:] == labels.shape == (12, 4)
+
+
 def no_mask(root: Path) -> None:
     (root / "annotations/validation/1.png").unlink()
 
@@ -182,8 +193,8 @@ def no_names(root: Path) -> None:
         (no_mask, r"images/validation: 1 of 2 images have no mask, the first is 1\.jpg; add .*validation/1\.png"),
         (other_size, r'the mask ".*training/2\.png" is 4×10 pixels, its image 6×10; save it'),
         (beyond, r"the masks hold 9, which objectInfo150\.txt does not name \(it names 1 to 3\)"),
-        (colours, r'the mask ".*training/0\.png" does not hold 8-bit labels but mode RGB'),
-        (nothing, r"nothing but what is ignored; see --ignore-index"),
+        (colours, r'the mask ".*training/0\.png" cannot be read: it holds no 8-bit labels but mode RGB'),
+        (nothing, r"nothing but what is ignored, 0, 255; see --ignore-index"),
         (no_split, r"images: holds training, but no val; add that folder"),
         (no_masks, r"no folder masks; lay the data out"),
         (no_names, r"classes\.json: not a list of names"),
@@ -203,3 +214,63 @@ def test_what_can_be_no_class(tmp_path: Path) -> None:
         open_segmentation(tmp_path, Coding(ignore=0))
     with pytest.raises(UserError, match=r"a single class \(1\)"):
         open_segmentation(tmp_path, Coding(reduce_zero=True))
+
+
+def two_valued(root: Path, *numbers: int) -> Path:
+    for split, count in (("train", 2), ("val", 1)):
+        for index in range(count):
+            write_pair(root, f"{split}/{index}", striped(*numbers))
+    return root
+
+
+@pytest.mark.parametrize("coding", [Coding(), Coding(ignore=7)])
+def test_0_and_255_alone_are_two_classes(coding: Coding, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = open_segmentation(two_valued(tmp_path, 0, 255, 255), coding)
+    assert (data.names, data.named) == (("0", "255"), True)  # so a network of other classes is not measured on them
+    assert torch.equal(data.train.read(1)[1], torch.from_numpy(striped(0, 1, 1)))
+    assert torch.equal(data.val.labels(0), torch.from_numpy(striped(0, 1, 1)))
+    assert "0 and 255 only" in caplog.text
+    measured = open_measured(tmp_path, coding, lambda images: range(len(images)))
+    assert measured.names == data.names and torch.equal(measured.val.labels(0), data.val.labels(0))
+
+
+def test_one_other_number_and_255_is_ignored(tmp_path: Path) -> None:
+    write_pair(two_valued(tmp_path, 0, 255), "train/more", striped(0, 1, 255))
+    data = open_segmentation(tmp_path, Coding())
+    assert data.names == ("0", "1") and torch.equal(data.val.labels(0), torch.from_numpy(striped(0, 255)))
+
+
+def test_what_255_is_beside_given_names(tmp_path: Path) -> None:
+    """Never dropped without a word, and the remedy that the message gives is one."""
+    root = two_valued(tmp_path, 0, 255)
+    (root / "classes.json").write_text(json.dumps(["background", "road"]))
+    with pytest.raises(UserError, match=r"0 and 255 only, and classes\.json names 0, 1; name these two, \{") as caught:
+        open_segmentation(root, Coding())
+    remedy = str(caught.value).split("two, ")[1].split(", or")[0]
+    (root / "classes.json").write_text(remedy)
+    data = open_segmentation(root, Coding())
+    assert data.names == ("background", "object")
+    assert torch.equal(data.val.labels(0), torch.from_numpy(striped(0, 1)))
+    for index in range(2):  # a share of the images may hold one of the two
+        write_pair(root, f"train/{index}", striped(0, 0))
+    assert open_segmentation(root, Coding()).names == ("background", "object")
+
+
+def test_no_message_about_255_leads_to_another(tmp_path: Path) -> None:
+    """Every option that a message names is tried: what it says it does."""
+    root = two_valued(tmp_path, 0, 255)
+    with pytest.raises(UserError, match="give --ignore-index 255"):
+        open_segmentation(root, Coding(ignore=0))
+    assert open_segmentation(root, Coding(ignore=255)).names == ("0", "255")
+    with pytest.raises(UserError, match="nothing but what is ignored, 0, 255; see --ignore-index, --reduce-zero-label"):
+        open_segmentation(root, Coding(reduce_zero=True))
+    assert open_segmentation(root, Coding(reduce_zero=False)).names == ("0", "255")
+
+
+@pytest.mark.parametrize("content", ["[[[", "[{}]", "3", '{"a": "b"}', "\xff", "[" * 100_000, '{"300": "x"}', "[]"])
+def test_a_classes_json_of_another_form(content: str, tmp_path: Path) -> None:
+    root = two_valued(tmp_path, 0, 1)
+    (root / "classes.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"classes\.json: ") as caught:
+        open_segmentation(root, Coding())
+    assert "\n" not in str(caught.value)

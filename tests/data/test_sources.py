@@ -1,7 +1,9 @@
 """What a folder, a file or a pattern means."""
 
+import glob
 import os
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +88,41 @@ def test_links_are_followed_once(tmp_path: Path, write_images: WriteImages) -> N
         source.read(1)
 
 
+def test_links_in_circles_end_also_in_patterns(tmp_path: Path, write_images: WriteImages) -> None:
+    """Two circles: `glob` would go through 2 to the power of 40 paths."""
+    root = write_images(tmp_path / "root", "a/1.jpg", "b/2.jpg", "b/cats/3.png")
+    for name in ("a/loop", "b/loop", "a/other"):
+        (root / name).symlink_to(root)
+    assert open_source(root).names == ["a/1.jpg", "b/2.jpg", "b/cats/3.png"]
+    assert open_source(f"{root}/**/*.jpg").names == ["a/1.jpg", "b/2.jpg"]
+    assert open_source(f"{root}/**/cats").names == ["b/cats/3.png"]
+
+
+def test_patterns_mean_what_they_mean_to_glob(tmp_path: Path, write_images: WriteImages) -> None:
+    names = ["1.jpg", "x/2.jpg", "x/y/3.jpg", "y/4.png", "x/y/z/5.jpg", "y.jpg/6.jpg"]
+    root = write_images(tmp_path / "[1]", *names)
+    escaped = glob.escape(str(root))
+    for pattern in (
+        "*",
+        "*.jpg",
+        "x/*",
+        "*/y",
+        "**",
+        "**/*",
+        "**/*.jpg",
+        "x/**",
+        "**/y/*",
+        "**/y/**",
+        "*/**/*.jpg",
+        "[xy]*",
+    ):
+        expected = set()
+        for match in map(Path, glob.glob(f"{escaped}/{pattern}", recursive=True)):
+            expected |= {match} if match.is_file() else {path for path in match.rglob("*") if path.is_file()}
+        source = open_source(f"{escaped}/{pattern}")
+        assert {source.root / name for name in source.names} == expected, pattern
+
+
 def test_names_that_are_no_utf8(tmp_path: Path, write_images: WriteImages) -> None:
     write_images(tmp_path, "ä b.jpg")
     odd = os.fsencode(tmp_path) + b"/\xff.jpg"
@@ -102,7 +139,7 @@ def test_what_holds_no_images(tmp_path: Path, write_images: WriteImages, write_t
     for data, message in (
         (tmp_path / "phtos", r'phtos: no such file or folder; did you mean "photos"\?'),
         (tmp_path / "nothing" / "like" / "it", "no such file or folder; check the path"),
-        (f"{tmp_path}/shards-{{000..009}}.tar", "tar shards are not supported yet"),
+        (f"{tmp_path}/shards-{{000..009}}.tar", "an archive, which is not read; unpack it"),
     ):
         with pytest.raises(UserError, match=message):
             open_source(data)
@@ -110,16 +147,132 @@ def test_what_holds_no_images(tmp_path: Path, write_images: WriteImages, write_t
     with pytest.raises(UserError, match="no images, found nothing"):
         open_source(tmp_path / "empty")
     (tmp_path / "empty" / "a.txt").write_text("a")
-    with pytest.raises(UserError, match=r"found 1 files \(.txt\)"):
+    with pytest.raises(UserError, match=r"found 1 files \(1 .txt\)"):
         open_source(tmp_path / "empty")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "0.tar").write_bytes(b"")
     for data in (tmp_path / "shards", tmp_path / "shards" / "0.tar"):
-        with pytest.raises(UserError, match="tar shards are not supported yet"):
+        with pytest.raises(UserError, match="an archive, which is not read; unpack it"):
             open_source(data)
     write_table(tmp_path / "photos" / "t.parquet", 2)
     with pytest.raises(UserError, match="1 image files and 1 Parquet files"):
         open_source(tmp_path / "photos")
+
+
+def test_what_can_be_no_place_of_images(tmp_path: Path, write_images: WriteImages) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.txt").write_text("a")
+    for name in ("a.zip", "a.tar.gz", "a.7z", "a.rar"):
+        (tmp_path / name).write_bytes(b"PK")
+    for data, message in (
+        ("", "path is empty"),
+        ("a\0b", r"'a\\x00b': holds a NUL byte"),
+        ("a" * 300, "a{77}….*file name too long"),
+        ("/".join(["a" * 200] * 40), "file name too long"),
+        (tmp_path / "circle", "circle: cannot be looked at"),
+        ("~nobody-of-this-name/x", r"no such user \(~nobody-of-this-name\)"),
+        ("/proc/x", "no such file or folder"),
+        (tmp_path / "a.txt" / "b", "no such file or folder"),
+        (tmp_path / "pipe", "a device, a socket or a pipe; give a folder"),
+        ("/dev/null", "a device, a socket or a pipe; give a folder"),
+        (tmp_path / "a.txt", r"no images, found 1 files \(1 \.txt\)"),
+        *(
+            (tmp_path / name, "an archive, which is not read; unpack it")
+            for name in ("a.zip", "a.tar.gz", "a.7z", "a.rar")
+        ),
+        (tmp_path, r"4 archives, such as a\.7z"),
+        ("https://example.org/photos.zip", "a URL is not read; download"),
+        ("s3://bucket/photos", "a URL is not read; download"),
+        (Path("s3://bucket/photos"), "a URL is not read; download"),
+        ("hf://datasets/owner/name", "or a data set of the hub as hf:NAME"),
+        ("https://example.org/" + "a" * 5000, "a URL is not read; download"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            open_source(data)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(
+    tmp_path: Path, write_images: WriteImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, scandir = write_images(tmp_path, "a/1.jpg", "b/2.jpg"), os.scandir
+
+    def locked(path: str) -> object:
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(UserError, match=r"/b: cannot be listed \(permission denied\)"):
+        open_source(root)
+
+
+def test_what_is_passed_over_is_counted_by_its_ending(
+    tmp_path: Path, write_images: WriteImages, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_images(tmp_path, "a/1.jpg", "b/2.jpg", "b/3.HEIC")
+    for name in ("a/1.txt", "b/2.TXT", "a/notes", "x.json", ".hidden"):
+        (root / name).write_text("x")
+    with caplog.at_level("INFO"):
+        source = open_source(root)
+    assert "4 files passed over that are no images: 2 .txt, 1 without an ending, 1 .json" in caplog.text
+    # One that is not decoded is an image, which the manifest will miss.
+    assert source.names == ["a/1.jpg", "b/2.jpg", "b/3.HEIC"] and source.labels == ["a", "b", "b"]
+    with pytest.raises(OSError, match="HEIC, which is not decoded: convert it"):
+        source.read(2)
+
+
+def test_pictures_that_are_not_decoded_take_no_classes_away(tmp_path: Path, write_images: WriteImages) -> None:
+    source = open_source(write_images(tmp_path, "a/1.jpg", "b/2.jpg", "logo.svg"))
+    assert source.labels is not None and source.labels[:2] == ["a", "b"]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, write_images: WriteImages) -> None:
+    root = write_images(tmp_path, "folder.jpg/1.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    (root / "zero.jpg").symlink_to("/dev/zero")
+    (root / "gone.jpg").symlink_to(root / "nowhere")
+    with socket.socket(socket.AF_UNIX) as listener:
+        place = os.getcwd()
+        os.chdir(root)  # the path of a socket is short
+        try:
+            listener.bind("socket.jpg")
+        finally:
+            os.chdir(place)
+        source = open_source(root)
+        assert source.names == ["folder.jpg/1.jpg", "gone.jpg", "pipe.jpg", "socket.jpg", "zero.jpg"]
+        assert len(source.read(0)) == source.sizes[0]
+        for row in range(1, 5):
+            with pytest.raises(OSError):
+                source.read(row)
+
+
+def test_why_there_are_no_classes(tmp_path: Path, write_images: WriteImages) -> None:
+    flat = write_images(tmp_path / "flat", "train/a/1.jpg", "train/b/2.jpg", "val/3.jpg", "val/4.jpg")
+    assert open_source(flat, "train").class_note == ""
+    val = open_source(flat, "val")
+    assert val.labels is None and "the images of val lie in it directly" in val.class_note
+    assert Selection(val, [0]).class_note == val.class_note
+    some = open_source(write_images(tmp_path / "some", "a/1.jpg", "b/2.jpg", "3.jpg"))
+    assert some.labels is None and "1 of 3 images lie in no class folder, such as 3.jpg" in some.class_note
+    assert open_source(write_images(tmp_path / "none", "1.jpg", "2.jpg")).class_note == ""
+
+
+def test_why_there_is_a_single_class(tmp_path: Path, write_images: WriteImages) -> None:
+    """Class folders one level deeper, and the remedy that is given is one."""
+    deep = write_images(tmp_path / "deep", "images/a/1.jpg", "images/b/2.jpg")
+    source = open_source(deep)
+    assert source.labels == ["images"] * 2 and "give the folder images in --data" in source.class_note
+    assert open_source(deep / "images").labels == ["a", "b"]
+    split = write_images(
+        tmp_path / "split", *(f"{part}/images/{kind}/1.jpg" for part in ("train", "val") for kind in "ab")
+    )
+    assert (
+        "all images lie in train/images, in 2 folders below it; move them up into train"
+        in open_source(split, "train").class_note
+    )
+    assert open_source(write_images(tmp_path / "one", "a/1.jpg", "a/x/2.jpg")).class_note == ""
 
 
 def test_selection(tmp_path: Path, write_images: WriteImages) -> None:
@@ -135,3 +288,11 @@ def test_street_fashion(shared: Path) -> None:
         pytest.skip("needs the street-fashion photos, which are absent")
     assert len(open_source(root)) == 1898 and open_source(root).labels is None and has_split(root)
     assert [len(open_source(root, split)) for split in ("train", "val")] == [604, 200]
+
+
+def test_masks_are_no_images_to_learn_from(tmp_path: Path, write_images: WriteImages) -> None:
+    root = write_images(tmp_path, "images/a/1.jpg", "images/b/2.jpg", "annotations/a/1.png")
+    with pytest.raises(UserError, match=r"holds images and their annotations.*give .*/images"):
+        open_source(root)
+    assert open_source(root / "images").labels == ["a", "b"]
+    assert open_source(write_images(tmp_path, "shoes/3.jpg")).labels is not None  # classes of these names

@@ -1,6 +1,7 @@
 """Keypoints: a case by hand, scikit-learn on the points, and files that are refused with a reason."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -108,10 +109,10 @@ def test_keypoints_of_images_left_out_are_left_out(tmp_path: Path) -> None:
             None,
             'line 4: keypoint "eye" of "owl/1.jpg" was told in line 2 already',
         ),
-        (["owl/1.jpg,eye,one,2,1"], None, 'line 2: x "one" is not a number'),
-        (["owl/1.jpg,eye,1,,1"], None, 'line 2: y "" is not a number; give pixels, or visible 0'),
-        (["owl/1.jpg,eye,1,2,2"], None, 'line 2: visible "2"; write 1'),
-        (["owl/1.jpg,eye,1"], None, 'line 2: y ""|visible ""'),
+        (["owl/1.jpg,eye,one,2,1"], None, r"line 2: x 'one' is not a number"),
+        (["owl/1.jpg,eye,1,,1"], None, "line 2: y '' is not a number; give pixels, or visible 0"),
+        (["owl/1.jpg,eye,1,2,2"], None, "line 2: visible '2'; write 1"),
+        (["owl/1.jpg,eye,1"], None, "line 2: y ''|visible ''"),
         (["owl/1.jpg,eye,1,2,0"], None, "no keypoint is visible"),
         ([], None, "no keypoint is visible"),
     ],
@@ -124,11 +125,18 @@ def test_faults_name_their_line(lines: list[str], header: str | None, message: s
 
 
 def test_files_that_are_no_csv_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="absent.csv: cannot be read"):
         read_keypoints(tmp_path / "absent.csv", NAMES)
-    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00image,part")
-    with pytest.raises(UserError, match="not CSV"):
-        read_keypoints(tmp_path / "bytes.csv", NAMES)
+    for content in (b"\xff\xfe\x00image,part", b'image,part,x,y\n"', "image,part,x,y\n".encode("utf-16")):
+        (tmp_path / "bytes.csv").write_bytes(content)
+        with pytest.raises(UserError, match="not CSV"):
+            read_keypoints(tmp_path / "bytes.csv", NAMES)
+
+
+def test_names_of_images_need_not_be_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"owl/\xff.jpg")
+    (tmp_path / "points.csv").write_bytes(b"image,part,x,y\nowl/\xff.jpg,eye,3,4\n")
+    assert read_keypoints(tmp_path / "points.csv", [name]).places.tolist() == [[3, 4]]
 
 
 @pytest.mark.parametrize("place", ["200.5,5", "-1,5", "5,101", "nan,5", "inf,5"])
@@ -155,6 +163,9 @@ def test_the_file_of_cub(tmp_path: Path) -> None:
     assert found.part_names == expected.part_names == ("back", "left leg")
     for field in ("rows", "parts", "places"):
         np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+    file.write_bytes(b"1 1 60.0 \xff 1\n")
+    with pytest.raises(UserError, match=r"part_locs\.txt: not UTF-8"):
+        read_keypoints(file, names)
     file.write_text("1 7 60.0 58.5 1\n")
     with pytest.raises(
         UserError, match=r"part_locs\.txt, line 1: '1 7 60\.0 58\.5 1' is no image, part, x, y, visible"

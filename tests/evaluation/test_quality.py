@@ -10,7 +10,17 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from semmae.errors import UserError
-from semmae.evaluation.quality import SAMPLE, _match, agreement, compare, fixed_grid, quality, read_masks, sample
+from semmae.evaluation.quality import (
+    SAMPLE,
+    _match,
+    agreement,
+    compare,
+    find_masks,
+    fixed_grid,
+    quality,
+    read_masks,
+    sample,
+)
 
 FASHION = Path(__file__).parents[2] / "../shared/data/street-fashion"
 
@@ -247,7 +257,7 @@ def test_many_masks_of_the_same_stem_are_matched_quickly() -> None:
 
 
 def test_values_are_read_as_stored(tmp_path: Path) -> None:
-    mask = np.array([[0, 3, 7], [255, 1, 0]], np.uint8)
+    mask = np.array([[0, 3, 7], [254, 1, 0]], np.uint8)
     write(tmp_path / "grey.png", mask)
     palette = Image.frombytes("P", (3, 2), mask.tobytes())
     palette.putpalette([200, 10, 10] * 256)  # one colour for all: only the indices tell them apart
@@ -257,6 +267,18 @@ def test_values_are_read_as_stored(tmp_path: Path) -> None:
     for read in masks:
         np.testing.assert_array_equal(read, mask)
     assert read_masks(["grey.jpg"], tmp_path)[1][0].shape == (SAMPLE, SAMPLE)
+
+
+def test_255_is_the_part_where_there_is_no_other(tmp_path: Path) -> None:
+    two = [np.array([[0, 255]], np.uint8), np.array([[255, 255]], np.uint8), np.array([[0, 0]], np.uint8)]
+    for number, mask in enumerate(two):
+        write(tmp_path / f"{number}.png", mask)
+    names = [f"{number}.jpg" for number in range(4)]
+    assert [mask.tolist() for mask in read_masks(names, tmp_path, size=None)[1]] == [mask.tolist() for mask in two]
+    # Beside others it is not judged, as in segmentation: background, in every mask.
+    write(tmp_path / "3.png", np.array([[2, 255]], np.uint8))
+    masks = read_masks(names, tmp_path, size=None)[1]
+    assert [mask.tolist() for mask in masks] == [[[0, 0]], [[0, 0]], [[0, 0]], [[2, 0]]]
 
 
 def test_sampling_while_reading_changes_no_figure(tmp_path: Path) -> None:
@@ -291,3 +313,11 @@ def test_position_alone_on_real_photographs() -> None:
     # Seen elsewhere, at another resolution of the masks: 28.7 and 21.9.
     assert scores["bands"]["nmi"] == pytest.approx(28.7, abs=1)
     assert scores["squares"]["nmi"] == pytest.approx(21.9, abs=1)
+
+
+def test_masks_of_other_formats_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "1.png", np.ones((4, 4), np.uint8))
+    for name in ("2.jpg", "3.JPG", "4.heic", "5.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert list(find_masks([f"{i}.jpg" for i in range(6)], tmp_path)) == [1]
+    assert "2 .jpg, 1 .heic passed over" in caplog.text

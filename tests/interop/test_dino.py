@@ -10,16 +10,16 @@ from semmae.models.weights import encoder_from_weights
 
 def test_heads_and_hidden_patch_tokens_are_dropped_under_the_names_of_the_file() -> None:
     state = {
-        "module.backbone.norm.weight": torch.ones(4),
-        "module.backbone.masked_embed": torch.zeros(1, 4),
-        "module.head.mlp.0.weight": torch.zeros(2, 4),
-        "module.head.last_layer.weight_g": torch.zeros(2, 1),
+        "norm.weight": torch.ones(4),
+        "masked_embed": torch.zeros(1, 4),
+        "head.mlp.0.weight": torch.zeros(2, 4),
+        "head.last_layer.weight_g": torch.zeros(2, 1),
     }
 
     kept, dropped = dino.to_encoder(state)
 
     assert list(kept) == ["norm.weight"]
-    assert dropped == [name for name in state if name != "module.backbone.norm.weight"]
+    assert dropped == [name for name in state if name != "norm.weight"]
 
 
 @torch.no_grad()

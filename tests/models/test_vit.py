@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from semmae.loading import load_encoder
 from semmae.models.blocks import ViT
-from semmae.models.vit import MODELS, Encoder, EncoderSpec
+from semmae.models.vit import MODELS, Encoder, EncoderSpec, init_as_dino
 from semmae.models.weights import wrap_vit
 from semmae.patches import sincos_positions
 
@@ -259,7 +259,7 @@ def test_a_new_encoder_starts_as_the_mae_release() -> None:
     assert torch.equal(vit.pos_embed, sincos_positions(4, 48))
     assert not vit.pos_embed.requires_grad
     for name, parameter in vit.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith("bias") and name != "patch_embed.proj.bias":
             assert (parameter == 0).all(), name
     for layer in vit.modules():
         if isinstance(layer, nn.Linear):
@@ -267,6 +267,31 @@ def test_a_new_encoder_starts_as_the_mae_release() -> None:
             assert 0.9 * bound < layer.weight.abs().max() <= bound
     bound = (6 / (48 + 3 * 8 * 8)) ** 0.5  # as a linear of the flat patch
     assert 0.9 * bound < vit.patch_embed.proj.weight.abs().max() <= bound
+    bound = (3 * 8 * 8) ** -0.5  # torch's own, which the release does not touch
+    assert 0.8 * bound < vit.patch_embed.proj.bias.abs().max() <= bound
+
+
+def test_a_new_encoder_of_dinos_starts_as_its_release() -> None:
+    """Truncated normal of deviation 0.02, but for the patch projection, which is torch's."""
+    fixed, learned = Encoder(EncoderSpec(32, 8, 192, 2, 3)).vit, Encoder(EncoderSpec(32, 8, 192, 2, 3)).vit
+    init_as_dino(fixed)
+    init_as_dino(learned, learned_positions=True)
+
+    assert torch.equal(fixed.pos_embed, sincos_positions(4, 192)) and not fixed.pos_embed.requires_grad
+    assert learned.pos_embed.requires_grad
+    drawn = [
+        learned.pos_embed,
+        learned.cls_token,
+        *(own.weight for own in learned.modules() if isinstance(own, nn.Linear)),
+    ]
+    for weight in drawn:
+        assert weight.std().item() == pytest.approx(0.02, rel=0.2)
+    for name, parameter in learned.named_parameters():
+        if name.endswith("bias") and name != "patch_embed.proj.bias":
+            assert (parameter == 0).all(), name
+    bound = (3 * 8 * 8) ** -0.5
+    for parameter in learned.patch_embed.proj.parameters():
+        assert 0.9 * bound < parameter.abs().max() <= bound
 
 
 @torch.no_grad()

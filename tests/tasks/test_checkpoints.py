@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from semmae.tasks.checkpoints import BesideCheckpointIO
+from semmae.tasks.checkpoints import CheckedCheckpointIO
 from semmae.tasks.trainer import truncate_metrics
 
 
 def test_a_write_that_breaks_off_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, writer = tmp_path / "checkpoints" / "last.ckpt", BesideCheckpointIO()
+    path, writer = tmp_path / "checkpoints" / "last.ckpt", CheckedCheckpointIO({})
     writer.save_checkpoint({"step": 1}, path)
     real = torch.save
 

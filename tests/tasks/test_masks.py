@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from semmae.commands.options import _LIMITS
+from semmae.commands.limits import LIMITS
 from semmae.errors import UserError
 from semmae.masking import attention_mask, block_mask, num_hidden, random_mask, semantic_mask
 from semmae.tasks.masks import MASKINGS, CheckedMask, MaskContext, MaskMeter, draw_mask, mask_seed
@@ -27,7 +27,7 @@ def a_context(seed: int = 0, **changes: object) -> MaskContext:
 
 def test_the_highest_seed_is_one_for_all_that_take_it() -> None:
     """torch takes 64 bits, numpy's shared numbers and scikit-learn 32; steps and places of a long run on many GPUs."""
-    _, highest = _LIMITS["seed"]
+    _, highest = LIMITS["seed"]
     torch.Generator().manual_seed(mask_seed(int(highest), step=10**9, place=4098))
     np.random.RandomState(int(highest))
     with pytest.raises((RuntimeError, ValueError, OverflowError)):

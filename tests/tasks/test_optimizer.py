@@ -7,8 +7,9 @@ from torch import nn
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.tasks.optimizer import adamw_warmup_cosine, set_weight_decay
+from semmae.tasks.optimizer import adamw_warmup_cosine, clip_gradients, layer_decay_groups, set_weight_decay
 from semmae.tasks.schedules import warmup_cosine
+from semmae.tasks.teacher import TeacherRecipe, TeacherTask
 
 TINY = EncoderSpec(image_size=16, patch_size=8, width=24, depth=1, num_heads=3)
 
@@ -35,7 +36,8 @@ def decays(module: nn.Module) -> dict[str, float]:
     return dict(found)
 
 
-def test_an_autoencoder_decays_the_weights_of_linear_maps_only() -> None:
+def test_an_autoencoder_decays_weights_and_tokens_as_the_release_does() -> None:
+    """MAE leaves out what has one dimension: biases and norms."""
     model = MaskedAutoencoder(Encoder(TINY), DecoderSpec(24, 1, 3))
 
     found = decays(model)
@@ -48,10 +50,11 @@ def test_an_autoencoder_decays_the_weights_of_linear_maps_only() -> None:
         *(f"encoder.vit.blocks.0.{layer}" for layer in block),
         *(f"decoder_blocks.0.{layer}" for layer in block),
     }
-    assert {name for name, decay in found.items() if decay} == {f"{layer}.weight" for layer in linear}
+    tokens = {"mask_token", "encoder.vit.cls_token"}
+    assert {name for name, decay in found.items() if decay} == {f"{layer}.weight" for layer in linear} | tokens
     assert {decay for decay in found.values() if decay} == {0.05}
     spared = {name for name, decay in found.items() if not decay}
-    assert {"mask_token", "encoder.vit.cls_token", "decoder_norm.weight", "encoder.vit.norm.bias"} <= spared
+    assert spared == {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
 
 
 def test_fixed_positions_are_not_optimised_and_all_else_is() -> None:
@@ -62,12 +65,21 @@ def test_fixed_positions_are_not_optimised_and_all_else_is() -> None:
     assert left_out == {"encoder.vit.pos_embed", "decoder_pos_embed"}
 
 
-def test_learned_positions_and_registers_do_not_decay() -> None:
-    module = nn.Module()
-    for name in ("pos_embed", "reg_token", "cls_token", "weight"):
-        module.register_parameter(name, nn.Parameter(torch.ones(1, 2, 4)))
+def test_tokens_and_learned_positions_decay_in_pretraining_and_not_in_finetuning() -> None:
+    vit = Encoder(TINY).vit
+    vit.pos_embed.requires_grad_(True)
 
-    assert decays(module) == {"pos_embed": 0.0, "reg_token": 0.0, "cls_token": 0.0, "weight": 0.05}
+    assert {decays(vit)[name] for name in ("cls_token", "pos_embed")} == {0.05}
+    groups = layer_decay_groups(vit, lr=0.1, weight_decay=0.05, layer_decay=1.0)
+    spared = [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
+    for token in (vit.cls_token, vit.pos_embed):
+        assert any(token is parameter for parameter in spared)
+
+
+def test_a_teachers_mask_token_decays_as_ibots_does() -> None:
+    task = TeacherTask(Encoder(TINY), TeacherRecipe(prototypes=8, head_width=8))
+
+    assert decays(task)["mask_token"] == 0.05
 
 
 def test_a_part_learner_decays_no_bias() -> None:
@@ -112,3 +124,21 @@ def test_a_decay_that_begins_at_nothing_rises_where_it_belongs() -> None:
 
     decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decayed == {id(layer.weight): 0.3, id(layer.bias): 0.0}
+
+
+def test_each_gradient_is_limited_by_itself_or_all_together() -> None:
+    """Of norms 30, 4 and 0.5, limit 3: DINO's loop scales the first two; together all are scaled alike."""
+
+    def limited(each: bool) -> tuple[list[float], float]:
+        parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(1))]
+        for parameter, norm in zip(parameters, (30.0, 4.0, 0.5), strict=True):
+            parameter.grad = torch.full_like(parameter, norm / parameter.numel() ** 0.5)
+        unused = nn.Parameter(torch.zeros(3))
+        whole = clip_gradients([*parameters, unused], 3.0, each)
+        assert unused.grad is None
+        return [float(own.grad.norm()) for own in parameters if own.grad is not None], float(whole)
+
+    total = (30.0**2 + 4.0**2 + 0.5**2) ** 0.5
+    for each, wanted in ((True, [3.0, 3.0, 0.5]), (False, [norm * 3.0 / total for norm in (30.0, 4.0, 0.5)])):
+        norms, whole = limited(each)
+        assert norms == pytest.approx(wanted, rel=1e-5) and whole == pytest.approx(total, rel=1e-5)

@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 
 from semmae.data.loaders import EpochSampler, make_loader
 from semmae.errors import UserError
+from semmae.files import PART
 from semmae.tasks import stopping, trainer
-from semmae.tasks.checkpoints import BesideCheckpointIO
+from semmae.tasks.checkpoints import CheckedCheckpointIO
 from semmae.tasks.optimizer import adamw_warmup_cosine
 from semmae.tasks.stopping import Interrupted, Keeper
 from semmae.tasks.trainer import FitOptions, fit
@@ -92,13 +93,13 @@ def every_four(monkeypatch: pytest.MonkeyPatch) -> None:
 def saved_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The step of every checkpoint that is written."""
     steps: list[int] = []
-    real = BesideCheckpointIO.save_checkpoint
+    real = CheckedCheckpointIO.save_checkpoint
 
-    def spied(writer: BesideCheckpointIO, checkpoint: dict[str, Any], *rest: Any, **named: Any) -> None:
+    def spied(writer: CheckedCheckpointIO, checkpoint: dict[str, Any], *rest: Any, **named: Any) -> None:
         steps.append(checkpoint["global_step"])
         real(writer, checkpoint, *rest, **named)
 
-    monkeypatch.setattr(BesideCheckpointIO, "save_checkpoint", spied)
+    monkeypatch.setattr(CheckedCheckpointIO, "save_checkpoint", spied)
     yield steps
 
 
@@ -221,5 +222,6 @@ def test_the_disk_has_the_file_before_its_name_changes(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "fsync", spied_sync)
     monkeypatch.setattr(os, "replace", spied_replace)
-    BesideCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "checkpoints" / "last.ckpt")
-    assert happened == [("sync", ".last.ckpt.tmp"), ("replace", "last.ckpt"), ("sync", "checkpoints")]
+    CheckedCheckpointIO({}).save_checkpoint({"step": 1}, tmp_path / "checkpoints" / "last.ckpt")
+    beside = f".last.ckpt.{os.getpid()}{PART}"
+    assert happened == [("sync", beside), ("replace", "last.ckpt"), ("sync", "checkpoints")]

@@ -26,8 +26,8 @@ from semmae.tasks.teacher import (
 from semmae.tasks.trainer import FitOptions, fit
 
 # A fixed seed on a CPU. A refactor leaves them as they are; an intended change says why beside the new ones.
-# Since iBOT's loss stands beside DINO's, and the weight decay rises, the losses are others than DINO's alone were.
-GOLDEN = [10.26463509, 10.06149292, 10.09856033, 10.090662, 10.0064497]
+# Last changed when clipping, decay, first weights, views and masks became DINO's and iBOT's.
+GOLDEN = [10.34994507, 10.21191216, 10.54228115, 10.29455853, 10.17640781]
 
 SPEC = EncoderSpec(image_size=16, patch_size=4, width=24, depth=2, num_heads=3)
 SMALL: dict[str, Any] = {"prototypes": 12, "head_width": 16}
@@ -57,7 +57,8 @@ def batches(local: int = 0) -> DataLoader[dict[str, Any]]:
 def train(task: TeacherTask, out: Path, local: int = 0) -> list[dict[str, Any]]:
     """One epoch; its metrics step by step."""
     with tiny.every_step():
-        fit(task, batches(local), FitOptions(out=out, stage="teacher", epochs=1, clip=task.recipe.clip), resume=False)
+        how = FitOptions(out=out, stage="teacher", epochs=1, clip=task.recipe.clip, clip_each=True)
+        fit(task, batches(local), how, resume=False)
     return tiny.metrics(out)
 
 
@@ -68,7 +69,7 @@ def outputs(seed: int, views: int, mask: Tensor) -> Outputs:
 
 
 def some_mask() -> Tensor:
-    return draw_mask(recipe(), (CROPS, 16), 3, torch.Generator().manual_seed(0))
+    return draw_mask(recipe(), (CROPS, 16), torch.Generator().manual_seed(0))
 
 
 def slow_sinkhorn(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -112,6 +113,49 @@ def test_the_class_loss_is_that_of_the_paper(centering: str) -> None:
         assert weight == 1.0
         assert found.item() == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-5)
         assert torch.allclose(task.dino.center.flatten(), centre, atol=1e-6)
+
+
+def close_tokens(rows: int) -> Tensor:
+    """Class tokens of a network that has hardly begun: nearly the same for every image."""
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(1, 192, generator=generator) + 0.02 * torch.randn(rows, 192, generator=generator)
+
+
+def test_under_autocast_koleo_takes_the_neighbours_of_float32() -> None:
+    task, tokens = new_task(ibot=0.0), close_tokens(128)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    task.spread.pairwise_distance.register_forward_pre_hook(lambda _, pair: pairs.append(pair))
+    taught = outputs(1, 2, some_mask())
+    told = taught._replace(tokens=tokens)
+
+    def koleo(autocast: bool) -> tuple[Tensor, Tensor]:
+        """The neighbours that are taken, of the rows of both views, and the term."""
+        pairs.clear()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            term = task.losses(taught, told, None, 0.05)["koleo"][1]
+        return torch.cat([(other.double() @ own.double().T).argmax(1) for own, other in pairs]), term
+
+    (plain, wanted), (found, term) = koleo(False), koleo(True)
+    assert torch.equal(found, plain) and torch.equal(term, wanted)
+    views = F.normalize(tokens.double(), dim=1).chunk(2)
+    nearest = torch.cat([(view @ view.T).fill_diagonal_(-2).argmax(1) for view in views])
+    assert (found == nearest).double().mean() > 0.97  # float32 itself may take another of two as near
+
+
+@pytest.mark.parametrize("centering", ["centering", "sinkhorn"])
+def test_under_autocast_terms_and_centres_are_those_of_float32(centering: str) -> None:
+    """Of the same logits, which come in half precision."""
+    mask, found = some_mask(), []
+    halves = [Outputs(*(tensor.bfloat16() for tensor in outputs(seed, 2, mask))) for seed in (1, 2)]
+    for autocast in (False, True):
+        task = new_task(centering=centering)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            taught, told = halves if autocast else [Outputs(*(tensor.float() for tensor in own)) for own in halves]
+            taught = taught._replace(cls=balanced(taught.cls, 0.05))
+            terms = task.losses(taught, told, mask, 0.05)
+        found.append([*(value for _, value in terms.values()), task.dino.center, task.ibot.center.value, taught.cls])
+    for wanted, value in zip(*found, strict=True):
+        assert value.dtype == torch.float32 and torch.equal(value, wanted)
 
 
 def test_sinkhorn_is_the_slow_one_and_does_not_overflow() -> None:
@@ -164,7 +208,7 @@ def test_what_is_predicted_for_visible_patches_does_not_matter(monkeypatch: pyte
 
 def test_the_pixels_of_hidden_patches_are_not_seen() -> None:
     encoder, mask = Encoder(SPEC), torch.zeros(2, 16, dtype=torch.bool)
-    images, token = torch.randn(2, 3, 16, 16), torch.randn(24)
+    images, token = torch.randn(2, 3, 16, 16), torch.randn(1, 24)
     seen = masked_features(encoder, images, mask, token)
     assert torch.allclose(seen.patches, encoder(images).patches, atol=1e-6)
     assert torch.allclose(seen.cls, encoder(images).cls, atol=1e-6)
@@ -280,16 +324,19 @@ def test_the_teacher_is_the_average_of_students(tmp_path: Path) -> None:
     assert torch.allclose(task.teacher.vit.blocks[0].mlp.fc1.weight, average, atol=1e-6)
 
 
-def test_masks_hide_the_share_asked_for() -> None:
-    plan, ratios = recipe(mask_ratio=0.3, mask_spread=0.2, mask_share=0.25), []
-    for step in range(200):
-        mask = draw_mask(plan, (CROPS, 100), step, torch.Generator().manual_seed(step))
+@pytest.mark.parametrize("masking", ["block", "random"])
+def test_every_masked_crop_hides_a_share_of_its_own(masking: str) -> None:
+    """iBOT draws it for each crop, evenly from 0.1 to 0.5."""
+    plan, ratios = recipe(mask_ratio=0.3, mask_spread=0.2, mask_share=0.25, masking=masking), []
+    for step in range(100):
+        mask = draw_mask(plan, (CROPS, 100), torch.Generator().manual_seed(step))
         counts = mask.sum(1)
-        assert (counts > 0).sum() == 2 and len(counts[counts > 0].unique()) == 1
-        ratios.append(int(counts.max()) / 100)
-    # Evenly through 0.1 to 0.5.
-    assert np.histogram(ratios, bins=4, range=(0.095, 0.505))[0].tolist() == pytest.approx([50] * 4, abs=6)
-    same = [draw_mask(plan, (CROPS, 16), 7, torch.Generator().manual_seed(3)) for _ in range(2)]
+        assert (counts > 0).sum() == 2
+        ratios += [int(count) / 100 for count in counts if count]
+    assert np.histogram(ratios, bins=4, range=(0.095, 0.515))[0].tolist() == pytest.approx([50] * 4, abs=15)
+    pairs = np.array(ratios).reshape(-1, 2)
+    assert (pairs[:, 0] != pairs[:, 1]).mean() > 0.9 and 0.1 <= pairs.min() < 0.15 and 0.45 < pairs.max() <= 0.51
+    same = [draw_mask(plan, (CROPS, 16), torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(*same)
 
 

@@ -63,7 +63,7 @@ def weights(task: pl.LightningModule) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in task.parameters()])
 
 
-def plain_loop(size: int, clip: float = 0.0) -> tuple[Tensor, list[float], list[float]]:
+def plain_loop(size: int, clip: float = 0.0, each: bool = False) -> tuple[Tensor, list[float], list[float]]:
     """The same training in plain PyTorch: final weights, losses, norms of the gradients."""
     task = Regression()
     optimizer = adamw(task, **HOW)
@@ -73,7 +73,9 @@ def plain_loop(size: int, clip: float = 0.0) -> tuple[Tensor, list[float], list[
         loss = regression_loss(task.layer, batch)
         optimizer.zero_grad()
         loss.backward()
-        norms.append(float(nn.utils.clip_grad_norm_(task.parameters(), clip or math.inf)))
+        norms.append(float(nn.utils.clip_grad_norm_(task.parameters(), math.inf if each else clip or math.inf)))
+        for parameter in task.parameters() if each else ():
+            nn.utils.clip_grad_norm_([parameter], clip)
         optimizer.step()
         rate.step()
         losses.append(float(loss.detach()))
@@ -154,11 +156,12 @@ def test_images_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert counted == [(8, 4)] * STEPS
 
 
+@pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("clip", [0.01, 100.0])
-def test_the_gradient_is_limited_and_its_norm_told(clip: float, tmp_path: Path) -> None:
-    task = train(tmp_path, 8, clip=clip)
+def test_the_gradient_is_limited_and_its_norm_told(clip: float, each: bool, tmp_path: Path) -> None:
+    task = train(tmp_path, 8, clip=clip, clip_each=each)
 
-    expected, _, norms = plain_loop(8, clip)
+    expected, _, norms = plain_loop(8, clip, each)
     assert torch.equal(weights(task), expected)
     assert [line["grad_norm"] for line in tiny.metrics(tmp_path)] == pytest.approx(norms, rel=1e-5)
 

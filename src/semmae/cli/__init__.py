@@ -1,7 +1,7 @@
 """The command `semmae VERB`: arguments → options → the verb, and errors → one line and an exit code.
 
-Exit codes: 0; 2 for what the user must mend, told in one line; 130 after Ctrl-C, 143 after SIGTERM; 1, with a
-traceback, for our own faults.
+Exit codes: 0; 2 for what the user must mend, 1 for a fault of the machine (disk, memory), each told in one line; 130
+after Ctrl-C, 143 after SIGTERM; 1, with a traceback, for our own faults.
 
 The networks' libraries take seconds to import: only `_run_verb` does, so that `--help` and an unknown verb are
 answered at once, and Ctrl-C meanwhile is no traceback.
@@ -13,73 +13,120 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from semmae import VERBS, __version__, load_verb
+from semmae.cli.faults import machine_fault, one_line
 from semmae.errors import UserError, near
+from semmae.files import shown
+from semmae.progress import say, silence, write
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    console = logging.StreamHandler()
+    _open_streams()
+    console = _Console()
     console.setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[console])
     logging.getLogger("semmae").setLevel(logging.DEBUG)  # train.log tells more than the console
-    sys.exit(run(arguments))
+    code = run(arguments)
+    for stream in (sys.stdout, sys.stderr):  # what libraries have printed there
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            silence(stream)
+    sys.exit(code)
+
+
+class _Console(logging.StreamHandler[Any]):
+    """stderr; where nobody reads it any more, silence."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called within the `except` of what could not be shown."""
+        if isinstance(sys.exc_info()[1], OSError | ValueError):
+            silence(self.stream)
+        else:
+            super().handleError(record)
+
+
+def _open_streams() -> None:
+    """Standard streams that take every text: any encoding, and also where they were closed before Python began.
+
+    Left closed, their numbers would go to the next files that are opened, and what libraries print into these.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # takes the lowest free number: its own
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where it has been replaced
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code."""
-    verb = arguments[0] if arguments else "--help"
     try:
-        if verb in ("-h", "--help", "help"):
-            print(overview())
-            return 0
-        if verb == "--version":
-            print(f"semmae {__version__}")
-            return 0
-        if verb not in VERBS:
-            raise UserError(f"unknown verb {verb!r}{near(verb, VERBS)}")
-        return _run_verb(verb, arguments[1:])
+        return _run(arguments)
     except UserError as error:
-        print(f"semmae: {_last_line(error)}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _ended(one_line(error), 2)
     except KeyboardInterrupt:
         return _stopped("nothing was written")
+    except Exception as error:
+        fault = machine_fault(error)
+        if fault is None:
+            raise
+        return _ended(fault, 1)
 
 
-def _last_line(error: UserError) -> str:
-    """The message itself, also where a loader's worker has wrapped it in its traceback."""
-    return str(error).strip().splitlines()[-1].removeprefix("semmae.errors.UserError: ")
+def _run(arguments: list[str]) -> int:
+    verb, *rest = arguments or ["--help"]
+    if verb == "help" and rest:
+        verb, rest = rest[0], ["--help"]
+    if verb in ("-h", "--help", "help"):
+        say(overview())
+        return 0
+    if verb in ("-V", "--version"):
+        say(f"semmae {__version__}")
+        return 0
+    if verb.startswith("-"):
+        raise UserError(f"{shown(verb)}: the verb comes first, as in semmae pretrain --help; see semmae --help")
+    if verb not in VERBS:
+        raise UserError(f"unknown verb {shown(verb)}{near(verb[:80], VERBS)}")
+    return _run_verb(verb, rest)
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
     kind, function = load_verb(verb)
     from semmae.cli.arguments import parse
     from semmae.commands.options import run_of
-    from semmae.tasks.stopping import Interrupted
+    from semmae.tasks.stopping import Interrupted, stoppable
 
     options = parse(verb, kind, function.__doc__ or "", arguments)
     if options is None:
         return 0
-    try:
-        function(options)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        out = getattr(options, "out", None)
+    out = getattr(options, "out", None)
+
+    def stopped(signum: int) -> int:
         begun = out is not None and (run_of(out) / "config.yaml").is_file()
         again = f"semmae {verb} --out {shlex.quote(str(out))} --resume"
-        remedy = f"go on with: {again}" if begun else "nothing was written"
-        return _stopped(remedy, getattr(stop, "signum", signal.SIGINT))
+        return _stopped(f"go on with: {again}" if begun else "nothing was written", signum)
+
+    try:
+        with stoppable(stopped):
+            function(options)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return stopped(getattr(stop, "signum", signal.SIGINT))
     return 0
+
+
+def _ended(line: str, code: int) -> int:
+    write(sys.stderr, f"semmae: {line}\n")
+    return code
 
 
 def _stopped(remedy: str, signum: int = signal.SIGINT) -> int:
     """Tell that Ctrl-C, or another signal, stopped the run, and how to go on; returns the exit code."""
-    print(f"\nsemmae: stopped; {remedy}", file=sys.stderr)
+    write(sys.stderr, f"\nsemmae: stopped; {remedy}\n")
     return 128 + signum
 
 
@@ -90,5 +137,5 @@ def overview() -> str:
         "usage: semmae VERB [options]\n\n"
         "Semantic-guided masking for masked autoencoders: from a folder of images to a ViT encoder.\n\n"
         f"{verbs}\n\n"
-        "semmae VERB --help tells the options of a verb; semmae demo --out DIR shows the whole way."
+        "semmae VERB --help lists the options of a verb; semmae demo --out DIR shows the whole way."
     )

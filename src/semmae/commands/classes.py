@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semmae.checkpoint import read_classifier, read_extra, read_learned
-from semmae.commands.ending import end
+from semmae.checkpoint import CONFIG, read_classifier, read_extra, read_learned
 from semmae.commands.features import EncoderOptions, open_classes, told_encoder, unlearned_rows
 from semmae.commands.options import TrainOptions, check_image_size
 from semmae.commands.results import draw_confusion, write_per_class, write_results
@@ -22,6 +21,7 @@ from semmae.data.sources import has_split
 from semmae.errors import UserError, near_only
 from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.classifying import Answers, classify
+from semmae.files import Fields
 from semmae.loading import find_classifier
 from semmae.models.classifier import Classifier, without_head
 from semmae.reporting import write_report
@@ -44,10 +44,10 @@ def evaluate_only(options: ClassifyOptions) -> Path:
     """Measure the classifier of the finished run --encoder on --data, without training."""
     folder = find_classifier(options.encoder)
     classifier, classes = read_classifier(folder)
-    about = read_extra(folder)
+    measured_on = crop_share(folder / CONFIG, read_extra(folder))
     size = options.image_size or classifier.encoder.spec.image_size
     check_image_size(size, classifier.encoder.patch_size)
-    own = dataclasses.replace(options, crop_pct=options.crop_pct or about["crop_pct"], image_size=size)
+    own = dataclasses.replace(options, crop_pct=options.crop_pct or measured_on, image_size=size)
     images, split = open_measured(options, read_learned(folder))
     targets = known_targets(options, images, classes)
     with run_folder(options) as out:
@@ -61,8 +61,15 @@ def evaluate_only(options: ClassifyOptions) -> Path:
         write_results(out, protocol, figures)
         write_skipped([images], out / "skipped.csv")
         write_report(out)
-    end(options.out)
     return options.out
+
+
+def crop_share(path: Path, content: Mapping[str, Any]) -> float:
+    """The share of the short side that a classifier was measured on, of what its config.json at `path` holds."""
+    share: float = Fields(path, content).need("crop_pct", (int, float))
+    if not 0 < share <= 1:
+        raise UserError(f"{path}: crop_pct is {share}, must be above 0 and at most 1; restore it")
+    return share
 
 
 def open_measured(options: ClassifyOptions, learned: Sequence[str] | None) -> tuple[ImageSet, str]:

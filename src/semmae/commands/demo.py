@@ -1,6 +1,5 @@
 """`semmae demo`: the whole way in minutes, on drawn creatures with known parts or on one's own folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from semmae.commands.knn import KnnOptions, knn_figures, knn_protocol, measure_k
 from semmae.commands.options import Model, RunOptions, check_image_size
 from semmae.commands.pretrain import PretrainOptions, whole_way
 from semmae.commands.results import OWN, write_results
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.data.creatures import draw_creatures
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.quality import read_masks
+from semmae.page import read_json
 from semmae.reporting import write_report
 
 # Methods of quality.json that the table at the end shows.
@@ -64,9 +64,14 @@ class DemoOptions(RunOptions):
 
 def demo(options: DemoOptions) -> Path:
     """Show the whole way in minutes: teacher, parts, masked autoencoder, k-NN, report."""
-    if already_finished(options):
-        return options.out
-    options = checked(options)
+    if not already_finished(options):
+        end(options.out, whole_demo(options))
+    return options.out
+
+
+@owning_out
+def whole_demo(options: DemoOptions) -> list[str]:
+    """What `demo` does, but for what it shows at its end; returns its table."""
     for size in (options.image_size, options.teacher_image_size):
         check_image_size(size, options.patch_size)
     if options.data is not None:
@@ -91,8 +96,7 @@ def demo(options: DemoOptions) -> Path:
         if len(set(images.labels or ())) > 1:  # of a single class every neighbour tells
             measured = compare_knn(features, images, run)
         write_report(run)
-    end(out, table(run, measured))
-    return out
+    return table(run, measured)
 
 
 def _creatures(options: DemoOptions) -> tuple[str, Path]:
@@ -146,9 +150,10 @@ def table(run: Path, methods: dict[str, Any]) -> list[str]:
     lines = ["", f"{'':24}{'NMI':>8}{'ARI':>8}"]
     quality = run / "parts" / "quality.json"
     if quality.exists():
-        measured = json.loads(quality.read_text())
+        measured = read_json(quality)
         for key, name in PART_ROWS.items():
-            lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
+            if {"nmi", "ari"} <= measured.get(key, {}).keys():
+                lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
     else:
         lines = [""]
     if methods:

@@ -5,9 +5,7 @@ what was computed is kept when the run is stopped or killed, and the same comman
 """
 
 import dataclasses
-import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,19 +17,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from semmae.checkpoint import digest, read_json
+from semmae.checkpoint import digest
 from semmae.commands.ending import lines
 from semmae.commands.features import ViewOptions, feature_size, open_encoder
-from semmae.commands.options import PARTIAL, check_choice
+from semmae.commands.options import PARTIAL, check_choice, check_values
 from semmae.commands.places import check_place
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import check_inputs, claimed, run_folder
 from semmae.commands.token_file import WRITERS, Column, TokenFile, finish, paths_beside
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.errors import UserError
+from semmae.errors import DiskError, UserError
 from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
+from semmae.files import Fields, bytes_shown, read_json, write_json
 from semmae.models.vit import Encoder
 from semmae.outcome import python, text
 from semmae.pooling import pooling_of
@@ -66,7 +65,14 @@ class EmbedOptions(ViewOptions):
 
 def embed(options: EmbedOptions) -> Path:
     """Write features of every image to a .parquet, .npz or .safetensors file."""
-    run = _run_beside(options)
+    check_values(options)
+    check_inputs(options)
+    with claimed(_run_beside(options)) as run:
+        return _embed(options, run)
+
+
+def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
+    """As `embed`; `run` are the options of the run that works beside --out."""
     tokens = _tokens(options)
     encoder = open_encoder(options)
     tokens = [pooling_of(options.encoder)] if tokens == [_AUTO] else tokens
@@ -101,7 +107,7 @@ def _loading(out: Path) -> str:
 
 
 def _run_beside(options: EmbedOptions) -> EmbedOptions:
-    """The options of the run that works beside --out, whose values and place were checked."""
+    """The options of the run that works beside --out, whose place was checked."""
     out = options.out
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; give a file, such as {out / 'features.parquet'}")
@@ -118,7 +124,7 @@ def _run_beside(options: EmbedOptions) -> EmbedOptions:
         if there is not None and not (begun and there == beside):
             whole = " and is whole" if options.resume and there == out else ""
             raise UserError(f"--out {there}: exists{whole}; replace it with --overwrite, or choose another")
-    return checked(dataclasses.replace(options, out=partial))
+    return dataclasses.replace(options, out=partial)
 
 
 def _tokens(options: EmbedOptions) -> list[str]:
@@ -175,10 +181,15 @@ def _check_same(partial: Path, info: dict[str, Any]) -> None:
     """Refuse to go on with rows of other images, another encoder or other parts."""
     if not (partial / _STATE).is_file():
         return  # killed before the first row
-    begun = read_json(partial / _STATE)["info"]
+    begun = _begun(partial).need("info", dict)
     changed = next((words for key, words in _MADE_OF.items() if begun.get(key) != info.get(key)), None)
     if changed is not None:
         raise UserError(f"{partial}: was begun with {changed}; restore what has changed, or give --overwrite")
+
+
+def _begun(partial: Path) -> Fields:
+    """What state.json tells of a file that was begun."""
+    return Fields(partial / _STATE, read_json(partial / _STATE))
 
 
 def _check_room(options: EmbedOptions, file: TokenFile) -> None:
@@ -189,8 +200,8 @@ def _check_room(options: EmbedOptions, file: TokenFile) -> None:
     needed, free = copies * file.size - taken, shutil.disk_usage(folder).free
     if needed > free:
         less = "--dtype float16, fewer --tokens" + ("" if copies == 1 else ", .safetensors (once the room, not twice)")
-        raise UserError(
-            f"--out {options.out}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there; use {less} "
+        raise DiskError(
+            f"--out {options.out}: needs {bytes_shown(needed)}, {bytes_shown(free)} are free there; use {less} "
             "or another disk"
         )
 
@@ -199,7 +210,11 @@ def _fill(run: EmbedOptions, encoder: Encoder, images: ImageSet, store: PartStor
     """Compute the rows that are not there yet."""
     done = 0
     if file.is_begun() and (run.out / _STATE).is_file():
-        done = int(read_json(run.out / _STATE)["rows"])
+        done = _begun(run.out).need("rows", int)
+        if not 0 <= done <= len(images):
+            raise UserError(
+                f"{run.out / _STATE}: rows is {done}, must be 0 to {len(images)}; restore it, or give --overwrite"
+            )
     else:
         if run.resume and (run.out / _STATE).is_file():
             _log.warning("%s: of another version, or damaged; begun anew", run.out)
@@ -245,12 +260,7 @@ def _keep(file: TokenFile, rows: int) -> None:
     """Note how many rows are on the disk."""
     file.sync()
     state = file.path.with_name(_STATE)
-    temporary = state.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump({"rows": rows, "info": file.info}, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, state)
+    write_json(state, {"rows": rows, "info": file.info}, durable=True)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -7,11 +7,12 @@ Notable here:
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from semmae import outcome
-from semmae.commands.options import GOING_ON, RunOptions, read_config
+from semmae.commands.options import GOING_ON, OptionsT, RunOptions, read_config
 from semmae.errors import UserError
 from semmae.interop.unfinished import MARKER
 from semmae.page import read_json
@@ -34,6 +35,18 @@ _MADE = {
 _PAGES = ("report.html", "parts.html", "parts/parts.html")
 # What may differ when a finished run is asked for again: nothing that is left of it would be another.
 _ASIDE = {"out", "config", "resume", "overwrite", "workers", "checkpointing", "compile", "knn_every", "val_every"}
+
+
+def ended(verb: Callable[[OptionsT], Path]) -> Callable[[OptionsT], Path]:
+    """A verb that shows at its end what its run came to; where the run is finished already, that alone."""
+
+    @functools.wraps(verb)
+    def shown(options: OptionsT) -> Path:
+        if not already_finished(options):
+            end(verb(options))
+        return options.out
+
+    return shown
 
 
 def end(run: Path, table: Sequence[str] | None = None) -> None:

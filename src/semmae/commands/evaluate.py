@@ -7,7 +7,6 @@ Notable here:
 """
 
 import functools
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semmae.checkpoint import check_saveable, digest, read_json
-from semmae.commands.ending import already_finished, end
+from semmae.checkpoint import check_saveable, digest
+from semmae.commands.ending import ended
 from semmae.commands.features import (
     Look,
     TrainVal,
@@ -30,21 +29,24 @@ from semmae.commands.features import (
     train_val,
     untrained_like,
 )
-from semmae.commands.knn import NeighbourOptions, check_votes, knn_protocol, measure_knn
+from semmae.commands.knn import NeighbourOptions, knn_protocol, measure_knn
 from semmae.commands.measuring import Truth, measure_encoder, measure_grids, pixel_truth
 from semmae.commands.options import OptionsT
 from semmae.commands.probe import ProbeOptions, probe_encoder, probe_protocol, rows_to_choose_on
 from semmae.commands.results import OWN, write_comparison
-from semmae.commands.run import checked, run_folder, write_text
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.segment import new_segmenter, open_data, train_segmenter
 from semmae.commands.segment_options import SegmentOptions, check_encoder
 from semmae.commands.segment_results import class_rows, write_classes
 from semmae.commands.segment_results import protocol as segment_protocol
 from semmae.data.manifest import ImageSet, write_skipped
-from semmae.data.segmentation import MASK_FOLDERS, SegmentationData
+from semmae.data.segmentation import SegmentationData
+from semmae.data.splits import MASK_FOLDERS
 from semmae.errors import UserError
+from semmae.files import Fields, read_json, user_path, write_json
 from semmae.models.vit import Encoder
 from semmae.reporting import write_report
+from semmae.tasks.precision import check_precision
 
 UNTRAINED = "untrained"
 _FIGURES = "figures.json"  # of one encoder, those of the protocols that are finished
@@ -93,12 +95,11 @@ class Known(NamedTuple):
         return {"images": [images.digest for images in self.sets], **masks}
 
 
+@ended
+@owning_out
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where masks are given, segmentation and part quality."""
-    if already_finished(options):
-        return options.out
-    options = checked(options)
-    check_votes(options)
+    check_precision(options.precision)
     encoder = open_encoder(options)
     found = pooled(with_masks(options))
     known = open_known(found, encoder)
@@ -115,13 +116,12 @@ def evaluate(options: EvaluateOptions) -> Path:
         write_comparison(out, protocol, methods)
         write_skipped(known.sets, out / "skipped.csv")
         write_report(out)
-    end(options.out)
     return options.out
 
 
 def with_masks(options: EvaluateOptions) -> EvaluateOptions:
     """Where --data holds images and masks side by side, these two as --data and --masks."""
-    root = Path(options.data).expanduser()
+    root = user_path(options.data, "--data")
     beside = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
     if options.masks is not None or beside is None or not (root / "images").is_dir():
         return options
@@ -155,9 +155,10 @@ def open_known_classes(options: EvaluateOptions) -> tuple[TrainVal | None, list[
     labels = [images.labels or () for images in sets]
     if not all(labels) or len(set().union(*labels)) < 2:
         if options.masks is None:
+            note = next((images.source.class_note for images in sets if images.source.class_note), "")
             raise UserError(
-                f"{options.data}: neither classes nor masks to measure by; put images into one folder a class, "
-                "add a `label` column, or give --masks"
+                f"{options.data}: neither classes nor masks to measure by; "
+                f"{note or 'put images into one folder a class, add a `label` column'}, or give --masks"
             )
         _log.info("%s: no classes, so neither k-NN nor a probe is measured", options.data)
         return None, []
@@ -194,7 +195,7 @@ def measured(options: EvaluateOptions, encoder: Encoder, known: Known, out: Path
     for protocol, measure in protocol_steps(options, encoder, known, out):
         if protocol not in kept:
             kept[protocol] = measure()
-            write_text(out / _FIGURES, json.dumps({**facts, "figures": kept}, indent=1) + "\n")
+            write_json(out / _FIGURES, {**facts, "figures": kept})
     return {name: value for figures in kept.values() for name, value in figures.items()}
 
 
@@ -208,13 +209,17 @@ def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, dict[str,
     if not path.is_file():
         return {}
     earlier = read_json(path)
+    figures: dict[str, dict[str, Any]] = Fields(path, earlier).need("figures", dict)
+    for protocol in figures:
+        own = Fields(path, Fields(path, figures).need(protocol, dict))
+        for name in own.content:
+            own.need(name, (int, float))
     changed = next((name for name in facts if earlier.get(name) != facts[name]), None)
     if changed:
         raise UserError(
             f"{path}: was found with other {changed.replace('_digest', ' weights')}; restore what has changed, or use "
             "another --out"
         )
-    figures: dict[str, dict[str, Any]] = earlier["figures"]
     return figures
 
 

@@ -21,12 +21,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from semmae import checkpoint
+from semmae.commands.classes import crop_share
 from semmae.commands.ending import lines
 from semmae.commands.hub import CARD, check_hub_name, push_to_hub
-from semmae.commands.model_card import Card, find_run, write_card
+from semmae.commands.model_card import RESULTS, Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
+from semmae.commands.run import check_inputs
 from semmae.errors import UserError
+from semmae.files import Fields, check_replaceable, read_json, user_path, whole_folder, write_json, write_text
 from semmae.interop import huggingface, mae, onnx
 from semmae.loading import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
 from semmae.models.classifier import Classifier, without_head
@@ -34,6 +37,7 @@ from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
 from semmae.outcome import python, text
+from semmae.page import read_json as read_results
 from semmae.pooling import pooling_of
 from semmae.progress import say
 
@@ -107,11 +111,11 @@ def export(options: ExportOptions) -> Path:
     digest = checkpoint.digest(_headless(model))
     if options.image_size is not None:
         (model.encoder if isinstance(model, Classifier) else model).set_image_size(options.image_size)
-    results = {} if options.results is None else {options.results.parent.name: checkpoint.read_json(options.results)}
+    results = {} if options.results is None else {options.results.parent.name: read_results(options.results, RESULTS)}
     title = options.push_to_hub or options.out.resolve().name
     shown = (subject.classes, subject.crop_pct)
     card = Card(title, options.to, model, options.encoder, run, results, digest, *shown)
-    with checkpoint.replacing(options.out) as folder:
+    with whole_folder(options.out) as folder:
         facts = _WRITERS[options.to](subject, folder)
         about = {
             "form": options.to,
@@ -120,8 +124,8 @@ def export(options: ExportOptions) -> Path:
             "semmae": version("semmae"),
             **facts,
         }
-        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(write_card(card), encoding="utf-8")
+        write_json(folder / ABOUT, about)
+        write_text(folder / CARD, write_card(card))
     made = [str(path) for path in sorted(options.out.iterdir())]
     if options.push_to_hub:
         made.append(_pushed(options, card))
@@ -158,8 +162,9 @@ def _check_request(options: ExportOptions) -> None:
     """Refuse options that contradict each other, and a folder in the way, before anything is loaded."""
     out = options.out
     check_place("--out", out)
+    check_inputs(options)
     check_place("--out", out.absolute().parent, out)  # it is written beside its place, and moved there
-    checkpoint.check_replaceable(out)
+    check_replaceable(out)
     if out.is_dir() and any(out.iterdir()):
         if not options.overwrite:
             raise UserError(f"--out {out}: not empty; use --overwrite to replace it, or another folder")
@@ -181,17 +186,18 @@ def _check_request(options: ExportOptions) -> None:
 def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
     """The autoencoder or the classifier where its other half is wanted, else the encoder; its image size is checked."""
     wanted = options.head and options.to in _WITH_HEAD
-    folder = classifier_folder(Path(options.encoder).expanduser()) if wanted else None
+    folder = classifier_folder(user_path(options.encoder, "--encoder")) if wanted else None
     if folder is not None:
         classifier, classes = checkpoint.read_classifier(folder)
         heads = classifier.encoder.spec.num_heads
         if options.num_heads not in (None, heads):
             raise UserError(f"--num-heads {options.num_heads}: {options.encoder} has {heads}; leave it out")
-        crop_pct = checkpoint.read_json(folder / checkpoint.CONFIG)["pretrained_cfg"]["crop_pct"]
+        config = folder / checkpoint.CONFIG
+        crop_pct = crop_share(config, Fields(config, read_json(config)).need("pretrained_cfg", dict))
         subject = _Subject(classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
-        told = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
-        subject = _Subject(load_mae(options.encoder, **told), ratio)
+        heads = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
+        subject = _Subject(load_mae(options.encoder, **heads), ratio)
     else:
         subject = _Subject(load_encoder(options.encoder, num_heads=options.num_heads), ratio)
     if options.image_size is not None:
@@ -273,7 +279,7 @@ def _write_mae(subject: _Subject, folder: Path) -> Mapping[str, Any]:
         config |= {"decoder_num_heads": model.decoder.num_heads, "norm_pix_loss": model.norm_pix_loss}
     path = folder / mae.FILE
     torch.save({"model": _plain(_released(model))}, path)
-    _write_json(folder / checkpoint.CONFIG, config)
+    write_json(folder / checkpoint.CONFIG, config)
     return _compared(model, lambda: load_mae(path) if isinstance(model, MaskedAutoencoder) else load_encoder(path))
 
 
@@ -291,8 +297,8 @@ def _write_hf(subject: _Subject, folder: Path) -> Mapping[str, Any]:
     else:
         config, tensors = huggingface.encoder_config(spec, state, eps), huggingface.from_encoder(state)
     checkpoint.save_tensors(tensors, folder / checkpoint.WEIGHTS)
-    _write_json(folder / checkpoint.CONFIG, config)
-    _write_json(folder / huggingface.PREPROCESSOR, huggingface.preprocessor_config(spec, subject.crop_pct))
+    write_json(folder / checkpoint.CONFIG, config)
+    write_json(folder / huggingface.PREPROCESSOR, huggingface.preprocessor_config(spec, subject.crop_pct))
     return _compared(model, lambda: _read_hf(model, folder))
 
 
@@ -344,10 +350,6 @@ def _released(model: Model) -> dict[str, Tensor]:
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As they go to disk: on the CPU, without gaps."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _compared(model: Model, load: Callable[[], Model]) -> Mapping[str, Any]:

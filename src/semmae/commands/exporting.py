@@ -1,6 +1,5 @@
 """Part labels as PNG files, for use elsewhere: one an image, under its name, in the colours of our pictures."""
 
-import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from semmae.checkpoint import read_json
 from semmae.commands.places import check_place
-from semmae.commands.run import write_text
 from semmae.data.manifest import ImageSet
 from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.pictures import label_colours, write_atomically
+from semmae.files import is_part, read_json, shown, write_bytes, write_json
+from semmae.pictures import label_colours
 from semmae.progress import Progress
 
 _ABOUT = "labels.json"
@@ -73,7 +71,7 @@ def export_labels(store: PartStore, images: ImageSet, folder: Path, size: Size =
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds other things than an export, or cannot be written in; nothing is written."""
     check_place("--export-png", folder)
-    others = [path for path in folder.iterdir() if path.name != f".{_ABOUT}.tmp"] if folder.is_dir() else []
+    others = [path for path in folder.iterdir() if not is_part(path)] if folder.is_dir() else []
     if others and not (folder / _ABOUT).is_file():
         raise UserError(f"{folder}: holds other files; give a new folder for the PNGs")
 
@@ -83,12 +81,16 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
     path = folder / _ABOUT
     if path.is_file():
         found = read_json(path)
-        changed = [f"{name} {found.get(name)}, not {about[name]}" for name in about if found.get(name) != about[name]]
+        changed = [
+            f"{name} {shown(found.get(name))}, not {shown(about[name])}"
+            for name in about
+            if found.get(name) != about[name]
+        ]
         if changed:
             raise UserError(f"{folder}: holds other labels ({'; '.join(changed)}); give another folder")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, about)
 
 
 def _written(export: _Export, todo: list[tuple[int, str]], workers: int) -> Iterator[None]:
@@ -115,7 +117,7 @@ def _write(export: _Export, row: int, name: str) -> None:
     picture.putpalette(export.palette)
     content = BytesIO()
     picture.save(content, "PNG", optimize=True)
-    write_atomically(export.folder / name, content.getvalue())
+    write_bytes(export.folder / name, content.getvalue())
 
 
 def _nearest(labels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

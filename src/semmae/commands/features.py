@@ -5,7 +5,6 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -19,6 +18,7 @@ from semmae.data.sources import split_names
 from semmae.data.splits import TRAIN, check_whole, has_both, held_out
 from semmae.errors import UserError, near_only
 from semmae.evaluation.features import extract
+from semmae.files import user_path
 from semmae.loading import load_encoder
 from semmae.models.fresh import fresh_like
 from semmae.models.head import Pooling
@@ -161,7 +161,9 @@ def open_classes(options: EncoderOptions, split: str | None) -> ImageSet:
 
 def _check_labelled(options: EncoderOptions, images: ImageSet) -> None:
     if images.labels is None:
-        raise UserError(f"{options.data}: no classes; put images into one folder a class, or add a `label` column")
+        note = images.source.class_note
+        remedy = f": {note}" if note else "; put images into one folder a class, or add a `label` column"
+        raise UserError(f"{options.data}: no classes{remedy}")
 
 
 def image_keys(images: ImageSet) -> list[str]:
@@ -204,7 +206,7 @@ def open_sets(options: EncoderOptions) -> list[ImageSet]:
         UserError: a folder is a split and lacks its counterpart.
     """
     names = split_names(options.data)
-    if Path(options.data).expanduser().is_dir():  # a file, a pattern or a name of the hub means just what it says
+    if user_path(options.data, "--data").is_dir():  # a file, a pattern or a name of the hub means just what it says
         check_whole(names, options.data)
     splits = ("train", "val") if has_both(names) else (None,)
     return [
@@ -225,7 +227,8 @@ def check_classes(options: EncoderOptions, sets: Sequence[ImageSet]) -> None:
         _check_labelled(options, images)
     known = sorted(set(sets[0].labels or ()))
     if len(known) < 2:
-        raise UserError(f"{options.data}: a single class ({known[0]}); put images into one folder a class")
+        remedy = sets[0].source.class_note or "put images into one folder a class"
+        raise UserError(f"{options.data}: a single class ({known[0]}); {remedy}")
     asked = set(sets[-1].labels or ())
     unknown, unasked = sorted(asked.difference(known)), sorted(set(known).difference(asked))
     if unknown:

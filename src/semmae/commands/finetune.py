@@ -11,11 +11,11 @@ from timm.models.vision_transformer import VisionTransformer
 
 from semmae.checkpoint import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
 from semmae.commands.classes import ClassifyOptions, eval_crop, evaluate_only, measure_classifier, validate
-from semmae.commands.ending import already_finished, end
+from semmae.commands.ending import ended
 from semmae.commands.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
 from semmae.commands.options import PresetOptions, first_told, flag
 from semmae.commands.results import write_results
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.training import (
     check_batches,
     check_count,
@@ -99,11 +99,10 @@ class FinetuneOptions(PresetOptions, ClassifyOptions):
     """Train nothing: measure the classifier of a finished run, given as --encoder, on --data."""
 
 
+@ended
+@owning_out
 def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to tell classes (the first folders, or the label column), and measure it."""
-    if already_finished(options):
-        return options.out
-    options = checked(options)
     if options.eval_only:
         check_eval_only(options)
         return evaluate_only(options)
@@ -125,7 +124,6 @@ def finetune(options: FinetuneOptions) -> Path:
         if is_rank_zero():
             write_results(out, protocol_of(options, classifier, sets) | measured, figures, others)
             write_report(out)
-    end(options.out)
     return options.out
 
 

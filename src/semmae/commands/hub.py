@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from semmae.checkpoint import CONFIG, WEIGHTS
-from semmae.commands.run import write_text
 from semmae.errors import UserError
+from semmae.files import write_text
 from semmae.interop import huggingface, mae, onnx
 
 # What an export may consist of: of one in another form, pushed there before, nothing stays behind.

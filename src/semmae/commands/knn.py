@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from semmae.commands.ending import already_finished, end
+from semmae.commands.ending import ended
 from semmae.commands.features import (
     FeatureOptions,
     Look,
@@ -26,9 +26,8 @@ from semmae.commands.features import (
 )
 from semmae.commands.options import PresetOptions
 from semmae.commands.results import write_results
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.data.manifest import ImageSet, write_skipped
-from semmae.errors import UserError
 from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.knn import knn_ranks
 from semmae.models.vit import Encoder
@@ -53,12 +52,11 @@ class KnnOptions(PresetOptions, NeighbourOptions):
     """Options of `semmae knn`."""
 
 
+@ended
+@owning_out
 def knn(options: KnnOptions) -> Path:
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
-    if already_finished(options):
-        return options.out
-    options = checked(options)
-    check_votes(options)
+    check_precision(options.precision)
     encoder = open_encoder(options)
     sets = open_knn_sets(options)
     with run_folder(options) as out:
@@ -70,15 +68,7 @@ def knn(options: KnnOptions) -> Path:
         write_results(out, knn_protocol(options, encoder, sets), figures, others)
         write_skipped(sets, out / "skipped.csv")
         write_report(out)
-    end(options.out)
     return options.out
-
-
-def check_votes(options: NeighbourOptions) -> None:
-    """Refuse what votes cannot be divided by, and arithmetic that is not to be had here."""
-    if options.temperature <= 0:
-        raise UserError(f"--temperature {options.temperature}: must be above 0; 0.07 is the usual choice")
-    check_precision(options.precision)
 
 
 def open_knn_sets(options: FeatureOptions) -> list[ImageSet]:

@@ -21,6 +21,7 @@ import torch
 from semmae.checkpoint import LEARNER, digest, read_learner
 from semmae.commands.label_blocks import Job, label_blocks
 from semmae.errors import UserError
+from semmae.files import short
 from semmae.loading import load_encoder
 
 # Encoder, its heads, and the run that holds the learner: what every process loads itself. Weights handed
@@ -106,7 +107,9 @@ def _label_blocks(
     encoder, learner = load_encoder(teacher, num_heads=num_heads), read_learner(run / LEARNER)
     found, wanted = digest(encoder), job.store.teacher_digest
     if found != wanted:
-        raise UserError(f"{teacher}: changed while it was read, from {wanted} to {found}; restore it and --resume")
+        raise UserError(
+            f"{teacher}: changed while it was read, from {short(wanted)} to {short(found)}; restore it and --resume"
+        )
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     parent = multiprocessing.parent_process()
     for message in label_blocks(job, blocks, encoder, learner, threads=threads, device=device):

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from semmae.checkpoint import LEARNER, digest, kind, read_extra, read_learner, save_learner
+from semmae.checkpoint import CONFIG, LEARNER, digest, kind, read_extra, read_learner, save_learner
 from semmae.commands.label_blocks import Job, label_blocks, most_rows
 from semmae.commands.label_processes import label_in_processes
 from semmae.commands.options import TrainOptions
@@ -20,6 +20,7 @@ from semmae.data.attention import stored_side
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
+from semmae.files import Fields, short, user_path
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
@@ -69,16 +70,17 @@ def with_encoder(options: LabelT) -> LabelT:
         if options.teacher is None and options.tokens is None:
             raise UserError("parts needs --teacher, or --learner or --tokens in its place; see semmae parts --help")
         return options
-    facts = read_extra(learner_folder(options.learner))
+    folder = learner_folder(options.learner)
+    facts = Fields(folder / CONFIG, read_extra(folder))
     # --teacher beside --learner: the encoder has moved. That it is the same is checked by its digest.
-    teacher = options.teacher or facts.get("teacher")
+    teacher = options.teacher or facts.get("teacher", str)
     if teacher is None:
         raise UserError(f"--learner {options.learner}: does not tell its encoder; add --teacher")
     return dataclasses.replace(
         options,
         teacher=teacher,
-        num_heads=options.num_heads or facts.get("num_heads"),
-        image_size=options.image_size or facts.get("image_size"),
+        num_heads=options.num_heads or facts.get("num_heads", int),
+        image_size=options.image_size or facts.get("image_size", int),
     )
 
 
@@ -104,7 +106,7 @@ def learner_facts(options: LabelOptions, encoder: Encoder, size: int) -> dict[st
     """What is kept beside a learner, so that `--learner` needs nothing else."""
     teacher = options.teacher or ""
     if not teacher.startswith("timm:"):
-        teacher = str(Path(teacher).expanduser().resolve())
+        teacher = str(user_path(teacher, "--teacher").resolve())
     heads = encoder.spec.num_heads
     return {"teacher": teacher, "num_heads": heads, "image_size": size, "teacher_digest": digest(encoder)}
 
@@ -130,7 +132,8 @@ def check_learner(options: LabelOptions, encoder: Encoder) -> None:
     spec, trained_on = read_learner(folder).spec, read_extra(folder).get("teacher_digest")
     if trained_on is not None and trained_on != digest(encoder):
         raise UserError(
-            f"{folder}: learned from the encoder {trained_on}, and {options.teacher} is {digest(encoder)}; "
+            f"{folder}: learned from the encoder {short(str(trained_on))}, and {options.teacher} is "
+            f"{short(digest(encoder))}; "
             "restore that encoder, or learn anew in another --out"
         )
     if (spec.width, spec.patch_size) != (encoder.width, encoder.patch_size):

@@ -1,6 +1,5 @@
 """Part quality of a labelled data set: learned parts beside their baselines."""
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from semmae.commands.run import write_text
+from semmae.data.coding import IGNORED
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, sample_rows
 from semmae.data.part_store import PartStore
-from semmae.data.segmentation import IGNORED, LabelledImages
+from semmae.data.segmentation import LabelledImages
 from semmae.errors import UserError
 from semmae.evaluation.baselines import FIT_IMAGES, baseline_labels, fit_clusters, sample_tokens
 from semmae.evaluation.keypoints import Keypoints, keypoint_quality, read_keypoints
 from semmae.evaluation.quality import SAMPLE, Labels, find_masks, fixed_grid, load_masks, quality, sample
+from semmae.files import write_json
 from semmae.models.vit import Encoder
 from semmae.page import Table
 from semmae.page import quality as quality_table
@@ -142,7 +142,7 @@ def measure(
         scores |= found
         protocol |= {"heads": encoder.spec.num_heads, "kmeans_tokens": tokens}
     scores |= measure_grids(truth, labels=store.num_labels, grid=store.grid)
-    write_text(path, json.dumps({**scores, "protocol": protocol}, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, {**scores, "protocol": protocol})
     _log.info("%s", summary(scores, truth))
     return scores
 

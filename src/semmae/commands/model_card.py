@@ -11,16 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from semmae import checkpoint
+from semmae import checkpoint, files
 from semmae.commands.results import OWN, markdown_table, protocol_lines
 from semmae.errors import UserError
 from semmae.interop import mae, onnx
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
-from semmae.page import figure_rows, flat
+from semmae.page import figure_rows, flat, read_json
 
 RESULTS = "results.json"
 _LIBRARY = {"timm": "timm", "mae": "semmae", "hf": "transformers", "onnx": "onnx"}
@@ -71,7 +69,7 @@ class Card:
 
 def find_run(spec: str) -> Run | None:
     """The run of ours that a SPEC points to, or into; None where it is none."""
-    path = Path(spec).expanduser()
+    path = files.user_path(spec)
     folder = path.parent if path.is_file() else path
     if folder.name in (checkpoint.ENCODER, checkpoint.AUTOENCODER, *_TRAINED):
         folder = folder.parent
@@ -81,18 +79,17 @@ def find_run(spec: str) -> Run | None:
 
 
 def _read_run(folder: Path) -> Run:
-    try:
-        options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{folder / 'config.yaml'}: not readable as YAML; restore it, or move it away") from error
-    summary = folder / "summary.json"
+    config = folder / "config.yaml"
+    options = files.read_yaml(config)
+    ratio = files.Fields(config, options).get("mask_ratio", (int, float), 0.5)
+    if not 0 <= ratio < 1:
+        raise UserError(f"{config}: mask_ratio is {ratio}, must be from 0 to less than 1; restore it")
     found = sorted([*folder.glob(RESULTS), *folder.glob(f"*/{RESULTS}")])
-    results = {path.parent.name: checkpoint.read_json(path) for path in found}
     return Run(
         folder.resolve().name,
-        options if isinstance(options, dict) else {},
-        checkpoint.read_json(summary) if summary.is_file() else {},
-        results,
+        options,
+        read_json(folder / "summary.json"),
+        {path.parent.name: read_json(path) for path in found},
         folder.name if any((folder / name).is_dir() for name in _TRAINED) else None,
     )
 

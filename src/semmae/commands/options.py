@@ -6,6 +6,8 @@ the Python call, `config.yaml` and `--help` all read that declaration. The text 
 
 import contextlib
 import dataclasses
+import errno
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -13,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import yaml
 
+from semmae.commands.limits import check_limits
 from semmae.errors import UserError, near
+from semmae.files import read_yaml, shown
 from semmae.tasks.precision import Precision
 
 Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
@@ -123,58 +128,20 @@ def check_values(options: object) -> None:
     """
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
-        value = getattr(options, field.name)
-        check_choice(field.name, value, choices(hints[field.name]))
-        _check_kind(field.name, value, hints[field.name])
-        if field.name in _LIMITS and value is not None:
-            low, high = _LIMITS[field.name]
-            if not low <= value <= high:  # so written, NaN is refused too
-                limit = f"at least {low}" if high == _NO_LIMIT else f"from {low} to {high}"
-                raise UserError(f"{flag(field.name)} {value}: must be {limit}")
+        check_value(field.name, getattr(options, field.name), hints[field.name])
 
 
-_NO_LIMIT = sys.float_info.max  # infinity is above it
-_AT_LEAST = {
-    "image_size": 8, "teacher_image_size": 8, "patch_size": 2, "batch_size": 1, "epochs": 1, "devices": 1, "workers": 0,
-    "limit": 1, "grid": 2, "k": 1, "teacher_epochs": 1, "parts_epochs": 1, "images": 1, "num_heads": 1,
-    "decoder_width": 4, "decoder_depth": 1, "decoder_heads": 1, "decoder_num_heads": 1, "lr": 0, "blr": 0,
-    "weight_decay": 0, "gamma": 0,
-    "diversity": 0, "weight_decay_end": 0, "local_crops": 0, "local_size": 1, "prototypes": 2, "head_width": 1,
-    "ibot": 0, "koleo": 0, "clip": 0, "knn_every": 0, "sample": 1, "blur": 1, "agreement": 0, "concentration": 0,
-    "total_variation": 0, "quality_images": 1, "token_subset": 2, "accumulate": 1, "nodes": 1,
-    "steps": 1, "val_steps": 1, "decoder_channels": 1, "aux_weight": 0, "pictures": 0,
-    "min_lr": 0, "mixup": 0, "cutmix": 0, "val_every": 0,
-}  # fmt: skip
-_LIMITS: dict[str, tuple[float, float]] = {
-    **{name: (low, _NO_LIMIT) for name, low in _AT_LEAST.items()},
-    "seed": (0, 2**32 - 1),  # of steps and ranks are made from it, none above the 64 bits that torch takes
-    "num_parts": (1, 254),  # a label is one byte, one is the background, one means "not yet computed"
-    "hue": (0, 0.5),  # turns either way: half of one reaches every hue
-    "warmup_share": (0, 1),
-    "momentum": (0, 1),
-    "crop_scale": (0.05, 1),  # between them lie the local crops
-    "teacher_temp": (0.001, 1),
-    "warmup_teacher_temp": (0.001, 1),
-    "temp_warmup_share": (0, 1),
-    "frozen_share": (0, 1),
-    "mask_share": (0, 1),
-    "mask_spread": (0, 1),
-    "blend": (0, 1),
-    "attention_hint": (0, 1),
-    "layer_decay": (0.01, 1),
-    "drop_path": (0, 0.95),
-    "erasing": (0, 1),
-    "label_smoothing": (0, 0.99),
-    "ema": (0, 0.999999),
-    "ignore_index": (0, 255),
-    "min_scale": (0.1, 10),
-    "max_scale": (0.1, 10),
-    "most_of_one": (0.01, 1),
-    "stride": (0.1, 1),
-    "val_share": (0.01, 0.99),
-    "choice_share": (0.01, 0.5),
-    "crop_pct": (0.1, 1),
-}
+def check_value(name: str, value: Any, annotation: Any) -> None:
+    """Check the value of a field: of the declared kind, among the choices, within the limits.
+
+    Raises:
+        UserError: names the value, the limit and the near choices.
+    """
+    check_choice(name, value, choices(annotation))
+    _check_kind(name, value, annotation)
+    check_limits(flag(name), name, value)
+
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
@@ -184,19 +151,23 @@ def _check_kind(name: str, value: Any, annotation: Any) -> None:
     fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
     if wanted and not fits and not (float in wanted and type(value) is int):
         told = " or ".join(words for kind, words in _KINDS.items() if kind in wanted)
-        raise UserError(f"{flag(name)} {value!r}: must be {told}")
+        raise UserError(f"{flag(name)} {shown(value)}: must be {told}")
 
 
-def check_number(name: str, text: str, annotation: Any) -> None:
-    """Refuse text on the command line that is no number where one is declared."""
+def from_text(name: str, text: str, annotation: Any) -> Any:
+    """What a text of the command line means for a field: a number where one is declared, None, or the text.
+
+    Raises:
+        UserError: it is no number.
+    """
     wanted = kinds(annotation)
-    kind = next((kind for kind in (int, float) if kind in wanted), None)
-    if kind is None or (text == "None" and type(None) in wanted):
-        return
+    if text == "None" and type(None) in wanted:
+        return None
+    kind = int if int in wanted else float
     try:
-        kind(text)
+        return kind(text) if kind in wanted else text
     except ValueError as error:
-        raise UserError(f"{flag(name)} {text!r}: must be {_KINDS[kind]}") from error
+        raise UserError(f"{flag(name)} {shown(text)}: must be {_KINDS[kind]}") from error
 
 
 def kinds(annotation: Any) -> tuple[type[Any], ...]:
@@ -212,7 +183,7 @@ def choices(annotation: Any) -> tuple[str, ...]:
 def check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
     """Refuse a value that is not among the choices, where there are any."""
     if known and value not in known:
-        raise UserError(f"{flag(name)}: unknown {name.replace('_', ' ')} {value!r}{near(str(value), known)}")
+        raise UserError(f"{flag(name)}: unknown {name.replace('_', ' ')} {shown(value)}{near(str(value)[:80], known)}")
 
 
 def check_image_size(image_size: int, patch_size: int, name: str = "image_size") -> None:
@@ -243,33 +214,63 @@ def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
     Raises:
         UserError: no such file, no mapping, or a key that is no option, with the near ones named.
     """
-    if not path.is_file():
-        raise UserError(f"--config {path}: no such file; give a YAML file of options")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]}); give a YAML file of options") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no options; write one `name: value` a line")
+    values = read_yaml(path)
     hints = typing.get_type_hints(kind)
     known = {field.name for field in dataclasses.fields(kind)}
     for name in values:
         if name not in known:
-            raise UserError(f"{path}: unknown option {name!r}{near(str(name), sorted(known))}")
-    return {name: _converted(value, hints[name]) for name, value in values.items()}
+            raise UserError(f"{path}: unknown option {shown(name)}{near(name[:80], sorted(known))}")
+    return {name: _converted(name, value, hints[name]) for name, value in values.items()}
 
 
-def _converted(value: Any, annotation: Any) -> Any:
-    """Text as a path where one is declared, and the other way round; 1e-3, which YAML takes for text, as a number."""
+def _converted(name: str, value: Any, annotation: Any) -> Any:
+    """A value as its field declares it, from whichever door: text as a path and the other way round, with the user's
+    folder for `~`; 1e-3, which YAML takes for text, as a number; a scalar of NumPy as Python's.
+
+    Raises:
+        UserError: a text that is empty, or names nothing that can be.
+    """
     wanted = kinds(annotation)
-    if isinstance(value, str) and Path in wanted:
-        return Path(value)
-    if isinstance(value, Path) and Path not in wanted:
-        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, str) and float in wanted:
         with contextlib.suppress(ValueError):
             return float(value)
+    if isinstance(value, str | Path) and (Path in wanted or str in wanted):
+        text = _plain_text(name, str(value))
+        return Path(text) if Path in wanted else text
     return value
+
+
+def _plain_text(name: str, text: str) -> str:
+    if not text.strip():
+        raise UserError(f"{flag(name)} {text!r}: is empty; give a value, or leave the option out")
+    if "\0" in text:
+        raise UserError(f"{flag(name)} {shown(text)}: holds a NUL character, which no name can; take it out")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        user = text.split("/")[0]
+        raise UserError(
+            f"{flag(name)} {shown(text)}: no user {shown(user)} here; begin with ./ if it is a name"
+        ) from error
+
+
+def _check_reachable(name: str, value: Any) -> None:
+    """Refuse text, of what may be a path, that the system cannot look up: it is too long, a loop, or not permitted."""
+    if not isinstance(value, str | Path):
+        return
+    try:
+        os.stat(value)
+    except UnicodeEncodeError as error:
+        why = f"is no name in {sys.getfilesystemencoding()}, the encoding of this system"
+        raise UserError(f"{flag(name)} {shown(str(value))}: {why}; set a locale of UTF-8") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            why = (error.strerror or str(error)).lower()
+            raise UserError(f"{flag(name)} {shown(str(value))}: {why}; give another path") from error
 
 
 def first_told(options: object, names: Iterable[str]) -> str | None:
@@ -349,12 +350,15 @@ def beneath(
 
     Args:
         kind: the dataclass of the verb's options.
-        given: what the user told: of it are read `config`, `out`, `preset` and those of `GOING_ON`.
+        given: what the user gave: of it are read `config`, `out`, `preset` and those of `GOING_ON`.
         preset: the options of a preset, by name; none for None.
     """
     told: dict[str, Any] = {}
     if given.get("config"):
-        told = {**read_config(Path(given["config"]), kind), "config": Path(given["config"])}
+        told = read_config(Path(given["config"]), kind)
+        for name, value in told.items():
+            _check_reachable(name, value)
+        told["config"] = Path(given["config"])
     elif any(map(given.get, GOING_ON)):
         told = begun_with(kind, given.get("out"))
     return {**preset(given.get("preset") or told.get("preset")), **told}
@@ -363,14 +367,19 @@ def beneath(
 def as_kwargs(
     values: Mapping[str, Any], kind: type[Any], preset: Callable[[str | None], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Keyword arguments of a Python call for the dataclass `kind`, its paths and texts converted as declared.
+    """Options given by name, in a Python call or on the command line, with what lies beneath them: see `beneath`.
 
-    `preset` is as for `beneath`.
+    Raises:
+        UserError: an unknown option, or a value that its field does not take.
     """
     hints = typing.get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
-            raise UserError(f"unknown option {name!r}{near(name, known)}")
-    given = {name: _converted(value, hints[name]) for name, value in values.items()}
+            raise UserError(f"unknown option {shown(name)}{near(name[:80], known)}")
+    given = {name: _converted(name, value, hints[name]) for name, value in values.items()}
+    for name, value in given.items():
+        if not callable(value):  # a mask function, which the options turn into text
+            check_value(name, value, hints[name])
+        _check_reachable(name, value)
     return {**beneath(kind, given, preset), **given}

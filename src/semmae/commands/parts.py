@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from semmae.checkpoint import LEARNER, digest, read_learner, save_learner
-from semmae.commands.ending import already_finished, end
+from semmae.commands.ending import ended
 from semmae.commands.exporting import check_folder, export_labels
 from semmae.commands.labelling import (
     LabelOptions,
@@ -21,7 +21,7 @@ from semmae.commands.labelling import (
 )
 from semmae.commands.measuring import MOST_IMAGES, Truth, measure, read_truth
 from semmae.commands.options import PresetOptions, flag
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.training import fit_options, open_training_images, summarised, training_loader
 from semmae.data.loaders import CropDataset, WholeDataset, normalise
 from semmae.data.manifest import ImageSet
@@ -96,11 +96,10 @@ class PartsOptions(PresetOptions, LabelOptions):
     """Images with true parts that are measured at most, drawn by the seed."""
 
 
+@ended
+@owning_out
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""
-    if already_finished(options):
-        return options.out
-    options = checked(options)
     told = with_encoder(options)
     encoder = None
     if told.teacher is not None:
@@ -113,7 +112,6 @@ def parts(options: PartsOptions) -> Path:
         learn_parts(told, images, encoder, truth)
         if is_rank_zero():
             write_report(options.out)
-    end(options.out)
     return options.out
 
 

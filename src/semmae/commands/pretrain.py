@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from semmae.checkpoint import save_autoencoder, save_encoder
-from semmae.commands.ending import already_finished, end
+from semmae.commands.ending import ended
 from semmae.commands.init import init_autoencoder
 from semmae.commands.mask_options import (
     WITHOUT_LABELS,
@@ -23,7 +23,7 @@ from semmae.commands.mask_options import (
 from semmae.commands.mask_pictures import draw_masks
 from semmae.commands.options import PresetOptions, SizeOptions, TrainOptions, check_image_size
 from semmae.commands.parts import PartsOptions, learn_parts, true_parts
-from semmae.commands.run import UNFINISHED, checked, run_folder
+from semmae.commands.run import UNFINISHED, owning_out, run_folder
 from semmae.commands.teacher import TeacherOptions, check_teacher, train_teacher
 from semmae.commands.training import (
     fit_options,
@@ -60,7 +60,7 @@ class PretrainOptions(PresetOptions, MaskOptions):
     blr: float = 1.5e-4
     """Base learning rate: multiplied by batch size / 256."""
     weight_decay: float = 0.05
-    """Weight decay, but for biases, norms and tokens."""
+    """Weight decay, but for biases and norms."""
     warmup_share: float = 0.05
     """Share of the steps in which the learning rate rises."""
     clip: float = 0.0
@@ -97,16 +97,15 @@ class PretrainOptions(PresetOptions, MaskOptions):
     a single one where only attention is read."""
 
 
+@ended
 def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
-    if not already_finished(options):
-        end(whole_way(options))
-    return options.out
+    return whole_way(options)
 
 
+@owning_out
 def whole_way(options: PretrainOptions) -> Path:
     """What `pretrain` does, but for what it shows at its end."""
-    options = checked(options)
     check_recipe(options)
     images = open_training_images(options)
     init = load_init(options)

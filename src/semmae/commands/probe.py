@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from semmae.checkpoint import digest, save_head
-from semmae.commands.ending import already_finished, end
+from semmae.commands.ending import ended
 from semmae.commands.features import (
     AnyPooling,
     EncoderOptions,
@@ -33,7 +33,7 @@ from semmae.commands.features import (
 )
 from semmae.commands.options import PresetOptions, TrainOptions, first_told, flag
 from semmae.commands.results import draw_confusion, write_per_class, write_results
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.training import (
     check_batches,
     effective_batch,
@@ -103,11 +103,10 @@ class ProbeOptions(PresetOptions, EncoderOptions, TrainOptions):
     """Measure beside it the same encoder with new weights, to see what training brought."""
 
 
+@ended
+@owning_out
 def probe(options: ProbeOptions) -> Path:
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
-    if already_finished(options):
-        return options.out
-    options = checked(options)
     check_protocol(options)
     encoder = open_encoder(options)
     sets = open_train_val(options, options.val_share)
@@ -128,7 +127,6 @@ def probe(options: ProbeOptions) -> Path:
             write_results(out, protocol, figures, others)
             write_skipped([sets.train, sets.val], out / "skipped.csv")
             write_report(out)
-    end(options.out)
     return options.out
 
 

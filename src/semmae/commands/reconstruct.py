@@ -10,6 +10,7 @@ from semmae.commands.ending import lines
 from semmae.commands.mask_pictures import faded, on_the_grid, reconstruct_pixels
 from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
+from semmae.commands.run import check_inputs
 from semmae.data.loaders import WholeDataset
 from semmae.data.manifest import open_images
 from semmae.errors import UserError
@@ -61,6 +62,7 @@ def reconstruct(options: ReconstructOptions) -> Path:
     if out.exists() and not options.overwrite:
         raise UserError(f"--out {out}: exists; replace it with --overwrite, or choose another")
     check_place("--out", out.absolute().parent, out)
+    check_inputs(options)
     mae = load_mae(options.autoencoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
     patch, size = mae.encoder.patch_size, options.image_size or mae.encoder.spec.image_size
     check_image_size(size, patch)

@@ -1,8 +1,5 @@
 """What a measuring verb leaves behind: results.json for programs, results.md for people, one line a method."""
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semmae.commands.run import write_text
 from semmae.confusion import confusion_picture
 from semmae.evaluation.accuracy import confusion_matrix
+from semmae.files import write_csv, write_json, write_text
 from semmae.page import FIGURES, figure_rows, flat, with_intervals
 
 OWN = "this encoder"
@@ -38,7 +35,7 @@ def write_results(
     """
     methods = {OWN: figures, **(others or {})}
     content = {"protocol": dict(protocol), **figures, **(others or {})}
-    write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
+    write_json(out / "results.json", content)
     lines = markdown_table(methods)
     text = ["# Results", "", *lines, "", *details, "Protocol:", "", *protocol_lines(protocol)]
     write_text(out / "results.md", "\n".join(text) + "\n")
@@ -53,7 +50,7 @@ def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[st
         methods: by the encoder's name, its figures.
     """
     content = {"protocol": dict(protocol), **methods}
-    write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
+    write_json(out / "results.json", content)
     lines = markdown_table(figure_rows(methods))
     text = ["# Results", "", *lines, "", "Protocol:", "", *protocol_lines(protocol)]
     write_text(out / "results.md", "\n".join(text) + "\n")
@@ -76,14 +73,12 @@ def write_per_class(path: Path, classes: Sequence[str], chosen: Tensor, targets:
     """
     counts = (torch.bincount(found, minlength=len(classes)).tolist() for found in (targets, targets[chosen == targets]))
     mistaken = most_often_taken_for(targets, chosen)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("class", "images", "right", "right_percent", "most_taken_for", "times"))
+    rows: list[Sequence[Any]] = [("class", "images", "right", "right_percent", "most_taken_for", "times")]
     for number, (name, images, right) in enumerate(zip(classes, *counts, strict=True)):
         other, times = mistaken.get(number, (None, 0))
         share = f"{100 * right / images:.2f}" if images else ""
-        rows.writerow((name, images, right, share, "" if other is None else classes[other], times))
-    write_text(path, text.getvalue())
+        rows.append((name, images, right, share, "" if other is None else classes[other], times))
+    write_csv(path, rows)
 
 
 def most_often_taken_for(targets: Tensor, chosen: Tensor) -> dict[int, tuple[int, int]]:

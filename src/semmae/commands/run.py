@@ -1,24 +1,29 @@
-"""The run folder: refused, gone on with or begun anew, but never touched before everything else is checked.
+"""The run folder: claimed, refused, gone on with or begun anew, but never touched before what it is told is checked.
 
-From its beginning to its good end a run keeps the file `.unfinished` in its folder, locked while it works.
-Where it is left, the run was killed: the same command goes on with it. The lock is the system's, which frees
-it with the process however that ends.
+Notable here:
+- a run claims its folder before it looks at its data, by a lock of the system's in `.lock`, which is free again with
+  the process however that ends: of two that are started together one is refused;
+- from its beginning to its good end a run keeps the file `.unfinished` in its folder. Where it is left, the run was
+  killed: the same command goes on with it;
+- --overwrite deletes what a run writes, and nothing else: a folder that holds anything of the user's is refused.
 """
 
 import dataclasses
 import errno
 import fcntl
+import functools
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from semmae.commands.options import (
     GOING_ON,
     OptionsT,
+    RunOptions,
     TrainOptions,
     begun_alike,
     check_values,
@@ -27,30 +32,59 @@ from semmae.commands.options import (
     resumed,
     to_yaml,
 )
-from semmae.commands.places import check_place
+from semmae.commands.places import check_apart, check_place
 from semmae.errors import UserError
+from semmae.files import is_part, make_folder, remove, sweep, write_text
 from semmae.interop import unfinished
+from semmae.progress import logged
 from semmae.tasks.nodes import take_rank
 from semmae.tasks.trainer import is_rank_zero
 
 UNFINISHED = unfinished.MARKER
 _CONFIG = "config.yaml"
+_LOCK = ".lock"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
-_NOTHING = {UNFINISHED, f".{_CONFIG}.tmp"}
-# Beginnings of files and folders that were written beside their places when a run was killed.
-_LEFTOVERS = ("*.tmp", ".encoder-*", ".autoencoder-*", ".learner-*", ".classifier-*", ".head-*", ".segmenter-*")
+_NOTHING = {UNFINISHED, _LOCK}
+# All that runs leave in their folder, by name: what --overwrite may delete.
+_WRITTEN = _NOTHING | {
+    _CONFIG, "train.log", "summary.json", "skipped.csv", "report.html",
+    "metrics.jsonl", "tensorboard", "checkpoints", "encoder", "autoencoder", "pictures", "teacher", "parts",
+    "learner", "parts.npy", "attention.npy", "parts.json", "parts.png", "parts.html", "quality.json",
+    "results.json", "results.md", "per_class.csv", "confusion.png", "predictions.png", "figures.json",
+    "head", "classifier", "segmenter", "untrained", "knn", "probe", "segment",
+    "run", "creatures",
+    "features.safetensors", "state.json",
+}  # fmt: skip
+# Options that name what is read, as paths or as names of encoders and data sets.
+_INPUTS = ("data", "encoder", "autoencoder", "teacher", "init")
+_INPUT_PATHS = ("config", "learner", "tokens", "masks", "keypoints", "parts", "results")
+
+ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger("semmae")
+_held: set[Path] = set()  # folders that this process has locked: the system's lock does not keep it from itself
 
 
-def checked(options: OptionsT) -> OptionsT:
-    """The options to run with: their values checked, `out` looked at (not touched), --resume filled in.
+def owning_out(verb: Callable[[OptionsT], ResultT]) -> Callable[[OptionsT], ResultT]:
+    """A verb that writes a run's folder: called with checked options, `out` its own until it returns."""
+
+    @functools.wraps(verb)
+    def owner(options: OptionsT) -> ResultT:
+        with claimed(options) as own:
+            return verb(own)
+
+    return owner
+
+
+@contextmanager
+def claimed(options: OptionsT) -> Iterator[OptionsT]:
+    """The options to run with, `out` locked: values checked, the folder looked at, --resume filled in.
 
     --resume is filled in too where `out` holds a run that was begun with just these options and did not
-    come to its end: the same command again goes on.
+    come to its end: the same command again goes on. Where the block fails, a folder that was only locked goes again.
 
     Raises:
-        UserError: a value out of bounds; a folder in the way, or a run at work there; nothing to resume.
+        UserError: a value out of bounds; an input in the way, or a folder, or a run at work there; nothing to resume.
     """
     if options.overwrite and goes_on(options):
         named = next(flag(name) for name in GOING_ON if getattr(options, name, False))
@@ -60,15 +94,34 @@ def checked(options: OptionsT) -> OptionsT:
     check_values(options)
     if isinstance(options, TrainOptions):
         take_rank(options.nodes, options.devices)
-    out = options.out
-    check_place("--out", out)
-    if is_rank_zero():
-        _refuse_at_work(out)
+    check_place("--out", options.out)
+    check_inputs(options)
+    with ExitStack() as stack:
+        if is_rank_zero():
+            stack.enter_context(locked(options.out))
+        yield _settled(options)
+
+
+def check_inputs(options: Any) -> None:
+    """Refuse an output of a verb's options that is, holds or lies in one of their inputs."""
+    names = [*_INPUTS, *(name for name in _INPUT_PATHS if isinstance(getattr(options, name, None), Path))]
+    inputs = {flag(name): getattr(options, name, None) for name in names}
+    if goes_on(options):
+        inputs.pop("--config", None)  # may be the run's own: nothing is deleted
+    images = getattr(options, "data", None)
+    check_apart("--out", options.out, inputs, images)
+    exported = getattr(options, "export_png", None)
+    if exported is not None:
+        check_apart("--export-png", exported, inputs, images)
+
+
+def _settled(options: OptionsT) -> OptionsT:
+    """Whether these options begin a run, or go on with the one in `out`."""
     if goes_on(options):
         return dataclasses.replace(options, resume=True)
     if not options.overwrite and _interrupted(options):
         if is_rank_zero():
-            _log.info("--out %s: this very run was begun there and not finished; going on with it", out)
+            _log.info("--out %s: this very run was begun there and not finished; going on with it", options.out)
         return dataclasses.replace(options, resume=True)
     # Ranks started by rank 0 find the folder already begun.
     if is_rank_zero():
@@ -82,98 +135,114 @@ def _interrupted(options: OptionsT) -> bool:
     return begun and begun_alike(options)
 
 
-def _refuse_occupied(options: OptionsT) -> None:
+def _refuse_occupied(options: RunOptions) -> None:
     out = options.out
-    if not out.is_dir() or {path.name for path in out.iterdir()} <= _NOTHING:
+    names = {path.name for path in out.iterdir() if not is_part(path)} if out.is_dir() else set()
+    if names <= _NOTHING:
         return
     if not options.overwrite:
         raise UserError(f"--out {out}: not empty; use --resume to go on, --overwrite to replace it, or another folder")
-    if not (out / _CONFIG).is_file():
+    if _CONFIG not in names:
         raise UserError(f"--out {out}: holds no run of semmae: --overwrite will not delete it; use another folder")
-
-
-def _refuse_at_work(out: Path) -> None:
-    marker = out / UNFINISHED
-    if not marker.is_file():
-        return
-    with open(marker, "r+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return  # a file system without locks: nobody can tell
-            raise UserError(
-                f"--out {out}: another process is at work there; wait for it, or use another folder"
-            ) from None
+    foreign = sorted(names - _WRITTEN)
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise UserError(
+            f"--out {out}: holds {foreign[0]}{more} beside its run: --overwrite will not delete that; move it away, or "
+            "use another folder"
+        )
 
 
 @contextmanager
-def run_folder(options: OptionsT) -> Iterator[Path]:
+def locked(out: Path) -> Iterator[None]:
+    """The folder is this process's alone; it is made, and goes again where nothing was written to it.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    place = out.resolve()
+    if place in _held:  # a stage of a run, whose folder it has locked itself
+        yield
+        return
+    made = [folder for folder in (out, *out.absolute().parents) if not folder.exists()]
+    make_folder(out)
+    path = out / _LOCK
+    with _open_locked(path):
+        _held.add(place)
+        try:
+            yield
+        finally:
+            _held.discard(place)
+            path.unlink(missing_ok=True)  # before it is let go: nobody waits for it
+            with suppress(OSError):  # something was written
+                for folder in made:
+                    folder.rmdir()
+
+
+@contextmanager
+def _open_locked(path: Path) -> Iterator[None]:
+    """The file, made and locked; of the kind that processes which load images do not inherit: they outlive a killed
+    run a little.
+    """
+    while True:
+        with open(path, "a") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise UserError(
+                        f"--out {path.parent}: another process is at work there; wait for it, or use another folder"
+                    ) from None
+                _log.debug("%s: not locked (%s)", path, error)  # a file system without locks: nobody can know
+            if _is_at(file.fileno(), path):
+                yield
+                return
+        # Else its last owner has removed it between the two: it is nobody's lock.
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at its path."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+@contextmanager
+def run_folder(options: RunOptions) -> Iterator[Path]:
     """Begin the run in `options.out`: clear it when asked to, write config.yaml, log to train.log."""
     out = options.out
     with ExitStack() as stack:
         if is_rank_zero():
-            if options.overwrite and out.is_dir():
+            stack.enter_context(locked(out))
+            if options.overwrite:
                 _clear(out)
-            out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_marked(out))
             if options.resume:
-                _sweep(out)
+                sweep(out)
             write_text(out / _CONFIG, to_yaml(options))
         # A run within a run begins in all processes at once: its folder may not be there yet.
         out.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(out / "train.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        _log.addHandler(handler)
+        stack.enter_context(logged(out / "train.log"))
         _log.debug("semmae started: %s", " ".join(sys.argv))
         try:
             yield out
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C too
             _log.debug("stopped: %s: %s", type(error).__name__, error)
             raise
-        finally:
-            _log.removeHandler(handler)
-            handler.close()
 
 
 @contextmanager
 def _marked(out: Path) -> Iterator[None]:
-    """The folder is marked as unfinished, and locked, until the block ends well."""
-    with open(out / UNFINISHED, "a") as file:
-        try:
-            # Of the kind that processes which load images do not inherit: they outlive a killed run a little.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            _log.debug("%s: not locked (%s)", out, error)
-        yield
-        (out / UNFINISHED).unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once: a reader sees the old text or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed run was writing beside its place."""
-    for pattern in _LEFTOVERS:
-        for entry in list(folder.rglob(pattern)):  # in folders of runs within the run too
-            _remove(entry)
+    """The folder is marked as unfinished until the block ends well."""
+    (out / UNFINISHED).touch()
+    yield
+    (out / UNFINISHED).unlink(missing_ok=True)
 
 
 def _clear(folder: Path) -> None:
     """Remove the run in a folder, so that one killed meanwhile is neither gone on with nor taken for no run."""
+    sweep(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
-    for entry in folder.iterdir():
-        if entry.name != _CONFIG:
-            _remove(entry)
+    for name in sorted(_WRITTEN - {_CONFIG, _LOCK}):
+        remove(folder / name)
     (folder / _CONFIG).unlink(missing_ok=True)
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink(missing_ok=True)

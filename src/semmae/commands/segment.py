@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.checkpoint import check_saveable, digest, read_learned, read_segmenter, save_segmenter
-from semmae.commands.ending import already_finished, end
+from semmae.commands.ending import ended
 from semmae.commands.features import (
     check_val_share,
     image_keys,
@@ -19,15 +19,15 @@ from semmae.commands.features import (
     untrained_like,
 )
 from semmae.commands.results import OWN
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.segment_options import SegmentOptions, check_encoder, check_segment, rate_of, read_blocks, rounds
 from semmae.commands.segment_results import Found, measure_segmenter, protocol, write_all
 from semmae.commands.training import fit_options, summarised
+from semmae.data.coding import Coding
 from semmae.data.loaders import make_loader
 from semmae.data.manifest import write_skipped
 from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler
 from semmae.data.segmentation import (
-    Coding,
     MeasuredData,
     SegmentationData,
     is_divided,
@@ -48,11 +48,10 @@ UNTRAINED = "untrained"
 _log = logging.getLogger("semmae")
 
 
+@ended
+@owning_out
 def segment(options: SegmentOptions) -> Path:
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
-    if already_finished(options):
-        return options.out
-    options = checked(options)
     check_segment(options)
     if options.eval_only:
         return measure_only(options)
@@ -63,7 +62,6 @@ def segment(options: SegmentOptions) -> Path:
             size = segmenter.encoder.spec.image_size
             write_all(out, protocol(options, segmenter.spec.head, size, data) | measured, methods, data.val)
             write_report(out)
-    end(options.out)
     return options.out
 
 
@@ -90,7 +88,6 @@ def measure_only(options: SegmentOptions) -> Path:
         write_all(out, how | measured, methods, data.val)
         write_skipped([data.val.images], out / "skipped.csv")
         write_report(out)
-    end(options.out)
     return options.out
 
 

@@ -1,7 +1,5 @@
 """What `semmae segment` measures of a trained network, and the files in which it tells."""
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +9,13 @@ import torch
 from torch import Tensor
 
 from semmae.commands.results import markdown_table, write_results
-from semmae.commands.run import write_text
 from semmae.commands.segment_options import SegmentOptions, rate_of, stride_of
 from semmae.data.loaders import make_loader
 from semmae.data.manifest import sample_rows
 from semmae.data.segment_crops import WholeLabelled
 from semmae.data.segmentation import LabelledImages, MeasuredData
 from semmae.evaluation.segmentation import evaluate, figures
+from semmae.files import write_csv
 from semmae.models.segmenter import Head, Segmenter
 from semmae.pictures import segmentation_picture
 from semmae.tasks.precision import resolve_precision
@@ -116,9 +114,7 @@ def class_rows(methods: Mapping[str, Found]) -> dict[str, dict[str, Any]]:
 
 def write_classes(path: Path, rows: dict[str, dict[str, Any]]) -> None:
     """per_class.csv: a line a class, empty where a figure is undefined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", *next(iter(rows.values()))])
+    lines = [["class", *next(iter(rows.values()))]]
     for name, values in rows.items():
-        writer.writerow([name, *("" if value is None else round(value, 3) for value in values.values())])
-    write_text(path, text.getvalue())
+        lines.append([name, *("" if value is None else round(value, 3) for value in values.values())])
+    write_csv(path, lines)

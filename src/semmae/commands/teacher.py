@@ -8,19 +8,20 @@ from typing import Any
 import torch
 
 from semmae.checkpoint import save_encoder
-from semmae.commands.ending import already_finished, end
+from semmae.commands.ending import ended
 from semmae.commands.features import class_indices
 from semmae.commands.init import init_encoder
 from semmae.commands.options import PresetOptions, SizeOptions, check_image_size
-from semmae.commands.run import checked, run_folder
+from semmae.commands.run import owning_out, run_folder
 from semmae.commands.training import fit_options, open_training_images, scaled_rate, summarised, training_loader
+from semmae.data.colour import GLOBAL_CHANCES
 from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, sample_rows
 from semmae.errors import UserError
 from semmae.evaluation.features import extract
 from semmae.evaluation.knn import knn_accuracy
 from semmae.masking import num_hidden
-from semmae.models.vit import Encoder, EncoderSpec
+from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
 from semmae.reporting import write_report
 from semmae.tasks.teacher import Centering, PatchMasking, TeacherRecipe, TeacherTask
 from semmae.tasks.trainer import Evaluation, fit, is_rank_zero
@@ -40,11 +41,11 @@ class TeacherOptions(PresetOptions, SizeOptions):
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.04
-    """Weight decay at the start, but for biases, norms and tokens."""
+    """Weight decay at the start, but for biases and norms."""
     weight_decay_end: float = 0.4
     """Weight decay at the end; a cosine leads there."""
     clip: float = 3.0
-    """Highest norm of the gradient; 0 = unlimited."""
+    """Highest norm of each parameter's gradient; 0 = unlimited."""
     momentum: float = 0.97
     """Momentum of the averaged encoder at the start; it ends at 1. Long runs on large data want 0.996."""
     crop_scale: float = 0.25
@@ -60,7 +61,7 @@ class TeacherOptions(PresetOptions, SizeOptions):
     mask_ratio: float = 0.3
     """Share of the patches to hide in a masked crop."""
     mask_spread: float = 0.2
-    """How far --mask-ratio moves up and down from step to step."""
+    """How far --mask-ratio moves up and down from crop to crop."""
     mask_share: float = 0.5
     """Share of the global crops that are masked."""
     koleo: float = 0.5
@@ -83,6 +84,9 @@ class TeacherOptions(PresetOptions, SizeOptions):
     """Keep the weights of the head's last layer at norm 1: steadier, and a little weaker in long runs."""
     frozen_share: float = 0.1
     """Share of the steps at the start in which the head's last layer does not learn."""
+    learned_positions: bool = False
+    """Learn the positions of patches, as the papers do; fixed sine-cosine ones suit small data. Those of --init are \
+learned."""
     init: str | None = None
     """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size."""
     num_heads: int | None = None
@@ -91,11 +95,10 @@ class TeacherOptions(PresetOptions, SizeOptions):
     """Measure k-NN accuracy every so many epochs and at the end, where images have classes; 0 = never."""
 
 
+@ended
+@owning_out
 def teacher(options: TeacherOptions) -> Path:
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
-    if already_finished(options):
-        return options.out
-    options = checked(options)
     check_teacher(options)
     init = load_init(options)
     images = open_training_images(options)
@@ -103,7 +106,6 @@ def teacher(options: TeacherOptions) -> Path:
         train_teacher(options, images, init)
         if is_rank_zero():
             write_report(options.out)
-    end(options.out)
     return options.out
 
 
@@ -138,15 +140,24 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     """Stage 0 in `options.out`, begun (with a new encoder or `init`) or gone on with: writes `encoder/`."""
     out = options.out
     torch.manual_seed(options.seed)
-    encoder = init or Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size))
+    encoder = init or new_encoder(options)
     task = TeacherTask(encoder, recipe_of(options, len(images)))
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):
         loader = training_loader(crops_of(options, images), options, rate=task.recipe.lr)
         how = fit_options(options, out, "teacher", options.epochs, task.recipe.clip)
+        how = dataclasses.replace(how, clip_each=True)  # as DINO and iBOT do
         fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
+
+
+def new_encoder(options: TeacherOptions) -> Encoder:
+    """An encoder that has learned nothing, of the sizes that were asked for, as DINO and iBOT begin."""
+    spec = EncoderSpec.named(options.model, options.image_size, options.patch_size)
+    vit = build_vit(spec)
+    init_as_dino(vit, options.learned_positions)
+    return Encoder(spec, vit)
 
 
 def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
@@ -159,11 +170,14 @@ def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
 
 
 def crops_of(options: TeacherOptions, images: ImageSet) -> CropDataset:
-    """Two global crops of every image, and local ones where asked for."""
+    """Two global crops of every image, changed as DINO's and iBOT's, and local ones where asked for."""
     scale = (_SMALLEST_LOCAL, options.crop_scale)
     local = LocalCrops(options.local_crops, local_size(options), scale) if options.local_crops else None
     large = (options.crop_scale, 1.0)
-    return CropDataset(images, options.image_size, views=2, scale=large, seed=options.seed, colour=True, local=local)
+    return CropDataset(
+        images, options.image_size, views=2, scale=large, seed=options.seed, colour=True, local=local,
+        chances=GLOBAL_CHANCES,
+    )  # fmt: skip
 
 
 def knn_evaluation(options: TeacherOptions, images: ImageSet, encoder: Encoder) -> Evaluation | None:

@@ -7,7 +7,6 @@ Notable here:
 - all three are written the same way each time: a run that was stopped and went on leaves the same bytes.
 """
 
-import csv
 import io
 import json
 import os
@@ -23,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from semmae.files import whole, write_csv
 
 Array = npt.NDArray[Any]
 
@@ -153,17 +154,16 @@ def paths_beside(out: Path) -> Path | None:
 def finish(file: TokenFile, names: Sequence[str], labels: Sequence[str] | None, out: Path) -> None:
     """Make `out` of a filled file, which is used up; names and classes of the images go into it, or beside it.
 
-    What is written first lies beside `file`; it must be of the same file system as `out`.
+    `file` must be of the same file system as `out`.
     """
     table = {"path": [_text(name) for name in names]} | ({"label": list(labels)} if labels is not None else {})
-    whole, beside = file.path.with_name(f"whole{out.suffix}"), paths_beside(out)
-    if beside is None:
-        WRITERS[out.suffix](file, table, whole)
-        os.replace(whole, out)
+    listed = paths_beside(out)
+    if listed is None:
+        with whole(out, durable=True) as beside:
+            WRITERS[out.suffix](file, table, beside)
         file.path.unlink()
     else:
-        _write_paths(table, whole.with_suffix(".csv"))
-        os.replace(whole.with_suffix(".csv"), beside)
+        write_csv(listed, [tuple(table), *zip(*table.values(), strict=True)])
         os.replace(file.path, out)
 
 
@@ -172,31 +172,22 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _write_paths(table: Mapping[str, list[str]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([tuple(table), *zip(*table.values(), strict=True)])
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _write_npz(file: TokenFile, table: Mapping[str, list[str]], path: Path) -> None:
     """What numpy.savez writes, without the arrays in memory."""
-    with path.open("wb") as handle:
-        with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
-            for name, texts in table.items():
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                    _write_texts(member, texts)
-            about = io.BytesIO()
-            np.lib.format.write_array(about, np.array(json.dumps(file.info, sort_keys=True)), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo("semmae.npy"), about.getvalue())
-            for column in file.columns:
-                with archive.open(zipfile.ZipInfo(f"{column.name}.npy"), "w", force_zip64=True) as member:
-                    shape = (file.rows, *column.shape)
-                    header = {"descr": np.dtype(column.dtype).str, "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(member, header)
-                    for block in file.blocks(column):
-                        member.write(block.data)
-        _sync(handle)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, texts in table.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                _write_texts(member, texts)
+        about = io.BytesIO()
+        np.lib.format.write_array(about, np.array(json.dumps(file.info, sort_keys=True)), allow_pickle=False)
+        archive.writestr(zipfile.ZipInfo("semmae.npy"), about.getvalue())
+        for column in file.columns:
+            with archive.open(zipfile.ZipInfo(f"{column.name}.npy"), "w", force_zip64=True) as member:
+                shape = (file.rows, *column.shape)
+                header = {"descr": np.dtype(column.dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(member, header)
+                for block in file.blocks(column):
+                    member.write(block.data)
 
 
 def _write_texts(member: IO[bytes], texts: Sequence[str]) -> None:
@@ -214,15 +205,13 @@ def _write_parquet(file: TokenFile, table: Mapping[str, list[str]], path: Path) 
     fields = [pa.field(name, pa.string()) for name in table]
     fields += [pa.field(column.name, _arrow_type(column), nullable=False) for column in file.columns]
     schema = pa.schema(fields, metadata={"semmae": json.dumps(file.info, sort_keys=True)})
-    with path.open("wb") as handle:
-        # Floats neither repeat nor shrink: a dictionary of them, or compression, only costs time.
-        with pq.ParquetWriter(handle, schema, use_dictionary=["label"], compression="none") as writer:
-            for start, values in file.records():
-                count = len(values[file.columns[0].name])
-                arrays = [pa.array(texts[start : start + count]) for texts in table.values()]
-                arrays += [_arrow_array(column, values[column.name]) for column in file.columns]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=count)
-        _sync(handle)
+    # Floats neither repeat nor shrink: a dictionary of them, or compression, only costs time.
+    with pq.ParquetWriter(path, schema, use_dictionary=["label"], compression="none") as writer:
+        for start, values in file.records():
+            count = len(values[file.columns[0].name])
+            arrays = [pa.array(texts[start : start + count]) for texts in table.values()]
+            arrays += [_arrow_array(column, values[column.name]) for column in file.columns]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=count)
 
 
 def _arrow_type(column: Column) -> pa.DataType:

@@ -1,22 +1,21 @@
 """What the training verbs do alike: batch size, loader, summary."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from semmae.checkpoint import read_json
 from semmae.commands.options import TrainOptions
-from semmae.commands.run import write_text
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
-from semmae.errors import UserError
+from semmae.errors import DiskError, UserError
+from semmae.files import short, write_json
+from semmae.page import read_json
 from semmae.tasks.nodes import check_processes
 from semmae.tasks.precision import check_precision
 from semmae.tasks.trainer import FitOptions, is_rank_zero
@@ -119,7 +118,7 @@ def summarised(
     """
     path, started = out / "summary.json", time.monotonic()
     facts = {"manifest": images.digest, **facts}
-    earlier = read_json(path) if path.exists() else {}
+    earlier = read_json(path)
     _check_unchanged(out, earlier, facts)
     before = earlier.get("minutes", 0.0)
     told = {"images": len(images), "skipped": len(images.manifest.skipped), "classes": len(set(images.labels or ()))}
@@ -128,24 +127,24 @@ def summarised(
     def write(finished: bool) -> None:
         if is_rank_zero():
             minutes = round(before + (time.monotonic() - started) / 60, 3)
-            text = json.dumps(summary | {"finished": finished, "minutes": minutes}, indent=1)
-            write_text(path, text + "\n")
+            write_json(path, summary | {"finished": finished, "minutes": minutes})
 
     write(finished=False)  # already now: a killed run, too, knows what it was begun with
     if is_rank_zero():
         write_skipped([images, *also], out / "skipped.csv")
-    finished = False
     try:
         yield
-        finished = True
-    finally:
-        write(finished)
+    except BaseException:
+        with suppress(DiskError):  # on a full disk it is the first fault that counts
+            write(finished=False)
+        raise
+    write(finished=True)
 
 
 def _check_unchanged(out: Path, earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     digests = [name for name in facts if name == "manifest" or name.endswith("_digest")]
     changed = [
-        f"{name.removesuffix('_digest')} {earlier[name]}, now {facts[name]}"
+        f"{name.removesuffix('_digest')} {short(str(earlier[name]))}, now {short(str(facts[name]))}"
         for name in digests
         if name in earlier and earlier[name] != facts[name]
     ]

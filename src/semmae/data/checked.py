@@ -4,12 +4,9 @@ A file for each data set, all its splits together: int64 (N, 3), a row an image,
 of the name, the size in bytes, the time of change. That is 24 bytes an image, and read as fast as the disk is.
 """
 
-import gzip
 import hashlib
-import json
 import logging
 import os
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,8 +15,8 @@ import numpy.typing as npt
 from platformdirs import user_cache_dir
 
 from semmae.data.compact import Names
-
-_OLD_SUFFIX = ".json.gz"  # of a file in its first form, which held the names themselves
+from semmae.errors import DiskError
+from semmae.files import on_disk, open_regular, whole
 
 _log = logging.getLogger("semmae")
 
@@ -33,7 +30,7 @@ def cache_folder() -> Path:
 
 def cache_file(folder: Path, key: str) -> Path:
     """The file of a data set, told by its key."""
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    return folder / f"{hashlib.sha256(on_disk(key)).hexdigest()[:32]}.npy"
 
 
 def stamps(names: Names, sizes: npt.NDArray[np.int64], modified: npt.NDArray[np.int64]) -> _Table:
@@ -52,12 +49,12 @@ def known_rows(found: _Table, known: _Table) -> npt.NDArray[np.bool_]:
 
 def read_known(file: Path) -> _Table:
     """What was found before; nothing when there is no file, or a damaged one."""
-    old = file.with_suffix(_OLD_SUFFIX)
+    if not file.exists():
+        return _merged([])
     try:
-        if file.exists():
-            return _checked(np.load(file, allow_pickle=False))
-        return _read_old(old) if old.exists() else _merged([])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        with open_regular(file) as content:
+            return _checked(np.lib.format.read_array(content, allow_pickle=False))
+    except Exception as error:  # also those of Python's own parser, which reads the header of an array
         _log.warning("%s: cache not readable (%s), all images are checked again", file, error)
         return _merged([])
 
@@ -67,14 +64,10 @@ def write_known(file: Path, *tables: _Table) -> None:
 
     Only speed is lost when the folder cannot be written.
     """
-    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as handle:
+        with whole(file) as beside, beside.open("wb") as handle:
             np.save(handle, _merged(tables))
-        os.replace(part, file)
-        file.with_suffix(_OLD_SUFFIX).unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, DiskError) as error:
         _log.warning("%s: cache not written (%s), images are checked again the next time", file, error)
 
 
@@ -99,10 +92,3 @@ def _checked(table: npt.NDArray[np.int64]) -> _Table:
     if (table[1:, 0] <= table[:-1, 0]).any():
         raise ValueError("its rows are not in their order")
     return table
-
-
-def _read_old(file: Path) -> _Table:
-    """[name, size, time of change] of every image in JSON."""
-    stored = json.loads(gzip.decompress(file.read_bytes()))
-    names, sizes, modified = zip(*stored["images"], strict=True) if stored["images"] else ((), (), ())
-    return _merged([stamps(Names(names), np.array(sizes, dtype=np.int64), np.array(modified, dtype=np.int64))])

@@ -1,11 +1,12 @@
 """Changes of colour for the views of one image, so that a teacher cannot tell images apart by colour alone.
 
-Kinds and strengths are those of DINO (Caron et al. 2021), without solarisation. Brightness, contrast,
-saturation and hue are affine in a pixel's colour, so one 3 × 4 matrix joins them: one pass instead of four.
-Hue turns colours about the gray axis, which keeps their mean; it is not the hue of HSV.
+Kinds and strengths are those of DINO (Caron et al. 2021). Brightness, contrast, saturation and hue are affine in a
+pixel's colour, so one 3 × 4 matrix joins them: one pass instead of four. Hue turns colours about the gray axis, which
+keeps their mean; it is not the hue of HSV.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +15,23 @@ from torchvision.transforms.v2 import functional as F
 
 HUE = 0.1  # turns of the colour circle, DINO's
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
+_SOLAR = 128  # from this value on solarisation inverts: Pillow's, which DINO and iBOT call
 
 
-def jitter(image: Tensor, rng: np.random.Generator, most_hue: float = HUE) -> Tensor:
-    """uint8 (3, S, S) → the same, changed by chance: colours (80 %), gray (20 %), blur (50 %).
+class Chances(NamedTuple):
+    """How often a view is blurred and solarised."""
+
+    blur: float = 0.5
+    solarise: float = 0.0
+
+
+PLAIN_CHANCES = Chances()  # of local crops, and of the views that parts are learned from
+# Of the two global crops of DINO and iBOT: sharpness and tone, which differ, do not give an image away.
+GLOBAL_CHANCES = (Chances(1.0), Chances(0.1, 0.2))
+
+
+def jitter(image: Tensor, rng: np.random.Generator, most_hue: float = HUE, chances: Chances = PLAIN_CHANCES) -> Tensor:
+    """uint8 (3, S, S) → the same, changed by chance: colours (80 %), gray (20 %), blur and solarisation as told.
 
     Hue turns by at most `most_hue` of the colour circle either way; half of it reaches every hue.
     """
@@ -27,10 +41,12 @@ def jitter(image: Tensor, rng: np.random.Generator, most_hue: float = HUE) -> Te
         image = shift_colours(image, 1 + 0.4 * brightness, 1 + 0.4 * contrast, 1 + 0.2 * saturation, most_hue * hue)
     if gray < 0.2:
         image = shift_colours(image, 1, 1, 0, 0)
-    if blur < 0.5:
+    if blur < chances.blur:
         # DINO blurs 224-pixel views with sigma 0.1 to 2; smaller views get proportionally less.
         deviation = (0.1 + 1.9 * sigma) * image.shape[-1] / 224
         image = F.gaussian_blur(image, [2 * math.ceil(2 * deviation) + 1] * 2, [deviation, deviation])
+    if chances.solarise and rng.random() < chances.solarise:
+        image = F.solarize(image, _SOLAR)
     return image
 
 

@@ -5,12 +5,15 @@ writes to it, and Python writes to every object that it only looks at, to count 
 each process soon has its own copy. In one buffer there is nothing to count, and a copy is sent at once.
 """
 
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeGuard, overload
 
 import numpy as np
 import numpy.typing as npt
+
+from semmae.files import on_disk
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
@@ -19,7 +22,8 @@ class Names(Sequence[str]):
     """Texts that hardly repeat, read-only: one buffer of bytes and where each begins. Equal to a list of the same.
 
     Args:
-        names: taken in one by one; bytes that are no UTF-8 may be escaped as `os.fsdecode` does it.
+        names: taken in one by one, and kept as the bytes that the file system knows them by; what is read again is
+            fit to open a file, also of a name that is no UTF-8, also where the locale is C.
     """
 
     __slots__ = ("_buffer", "_starts")
@@ -29,7 +33,7 @@ class Names(Sequence[str]):
     def __init__(self, names: Iterable[str] = ()) -> None:
         buffer, starts = bytearray(), array("q", [0])
         for name in names:
-            buffer += name.encode("utf-8", "surrogateescape")
+            buffer += on_disk(name)
             starts.append(len(buffer))
         self._buffer, self._starts = bytes(buffer), np.array(starts, dtype=np.int64)
 
@@ -44,10 +48,10 @@ class Names(Sequence[str]):
         if isinstance(row, slice):
             return self.take(range(*row.indices(len(self))))
         place = range(len(self))[row]  # counts from the end, and refuses what is beyond it
-        return self._buffer[self._starts[place] : self._starts[place + 1]].decode("utf-8", "surrogateescape")
+        return os.fsdecode(self._buffer[self._starts[place] : self._starts[place + 1]])
 
     def __iter__(self) -> Iterator[str]:
-        return (name.decode("utf-8", "surrogateescape") for name in self.encoded())
+        return map(os.fsdecode, self.encoded())
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Names):

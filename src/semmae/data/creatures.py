@@ -13,8 +13,6 @@ Notable:
 from __future__ import annotations
 
 import colorsys
-import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from semmae.errors import UserError
+from semmae.files import whole_folder, write_json
 
 Floats = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -373,16 +372,11 @@ def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder, and nothing is overwritten: name a new folder")
     names = list(CREATURES)[:classes]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        made = Path(scratch) / "made"
+    with whole_folder(out) as made:
         for kind in ("images", "masks"):
             for name in names:
                 (made / kind / name).mkdir(parents=True)
         for path, picture, mask in _drawings(count, size, seed, names):
             Image.fromarray(picture).save(made / "images" / path)
             Image.fromarray(mask).save(made / "masks" / path)
-        (made / "classes.json").write_text(json.dumps({"classes": names, "parts": PARTS}, indent=2) + "\n")
-        if out.exists():
-            out.rmdir()  # empty; not every system renames onto a folder
-        made.rename(out)
+        write_json(made / "classes.json", {"classes": names, "parts": PARTS})

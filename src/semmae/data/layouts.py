@@ -12,7 +12,6 @@ Names are paths below the folder, sorted, as those of a plain folder are: part l
 A folder is known by the files that no plain folder has; where others of them lack, the first is named.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import compress
@@ -24,7 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from semmae.errors import UserError
+from semmae.files import open_regular, read_bytes, read_json_value
 
+_MOST_JSON = 2**31  # bytes; the largest of these files is iNaturalist's of 2017
 # The folders that archives unpack to, and what may lie beside them there.
 _UNPACKED = ("CUB_200_2011", "stanford_cars", "flowers-102")
 _BESIDE = {"segmentations"}  # CUB's, of another archive
@@ -123,7 +124,11 @@ def _cub(root: Path) -> Listing | None:
 def read_ids(path: Path) -> dict[str, str]:
     """A file of lines `number value`."""
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
+    try:
+        text = read_bytes(path).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
+    for number, line in enumerate(text.splitlines(), 1):
         key, _, value = line.strip().partition(" ")
         if not value:
             raise UserError(f"{path}, line {number}: {line!r} is no number and value; restore the file")
@@ -182,7 +187,7 @@ def _cars_in_one(root: Path) -> Listing | None:
 
 def _class_names(path: Path, numbers: list[Any], classes: list[Any]) -> list[Any]:
     """Names of classes counted from 1."""
-    wrong = next((number for number in numbers if not 1 <= number <= len(classes)), None)
+    wrong = next((n for n in numbers if not isinstance(n, (int, float)) or not 1 <= n <= len(classes)), None)
     if wrong is not None:
         raise UserError(f"{path}: class {wrong}, of 1 to {len(classes)}; restore the file")
     return [classes[int(number) - 1] for number in numbers]
@@ -193,13 +198,13 @@ def _flowers(root: Path) -> Listing | None:
     if not any((root / name).is_file() for name in files) or not (root / "jpg").is_dir():
         return None
     _need(root, *files)
-    labels = _column(_read_mat(root / files[0], "labels"))
+    labels = _numbers(root / files[0], "labels")
     rows: list[_Row] = []
     for array, split in (("trnid", "train"), ("valid", "train"), ("tstid", "val")):
-        numbers = _column(_read_mat(root / files[1], array))
+        numbers = _numbers(root / files[1], array)
         if numbers and not 1 <= min(numbers) <= max(numbers) <= len(labels):
             raise UserError(f"{root / files[1]}: {array} beyond the {len(labels)} labels; restore the file")
-        rows += [(f"jpg/image_{int(n):05d}.jpg", f"{int(labels[int(n) - 1]):03d}", split) for n in numbers]
+        rows += [(f"jpg/image_{n:05d}.jpg", f"{labels[n - 1]:03d}", split) for n in numbers]
     return _listing(root, files[1], rows)
 
 
@@ -220,15 +225,14 @@ def _inaturalist(root: Path) -> Listing | None:
 
 def _read_annotations(path: Path, split: str) -> list[_Row] | None:
     """One class for each image of a file in COCO's form; None where it is of another form."""
+    content = read_json_value(path, _MOST_JSON)
     try:
-        content = json.loads(path.read_bytes())
         images = {image["id"]: str(image["file_name"]) for image in content["images"]}
         of_image = {entry["image_id"]: entry["category_id"] for entry in content["annotations"]}
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        hash(tuple(of_image.values()))  # the numbers of classes are looked up
     except (KeyError, TypeError):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); restore the file") from error
     if len(set(names.values())) < len(names):
         names = {number: f"{number:05d} {name}" for number, name in names.items()}
     wrong = next((name for image, name in images.items() if of_image.get(image) not in names), None)
@@ -248,7 +252,8 @@ def _read_mat(path: Path, variable: str, *fields: str) -> npt.NDArray[Any]:
     from scipy.io import loadmat  # late: a quarter of a second, for these data sets alone
 
     try:
-        values = np.atleast_1d(loadmat(path, squeeze_me=True)[variable])
+        with open_regular(path) as file:
+            values = np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
         lacking = [name for name in fields if name not in (values.dtype.names or ())]
     except Exception as error:  # bytes that are no MATLAB file fail in as many ways as there are bytes
         told = f"no variable {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
@@ -256,6 +261,14 @@ def _read_mat(path: Path, variable: str, *fields: str) -> npt.NDArray[Any]:
     if lacking:
         raise UserError(f"{path}: {variable} lacks {', '.join(lacking)}; restore the file")
     return values
+
+
+def _numbers(path: Path, variable: str) -> list[int]:
+    """The whole numbers of a variable of a MATLAB file."""
+    values = _read_mat(path, variable)
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise UserError(f"{path}: {variable} holds {values.dtype}, not whole numbers; restore the file")
+    return [int(value) for value in values.ravel()]
 
 
 def _column(values: npt.NDArray[Any]) -> list[Any]:

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional as F
 
 from semmae.data.attention import MOST_ATTENDED
 from semmae.data.balance import balanced_rows
-from semmae.data.colour import HUE, jitter
+from semmae.data.colour import HUE, PLAIN_CHANCES, Chances, jitter
 from semmae.data.crop import WHOLE, Crop, centre_crop, crop_image, crop_parts, crop_scores, least_side, random_crop
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
@@ -126,7 +126,8 @@ class CropDataset(Dataset[dict[str, Any]]):
     crops as `Crop.numbers`; "row"; with `parts` (one view only), "parts" int64 (side·side,), the part under the
     centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `local`,
     "local" uint8 (count, 3, local size, local size).
-    `colour` also changes the colours of each view, its hue by at most `hue` turns.
+    `colour` also changes the colours of each view, its hue by at most `hue` turns; `chances` of the views, in their
+    order, where these are not alike.
     """
 
     def __init__(
@@ -142,7 +143,10 @@ class CropDataset(Dataset[dict[str, Any]]):
         local: LocalCrops | None = None,
         hue: float = HUE,
         attention: bool = False,
+        chances: Sequence[Chances] = (),
     ) -> None:
+        if chances and len(chances) != views:
+            raise ValueError(f"{views} views, but {len(chances)} chances; give one to each view, or none")
         if parts is not None and (views != 1 or side is None or parts.images != len(images)):
             raise ValueError(
                 f"parts need one view (not {views}), a side (not {side}), "
@@ -154,7 +158,7 @@ class CropDataset(Dataset[dict[str, Any]]):
             if parts is None:
                 raise ValueError("attention is stored beside parts, and none are given")
             _ = parts.attention  # a store that holds none is refused before anything is loaded
-        self.colour, self.hue = colour, hue
+        self.colour, self.hue, self.chances = colour, hue, tuple(chances)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -195,7 +199,7 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     def _views(self, image: Tensor, rng: np.random.Generator) -> tuple[list[Crop], dict[str, Any]]:
         """The crops of an image and what they show, small ones too."""
-        crops, views = self._cut(image, rng, self.views, self.size, self.scale)
+        crops, views = self._cut(image, rng, self.views, self.size, self.scale, self.chances)
         item = {"images": views}
         if self.local is not None:
             item["local"] = self._cut(image, rng, self.local.count, self.local.size, self.local.scale)[1]
@@ -208,13 +212,20 @@ class CropDataset(Dataset[dict[str, Any]]):
         return max(least_side(size, share) for size, share in kinds)
 
     def _cut(
-        self, image: Tensor, rng: np.random.Generator, count: int, size: int, scale: tuple[float, float]
+        self,
+        image: Tensor,
+        rng: np.random.Generator,
+        count: int,
+        size: int,
+        scale: tuple[float, float],
+        chances: Sequence[Chances] = (),
     ) -> tuple[list[Crop], Tensor]:
         """So many random crops of an image, and what they show: uint8 (count, 3, size, size)."""
         crops = [random_crop(image.shape[1], image.shape[2], rng, scale) for _ in range(count)]
         views = [crop_image(image, crop, size) for crop in crops]
         if self.colour:
-            views = [jitter(view, rng, self.hue) for view in views]
+            each = chances or (PLAIN_CHANCES,) * count
+            views = [jitter(view, rng, self.hue, own) for view, own in zip(views, each, strict=True)]
         # One view, the usual case, needs no copy to stand in a row.
         return crops, views[0][None] if count == 1 else _planes(torch.stack([_pixels(view) for view in views]))
 

@@ -6,17 +6,17 @@
 - Names and classes are no Python objects (`semmae.data.compact`): a billion images, and processes that share them.
 """
 
-import csv
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +24,19 @@ from torch import Tensor
 
 from semmae.data.checked import cache_file, cache_folder, known_rows, read_known, stamps, write_known
 from semmae.data.compact import Labels, Names, Rows
-from semmae.data.decode import decode, tell_slow_decoder
+from semmae.data.decode import decode, tell_slow_decoder, upright_size
+from semmae.data.endings import UNDECODED, ending, listed
 from semmae.data.sources import Selection, Source, open_source
 from semmae.errors import UserError
+from semmae.files import write_csv
 from semmae.progress import Progress
 
 UNREADABLE_LIMIT = 0.05
 _BLOCK = 512  # images handed to the threads together
 
 _log = logging.getLogger("semmae")
+
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +116,15 @@ class ImageSet:
 
         UserError when the file has gone or broken since it was checked.
         """
+        return self._decoded(row, lambda raw: decode(raw, least))
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Height and width of a row, upright, in pixels of the file. UserError as of `read`."""
+        return self._decoded(row, upright_size)
+
+    def _decoded(self, row: int, decoder: Callable[[bytes], Decoded]) -> Decoded:
         try:
-            return decode(self.source.read(int(self._positions[row])), least)
+            return decoder(self.source.read(int(self._positions[row])))
         except (OSError, ValueError) as error:
             name = f"{self.source.root}/{self.names[row]}"
             raise UserError(f"{name}: no longer readable ({error}); restore it, or begin anew without it") from error
@@ -170,10 +181,7 @@ def write_skipped(sets: Iterable[ImageSet], path: Path) -> None:
         for root, images in zip(roots, sets, strict=True)
         for name, reason in images.manifest.skipped
     )
-    part = path.with_name(path.name + ".tmp")
-    with open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([("name", "reason"), *rows])
-    os.replace(part, path)
+    write_csv(path, [("name", "reason"), *rows])
 
 
 def sample_rows(count: int, limit: int, seed: int) -> list[int]:
@@ -228,6 +236,10 @@ def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
     share = len(skipped) / len(source)
     shown = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3]) + (", …" if len(skipped) > 3 else "")
     fault = f"{source.root}: {len(skipped)} of {len(source)} images ({100 * share:.1f} %) cannot be read"
+    undecoded = Counter(kind for name, _ in skipped if (kind := ending(name)) in UNDECODED)
+    if undecoded:
+        fault += f", {listed(undecoded)} among them"
     if share > UNREADABLE_LIMIT:
-        raise UserError(f"{fault}, limit {100 * UNREADABLE_LIMIT:.0f} %: {shown}; repair or remove them")
+        remedy = "convert, repair or remove them" if undecoded else "repair or remove them"
+        raise UserError(f"{fault}, limit {100 * UNREADABLE_LIMIT:.0f} %: {shown}; {remedy}")
     _log.warning("%s and are left out: %s", fault, shown)

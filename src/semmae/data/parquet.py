@@ -1,8 +1,13 @@
 """Images in tables: Parquet files and hub data sets, through Hugging Face `datasets`, bytes never decoded.
 
-Column `image` holds the encoded bytes or a struct {bytes, path}; column `label`, if there is one, the class.
+Column `image` holds the encoded bytes or a struct {bytes, path}; where bytes lack, the file at path, seen from the
+table's folder, is read. Column `label`, if there is one, holds the class: a text or a whole number.
 """
 
+import errno
+import glob
+import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +22,7 @@ import pyarrow.parquet as pq
 from semmae.data.compact import Labels, Names
 from semmae.data.splits import TRAIN, VAL, pick_split
 from semmae.errors import UserError, near
+from semmae.files import open_regular, read_bytes, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,24 +35,61 @@ class TableSource:
     """Rows of a `datasets.Dataset` (memory-mapped, so that workers share it)."""
 
     def __init__(
-        self, rows: "Dataset", *, root: Path, key: str, names: Names, modified: npt.NDArray[np.int64], data: str
+        self,
+        rows: "Dataset",
+        *,
+        root: Path,
+        key: str,
+        names: Names,
+        modified: npt.NDArray[np.int64],
+        data: str,
+        local: bool,
+        class_note: str = "",
     ) -> None:
         _check_columns(data, rows.features.arrow_schema)
         assert len(rows) == len(names) == len(modified)
         self.root, self.key, self.names, self.modified = root, key, names, modified
-        self.labels = _labels(rows)
+        self.labels, self.class_note = _labels(rows, names)
+        self.class_note = class_note or self.class_note
+        self._local = local  # a table of the hub names files of the machine that it was made on
         self._rows = rows.select_columns(["image"]).with_format("arrow")
         lengths = (size for block in self._rows.iter(_BLOCK) for size in _lengths(block["image"]))
         self.sizes = np.fromiter(lengths, np.int64, len(rows))
+        if local:
+            self._measure_files()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of row i, empty where the table has none."""
+        """The encoded bytes of row i, empty where the table has none; OSError where they should be in a file."""
         cell = self._rows[i]["image"][0].as_py()
-        value = cell["bytes"] if isinstance(cell, dict) else cell
-        return value or b""
+        if not isinstance(cell, dict):
+            return cell or b""
+        path = cell.get("path")
+        if cell["bytes"] or not path:
+            return cell["bytes"] or b""
+        told = f"no bytes in the table, and no file {shown(path)} beside it: put it there"
+        if not self._local:
+            raise OSError(errno.ENOENT, told)
+        try:
+            return read_bytes(self._file(i, path))
+        except (OSError, ValueError) as error:
+            raise OSError(errno.ENOENT, told) from error
+
+    def _measure_files(self) -> None:
+        """Sizes and times of the files that rows without bytes name."""
+        for i in np.flatnonzero(self.sizes == 0).tolist():
+            cell = self._rows[i]["image"][0].as_py()
+            if isinstance(cell, dict) and cell.get("path"):
+                try:
+                    stat = os.stat(self._file(i, cell["path"]))
+                except (OSError, ValueError):
+                    continue
+                self.sizes[i], self.modified[i] = stat.st_size, stat.st_mtime_ns
+
+    def _file(self, i: int, path: str) -> Path:
+        return (self.root / self.names[i].rpartition("#")[0]).parent / path
 
 
 def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str) -> TableSource:
@@ -56,21 +99,29 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
         wanted = pick_split(split, splits.values(), data)
         files = [file for file in files if splits.get(file) == wanted]
     paths = [root / file for file in files]
-    schemas = [_read_schema(path) for path in paths]
-    for path, schema in zip(paths, schemas, strict=True):
+    schemas, counts = [], []
+    for path in paths:
+        schema, count = _read_schema(path)
         _check_columns(str(path), schema)
-    columns = ["image"] + (["label"] if all("label" in schema.names for schema in schemas) else [])
-    counts = [pq.read_metadata(path).num_rows for path in paths]
+        schemas.append(schema)
+        counts.append(count)
+    bare = [path for path, schema in zip(paths, schemas, strict=True) if "label" not in schema.names]
+    columns = ["image"] if bare else ["image", "label"]
+    note = f"{bare[0]} has no column `label`, as others have; add it" if 0 < len(bare) < len(paths) else ""
     names = Names(f"{file}#{row}" for file, count in zip(files, counts, strict=True) for row in range(count))
     modified = np.repeat(np.array([path.stat().st_mtime_ns for path in paths], dtype=np.int64), counts)
     if not names:
         raise UserError(f"{data}: no rows in {len(files)} Parquet files; give a file with images")
     datasets = _datasets()
     try:
-        rows = datasets.Dataset.from_parquet([str(path) for path in paths], columns=columns)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise UserError(f"{data}: Parquet not readable ({error.__cause__}); repair or remove the file") from error
-    return TableSource(rows, root=root, key=str(root.resolve()), names=names, modified=modified, data=data)
+        # The library takes a name for a pattern.
+        rows = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in paths], columns=columns)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, FileNotFoundError) as error:
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{data}: Parquet not readable ({reason}); repair or remove the file") from error
+    return TableSource(
+        rows, root=root, key=str(root.resolve()), names=names, modified=modified, data=data, local=True, class_note=note
+    )
 
 
 def open_hub(data: str, split: str | None) -> TableSource:
@@ -88,7 +139,7 @@ def open_hub(data: str, split: str | None) -> TableSource:
         _check_columns(data, part.features.arrow_schema)
     names = Names(f"{name}#{row}" for name, part in loaded.items() for row in range(len(part)))
     rows, unknown = datasets.concatenate_datasets(list(loaded.values())), np.zeros(len(names), dtype=np.int64)
-    return TableSource(rows, root=Path(data), key=data, names=names, modified=unknown, data=data)
+    return TableSource(rows, root=Path(data), key=data, names=names, modified=unknown, data=data, local=False)
 
 
 def parquet_splits(files: Sequence[str]) -> dict[str, str]:
@@ -110,41 +161,95 @@ def _datasets() -> Any:
     return datasets
 
 
-def _read_schema(path: Path) -> pa.Schema:
+def _read_schema(path: Path) -> tuple[pa.Schema, int]:
+    """The columns, and the number of rows."""
     try:
-        return pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}); repair or remove it") from error
+        with open_regular(path) as file:
+            table = pq.ParquetFile(file)
+            return table.schema_arrow, table.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a readable Parquet file ({reason}); repair or remove it") from error
 
 
 def _check_columns(data: str, schema: pa.Schema) -> None:
     if "image" not in schema.names:
         raise UserError(f'{data}: no column "image"{near("image", schema.names)}; rename the one with the image bytes')
     kind = schema.field("image").type
-    if pa.types.is_struct(kind):
-        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        inner = kind.field("bytes").type
+        # Paths alone, without a type for the bytes that none has.
+        kind = pa.binary() if pa.types.is_null(inner) and kind.get_field_index("path") >= 0 else inner
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        raise UserError(f'{data}: column "image" holds paths, not bytes; give the folder of these files in --data')
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(f'{data}: column "image" holds {kind}, not bytes; store the encoded image files')
+        raise UserError(f'{data}: column "image" holds {shown(str(kind))}, not bytes; store the encoded image files')
 
 
-def _labels(rows: "Dataset") -> Labels | None:
-    """Class names; None without a column `label` or when some rows have none (null, or -1 as on the hub)."""
+def _labels(rows: "Dataset", names: Names) -> tuple[Labels | None, str]:
+    """The class of every row, and, where there are none though there is a column `label`, why, and the remedy."""
     if "label" not in rows.column_names:
-        return None
+        return None, ""
     column = rows.select_columns(["label"]).with_format("arrow")
-
-    def values() -> Iterator[Any]:
-        for block in column.iter(_BLOCK):
-            yield from block["label"].to_pylist()
-
-    if any(value is None or value == -1 for value in values()):
-        return None
     known = getattr(rows.features["label"], "names", None)
-    return Labels(str(value) if known is None else known[value] for value in values())
+    missing: list[int] = []
+
+    def classes() -> Iterator[str]:
+        cells = (value for block in column.iter(_BLOCK) for value in block["label"].to_pylist())
+        for row, value in enumerate(cells):
+            try:
+                name = _class_of(value, known)
+            except ValueError as error:
+                raise ValueError(f"label {shown(value)} of {names[row]} {error}") from error
+            if name is None:
+                missing.append(row)
+            yield name or ""
+
+    try:
+        labels = Labels(classes())
+    except ValueError as error:
+        return None, str(error)
+    if len(missing) == len(rows):
+        return None, "no row has a label; fill the column `label`"
+    if missing:
+        return (
+            None,
+            f"{len(missing)} of {len(rows)} rows have no label, such as {names[missing[0]]}; label or remove them",
+        )
+    return labels, ""
+
+
+def _class_of(value: object, known: Sequence[str] | None) -> str | None:
+    """The class that a cell stands for; None where it holds none: null, NaN, no text, or -1 as on the hub.
+
+    Args:
+        value: of the cell.
+        known: names of the classes, of which the cell tells the number; None where it tells the name.
+
+    Raises:
+        ValueError: it stands for no class, which the message says after the value, and the remedy.
+    """
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        if not value.is_integer():  # of whole numbers pandas makes such as soon as one is missing
+            raise ValueError("is no whole number; a class is a text or a whole number")
+        value = int(value)
+    if value is None or value == "" or value == -1:
+        return None
+    if not isinstance(value, (int, str)):
+        raise ValueError("is neither a text nor a whole number; write one class a row")
+    if known is None or isinstance(value, str):
+        return str(value)
+    if not 0 <= value < len(known):
+        raise ValueError(f"is none of the {len(known)} classes, which are numbered from 0; mend the column")
+    return known[value]
 
 
 def _lengths(cells: pa.ChunkedArray) -> list[int]:
     """Bytes of each encoded image, 0 for a missing one."""
     if pa.types.is_struct(cells.type):
         cells = pc.struct_field(cells, "bytes")
+    if pa.types.is_null(cells.type):
+        return [0] * len(cells)
     return [length or 0 for length in pc.binary_length(cells).to_pylist()]

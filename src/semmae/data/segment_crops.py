@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from semmae.data.coding import IGNORED
 from semmae.data.colour import shift_colours
 from semmae.data.loaders import EpochSampler, Key
-from semmae.data.segmentation import IGNORED, LabelledImages
+from semmae.data.segmentation import LabelledImages
 
 _TRIES = 10  # crops drawn until one is mixed enough
 _LONGEST = 4  # times the short side that is aimed at: a longer image is scaled by its long side (2048 by 512)

@@ -5,58 +5,32 @@
 Notable here:
 - SPLIT is `train` or `training`, and `val`, `validation`, `valid` or `test`; without such folders a share is held out;
 - a mask is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
-- inside, classes are numbered 0 to K - 1 and 255 is what nobody is asked about, whatever the files call it;
+- what the numbers stand for is settled in `semmae.data.coding`, by all masks together;
 - `check_pairs` reads every mask once: what cannot be trained on is told in one line, before anything is written.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from semmae.data.class_names import read_class_names
+from semmae.data.coding import Coding, Labels, coding_of, names_of
+from semmae.data.decode import MOST_BYTES, decode_labels
 from semmae.data.manifest import ImageSet, open_images, sample_rows
-from semmae.data.splits import TRAIN, VAL
+from semmae.data.splits import MASK_FOLDERS, TRAIN, VAL
 from semmae.errors import UserError
+from semmae.files import read_bytes, user_path
 from semmae.progress import Progress
 
-IGNORED = 255  # in labels: neither trained on nor measured
-MASK_FOLDERS = ("masks", "annotations")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
 _SPLITS = {"train": TRAIN, "val": VAL}
-_EXIF_ORIENTATION, _TURNED = 0x0112, 5  # values from 5 on swap height and width
-
-Labels = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Coding:
-    """How the numbers in mask files are meant."""
-
-    ignore: int = IGNORED  # the number of what is to be ignored
-    reduce_zero: bool = False  # 0 is to be ignored too, and class k is written as k + 1 (ADE20K)
-
-    @property
-    def table(self) -> Labels:
-        """Number in the file → label, uint8 (256,)."""
-        table = np.arange(256, dtype=np.uint8)
-        if self.reduce_zero:
-            table = np.roll(table, 1)
-            table[0] = IGNORED
-        table[self.ignore] = IGNORED
-        return table
-
-    @property
-    def unasked(self) -> set[int]:
-        """The numbers that are no class."""
-        return {self.ignore, 0} if self.reduce_zero else {self.ignore}
 
 
 @dataclass(frozen=True)
@@ -92,7 +66,7 @@ class MeasuredData:
 
     val: LabelledImages
     names: tuple[str, ...]  # of the K classes
-    named: bool  # whether the folder tells names; else they are the numbers in the masks
+    named: bool  # whether the names mean something; else they are but the numbers in the masks, from 0 on
     digest: str  # sha256 (hex) of what the masks hold: which numbers on how many pixels of which file
     split: str  # in words, for the protocol
 
@@ -139,7 +113,8 @@ def open_segmentation(
     else:
         sets = _held_out(pairs.open("", coding, limit, seed, workers), val_share, seed, pairs.images)
         words = f"{len(sets[0])} train, {len(sets[1])} held out by seed {seed}"
-    return SegmentationData(sets[1], *_checked(pairs, sets, coding, workers), words, sets[0])
+    (train_set, val_set), names, named, digest = _checked(pairs, sets, coding, workers)
+    return SegmentationData(val_set, names, named, digest, words, train_set)
 
 
 def is_divided(data: str | Path, masks: Path | None = None) -> bool:
@@ -183,8 +158,8 @@ def open_measured(
     words, left_out = f"{len(rows)} {val or 'images'}", len(everything) - len(rows)
     if left_out:
         words += f", {left_out} more left out, for the network was trained on them"
-    measured = everything.select(rows)
-    return MeasuredData(measured, *_checked(pairs, [measured], coding, workers), words)
+    (measured,), names, named, digest = _checked(pairs, [everything.select(rows)], coding, workers)
+    return MeasuredData(measured, names, named, digest, words)
 
 
 @dataclass(frozen=True)
@@ -198,7 +173,7 @@ class _Pairs:
 
     @classmethod
     def at(cls, data: str | Path, masks: Path | None) -> "_Pairs":
-        root = Path(data).expanduser()
+        root = user_path(data, "--data")
         if masks is not None and not masks.is_dir():
             raise UserError(f"{masks}: no such folder of masks; give one that mirrors {root}")
         images, folder = (root / "images", _masks_folder(root)) if masks is None else (root, masks)
@@ -214,30 +189,33 @@ class _Pairs:
 
 def _checked(
     pairs: _Pairs, sets: Sequence[LabelledImages], coding: Coding, workers: int
-) -> tuple[tuple[str, ...], bool, str]:
-    """Names of the classes, whether the folder tells them, and the digest of the masks, all of which are read."""
+) -> tuple[list[LabelledImages], tuple[str, ...], bool, str]:
+    """The sets, read as their numbers are meant, names of the classes, whether these mean something, and the digest.
+
+    Reads all masks.
+    """
     digest = hashlib.sha256()
     counts = [check_pairs(labelled, digest, workers) for labelled in sets]
-    return _names(pairs.root, coding, counts, pairs.named), pairs.named is not None, digest.hexdigest()
+    meant = coding_of(pairs.root, coding, counts, pairs.named)
+    names = names_of(pairs.root, meant, counts, pairs.named)
+    named = pairs.named is not None or meant.binary
+    return [replace(labelled, coding=meant) for labelled in sets], names, named, digest.hexdigest()
 
 
 def read_mask(path: Path) -> Labels:
-    """(H, W) uint8: grey levels or palette indices as stored.
+    """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it.
 
     Raises:
-        UserError: it is not an image of 8-bit labels.
+        UserError: it cannot be read, or is not an image of 8-bit labels.
     """
     try:
-        with Image.open(path) as image:
-            mode, mask = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f'the mask "{path}" cannot be read: {error}; write it again or remove it') from error
-    if mode not in ("L", "P"):
+        return decode_labels(read_bytes(path, MOST_BYTES))
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f'the mask "{path}" does not hold 8-bit labels but mode {mode}; save it as an 8-bit grey '
-            "or palette PNG, 0 = background, 1, 2, … = parts"
-        )
-    return mask.astype(np.uint8)
+            f'the mask "{path}" cannot be read: {reason}; save it as an 8-bit grey or palette PNG, '
+            "0 = background, 1, 2, … = parts, or remove it"
+        ) from error
 
 
 def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int = 2) -> npt.NDArray[np.int64]:
@@ -267,7 +245,7 @@ def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int 
 def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.int64]]:
     def counted(row: int) -> npt.NDArray[np.int64]:
         images = labelled.images
-        mask, size = read_mask(labelled.masks[row]), _image_size(images.source.root / images.names[row])
+        mask, size = read_mask(labelled.masks[row]), images.size(row)
         if mask.shape != size:
             told = [f"{width}×{height}" for height, width in (mask.shape, size)]
             raise UserError(
@@ -277,14 +255,6 @@ def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.
         return np.bincount(mask.ravel(), minlength=256)
 
     return counted
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    """Height and width as decoded, upright, read off the header."""
-    with Image.open(path) as opened:
-        width, height = opened.size
-        turned = opened.getexif().get(_EXIF_ORIENTATION, 1) >= _TURNED
-    return (width, height) if turned else (height, width)
 
 
 def _masks_folder(root: Path) -> Path:
@@ -319,47 +289,3 @@ def _held_out(everything: LabelledImages, share: float, seed: int, images: Path)
     out = sample_rows(len(everything), count, seed)
     kept = sorted(set(range(len(everything))).difference(out))
     return [everything.select(kept), everything.select(out)]
-
-
-def _names(
-    root: Path,
-    coding: Coding,
-    counts: Sequence[npt.NDArray[np.int64]],
-    named: tuple[Path, Mapping[int, str]] | None,
-) -> tuple[str, ...]:
-    """Names of the classes 0 to K - 1: told by the folder, or else the numbers that the masks hold.
-
-    Args:
-        root: the data's folder.
-        coding: of the masks' numbers.
-        counts: pixels of every number in the files of each split, (256,).
-        named: what the folder tells: the file, and number in the masks → name.
-    """
-    found = [set(np.flatnonzero(numbers).tolist()) - coding.unasked for numbers in counts]
-    if not all(found):
-        raise UserError(
-            f"{root}: the masks of a split hold nothing but what is ignored; see --ignore-index, --reduce-zero-label"
-        )
-    classes = sorted(set.union(*found))
-    if classes[-1] == IGNORED:
-        raise UserError(f"{root}: a mask holds {IGNORED}, which can be no class; give --ignore-index {IGNORED}")
-    if named is None:
-        known: Mapping[int, str] = {number: str(number) for number in range(classes[-1] + 1)}
-    else:
-        path, known = named
-        beyond = [number for number in classes if number not in known]
-        if beyond:
-            raise UserError(
-                f"{root}: the masks hold {_listed(beyond)}, which {path.name} does not name (it names "
-                f"{min(known)} to {max(known)}); add the names, or tell --ignore-index or --reduce-zero-label"
-            )
-    first = int(coding.reduce_zero)
-    names = tuple(known.get(number, str(number)) for number in range(first, max(known) + 1))
-    if len(names) < 2:
-        raise UserError(f"{root}: a single class ({names[0]}); masks must hold at least two")
-    return names
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:5]))
-    return shown + (", …" if len(numbers) > 5 else "")

@@ -10,9 +10,13 @@
 The last are read as their authors pack them: see `data/layouts.py`.
 """
 
+import errno
+import fnmatch
 import glob
 import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from semmae.data.compact import Labels, Names, Rows
+from semmae.data.decode import MOST_BYTES, SUFFIXES
+from semmae.data.endings import UNDECODED, ending, is_archive, listed, sort_files
 from semmae.data.layouts import Listing, find_listing
 from semmae.data.parquet import TableSource, open_hub, open_parquet, parquet_splits
-from semmae.data.splits import are_splits, has_both, pick_split
-from semmae.errors import UserError, near
+from semmae.data.splits import MASK_FOLDERS, are_splits, has_both, pick_split
+from semmae.errors import UserError, near_only
+from semmae.files import read_bytes, shown, user_path
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
-_TAR = (".tar", ".tar.gz", ".tgz")
+_URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # of a drive, C:/, there is one letter
 
 _log = logging.getLogger("semmae")
 
@@ -42,6 +48,7 @@ class Source(Protocol):
     labels: Labels | None  # class of each image; None when there are no classes
     sizes: npt.NDArray[np.int64]  # bytes of each encoded image
     modified: npt.NDArray[np.int64]  # time of the last change in ns, 0 when unknown
+    class_note: str  # why there are no classes, or a single one, and the remedy; empty where nothing is odd
 
     def __len__(self) -> int: ...
 
@@ -50,13 +57,14 @@ class Source(Protocol):
 
 @dataclass
 class FolderSource:
-    """Image files below a root. `read` raises OSError when a file has gone."""
+    """Image files below a root. `read` raises OSError when a file has gone, or is none that is read."""
 
     root: Path
     names: Names
     labels: Labels | None
     sizes: npt.NDArray[np.int64]
     modified: npt.NDArray[np.int64]
+    class_note: str = ""
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,8 +74,11 @@ class FolderSource:
         return len(self.names)
 
     def read(self, i: int) -> bytes:
-        with open(os.path.join(self.root, self.names[i]), "rb") as file:
-            return file.read()
+        name = self.names[i]
+        undecoded = UNDECODED.get(ending(name))
+        if undecoded:
+            raise OSError(errno.ENOTSUP, undecoded)
+        return read_bytes(os.path.join(self.root, name), MOST_BYTES)
 
 
 class Selection:
@@ -75,7 +86,7 @@ class Selection:
 
     def __init__(self, source: Source, rows: Rows) -> None:
         self._source, self._rows = source, np.asarray(rows, dtype=np.int64)
-        self.root, self.key = source.root, source.key
+        self.root, self.key, self.class_note = source.root, source.key, source.class_note
         self.names = source.names.take(self._rows)
         self.labels = None if source.labels is None else source.labels.take(self._rows)
         self.sizes, self.modified = source.sizes[self._rows], source.modified[self._rows]
@@ -90,24 +101,26 @@ class Selection:
 def open_source(data: str | Path, split: str | None = None) -> Source:
     """The images of `data`, all or those of one split ("train" or "val"). UserError when there are none."""
     text = str(data)
-    if text.startswith("hf:"):
+    if text.startswith("hf:") and not text.startswith("hf:/"):
         return open_hub(text, split)
-    listing = find_listing(Path(text).expanduser())
+    listing = find_listing(_place(text))
     if listing is not None:
         return _open_listing(listing, split)
     root, files = _find_files(text)
-    tables = [name for name in files if name.lower().endswith(".parquet")]
-    images = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]
-    if tables and images:
+    found = sort_files(files)
+    if found.tables and found.decoded:
         raise UserError(
-            f"{text}: holds {len(images)} image files and {len(tables)} Parquet files; give one kind only, "
-            f'such as "{text}/**/*{os.path.splitext(images[0])[1]}" or "{text}/**/*.parquet"'
+            f"{text}: holds {found.decoded} image files and {len(found.tables)} Parquet files; give one kind only, "
+            f'such as "{text}/**/*{os.path.splitext(found.images[0])[1]}" or "{text}/**/*.parquet"'
         )
-    if tables:
-        return open_parquet(root, tables, split, text)
-    if not images:
+    if not found.images and not found.tables:
         _refuse(text, files)
-    return _open_folder(root, images, split, text)
+    others = found.others + Counter(map(ending, found.images if found.tables else ()))
+    if others:
+        _log.info("%s: %d files passed over that are no images: %s", text, others.total(), listed(others))
+    if found.tables:
+        return open_parquet(root, found.tables, split, text)
+    return _open_folder(root, found.images, split, text)
 
 
 def has_split(data: str | Path) -> bool:
@@ -118,103 +131,152 @@ def has_split(data: str | Path) -> bool:
 def split_names(data: str | Path) -> set[str]:
     """What may be names of splits in `data`: its first folders, or the splits of its tables or of its own files."""
     text = str(data)
-    if text.startswith("hf:"):
+    if text.startswith("hf:") and not text.startswith("hf:/"):
         source: TableSource = open_hub(text, None)
         return {name.split("#", 1)[0] for name in source.names}
-    listing = find_listing(Path(text).expanduser())
+    listing = find_listing(_place(text))
     if listing is not None:
         return set(listing.splits)
-    root, files = _find_files(text)
-    tables = [name for name in files if name.lower().endswith(".parquet")]
-    images = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]
-    return set(parquet_splits(tables).values()) if tables else _first_folders(images)
+    found = sort_files(_find_files(text)[1])
+    return set(parquet_splits(found.tables).values()) if found.tables else _first_folders(found.images)
 
 
 def _open_listing(listing: Listing, split: str | None) -> Source:
     names, labels = listing.rows(split)
     if labels is None:
-        _log.info("%s: no classes, %s is missing", listing.root, listing.lacking)
-    return _folder_source(listing.root, names, None if labels is None else Labels(labels))
+        note = f"{listing.lacking} is missing; put it there"
+        _log.info("%s: no classes, %s", listing.root, note)
+        return _folder_source(listing.root, names, None, note)
+    return _folder_source(listing.root, names, Labels(labels))
 
 
 def _open_folder(root: Path, names: list[str], split: str | None, data: str) -> Source:
     folders = _first_folders(names)
+    masks = sorted(folders.intersection(MASK_FOLDERS))
+    if masks and folders == {"images", *masks}:
+        raise UserError(f"{data}: holds images and their {masks[0]}, which are none to learn from; give {data}/images")
     if {"train", "train_mini"} <= folders:  # iNaturalist 2021: the second holds images of the first
         _log.info("%s: train is taken, train_mini left out", data)
         names = [name for name in names if not name.startswith("train_mini/")]
     if split is not None:
         prefix = pick_split(split, folders, data) + "/"
         names = [name for name in names if name.startswith(prefix)]
-    return _folder_source(root, names, _classes(names, depth=1 if are_splits(folders) else 0))
+    labels, note = _classes(names, depth=1 if are_splits(folders) else 0)
+    if labels is None and note:
+        _log.info("%s: no classes: %s", data, note)
+    return _folder_source(root, names, labels, note)
 
 
-def _folder_source(root: Path, names: Sequence[str], labels: Labels | None) -> Source:
-    sizes, modified = np.empty(len(names), dtype=np.int64), np.empty(len(names), dtype=np.int64)
-    for i, name in enumerate(names):
+def _folder_source(root: Path, names: Sequence[str], labels: Labels | None, note: str = "") -> Source:
+    kept = Names(names)
+    sizes, modified = np.empty(len(kept), dtype=np.int64), np.empty(len(kept), dtype=np.int64)
+    for i, name in enumerate(kept):
         sizes[i], modified[i] = _size_and_time(os.path.join(root, name))
-    return FolderSource(root, Names(names), labels, sizes, modified)
+    return FolderSource(root, kept, labels, sizes, modified, note)
 
 
 def _first_folders(names: Sequence[str]) -> set[str]:
     return {name.split("/", 1)[0] for name in names if "/" in name}
 
 
-def _classes(names: Sequence[str], depth: int) -> Labels | None:
-    """The folder at `depth` below the root for every image; None when some image does not lie in one."""
-    outside = [name for name in names if name.count("/") <= depth]
-    if not outside:
-        return Labels(name.split("/", depth + 1)[depth] for name in names)
-    if len(outside) < len(names):
-        _log.info(
-            "no classes: %d of %d images lie in no class folder, such as %s",
-            len(outside),
-            len(names),
-            outside[0],
-        )
-    return None
+def _classes(names: Sequence[str], depth: int) -> tuple[Labels | None, str]:
+    """The folder at `depth` below the root for every image, and what is odd about these classes.
+
+    None when some image lies in no such folder, unless it is one that is not decoded and so left out.
+    """
+    outside = [name for name in names if name.count("/") <= depth and ending(name) in SUFFIXES]
+    if outside:
+        return None, _unclassed(outside, len(names), depth)
+    labels = Labels(name.split("/")[depth] if name.count("/") > depth else "" for name in names)
+    return labels, _nested(names, depth) if len(labels.classes) == 1 else ""
+
+
+def _unclassed(outside: Sequence[str], count: int, depth: int) -> str:
+    """Why images have no classes, and the remedy; nothing where all lie in one folder, as images without classes do."""
+    first = outside[0]
+    if len(outside) < count:
+        return f"{len(outside)} of {count} images lie in no class folder, such as {first}; move them into one"
+    folder = first.rpartition("/")[0]
+    if depth and folder:
+        return f"the images of {folder} lie in it directly; put them into one folder a class, {folder}/CLASS"
+    return ""
+
+
+def _nested(names: Sequence[str], depth: int) -> str:
+    """Why there is a single class, and the remedy, where the classes are the folders in that one."""
+    deeper = {parts[depth + 1] for name in names if len(parts := name.split("/")) > depth + 2}
+    if len(deeper) < 2:
+        return ""
+    around, folder = "/".join(names[0].split("/")[:depth]), "/".join(names[0].split("/")[: depth + 1])
+    remedy = f"move them up into {around}" if around else f"give the folder {folder} in --data"
+    return f"all images lie in {folder}, in {len(deeper)} folders below it; {remedy}"
+
+
+def _place(text: str) -> Path:
+    """The path that `--data` means; UserError for what can be none, such as a URL."""
+    if _URL.match(text) and not os.path.lexists(text):
+        hub = ", or a data set of the hub as hf:NAME" if text.startswith("hf:") else ""
+        raise UserError(f"{shown(text)}: a URL is not read; download the images and give their folder{hub}")
+    return user_path(text)
 
 
 def _find_files(data: str) -> tuple[Path, list[str]]:
     """The root and the sorted paths of all files below it (posix, hidden ones left out) that `data` means."""
-    path = Path(data).expanduser()
+    path = _place(data)
     if path.is_dir():
         return path, sorted(_walk(path))
     if path.is_file():
         return path.parent, [path.name]
-    if "{" in data and data.endswith(_TAR):
+    if path.exists():
+        raise UserError(f"{data}: a device, a socket or a pipe; give a folder or a file")
+    if "{" in data and is_archive(data):
         _refuse(data, [data])
     if glob.has_magic(data):
         return _find_glob(path)
-    siblings = os.listdir(path.parent) if path.parent.is_dir() else []
-    hint = near(path.name, siblings)
-    hint = hint if hint.startswith(";") else ""  # a whole folder listed would hide the fault
-    raise UserError(f"{data}: no such file or folder{hint or '; check the path'}")
+    try:
+        siblings = os.listdir(path.parent)
+    except OSError:
+        siblings = []
+    raise UserError(f"{data}: no such file or folder{near_only(path.name, siblings) or '; check the path'}")
 
 
 def _find_glob(pattern: Path) -> tuple[Path, list[str]]:
-    fixed = []
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    root = Path(*fixed)
+    parts = pattern.parts
+    fixed = next(i for i, part in enumerate((*parts[:-1], "*")) if glob.has_magic(part))
+    root = Path(*parts[:fixed])
+    # Folders of any depth are ours to walk: where links form loops, `glob` would follow them for ever.
+    flat = next((i for i, part in enumerate(parts) if part == "**"), len(parts))
     found: set[str] = set()
-    for match in glob.glob(str(pattern), recursive=True):
+    for match in glob.glob(str(Path(*parts[:flat]))):
         path = Path(match)
         below = path.relative_to(root).as_posix()
+        prefix = "" if below == "." else f"{below}/"
         if path.is_dir():
-            found.update(name if below == "." else f"{below}/{name}" for name in _walk(path))
-        else:
+            found.update(prefix + name for name in _walk(path) if _fits(name.split("/"), parts[flat:]))
+        elif flat == len(parts):
             found.add(below)
     if not found:
         raise UserError(f"{pattern}: nothing matches; check the pattern, and quote it in the shell")
     return root, sorted(found)
 
 
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path, or a folder around it, is what a pattern means; `**` stands for any number of folders."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return any(_fits(parts[i:], pattern[1:]) for i in range(len(parts)))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
 def _walk(root: Path) -> Iterator[str]:
-    """Paths of the files below `root`. Links are followed, each real folder once, so that loops end."""
+    """Paths of the files below `root`. Links are followed, each real folder once, so that loops end.
+
+    Raises:
+        UserError: a folder cannot be listed: its images would be missing without a word.
+    """
     seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse_unlisted, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
@@ -226,19 +288,25 @@ def _walk(root: Path) -> Iterator[str]:
         yield from (prefix + name for name in files if not name.startswith("."))
 
 
+def _refuse_unlisted(error: OSError) -> None:
+    reason = (error.strerror or type(error).__name__).lower()
+    raise UserError(f"{error.filename}: cannot be listed ({reason}); change its permissions, or move it away")
+
+
 def _size_and_time(path: str) -> tuple[int, int]:
     """(bytes, ns); zeros for a dangling link, which then counts as unreadable when it is decoded."""
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a list of images may hold any text
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
 
 
 def _refuse(data: str, files: list[str]) -> None:
-    """Raise the UserError that tells why there is nothing to read."""
-    if any(name.lower().endswith(_TAR) for name in files):
-        raise UserError(f"{data}: tar shards are not supported yet; unpack them into a folder")
-    kinds = sorted({os.path.splitext(name)[1] or "no extension" for name in files})
-    found = f"{len(files)} files ({', '.join(kinds[:5])})" if files else "nothing"
-    raise UserError(f"{data}: no images, found {found}; give a folder with {' '.join(sorted(EXTENSIONS))} or .parquet")
+    """Raise the UserError that says why there is nothing to read."""
+    archives = [name for name in files if is_archive(name)]
+    if archives:
+        which = "an archive" if len(files) == 1 else f"{len(archives)} archives, such as {archives[0]}"
+        raise UserError(f"{data}: {which}, which is not read; unpack it and give the folder")
+    found = f"{len(files)} files ({listed(Counter(map(ending, files)))})" if files else "nothing"
+    raise UserError(f"{data}: no images, found {found}; give a folder with {' '.join(sorted(SUFFIXES))} or .parquet")

@@ -11,6 +11,8 @@ _TRAIN_FOLDERS = (*TRAIN, "train_mini")  # iNaturalist 2021 gives a tenth of its
 # In order of preference: where there is no validation set, the test set is what results are told on.
 VAL = ("val", "validation", "valid", "test")
 
+MASK_FOLDERS = ("masks", "annotations")  # beside a folder `images`, what belongs to these
+
 
 def are_splits(names: Iterable[str]) -> bool:
     """Whether first-level names tell splits. `test`, `valid` or `training` alone may be a class or any other folder."""

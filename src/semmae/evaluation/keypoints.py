@@ -7,9 +7,9 @@ take the label from maps upsampled to the image's size; here it is the label of 
 that holds the keypoint, since that is what masks are drawn from.
 """
 
-import csv
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from semmae.data.layouts import read_ids
 from semmae.errors import UserError, near
 from semmae.evaluation.quality import NOT_COMPUTED, agreement
+from semmae.files import read_numbered, read_text, shown
 
 _COLUMNS = ("image", "part", "x", "y")
 _CUB = "part_locs.txt"
@@ -148,24 +149,17 @@ def keypoint_quality(pred: npt.ArrayLike, keypoints: Keypoints) -> dict[str, flo
 
 def _read_lines(path: Path) -> Iterator[_Line]:
     """Every line of the file that is not empty."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True, restval="", skipinitialspace=True)
-            header = list(reader.fieldnames or ())
-            absent = [name for name in _COLUMNS if name not in header]
-            if absent:
-                raise UserError(
-                    f"{path}: no column {' and '.join(absent)} (columns: {', '.join(header) or 'none'}); "
-                    "the first line must name image, part, x, y and, if need be, visible"
-                )
-            for values in reader:
-                image, part, x, y = (values[name].strip() for name in _COLUMNS)
-                visible = _visible(f"{path}, line {reader.line_num}", values.get("visible", "1").strip())
-                yield _Line(reader.line_num, image, part, x, y, visible)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; give a CSV file of keypoints") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not CSV ({error}); give columns image, part, x, y, visible in UTF-8") from error
+    (_, header), *rows = read_numbered(path, trim=True) or [(0, [])]
+    absent = [name for name in _COLUMNS if name not in header]
+    if absent:
+        raise UserError(
+            f"{path}: no column {' and '.join(absent)} (columns: {', '.join(header)[:200] or 'none'}); "
+            "the first line must name image, part, x, y and, if need be, visible"
+        )
+    for number, row in rows:
+        values = dict(zip_longest(header, row[: len(header)], fillvalue=""))
+        visible = _visible(f"{path}, line {number}", values.get("visible", "1"))
+        yield _Line(number, *(values[name] for name in _COLUMNS), visible)
 
 
 def _read_cub(path: Path, images: Collection[str]) -> Iterator[_Line]:
@@ -173,13 +167,12 @@ def _read_cub(path: Path, images: Collection[str]) -> Iterator[_Line]:
     try:
         parts = read_ids(path.with_name("parts.txt"))
         files = read_ids(path.parent.parent / "images.txt")
-        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; {path.name} is read beside it") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         place, values = f"{path}, line {number}", line.split()
         if len(values) != 5 or values[0] not in files or values[1] not in parts:
-            raise UserError(f"{place}: {line!r} is no image, part, x, y, visible; restore the file")
+            raise UserError(f"{place}: {shown(line)} is no image, part, x, y, visible; restore the file")
         image, part, x, y, visible = values
         name = f"images/{files[image]}"
         if name in images:
@@ -188,7 +181,7 @@ def _read_cub(path: Path, images: Collection[str]) -> Iterator[_Line]:
 
 def _visible(place: str, text: str) -> bool:
     if text.lower() not in _VISIBLE:
-        raise UserError(f'{place}: visible "{text}"; write 1 for a visible keypoint, 0 for a hidden one')
+        raise UserError(f"{place}: visible {shown(text)}; write 1 for a visible keypoint, 0 for a hidden one")
     return _VISIBLE[text.lower()]
 
 
@@ -196,7 +189,7 @@ def _number(place: str, column: str, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f'{place}: {column} "{text}" is not a number; give pixels, or visible 0') from error
+        raise UserError(f"{place}: {column} {shown(text)} is not a number; give pixels, or visible 0") from error
 
 
 def _unknown(place: str, image: str, names: Sequence[str]) -> UserError:

@@ -7,6 +7,8 @@ section 4.1: k = 20, temperature 0.07).
 Notable here:
 - the result does not hang on luck: of equally near images the one with the lower row votes, of
   classes with equal votes the lower one leads, and votes are summed on the CPU in a fixed order;
+- votes are compared by their logarithms, so that none is lost at a low temperature, and a class without a vote
+  is no answer at any rank, however few classes there are;
 - similarities are held for one block of queries at a time, and blocks shrink as the training set grows; ties are
   looked for and settled in smaller pieces of a block. Beside that nothing grows but the features themselves, of
   which no copy is made: a million of 1024 channels are 4 GB.
@@ -23,6 +25,7 @@ from semmae.evaluation.accuracy import percent, ranks_of
 
 SIMILARITIES = 2**26  # held at once at most: 256 MiB of float32
 PIECE = 2**20  # of them, those among which ties are settled at once; sorting takes some 25 bytes for each
+NO_VOTE = torch.iinfo(torch.int64).max  # the rank of a class that no neighbour votes for: behind every other
 _SHORTEST = 1e-12  # a feature of zeros is similar to nothing
 
 
@@ -58,7 +61,8 @@ def knn_scores(
     neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
     assert len(train) == len(train_labels), "one class for each training image"
     labels = train_labels.cpu()
-    return torch.cat([_votes(near, labels[rows], num_classes, temperature) for near, rows in neighbours])
+    votes = [_log_votes(near, labels[rows], num_classes, temperature) for near, rows in neighbours]
+    return torch.cat([shares.softmax(1).float() for shares in votes])
 
 
 def knn_ranks(
@@ -76,7 +80,7 @@ def knn_ranks(
     """How many classes get more votes than the right one, for each query: int64 (M,), 0 where it leads.
 
     `test_labels` (M,) are the classes of the queries, in [0, num_classes); everything else is as for
-    `knn_scores`. Classes without a vote are level, and follow from the lowest on.
+    `knn_scores`. Where no neighbour votes for the right one, the rank is `NO_VOTE`.
 
     Raises:
         UserError: as `knn_scores`.
@@ -88,9 +92,11 @@ def knn_ranks(
     ranks: list[Tensor] = []
     done = 0
     for near, rows in neighbours:
-        scores = _votes(near, labels[rows], num_classes, temperature)
-        ranks.append(ranks_of(scores, truths[done : done + len(scores)]))
-        done += len(scores)
+        votes = _log_votes(near, labels[rows], num_classes, temperature)
+        targets = truths[done : done + len(votes)]
+        voted = (labels[rows] == targets[:, None]).any(1)
+        ranks.append(torch.where(voted, ranks_of(votes, targets), NO_VOTE))
+        done += len(votes)
     return torch.cat(ranks)
 
 
@@ -109,7 +115,7 @@ def knn_accuracy(
     """How often the right class leads, and how often it is among the first five; arguments as for `knn_ranks`.
 
     Returns:
-        "top1" and "top5" in percent; with five classes or fewer "top5" is 100.
+        "top1" and "top5" in percent; a class without a vote is among no five.
 
     Raises:
         UserError: as `knn_scores`.
@@ -190,14 +196,17 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return near, rows
 
 
-def _votes(near: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
-    """Share of the votes (B, num_classes), from neighbours' similarities (B, k) and classes (B, k).
+def _log_votes(near: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
+    """Logarithm of each class's votes, float64 (B, num_classes), -inf where it has none.
 
-    The softmax is exp(similarity / temperature) divided by its sum: the same order of classes, and
-    no overflow at a low temperature.
+    From neighbours' similarities (B, k) and classes (B, k), up to a constant of each row: the nearest weighs 1.
     """
-    if temperature <= 0:
+    if not temperature > 0:
         raise UserError(f"temperature is {temperature}; it must be above 0 (the usual one is 0.07)")
-    weights = (near.double() / temperature).softmax(1)
-    scores = weights.new_zeros(len(near), num_classes).scatter_add_(1, labels.long(), weights)
-    return scores.float()
+    distance = near.double() - near.double().amax(1, keepdim=True)
+    weights = (distance / temperature).clamp_min(torch.finfo(torch.float64).min)
+    labels = labels.long()
+    largest = weights.new_full((len(near), num_classes), -torch.inf).scatter_reduce_(1, labels, weights, "amax")
+    # Divided by the class's largest weight, a sum is 1 or more: neither it nor its logarithm can underflow.
+    sums = torch.zeros_like(largest).scatter_add_(1, labels, (weights - largest.gather(1, labels)).exp())
+    return largest + sums.log()

@@ -7,11 +7,15 @@ Notable here:
 - NMI and ARI come from one table that counts how often a part meets a label: on millions of pixels
   that is a hundred times as fast as handing the pixels to scikit-learn, and gives the same numbers;
 - `fixed_grid` is the trap: it knows nothing of the images, so what it scores is owed to position alone;
+- in masks 0 is background, and so is 255, which the field writes on borders that are not to be judged; where the masks
+  hold nothing but 0 and 255, it is the one part;
 - masks are compared at 64 x 64 points over the whole image, so that large images weigh no more than
   small ones and thousands of masks fit into memory.
 """
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -20,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import mutual_info_score
 
+from semmae.data.endings import ending, listed, sort_files
 from semmae.data.segmentation import MASK_SUFFIXES, read_mask
 from semmae.errors import UserError
 from semmae.progress import Progress
@@ -29,6 +34,9 @@ Kind = TypeVar("Kind", bound=np.integer[Any])
 
 SAMPLE = 64  # points a side at which labels and masks are compared
 NOT_COMPUTED = 255  # in a part-map store
+UNJUDGED = 255  # in masks of several parts
+
+_log = logging.getLogger("semmae")
 
 
 def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, float]:
@@ -162,8 +170,7 @@ def read_masks(
     """The masks that belong to images: `find_masks`, then `load_masks`.
 
     Returns:
-        Rows: indices into `names` of the images that have a mask, ascending. Masks: (H, W) uint8 of
-        these, palette indices and grey levels as stored.
+        Rows: indices into `names` of the images that have a mask, ascending. Masks: those of these.
     """
     found = find_masks(names, masks_dir)
     return list(found), load_masks(found.values(), size=size)
@@ -199,10 +206,10 @@ def find_masks(names: Sequence[str], masks_dir: str | Path) -> dict[int, Path]:
 
 
 def load_masks(paths: Collection[Path], *, size: int | None = SAMPLE) -> list[Labels]:
-    """Masks (H, W) uint8, palette indices and grey levels as stored.
+    """Masks (H, W) uint8: palette indices and grey levels as stored, but for 255, which is 0 beside other parts.
 
     Args:
-        paths: files of masks.
+        paths: files of masks, all that are measured together: what 255 means is seen on all of them.
         size: points a side at which masks are sampled, enough for `quality`; None keeps every pixel.
 
     Raises:
@@ -214,14 +221,29 @@ def load_masks(paths: Collection[Path], *, size: int | None = SAMPLE) -> list[La
             mask = read_mask(path)
             masks.append(mask if size is None else sample(mask, size))
             progress.update()
-    return masks
+    return _without_unjudged(masks)
+
+
+def _without_unjudged(masks: list[Labels]) -> list[Labels]:
+    """255 as background, where any mask holds another part."""
+    if not any(((mask > 0) & (mask < UNJUDGED)).any() for mask in masks):
+        return masks
+    count = sum(bool((mask == UNJUDGED).any()) for mask in masks)
+    if count:
+        _log.info("%d of %d masks hold %d beside other parts: not judged, as background", count, len(masks), UNJUDGED)
+    return [np.where(mask == UNJUDGED, np.uint8(0), mask) for mask in masks] if count else masks
 
 
 def _mask_paths(folder: Path) -> list[str]:
     """Relative paths of the masks below a folder, sorted; hidden files and folders left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in MASK_SUFFIXES)
-    relative = (path.relative_to(folder) for path in found)
-    return sorted(path.as_posix() for path in relative if not any(part[0] == "." for part in path.parts))
+    paths = (path.relative_to(folder) for path in folder.rglob("*"))
+    names = [path.as_posix() for path in paths if not any(part[0] == "." for part in path.parts)]
+    found = sort_files(names)
+    masks = [name for name in found.images if ending(name) in MASK_SUFFIXES]
+    others = Counter(kind for name in found.images if (kind := ending(name)) not in MASK_SUFFIXES)
+    if others:
+        _log.warning("%s: %s passed over, which blur labels or are not decoded; save as PNG", folder, listed(others))
+    return sorted(masks)
 
 
 def _match(names: Sequence[str], paths: Sequence[str]) -> dict[int, str]:

@@ -1,8 +1,8 @@
-"""The forms of DINO, iBOT and DINOv2: timm's names behind prefixes, beside projection heads.
+"""The forms of DINO, iBOT, DINOv2 and MSN: timm's names, beside projection heads.
 
-DINO's released backbones are flat; full checkpoints hold student and teacher, each with `module.`
-(wrapped for several devices) or `backbone.` before the names, and a head. DINOv2's training scripts number
-blocks within chunks, and its ViT-g has gated MLPs under names of its own.
+What stands before the names, in full checkpoints of student and teacher, is taken off by `choose`. DINOv2's training
+scripts number blocks within chunks, and its ViT-g has gated MLPs under names of its own. MSN's heads are `fc.` and
+`pred.`.
 """
 
 import re
@@ -10,10 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# The last one is of torch.compile.
-_PREFIXES = ("module.", "backbone.", "_orig_mod.")
 # iBOT calls the token of a hidden patch masked_embed, DINOv2 mask_token; features do not need it.
-_TRAINING_ONLY = ("head.", "masked_embed", "mask_token", "dino_head.", "ibot_head.")
+_TRAINING_ONLY = ("head.", "masked_embed", "mask_token", "dino_head.", "ibot_head.", "fc.", "pred.")
 _RENAMES = (
     (re.compile(r"^blocks\.\d+\.(\d+)\."), r"blocks.\1."),  # chunks; the second number runs over all blocks
     (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),
@@ -22,25 +20,16 @@ _RENAMES = (
 
 
 def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of the backbone, in timm's names, and the names, as in the file, of those dropped."""
+    """Tensors of the backbone, in timm's names, and the names of those dropped."""
     kept: dict[str, Tensor] = {}
-    dropped = []
-    for name, tensor in state.items():
-        bare = strip(name)
-        if bare.startswith(_TRAINING_ONLY):
-            dropped.append(name)
-        else:
+    dropped = [name for name in state if name.startswith(_TRAINING_ONLY)]
+    for name in state:
+        if name not in dropped:
+            bare = name
             for pattern, replacement in _RENAMES:
                 bare = pattern.sub(replacement, bare)
-            kept[bare] = tensor
+            kept[bare] = state[name]
     return with_registers(kept), dropped
-
-
-def strip(name: str) -> str:
-    """A tensor's name without the prefixes of wrappers, in whatever order they stand."""
-    while name.startswith(_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
 
 
 def with_registers(state: dict[str, Tensor]) -> dict[str, Tensor]:

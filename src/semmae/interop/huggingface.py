@@ -7,6 +7,7 @@ the names of files, which both versions load. Queries, keys and values are apart
 `config.json` beside the weights tells what they do not show.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semmae.errors import listed
+from semmae.files import shown
 from semmae.interop.dino import with_registers
 from semmae.models.mae import DecoderSpec
 from semmae.models.vit import EncoderSpec
@@ -132,7 +135,7 @@ def from_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {_file_name(name): tensor for name, tensor in _split(state).items()}
     unknown = [name for name in named if not _KNOWN.fullmatch(name)]
     if unknown:
-        raise ValueError(f"transformers' ViT has no place for {', '.join(unknown)}")
+        raise ValueError(f"transformers' ViT has no place for {listed(unknown)}")
     return named
 
 
@@ -275,13 +278,20 @@ def check_config(config: Mapping[str, Any]) -> None:
     """ValueError where `config.json` describes what timm's blocks do not compute."""
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu" and not config.get("use_swiglu_ffn"):
-        raise ValueError(f"its activation is {activation}, not gelu")
+        raise ValueError(f"its activation is {shown(activation)}, not gelu")
 
 
 def norm_eps(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
-    """Epsilon of the layer norms: as configured, else the default of ViT or of DINOv2."""
+    """Epsilon of the layer norms: as configured, else the default of ViT or of DINOv2.
+
+    Raises:
+        ValueError: what is configured is none.
+    """
     is_vit = any(".layernorm_before." in name for name in state)
-    return float(config.get("layer_norm_eps", 1e-12 if is_vit else 1e-6))
+    eps = config.get("layer_norm_eps", 1e-12 if is_vit else 1e-6)
+    if not _is_number(eps) or not 0 < eps < 1:
+        raise ValueError(f"its layer_norm_eps is {shown(eps)}, not between 0 and 1")
+    return float(eps)
 
 
 def normalisation(preprocessor: Mapping[str, Any]) -> tuple[Colour, Colour] | None:
@@ -292,7 +302,20 @@ def normalisation(preprocessor: Mapping[str, Any]) -> tuple[Colour, Colour] | No
 
 
 def colours(mean: Any, std: Any) -> tuple[Colour, Colour] | None:
-    """Mean and standard deviation as found in a file of JSON, or None where they are not three numbers each."""
-    if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
+    """Mean and standard deviation as found in a file of JSON, or None where there are none.
+
+    Raises:
+        ValueError: they are not three numbers each, or a deviation is not positive.
+    """
+    if mean is None and std is None:
         return None
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
+            raise ValueError(f"its {name} of the images is {shown(values)}, not three numbers")
+    if min(std) <= 0:
+        raise ValueError(f"its std of the images is {shown(std)}, not positive")
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,17 +3,22 @@
 import difflib
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor
 
-from semmae.errors import UserError, near
+from semmae.errors import UserError, listed, near, one_line
+from semmae.files import Fields, read_json
+from semmae.models.specs import check_count
 from semmae.models.vit import Encoder
-from semmae.models.weights import wrap_vit
+from semmae.models.weights import not_finite, wrap_vit
 
 _LOG = logging.getLogger("semmae")
+_LOCAL = "local-dir:"
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".tar")  # endings of what timm looks for in a folder
 # What classifiers have beyond the encoder.
 _CLASSIFIER = ("head.", "head_dist.", "pre_logits.")
 
@@ -33,12 +38,40 @@ def load_named(name: str) -> Encoder:
     Raises:
         UserError: no such name, no ViT with a class token, or its weights are out of reach.
     """
-    if ":" not in name:
+    if name.startswith(_LOCAL):
+        _check_folder(Path(name.removeprefix(_LOCAL)))
+    elif ":" not in name:
         _check_name(name)
         # Refused before anything is downloaded, and without memory for what may be refused.
         with torch.device("meta"):
             _wrap(name, _create(name, pretrained=False))
-    return _wrap(name, _create(name, pretrained=True)).eval()
+    encoder = _wrap(name, _create(name, pretrained=True)).eval()
+    if broken := not_finite(encoder.state_dict()):
+        raise UserError(
+            f"timm:{name}: tensors with values that are infinite or no numbers: {listed(broken)}; give other weights"
+        )
+    return encoder
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder whose configuration describes another model than its weights can be, before it is built."""
+    path = folder / "config.json"
+    arguments = Fields(path, read_json(path)).get("model_args", dict, {})
+    try:
+        for name, value in arguments.items():
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int) and not isinstance(one, bool):
+                    check_count(str(name)[:40], one)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; restore the folder") from error
+    weights = [entry for entry in folder.iterdir() if entry.suffix in _WEIGHTS]
+    if not all(entry.is_file() for entry in weights):
+        raise UserError(f"{folder}: {next(entry.name for entry in weights if not entry.is_file())} is no regular file")
+    with torch.device("meta"):
+        model = _create(f"{_LOCAL}{folder}", pretrained=False)
+    needed, most = sum(tensor.numel() for tensor in model.parameters()), sum(file.stat().st_size for file in weights)
+    if needed > most:  # a value takes a byte at least
+        raise UserError(f"{path}: describes a model of {needed} values, and its weights are {most} bytes; restore them")
 
 
 def _check_name(name: str) -> None:
@@ -62,7 +95,7 @@ def _create(name: str, pretrained: bool) -> Any:
         raise UserError(_refusal(name, "it is no Vision Transformer")) from error
     except Exception as error:
         # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
-        reason = " ".join(str(error).split())
+        reason = one_line(error)[:300]
         if name.startswith("local-dir:"):
             raise UserError(f"timm:{name} cannot be loaded ({reason}); restore the folder") from error
         raise UserError(
@@ -72,7 +105,7 @@ def _create(name: str, pretrained: bool) -> Any:
     left = model.state_dict()
     dropped = [tensor for tensor in before if tensor not in left]
     if pretrained and dropped:
-        _LOG.info("timm:%s: dropped, not part of an encoder: %s", name, ", ".join(dropped))
+        _LOG.info("timm:%s: dropped, not part of an encoder: %s", name, listed(dropped))
     return model
 
 

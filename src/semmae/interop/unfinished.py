@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from semmae.errors import UserError
+from semmae.files import Fields, read_yaml, shown
 from semmae.interop.files import read_file
-from semmae.models.vit import EncoderSpec
+from semmae.models.vit import MODELS, EncoderSpec
 
 MARKER = ".unfinished"  # lies in a run's folder from its beginning to its good end
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -58,17 +58,24 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
     going_on = f"go on with: semmae {verb} --out {shlex.quote(str(folder))} --resume"
     if verb not in _PREFIX or not (folder / CHECKPOINT).is_file():
         raise UserError(f"{folder}: not finished, and holds no encoder yet; {going_on}")
-    content = read_file(folder / CHECKPOINT)
-    prefix = _PREFIX[verb]
-    try:
-        state = {name.removeprefix(prefix): t for name, t in content["state_dict"].items() if name.startswith(prefix)}
-        spec = EncoderSpec.named(options["model"], options["image_size"], options["patch_size"])
-        step, epoch = content["global_step"], content["epoch"] + 1  # the epoch it is in, or has just ended
-        told = f"not finished: step {step}, in epoch {epoch} of {options['epochs']}"
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}: its {CHECKPOINT} or config.yaml was changed ({error}); {going_on}") from error
-    heads = options.get("num_heads") if options.get("teacher") is None else None  # else they are of the teacher
-    return UnfinishedRun(state, spec, options.get("init"), heads, told)
+    path, prefix = folder / CHECKPOINT, _PREFIX[verb]
+    held, begun = Fields(path, read_file(path)), Fields(folder / "config.yaml", options)
+    tensors = held.need("state_dict", dict)
+    state = {
+        str(name).removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if str(name).startswith(prefix) and isinstance(tensor, Tensor)
+    }
+    model, epochs = begun.need("model", str), begun.need("epochs", int)
+    sizes = [begun.need(name, int) for name in ("image_size", "patch_size")]
+    if model not in MODELS or min(sizes) < 1:
+        raise UserError(f"{begun.path}: {shown(model)} with {sizes} pixels is no model; restore it, or {going_on}")
+    step, epoch = held.need("global_step", int), held.need("epoch", int) + 1  # the epoch it is in, or has just ended
+    told = f"not finished: step {step}, in epoch {epoch} of {epochs}"
+    heads = (
+        begun.get("num_heads", int | None) if begun.get("teacher", str | None) is None else None
+    )  # else the teacher's
+    return UnfinishedRun(state, EncoderSpec.named(model, *sizes), begun.get("init", str | None), heads, told)
 
 
 def _verb(options: Mapping[str, Any]) -> str | None:
@@ -78,8 +85,4 @@ def _verb(options: Mapping[str, Any]) -> str | None:
 def _options(folder: Path) -> Mapping[str, Any]:
     """Those of config.yaml; none where there is no such file, or not yet."""
     path = folder / "config.yaml"
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML; restore it") from error
-    return options if isinstance(options, dict) else {}
+    return read_yaml(path) if path.is_file() and path.stat().st_size else {}

@@ -39,8 +39,9 @@ def fresh_like(encoder: Encoder, seed: int) -> Encoder:
 def reset(vit: ViT) -> None:
     """Give a ViT of any kind its first weights, in place, and let all of them learn.
 
-    Layers as `init_transformer`, tokens and learned positions N(0, 0.02), layer scale 1e-5, other biases 0, other
-    norms 1. Rotary positions are no weights and stay; frequencies that are learned are drawn as timm draws them.
+    Layers as `init_transformer`, the patch projection's bias as torch draws it, tokens and learned positions
+    N(0, 0.02), layer scale 1e-5, other biases 0, other norms 1. Rotary positions are no weights and stay; frequencies
+    that are learned are drawn as timm draws them.
     """
     init_transformer(vit)
     for path, parameter in vit.named_parameters():
@@ -55,7 +56,10 @@ def reset(vit: ViT) -> None:
         elif name == "weight" and parameter.ndim == 1:
             nn.init.ones_(parameter)  # also of norms that have no bias
     for layer in vit.modules():
-        if isinstance(layer, RotaryEmbeddingMixed):
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            bound = layer.weight[0].numel() ** -0.5
+            nn.init.uniform_(layer.bias, -bound, bound)
+        elif isinstance(layer, RotaryEmbeddingMixed):
             drawn = init_random_2d_freqs(
                 layer.dim // layer.num_heads, layer.depth, layer.num_heads, temperature=layer.temperature, rotate=True
             )

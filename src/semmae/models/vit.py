@@ -224,20 +224,44 @@ def build_vit(spec: EncoderSpec) -> VisionTransformer:
     return vit
 
 
+def init_as_dino(vit: VisionTransformer, learned_positions: bool = False) -> None:
+    """Initialise a new model in place as DINO and iBOT do: truncated normal weights and tokens, deviation 0.02.
+
+    Biases are 0; the patch projection stays as torch draws it, weight and bias.
+
+    Args:
+        vit: by `build_vit`.
+        learned_positions: draw the positions likewise and let them learn, instead of fixed sine-cosine ones.
+    """
+    assert vit.cls_token is not None and vit.pos_embed is not None
+    for layer in vit.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
+        elif isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.trunc_normal_(vit.cls_token, std=0.02)
+    if learned_positions:
+        nn.init.trunc_normal_(vit.pos_embed, std=0.02)
+        vit.pos_embed.requires_grad_(True)
+
+
 def init_transformer(module: nn.Module) -> None:
     """Initialise every layer in place as the MAE release does.
 
-    | layer            | weight                                | bias |
-    |------------------|---------------------------------------|------|
-    | linear           | Xavier uniform                        | 0    |
-    | patch projection | Xavier uniform of the flat (C, 3·p·p) | 0    |
-    | layer norm       | 1                                     | 0    |
+    | layer            | weight                                | bias             |
+    |------------------|---------------------------------------|------------------|
+    | linear           | Xavier uniform                        | 0                |
+    | patch projection | Xavier uniform of the flat (C, 3·p·p) | stays as it came |
+    | layer norm       | 1                                     | 0                |
+
+    A new patch projection comes with a bias uniform in ±1/√(3·p·p), torch's default, which the release keeps.
     """
     for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
+            continue
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
-        elif isinstance(layer, nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
         elif isinstance(layer, nn.LayerNorm):
             nn.init.ones_(layer.weight)
         else:

@@ -4,14 +4,16 @@ Notable here:
 - one function, `vit_arguments`, reads what a timm model must be built with off the names and shapes
   of its tensors; loading a foreign file and writing our own configuration both use it;
 - only the number of heads cannot be seen in the weights, nor the epsilon of the norms;
-- loading is strict: nothing is skipped, nothing is left at its initial value.
+- loading is strict: nothing is skipped, nothing is left at its initial value, and no value is infinite or no number;
+- what a file claims is built without memory first, and compared with its tensors: no size is taken on trust.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.mlp import SwiGLUPacked
 from timm.layers.norm import LayerNorm
@@ -19,10 +21,12 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from semmae.errors import listed
 from semmae.models.blocks import AnyBlock, check_readable
 from semmae.models.vit import Encoder, EncoderSpec
 
 State = Mapping[str, Tensor]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NORM_EPS = 1e-6  # of the layer norms of timm, MAE, DINO and our own models
 
 # What an encoder may have beyond the plain ViT of MAE, told by a part of a tensor's name.
@@ -42,7 +46,8 @@ _PECULIAR = {
 def vit_arguments(state: State, num_heads: int) -> dict[str, Any]:
     """Arguments that build the timm VisionTransformer which these tensors, in timm's names, belong to.
 
-    Options appear only where they differ from timm's defaults; they can be written as JSON.
+    Options appear only where they differ from timm's defaults; they can be written as JSON. Where the number of
+    positions is a square, the grid is taken to be one: bare weights do not show that 16 positions were 8 × 2.
 
     Raises:
         ValueError: the tensors are not those of a ViT with a class token and square patches.
@@ -125,10 +130,15 @@ def _check_is_vit(state: State) -> None:
         if name == "pos_embed" and name not in state and blocks[0] in state:
             raise ValueError("no pos_embed: its positions are rotary (DINOv3), relative (BEiT) or none")
         if name not in state:
-            found = ", ".join(list(state)[:3]) or "nothing"
-            raise ValueError(f"no Vision Transformer with a class token: {name} is missing among {found}, …")
+            raise ValueError(
+                f"no Vision Transformer with a class token: {name} is missing among {listed(state) or 'nothing'}"
+            )
+    dimensions = {"cls_token": 3, "pos_embed": 3, "reg_token": 3, blocks[1]: 2, blocks[2]: 2}
+    for name, wanted in dimensions.items():
+        if name in state and state[name].ndim != wanted:
+            raise ValueError(f"{name} is {tuple(state[name].shape)}, expected {wanted} dimensions")
     shape = tuple(state[kernel].shape)
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or 0 in shape:
         raise ValueError(f"{kernel} is {shape}, expected (width, 3, p, p): square patches of RGB images")
 
 
@@ -162,8 +172,9 @@ def encoder_from_weights(
     arguments = vit_arguments(state, num_heads)
     if has_swiglu(state):
         arguments |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
-    vit = VisionTransformer(**arguments, norm_layer=partial(LayerNorm, eps=norm_eps), weight_init="skip")
-    load_strictly(vit, state)
+    vit = fitted(
+        lambda: VisionTransformer(**arguments, norm_layer=partial(LayerNorm, eps=norm_eps), weight_init="skip"), state
+    )
     return wrap_vit(vit, mean, std).eval()
 
 
@@ -179,6 +190,11 @@ def wrap_vit(vit: nn.Module, mean: tuple[float, float, float], std: tuple[float,
 
 
 def _vit_sizes(vit: VisionTransformer) -> dict[str, Any]:
+    """Sizes read off the weights, but that the grid is square, which only the model itself tells."""
+    rows, columns = vit.patch_embed.grid_size or (0, 0)
+    if rows != columns:
+        patch = vit.patch_embed.patch_size
+        raise ValueError(f"its images are {rows * patch[0]}×{columns * patch[1]}, not square")
     last: AnyBlock = vit.blocks[-1]
     heads = last.attn.num_heads
     arguments = vit_arguments(vit.state_dict(), heads)
@@ -209,8 +225,35 @@ def _eva_sizes(vit: Eva) -> dict[str, Any]:
     }
 
 
+def fitted(make: Callable[[], ModuleT], state: State) -> ModuleT:
+    """The module that `make` builds, with these tensors.
+
+    It is built without memory first: sizes that a file claims, and its tensors have not, cost nothing.
+
+    Raises:
+        ValueError: as `load_strictly`.
+    """
+    with torch.device("meta"):
+        _check_fits(make(), state)
+    module = make()
+    load_strictly(module, state)
+    return module
+
+
 def load_strictly(module: nn.Module, state: State) -> None:
-    """Copy `state` into the module: the same names, the same shapes, or ValueError naming those at fault."""
+    """Copy `state` into the module: the same names, the same shapes, finite values, or ValueError naming the faults."""
+    _check_fits(module, state)
+    if broken := not_finite(state):
+        raise ValueError(f"tensors with values that are infinite or no numbers: {listed(broken)}")
+    module.load_state_dict(dict(state))
+
+
+def not_finite(state: State) -> list[str]:
+    """Names of tensors that hold infinite values or none at all (NaN), as training that diverged leaves them."""
+    return [name for name, tensor in state.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+
+
+def _check_fits(module: nn.Module, state: State) -> None:
     own = module.state_dict()
     faults = {
         "missing": [name for name in own if name not in state],
@@ -221,7 +264,6 @@ def load_strictly(module: nn.Module, state: State) -> None:
             if name in state and state[name].shape != tensor.shape
         ],
     }
-    told = [f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names]
+    told = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
     if told:
         raise ValueError("tensors " + "; ".join(told))
-    module.load_state_dict(dict(state))

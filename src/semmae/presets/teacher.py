@@ -11,8 +11,7 @@ def ibot_vit_s16() -> dict[str, Any]:
     of 8 GPUs, 64 images each. The authors report 75.2 % k-NN, 77.9 % linear probing and 82.3 %
     fine-tuning.
 
-    Not taken over: stochastic depth (0.1), solarisation, a last rate of 1e-6 (here 0), learned positions (here
-    fixed).
+    Not taken over: stochastic depth (0.1), a last rate of 1e-6 (here 0).
     """
     return {
         "model": "vit_small", "image_size": 224, "patch_size": 16, "epochs": 800, "batch_size": 1024,
@@ -21,7 +20,7 @@ def ibot_vit_s16() -> dict[str, Any]:
         "ibot": 1.0, "masking": "block", "mask_ratio": 0.3, "mask_spread": 0.2, "mask_share": 0.5,
         "koleo": 0.0, "centering": "centering", "warmup_teacher_temp": 0.04, "teacher_temp": 0.07,
         "temp_warmup_share": 30 / 800, "prototypes": 8192, "head_width": 2048, "shared_head": True,
-        "norm_last_layer": False, "frozen_share": 1 / 800,
+        "norm_last_layer": False, "frozen_share": 1 / 800, "learned_positions": True,
     }  # fmt: skip
 
 
@@ -31,8 +30,7 @@ def dino_vit_s16() -> dict[str, Any]:
     Source: facebookresearch/dino, README, "Boosting DINO performance", and the defaults of its main_dino.py; two
     nodes of 8 GPUs, 64 images each. The authors report 73.3 % k-NN and about 76.1 % linear probing.
 
-    Not taken over: stochastic depth (0.1), solarisation, a last rate of 1e-6 (here 0), learned positions (here
-    fixed).
+    Not taken over: stochastic depth (0.1), a last rate of 1e-6 (here 0).
     """
     return {
         "model": "vit_small", "image_size": 224, "patch_size": 16, "epochs": 300, "batch_size": 1024,
@@ -40,7 +38,7 @@ def dino_vit_s16() -> dict[str, Any]:
         "momentum": 0.996, "crop_scale": 0.4, "local_crops": 8, "local_size": 96, "ibot": 0.0, "koleo": 0.0,
         "centering": "centering", "warmup_teacher_temp": 0.04, "teacher_temp": 0.07,
         "temp_warmup_share": 30 / 300, "prototypes": 65536, "head_width": 2048, "norm_last_layer": False,
-        "frozen_share": 1 / 300,
+        "frozen_share": 1 / 300, "learned_positions": True,
     }  # fmt: skip
 
 

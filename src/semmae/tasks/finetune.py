@@ -17,10 +17,10 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
-from torch.nn import functional
 
 from semmae.data.augment import seeded
 from semmae.data.loaders import normalise
+from semmae.losses import class_loss
 from semmae.models.classifier import Classifier
 from semmae.tasks.masks import mask_seed
 from semmae.tasks.optimizer import can_fuse, layer_decay_groups, warmup_cosine_rate
@@ -80,7 +80,7 @@ class FinetuneTask(pl.LightningModule):
         spec = self.classifier.encoder.spec
         images = normalise(batch["images"], spec.mean, spec.std)
         images, targets = disturbed(images, batch["targets"], self.recipe, self.classifier.num_classes, seed)
-        loss = functional.cross_entropy(self._forward(images), targets)
+        loss = class_loss(self._forward(images), targets)
         self.log("loss", loss.detach())
         return loss
 

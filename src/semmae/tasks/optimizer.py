@@ -4,6 +4,7 @@
 Lightning takes them.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from timm.optim import (  # type: ignore[attr-defined]  # exported without being
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from semmae.tasks.schedules import warmup_cosine
@@ -20,20 +21,22 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
-# Tokens and positions are no weights of a linear map: never decayed (MAE, DINO). timm knows a bias by ".bias" or
-# by its one dimension; the part tokens' have two, part and channel, and are named "query_bias" and "key_bias".
-_NEVER_DECAYED = ("bias", "cls_token", "mask_token", "pos_embed", "reg_token")
+# timm knows a bias by ".bias" or by its one dimension; the part tokens' have two, part and channel, and are named
+# "query_bias" and "key_bias".
+_BIASES = ("bias",)
+# BEiT, and MAE's fine-tuning. In pre-training MAE, DINO and iBOT decay tokens and learned positions like weights.
+_TOKENS = ("cls_token", "mask_token", "pos_embed", "reg_token")
 _DECAYS = "decays"
 
 
 def adamw(
     module: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float, fused: bool = True
 ) -> torch.optim.AdamW:
-    """AdamW without decay on biases, norms and tokens."""
+    """AdamW without decay on biases and norms, as MAE, DINO and iBOT pre-train: tokens and learned positions decay."""
     # Asked for a decay of 1, timm tells which parameters decay also where the run's decay begins at 0.
     groups = [
         {**group, _DECAYS: group["weight_decay"] > 0, "weight_decay": weight_decay * group["weight_decay"]}
-        for group in param_groups_weight_decay(module, 1.0, no_weight_decay_list=_never_decayed(module))
+        for group in param_groups_weight_decay(module, 1.0, no_weight_decay_list=_named(module, _BIASES))
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
@@ -54,15 +57,15 @@ def layer_decay_groups(
         layer_decay: rate of a layer, as a share of that of the layer above it.
     """
     groups: list[dict[str, Any]] = param_groups_layer_decay(
-        module, weight_decay, no_weight_decay_list=_never_decayed(module), layer_decay=layer_decay
+        module, weight_decay, no_weight_decay_list=_named(module, _BIASES + _TOKENS), layer_decay=layer_decay
     )
     # The highest rate first: that of the first group is what metrics tell.
     groups.sort(key=lambda group: -float(group["lr_scale"]))
     return [{**group, "lr": lr * group["lr_scale"]} for group in groups]
 
 
-def _never_decayed(module: nn.Module) -> list[str]:
-    return [name for name, _ in module.named_parameters() if name.endswith(_NEVER_DECAYED)]
+def _named(module: nn.Module, endings: tuple[str, ...]) -> list[str]:
+    return [name for name, _ in module.named_parameters() if name.endswith(endings)]
 
 
 def warmup_cosine_rate(
@@ -89,6 +92,20 @@ def adamw_warmup_cosine(
     optimizer = adamw(module, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
     rate = warmup_cosine_rate(optimizer, total_steps=total_steps, warmup_steps=warmup_steps, end=end)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, each: bool = False) -> Tensor:
+    """Scale gradients down in place to a norm of `limit`: that of all of them together, or of each parameter's alone.
+
+    DINO and iBOT limit each (`clip_gradients` of their utils.py), so that one large gradient leaves the others alone.
+
+    Returns:
+        The norm of all of them together as it was, a scalar on their device.
+    """
+    if not each:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norms = [torch.nn.utils.clip_grad_norm_(own, limit) for own in parameters if own.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def can_fuse(trainer: "pl.Trainer") -> bool:

@@ -18,6 +18,7 @@ from semmae.losses import (
     concentration_loss,
     diversity_loss,
     feature_loss,
+    in_float32,
     mutual_information_loss,
     reconstruction_loss,
     total_variation_loss,
@@ -78,11 +79,12 @@ def parts_losses(
     return {"loss": total, **{f"loss_{name}": term for name, (_, term) in terms.items()}}
 
 
+@in_float32
 def agreement_loss(maps: tuple[Tensor, Tensor], crops: Tensor) -> Tensor:
     """`mutual_information_loss` of the maps (B, M, g, g) of two views, where they show the same places."""
     places = matching_places(crops[:, 0], crops[:, 1], maps[0].shape[-1])
     first, second = (
-        functional.grid_sample(own.float(), where, padding_mode="border", align_corners=False)
+        functional.grid_sample(own, where, padding_mode="border", align_corners=False)
         for own, where in zip(maps, places, strict=True)
     )
     # Maps that are shares of the patches compete for a place here too: labels are what is compared.

@@ -12,9 +12,9 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from timm.optim import Lars  # type: ignore[attr-defined]  # exported without being declared so
 from torch import Tensor, nn
-from torch.nn import functional
 
 from semmae.data.loaders import normalise
+from semmae.losses import class_loss
 from semmae.models.head import LinearHead, pool
 from semmae.models.vit import Encoder
 from semmae.tasks.optimizer import warmup_cosine_rate
@@ -68,7 +68,7 @@ class ProbeTask(pl.LightningModule):
         with torch.no_grad():
             pooled = pool(encoder(images), self.head.spec.pooling)
         logits, targets = self.head.logits(pooled), self.targets[batch["row"]]
-        loss = functional.cross_entropy(logits.float(), targets)
+        loss = class_loss(logits, targets)
         self.log_dict({"loss": loss.detach(), "train_top1": 100 * (logits.argmax(1) == targets).float().mean()})
         return loss
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from semmae.data.loaders import normalise
+from semmae.losses import in_float32
 from semmae.models.segmenter import Segmenter
 from semmae.tasks.masks import mask_seed
 from semmae.tasks.optimizer import can_fuse, layer_decay_groups
@@ -77,6 +78,7 @@ class SegmentTask(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
 
+@in_float32
 def pixel_loss(logits: Tensor, labels: Tensor, ignored: int = 255) -> Tensor:
     """Mean cross-entropy of the pixels that have a class; 0 where none has.
 
@@ -85,7 +87,7 @@ def pixel_loss(logits: Tensor, labels: Tensor, ignored: int = 255) -> Tensor:
         labels: integers (B, S, S), `ignored` where there is no class.
         ignored: the label of no class.
     """
-    resized = functional.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False)
+    resized = functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
     wanted = labels.long()
     total = functional.cross_entropy(resized, wanted, ignore_index=ignored, reduction="sum")
     return total / (wanted != ignored).sum().clamp_min(1)

@@ -8,6 +8,8 @@ Notable here:
   schedules by optimiser step, and the gradient of the last layer held back while the teacher is still noise;
 - the teacher sees whole global crops only; local crops and hidden patches are the student's; the heads see no
   patch but the hidden ones, and a loss of weight 0 is not computed;
+- losses, centre and Sinkhorn are float32 whatever the precision: among close class tokens KoLeo would take a wrong
+  neighbour in bf16;
 - the mask token is no part of the encoder: what is kept, `teacher`, is a plain Vision Transformer;
 - KoLeo (DINOv2, arXiv 2304.07193) keeps the images of a batch apart: with hundreds of steps instead of hundreds of
   thousands, DINO alone stays at the uniform answer (loss = log of the prototypes), and k-NN at chance.
@@ -28,7 +30,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from semmae.data.loaders import normalise
-from semmae.masking import block_mask, hide_highest, random_mask
+from semmae.losses import in_float32
+from semmae.masking import block_order, hide_first, hide_highest, nums_hidden
 from semmae.models.vit import Encoder, Features
 from semmae.tasks.masks import mask_seed
 from semmae.tasks.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
@@ -38,7 +41,6 @@ Centering = Literal["centering", "sinkhorn"]
 PatchMasking = Literal["block", "random"]
 
 _BOXES = 16  # drawn for a crop: of half of it they leave less than one patch in 98 to the refused ones
-_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill [0, 1) evenly from the first on
 
 
 class Settings(NamedTuple):
@@ -69,11 +71,11 @@ class TeacherRecipe:
     shared_head: bool = True  # one head for class and patch tokens
     norm_last_layer: bool = True
     frozen_share: float = 0.1  # of the steps, in which the last layer of the heads does not learn
-    clip: float = 3.0  # norm of the gradient; 0 = unlimited
+    clip: float = 3.0  # norm of each parameter's gradient; 0 = unlimited
     koleo: float = 0.5  # weight of KoLeo; DINOv2's is 0.1
     ibot: float = 1.0  # weight of the loss on hidden patches; 0 = DINO alone, nothing is hidden
     masking: PatchMasking = "block"
-    mask_ratio: float = 0.3  # of the patches of a masked crop; varies from step to step
+    mask_ratio: float = 0.3  # of the patches of a masked crop; varies from crop to crop
     mask_spread: float = 0.2  # by at most so much
     mask_share: float = 0.5  # of the global crops that are masked
     seed: int = 0
@@ -135,7 +137,7 @@ class TeacherTask(pl.LightningModule):
         self.teacher_heads = Heads(encoder.width, recipe).requires_grad_(False)
         self.teacher_heads.load_state_dict(self.student_heads.state_dict())
         if recipe.ibot:
-            self.mask_token = nn.Parameter(torch.zeros(encoder.width))
+            self.mask_token = nn.Parameter(torch.zeros(1, encoder.width))  # two dimensions, so that it decays: iBOT's
         # Of a centre that never moves from 0, only the softmax remains: the Sinkhorn algorithm takes its place.
         inertia = 1.0 if recipe.centering == "sinkhorn" else 0.9
         self.dino = DINOLoss(recipe.prototypes, student_temp=recipe.student_temp, center_momentum=inertia)
@@ -154,13 +156,14 @@ class TeacherTask(pl.LightningModule):
         mask = self._draw_mask(crops, part) if self.recipe.ibot else None
         taught = self._teach(crops, mask, now.teacher_temp)
         told = self._tell(crops, mask, batch.get("local"))
-        answers = (taught.cls - self.dino.center[0]).div(now.teacher_temp).softmax(-1)
+        answers = centred(taught.cls, self.dino.center[0], now.teacher_temp)
         terms = self.losses(taught, told, mask, now.teacher_temp)
         loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
         self.log_dict({"loss": loss.detach()} | {f"loss_{name}": term.detach() for name, (_, term) in terms.items()})
         self.log_dict({**now._asdict(), "teacher_information": information(answers)})
         return loss
 
+    @in_float32
     def losses(
         self, taught: Outputs, told: Outputs, mask: Tensor | None, temperature: float
     ) -> dict[str, tuple[float, Tensor]]:
@@ -223,30 +226,31 @@ class TeacherTask(pl.LightningModule):
         place = self.global_rank + part * self.trainer.world_size
         generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, place))
         shape = (len(crops), (crops.shape[-1] // self.student.patch_size) ** 2)
-        return draw_mask(self.recipe, shape, self.global_step, generator)
+        return draw_mask(self.recipe, shape, generator)
 
     def _total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
 
-def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], step: int, generator: torch.Generator) -> Tensor:
-    """bool (crops, L), True = hidden: some of the crops, by chance, hide the same number of patches, the others none.
+def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """bool (crops, L), True = hidden: some of the crops, by chance, hide patches, the others none.
 
-    The share of hidden patches goes through mask_ratio ± mask_spread from step to step.
+    Each draws its own share of hidden patches, evenly from mask_ratio ± mask_spread, as in iBOT.
     """
-    ratio = recipe.mask_ratio + recipe.mask_spread * (2 * (step * _GOLDEN % 1) - 1)
+    crops, patches = shape
     noise = torch.rand(shape, generator=generator, device=generator.device)
-    if recipe.masking == "random":
-        mask = random_mask(noise, ratio)
-    else:
-        boxes = torch.rand(shape[0], _BOXES, 4, generator=generator, device=generator.device)
-        mask = block_mask(noise, boxes, ratio)
-    lots = torch.rand(1, shape[0], generator=generator, device=generator.device)
-    return mask & hide_highest(lots, max(1, round(recipe.mask_share * shape[0]))).T
+    ratio, lot = torch.rand(2, crops, generator=generator, device=generator.device)
+    counts = nums_hidden(patches, recipe.mask_ratio + recipe.mask_spread * (2 * ratio - 1))
+    order = noise
+    if recipe.masking == "block":
+        boxes = torch.rand(crops, _BOXES, 4, generator=generator, device=generator.device)
+        order = block_order(noise, boxes, counts)
+    masked = hide_highest(lot[None], max(1, round(recipe.mask_share * crops)))
+    return hide_first(order, counts) & masked.T
 
 
 def masked_features(encoder: Encoder, images: Tensor, mask: Tensor, token: Tensor) -> Features:
-    """What an encoder makes of normalised images (B, 3, S, S) whose hidden patches are replaced by `token` (C,).
+    """What an encoder makes of normalised images (B, 3, S, S) whose hidden patches are replaced by `token` (1, C).
 
     `mask` is bool (B, L), True = hidden; hidden patches keep their positions.
     """
@@ -263,10 +267,16 @@ def masked_features(encoder: Encoder, images: Tensor, mask: Tensor, token: Tenso
     return features
 
 
+@in_float32
+def centred(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """The teacher's answers: logits (M, K) and their centre (1, K) → shares of the prototypes (M, K), rows of sum 1."""
+    return (logits - centre).div(temperature).softmax(-1)
+
+
+@in_float32
 @torch.no_grad()
 def balanced(logits: Tensor, temperature: float) -> Tensor:
     """Logits (M, K) → logits whose softmax at `temperature` uses all K prototypes alike (Sinkhorn-Knopp, SwAV)."""
-    logits = logits.float()
     highest = logits.amax(0, keepdim=True)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)

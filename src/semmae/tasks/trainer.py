@@ -34,10 +34,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
+from semmae.files import write_text
 from semmae.memory import keep_freed_memory
 from semmae.progress import shown_rate
-from semmae.tasks.checkpoints import BesideCheckpointIO
+from semmae.tasks.checkpoints import CheckedCheckpointIO
 from semmae.tasks.nodes import cluster
+from semmae.tasks.optimizer import clip_gradients
 from semmae.tasks.precision import Precision, resolve_precision
 from semmae.tasks.stopping import PATIENCE, Interrupted, Keeper
 
@@ -61,6 +63,7 @@ class FitOptions:
     devices: int = 1  # of each node
     nodes: int = 1
     clip: float = 0.0  # highest norm of the gradient; 0 = unlimited
+    clip_each: bool = False  # of each parameter's, not of all together
     accumulate: int = 1  # batches of the loader that make one optimiser step
     unit: str = "epoch"  # what the line on the terminal calls a pass over the loader
 
@@ -110,7 +113,7 @@ def fit(
             accumulate_grad_batches=options.accumulate,
             logger=TensorBoardLogger(options.out, name="", version="tensorboard"),
             callbacks=[meter, Keeper(last, loader, meter)],
-            plugins=[BesideCheckpointIO(), *cluster()],
+            plugins=[CheckedCheckpointIO(task.state_dict()), *cluster()],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # the sampler deals rows to ranks itself
@@ -194,7 +197,7 @@ class Meter(pl.Callback):
         """Limit the gradient's norm; Lightning's own option refuses fused optimisers in bf16."""
         if self.options.clip:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            self._norms.append(torch.nn.utils.clip_grad_norm_(parameters, self.options.clip))
+            self._norms.append(clip_gradients(parameters, self.options.clip, self.options.clip_each))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
@@ -344,6 +347,4 @@ def truncate_metrics(path: Path, step: int) -> None:
     content = "".join(line + "\n" for line in kept)
     if content == text:
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(content)
-    os.replace(temporary, path)
+    write_text(path, content)

@@ -1,0 +1,54 @@
+"""The form of mmpretrain (mmselfsup, mmcls): blocks are `layers`, norms `ln1` and `ln2`, MLPs `ffn.layers`.
+
+Names are those of its `VisionTransformer` (mmpretrain/models/backbones/vision_transformer.py) without the `backbone.`
+before them; necks and heads, MAE's decoder among them, lie outside of it. DINOv2's layer scale stands in `attn` and
+`ffn` there.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+_KERNEL = "patch_embed.projection.weight"
+_RENAMES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^patch_embed\.projection\.", "patch_embed.proj."),
+        (r"^pre_norm\.", "norm_pre."),
+        (r"^ln1\.", "norm."),
+        (r"^ln2\.", "fc_norm."),  # behind mean pooling, where fine-tuning MAE puts it
+        (r"^layers\.(\d+)\.", r"blocks.\1."),
+        (r"\.ln([12])\.", r".norm\1."),
+        (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+        (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+        (r"\.ffn\.w12\.", ".mlp.fc1."),
+        (r"\.ffn\.w3\.", ".mlp.fc2."),
+        (r"\.attn\.gamma1\.(?:weight|scale)$", ".ls1.gamma"),
+        (r"\.ffn\.gamma2\.(?:weight|scale)$", ".ls2.gamma"),
+    )
+]
+# Its own "small", width and depth, whose heads are others than those of timm at that width.
+_SMALL, _SMALL_HEADS = (768, 8), 8
+
+
+def is_mmpretrain(state: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors bear the names of mmpretrain."""
+    return _KERNEL in state
+
+
+def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of the encoder, in timm's names, and the names of those dropped: the token of hidden patches."""
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _RENAMES:
+            name = pattern.sub(replacement, name, count=1)
+        kept[name] = tensor
+    dropped = [name for name in kept if name == "mask_token"]
+    return {name: tensor for name, tensor in kept.items() if name not in dropped}, dropped
+
+
+def num_heads(state: Mapping[str, Tensor]) -> int | None:
+    """Heads where mmpretrain's are others than those of timm's model of that width: its "small" has 8 blocks of 8."""
+    depth = sum(name.startswith("layers.") and name.endswith(".ln1.weight") for name in state)
+    return _SMALL_HEADS if (state[_KERNEL].shape[0], depth) == _SMALL else None

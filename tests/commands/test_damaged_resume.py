@@ -1,0 +1,94 @@
+"""A run goes on with its checkpoint only where that is whole, its own and finite: else one line, exit 2."""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import semmae
+from semmae.cli import run
+
+LAST = Path("checkpoints", "last.ckpt")
+
+
+@pytest.fixture(scope="module")
+def stopped(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of pretrain that was stopped in the middle."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    how = {"masking": "random", "epochs": tiny.EPOCHS, **tiny.TRAIN, **tiny.SIZE}
+    with tiny.interrupted("pretrain", step=6):
+        semmae.pretrain(data=creatures / "images", out=out, **how)
+    return out
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def changed(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        edited = edit(content)
+        torch.save(content if edited is None else edited, path)
+
+    return change
+
+
+def spoil(content: dict[str, Any]) -> None:
+    next(iter(content["state_dict"].values())).view(-1)[0] = float("nan")
+
+
+def spoil_optimiser(content: dict[str, Any]) -> None:
+    next(iter(content["optimizer_states"][0]["state"].values()))["exp_avg"].fill_(float("inf"))
+
+
+def shrink(content: dict[str, Any]) -> None:
+    name = next(name for name, tensor in content["state_dict"].items() if len(tensor) > 1)
+    content["state_dict"][name] = content["state_dict"][name][:1].clone()
+
+
+def as_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "cut": cut,
+    "empty": lambda path: os.truncate(path, 0),
+    "text": lambda path: path.write_text("no checkpoint") and None,
+    "a fifo": as_fifo,
+    "a tensor": changed(lambda content: torch.zeros(3)),
+    "a state dict": changed(lambda content: content["state_dict"]),
+    "without its optimiser": changed(lambda content: content.pop("optimizer_states") and None),
+    "of other types": changed(lambda content: {**content, "global_step": "six"}),
+    "of another network": changed(lambda content: content["state_dict"].popitem() and None),
+    "of other sizes": changed(shrink),
+    "a weight that is NaN": changed(spoil),
+    "an infinite moment": changed(spoil_optimiser),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_one_line(
+    damage: str, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    DAMAGE[damage](out / LAST)
+    assert run(["pretrain", "--out", str(out), "--resume"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("semmae: ")]
+    assert len(lines) == 1 and str(LAST) in lines[0] and len(lines[0]) < 500, lines
+    assert (out / LAST).exists() and not (out / "encoder").exists()
+
+
+def test_the_undamaged_one_goes_on(stopped: Path, tmp_path: Path) -> None:
+    """What is refused above is so for its damage alone."""
+    out = Path(shutil.copytree(stopped, tmp_path / "run"))
+    changed(copy.deepcopy)(out / LAST)
+    assert run(["pretrain", "--out", str(out), "--resume"]) == 0
+    assert tiny.metrics(out)[-1]["epoch"] == tiny.EPOCHS - 1

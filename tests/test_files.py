@@ -1,0 +1,242 @@
+"""Whole or not at all, and one reader of each form: what is written, what is left when that fails, what is refused."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from forked import Forked
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from semmae import files
+from semmae.errors import DiskError, UserError
+
+NAMES_NO_UTF8 = os.fsdecode(b"caf\xe9 \xff.jpg")
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError(errno.ENOSPC, "full")])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: type[BaseException]) -> None:
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    with pytest.raises((ValueError, KeyboardInterrupt, DiskError)), files.whole(path) as beside:
+        beside.write_text("half")
+        raise failure
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+@pytest.mark.parametrize("place", ["/proc/x/a.txt", "/dev/null/a.txt", "x" * 300 + "/a.txt"])
+def test_a_place_that_cannot_be_made_is_one_line(place: str) -> None:
+    with pytest.raises(UserError) as raised:
+        files.write_text(Path(place), "text")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "encoder"
+    with files.whole_folder(folder) as fresh:
+        (fresh / "a").write_text("old")
+    with pytest.raises(ValueError), files.whole_folder(folder) as fresh:
+        (fresh / "b").write_text("half")
+        raise ValueError
+    real = os.rename
+    with monkeypatch.context() as patch, pytest.raises(OSError), files.whole_folder(folder) as fresh:
+        patch.setattr(
+            os, "rename", lambda a, b: real(a, b) if Path(b).name == "old" else (_ for _ in ()).throw(OSError)
+        )
+    assert [entry.name for entry in tmp_path.iterdir()] == ["encoder"]
+    assert [entry.name for entry in folder.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    def killed() -> None:
+        with files.whole(tmp_path / "below" / "a.txt") as beside:
+            beside.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = Forked(killed)
+    assert child.ended(60) == -signal.SIGKILL
+    mine = [tmp_path / name for name in ("x.tmp", ".x.tmp", "x.semmae-part", "below/.encoder-1")]
+    for path in mine:
+        path.write_text("mine")
+    assert len(list((tmp_path / "below").iterdir())) == 2
+    files.sweep(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
+
+
+@contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """As on a disk that fills up: no file of this process grows beyond `most` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "bytes": lambda path: path.write_bytes(bytes(100_000)),
+    "torch": lambda path: torch.save({"a": torch.zeros(100_000)}, path),
+    "safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
+}
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path: Path, library: str) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(DiskError) as raised, small_files(5000), files.whole(path) as beside:
+        WRITERS[library](beside)
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_a_mapped_file_has_its_room_before_it_is_written_to(tmp_path: Path) -> None:
+    """Else a full disk kills the process (SIGBUS) in the middle of its work."""
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1_000_000)
+    files.reserve(path)
+    assert path.stat().st_blocks * 512 >= 1_000_000
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=10,
+    )
+)
+def test_json_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    path = tmp_path_factory.mktemp("json") / "a.json"
+    content = {"value": value, "name": NAMES_NO_UTF8}
+    files.write_json(path, content)
+    assert files.read_json(path) == content
+    path.read_bytes().decode("utf-8")  # for every other program
+
+
+def test_csv_and_text_hold_names_as_the_bytes_they_are(tmp_path: Path) -> None:
+    files.write_csv(tmp_path / "a.csv", [("name", "why"), (NAMES_NO_UTF8, 'a "b", c')])
+    assert os.fsencode(NAMES_NO_UTF8) in (tmp_path / "a.csv").read_bytes()
+    files.write_csv(tmp_path / "b.csv", [("name",), ("ä, b",)])
+    assert files.read_csv(tmp_path / "b.csv") == [["name"], ["ä, b"]]
+
+
+BAD = {
+    "absent": None,
+    "empty": b"",
+    "not utf-8": b'{"a": "\xff"}',
+    "utf-16": '{"a": 1}'.encode("utf-16"),
+    "cut": b'{"a": 1',
+    "a list": b"[1, 2]",
+    "a number": b"3",
+    "deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "not finite": b'{"a": NaN}',
+    "infinite": b'{"a": -Infinity}',
+    "binary": bytes(range(256)),
+    "nulls": bytes(1000),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_json_is_one_line(tmp_path: Path, kind: str) -> None:
+    path, content = tmp_path / "a.json", BAD[kind]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        files.read_json(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+YAML = {
+    **{kind: content for kind, content in BAD.items() if kind not in ("not finite", "infinite", "cut", "deep")},
+    "cut": b"{a: 1",
+    "deep": b"a: " + b"[" * 20_000 + b"]" * 20_000,
+    "bomb": b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+    "code": b"a: !!python/object/apply:os.system [echo]\n",
+    "huge": b"a: " + b"x" * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", YAML)
+def test_what_is_no_yaml_of_options_is_one_line(tmp_path: Path, kind: str) -> None:
+    path, content = tmp_path / "a.yaml", YAML[kind]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        files.read_yaml(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+def test_half_a_line_at_the_end_is_left_out_and_elsewhere_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n{"a"')
+    assert files.read_records(path) == [{"a": 1}, {"a": 2}]
+    path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
+    with pytest.raises(UserError, match="line 2"):
+        files.read_records(path)
+
+
+@pytest.mark.parametrize(
+    "reader", [files.read_json, files.read_yaml, files.read_csv, files.read_records, files.read_text]
+)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, reader: Callable[[Path], object]) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path, Path("/dev/zero")):
+        before = time.monotonic()
+        with pytest.raises(UserError):
+            reader(path)
+        assert time.monotonic() - before < 5
+
+
+def test_a_file_of_terabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.json"
+    with path.open("wb") as file:
+        file.truncate(2**41)
+    with pytest.raises(UserError):
+        files.read_json(path)
+
+
+def test_fields_of_another_type_are_refused_with_their_name(tmp_path: Path) -> None:
+    fields = files.Fields(tmp_path / "a.json", {"epochs": "many", "flag": True, "n": 3, "long": "x" * 1000})
+    assert (fields.get("n", int), fields.get("absent", int, 7), fields.get("flag", bool)) == (3, 7, True)
+    for name, kind in (("epochs", int), ("flag", int), ("long", int)):
+        with pytest.raises(UserError, match=name) as raised:
+            fields.need(name, kind)
+        assert len(str(raised.value)) < 300
+    with pytest.raises(UserError, match="absent"):
+        fields.need("absent", int)
+
+
+def test_threads_write_one_file_at_a_time_each(tmp_path: Path) -> None:
+    """Writers of different files in one process do not meet."""
+    paths = [tmp_path / f"{number}.txt" for number in range(32)]
+    threads = [threading.Thread(target=files.write_text, args=(path, path.name * 1000)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(path.read_text() == path.name * 1000 for path in paths)
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    code = (
+        "import sys; from pathlib import Path; from semmae import files; path = Path(sys.argv[1]); "
+        r"files.write_json(path, {'\xe4': 1}); assert files.read_json(path) == {'\xe4': 1}"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(path)], env=environment, check=True)
+    assert '"ä"' in path.read_text(encoding="utf-8")
