@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from semmae.checkpoint import save_autoencoder, save_encoder
+from semmae.commands.ending import ended
 from semmae.commands.init import init_autoencoder
 from semmae.commands.mask_options import (
     WITHOUT_LABELS,
@@ -99,9 +100,15 @@ class PretrainOptions(PresetOptions, MaskOptions):
     """Recipe of semmae parts, by name, when parts are learned; semmae-published: as the paper learns them."""
 
 
-@owning_out
+@ended
 def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
+    return whole_way(options)
+
+
+@owning_out
+def whole_way(options: PretrainOptions) -> Path:
+    """What `pretrain` does, but for what it shows at its end."""
     check_recipe(options)
     images = open_training_images(options)
     init = load_init(options)
