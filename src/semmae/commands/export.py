@@ -196,8 +196,8 @@ def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
         crop_pct = crop_share(config, Fields(config, read_json(config)).need("pretrained_cfg", dict))
         subject = _Subject(classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
-        heads = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
-        subject = _Subject(load_mae(options.encoder, **heads), ratio)
+        mae_model = load_mae(options.encoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
+        subject = _Subject(mae_model, ratio)
     else:
         subject = _Subject(load_encoder(options.encoder, num_heads=options.num_heads), ratio)
     if options.image_size is not None:
