@@ -7,12 +7,13 @@ LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow check format docs stub bench lock
+.PHONY: help setup demo test test-slow attacks check format docs stub bench lock
 
 help:
 	@echo "make demo        the whole way on drawn images, into runs/demo (DATA=DIR: on your own)"
 	@echo "make test        the fast tests"
 	@echo "make test-slow   the tests marked slow"
+	@echo "make attacks     what once lost data or misled, tried again through the command, in two minutes"
 	@echo "make check       ruff, mypy, import-linter"
 	@echo "make format      let ruff mend what it can"
 	@echo "make docs        the documentation site, into site/"
@@ -38,6 +39,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+attacks: $(STAMP)
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m attacks
 
 check: $(STAMP)
 	$(BIN)/ruff check
