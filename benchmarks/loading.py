@@ -8,6 +8,8 @@
   a `DataLoader` of batches of 16.
 - "by_item": both again, item after item, nothing collated.
 - "photos": the same works for photos of 12 megapixels, drawn here, which ours decodes at a fraction of their size.
+- "formats": PNG and WebP files of the same photos through our decoder, which reads them by Pillow, and through
+  torchvision's, which must not meet a damaged PNG.
 - "workers": ours by so many processes.
 
 But for the last, all works take turns on one thread of one process, and ratios are medians over rounds of the
@@ -18,6 +20,7 @@ The last printed line is one JSON object; the same, with command and machine, is
 """
 
 import argparse
+import io
 import statistics
 import tempfile
 from collections.abc import Iterable
@@ -31,8 +34,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
-from torchvision.io import decode_jpeg
+from torchvision.io import ImageReadMode, decode_image, decode_jpeg
 
+from semmae.data.decode import decode
 from semmae.data.loaders import CropDataset, make_loader
 from semmae.data.manifest import ImageSet, build_manifest
 from semmae.data.part_store import PartStore
@@ -58,6 +62,7 @@ def main() -> None:
         figures = measure(drawn, folder / "images", options.rounds)
         photos = draw_photos(folder / "large", 8, *PHOTO)
         figures["photos"] = measure(photos, folder / "photos", max(3, options.rounds // 3))
+        figures["formats"] = {kind: by_format(drawn, kind, options.rounds) for kind in ("png", "webp")}
         figures["workers"] = by_workers(open_jpegs(drawn), options.workers)
     write_results("loading", {"data": "drawn" if options.images is None else options.images.name, **figures})
 
@@ -93,6 +98,24 @@ def measure(images: Path, folder: Path, rounds: int) -> dict[str, Any]:
         },
         "pixel_difference": pixel_difference(source, files),
     }
+
+
+def by_format(images: Path, kind: str, rounds: int) -> dict[str, float]:
+    """Milliseconds an image of our decoder and of torchvision's, for forty of the photos in another format."""
+    raws = []
+    for path in sorted(path for path in images.rglob("*") if path.is_file())[:40]:
+        encoded = io.BytesIO()
+        with Image.open(path) as opened:
+            opened.convert("RGB").save(encoded, kind)
+        raws.append(encoded.getvalue())
+    tensors = [torch.frombuffer(bytearray(raw), dtype=torch.uint8) for raw in raws]
+    works = {
+        "ours": lambda: all_of(decode(raw) for raw in raws),
+        "torchvision": lambda: all_of(decode_image(raw, ImageReadMode.RGB) for raw in tensors),
+    }
+    seconds = take_turns(works, rounds)
+    times = {f"{name}_ms": round(1000 / per_second(len(raws), found), 2) for name, found in seconds.items()}
+    return times | {"ours_by_torchvision": median_ratio(seconds["ours"], seconds["torchvision"])}
 
 
 def by_workers(images: ImageSet, workers: int) -> dict[str, float]:

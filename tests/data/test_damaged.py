@@ -276,6 +276,10 @@ def claims(kind: str, side: int) -> bytes:
     return bytes(raw)
 
 
+# libheif, which looks at the pixels themselves, and libavif say it in their own words.
+REFUSED = r"^4,290,250,000 pixels, limit 250,000,000; |^not an image$|Security limit|mode RGB"
+
+
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_header_that_claims_billions_of_pixels_is_refused_at_once(kind: str) -> None:
     raw = claims(kind, 65500)
@@ -283,7 +287,7 @@ def test_a_header_that_claims_billions_of_pixels_is_refused_at_once(kind: str) -
     def work(number: int) -> None:
         begin, held = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for door in (decode, lambda raw: decode(raw, 16), decode_labels, upright_size):
-            with pytest.raises(ValueError, match=r"^4,290,250,000 pixels, limit 250,000,000; |^not an image$"):
+            with pytest.raises(ValueError, match=REFUSED):
                 door(raw)
         assert time.monotonic() - begin < 1
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 100 * 1024  # KiB

@@ -122,6 +122,17 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert (image.int() - expected.int()).abs().max() <= int(kind == "JPEG")
 
 
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_an_orientation_among_other_entries_in_both_orders_of_bytes(endian: str) -> None:
+    block = Image.Exif()
+    block.endian = endian
+    for tag, value in ((0x010F, "maker"), (0x0112, 6), (0x011A, 72.0), (0x0132, "2024:01:01 00:00:00")):
+        block[tag] = value
+    for kind in ("JPEG", "PNG"):
+        turned, plain = (encode(gradient(), kind, exif=exif) for exif in (block.tobytes(), b""))
+        assert torch.equal(decode(turned), decode(plain).rot90(-1, (1, 2)))
+
+
 @pytest.mark.parametrize("kind", TURNED)
 def test_orientation_of_xmp_counts_for_nothing(kind: str) -> None:
     options = LOSSLESS.get(kind, {"quality": 95})

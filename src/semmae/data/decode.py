@@ -18,12 +18,14 @@ import functools
 import io
 import logging
 import re
+import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +44,7 @@ else:
 _AVIF = find_spec("PIL._avif") is not None
 _HEIC = find_spec("pillow_heif") is not None
 if _HEIC:
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
+    import_module("pillow_heif").register_heif_opener()
 
 # Endings of files that are decoded here, and the formats that Pillow may take bytes for.
 SUFFIXES = frozenset(
@@ -75,7 +75,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _REDUCED_FROM = 256 * 1024  # bytes; a smaller file is decoded whole: reading it twice would not pay
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-_EXIF_ORIENTATION = 0x0112
+_ORIENTATION_ENTRY = {"little": b"\x12\x01\x03\0", "big": b"\x01\x12\0\x03"}  # tag 0x0112, of the type SHORT
 _TURNED = 5  # orientations from 5 on swap height and width
 _FLIPS = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # once they are swapped
 
@@ -103,7 +103,8 @@ def decode(raw: bytes, least: int | None = None) -> Tensor:
             except RuntimeError:
                 pass  # Pillow reads some files that torchvision refuses, and names the fault of the others
             else:
-                return _upright(image.expand(3, -1, -1), jpeg.exif)
+                image = image if jpeg.channels == 3 else image.expand(3, -1, -1)
+                return _upright(image, jpeg.exif) if jpeg.exif else image
     with _opened(raw) as opened:
         return _to_tensor(opened)
 
@@ -132,7 +133,7 @@ def upright_size(raw: bytes) -> tuple[int, int]:
         (height, width), exif = (jpeg.height, jpeg.width), jpeg.exif
     else:
         with _opened(raw) as opened:
-            if opened.format == "TIFF" or b"eXIf" in raw:  # turned, or told of, when its pixels are read
+            if opened.format in ("TIFF", "HEIF") or b"eXIf" in raw:  # known once the pixels are read
                 opened.load()
             (width, height), exif = opened.size, _exif(opened)
     return (width, height) if _orientation(exif) >= _TURNED else (height, width)
@@ -161,42 +162,58 @@ class _Jpeg(NamedTuple):
 
 
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}  # of these
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
-_MARKER = re.compile(rb"\xff+([\x02-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart: those bear no length
+_LENGTHLESS = frozenset((0x00, 0x01, *range(0xD0, 0xD8), 0xFF))  # stuffed bytes, restarts, padding: passed over
+_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd8-\xfe]")  # any other
 
 
 def _jpeg_header(raw: bytes) -> _Jpeg | None:
-    """Of a JPEG; None of anything else, and where libjpeg would find no frame either.
+    """Of a JPEG; None of anything else, and where libjpeg would find no frame and scan either.
 
     Raises:
         ValueError: it has too many pixels, or so many scans that decoding would not end.
     """
     if not raw.startswith(_JPEG):
         return None
-    frame, exif, at = b"", b"", 2
-    while found := _MARKER.search(raw, at):
-        marker, begin = found[1][0], found.end()
-        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
-            break
-        at = begin + int.from_bytes(raw[begin : begin + 2], "big")
-        if marker == _APP1 and raw.startswith(b"Exif\0\0", begin + 2):
-            exif += raw[begin + (8 if exif else 2) : at]  # a long block comes in several segments
-        elif marker in _START_OF_FRAME and not frame:
-            frame = raw[begin + 2 : at]
-    if len(frame) < 6:
+    height, width, channels, several, exif, at = 0, 0, 0, False, b"", 2
+    try:
+        while True:
+            if raw[at] != 0xFF or raw[at + 1] in _LENGTHLESS:
+                at = _next_marker(raw, at)
+            marker, begin = raw[at + 1], at + 2
+            if marker in (_START_OF_SCAN, _END_OF_IMAGE):
+                several |= raw[begin + 2] < channels  # where a scan holds some of them alone
+                break
+            at = begin + (raw[begin] << 8 | raw[begin + 1])
+            if marker == _APP1 and raw.startswith(b"Exif\0\0", begin + 2):
+                exif += raw[begin + (8 if exif else 2) : at]  # a long block comes in several segments
+            elif marker in _START_OF_FRAME and not channels:
+                height, width, channels = struct.unpack_from(">HHB", raw, begin + 3)
+                several = marker in _PROGRESSIVE
+    except (IndexError, struct.error):
         return None
-    if raw.count(b"\xff\xda") > _MOST_SCANS:  # in most files, in none by chance
-        _check_scans(raw, at)
-    height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+    if not channels:
+        return None
     _check_size(height * width)
-    return _Jpeg(height, width, frame[5], exif)
+    if several and raw.count(b"\xff\xda") > _MOST_SCANS:  # which is more than there are
+        _check_scans(raw, at)
+    return _Jpeg(height, width, channels, exif)
+
+
+def _next_marker(raw: bytes, at: int) -> int:
+    """Where the next marker with a length is, beyond what is none. IndexError where there is none."""
+    found = _MARKER.search(raw, at)
+    if found is None:
+        raise IndexError
+    return found.end() - 2
 
 
 def _check_scans(raw: bytes, at: int) -> None:
     """ValueError where a JPEG, of which a segment begins at `at`, has too many scans."""
     scans = 0
-    while (found := _MARKER.search(raw, at)) and found[1][0] != _END_OF_IMAGE:
-        scans += found[1][0] == _START_OF_SCAN
+    while (found := _MARKER.search(raw, at)) and raw[found.end() - 1] != _END_OF_IMAGE:
+        scans += raw[found.end() - 1] == _START_OF_SCAN
         at = found.end() + int.from_bytes(raw[found.end() : found.end() + 2], "big")
     if scans > _MOST_SCANS:
         raise ValueError(f"{scans} scans, limit {_MOST_SCANS}; save it anew")
@@ -272,16 +289,19 @@ def _exif(opened: Image.Image) -> bytes:
 
 
 def _orientation(exif: bytes) -> int:
-    """1 to 8, as EXIF defines it; 1, upright, where the block does not tell it or cannot be read."""
-    if not exif:
-        return 1
-    block = Image.Exif()
-    try:
-        block.load(exif)
-        value = block.get(_EXIF_ORIENTATION)
-    except Exception:  # nearly any type
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    """1 to 8, as EXIF defines it; 1, upright, where the block does not tell it as EXIF wants it told.
+
+    Read here, for Pillow takes twenty times as long, and warns of other entries.
+    """
+    block = exif[6:] if exif.startswith(b"Exif\0\0") else exif
+    order: Literal["little", "big"] = "little" if block.startswith(b"II") else "big"
+    begin = int.from_bytes(block[4:8], order)
+    entries = int.from_bytes(block[begin : begin + 2], order)
+    for at in range(begin + 2, min(begin + 2 + 12 * entries, len(block)), 12):
+        if block[at : at + 4] == _ORIENTATION_ENTRY[order]:
+            value = int.from_bytes(block[at + 8 : at + 10], order)
+            return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def _upright(image: Tensor, exif: bytes) -> Tensor:
