@@ -56,8 +56,6 @@ FAULTS = [
     (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 1, ["out of memory", "--batch-size"]),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, ["out of memory"]),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, ["--workers"]),
-    (OSError(errno.EACCES, "Permission denied", "out"), 2, ["--out 'out'", "permission denied"]),
-    (OSError(errno.ENOENT, "No such file or directory", "out"), 2, ["--out 'out'", "another place"]),
 ]
 
 

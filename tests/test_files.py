@@ -35,6 +35,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a.txt", "old")]
 
 
+@pytest.mark.parametrize("place", ["/proc/x/a.txt", "/dev/null/a.txt", "x" * 300 + "/a.txt"])
+def test_a_place_that_cannot_be_made_is_one_line(place: str) -> None:
+    with pytest.raises(UserError) as raised:
+        files.write_text(Path(place), "text")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "encoder"
     with files.whole_folder(folder) as fresh:

@@ -60,7 +60,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
         DiskError: the disk is full, broken or read-only.
     """
     with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         beside = _beside(path)
         try:
             yield beside
@@ -83,7 +83,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     check_replaceable(folder)
     with _explained(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         beside = _beside(folder)
         shutil.rmtree(beside, ignore_errors=True)
         fresh, old = beside / "fresh", beside / "old"
@@ -100,6 +100,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those around it, where it is not there; UserError where the system refuses that."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_fault(error):
+            raise
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{shown(str(folder))}: cannot be made ({reason}); choose another place") from error
 
 
 def check_replaceable(folder: Path) -> None:
@@ -190,9 +201,16 @@ def is_disk_fault(error: BaseException) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named."""
+    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named.
+
+    What else the system refuses there, such as a folder that one may not write in, is the user's to mend.
+    """
     try:
         yield
+    except PermissionError as error:
+        if error.filename is None or Path(error.filename).parent != path.parent:
+            raise
+        raise UserError(f"{path}: cannot be written (permission denied); choose another place") from error
     except Exception as error:
         if not (isinstance(error, DiskError) or is_disk_fault(error)):
             raise

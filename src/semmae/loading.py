@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from semmae import checkpoint
 from semmae.errors import UserError, listed
-from semmae.files import read_json
+from semmae.files import read_json, user_path
 from semmae.interop import beside, dino, huggingface, mae, mmpretrain
 from semmae.interop import timm as timm_form
 from semmae.interop.choose import Chosen
@@ -252,7 +252,7 @@ def _existing(spec: str | Path) -> Path:
     """The file or folder that is meant; UserError where there is none."""
     name = str(spec)
     try:
-        path = Path(spec).expanduser()
+        path = user_path(spec)
         if path.is_file() or path.is_dir():
             return path
         path.stat()

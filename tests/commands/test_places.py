@@ -104,7 +104,6 @@ APART = {
     "a glob not so deep": ("runs/a/b", {}, "*.png"),
     "the folder around the table": ("r2", {"--data": "x.parquet"}, "x.parquet"),
     "nothing given": ("r2", {"--parts": None, "--data": ""}, ""),
-    "no such user": ("r2", {"--data": "~nobody-here/x"}, "~nobody-here/x"),
 }
 
 

@@ -13,8 +13,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from semmae import VERBS, __version__, load_verb
@@ -101,33 +99,24 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     kind, function = load_verb(verb)
     from semmae.cli.arguments import parse
     from semmae.commands.options import run_of
-    from semmae.tasks.stopping import Interrupted
+    from semmae.tasks.stopping import Interrupted, stoppable
 
     options = parse(verb, kind, function.__doc__ or "", arguments)
     if options is None:
         return 0
     out = getattr(options, "out", None)
-    try:
-        function(options)
-    except (Interrupted, KeyboardInterrupt) as stop:
+
+    def stopped(signum: int) -> int:
         begun = out is not None and (run_of(out) / "config.yaml").is_file()
         again = f"semmae {verb} --out {shlex.quote(str(out))} --resume"
-        remedy = f"go on with: {again}" if begun else "nothing was written"
-        return _stopped(remedy, getattr(stop, "signum", signal.SIGINT))
-    except OSError as error:
-        if out is None or machine_fault(error) is not None or not _is_at(error, out):
-            raise
-        why = (error.strerror or str(error)).lower()
-        raise UserError(f"--out {shown(str(out))}: cannot be written ({why}); choose another place") from error
+        return _stopped(f"go on with: {again}" if begun else "nothing was written", signum)
+
+    try:
+        with stoppable(stopped):
+            function(options)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return stopped(getattr(stop, "signum", signal.SIGINT))
     return 0
-
-
-def _is_at(error: OSError, out: Path) -> bool:
-    """Whether a file system refused the very place that was to be written, or a folder around it."""
-    with suppress(TypeError, ValueError):
-        place = Path(os.fsdecode(error.filename))
-        return place == out or place in (out.absolute(), *out.parents)
-    return False
 
 
 def _ended(line: str, code: int) -> int:

@@ -32,7 +32,9 @@ def help_text(verb: str, kind: type[Any], description: str) -> str:
         (verb if group is kind else group.__name__.removesuffix("Options").lower(), _group(group, fields))
         for group, fields in _declared(kind)
     ]
-    tree = dataclasses.make_dataclass("Options", [(name, tyro.conf.OmitArgPrefixes[group]) for name, group in groups])
+    tree = dataclasses.make_dataclass(
+        "Options", [(name, Annotated[group, tyro.conf.OmitArgPrefixes]) for name, group in groups]
+    )
     encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name  # tyro draws boxes of letters where it is not utf-8
     page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):

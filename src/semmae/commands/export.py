@@ -28,7 +28,7 @@ from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
 from semmae.commands.run import check_inputs
 from semmae.errors import UserError
-from semmae.files import Fields, check_replaceable, read_json, whole_folder, write_json, write_text
+from semmae.files import Fields, check_replaceable, read_json, user_path, whole_folder, write_json, write_text
 from semmae.interop import huggingface, mae, onnx
 from semmae.loading import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
 from semmae.models.classifier import Classifier, without_head
@@ -166,7 +166,7 @@ def _check_request(options: ExportOptions) -> None:
 def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
     """The autoencoder or the classifier where its other half is wanted, else the encoder; its image size is checked."""
     wanted = options.head and options.to in _WITH_HEAD
-    folder = classifier_folder(Path(options.encoder).expanduser()) if wanted else None
+    folder = classifier_folder(user_path(options.encoder, "--encoder")) if wanted else None
     if folder is not None:
         classifier, classes = checkpoint.read_classifier(folder)
         heads = classifier.encoder.spec.num_heads
@@ -176,8 +176,8 @@ def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
         crop_pct = crop_share(config, Fields(config, read_json(config)).need("pretrained_cfg", dict))
         subject = _Subject(classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
-        heads = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
-        subject = _Subject(load_mae(options.encoder, **heads), ratio)
+        of_both = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
+        subject = _Subject(load_mae(options.encoder, **of_both), ratio)
     else:
         subject = _Subject(load_encoder(options.encoder, num_heads=options.num_heads), ratio)
     if options.image_size is not None:

@@ -20,7 +20,7 @@ from semmae.data.attention import stored_side
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.files import Fields, short
+from semmae.files import Fields, short, user_path
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
@@ -106,7 +106,7 @@ def learner_facts(options: LabelOptions, encoder: Encoder, size: int) -> dict[st
     """What is kept beside a learner, so that `--learner` needs nothing else."""
     teacher = options.teacher or ""
     if not teacher.startswith("timm:"):
-        teacher = str(Path(teacher).expanduser().resolve())
+        teacher = str(user_path(teacher, "--teacher").resolve())
     heads = encoder.spec.num_heads
     return {"teacher": teacher, "num_heads": heads, "image_size": size, "teacher_digest": digest(encoder)}
 

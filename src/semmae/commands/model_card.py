@@ -69,7 +69,7 @@ class Card:
 
 def find_run(spec: str) -> Run | None:
     """The run of ours that a SPEC points to, or into; None where it is none."""
-    path = Path(spec).expanduser()
+    path = files.user_path(spec)
     folder = path.parent if path.is_file() else path
     if folder.name in (checkpoint.ENCODER, checkpoint.AUTOENCODER, *_TRAINED):
         folder = folder.parent

@@ -163,9 +163,9 @@ def from_text(name: str, text: str, annotation: Any) -> Any:
     wanted = kinds(annotation)
     if text == "None" and type(None) in wanted:
         return None
-    kind = next((kind for kind in (int, float) if kind in wanted), None)
+    kind = int if int in wanted else float
     try:
-        return text if kind is None else kind(text)
+        return kind(text) if kind in wanted else text
     except ValueError as error:
         raise UserError(f"{flag(name)} {shown(text)}: must be {_KINDS[kind]}") from error
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from semmae.errors import UserError
-from semmae.files import readable
+from semmae.files import readable, user_path
 
 # What an option that names something to read may begin with, where that is no path: `timm:NAME`, `hf:NAME`, a URL.
 _NO_PATH = re.compile(r"^(timm|hf):|^[a-z][a-z0-9+.-]*://", re.I)
@@ -65,8 +65,8 @@ def _paths(value: str | Path | None) -> list[Path]:
     if not _is_path(value):
         return []
     text = str(value)
-    if glob.has_magic(text) and not os.path.lexists(_expanded(text)):
-        return [Path(found).resolve() for found in glob.glob(str(_expanded(text)), recursive=True)]
+    if glob.has_magic(text) and not os.path.lexists(user_path(text)):
+        return [Path(found).resolve() for found in glob.glob(str(user_path(text)), recursive=True)]
     return [_resolved(text)]
 
 
@@ -89,12 +89,4 @@ def _is_path(value: str | Path | None) -> bool:
 
 
 def _resolved(path: str | Path) -> Path:
-    return _expanded(path).resolve()
-
-
-def _expanded(path: str | Path) -> Path:
-    """With `~` as the home folder; where there is no such user the text itself, which what reads it will refuse."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+    return user_path(path).resolve()

@@ -34,7 +34,7 @@ from semmae.commands.options import (
 )
 from semmae.commands.places import check_apart, check_place
 from semmae.errors import UserError
-from semmae.files import is_part, remove, sweep, write_text
+from semmae.files import is_part, make_folder, remove, sweep, write_text
 from semmae.interop import unfinished
 from semmae.tasks.nodes import take_rank
 from semmae.tasks.trainer import is_rank_zero
@@ -164,7 +164,7 @@ def locked(out: Path) -> Iterator[None]:
         yield
         return
     made = [folder for folder in (out, *out.absolute().parents) if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     path = out / _LOCK
     with _open_locked(path):
         _held.add(place)

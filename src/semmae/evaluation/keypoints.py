@@ -159,7 +159,8 @@ def _read_lines(path: Path) -> Iterator[_Line]:
     for number, row in rows:
         values = dict(zip_longest(header, row[: len(header)], fillvalue=""))
         visible = _visible(f"{path}, line {number}", values.get("visible", "1"))
-        yield _Line(number, *(values[name] for name in _COLUMNS), visible)
+        image, part, x, y = (values[name] for name in _COLUMNS)
+        yield _Line(number, image, part, x, y, visible)
 
 
 def _read_cub(path: Path, images: Collection[str]) -> Iterator[_Line]:
