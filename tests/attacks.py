@@ -542,7 +542,8 @@ for name, content in {
 
 
 EDITS: dict[str, bytes] = {
-    "empty": b"", "a list": b"[]", "text": b'"x"', "cut": b'{"a": ', "no UTF-8": b"\xff\xfe\x00", "nested": b"[" * 100_000,
+    "empty": b"", "a list": b"[]", "text": b'"x"', "cut": b'{"a": ', "no UTF-8": b"\xff\xfe\x00",
+    "nested": b"[" * 100_000,
     "other types": b'{"protocol": 3, "top1": "high", "stage": 7, "finished": "no", "minutes": {}, "images": []}',
 }  # fmt: skip
 

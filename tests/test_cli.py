@@ -154,7 +154,7 @@ OTHERS = [
     ("embed --encoder photo.pth --data images --out empty", ["empty: is a folder", "empty/features.parquet"]),
     ("embed --encoder photo.pth --data images --out a.npz --tokens cls,prts", ["'prts'", 'did you mean "parts"?']),
     ("embed --encoder photo.pth --data images --out a.npz --tokens parts", ["--tokens parts", "--parts RUN"]),
-    ("embed --encoder photo.pth --data images --out a.npz --parts empty", ["--parts", "add it to --tokens cls"]),
+    ("embed --encoder photo.pth --data images --out a.npz --parts empty", ["--parts", "--tokens mean,parts"]),
     ("embed --encoder photo.pth --data images --out a.npz --dtype half", ["'half'", "float32, float16"]),
     ("report", ["the folder of a run", "semmae report --help"]),
     ("report nowhere", ["nowhere: no such folder", "--out"]),

@@ -86,7 +86,7 @@ def test_a_full_checkpoint_gives_its_teacher(shared: Path, caplog: pytest.LogCap
     assert not encoder.training
     for name, tensor in encoder.vit.state_dict().items():
         assert torch.equal(tensor, teacher[f"backbone.{name}"])
-    assert "taken from teacher.backbone, not from student." in caplog.text
+    assert "taken from teacher.backbone, not from student.module.backbone" in caplog.text
     assert "dropped, not part of an encoder: head." in caplog.text
 
 

@@ -92,10 +92,10 @@ def pictures(page: str) -> dict[str, list[np.ndarray[Any, Any]]]:
 def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
     page = source(parts_run(tmp_path / "run a"))
     assert headings(page) == [
+        "Quality of the parts",
         "Images and their parts",
         "What each part shows",
         "Area of each part",
-        "Quality of the parts",
         "Losses",
     ]
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())

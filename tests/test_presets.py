@@ -13,7 +13,8 @@ from semmae import load_verb
 from semmae.cli import run
 from semmae.cli.arguments import parse
 from semmae.commands.options import check_values
-from semmae.commands.pretrain import check_recipe, teacher_stage
+from semmae.commands.parts import PartsOptions
+from semmae.commands.pretrain import check_recipe, parts_stage, teacher_stage
 from semmae.commands.segment_options import stride_of
 from semmae.commands.teacher import TeacherOptions, check_teacher
 from semmae.errors import UserError
@@ -86,7 +87,8 @@ def test_the_published_recipes_differ_in_model_and_mask_alone() -> None:
     assert mae_l.blr * mae_l.batch_size / 256 == pytest.approx(2.4e-3)
     assert mae_l.warmup_share * mae_l.epochs == pytest.approx(40)
     assert dataclasses.replace(mae_l, model="vit_base") == mae_b
-    assert dataclasses.replace(mae_b, masking="semantic") == semmae_b
+    stage = {"parts_preset": "semmae-published", "parts_epochs": 5}
+    assert dataclasses.replace(mae_b, masking="semantic", **stage) == semmae_b
     assert dataclasses.replace(semmae_b, patch_size=8, token_subset=196) == semmae_b8
 
 
@@ -119,6 +121,30 @@ def test_pretrain_takes_a_preset_and_hands_none_to_its_stages(tmp_path: Path) ->
     stage = teacher_stage(options)
     # The size is the run's, the rate the teacher's own.
     assert (stage.preset, stage.model, stage.blr) == (None, "vit_base", TeacherOptions.blr)
+
+
+def test_the_published_pretraining_learns_parts_as_published() -> None:
+    """Section 3.1: reconstruction and diversity; not with the batch of stage 2, whose size the rate does not follow."""
+    kind, _ = load_verb("pretrain")
+    told = preset_options("pretrain", "semmae-vit-b16")
+    options = kind(data="photos", out=Path("out"), teacher="encoder", **told)
+
+    stage = parts_stage(options, "encoder")
+
+    assert (stage.preset, stage.agreement, stage.hue, stage.reconstruction) == ("semmae-published", 0.0, 0.0, "mse")
+    assert (stage.batch_size, stage.lr, stage.epochs) == (64, PartsOptions.lr, 5)
+    assert (stage.image_size, stage.teacher, stage.num_parts) == (224, "encoder", 6)
+    many = parts_stage(dataclasses.replace(options, devices=8, nodes=10, parts_epochs=2), "encoder")
+    assert (many.batch_size, many.epochs) == (80, 2)
+    small = parts_stage(dataclasses.replace(options, batch_size=32, parts_preset=None), "encoder")
+    assert (small.batch_size, small.agreement, small.preset) == (32, PartsOptions.agreement, None)
+
+
+def test_an_unknown_preset_of_the_parts_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    told = ["pretrain", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--parts-preset", "semmae-publish"]
+    assert run(told) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "--parts-preset" in error and '"semmae-published"' in error
 
 
 def test_an_unknown_preset_names_the_near_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

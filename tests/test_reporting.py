@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from semmae import charts
+from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.pictures import HIDDEN_GREY, hide, label_colours, paste
 from semmae.reporting import (
@@ -206,6 +207,20 @@ def test_sheets_hold_the_images_and_what_is_laid_over_them(tmp_path: Path) -> No
 # Curves
 
 
+def test_no_axis_is_cut() -> None:
+    """A loss that moves by a tenth moves over a small part of the height, wherever it is; steps begin at 0."""
+    records = [{"step": step, "loss": loss} for step, loss in ((50, 9.0), (100, 8.9))]
+    (chart,) = charts.charts(records)
+    (x, y), (_, y_last) = ([float(value) for value in point.split(",")] for point in chart.lines[0].points.split())
+    assert chart.x_ticks[0] == (charts.LEFT, "0") and x == pytest.approx(
+        (charts.LEFT + charts.WIDTH - charts.RIGHT) / 2
+    )
+    assert (float(charts.HEIGHT - charts.BOTTOM), "0") in chart.y_ticks
+    assert abs(y_last - y) < 0.02 * charts.HEIGHT
+    (below,) = charts.charts([{"step": step, "loss": -loss} for step, loss in ((1, 9.0), (2, 8.0))])
+    assert (float(charts.TOP), "0") in below.y_ticks
+
+
 def test_a_chart_runs_through_its_points() -> None:
     records = [{"step": step, "loss": loss} for step, loss in ((0, 1.0), (50, 0.5), (100, 0.0))]
     (chart,) = charts.charts(records)
@@ -256,12 +271,12 @@ def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
     page = Page(path)
     assert path == run / "report.html" and page.open == []
     assert page.headings[1:] == [
+        "Results",
+        "Quality of the parts",
         "Parts",
         "Masks along the schedule",
         "Reconstructions",
         "Curves",
-        "Quality of the parts",
-        "Results",
         "Configuration",
         "How to go on",
     ]
@@ -271,6 +286,42 @@ def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
     assert f"semmae knn --encoder '{run}' --data 'my photos'" in page.text
     assert f'timm.create_model("local-dir:{run / "encoder"}", pretrained=True)' in page.text
     assert page.source.count("<polyline") == 12  # loss, learning rate, speed and waiting of three stages
+
+
+def test_the_verdict_comes_first_then_figures_with_intervals_then_pictures(tmp_path: Path) -> None:
+    run = pretrain_run(tmp_path / "run")
+    own = {"top1": 20.0, "top1_low": 18.0, "top1_high": 22.0, "images": 1500, "classes": 10}
+    untrained = {"top1": 30.0, "top1_low": 28.0, "top1_high": 32.0, "images": 1500, "classes": 10}
+    (run / "results.json").write_text(
+        json.dumps({"protocol": {"encoder_digest": 64 * "a"}, **own, "untrained": untrained})
+    )
+    uniform = {"loss_dino": math.log(64), "teacher_information": 0.0}
+    write_metrics(run / "teacher" / "metrics.jsonl", "teacher", 20, **uniform)
+    (run / "teacher" / "config.yaml").write_text("prototypes: 64\n")
+    for stage, minutes in (("teacher", 100.0), ("parts", 7.0)):
+        (run / stage / "summary.json").write_text(json.dumps({"stage": stage, "minutes": minutes}))
+    store = PartStore.create(
+        run / "parts", images=4, grid=8, label_names=NAMES, teacher_digest="t", manifest_digest="m"
+    )
+    store.write(torch.arange(4), torch.full((4, 8, 8), 2))
+    store.finish()
+    page = Page(write_report(run))
+    order = [
+        "teacher has collapsed",
+        "1 of 4 labels",
+        "below its untrained self",
+        "was pre-trained",
+        "20.0 (18.0 to 22.0)",
+    ]
+    places = [page.text.index(words) for words in [*order, "Masks along the schedule"]]
+    assert places == sorted(places)
+    assert "in 2.0 h." in page.text  # 100 + 7 + 12.4 minutes
+    assert 64 * "a" not in page.text and 12 * "a" in page.text
+
+
+def test_four_lines_have_four_colours() -> None:
+    style = (Path(charts.__file__).parent / "page.html.jinja").read_text()
+    assert all(f".{kind}{number} {{" in style for kind in "lk" for number in range(4))
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Curves of a run as numbers ready for inline SVG; the template draws them in the colours of the page.
 
 - A chart is a 400 × 220 view box: wide enough for its text to be read when a phone shrinks it to 350 pixels.
+- Both axes begin at zero: nothing is cut off that would make a small change look large.
 - Long runs are thinned by averaging neighbours, which also calms the noise.
 - Values that are not finite have no place on an axis: left out here, named at the top of the page.
 """
@@ -136,15 +137,15 @@ def _constant(points: Points) -> bool:
 def _chart(title: str, curves: Mapping[str, Points]) -> Chart:
     steps = [step for points in curves.values() for step, _ in points]
     values = [value for points in curves.values() for _, value in points]
-    x_ticks = [tick for tick in _ticks(min(steps), max(steps), whole=True) if min(steps) <= tick <= max(steps)]
-    low, high = min(values), max(values)
-    if 0 < low < 0.4 * high:
-        low = 0.0
+    last = max(*steps, 1.0)
+    x_ticks = [tick for tick in _ticks(0, last, whole=True) if 0 <= tick <= last]
+    # From zero on, so that what moves little looks like it.
+    low, high = min(0.0, *values), max(0.0, *values)
     y_ticks = _ticks(low, high, whole=False)
     low, high = y_ticks[0], y_ticks[-1]
 
     def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (step - min(steps)) / ((max(steps) - min(steps)) or 1.0)
+        return LEFT + (WIDTH - LEFT - RIGHT) * step / last
 
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)

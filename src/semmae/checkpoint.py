@@ -326,7 +326,10 @@ def _builder(
     if min(spec.std) <= 0:
         raise ValueError(f"std is {spec.std}, not positive")
     bare = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    shown_by_weights = vit_arguments(bare, spec.num_heads) | {"num_classes": len(config.get("label_names", ()))}
+    classes = config.get("label_names", [])
+    if not isinstance(classes, list):
+        raise ValueError(f"label_names is {shown(classes)}, not a list of names")
+    shown_by_weights = vit_arguments(bare, spec.num_heads) | {"num_classes": len(classes)}
     arguments, architecture = config.get("model_args"), config.get("architecture")
     if not isinstance(arguments, dict) or not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ValueError(f"architecture {shown(architecture)} with model_args {shown(arguments)} is no model of timm")

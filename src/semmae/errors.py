@@ -5,7 +5,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input, told in one line: the value, the limit it broke, and the remedy. The command exits with code 2."""
+    """Bad input, told in one line: the value, the limit it broke, and the remedy. The command exits with code 2.
+
+    Args:
+        message: lines of a library's message within it are joined: no part of it is lost where one line is shown.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(message))
 
 
 class DiskError(Exception):
@@ -36,4 +43,4 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 def one_line(text: object) -> str:
     """A text, such as a library's message, on one line."""
-    return " ".join(str(text).split())
+    return " ".join(line for line in map(str.strip, str(text).splitlines()) if line)

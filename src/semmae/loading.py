@@ -27,7 +27,7 @@ from semmae.models.classifier import Classifier, without_head
 from semmae.models.head import LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.segmenter import Segmenter
-from semmae.models.vit import Encoder
+from semmae.models.vit import Encoder, build_vit
 from semmae.models.weights import NORM_EPS, encoder_from_weights, fitted, load_strictly, set_norm_eps, vit_arguments
 
 _LOG = logging.getLogger("semmae")
@@ -320,7 +320,7 @@ def _encoder_under_way(folder: Path) -> Encoder:
     run = read_unfinished(folder)
     try:
         if run.init is None:
-            encoder = fitted(lambda: Encoder(run.spec), {f"vit.{name}": tensor for name, tensor in run.state.items()})
+            encoder = Encoder(run.spec, fitted(lambda: build_vit(run.spec), run.state))
         else:  # what weights do not show is as it was there
             encoder = load_encoder(run.init, num_heads=run.num_heads)
             size = vit_arguments(run.state, encoder.spec.num_heads)["img_size"]

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from semmae import files
-from semmae.charts import number
+from semmae.charts import finite, number
 from semmae.errors import UserError
 
 Record = Mapping[str, Any]
@@ -22,8 +22,6 @@ Record = Mapping[str, Any]
 # What figures are called in tables; those not listed go by their own names.
 FIGURES = {
     "top1": "top-1 %",
-    "top1_low": "from",  # the interval of top-1, 95 %
-    "top1_high": "to",
     "top5": "top-5 %",
     "mean_class": "mean of classes %",
     "miou": "mIoU %",
@@ -34,8 +32,6 @@ FIGURES = {
     "knn_top1": "k-NN, top-1 %",
     "knn_top5": "k-NN, top-5 %",
     "probe_top1": "linear probe, top-1 %",
-    "probe_top1_low": "  95 % interval, from",
-    "probe_top1_high": "  to",
     "probe_top5": "linear probe, top-5 %",
     "probe_mean_class": "linear probe, mean of classes %",
     "segment_miou": "segmentation, linear head, mIoU %",
@@ -75,6 +71,7 @@ _FACTS: dict[str, dict[str, Any]] = {
         "stage": str,
         "images": int,
         "skipped": int,
+        "classes": int,
         "minutes": _NUMBER,
         "finished": bool,
         "epochs": _NUMBER,
@@ -186,10 +183,22 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{name}", value
 
 
+def with_intervals(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with their 95 % intervals in one text, `41.2 (38.4 to 44.0)`, in place of three numbers."""
+    shown: dict[str, Any] = {}
+    for name, value in figures.items():
+        low, high = (figures.get(f"{name}_{end}") for end in ("low", "high"))
+        if finite(low) and finite(high):
+            shown[name] = f"{score(value)} ({low:.1f} to {high:.1f})"
+        elif name.removesuffix("_low").removesuffix("_high") not in figures or not name.endswith(("_low", "_high")):
+            shown[name] = value
+    return shown
+
+
 def figure_rows(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Figures by method, the other way round: what each is called → method → figure; those alone that have a name."""
     return {
-        words: {method: figures.get(name) for method, figures in methods.items()}
+        words: {method: with_intervals(figures).get(name) for method, figures in methods.items()}
         for name, words in FIGURES.items()
         if any(name in figures for figures in methods.values())
     }

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 from semmae import charts
 from semmae.charts import number
 from semmae.files import write_bytes
+from semmae.outcome import verdicts
 from semmae.page import Record, by_step, duration, find, quality, read_config, read_json, read_records, render
 from semmae.part_samples import FILE, PartSamples, read_samples, spread
 from semmae.pictures import (
@@ -92,6 +93,7 @@ def write_parts_page(run: Path) -> Path:
     page = render(
         "parts.html.jinja",
         name=run.resolve().name,
+        verdicts=verdicts(run),
         lead=_lead(samples, summary, meta),
         facts=_facts(config, summary, meta, parts),
         parts=parts,

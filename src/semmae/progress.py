@@ -6,7 +6,8 @@ Notable here:
 - nothing is written in the first two seconds, so that short work stays silent;
 - on a terminal one line is rewritten in place; elsewhere (a log file, Slurm) there is one line at the
   end, and one a minute before it, so that a log neither fills up nor falls silent for hours;
-- `iterate` measures the wait for data; `rate` and `data_wait` can be logged too.
+- `iterate` measures the wait for data; `rate` and `data_wait` can be logged too;
+- what was shown last goes to train.log, as does all that `say` shows.
 """
 
 import logging
@@ -14,7 +15,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
@@ -57,6 +59,30 @@ def silence(stream: TextIO) -> None:
             os.close(nowhere)
 
 
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Append to a file what semmae logs meanwhile, with the time: what the terminal shows, and more."""
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _log.addHandler(handler)
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Falls silent where the disk is full: what matters fails by itself, in one line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the base class would print a traceback for every line."""
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is left in its buffer cannot be written either
+            super().close()
+
+
 class Progress:
     """Counts work done inside a `with` block.
 
@@ -95,6 +121,7 @@ class Progress:
         # Written after an error or Ctrl-C too: how far the work came is worth knowing.
         if self.elapsed > SILENT_SECONDS:
             self._write(end="\n")
+            _log.debug("%s", self.line)
 
     @property
     def elapsed(self) -> float:

@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from semmae import charts, files
+from semmae import charts, files, outcome
 from semmae.charts import finite, number
 from semmae.errors import UserError
-from semmae.files import write_bytes
+from semmae.files import short, write_bytes
 from semmae.page import (
     FIGURES,
     Record,
@@ -33,6 +33,7 @@ from semmae.page import (
     read_skipped,
     render,
     score,
+    with_intervals,
 )
 from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture
 
@@ -77,6 +78,7 @@ PICTURES = (
 )
 
 _MOST_COLUMNS = 12
+_PROTOCOL = "Protocol"
 _MOST_PICTURE = 2**26  # bytes of a picture
 
 
@@ -94,11 +96,13 @@ def write_report(run: Path) -> Path:
     stages = _read_stages(run)
     kind = _kind(run, stages, summary)
     basics = _basics(run, config, summary, stages)
+    results = list(_results(run))
     page = render(
         "report.html.jinja",
         name=run.resolve().name,
+        verdicts=outcome.verdicts(run),
         lead=_lead(kind, config, basics),
-        facts=_facts(run, config, basics),
+        facts=_facts(run, config, basics, stages),
         notices=_notices(run, kind, stages),
         stage_table=_stage_table(run, kind, stages) if len(stages) > 1 else None,
         pictures=list(_pictures(run)),
@@ -108,10 +112,13 @@ def write_report(run: Path) -> Path:
             for stage, records in stages.items()
         ],
         quality=quality(read_json(run / "parts" / "quality.json") or read_json(run / "quality.json")),
-        results=list(_results(run)),
+        results=results,
+        intervals=any(
+            " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
+        ),
         config=[(name, number(value)) for name, value in config.items()],
         again=f"semmae report {shlex.quote(str(run))}",
-        steps=_next_steps(run, kind, config),
+        steps=_steps(run, kind),
     )
     path = run / "report.html"
     write_bytes(path, page)
@@ -164,9 +171,8 @@ def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, lis
         "image_size": find(config, "image_size") or arguments.get("img_size"),
         "epochs": reached or find(config, "epochs"),
         "steps": find(config, "steps") if stages else None,
-        "minutes": None,
     }
-    told = {name: summary.get(name, value) for name, value in known.items()}
+    told = {name: summary.get(name, value) for name, value in known.items()} | {"minutes": outcome.minutes(run)}
     return {**told, "epochs": None} if told["steps"] else told
 
 
@@ -192,7 +198,7 @@ def _lead(kind: str, config: Record, basics: Record) -> str:
     return f"{deed}, in {duration(basics['minutes'])}." if basics["minutes"] else f"{deed}."
 
 
-def _facts(run: Path, config: Record, basics: Record) -> list[tuple[str, str]]:
+def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of the tiles at the top; what is not known is left out."""
     size = basics["image_size"]
     size = size[0] if isinstance(size, list | tuple) else size
@@ -201,7 +207,7 @@ def _facts(run: Path, config: Record, basics: Record) -> list[tuple[str, str]]:
         ("Image size", f"{size} × {size}" if size else ""),
         ("Epochs", number(basics["epochs"]) if basics["epochs"] else ""),
         ("Steps", number(basics["steps"]) if basics["steps"] else ""),
-        ("Time", duration(basics["minutes"]) if basics["minutes"] else ""),
+        ("Time, all stages" if len(stages) > 1 else "Time", duration(basics["minutes"]) if basics["minutes"] else ""),
         ("Data", str(find(config, "data") or "")),
         ("Encoder", str(run / "encoder") if (run / "encoder").exists() else ""),
     ]
@@ -276,11 +282,17 @@ def _results(run: Path) -> Iterable[Table]:
         scored = {name: _single(value) for name, value in content.items() if isinstance(value, dict)}
         single = _single(content)
         methods = ({"this encoder": single} if single else {}) | scored
+        methods = {name: with_intervals(values) for name, values in methods.items()}
         title = path.parent.name if path.parent != run else ""
         yield _scores(title, methods)
         if isinstance(protocol, dict) and protocol:
-            settings = tuple((name, number(value)) for name, value in flat(protocol))
-            yield Table("Protocol", ("Setting", "Value"), settings)
+            yield Table(_PROTOCOL, ("Setting", "Value"), tuple(_settings(protocol)))
+
+
+def _settings(protocol: Record) -> Iterable[tuple[str, str]]:
+    """(name, value) of whatever a protocol tells; of a digest its beginning."""
+    for name, value in flat(protocol):
+        yield name, short(str(value)) if name.endswith("_digest") else number(value)
 
 
 def _scores(title: str, methods: Mapping[str, Record]) -> Table:
@@ -305,37 +317,9 @@ def _single(values: Record) -> Record:
     return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
 
 
-def _next_steps(run: Path, kind: str, config: Record) -> list[tuple[str, str]]:
-    """(purpose, commands to copy) for what this run can be used for next."""
-    here, data = shlex.quote(str(run)), shlex.quote(str(find(config, "data") or "IMAGES"))
-    if kind in ("evaluation", "untrained"):
-        return []
-    if kind == "parts":
-        return [("Pre-train with these parts", f"semmae pretrain --data {data} --parts {here} --out NEW_RUN")]
-    if kind == "finetune" and (run / "classifier").exists():
-        measure = f"semmae finetune --eval-only --encoder {here} --data IMAGES --out NEW_FOLDER"
-        return [
-            ("Measure it on other images", measure),
-            ("Load it with timm, head and all", _in_timm("classifier", run / "classifier")),
-        ]
-    if kind == "segment" and (run / "segmenter").exists():
-        return [
-            ("Measure it on other images", f"semmae segment --eval-only --encoder {here} --data DATA --out NEW_FOLDER"),
-            ("Load it", f"import semmae\n\nsegmenter = semmae.load_segmenter({str(run)!r})"),
-        ]
-    if not (run / "encoder").exists():
-        again = f"semmae {kind} --out {here} --resume"
-        return [("Go on with this run", again)] if (run / "checkpoints" / "last.ckpt").exists() else []
-    steps = [
-        ("Measure the encoder by k-NN", f"semmae knn --encoder {here} --data {data} --out NEW_FOLDER"),
-        ("Write a feature vector per image", f"semmae embed --encoder {here} --data {data} --out features.parquet"),
-        ("Load it with timm", _in_timm("encoder", run / "encoder")),
-    ]
-    if kind == "teacher":
-        learn = f"semmae parts --data {data} --teacher {here} --out NEW_RUN"
-        steps.insert(0, ("Learn parts from this teacher", learn))
-    return steps
-
-
-def _in_timm(name: str, folder: Path) -> str:
-    return f'import timm\n\n{name} = timm.create_model("local-dir:{folder}", pretrained=True)'
+def _steps(run: Path, kind: str) -> list[outcome.Step]:
+    """What this run can be used for next; of one that was stopped, how to go on."""
+    left = {"finetune": "classifier", "segment": "segmenter", "pretrain": "encoder", "teacher": "encoder"}.get(kind)
+    if left is None or (run / left).exists() or (run / "results.json").exists():
+        return outcome.next_steps(run, kind)
+    return [outcome.going_on(run, kind)] if (run / "checkpoints" / "last.ckpt").exists() else []

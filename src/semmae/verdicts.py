@@ -66,6 +66,37 @@ def encoder_below_untrained(results: Mapping[str, Any]) -> str | None:
     return f"The encoder is below its untrained self: {'; '.join(below)}." if below else None
 
 
+def encoder_above_untrained(results: Mapping[str, Any]) -> str | None:
+    """Whether an encoder is measured at or above the same encoder with new weights; arguments and return as above."""
+    own, untrained = results.get("this encoder", results), results.get("untrained")
+    if not isinstance(own, Mapping) or not isinstance(untrained, Mapping):
+        return None
+    above = [
+        f"{words} {_figure(own, name)} against {_figure(untrained, name)}{_chance(own, untrained, name)}"
+        for name, words in _measures(own, untrained)
+        if own[name] >= untrained[name]
+    ]
+    return f"The encoder is at or above its untrained self: {'; '.join(above)}." if above else None
+
+
+def measured(results: Mapping[str, Any]) -> str | None:
+    """The figures by themselves, where there is nothing to compare them with: each measure, and what guessing gives.
+
+    Args:
+        results: as for `encoder_below_untrained`.
+
+    Returns:
+        A sentence; None where none of the measures is among the figures.
+    """
+    own = results.get("this encoder", results)
+    if not isinstance(own, Mapping):
+        return None
+    figures = "; ".join(f"{words} {_figure(own, name)}" for name, words in _measures(own, own))
+    classes = own.get("classes", own.get("knn_classes", own.get("probe_classes")))
+    guessing = f", where guessing among {classes} classes gives {100 / classes:.1f} %" if _is_number(classes) else ""
+    return f"Measured: {figures}{guessing}." if figures else None
+
+
 def parts_unused(counts: Sequence[int], names: Sequence[str]) -> str | None:
     """Whether some labels are hardly given to any patch.
 

@@ -376,7 +376,7 @@ def test_what_is_read_back_must_agree_in_what_weights_do_not_show(
     with pytest.raises(AssertionError, match=r"mean=\(0.5, 0.5, 0.5\).*, not .*mean=\(0.4, 0.5, 0.6\)"):
         semmae.export(encoder=run, to="hf", out=tmp_path / "hf")
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="reads as True, not False"):
-        patch.setattr("semmae.loading._norm_pix_loss", lambda *_, **__: True)
+        patch.setattr("semmae.interop.beside.norm_pix_loss", lambda *_, **__: True)
         semmae.export(encoder=run, to="mae", out=tmp_path / "mae")
     assert not (tmp_path / "hf").exists() and not (tmp_path / "mae").exists()
 

@@ -19,6 +19,7 @@ import semmae
 from semmae.cli import run
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
+from semmae.presets import preset_options
 from semmae.tasks import pretrain as task
 from semmae.tasks.masks import MaskContext
 from semmae.tasks.trainer import LAST
@@ -99,6 +100,17 @@ def test_the_whole_way_stopped_at_the_parts_goes_on_there(whole_run: Path, creat
         assert tiny.losses(out / stage) == tiny.losses(whole_run / stage), stage
     assert (out / "parts" / "parts.npy").read_bytes() == (whole_run / "parts" / "parts.npy").read_bytes()
     tiny.assert_same_weights(out / "autoencoder", whole_run / "autoencoder")
+
+
+def test_parts_are_learned_by_the_preset_asked_for(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out, teacher = tmp_path / "run", whole_run / "teacher"
+    with tiny.every_step(), tiny.interrupted("parts", step=2):
+        semmae.pretrain(data=creatures / "images", out=out, teacher=teacher, parts_preset="semmae-published", **OPTIONS)
+    told = yaml.safe_load((out / "parts" / "config.yaml").read_text())
+    published = preset_options("parts", "semmae-published")
+    assert {name: told[name] for name in published} == published | {"batch_size": tiny.BATCH}
+    terms = {name for name in tiny.metrics(out / "parts")[0] if name.startswith("loss")}
+    assert terms == {"loss", "loss_reconstruction", "loss_diversity"}
 
 
 def test_another_seed_gives_other_losses(whole_run: Path, creatures: Path, tmp_path: Path) -> None:

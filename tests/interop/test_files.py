@@ -147,7 +147,7 @@ def wide(path: Path) -> None:
     torch.save(state | {"pos_embed": torch.zeros(1, 2, 3)}, path)
 
 
-def quantized(path: Path) -> None:
+def sparse_tensor(path: Path) -> None:
     state = a_state()
     torch.save(state | {"norm.bias": torch.zeros(192).to_sparse()}, path)
 
@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bomb": (bomb, ".pth"),
     "one number spread over terabytes": (spread, ".pth"),
     "wide": (wide, ".pth"),
-    "sparse": (quantized, ".pth"),
+    "sparse": (sparse_tensor, ".pth"),
     "ten gigabytes of zeros": (sparse_zeros, ".pth"),
     "ten gigabytes of zeros, safetensors": (sparse_zeros, ".safetensors"),
     "an absurd header": (absurd_header, ".safetensors"),

@@ -267,7 +267,7 @@ def test_the_network_that_a_project_evaluates_is_read(
     assert torch.equal(encoder(images).patches, tokens[:, 1:])
     taken, left = FORMS[form]
     told = next(message for message in caplog.messages if "weights taken from" in message)
-    assert told.endswith(f"taken from {taken}" + (f", not from {left}." if left else ""))
+    assert told.endswith(f"taken from {taken}" + (f", not from {left}" if left else ""))
     assert all(len(message) < 400 for message in caplog.messages)  # never the list of all tensors
 
 

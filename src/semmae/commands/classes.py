@@ -24,7 +24,6 @@ from semmae.evaluation.classifying import Answers, classify
 from semmae.files import Fields
 from semmae.loading import find_classifier
 from semmae.models.classifier import Classifier, without_head
-from semmae.progress import say
 from semmae.reporting import write_report
 
 _UNTIL = 224  # pixels a side up to which MAE crops the middle out of a larger image
@@ -59,10 +58,9 @@ def evaluate_only(options: ClassifyOptions) -> Path:
             "split": split,
             **told_encoder(options, without_head(classifier)),
         }
-        table = write_results(out, protocol, figures)
+        write_results(out, protocol, figures)
         write_skipped([images], out / "skipped.csv")
         write_report(out)
-        say(table)
     return options.out
 
 

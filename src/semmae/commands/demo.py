@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from semmae.commands.ending import already_finished, end
 from semmae.commands.features import device_of, open_encoder, untrained_like
 from semmae.commands.knn import KnnOptions, knn_figures, knn_protocol, measure_knn
 from semmae.commands.options import Model, RunOptions, check_image_size
-from semmae.commands.pretrain import PretrainOptions, pretrain
+from semmae.commands.pretrain import PretrainOptions, whole_way
 from semmae.commands.results import OWN, write_results
 from semmae.commands.run import owning_out, run_folder
 from semmae.data.creatures import draw_creatures
@@ -19,7 +20,6 @@ from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.quality import read_masks
 from semmae.page import read_json
-from semmae.progress import say
 from semmae.reporting import write_report
 
 # Methods of quality.json that the table at the end shows.
@@ -62,9 +62,16 @@ class DemoOptions(RunOptions):
     """Base learning rate of the masked autoencoder: multiplied by batch size / 256."""
 
 
-@owning_out
 def demo(options: DemoOptions) -> Path:
     """Show the whole way in minutes: teacher, parts, masked autoencoder, k-NN, report."""
+    if not already_finished(options):
+        end(options.out, whole_demo(options))
+    return options.out
+
+
+@owning_out
+def whole_demo(options: DemoOptions) -> list[str]:
+    """What `demo` does, but for what it shows at its end; returns its table."""
     for size in (options.image_size, options.teacher_image_size):
         check_image_size(size, options.patch_size)
     if options.data is not None:
@@ -79,7 +86,7 @@ def demo(options: DemoOptions) -> Path:
         data, masks = options.data, options.masks
         if data is None:
             data, masks = _creatures(options)
-        run = pretrain(pretrain_options(options, data, masks))
+        run = whole_way(pretrain_options(options, data, masks))
         features = KnnOptions(
             encoder=str(run), data=data, out=out / "knn", workers=options.workers, limit=options.images,
             pooling="mean", seed=options.seed,
@@ -88,9 +95,8 @@ def demo(options: DemoOptions) -> Path:
         measured: dict[str, Any] = {}
         if len(set(images.labels or ())) > 1:  # of a single class every neighbour tells
             measured = compare_knn(features, images, run)
-        page = write_report(run)
-    say(table(run, measured, page))
-    return out
+        write_report(run)
+    return table(run, measured)
 
 
 def _creatures(options: DemoOptions) -> tuple[str, Path]:
@@ -139,8 +145,8 @@ def compare_knn(options: KnnOptions, images: ImageSet, run: Path) -> dict[str, A
     return {OWN: figures, **others}
 
 
-def table(run: Path, methods: dict[str, Any], page: Path) -> str:
-    """What the demo ends with: part quality and k-NN beside their baselines, and where to look."""
+def table(run: Path, methods: dict[str, Any]) -> list[str]:
+    """The figures with which the demo ends: part quality and k-NN beside their baselines."""
     lines = ["", f"{'':24}{'NMI':>8}{'ARI':>8}"]
     quality = run / "parts" / "quality.json"
     if quality.exists():
@@ -155,5 +161,4 @@ def table(run: Path, methods: dict[str, Any], page: Path) -> str:
         named = {OWN: OWN, "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
         for key, name in named.items():
             lines.append(f"{name:24}{methods[key]['top1']:8.1f}{methods[key]['top5']:8.1f}")
-    lines += ["", f"encoder  {run / 'encoder'}", f"report   {page}"]
-    return "\n".join(lines)
+    return lines

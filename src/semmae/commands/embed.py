@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from semmae.checkpoint import digest
+from semmae.commands.ending import lines
 from semmae.commands.features import ViewOptions, feature_size, open_encoder
 from semmae.commands.options import PARTIAL, check_choice, check_values
 from semmae.commands.places import check_place
@@ -31,11 +32,14 @@ from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
 from semmae.files import Fields, bytes_shown, read_json, write_json
 from semmae.models.vit import Encoder
+from semmae.outcome import python, text
+from semmae.pooling import pooling_of
 from semmae.progress import Progress, say
 
 _log = logging.getLogger("semmae")
 
 _KINDS = (*WRITERS, ".safetensors")
+_AUTO = "auto"
 _FEATURES, _STATE = "features.safetensors", "state.json"
 _KEEP_EVERY = 5.0  # seconds: what a power failure costs at most
 # What a file goes on with only where it is the same, and how it is told.
@@ -50,9 +54,9 @@ _MADE_OF = {
 class EmbedOptions(ViewOptions):
     """Options of `semmae embed`; --out is a file here: .parquet, .npz or .safetensors."""
 
-    tokens: str = "cls"
+    tokens: str = "auto"
     """What to write of every image, one or several divided by commas: cls (class token), mean (of the patch tokens), \
-    patch (all of them), parts (their mean in each part; needs --parts)."""
+    patch (all of them), parts (their mean in each part; needs --parts); auto: mean of masked autoencoders, else cls."""
     parts: Path | None = None
     """Part labels of the same images: a run of semmae parts or pretrain."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -71,6 +75,7 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     """As `embed`; `run` are the options of the run that works beside --out."""
     tokens = _tokens(options)
     encoder = open_encoder(options)
+    tokens = [pooling_of(options.encoder)] if tokens == [_AUTO] else tokens
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     store = None if options.parts is None else _open_parts(options.parts, images)
     info = _info(options, tokens, encoder, images, store)
@@ -83,8 +88,22 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
         finish(file, images.names, images.labels, options.out)
     shutil.rmtree(run.out, ignore_errors=True)
     shapes = ", ".join(f"{column.name} {_shape(column.shape)}" for column in file.columns)
-    say(f"{len(images)} images, {shapes} in {options.dtype}, {file.size / 1e6:.1f} MB: {options.out}")
+    made = f"{options.out} ({len(images)} images, {shapes} in {options.dtype}, {file.size / 1e6:.1f} MB)"
+    say(lines(made=[made], step=_loading(options.out)))
     return options.out
+
+
+def _loading(out: Path) -> str:
+    """How to load the file, as a command."""
+    file = text(out)
+    if out.suffix == ".parquet":
+        return python(f"import pandas; print(pandas.read_parquet({file}))")
+    if out.suffix == ".npz":
+        return python(f"import numpy; print({{name: each.shape for name, each in numpy.load({file}).items()}})")
+    return python(
+        "from safetensors.numpy import load_file; "
+        f"print({{name: each.shape for name, each in load_file({file}).items()}})"
+    )
 
 
 def _run_beside(options: EmbedOptions) -> EmbedOptions:
@@ -112,12 +131,15 @@ def _tokens(options: EmbedOptions) -> list[str]:
     """The kinds of --tokens, in their own order."""
     asked = [token.strip() for token in options.tokens.split(",")]
     for token in asked:
-        check_choice("tokens", token, TOKENS)
+        check_choice("tokens", token, (*TOKENS, _AUTO))
+    if _AUTO in asked and len(asked) > 1:
+        raise UserError(f"--tokens {options.tokens}: {_AUTO} stands by itself; name what to write, or give it alone")
     if "parts" in asked and options.parts is None:
         raise UserError("--tokens parts: needs the part labels of these images; give them with --parts RUN")
     if "parts" not in asked and options.parts is not None:
-        raise UserError(f"--parts: is read for part tokens alone; add it to --tokens {options.tokens}, or leave it out")
-    return [token for token in TOKENS if token in asked]
+        asked_too = f"add it to --tokens {options.tokens}" if _AUTO not in asked else "give --tokens mean,parts"
+        raise UserError(f"--parts: is read for part tokens alone; {asked_too}, or leave it out")
+    return [token for token in (*TOKENS, _AUTO) if token in asked]
 
 
 def _open_parts(folder: Path, images: ImageSet) -> PartStore:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semmae.checkpoint import check_saveable, digest
+from semmae.commands.ending import ended
 from semmae.commands.features import (
     Look,
     TrainVal,
@@ -23,6 +24,7 @@ from semmae.commands.features import (
     image_features,
     open_encoder,
     open_sets,
+    pooled,
     told_encoder,
     train_val,
     untrained_like,
@@ -43,7 +45,6 @@ from semmae.data.splits import MASK_FOLDERS
 from semmae.errors import UserError
 from semmae.files import Fields, read_json, user_path, write_json
 from semmae.models.vit import Encoder
-from semmae.progress import say
 from semmae.reporting import write_report
 from semmae.tasks.precision import check_precision
 
@@ -94,12 +95,13 @@ class Known(NamedTuple):
         return {"images": [images.digest for images in self.sets], **masks}
 
 
+@ended
 @owning_out
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where masks are given, segmentation and part quality."""
     check_precision(options.precision)
     encoder = open_encoder(options)
-    found = with_masks(options)
+    found = pooled(with_masks(options))
     known = open_known(found, encoder)
     whose = told_encoder(options, encoder)  # now, for segmentation may resample its positions
     with run_folder(options) as out:
@@ -111,10 +113,9 @@ def evaluate(options: EvaluateOptions) -> Path:
         if options.untrained:
             new = untrained_like(encoder, options.seed)
             methods[UNTRAINED] = measured(found, new, known, out / UNTRAINED)
-        table = write_comparison(out, protocol, methods)
+        write_comparison(out, protocol, methods)
         write_skipped(known.sets, out / "skipped.csv")
         write_report(out)
-        say(table)
     return options.out
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from semmae import checkpoint
 from semmae.commands.classes import crop_share
+from semmae.commands.ending import lines
 from semmae.commands.hub import CARD, check_hub_name, push_to_hub
 from semmae.commands.model_card import RESULTS, Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
@@ -35,7 +36,9 @@ from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
+from semmae.outcome import python, text
 from semmae.page import read_json as read_results
+from semmae.pooling import pooling_of
 from semmae.progress import say
 
 Form = Literal["timm", "mae", "hf", "onnx"]
@@ -92,6 +95,7 @@ class _Subject:
     ratio: float  # share of the patches that was hidden from it
     classes: Sequence[str] = ()  # of a classifier
     crop_pct: float = 1.0  # share of the short side that it was measured on
+    stage: str | None = None  # of the run that trained the encoder
 
 
 def export(options: ExportOptions) -> Path:
@@ -100,6 +104,8 @@ def export(options: ExportOptions) -> Path:
     _check_request(options)
     run = find_run(options.encoder)
     subject = _open_subject(options, run.options.get("mask_ratio", _MASK_RATIO) if run else _MASK_RATIO)
+    if pooling_of(options.encoder) == "mean":
+        subject = replace(subject, stage="pretrain")
     model = subject.model
     _check_form(options, model)
     digest = checkpoint.digest(_headless(model))
@@ -120,10 +126,24 @@ def export(options: ExportOptions) -> Path:
         }
         write_json(folder / ABOUT, about)
         write_text(folder / CARD, write_card(card))
-    say("\n".join(f"{options.out / name}" for name in sorted(path.name for path in options.out.iterdir())))
+    made = [str(path) for path in sorted(options.out.iterdir())]
     if options.push_to_hub:
-        say(_pushed(options, card))
+        made.append(_pushed(options, card))
+    say(lines(made=made, step=_loading(options)))
     return options.out
+
+
+def _loading(options: ExportOptions) -> str:
+    """How to load the export, as a command."""
+    place = options.out.resolve()
+    if options.to == "timm":
+        return python(f"import timm; print(timm.create_model({text(f'local-dir:{place}')}, pretrained=True))")
+    if options.to == "hf":
+        return python(f"import transformers; print(transformers.AutoModel.from_pretrained({text(place)}))")
+    if options.to == "onnx":
+        session = f"onnxruntime.InferenceSession({text(place / onnx.FILE)})"
+        return python(f"import onnxruntime; print([each.name for each in {session}.get_outputs()])")
+    return python(f'import torch; print(*torch.load({text(place / mae.FILE)}, weights_only=True)["model"])')
 
 
 def _pushed(options: ExportOptions, card: Card) -> str:
@@ -176,8 +196,8 @@ def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
         crop_pct = crop_share(config, Fields(config, read_json(config)).need("pretrained_cfg", dict))
         subject = _Subject(classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
-        of_both = {"num_heads": options.num_heads, "decoder_num_heads": options.decoder_num_heads}
-        subject = _Subject(load_mae(options.encoder, **of_both), ratio)
+        mae_model = load_mae(options.encoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
+        subject = _Subject(mae_model, ratio)
     else:
         subject = _Subject(load_encoder(options.encoder, num_heads=options.num_heads), ratio)
     if options.image_size is not None:
@@ -240,7 +260,8 @@ def _write_timm(subject: _Subject, folder: Path) -> Mapping[str, Any]:
         checkpoint.save_classifier(model, folder, subject.classes, subject.crop_pct, about)
         return _compared(model, lambda: load_classifier(folder)[0])
     encoder = _encoder_of(model)
-    checkpoint.save_encoder(encoder, folder)
+    # By it `pooling_of` knows a masked autoencoder's encoder again.
+    checkpoint.save_encoder(encoder, folder, {"stage": subject.stage} if subject.stage else None)
     return _compared(encoder, lambda: load_encoder(folder))
 
 

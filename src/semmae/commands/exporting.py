@@ -17,7 +17,7 @@ from semmae.data.manifest import ImageSet
 from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.files import is_part, read_json, shown, write_bytes, write_json
+from semmae.files import is_part, read_json, write_bytes, write_json
 from semmae.pictures import label_colours
 from semmae.progress import Progress
 
@@ -82,7 +82,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
     if path.is_file():
         found = read_json(path)
         changed = [
-            f"{name} {shown(found.get(name))}, not {shown(about[name])}"
+            f"{name} {found.get(name)!s:.80}, not {about[name]!s:.80}"
             for name in about
             if found.get(name) != about[name]
         ]

@@ -4,8 +4,8 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ from semmae.loading import load_encoder
 from semmae.models.fresh import fresh_like
 from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
+from semmae.pooling import pooling_of
 from semmae.tasks.precision import Precision, autocast
+
+AnyPooling = Literal["auto", "cls", "mean"]
 
 _log = logging.getLogger("semmae")
 
@@ -61,10 +64,34 @@ class ViewOptions(EncoderOptions):
 class FeatureOptions(ViewOptions):
     """What verbs take that need one vector an image."""
 
-    pooling: Pooling = "cls"
-    """One vector an image: the class token, or the mean of the patch tokens."""
+    pooling: AnyPooling = "auto"
+    """One vector an image: the class token, or the mean of the patch tokens; auto: the mean of masked autoencoders."""
     precision: Precision = "auto"
     """Arithmetic of the encoder: auto is bf16 where the processor computes in it, else float32; fp16 needs a GPU."""
+
+
+class Pooled(Protocol):
+    """Options of a verb that needs one vector an image."""
+
+    @property
+    def encoder(self) -> str: ...
+
+    @property
+    def pooling(self) -> AnyPooling: ...
+
+
+PooledT = TypeVar("PooledT", bound=Pooled)
+
+
+def pooling_for(options: Pooled) -> Pooling:
+    """What --pooling means for this encoder."""
+    return pooling_of(options.encoder) if options.pooling == "auto" else options.pooling
+
+
+def pooled(options: PooledT) -> PooledT:
+    """The options with `auto` replaced by what it means for this encoder, which then is not looked for again."""
+    changed: dict[str, Any] = {"pooling": pooling_for(options)}
+    return replace(options, **changed)  # type: ignore[type-var]
 
 
 class Look(Protocol):
@@ -119,7 +146,7 @@ def image_features(options: FeatureOptions, encoder: Encoder, images: ImageSet, 
             batches,
             mean=encoder.spec.mean,
             std=encoder.spec.std,
-            pooling=options.pooling,
+            pooling=pooling_for(options),
             device=device,
             total=len(images),
         )

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from semmae.checkpoint import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
 from semmae.commands.classes import ClassifyOptions, eval_crop, evaluate_only, measure_classifier, validate
+from semmae.commands.ending import ended
 from semmae.commands.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
 from semmae.commands.options import PresetOptions, first_told, flag
 from semmae.commands.results import write_results
@@ -32,7 +33,6 @@ from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
-from semmae.progress import say
 from semmae.reporting import write_report
 from semmae.tasks.compiling import Compile, check_compile, resolve_compile
 from semmae.tasks.finetune import FinetuneRecipe, FinetuneTask
@@ -99,6 +99,7 @@ class FinetuneOptions(PresetOptions, ClassifyOptions):
     """Train nothing: measure the classifier of a finished run, given as --encoder, on --data."""
 
 
+@ended
 @owning_out
 def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to tell classes (the first folders, or the label column), and measure it."""
@@ -121,9 +122,8 @@ def finetune(options: FinetuneOptions) -> Path:
         if scratch is not None:
             others[UNTRAINED] = train_untrained(options, scratch, sets)
         if is_rank_zero():
-            table = write_results(out, protocol_of(options, classifier, sets) | measured, figures, others)
+            write_results(out, protocol_of(options, classifier, sets) | measured, figures, others)
             write_report(out)
-            say(table)
     return options.out
 
 

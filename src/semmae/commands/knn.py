@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from semmae.commands.ending import ended
 from semmae.commands.features import (
     FeatureOptions,
     Look,
@@ -17,6 +18,8 @@ from semmae.commands.features import (
     image_features,
     open_encoder,
     open_sets,
+    pooled,
+    pooling_for,
     told_encoder,
     untrained_like,
     warn_of_single_images,
@@ -28,7 +31,7 @@ from semmae.data.manifest import ImageSet, write_skipped
 from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.knn import knn_ranks
 from semmae.models.vit import Encoder
-from semmae.progress import say
+from semmae.reporting import write_report
 from semmae.tasks.precision import check_precision, resolve_precision
 
 
@@ -49,6 +52,7 @@ class KnnOptions(PresetOptions, NeighbourOptions):
     """Options of `semmae knn`."""
 
 
+@ended
 @owning_out
 def knn(options: KnnOptions) -> Path:
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
@@ -56,13 +60,14 @@ def knn(options: KnnOptions) -> Path:
     encoder = open_encoder(options)
     sets = open_knn_sets(options)
     with run_folder(options) as out:
+        options = pooled(options)
         figures = knn_figures(options, encoder, sets)
         others = {}
         if options.untrained:
             others["untrained"] = knn_figures(options, untrained_like(encoder, options.seed), sets)
-        table = write_results(out, knn_protocol(options, encoder, sets), figures, others)
+        write_results(out, knn_protocol(options, encoder, sets), figures, others)
         write_skipped(sets, out / "skipped.csv")
-        say(table)
+        write_report(out)
     return options.out
 
 
@@ -113,7 +118,7 @@ def knn_protocol(options: NeighbourOptions, encoder: Encoder, sets: list[ImageSe
         "method": "k-NN, cosine similarity",
         "k": options.k,
         "temperature": options.temperature,
-        "pooling": options.pooling,
+        "pooling": pooling_for(options),
         "image_size": feature_size(options, encoder),
         "crop_pct": options.crop_pct,
         "precision": resolve_precision(options.precision),

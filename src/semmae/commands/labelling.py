@@ -79,8 +79,8 @@ def with_encoder(options: LabelT) -> LabelT:
     return dataclasses.replace(
         options,
         teacher=teacher,
-        num_heads=options.num_heads or facts.get("num_heads", int),
-        image_size=options.image_size or facts.get("image_size", int),
+        num_heads=options.num_heads or facts.get("num_heads", int | None),
+        image_size=options.image_size or facts.get("image_size", int | None),
     )
 
 

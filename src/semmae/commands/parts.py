@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from semmae.checkpoint import LEARNER, digest, read_learner, save_learner
+from semmae.commands.ending import ended
 from semmae.commands.exporting import check_folder, export_labels
 from semmae.commands.labelling import (
     LabelOptions,
@@ -95,6 +96,7 @@ class PartsOptions(PresetOptions, LabelOptions):
     """Images with true parts that are measured at most, drawn by the seed."""
 
 
+@ended
 @owning_out
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from semmae.checkpoint import save_autoencoder, save_encoder
+from semmae.commands.ending import ended
 from semmae.commands.init import init_autoencoder
 from semmae.commands.mask_options import (
     WITHOUT_LABELS,
@@ -41,6 +42,7 @@ from semmae.loading import load_encoder
 from semmae.masking import num_hidden
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.presets import preset_options
 from semmae.reporting import write_report
 from semmae.tasks.compiling import Compile, check_compile, resolve_compile
 from semmae.tasks.masks import MASKINGS
@@ -94,11 +96,19 @@ class PretrainOptions(PresetOptions, MaskOptions):
     parts_epochs: int | None = None
     """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; \
     a single one where only attention is read."""
+    parts_preset: str | None = None
+    """Recipe of semmae parts, by name, when parts are learned; semmae-published: as the paper learns them."""
+
+
+@ended
+def pretrain(options: PretrainOptions) -> Path:
+    """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
+    return whole_way(options)
 
 
 @owning_out
-def pretrain(options: PretrainOptions) -> Path:
-    """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
+def whole_way(options: PretrainOptions) -> Path:
+    """What `pretrain` does, but for what it shows at its end."""
     check_recipe(options)
     images = open_training_images(options)
     init = load_init(options)
@@ -131,6 +141,7 @@ def check_recipe(options: PretrainOptions) -> None:
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
     if learns_parts(options) and not options.teacher:
         check_teacher(teacher_stage(options))
+    preset_options("parts", options.parts_preset, "--parts-preset")
     try_own_mask(options, options.num_parts + 1)
 
 
@@ -157,16 +168,34 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
     if options.parts is not None:
         return PartStore.open(options.parts, manifest_digest=images.digest)
     spec = options.teacher or str(own_teacher(options, images))
-    unread = options.masking in WITHOUT_LABELS  # the labels, for which alone parts are learned
-    epochs = options.parts_epochs or (1 if unread else max(5, options.epochs // 8))
-    own = {name: getattr(options, name) for name in ("num_parts", "masks")}
-    own["num_heads"] = options.num_heads if options.teacher else None
-    stage = stage_options(options, PartsOptions, "parts", epochs=epochs, teacher=spec, **own)
+    stage = parts_stage(options, spec)
     if not (stage.resume and _is_complete(stage.out)):
         with run_folder(stage):
             learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images))
             barrier()
     return PartStore.open(stage.out, manifest_digest=images.digest)
+
+
+def parts_stage(options: PretrainOptions, teacher: str) -> PartsOptions:
+    """Options of the part learner that is trained inside `out`, from the encoder `teacher`.
+
+    Raises:
+        UserError: `semmae parts` has no such preset.
+    """
+    recipe = preset_options("parts", options.parts_preset, "--parts-preset")
+    unread = options.masking in WITHOUT_LABELS  # the labels, for which alone parts are learned
+    # The learner's rate does not follow its batch: a step takes no more images than it was found with.
+    most = recipe.get("batch_size", PartsOptions.batch_size)
+    own = {
+        "preset": options.parts_preset,
+        "epochs": options.parts_epochs or (1 if unread else max(5, options.epochs // 8)),
+        "batch_size": min(options.batch_size, -(-most // options.batches) * options.batches),
+        "teacher": teacher,
+        "num_heads": options.num_heads if options.teacher else None,
+        "num_parts": options.num_parts,
+        "masks": options.masks,
+    }
+    return stage_options(options, PartsOptions, "parts", **{**recipe, **own})
 
 
 def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
@@ -190,7 +219,7 @@ def stage_options(options: PretrainOptions, kind: type[StageT], name: str, **own
     """Options of a stage that runs inside this one.
 
     What every training takes is handed down. Beyond that verbs have a rate, a decay, a mask, each a meaning of
-    its own: of these a stage keeps its defaults, but for `own`.
+    its own: of these a stage keeps its defaults. `own` wins over both.
     """
     common = {field.name for field in dataclasses.fields(SizeOptions)}
     known = common & {field.name for field in dataclasses.fields(kind)}

@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 
 from semmae.checkpoint import digest, save_head
+from semmae.commands.ending import ended
 from semmae.commands.features import (
+    AnyPooling,
     EncoderOptions,
     FeatureOptions,
     Look,
@@ -24,6 +26,8 @@ from semmae.commands.features import (
     image_features,
     open_encoder,
     open_train_val,
+    pooled,
+    pooling_for,
     told_encoder,
     untrained_like,
 )
@@ -45,9 +49,9 @@ from semmae.errors import UserError
 from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.classifying import classify_features
 from semmae.evaluation.linear import BATCH, EPOCHS, RATES, Probed, probe_features
-from semmae.models.head import HeadSpec, LinearHead, Pooling
+from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder
-from semmae.progress import say
+from semmae.reporting import write_report
 from semmae.tasks.precision import resolve_precision
 from semmae.tasks.probe import ProbeRecipe, ProbeTask
 from semmae.tasks.trainer import fit, is_rank_zero
@@ -73,8 +77,8 @@ class ProbeOptions(PresetOptions, EncoderOptions, TrainOptions):
     protocol: Protocol = "features"
     """features: heads on features of one centre crop an image, the best of several rates, minutes; \
     mae: MAE's linear probe on random crops, hours. Figures of the one do not compare with the other's."""
-    pooling: Pooling = "cls"
-    """One vector an image: the class token, or the mean of the patch tokens."""
+    pooling: AnyPooling = "auto"
+    """One vector an image: the class token, or the mean of the patch tokens; auto: the mean of masked autoencoders."""
     batch_size: int = 256
     """Images per optimiser step of mae, over all devices; of features: that the encoder sees at a time."""
     epochs: int | None = None
@@ -99,6 +103,7 @@ class ProbeOptions(PresetOptions, EncoderOptions, TrainOptions):
     """Measure beside it the same encoder with new weights, to see what training brought."""
 
 
+@ended
 @owning_out
 def probe(options: ProbeOptions) -> Path:
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
@@ -108,6 +113,7 @@ def probe(options: ProbeOptions) -> Path:
     check_count(options, len(sets.train))
     chosen_on = choice_rows(options, sets.train)
     with run_folder(options) as out:
+        options = pooled(options)
         look = partial(image_features, feature_options(options), encoder)
         head, figures = probe_encoder(options, encoder, sets, chosen_on, out, look)
         others = {}
@@ -118,9 +124,9 @@ def probe(options: ProbeOptions) -> Path:
         if is_rank_zero():
             protocol = probe_protocol(options, encoder, sets)
             save_head(head, out / "head", protocol)
-            table = write_results(out, protocol, figures, others)
+            write_results(out, protocol, figures, others)
             write_skipped([sets.train, sets.val], out / "skipped.csv")
-            say(table)
+            write_report(out)
     return options.out
 
 
@@ -175,7 +181,7 @@ def probe_encoder(
         out: receives what is told of the classes, and a training's checkpoints.
         look: gives the encoder's features of the crop that the protocol measures on.
     """
-    spec = HeadSpec(encoder.width, tuple(sets.classes), options.pooling)
+    spec = HeadSpec(encoder.width, tuple(sets.classes), pooling_for(options))
     if options.protocol == "mae":
         head, tried = train_on_crops(options, encoder, sets, spec, out), {}
     else:
@@ -272,7 +278,7 @@ def probe_protocol(options: ProbeOptions, encoder: Encoder, sets: TrainVal) -> d
         }
     return {
         **how,
-        "pooling": options.pooling,
+        "pooling": pooling_for(options),
         "image_size": feature_size(options, encoder),
         "crop_pct": crop_of(options),
         "precision": resolve_precision(options.precision),

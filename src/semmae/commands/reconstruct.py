@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from semmae.commands.ending import lines
 from semmae.commands.mask_pictures import faded, on_the_grid, reconstruct_pixels
 from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
@@ -16,6 +17,7 @@ from semmae.errors import UserError
 from semmae.loading import load_mae
 from semmae.masking import num_hidden, random_mask
 from semmae.models.mae import MaskedAutoencoder
+from semmae.outcome import command
 from semmae.part_samples import spread
 from semmae.progress import say
 from semmae.reporting import reconstructions_picture
@@ -76,7 +78,8 @@ def reconstruct(options: ReconstructOptions) -> Path:
     dataset = WholeDataset(images, size, fit="centre")
     pixels = torch.stack([dataset[row]["image"] for row in spread(len(images), options.images)])
     draw(mae, pixels, options, out)
-    say(str(out))
+    step = command("embed", encoder=options.autoencoder, data=options.data, out=out.with_suffix(".parquet"))
+    say(lines(made=[str(out)], step=step))
     return out
 
 

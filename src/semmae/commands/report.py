@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from semmae.commands.ending import first, is_finished, lines
+from semmae.outcome import next_steps, verdicts
 from semmae.part_samples import FILE as SAMPLES
 from semmae.parts_page import write_parts_page
 from semmae.progress import say
@@ -21,5 +23,7 @@ def report(options: ReportOptions) -> Path:
     """Write report.html for a run: losses, learning rate, parts, masks, reconstructions; and its parts.html."""
     path = write_report(options.run)
     pages = [write_parts_page(folder) for folder in (options.run, options.run / "parts") if (folder / SAMPLES).exists()]
-    say("\n".join(map(str, [path, *pages])))
+    run = options.run
+    steps = next_steps(run) if is_finished(run) else []
+    say(lines(verdicts=verdicts(run), pages=[str(page) for page in [path, *pages]], step=first(steps)))
     return path

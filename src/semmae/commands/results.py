@@ -11,7 +11,7 @@ from torch import Tensor
 from semmae.confusion import confusion_picture
 from semmae.evaluation.accuracy import confusion_matrix
 from semmae.files import write_csv, write_json, write_text
-from semmae.page import FIGURES, figure_rows, flat
+from semmae.page import FIGURES, figure_rows, flat, with_intervals
 
 OWN = "this encoder"
 MOST_IN_PICTURE = 4096  # classes; a matrix of more takes gigabytes
@@ -23,8 +23,8 @@ def write_results(
     figures: Mapping[str, Any],
     others: Mapping[str, Mapping[str, Any]] | None = None,
     details: Sequence[str] = (),
-) -> str:
-    """Write `out`/results.json and `out`/results.md; returns the table, to be printed.
+) -> None:
+    """Write `out`/results.json and `out`/results.md, whose first table is what a verb shows at its end.
 
     Args:
         out: the run's folder.
@@ -39,10 +39,9 @@ def write_results(
     lines = markdown_table(methods)
     text = ["# Results", "", *lines, "", *details, "Protocol:", "", *protocol_lines(protocol)]
     write_text(out / "results.md", "\n".join(text) + "\n")
-    return "\n".join(lines)
 
 
-def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> str:
+def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:
     """As `write_results`, for many figures of few encoders: a row a figure that has a name, a column an encoder.
 
     Args:
@@ -55,7 +54,6 @@ def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[st
     lines = markdown_table(figure_rows(methods))
     text = ["# Results", "", *lines, "", "Protocol:", "", *protocol_lines(protocol)]
     write_text(out / "results.md", "\n".join(text) + "\n")
-    return "\n".join(lines)
 
 
 def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
@@ -103,6 +101,7 @@ def draw_confusion(path: Path, classes: Sequence[str], chosen: Tensor, targets: 
 
 def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines of a Markdown table, a row a method, a column each figure that is a single number or text."""
+    methods = {name: with_intervals(values) for name, values in methods.items()}
     columns = dict.fromkeys(
         name for values in methods.values() for name, value in values.items() if not isinstance(value, dict | list)
     )

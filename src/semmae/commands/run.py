@@ -36,6 +36,7 @@ from semmae.commands.places import check_apart, check_place
 from semmae.errors import UserError
 from semmae.files import is_part, make_folder, remove, sweep, write_text
 from semmae.interop import unfinished
+from semmae.progress import logged
 from semmae.tasks.nodes import take_rank
 from semmae.tasks.trainer import is_rank_zero
 
@@ -221,29 +222,13 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
             write_text(out / _CONFIG, to_yaml(options))
         # A run within a run begins in all processes at once: its folder may not be there yet.
         out.mkdir(parents=True, exist_ok=True)
-        handler = _LogFile(out / "train.log", encoding="utf-8", errors="backslashreplace")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        _log.addHandler(handler)
+        stack.enter_context(logged(out / "train.log"))
         _log.debug("semmae started: %s", " ".join(sys.argv))
         try:
             yield out
         except BaseException as error:  # Ctrl-C too
             _log.debug("stopped: %s: %s", type(error).__name__, error)
             raise
-        finally:
-            _log.removeHandler(handler)
-            handler.close()
-
-
-class _LogFile(logging.FileHandler):
-    """Falls silent where the disk is full: what matters fails by itself, in one line."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: the base class would print a traceback for every line."""
-
-    def close(self) -> None:
-        with suppress(OSError):  # what is left in its buffer cannot be written either
-            super().close()
 
 
 @contextmanager

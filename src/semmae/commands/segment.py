@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.checkpoint import check_saveable, digest, read_learned, read_segmenter, save_segmenter
+from semmae.commands.ending import ended
 from semmae.commands.features import (
     check_val_share,
     image_keys,
@@ -38,7 +39,6 @@ from semmae.loading import find_segmenter
 from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
-from semmae.progress import say
 from semmae.reporting import write_report
 from semmae.tasks.segment import SegmentRecipe, SegmentTask
 from semmae.tasks.trainer import Evaluation, fit, is_rank_zero
@@ -48,6 +48,7 @@ UNTRAINED = "untrained"
 _log = logging.getLogger("semmae")
 
 
+@ended
 @owning_out
 def segment(options: SegmentOptions) -> Path:
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
@@ -59,9 +60,8 @@ def segment(options: SegmentOptions) -> Path:
         methods = train_methods(options, segmenter, data)
         if is_rank_zero():
             size = segmenter.encoder.spec.image_size
-            table = write_all(out, protocol(options, segmenter.spec.head, size, data) | measured, methods, data.val)
+            write_all(out, protocol(options, segmenter.spec.head, size, data) | measured, methods, data.val)
             write_report(out)
-            say(table)
     return options.out
 
 
@@ -85,10 +85,9 @@ def measure_only(options: SegmentOptions) -> Path:
         _log.info("%s: measured on %s", options.data, data.split)
         methods = {OWN: measure_segmenter(options, segmenter, data.val)}
         how = protocol(options, segmenter.spec.head, segmenter.encoder.spec.image_size, data)
-        table = write_all(out, how | measured, methods, data.val)
+        write_all(out, how | measured, methods, data.val)
         write_skipped([data.val.images], out / "skipped.csv")
         write_report(out)
-        say(table)
     return options.out
 
 

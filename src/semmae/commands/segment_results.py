@@ -81,12 +81,12 @@ def protocol(options: SegmentOptions, head: Head, size: int, data: MeasuredData)
     }
 
 
-def write_all(out: Path, how: Mapping[str, Any], methods: Mapping[str, Found], val: LabelledImages) -> str:
-    """Write results.json, results.md, per_class.csv and predictions.png; returns the table to show."""
+def write_all(out: Path, how: Mapping[str, Any], methods: Mapping[str, Found], val: LabelledImages) -> None:
+    """Write results.json, results.md, per_class.csv and predictions.png."""
     (_, own), *others = methods.items()
     rows = class_rows(methods)
     details = ["IoU of each class, in percent:", "", *markdown_table(rows), ""]
-    table = write_results(out, how, own.figures, {name: other.figures for name, other in others}, details)
+    write_results(out, how, own.figures, {name: other.figures for name, other in others}, details)
     write_classes(out / "per_class.csv", rows)
     shown = sorted(own.predictions)
     if shown:
@@ -96,7 +96,6 @@ def write_all(out: Path, how: Mapping[str, Any], methods: Mapping[str, Found], v
             columns.append((title, [method.predictions[row] for row in shown]))
         names = [facts["class"] for facts in own.figures["per_class"]]
         segmentation_picture([image for image, _ in pairs], columns, names, out / "predictions.png")
-    return table
 
 
 def class_rows(methods: Mapping[str, Found]) -> dict[str, dict[str, Any]]:

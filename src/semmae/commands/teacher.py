@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from semmae.checkpoint import save_encoder
+from semmae.commands.ending import ended
 from semmae.commands.features import class_indices
 from semmae.commands.init import init_encoder
 from semmae.commands.options import PresetOptions, SizeOptions, check_image_size
@@ -94,6 +95,7 @@ learned."""
     """Measure k-NN accuracy every so many epochs and at the end, where images have classes; 0 = never."""
 
 
+@ended
 @owning_out
 def teacher(options: TeacherOptions) -> Path:
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""

@@ -121,7 +121,8 @@ def summarised(
     earlier = read_json(path)
     _check_unchanged(out, earlier, facts)
     before = earlier.get("minutes", 0.0)
-    summary = {"stage": stage, "images": len(images), "skipped": len(images.manifest.skipped), **facts}
+    told = {"images": len(images), "skipped": len(images.manifest.skipped), "classes": len(set(images.labels or ()))}
+    summary = {"stage": stage, **told, **facts}
 
     def write(finished: bool) -> None:
         if is_rank_zero():

@@ -4,7 +4,8 @@ Notable here:
 - the true class's rank among the scores says all: top-1, top-5 and each class's recall come from it, and it
   is one number an image, where scores of a million images and a thousand classes are 4 GB;
 - of classes with equal scores the lower one leads, on every machine;
-- the interval is Wilson's (1927): it stays within 0 and 100 and holds for few images and for figures near 100.
+- the interval of a share is Wilson's (1927): it stays within 0 and 100 and holds for few images and for figures near
+  100.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from semmae.errors import UserError
 
 CONFIDENCE = 0.95
+_TWO_SIDED = 1.96  # standard deviations either side of it
 
 
 def class_report(scores: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -44,22 +46,22 @@ def rank_report(ranks: Tensor, targets: Tensor, num_classes: int) -> dict[str, A
         num_classes: number of classes K.
 
     Returns:
-        In percent: "top1", with "top1_low" and "top1_high", between which it lies with 95 % confidence
-        (of the images as drawn, not of the training's seed); "top5", 100 for scores of five classes or
-        fewer; "mean_class", the mean of the classes' recalls, in which rare classes count as much as frequent
-        ones; "per_class", the list of K recalls, None for a class without images.
+        In percent, each with its "…_low" and "…_high", between which it lies with 95 % confidence (of the images
+        as drawn, not of the training's seed): "top1"; "top5", 100 where there are five classes or fewer;
+        "mean_class", the mean of the classes' recalls, in which rare classes count as much as frequent ones. And
+        "per_class", the list of K recalls, None for a class without images.
     """
     assert len(ranks) == len(targets) > 0, "one rank for each image, and at least one image"
     right = ranks == 0
-    low, high = wilson_interval(int(right.sum()), len(right))
     occurring = torch.bincount(targets.long(), minlength=num_classes).double()
-    recalls = 100 * torch.bincount(targets[right].long(), minlength=num_classes).double() / occurring
+    hits = torch.bincount(targets[right].long(), minlength=num_classes).double()
+    recalls = 100 * hits / occurring
+    known = occurring > 0
     return {
-        "top1": percent(right),
-        "top1_low": low,
-        "top1_high": high,
-        "top5": percent(ranks < 5),
-        "mean_class": recalls[occurring > 0].mean().item(),
+        **_with_interval("top1", right),
+        **_with_interval("top5", ranks < 5),
+        "mean_class": recalls[known].mean().item(),
+        **dict(zip(("mean_class_low", "mean_class_high"), mean_interval(hits[known], occurring[known]), strict=True)),
         "per_class": [recall if count else None for recall, count in zip(recalls.tolist(), occurring, strict=True)],
     }
 
@@ -90,6 +92,27 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     """Between which percentages a share lies with 95 % confidence, of which `hits` of `count` were seen."""
     interval = binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def mean_interval(hits: Tensor, counts: Tensor) -> tuple[float, float]:
+    """Between which percentages the mean of the classes' recalls lies with 95 % confidence.
+
+    Each class is a draw of its own, so that the variances add up. Two more hits and two more misses (Agresti and Coull,
+    1998) keep a class that is always right, or has a single image, from seeming certain.
+
+    Args:
+        hits: images of each class that were told right, (K,).
+        counts: images of each class, (K,), at least 1.
+    """
+    share = (hits + 2) / (counts + 4)
+    error = _TWO_SIDED * float((share * (1 - share) / counts).sum().sqrt()) / len(counts)
+    mean = float((hits / counts).mean())
+    return 100 * max(0.0, mean - error), 100 * min(1.0, mean + error)
+
+
+def _with_interval(name: str, right: Tensor) -> dict[str, float]:
+    low, high = wilson_interval(int(right.sum()), len(right))
+    return {name: percent(right), f"{name}_low": low, f"{name}_high": high}
 
 
 def confusion_matrix(pred: Tensor, targets: Tensor, num_classes: int) -> Tensor:

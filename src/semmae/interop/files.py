@@ -47,7 +47,8 @@ def read_weights(path: Path) -> Chosen:
         raise UserError(f"{path}: holds no tensors by name (found {found}); give a state dict of a ViT")
     _check_plain(path, chosen.tensors)
     if chosen.source:
-        left = f", not from {listed(chosen.others)}" if chosen.others else ""
+        others = [source.rstrip(".") or "the file itself" for source in chosen.others]
+        left = f", not from {listed(others)}" if others else ""
         _LOG.info("%s: weights taken from %s%s", path, chosen.source.rstrip("."), left)
     return chosen
 

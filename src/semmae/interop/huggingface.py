@@ -278,7 +278,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     """ValueError where `config.json` describes what timm's blocks do not compute."""
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu" and not config.get("use_swiglu_ffn"):
-        raise ValueError(f"its activation is {shown(activation)}, not gelu")
+        raise ValueError(f"its activation is {str(activation)[:40]}, not gelu")
 
 
 def norm_eps(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:

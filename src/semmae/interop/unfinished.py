@@ -41,6 +41,11 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / MARKER).is_file() and _verb(_options(folder)) is not None
 
 
+def trains_autoencoder(folder: Path) -> bool:
+    """Whether the folder is that of a run of pretrain."""
+    return _verb(_options(folder)) == "pretrain"
+
+
 def read_unfinished(folder: Path) -> UnfinishedRun:
     """What such a run has learned up to its last checkpoint.
 

@@ -250,7 +250,9 @@ def load_strictly(module: nn.Module, state: State) -> None:
 
 def not_finite(state: State) -> list[str]:
     """Names of tensors that hold infinite values or none at all (NaN), as training that diverged leaves them."""
-    return [name for name, tensor in state.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+    floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
+    floats |= {name: tensor.float() for name, tensor in floats.items() if tensor.element_size() == 1}  # float8
+    return [name for name, tensor in floats.items() if not all(map(math.isfinite, map(float, tensor.aminmax())))]
 
 
 def _check_fits(module: nn.Module, state: State) -> None:

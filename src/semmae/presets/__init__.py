@@ -38,8 +38,13 @@ PRESETS: Mapping[str, tuple[Preset, ...]] = {
 }
 
 
-def preset_options(verb: str, name: str | None) -> dict[str, Any]:
+def preset_options(verb: str, name: str | None, option: str = "--preset") -> dict[str, Any]:
     """The options of a verb's preset; none where no preset is asked for.
+
+    Args:
+        verb: whose preset it is.
+        name: as `--preset` takes it.
+        option: by which it was asked for, to be named where there is none.
 
     Raises:
         UserError: the verb has no such preset; the near ones are named.
@@ -48,7 +53,7 @@ def preset_options(verb: str, name: str | None) -> dict[str, Any]:
         return {}
     known = {preset_name(preset): preset for preset in PRESETS.get(verb, ())}
     if name not in known:
-        raise UserError(f"--preset: semmae {verb} has no preset {name!r}{near(name, known)}")
+        raise UserError(f"{option}: semmae {verb} has no preset {name!r}{near(name, known)}")
     return known[name]()
 
 

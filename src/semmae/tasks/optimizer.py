@@ -105,7 +105,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, each: bool 
     if not each:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
     norms = [torch.nn.utils.clip_grad_norm_(own, limit) for own in parameters if own.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return whole
 
 
 def can_fuse(trainer: "pl.Trainer") -> bool:

@@ -54,7 +54,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stoppable(last_words: Callable[[int], None]) -> Iterator[None]:
+def stoppable(last_words: Callable[[int], object]) -> Iterator[None]:
     """Ctrl-C and SIGTERM raise `Stopped`; the second one ends the process at once, whatever it waits for.
 
     Nothing is lost by that: files are written whole or not at all. Training takes both over while it lasts

@@ -315,6 +315,8 @@ class Meter(pl.Callback):
         )
         sys.stderr.write(f"\r{line:<100}" + ("\n" if ended else "") if sys.stderr.isatty() else line + "\n")
         sys.stderr.flush()
+        if ended:
+            _log.debug("%s", line)
 
     def _seconds_a_step(self) -> float:
         return (time.monotonic() - self._since) / max(1, len(self._losses) // self.options.accumulate)

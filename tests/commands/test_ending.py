@@ -1,0 +1,176 @@
+"""How verbs end: files first, then the lines; a finished run is not computed again; commands can be pasted."""
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import semmae
+from semmae import outcome
+from semmae.cli import run
+from semmae.commands import ending
+from semmae.commands.knn import KnnOptions
+
+FEW = ["--workers", "0", "--batch-size", "8"]
+
+
+def measured(whole_run: Path, creatures: Path, out: Path, **more: Any) -> Path:
+    options: dict[str, Any] = {"encoder": whole_run, "data": creatures / "images", "workers": 0, **more}
+    return semmae.knn(out=out, **options)
+
+
+def last_command(told: str) -> list[str]:
+    (line,) = [line for line in told.splitlines() if line.startswith("next  semmae")]
+    return shlex.split(line.removeprefix("next  semmae"))
+
+
+def test_the_end_of_knn_is_shown_when_all_is_written_and_kept_in_the_log(
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[set[str]] = []
+    monkeypatch.setattr(ending, "say", lambda text: seen.append({path.name for path in out.iterdir()}) or print(text))
+    out = tmp_path / "my run-knn"
+    measured(whole_run, creatures, out, untrained=True)
+    told = capsys.readouterr().out
+    assert seen == [{"config.yaml", "results.json", "results.md", "skipped.csv", "train.log", "report.html"}]
+    figures = json.loads((out / "results.json").read_text())
+    assert f"{figures['top1']:.1f} ({figures['top1_low']:.1f} to {figures['top1_high']:.1f})" in told
+    assert "untrained self" in told
+    assert str(out / "report.html") in told and str(out / "results.json") in told
+    assert last_command(told)[:1] + last_command(told)[-1:] == ["probe", str(tmp_path / "my run-probe")]
+
+
+def test_the_log_holds_what_was_shown(
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "semmae")  # as the command does
+    out = measured(whole_run, creatures, tmp_path / "out")
+    told = capsys.readouterr().out
+    assert told.strip() in (out / "train.log").read_text()
+
+
+def test_a_finished_run_asked_for_again_computes_nothing(
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    asked = ["knn", "--encoder", str(whole_run), "--data", str(creatures / "images"), "--out", str(out), *FEW]
+    assert run(asked) == 0
+    first, before = capsys.readouterr().out, tiny.listing(out)
+    monkeypatch.setattr("semmae.commands.knn.open_encoder", lambda options: pytest.fail("opened an encoder"))
+    for again in (asked, [*asked, "--resume"], ["knn", "--out", str(out), "--resume"], [*asked, "--workers", "1"]):
+        assert run(again) == 0
+        told = capsys.readouterr().out
+        assert "already finished" in told and told.endswith(first.strip() + "\n")
+    assert tiny.listing(out) == before
+    for other in (["--k", "3"], ["--untrained"], ["--seed", "1"]):
+        assert run([*asked, *other]) == 2  # not this run: the folder is in the way
+        assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["", "teacher", "parts"])
+def test_finished_trainings_are_known(stage: str, whole_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tiny.listing(whole_run)
+    verb = stage or "pretrain"
+    assert run([verb, "--out", str(whole_run / stage), "--resume"]) == 0
+    assert "already finished" in capsys.readouterr().out and tiny.listing(whole_run) == before
+
+
+def test_what_is_not_finished_is_not_taken_for_it(whole_run: Path, tmp_path: Path) -> None:
+    assert ending.is_finished(whole_run)
+    (tmp_path / "config.yaml").write_text((whole_run / "config.yaml").read_text())
+    assert not ending.is_finished(tmp_path)  # as a copy without the hidden marker
+    for finished in (False, "yes", True):
+        (tmp_path / "summary.json").write_text(json.dumps({"finished": finished}))
+        assert ending.is_finished(tmp_path) == (finished is True)
+    (tmp_path / ".unfinished").touch()
+    assert not ending.is_finished(tmp_path)
+
+
+def test_every_command_that_is_named_can_be_pasted(
+    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Teacher, parts, pre-training, evaluation, fine-tuning, export: each is the line that the last one gave."""
+    place = tmp_path / "my runs"
+    place.mkdir()
+    asked = [
+        *("teacher", "--data", str(creatures / "images"), "--out", str(place / "a"), "--limit", "24", "--seed", "1"),
+        *("--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--prototypes", "64", "--head-width", "64"),
+    ]
+    less: dict[str, list[str]] = {
+        "evaluate": ["--workers", "0"],
+        "finetune": [*FEW, "--epochs", "1"],
+        "export": [],
+    }
+    verbs = []
+    while True:
+        verbs.append(asked[0])
+        assert run([*asked, *less.get(asked[0], [*FEW, "--epochs", "1"])]) == 0, asked
+        told = capsys.readouterr().out
+        if asked[0] == "export":
+            break
+        asked = last_command(told)
+    assert verbs == ["teacher", "parts", "pretrain", "evaluate", "finetune", "export"]
+    line = told.splitlines()[-1].removeprefix("next  ")
+    load = shlex.split(line)
+    assert load[:2] == ["python", "-c"]
+    subprocess.run([sys.executable, *load[1:]], check=True, stdout=subprocess.DEVNULL, timeout=120)
+    protocol = json.loads((place / "a-evaluate" / "results.json").read_text())["protocol"]
+    assert protocol["knn"]["pooling"] == protocol["probe"]["pooling"] == "mean"
+
+
+def test_a_reader_that_has_gone_costs_nothing(tmp_path: Path) -> None:
+    """`say` into a pipe that nobody reads, and into a closed stdout: no error, not even as Python ends."""
+    code = "from semmae.progress import say\nfor _ in range(3): say('a' * 100000)"
+    source = Path(semmae.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    for stdout in (writer, "closed"):
+        command = [sys.executable, "-c", code]
+        if stdout == "closed":
+            command = ["sh", "-c", f"exec {shlex.join(command)} >&-"]
+        done = subprocess.run(
+            command, stdout=writer if stdout == writer else None, stderr=subprocess.PIPE, env=environment, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+    os.close(writer)
+
+
+def test_names_beside_a_run_are_free(tmp_path: Path) -> None:
+    assert outcome.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn"
+    assert outcome.fresh(tmp_path / "a-knn", "probe") == tmp_path / "a-probe"
+    (tmp_path / "a-knn").mkdir()
+    (tmp_path / "a-knn-2").touch()
+    assert outcome.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn-3"
+    (tmp_path / "a-features.parquet").touch()
+    assert outcome.fresh(tmp_path / "a", "features.parquet") == tmp_path / "a-features-2.parquet"
+
+
+def test_options_of_another_verb_are_no_finished_run(whole_run: Path) -> None:
+    options = KnnOptions(encoder="x", data="y", out=whole_run)
+    assert not ending.already_finished(options)
+
+
+def test_the_log_takes_names_that_are_no_text(tmp_path: Path) -> None:
+    with ending.logged(tmp_path / "train.log"):
+        logging.getLogger("semmae").warning("%s", "cat\udcff.png")
+    assert "cat\\udcff.png" in (tmp_path / "train.log").read_text(encoding="utf-8")

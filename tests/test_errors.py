@@ -1,0 +1,19 @@
+"""What a message is made of: all of it on one line, and of many names the first few."""
+
+import pickle
+
+import pytest
+
+from semmae.errors import UserError, listed
+
+
+def test_no_line_of_a_library_s_message_is_lost() -> None:
+    error = UserError("runs/a  b: not Parquet (first\n  second\r\n\n third); restore it")
+
+    assert str(error) == "runs/a  b: not Parquet (first second third); restore it"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # between processes
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, ""), (1, "a"), (3, "a, b, c"), (5, "a, b, c and 2 more")])
+def test_of_many_names_three_and_a_count_are_listed(count: int, expected: str) -> None:
+    assert listed("abcde"[:count]) == expected
