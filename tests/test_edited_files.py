@@ -86,7 +86,7 @@ USERS: dict[str, list[Callable[[Path], object]]] = {
     "skipped.csv": [write_report],
     "encoder/config.json": [write_report],
     "results.json": [write_report, card],
-    "parts/quality.json": [write_report, lambda run: table(run, {}, run)],
+    "parts/quality.json": [write_report, lambda run: table(run, {})],
     "parts/parts.json": [write_report],
     "parts/summary.json": [lambda run: write_parts_page(run / "parts")],
     "parts/metrics.jsonl": [lambda run: write_parts_page(run / "parts")],

@@ -76,7 +76,7 @@ def test_it_goes_on_where_it_was_stopped(images: ImageSet, tmp_path: Path, monke
         path.write_bytes(content)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("semmae.commands.exporting.write_atomically", stop)
+        patch.setattr("semmae.commands.exporting.write_bytes", stop)
         export_labels(store, images, out, workers=1)
     assert written == ["1.jpg.png"]
     before = (out / "a" / "1.jpg.png").stat().st_mtime_ns

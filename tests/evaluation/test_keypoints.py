@@ -172,5 +172,5 @@ def test_the_file_of_cub(tmp_path: Path) -> None:
     ):
         read_keypoints(file, names)
     (tmp_path / "images.txt").unlink()
-    with pytest.raises(UserError, match=r"images\.txt: No such file"):
+    with pytest.raises(UserError, match=r"images\.txt: cannot be read"):
         read_keypoints(file, names)

@@ -165,11 +165,8 @@ def _read_lines(path: Path) -> Iterator[_Line]:
 
 def _read_cub(path: Path, images: Collection[str]) -> Iterator[_Line]:
     """The lines of `part_locs.txt` (image, part, x, y, visible) that are of these images."""
-    try:
-        parts = read_ids(path.with_name("parts.txt"))
-        files = read_ids(path.parent.parent / "images.txt")
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; {path.name} is read beside it") from error
+    parts = read_ids(path.with_name("parts.txt"))
+    files = read_ids(path.parent.parent / "images.txt")
     for number, line in enumerate(read_text(path).splitlines(), 1):
         place, values = f"{path}, line {number}", line.split()
         if len(values) != 5 or values[0] not in files or values[1] not in parts:
