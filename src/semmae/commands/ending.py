@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from semmae import outcome
+from semmae import files, outcome
 from semmae.commands.options import GOING_ON, OptionsT, RunOptions, read_config
 from semmae.errors import UserError
 from semmae.interop.unfinished import MARKER
@@ -128,7 +128,7 @@ def _table(run: Path) -> list[str]:
     if not path.is_file():
         return []
     rows: list[str] = []
-    for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in files.read_text(path, errors="surrogateescape").splitlines():
         if line.startswith("|"):
             rows.append(line)
         elif rows:
