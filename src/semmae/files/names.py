@@ -1,0 +1,82 @@
+"""Names of files and values, as bytes, as paths and as messages show them."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from semmae.errors import UserError
+
+
+def encoded(text: str) -> bytes:
+    """Text as UTF-8; names of files that are none as the bytes that they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a half of a surrogate pair, such as JSON can hold
+        return text.encode("utf-8", "backslashreplace")
+
+
+def on_disk(name: str) -> bytes:
+    """The bytes by which the file system knows a name, in any locale.
+
+    The same file may be named "ä" by a text that holds its name, and by two surrogate escapes where the locale is C.
+    """
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        return encoded(name)
+
+
+def readable(name: str) -> str:
+    """A name for what takes Unicode alone, as pictures and tables do: a byte that is no UTF-8 in hexadecimal."""
+    return encoded(name).decode("utf-8", "backslashreplace")
+
+
+def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
+    """The path that a user gave, `~` expanded; whether anything lies there is for the caller to ask.
+
+    Args:
+        text: as given.
+        option: that it was given to, for the messages.
+
+    Raises:
+        UserError: it can be no path, or nobody but the system knows what lies there: it is empty, too long, names an
+            unknown user or leads through a folder that may not be entered.
+    """
+    given = os.fspath(text)
+    told = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
+    if not given:
+        raise UserError(f"{option or 'path'} is empty; give a file or a folder")
+    if "\0" in given:
+        raise UserError(f"{option} {shown(given)}: holds a NUL byte, which no path can; check the path".strip())
+    try:
+        path = Path(os.fsdecode(on_disk(given))).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError as error:  # expanduser
+        raise UserError(f"{told}: no such user ({given.split('/', 1)[0]}); write the path without ~") from error
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{told}: cannot be looked at ({reason}); check the path and its permissions") from error
+    return path
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: at most 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        text = f"an integer of {int(value).bit_length()} bits"
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def short(digest: str) -> str:
+    """The beginning of a digest, which is enough to tell two apart."""
+    return digest[:12]
+
+
+def bytes_shown(count: float) -> str:
+    """`812 B`, `3.4 kB`, `1.2 GB`: a number of bytes as people read it."""
+    power = min(4, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

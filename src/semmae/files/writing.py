@@ -1,0 +1,205 @@
+"""Whole-or-nothing writes: beside the place, then moved there.
+
+What lies beside its place bears a suffix that nobody else uses, so that `sweep` can remove what a killed process left,
+and nothing of the user's.
+"""
+
+import csv
+import errno
+import glob
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from semmae.errors import DiskError, UserError
+from semmae.files.names import encoded, shown
+
+# Of everything that lies beside its place while it is written.
+PART = ".semmae-part"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+# Libraries that write by themselves (torch, safetensors, Arrow) tell the same in words.
+_FULL_WORDS = re.compile(
+    r"no space left|os error (28|122|27|5)\b|disk quota|file too large"
+    r"|PytorchStreamWriter|inline_container|iostream error",
+    re.I,
+)
+
+
+@contextmanager
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A path to write to: moved to `path` when the block ends well, removed when it does not.
+
+    Args:
+        path: of the file; its folder is made.
+        durable: the file is on the disk before it takes its place, and so is its name before the block returns.
+
+    Raises:
+        DiskError: the disk is full, broken or read-only.
+    """
+    with _explained(path):
+        make_folder(path.parent)
+        beside = _beside(path)
+        try:
+            yield beside
+            if durable:
+                _sync(beside)
+            os.replace(beside, path)
+            if durable:
+                _sync(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well.
+
+    Raises:
+        UserError: the folder cannot be moved, see `check_replaceable`.
+        DiskError: as `whole`.
+    """
+    check_replaceable(folder)
+    with _explained(folder):
+        make_folder(folder.parent)
+        sweep_beside(folder)
+        beside = _beside(folder)
+        fresh, old = beside / "fresh", beside / "old"
+        try:
+            fresh.mkdir(parents=True)
+            yield fresh
+            if folder.exists():
+                os.rename(folder, old)
+            try:
+                os.rename(fresh, folder)
+            except OSError:
+                if old.exists():
+                    shutil.move(old, folder)
+                raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those around it, where it is not there; UserError where the system refuses that."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_fault(error):
+            raise
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{shown(str(folder))}: cannot be made ({reason}); choose another place") from error
+
+
+def check_replaceable(folder: Path) -> None:
+    """UserError where `whole_folder` cannot move a folder into this place: the working folder, or one around it."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: is the folder one works in, or around it; give a new folder below it, or elsewhere")
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write a file, whole."""
+    with whole(path, durable=durable) as beside:
+        beside.write_bytes(content)
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a file in UTF-8, whole."""
+    write_bytes(path, encoded(text), durable=durable)
+
+
+def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
+    """Write a JSON file, whole. ValueError where a number is not finite."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # names that are no UTF-8: escaped, the file stays JSON
+        text = json.dumps(content, indent=1, allow_nan=False)
+    write_text(path, text + "\n", durable=durable)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file, whole; the first row is the header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def reserve(path: Path) -> None:
+    """Give a sparse file its room on the disk now: writing to a mapped file on a full disk would kill the process."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder, at any depth: what bears our suffix, and nothing else."""
+    for entry in list(folder.rglob(f".*{PART}")):
+        remove(entry)
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove what a killed process was writing for this very place."""
+    for entry in path.parent.glob(f".{glob.escape(path.name[:100])}.*{PART}"):
+        remove(entry)
+
+
+def is_part(path: Path) -> bool:
+    """Whether the name is one of ours for what is being written."""
+    return path.name.startswith(".") and path.name.endswith(PART)
+
+
+def remove(entry: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+def is_disk_fault(error: BaseException) -> bool:
+    """Whether this error of Python, or of a library that writes, is one of the disk: full, broken, read-only."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return not isinstance(error, UserError) and _FULL_WORDS.search(str(error)) is not None
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named.
+
+    What else the system refuses there, such as a folder that one may not write in, is the user's to mend.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        if error.filename is None or Path(error.filename).parent != path.parent:
+            raise
+        raise UserError(f"{path}: cannot be written (permission denied); choose another place") from error
+    except Exception as error:
+        if not (isinstance(error, DiskError) or is_disk_fault(error)):
+            raise
+        cause = error.__cause__ if isinstance(error, DiskError) else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else "No space left on device"
+        raise DiskError(
+            f"{path}: cannot be written ({reason.lower()}); free space there, or use another disk"
+        ) from cause
+
+
+def _beside(path: Path) -> Path:
+    """Where to write: the same disk, a name of this process alone, short enough for every file system."""
+    return path.with_name(f".{path.name[:100]}.{os.getpid()}{PART}")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
