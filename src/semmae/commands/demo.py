@@ -19,7 +19,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.quality import read_masks
-from semmae.page import read_json
+from semmae.page import read_facts
 from semmae.reporting import write_report
 
 # Methods of quality.json that the table at the end shows.
@@ -150,7 +150,7 @@ def table(run: Path, methods: dict[str, Any]) -> list[str]:
     lines = ["", f"{'':24}{'NMI':>8}{'ARI':>8}"]
     quality = run / "parts" / "quality.json"
     if quality.exists():
-        measured = read_json(quality)
+        measured = read_facts(quality)
         for key, name in PART_ROWS.items():
             if {"nmi", "ari"} <= measured.get(key, {}).keys():
                 lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")

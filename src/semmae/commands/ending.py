@@ -15,7 +15,7 @@ from semmae import files, outcome
 from semmae.commands.options import GOING_ON, OptionsT, RunOptions, read_config
 from semmae.errors import UserError
 from semmae.interop.unfinished import MARKER
-from semmae.page import read_json
+from semmae.page import read_facts
 from semmae.progress import logged, say
 from semmae.tasks.trainer import is_rank_zero
 
@@ -76,7 +76,7 @@ def is_finished(run: Path) -> bool:
     if not (run / "config.yaml").is_file() or (run / MARKER).exists():
         return False
     summaries = (run / "summary.json", run / "run" / "summary.json")  # the latter of a demo
-    return (run / "results.json").is_file() or any(read_json(path).get("finished") is True for path in summaries)
+    return (run / "results.json").is_file() or any(read_facts(path).get("finished") is True for path in summaries)
 
 
 def _same(options: RunOptions) -> bool:

@@ -36,7 +36,7 @@ from semmae.commands.places import check_apart, check_place
 from semmae.errors import UserError
 from semmae.files import is_part, make_folder, remove, sweep, write_text
 from semmae.interop import unfinished
-from semmae.progress import logged
+from semmae.progress import held, logged
 from semmae.tasks.nodes import take_rank
 from semmae.tasks.trainer import is_rank_zero
 
@@ -98,6 +98,7 @@ def claimed(options: OptionsT) -> Iterator[OptionsT]:
     check_inputs(options)
     with ExitStack() as stack:
         if is_rank_zero():
+            stack.enter_context(held())
             stack.enter_context(locked(options.out))
         yield _settled(options)
 
