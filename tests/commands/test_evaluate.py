@@ -263,8 +263,10 @@ def test_images_with_masks_in_folders_that_are_no_classes(
 
 
 def test_figures_of_other_images_are_not_gone_on_with(encoder: Path, divided: Path, tmp_path: Path) -> None:
-    told = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", "untrained": False, **COMMON}
+    told: dict[str, Any] = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", **COMMON}
+    told["untrained"] = False
     semmae.evaluate(**told)
+    (told["out"] / ".unfinished").touch()  # as one that was killed at its end
     next((divided / "val").rglob("*.png")).unlink()
     with pytest.raises(UserError, match=r"figures\.json: was found with other images; restore what has changed"):
         semmae.evaluate(resume=True, **told)

@@ -212,8 +212,8 @@ def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, dict[str,
     figures: dict[str, dict[str, Any]] = Fields(path, earlier).need("figures", dict)
     for protocol in figures:
         own = Fields(path, Fields(path, figures).need(protocol, dict))
-        for name in own.content:
-            own.need(name, (int, float))
+        for name in own.content:  # a list tells every class, or every rate tried, by itself
+            own.need(name, (int, float, list))
     changed = next((name for name in facts if earlier.get(name) != facts[name]), None)
     if changed:
         raise UserError(
