@@ -134,8 +134,8 @@ def teacher(
     mask_ratio: float = 0.3, mask_spread: float = 0.2, mask_share: float = 0.5, koleo: float = 0.5,
     centering: Literal["centering", "sinkhorn"] = "centering", teacher_temp: float = 0.04,
     warmup_teacher_temp: float = 0.04, temp_warmup_share: float = 0.1, prototypes: int = 1024, head_width: int = 1024,
-    shared_head: bool = True, norm_last_layer: bool = True, frozen_share: float = 0.1, init: str | Path | None = None,
-    num_heads: int | None = None, knn_every: int = 10,
+    shared_head: bool = True, norm_last_layer: bool = True, frozen_share: float = 0.1, learned_positions: bool = False,
+    init: str | Path | None = None, num_heads: int | None = None, knn_every: int = 10,
 ) -> Path:  # fmt: skip
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
 
@@ -172,6 +172,7 @@ def pretrain(
     decoder_width: int | None = None, decoder_depth: int | None = None, decoder_heads: int | None = None,
     init: str | Path | None = None, num_heads: int | None = None, num_parts: int = 6, masks: str | Path | None = None,
     teacher_epochs: int | None = None, teacher_image_size: int | None = None, parts_epochs: int | None = None,
+    parts_preset: str | Path | None = None,
 ) -> Path:  # fmt: skip
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
 
@@ -179,7 +180,7 @@ def knn(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, encoder: str | Path = ..., data: str | Path = ..., num_heads: int | None = None,
     image_size: int | None = None, limit: int | None = None, batch_size: int = 128, crop_pct: float = 1.0,
-    pooling: Literal["cls", "mean"] = "cls", precision: Literal["auto", "float32", "bf16", "fp16"] = "auto",
+    pooling: Literal["auto", "cls", "mean"] = "auto", precision: Literal["auto", "float32", "bf16", "fp16"] = "auto",
     k: int = 20, temperature: float = 0.07, untrained: bool = False, preset: str | Path | None = None,
 ) -> Path:  # fmt: skip
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
@@ -190,7 +191,7 @@ def probe(
     accumulate: int = 1, precision: Literal["auto", "float32", "bf16", "fp16"] = "auto", devices: int = 1,
     nodes: int = 1, encoder: str | Path = ..., num_heads: int | None = None, image_size: int | None = None,
     preset: str | Path | None = None, protocol: Literal["features", "mae"] = "features",
-    pooling: Literal["cls", "mean"] = "cls", epochs: int | None = None, blr: float = 0.1,
+    pooling: Literal["auto", "cls", "mean"] = "auto", epochs: int | None = None, blr: float = 0.1,
     warmup_share: float = 0.1111111111111111, crop_scale: float = 0.08, crop_pct: float | None = None,
     lr: float | None = None, choice_share: float = 0.1, flip: bool = False, val_share: float = 0.2,
     untrained: bool = False,
@@ -231,7 +232,7 @@ def evaluate(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, encoder: str | Path = ..., data: str | Path = ..., num_heads: int | None = None,
     image_size: int | None = None, limit: int | None = None, batch_size: int = 128, crop_pct: float = 1.0,
-    pooling: Literal["cls", "mean"] = "cls", precision: Literal["auto", "float32", "bf16", "fp16"] = "auto",
+    pooling: Literal["auto", "cls", "mean"] = "auto", precision: Literal["auto", "float32", "bf16", "fp16"] = "auto",
     k: int = 20, temperature: float = 0.07, untrained: bool = True, val_share: float = 0.2,
     masks: str | Path | None = None, ignore_index: int = 255, reduce_zero_label: bool = False, steps: int = 500,
 ) -> Path:  # fmt: skip
@@ -241,7 +242,7 @@ def embed(
     *, out: str | Path = ..., seed: int = 0, workers: int = 2, config: str | Path | None = None, resume: bool = False,
     overwrite: bool = False, encoder: str | Path = ..., data: str | Path = ..., num_heads: int | None = None,
     image_size: int | None = None, limit: int | None = None, batch_size: int = 128, crop_pct: float = 1.0,
-    tokens: str | Path = "cls", parts: str | Path | None = None, dtype: Literal["float32", "float16"] = "float32",
+    tokens: str | Path = "auto", parts: str | Path | None = None, dtype: Literal["float32", "float16"] = "float32",
 ) -> Path:  # fmt: skip
     """Write features of every image to a .parquet, .npz or .safetensors file."""
 

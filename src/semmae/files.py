@@ -12,6 +12,7 @@ Notable here:
 
 import csv
 import errno
+import glob
 import io
 import json
 import math
@@ -84,8 +85,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     check_replaceable(folder)
     with _explained(folder):
         make_folder(folder.parent)
+        sweep_beside(folder)
         beside = _beside(folder)
-        shutil.rmtree(beside, ignore_errors=True)
         fresh, old = beside / "fresh", beside / "old"
         try:
             fresh.mkdir(parents=True)
@@ -170,6 +171,12 @@ def readable(name: str) -> str:
 def sweep(folder: Path) -> None:
     """Remove what killed processes were writing in a folder, at any depth: what bears our suffix, and nothing else."""
     for entry in list(folder.rglob(f".*{PART}")):
+        remove(entry)
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove what a killed process was writing for this very place."""
+    for entry in path.parent.glob(f".{glob.escape(path.name[:100])}.*{PART}"):
         remove(entry)
 
 

@@ -142,7 +142,7 @@ def read_json(path: Path, form: str | None = None) -> dict[str, Any]:
     elif form == "results.json":
         _check_types(path, content.get("protocol", {}), {"method": str, "encoder_digest": str})
         for figures in (content, *(value for value in content.values() if isinstance(value, dict))):
-            _check_types(path, figures, dict.fromkeys(FIGURES, _NUMBER), null=True)
+            check_figures(path, figures)
     return content
 
 
@@ -165,6 +165,11 @@ def read_skipped(path: Path) -> list[tuple[str, str]]:
     if wrong:
         raise UserError(f"{path}: not the table of name and reason that was written; restore it, or remove it")
     return [(name, reason) for name, reason in rows]
+
+
+def check_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """UserError where what has the name of a figure is there, and neither a number nor null."""
+    _check_types(path, figures, dict.fromkeys(FIGURES, _NUMBER), null=True)
 
 
 def _check_types(path: Path, content: Mapping[str, Any], kinds: Mapping[str, Any], *, null: bool = False) -> None:

@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", help="sections to replay, such as A2 C")
     only = tuple(parser.parse_args().only)
-    chosen = sorted((one for one in ATTACKS if one.section.startswith(only or "")), key=lambda one: one.section)
+    chosen = sorted((one for one in ATTACKS if not only or one.section.startswith(only)), key=lambda one: one.section)
     torch.set_num_threads(1)
     began, tried, held, failed = time.monotonic(), Counter[str](), Counter[str](), []
     with tempfile.TemporaryDirectory(prefix="semmae-attacks-") as folder:

@@ -263,10 +263,9 @@ def test_images_with_masks_in_folders_that_are_no_classes(
 
 
 def test_figures_of_other_images_are_not_gone_on_with(encoder: Path, divided: Path, tmp_path: Path) -> None:
-    told: dict[str, Any] = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", **COMMON}
-    told["untrained"] = False
+    told = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", "untrained": False, **COMMON}
     semmae.evaluate(**told)
-    (told["out"] / ".unfinished").touch()  # as one that was killed at its end
+    (tmp_path / "out" / ".unfinished").touch()  # as if it had been stopped
     next((divided / "val").rglob("*.png")).unlink()
     with pytest.raises(UserError, match=r"figures\.json: was found with other images; restore what has changed"):
         semmae.evaluate(resume=True, **told)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from semmae.errors import UserError
 from semmae.tasks.checkpoints import CheckedCheckpointIO
 from semmae.tasks.trainer import truncate_metrics
 
@@ -36,9 +37,19 @@ def test_half_a_line_of_metrics_is_dropped(tmp_path: Path) -> None:
     path.write_text("".join(lines) + lines[0][:7])
     truncate_metrics(path, 3)
     assert path.read_text() == "".join(lines[:3])
-    path.write_text("".join(lines[:2]) + lines[2].rstrip())  # whole, but nobody can know that
+    path.write_text("".join(lines[:2]) + lines[2].rstrip())  # whole, but for the end of the line
     truncate_metrics(path, 3)
-    assert path.read_text() == "".join(lines[:2])
+    assert path.read_text() == "".join(lines[:3])
     before = path.stat().st_mtime_ns
     truncate_metrics(path, 3)
     assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"loss": 1.0}', '{"step": "3"}', '{"step": null}', "\\xff"])
+def test_edited_metrics_are_refused_and_stay(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    content = f'{{"step": 1, "loss": NaN}}\n{line}\n{{"step": 4}}\n'.encode().replace(b"\\xff", b"\xff")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        truncate_metrics(path, 3)
+    assert path.read_bytes() == content

@@ -30,7 +30,7 @@ from semmae.data.part_store import PartStore
 from semmae.errors import DiskError, UserError
 from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
-from semmae.files import Fields, bytes_shown, read_json, write_json
+from semmae.files import Fields, bytes_shown, read_json, sweep_beside, write_json
 from semmae.models.vit import Encoder
 from semmae.outcome import python, text
 from semmae.pooling import pooling_of
@@ -68,6 +68,7 @@ def embed(options: EmbedOptions) -> Path:
     check_values(options)
     check_inputs(options)
     with claimed(_run_beside(options)) as run:
+        sweep_beside(options.out)
         return _embed(options, run)
 
 

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from semmae import outcome
+from semmae import files, outcome
 from semmae.commands.options import GOING_ON, OptionsT, RunOptions, read_config
 from semmae.errors import UserError
 from semmae.interop.unfinished import MARKER
@@ -31,6 +31,14 @@ _MADE = {
     "quality.json": "how good the parts are",
     "results.json": "figures and protocol",
     "per_class.csv": "every class by itself",
+}
+# What a training leaves, by its stage.
+_LEFT = {
+    "teacher": "encoder",
+    "parts": "parts.npy",
+    "pretrain": "encoder",
+    "finetune": "classifier",
+    "segment": "segmenter",
 }
 _PAGES = ("report.html", "parts.html", "parts/parts.html")
 # What may differ when a finished run is asked for again: nothing that is left of it would be another.
@@ -75,8 +83,12 @@ def is_finished(run: Path) -> bool:
     """Whether the folder holds a run that came to its good end, by the files that it leaves there."""
     if not (run / "config.yaml").is_file() or (run / MARKER).exists():
         return False
-    summaries = (run / "summary.json", run / "run" / "summary.json")  # the latter of a demo
-    return (run / "results.json").is_file() or any(read_json(path).get("finished") is True for path in summaries)
+    summary = read_json(run / "summary.json")
+    left = _LEFT.get(summary.get("stage", ""))
+    if left and not (run / left).exists() or read_json(run / "parts.json").get("complete", True) is not True:
+        return False  # --resume makes it again
+    of_demo = read_json(run / "run" / "summary.json")
+    return (run / "results.json").is_file() or any(each.get("finished") is True for each in (summary, of_demo))
 
 
 def _same(options: RunOptions) -> bool:
@@ -128,7 +140,7 @@ def _table(run: Path) -> list[str]:
     if not path.is_file():
         return []
     rows: list[str] = []
-    for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in files.read_text(path, errors="surrogateescape").splitlines():
         if line.startswith("|"):
             rows.append(line)
         elif rows:

@@ -45,6 +45,7 @@ from semmae.data.splits import MASK_FOLDERS
 from semmae.errors import UserError
 from semmae.files import Fields, read_json, user_path, write_json
 from semmae.models.vit import Encoder
+from semmae.page import check_figures
 from semmae.reporting import write_report
 from semmae.tasks.precision import check_precision
 
@@ -211,9 +212,7 @@ def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, dict[str,
     earlier = read_json(path)
     figures: dict[str, dict[str, Any]] = Fields(path, earlier).need("figures", dict)
     for protocol in figures:
-        own = Fields(path, Fields(path, figures).need(protocol, dict))
-        for name in own.content:  # a list tells every class, or every rate tried, by itself
-            own.need(name, (int, float, list))
+        check_figures(path, Fields(path, figures).need(protocol, dict))
     changed = next((name for name in facts if earlier.get(name) != facts[name]), None)
     if changed:
         raise UserError(

@@ -25,7 +25,7 @@ _Table = npt.NDArray[np.int64]  # (N, 3)
 
 def cache_folder() -> Path:
     """Where these files lie unless told otherwise: below $SEMMAE_CACHE, or in the user's cache."""
-    return Path(os.environ.get("SEMMAE_CACHE") or user_cache_dir("semmae")) / "manifests"
+    return Path(os.environ.get("SEMMAE_CACHE") or user_cache_dir("semmae")) / "readable"
 
 
 def cache_file(folder: Path, key: str) -> Path:

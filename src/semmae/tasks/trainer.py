@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
-from semmae.files import write_text
+from semmae.files import Fields, read_records, read_text, write_text
 from semmae.memory import keep_freed_memory
 from semmae.progress import shown_rate
 from semmae.tasks.checkpoints import CheckedCheckpointIO
@@ -340,11 +340,11 @@ def truncate_metrics(path: Path, step: int) -> None:
     """Drop lines past `step` from metrics.jsonl: they were written after the checkpoint resumed from.
 
     The last line may be half of one, where the process was killed as it wrote: it is dropped too.
+
+    Raises:
+        UserError: another line is no record of a step.
     """
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    kept = [line for line in whole.splitlines() if line.strip() and json.loads(line)["step"] <= step]
-    content = "".join(line + "\n" for line in kept)
-    if content == text:
-        return
-    write_text(path, content)
+    kept = [record for record in read_records(path) if Fields(path, record).need("step", int) <= step]
+    content = "".join(json.dumps(record) + "\n" for record in kept)
+    if content != read_text(path):
+        write_text(path, content)
