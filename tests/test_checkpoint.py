@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semmae import checkpoint
-from semmae.errors import UserError
+from semmae.errors import DiskError, UserError
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
@@ -201,7 +201,7 @@ def test_a_write_that_fails_leaves_the_older_folder(
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patched, pytest.raises(DiskError):
         patched.setattr(checkpoint, "save_file", full)
         checkpoint.save_encoder(Encoder(TINY), tmp_path / "encoder")
     with pytest.raises(TypeError):  # not JSON
@@ -215,7 +215,7 @@ def test_a_move_that_fails_puts_the_older_folder_back(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.save_encoder(encoder, tmp_path / "encoder")
-    rename = checkpoint.os.rename
+    rename = os.rename
 
     def refuse_fresh(source: Path, target: Path) -> None:
         if source.name == "fresh":
@@ -223,7 +223,7 @@ def test_a_move_that_fails_puts_the_older_folder_back(
         rename(source, target)
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="went away"):
-        patched.setattr(checkpoint.os, "rename", refuse_fresh)
+        patched.setattr(os, "rename", refuse_fresh)
         checkpoint.save_encoder(Encoder(TINY), tmp_path / "encoder")
 
     assert checkpoint.digest(checkpoint.read_encoder(tmp_path / "encoder")) == checkpoint.digest(encoder)

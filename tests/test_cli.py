@@ -59,7 +59,7 @@ REFUSED = [
     ("--data nowhere/photos", ["nowhere/photos", "no such file or folder", "check the path"]),
     ("--data imagse", ["imagse", 'did you mean "images"?']),
     ("--data empty", ["empty: no images, found nothing", "give a folder with"]),
-    ("--data texts", ["texts: no images, found 1 files (.txt)", "give a folder with"]),
+    ("--data texts", ["texts: no images, found 1 files (1 .txt)", "give a folder with"]),
     ("--data broken", ["2 of 20 images (10.0 %)", "limit 5 %", "00.png", "repair or remove"]),
     ("--image-size 30", ["30", "patch size 8", "use 24 or 32"]),
     ("--image-size 0", ["--image-size 0", "from 8"]),

@@ -74,6 +74,24 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
 
 
+def test_what_was_written_beside_a_file_goes_with_it_unless_somebody_writes(tmp_path: Path) -> None:
+    dead = Forked(lambda: 0)
+    dead.ended(60)
+    gone = dead.process.pid
+    parent = os.getppid()
+    kept = [f".ex.{parent}", f".ex.v2.{gone}", f".ex.{gone}x", ".ex.mine", f".other.{gone}"]
+    for name in (f".ex.{gone}", *kept):
+        (tmp_path / (name + files.PART)).mkdir()
+    files.sweep_beside(tmp_path / "ex")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(name + files.PART for name in kept)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\N{PILE OF POO}" * 60, os.fsdecode(b"\xff" * 255)])
+def test_long_names_are_written(tmp_path: Path, name: str) -> None:
+    files.write_text(tmp_path / name, "text")
+    assert (tmp_path / name).read_text() == "text"
+
+
 @contextmanager
 def small_files(most: int) -> Iterator[None]:
     """As on a disk that fills up: no file of this process grows beyond `most` bytes."""

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d, pad
 
 from semmae.data.segment_crops import resized, resized_labels, scaled_size
-from semmae.files import write_bytes
+from semmae.files import open_regular, write_bytes
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -45,6 +46,7 @@ _TO_OKLAB = ((0.2104542553, 0.7936177850, -0.0040720468), (1.9779984951, -2.4285
              (0.0259040371, 0.7827717662, -0.8086757660))  # fmt: skip
 
 _OPACITY = 0.65
+_SOFTWARE = "semmae"  # in a PNG of ours
 _TILE = 192  # the side of a tile that is aimed at, in pixels
 _GAP, _GROUP_GAP, _MARGIN = 6, 26, 14
 _TEXT = 18
@@ -316,6 +318,16 @@ def _place_legend(
 
 
 def _png(sheet: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    buffer, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", _SOFTWARE)
+    sheet.save(buffer, "PNG", optimize=True, pnginfo=about)
     return buffer.getvalue()
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is a PNG that this module drew."""
+    try:
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as picture:
+            return picture.info.get("Software") == _SOFTWARE
+    except Exception:  # bytes of another origin fail in as many ways as there are bytes
+        return False

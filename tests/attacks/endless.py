@@ -12,13 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from commands import test_damaged_resume
 from interop import test_files as hostile
+from interop import test_forms as forms
 
 from attacks.desk import SECONDS, TRAIN, Desk, attack, child_of, command, picture, refused, told, works
 
 
-@attack("C1", "names that are not UTF-8, through five verbs and again")
+@attack("C1", "names that are not UTF-8, through knn, probe and embed, and again")
 def _(desk: Desk) -> int:
     with desk.copy() as own:
         data = own.root / os.fsdecode(b"f\xf6tos\xff")
@@ -199,3 +201,59 @@ def _(desk: Desk) -> None:
         assert child.ended(60) == 143, child.told
         assert "go on with: semmae embed --out x.npz --resume" in told(child.told)
         works("embed --out x.npz --resume")
+
+
+@attack("C5", "a verb whose stdout, or stderr, is closed")
+def _(desk: Desk) -> int:
+    with desk.copy():
+        for stream in (1, 2):
+
+            def close(stream: int = stream) -> None:
+                os.close(stream)
+
+            child = child_of(f"knn --encoder run --data photos --out knn{stream} --workers 0", close)
+            assert child.ended(60) == 0, child.told
+            assert Path(f"knn{stream}/results.json").exists() and not Path(f"knn{stream}/.unfinished").exists()
+    return 2
+
+
+@attack("C6", "a checkpoint of which every tensor is another's")
+def _(desk: Desk) -> None:
+    with desk.copy() as own:
+        state = forms.network(1, depth=24).state_dict()
+        torch.save({name: value for name, value in state.items() if "mlp.fc2" not in name}, own.root / "odd.pth")
+        refused(own, "knn --encoder odd.pth --data photos --out new", "odd.pth")
+
+
+@attack("C7", "SIGTERM while labelling, and a second Ctrl-C while something waits")
+def _(desk: Desk) -> int:
+    with desk.copy():
+        works("teacher --data photos --out own --knn-every 0 " + TRAIN)
+
+        def stopped() -> None:
+            from semmae.commands import label_blocks
+
+            label_blocks._oldest = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
+
+        words = "parts --teacher own --data photos --out parts2 --workers 0 --epochs 1 --batch-size 8"
+        child = child_of(words, stopped)
+        assert child.ended(100) == 143, child.told
+        assert "go on with: semmae parts --out parts2 --resume" in told(child.told)
+
+        def stuck() -> None:
+            from semmae.commands import embed
+
+            def wait(*_: object) -> None:
+                try:
+                    os.kill(os.getpid(), signal.SIGINT)
+                finally:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(60)
+
+            embed._write = wait  # type: ignore[assignment]
+
+        began = time.monotonic()
+        child = child_of("embed --encoder run --data photos --out x.npz --workers 0", stuck)
+        assert child.ended(50) == 130, child.told
+        assert time.monotonic() - began < 50
+    return 2

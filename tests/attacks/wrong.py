@@ -5,6 +5,8 @@ import io
 import json
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from interop import test_forms as forms
 from PIL import Image
+from tasks import test_teacher
 
 import semmae
 from attacks.desk import TRAIN, Desk, attack, picture, refused, works
+from semmae import verdicts
 from semmae.data.decode import decode
 from semmae.errors import UserError
 
@@ -154,3 +159,49 @@ for name, labels in {
     "bytes": [b"a", b"b"] * 3,
 }.items():
     attack("B8", f"labels in Parquet: {name}")(functools.partial(labels_in_parquet, labels))
+
+
+def of_tests(function: Callable[..., object], *arguments: Any) -> Callable[[Desk], None]:
+    """A test that takes these, the last of them a folder of its own where that is named."""
+
+    def work(desk: Desk) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            function(*(Path(folder) if argument is FOLDER else argument for argument in arguments))
+
+    return work
+
+
+FOLDER = object()
+
+for function in (
+    test_teacher.test_under_autocast_koleo_takes_the_neighbours_of_float32,
+    functools.partial(test_teacher.test_under_autocast_terms_and_centres_are_those_of_float32, "sinkhorn"),
+):
+    attack("B3", "losses under autocast")(of_tests(function))
+for where in ("args", "options", "config.json", "patches"):
+    attack("B6", f"a grid of 64 x 16 pixels, told by {where}")(
+        of_tests(forms.test_a_grid_that_is_no_square_is_refused_where_anything_tells, where, FOLDER)
+    )
+
+
+@attack("B8", "annotations of 0 and 255 alone are two classes")
+def _(desk: Desk) -> None:
+    with desk.copy():
+        for name in ("images", "masks"):
+            shutil.copytree("photos/cat", f"two/{name}")
+        for path in Path("two/masks").iterdir():
+            Image.fromarray((np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)).save(path)
+        data = semmae.open_segmentation("two", semmae.MaskCoding(), val_share=0.5)
+        assert len(data.names) == 2, data.names
+
+
+@attack("B9", "an encoder below its untrained self, a teacher that collapsed, labels out of use, said first")
+def _(desk: Desk) -> int:
+    figures = {"top1": 20.0, "top1_low": 18.0, "top1_high": 22.0, "top5": 50.0, "images": 1000}
+    better = {**figures, "top1": 40.0, "top1_low": 37.0, "top1_high": 43.0}
+    assert verdicts.encoder_below_untrained({**figures, "untrained": better})
+    assert not verdicts.encoder_below_untrained({**better, "untrained": figures})
+    assert verdicts.parts_unused([900, 100, 0, 0, 0, 0, 0], [f"part {number}" for number in range(7)])
+    stuck = {"stage": "teacher", "loss_dino": math.log(1024), "teacher_information": 0.0}
+    assert verdicts.teacher_collapsed([{**stuck, "step": step} for step in (1, 2)], 1024)
+    return 4

@@ -106,6 +106,13 @@ def test_what_is_not_finished_is_not_taken_for_it(whole_run: Path, tmp_path: Pat
     for finished in (False, True):
         (tmp_path / "summary.json").write_text(json.dumps({"finished": finished}))
         assert ending.is_finished(tmp_path) == finished
+    (tmp_path / "summary.json").write_text(json.dumps({"finished": True, "stage": "pretrain"}))
+    assert not ending.is_finished(tmp_path)  # its encoder is gone: --resume writes it again
+    (tmp_path / "encoder").mkdir()
+    assert ending.is_finished(tmp_path)
+    (tmp_path / "parts.json").write_text(json.dumps({"complete": False}))
+    assert not ending.is_finished(tmp_path)
+    (tmp_path / "parts.json").unlink()
     (tmp_path / ".unfinished").touch()
     assert not ending.is_finished(tmp_path)
 

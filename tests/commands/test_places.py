@@ -10,6 +10,7 @@ import tiny
 from semmae import checkpoint
 from semmae.cli import run
 from semmae.commands.places import check_apart, check_place
+from semmae.commands.run import foreign_files
 from semmae.errors import UserError
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
@@ -165,3 +166,47 @@ def test_no_verb_overwrites_an_input(
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "is ever overwritten" in error or "become images" in error, error
     assert tiny.listing(desk) == before
+
+
+# What lies at --out, and the command that is to replace it.
+NOT_OURS = {
+    "weights in the run": ("run/encoder/model.safetensors", "embed --data photos --encoder run --out {} --overwrite"),
+    "a table": ("mine.parquet", "embed --data photos --encoder run --out {} --overwrite"),
+    "an archive": ("mine.npz", "embed --data photos --encoder run --out {} --overwrite"),
+    "a photo": ("mine.png", "reconstruct --data photos --autoencoder run --out {} --overwrite"),
+    "notes in an export": ("ex/notes.md", "export --encoder run --to timm --out ex --overwrite"),
+    "a photo in a run": ("old/pictures/holiday.jpg", "knn --data photos --encoder run --out old --overwrite"),
+    "notes beside weights": ("old/encoder/mine.txt", "knn --data photos --encoder run --out old --overwrite"),
+    "photos in a run within the run": (
+        "old/parts/photos/a.jpg",
+        "knn --data photos --encoder run --out old --overwrite",
+    ),
+    "a folder named as a file of ours": (
+        "old/parts.json/a.jpg",
+        "knn --data photos --encoder run --out old --overwrite",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_OURS)
+def test_what_semmae_did_not_write_is_never_replaced(
+    case: str, desk: Path, creatures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, command = NOT_OURS[case]
+    shutil.copytree(creatures / "images", desk / "photos")
+    for folder, file in (("old", "config.yaml"), ("ex", "export.json")):
+        (desk / folder).mkdir()
+        (desk / folder / file).write_text("{}")
+    if not (desk / name).exists():
+        (desk / name).parent.mkdir(parents=True, exist_ok=True)
+        (desk / name).write_text("mine")
+    monkeypatch.chdir(desk)
+    before = tiny.listing(desk)
+    assert run(command.format(name).split()) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1, error
+    assert tiny.listing(desk) == before
+
+
+def test_all_that_a_run_writes_may_be_replaced(whole_run: Path) -> None:
+    assert foreign_files(whole_run) == []

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from torch.nn import functional
@@ -113,6 +114,7 @@ def test_whole_grids_have_seven_labels_and_are_gone_on_with(images: ImageSet, tm
     store = import_tokens(tmp_path / "tokens", images, tmp_path / "out")
     store.labels[1] = 255
     store.labels.flush()
+    tiny.retell_store(tmp_path / "out", complete=False)  # as if it had been stopped
     again = import_tokens(tmp_path / "tokens", images, tmp_path / "out")
     assert again.num_labels == 7
     assert np.array_equal(again.labels.reshape(3, -1), [expected[name] for name in images.names])

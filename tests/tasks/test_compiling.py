@@ -85,5 +85,5 @@ def test_a_run_that_cannot_compile_touches_nothing(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="--compile on: needs"):
-        semmae.pretrain(data=tmp_path, out=tmp_path / "run", masking="random", compile="on")
+        semmae.pretrain(data=tmp_path / "photos", out=tmp_path / "run", masking="random", compile="on")
     assert not (tmp_path / "run").exists()

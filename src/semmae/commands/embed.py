@@ -6,6 +6,7 @@ what was computed is kept when the run is stopped or killed, and the same comman
 
 import dataclasses
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from semmae.commands.features import ViewOptions, feature_size, open_encoder
 from semmae.commands.options import PARTIAL, check_choice, check_values
 from semmae.commands.places import check_place
 from semmae.commands.run import check_inputs, claimed, run_folder
-from semmae.commands.token_file import WRITERS, Column, TokenFile, finish, paths_beside
+from semmae.commands.token_file import WRITERS, Column, TokenFile, finish, paths_beside, read_info
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
@@ -67,7 +68,11 @@ def embed(options: EmbedOptions) -> Path:
     """Write features of every image to a .parquet, .npz or .safetensors file."""
     check_values(options)
     check_inputs(options)
-    with claimed(_run_beside(options)) as run:
+    _check_file(options)
+    partial = Path(f"{options.out}{PARTIAL}")
+    if options.resume and options.out.exists() and not partial.is_dir():
+        return _already_whole(options.out)
+    with claimed(dataclasses.replace(options, out=partial)) as run:
         sweep_beside(options.out)
         return _embed(options, run)
 
@@ -80,6 +85,12 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     store = None if options.parts is None else _open_parts(options.parts, images)
     info = _info(options, tokens, encoder, images, store)
+    if _is_whole(options, run):
+        if read_info(options.out) != info:
+            raise UserError(
+                f"--out {options.out}: exists, of other numbers; replace it with --overwrite, or choose another"
+            )
+        return _already_whole(options.out)
     file = TokenFile(run.out / _FEATURES, len(images), _columns(options, encoder, tokens, store), info)
     if run.resume:
         _check_same(run.out, info)
@@ -92,6 +103,11 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     made = f"{options.out} ({len(images)} images, {shapes} in {options.dtype}, {file.size / 1e6:.1f} MB)"
     say(lines(made=[made], step=_loading(options.out)))
     return options.out
+
+
+def _already_whole(out: Path) -> Path:
+    say(f"{out}: already finished; nothing was computed (--overwrite makes it anew)\n{lines(step=_loading(out))}")
+    return out
 
 
 def _loading(out: Path) -> str:
@@ -107,25 +123,26 @@ def _loading(out: Path) -> str:
     )
 
 
-def _run_beside(options: EmbedOptions) -> EmbedOptions:
-    """The options of the run that works beside --out, whose place was checked."""
+def _check_file(options: EmbedOptions) -> None:
+    """Refuse a place for the file that is none, or where another's file lies: only `embed`'s own are replaced."""
     out = options.out
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; give a file, such as {out / 'features.parquet'}")
     if out.suffix not in _KINDS:
         raise UserError(f"--out {out}: unknown kind of file {out.suffix!r}; use .parquet, .npz or .safetensors")
     check_place("--out", out.absolute().parent, out)
-    partial = Path(f"{out}{PARTIAL}")
+    if os.path.lexists(out) and read_info(out) is None:
+        raise UserError(f"--out {out}: exists, and was not written by semmae embed; choose another place")
+    partial, listed = Path(f"{out}{PARTIAL}"), paths_beside(out)
     if out.exists() and (partial / _STATE).is_file() and not (partial / _FEATURES).exists():
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed when its file was whole
-    begun = partial.is_dir()
-    if not options.overwrite and not (options.resume and begun):
-        beside = paths_beside(out)
-        there = next((path for path in (out, beside) if path is not None and path.exists()), None)
-        if there is not None and not (begun and there == beside):
-            whole = " and is whole" if options.resume and there == out else ""
-            raise UserError(f"--out {there}: exists{whole}; replace it with --overwrite, or choose another")
-    return dataclasses.replace(options, out=partial)
+    if listed is not None and listed.exists() and not (out.exists() or partial.is_dir()):
+        raise UserError(f"--out {out}: {listed} exists, where its paths would be listed; choose another place")
+
+
+def _is_whole(options: EmbedOptions, run: EmbedOptions) -> bool:
+    """Whether the file is there, to be neither replaced nor gone on with."""
+    return options.out.exists() and not options.overwrite and not run.resume
 
 
 def _tokens(options: EmbedOptions) -> list[str]:
@@ -163,6 +180,7 @@ def _info(
         "crop_pct": options.crop_pct,
         "patch_size": encoder.patch_size,
         "tokens": ",".join(tokens),
+        "dtype": options.dtype,
         "batch_size": options.batch_size,
     }
     if store is not None:

@@ -32,6 +32,14 @@ _MADE = {
     "results.json": "figures and protocol",
     "per_class.csv": "every class by itself",
 }
+# What a training leaves, by its stage.
+_LEFT = {
+    "teacher": "encoder",
+    "parts": "parts.npy",
+    "pretrain": "encoder",
+    "finetune": "classifier",
+    "segment": "segmenter",
+}
 _PAGES = ("report.html", "parts.html", "parts/parts.html")
 # What may differ when a finished run is asked for again: nothing that is left of it would be another.
 _ASIDE = {"out", "config", "resume", "overwrite", "workers", "checkpointing", "compile", "knn_every", "val_every"}
@@ -75,8 +83,12 @@ def is_finished(run: Path) -> bool:
     """Whether the folder holds a run that came to its good end, by the files that it leaves there."""
     if not (run / "config.yaml").is_file() or (run / MARKER).exists():
         return False
-    summaries = (run / "summary.json", run / "run" / "summary.json")  # the latter of a demo
-    return (run / "results.json").is_file() or any(read_facts(path).get("finished") is True for path in summaries)
+    summary = read_facts(run / "summary.json")
+    left = _LEFT.get(summary.get("stage", ""))
+    if left and not (run / left).exists() or read_facts(run / "parts.json").get("complete", True) is not True:
+        return False  # --resume makes it again
+    of_demo = read_facts(run / "run" / "summary.json")
+    return (run / "results.json").is_file() or any(each.get("finished") is True for each in (summary, of_demo))
 
 
 def _same(options: RunOptions) -> bool:

@@ -23,12 +23,12 @@ from torch import Tensor
 from semmae import checkpoint
 from semmae.commands.classes import crop_share
 from semmae.commands.ending import lines
-from semmae.commands.hub import CARD, check_hub_name, push_to_hub
+from semmae.commands.hub import CARD, FILES, check_hub_name, push_to_hub
 from semmae.commands.model_card import RESULTS, Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
 from semmae.commands.run import check_inputs
-from semmae.errors import UserError
+from semmae.errors import UserError, listed
 from semmae.files import Fields, check_replaceable, read_json, user_path, whole_folder, write_json, write_text
 from semmae.interop import huggingface, mae, onnx
 from semmae.loading import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
@@ -115,16 +115,13 @@ def export(options: ExportOptions) -> Path:
     title = options.push_to_hub or options.out.resolve().name
     shown = (subject.classes, subject.crop_pct)
     card = Card(title, options.to, model, options.encoder, run, results, digest, *shown)
+    asked = {"form": options.to, "decoder": isinstance(model, MaskedAutoencoder), "head": isinstance(model, Classifier)}
+    if _is_written(options, asked | {"weights": checkpoint.digest(model)}):
+        say(f"{options.out}: already finished; nothing was written\n{lines(step=_loading(options))}")
+        return options.out
     with whole_folder(options.out) as folder:
         facts = _WRITERS[options.to](subject, folder)
-        about = {
-            "form": options.to,
-            "decoder": isinstance(model, MaskedAutoencoder),
-            "head": isinstance(model, Classifier),
-            "semmae": version("semmae"),
-            **facts,
-        }
-        write_json(folder / ABOUT, about)
+        write_json(folder / ABOUT, {**asked, "semmae": version("semmae"), **facts})
         write_text(folder / CARD, write_card(card))
     made = [str(path) for path in sorted(options.out.iterdir())]
     if options.push_to_hub:
@@ -165,11 +162,7 @@ def _check_request(options: ExportOptions) -> None:
     check_inputs(options)
     check_place("--out", out.absolute().parent, out)  # it is written beside its place, and moved there
     check_replaceable(out)
-    if out.is_dir() and any(out.iterdir()):
-        if not options.overwrite:
-            raise UserError(f"--out {out}: not empty; use --overwrite to replace it, or another folder")
-        if not (out / ABOUT).is_file():
-            raise UserError(f"--out {out}: holds no export of semmae: --overwrite will not delete it; use another")
+    _check_there(options)
     if options.decoder == "with" and options.to not in _WITH_DECODER:
         raise UserError(f"--decoder with: --to {options.to} has no place for a decoder; use --to mae or --to hf")
     if options.private and not options.push_to_hub:
@@ -181,6 +174,33 @@ def _check_request(options: ExportOptions) -> None:
     missing = onnx.missing_libraries() if options.to == "onnx" else []
     if missing:
         raise UserError(f'--to onnx needs {" and ".join(missing)}; pip install "semmae[onnx]"')
+
+
+def _check_there(options: ExportOptions) -> None:
+    """Refuse a folder that holds anything but an export: only that is replaced."""
+    out = options.out
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    foreign = sorted(names - {ABOUT, CARD, *FILES})
+    if not names:
+        return
+    if not options.overwrite and (ABOUT not in names or foreign or options.push_to_hub or options.results):
+        raise UserError(f"--out {out}: not empty; use --overwrite to replace it, or another folder")
+    if ABOUT not in names:
+        raise UserError(f"--out {out}: holds no export of semmae: --overwrite will not delete it; use another")
+    if foreign:
+        raise UserError(
+            f"--out {out}: holds {listed(foreign)} beside its export: --overwrite will not delete that; move it away"
+        )
+
+
+def _is_written(options: ExportOptions, facts: Mapping[str, Any]) -> bool:
+    """Whether --out holds just this export; UserError where it holds another, which is not to be replaced."""
+    if options.overwrite or not (options.out / ABOUT).is_file():
+        return False
+    there = read_json(options.out / ABOUT)
+    if any(there.get(name) != value for name, value in facts.items()):
+        raise UserError(f"--out {options.out}: holds another export; use --overwrite to replace it, or another folder")
+    return True
 
 
 def _open_subject(options: ExportOptions, ratio: float) -> _Subject:

@@ -10,7 +10,7 @@ from semmae.interop import huggingface, mae, onnx
 from semmae.shell import quoted
 
 # What an export may consist of: of one in another form, pushed there before, nothing stays behind.
-_FILES = [CONFIG, WEIGHTS, huggingface.PREPROCESSOR, mae.FILE, onnx.FILE, f"{onnx.FILE}.data"]
+FILES = [CONFIG, WEIGHTS, huggingface.PREPROCESSOR, mae.FILE, onnx.FILE, f"{onnx.FILE}.data"]
 CARD = "README.md"
 
 
@@ -54,7 +54,7 @@ def push_to_hub(folder: Path, name: str, *, private: bool, message: str, card: C
             )
         if place != name:
             write_text(folder / CARD, card(place))
-        api.upload_folder(repo_id=place, folder_path=folder, commit_message=message, delete_patterns=_FILES)
+        api.upload_folder(repo_id=place, folder_path=folder, commit_message=message, delete_patterns=FILES)
     except UserError:
         raise
     except Exception as error:

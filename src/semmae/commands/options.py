@@ -6,9 +6,6 @@ the Python call, `config.yaml` and `--help` all read that declaration. The text 
 
 import contextlib
 import dataclasses
-import errno
-import os
-import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ import yaml
 
 from semmae.commands.limits import check_limits
 from semmae.errors import UserError, near, near_only
-from semmae.files import read_yaml, shown
+from semmae.files import read_yaml, shown, user_path
 from semmae.tasks.precision import Precision
 
 Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
@@ -249,34 +246,8 @@ def _converted(name: str, value: Any, annotation: Any) -> Any:
 
 
 def _plain_text(name: str, text: str) -> str:
-    if not text.strip():
-        raise UserError(f"{flag(name)} {text!r}: is empty; give a value, or leave the option out")
-    if "\0" in text:
-        raise UserError(f"{flag(name)} {shown(text)}: holds a NUL character, which no name can; take it out")
-    if not text.startswith("~"):
-        return text
-    try:
-        return str(Path(text).expanduser())
-    except RuntimeError as error:
-        user = text.split("/")[0]
-        raise UserError(
-            f"{flag(name)} {shown(text)}: no user {shown(user)} here; begin with ./ if it is a name"
-        ) from error
-
-
-def _check_reachable(name: str, value: Any) -> None:
-    """Refuse text, of what may be a path, that the system cannot look up: it is too long, a loop, or not permitted."""
-    if not isinstance(value, str | Path):
-        return
-    try:
-        os.stat(value)
-    except UnicodeEncodeError as error:
-        why = f"is no name in {sys.getfilesystemencoding()}, the encoding of this system"
-        raise UserError(f"{flag(name)} {shown(str(value))}: {why}; set a locale of UTF-8") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-            why = (error.strerror or str(error)).lower()
-            raise UserError(f"{flag(name)} {shown(str(value))}: {why}; give another path") from error
+    path = user_path(text, flag(name))
+    return str(path) if text.startswith("~") else text  # as a path, hf:NAME or a URL would be written otherwise
 
 
 def first_told(options: object, names: Iterable[str]) -> str | None:
@@ -362,8 +333,6 @@ def beneath(
     told: dict[str, Any] = {}
     if given.get("config"):
         told = read_config(Path(given["config"]), kind)
-        for name, value in told.items():
-            _check_reachable(name, value)
         told["config"] = Path(given["config"])
     elif any(map(given.get, GOING_ON)):
         told = begun_with(kind, given.get("out"))
@@ -387,5 +356,4 @@ def as_kwargs(
     for name, value in given.items():
         if not callable(value):  # a mask function, which the options turn into text
             check_value(name, value, hints[name])
-        _check_reachable(name, value)
     return {**beneath(kind, given, preset), **given}

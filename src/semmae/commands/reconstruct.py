@@ -1,5 +1,6 @@
 """`semmae reconstruct`: what a masked autoencoder, ours or another's, makes of the patches that are hidden from it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from semmae.loading import load_mae
 from semmae.masking import num_hidden, random_mask
 from semmae.models.mae import MaskedAutoencoder
 from semmae.part_samples import spread
+from semmae.pictures import is_own
 from semmae.progress import say
 from semmae.reporting import reconstructions_picture
 from semmae.shell import command
@@ -59,10 +61,13 @@ def reconstruct(options: ReconstructOptions) -> Path:
     out = options.out
     if out.suffix != ".png":
         raise UserError(f"--out {out}: unknown kind of picture {out.suffix!r}; use .png")
-    if out.exists() and not options.overwrite:
-        raise UserError(f"--out {out}: exists; replace it with --overwrite, or choose another")
-    check_place("--out", out.absolute().parent, out)
     check_inputs(options)
+    check_place("--out", out.absolute().parent, out)
+    if os.path.lexists(out):
+        if not options.overwrite:
+            raise UserError(f"--out {out}: exists; replace it with --overwrite, or choose another")
+        if not is_own(out):
+            raise UserError(f"--out {out}: exists, and was not drawn by semmae: --overwrite will not replace it")
     mae = load_mae(options.autoencoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
     patch, size = mae.encoder.patch_size, options.image_size or mae.encoder.spec.image_size
     check_image_size(size, patch)

@@ -33,7 +33,7 @@ from semmae.commands.options import (
     to_yaml,
 )
 from semmae.commands.places import check_apart, check_place
-from semmae.errors import UserError
+from semmae.errors import UserError, listed
 from semmae.files import is_part, make_folder, remove, sweep, write_text
 from semmae.interop import unfinished
 from semmae.progress import held, logged
@@ -45,16 +45,22 @@ _CONFIG = "config.yaml"
 _LOCK = ".lock"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
 _NOTHING = {UNFINISHED, _LOCK}
-# All that runs leave in their folder, by name: what --overwrite may delete.
-_WRITTEN = _NOTHING | {
-    _CONFIG, "train.log", "summary.json", "skipped.csv", "report.html",
-    "metrics.jsonl", "tensorboard", "checkpoints", "encoder", "autoencoder", "pictures", "teacher", "parts",
-    "learner", "parts.npy", "attention.npy", "parts.json", "parts.png", "parts.html", "quality.json",
-    "results.json", "results.md", "per_class.csv", "confusion.png", "predictions.png", "figures.json",
-    "head", "classifier", "segmenter", "untrained", "knn", "probe", "segment",
-    "run", "creatures",
-    "features.safetensors", "state.json",
+# All that runs leave in their folder, which is what --overwrite may delete: files, folders with the files in them (by
+# pattern), and runs within the run.
+_FILES = _NOTHING | {
+    _CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "parts.html", "parts.png",
+    "parts.npy", "attention.npy", "parts.json", "quality.json", "results.json", "results.md", "per_class.csv",
+    "confusion.png", "predictions.png", "figures.json", "features.safetensors", "state.json",
 }  # fmt: skip
+_NETWORK = ("model.safetensors", "config.json", "learned.txt")
+_FOLDERS = {
+    **dict.fromkeys(("encoder", "autoencoder", "learner", "head", "classifier", "segmenter"), _NETWORK),
+    "checkpoints": ("last.ckpt",),
+    "tensorboard": ("events.*", "hparams.yaml"),
+    "pictures": ("*.png", "parts.npz"),
+    "creatures": ("images/*/*.png", "masks/*/*.png", "classes.json"),
+}
+_RUNS = ("teacher", "parts", "untrained", "knn", "probe", "segment", "run")
 # Options that name what is read, as paths or as names of encoders and data sets.
 _INPUTS = ("data", "encoder", "autoencoder", "teacher", "init")
 _INPUT_PATHS = ("config", "learner", "tokens", "masks", "keypoints", "parts", "results")
@@ -96,11 +102,15 @@ def claimed(options: OptionsT) -> Iterator[OptionsT]:
         take_rank(options.nodes, options.devices)
     check_place("--out", options.out)
     check_inputs(options)
+    _settled(options)  # a folder that is refused is not even locked
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(held())
             stack.enter_context(locked(options.out))
-        yield _settled(options)
+        own = _settled(options)
+        if own.resume and not goes_on(options) and is_rank_zero():
+            _log.info("--out %s: this very run was begun there and not finished; going on with it", own.out)
+        yield own
 
 
 def check_inputs(options: Any) -> None:
@@ -121,8 +131,6 @@ def _settled(options: OptionsT) -> OptionsT:
     if goes_on(options):
         return dataclasses.replace(options, resume=True)
     if not options.overwrite and _interrupted(options):
-        if is_rank_zero():
-            _log.info("--out %s: this very run was begun there and not finished; going on with it", options.out)
         return dataclasses.replace(options, resume=True)
     # Ranks started by rank 0 find the folder already begun.
     if is_rank_zero():
@@ -145,13 +153,31 @@ def _refuse_occupied(options: RunOptions) -> None:
         raise UserError(f"--out {out}: not empty; use --resume to go on, --overwrite to replace it, or another folder")
     if _CONFIG not in names:
         raise UserError(f"--out {out}: holds no run of semmae: --overwrite will not delete it; use another folder")
-    foreign = sorted(names - _WRITTEN)
+    foreign = [str(path.relative_to(out)) for path in foreign_files(out)]
     if foreign:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise UserError(
-            f"--out {out}: holds {foreign[0]}{more} beside its run: --overwrite will not delete that; move it away, or "
+            f"--out {out}: holds {listed(foreign)} beside its run: --overwrite will not delete that; move it away, or "
             "use another folder"
         )
+
+
+def foreign_files(run: Path) -> list[Path]:
+    """What lies in a run's folder, at any depth, that no run writes: the user's."""
+    found: list[Path] = []
+    for path in sorted(run.iterdir()):
+        if path.name in _RUNS and _is_folder(path):
+            found += foreign_files(path)
+        elif path.name in _FOLDERS and _is_folder(path):
+            patterns = _FOLDERS[path.name]
+            files = (file for file in sorted(path.rglob("*")) if not _is_folder(file))
+            found += [file for file in files if not any(file.relative_to(path).match(each) for each in patterns)]
+        elif not (is_part(path) or (path.name in _FILES and not _is_folder(path))):
+            found.append(path)
+    return found
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 @contextmanager
@@ -244,6 +270,6 @@ def _clear(folder: Path) -> None:
     """Remove the run in a folder, so that one killed meanwhile is neither gone on with nor taken for no run."""
     sweep(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
-    for name in sorted(_WRITTEN - {_CONFIG, _LOCK}):
+    for name in sorted({*_FILES, *_FOLDERS, *_RUNS} - {_CONFIG, _LOCK}):
         remove(folder / name)
     (folder / _CONFIG).unlink(missing_ok=True)

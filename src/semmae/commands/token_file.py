@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import safe_open
 
-from semmae.files import readable, whole, write_csv
+from semmae.files import open_regular, parse_json, readable, whole, write_csv
 
 Array = npt.NDArray[Any]
 
@@ -223,6 +224,23 @@ def _arrow_array(column: Column, values: Array) -> pa.Array:
     for length in reversed(column.shape):
         found = pa.FixedSizeListArray.from_arrays(found, length)
     return found
+
+
+def read_info(path: Path) -> dict[str, Any] | None:
+    """What such a file tells of its numbers, of any of the three kinds; None for a file of another origin."""
+    try:
+        open_regular(path).close()
+        if path.suffix == ".parquet":
+            text = (pq.read_schema(path).metadata or {})[b"semmae"].decode()
+        elif path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive, archive.open("semmae.npy") as member:
+                text = str(np.lib.format.read_array(member, allow_pickle=False))
+        else:
+            with safe_open(path, "numpy") as file:
+                text = file.metadata()["semmae"]
+        return parse_json(path, text)
+    except Exception:  # bytes of another origin fail in as many ways as there are bytes
+        return None
 
 
 WRITERS: dict[str, Callable[[TokenFile, Mapping[str, list[str]], Path], None]] = {

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from platformdirs import user_cache_dir
 
 from semmae.data.compact import Names
-from semmae.errors import DiskError
+from semmae.errors import DiskError, UserError
 from semmae.files import on_disk, open_regular, whole
 
 _log = logging.getLogger("semmae")
@@ -67,7 +67,7 @@ def write_known(file: Path, *tables: _Table) -> None:
     try:
         with whole(file) as beside, beside.open("wb") as handle:
             np.save(handle, _merged(tables))
-    except (OSError, DiskError) as error:
+    except (OSError, DiskError, UserError) as error:
         _log.warning("%s: cache not written (%s), images are checked again the next time", file, error)
 
 

@@ -45,8 +45,8 @@ def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
     """
     given = os.fspath(text)
     told = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
-    if not given:
-        raise UserError(f"{option or 'path'} is empty; give a file or a folder")
+    if not given.strip():
+        raise UserError(f"{option or 'path'} {given!r}: is empty; give a value, or leave the option out")
     if "\0" in given:
         raise UserError(f"{option} {shown(given)}: holds a NUL byte, which no path can; check the path".strip())
     try:

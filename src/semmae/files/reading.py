@@ -64,7 +64,7 @@ def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object of a JSON file; UserError when there is none."""
-    return _object(path, read_text(path))
+    return parse_json(path, read_text(path))
 
 
 def read_json_value(path: Path, most: int = MOST_TEXT) -> Any:
@@ -86,7 +86,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            records.append(_object(path, line, f", line {number}", constant=float))
+            records.append(parse_json(path, line, f", line {number}", constant=float))
         except UserError:
             if number < len(lines) or line.endswith("\n"):
                 raise
@@ -146,9 +146,20 @@ def _value(path: Path, text: str, place: str = "", *, constant: Callable[[str], 
     return content
 
 
-def _object(
+def parse_json(
     path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
 ) -> dict[str, Any]:
+    """The object of a text in JSON that a file holds.
+
+    Args:
+        path: of the file, for the messages.
+        text: the JSON.
+        place: where in the file it stands, for the messages.
+        constant: what NaN and Infinity become; None refuses them.
+
+    Raises:
+        UserError: it is no JSON, or no object.
+    """
     content = _value(path, text, place, constant=constant)
     if not isinstance(content, dict):
         raise UserError(f"{path}{place}: holds no JSON object; restore it, or remove it")

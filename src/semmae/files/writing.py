@@ -7,6 +7,7 @@ and nothing of the user's.
 import csv
 import errno
 import glob
+import hashlib
 import io
 import json
 import os
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from semmae.errors import DiskError, UserError
-from semmae.files.names import encoded, shown
+from semmae.files.names import encoded, on_disk, shown
 
 # Of everything that lies beside its place while it is written.
 PART = ".semmae-part"
+_LONG = 50  # letters of a name: of four bytes each they leave room for what comes around it
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Libraries that write by themselves (torch, safetensors, Arrow) tell the same in words.
 _FULL_WORDS = re.compile(
@@ -44,7 +46,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     with _explained(path):
         make_folder(path.parent)
-        beside = _beside(path)
+        beside = _beside(path, os.getpid())
         try:
             yield beside
             if durable:
@@ -68,7 +70,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     with _explained(folder):
         make_folder(folder.parent)
         sweep_beside(folder)
-        beside = _beside(folder)
+        beside = _beside(folder, os.getpid())
         fresh, old = beside / "fresh", beside / "old"
         try:
             fresh.mkdir(parents=True)
@@ -144,9 +146,21 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_beside(path: Path) -> None:
-    """Remove what a killed process was writing for this very place."""
-    for entry in path.parent.glob(f".{glob.escape(path.name[:100])}.*{PART}"):
-        remove(entry)
+    """Remove what killed processes were writing for this very place; of one that lives nothing."""
+    for entry in path.parent.glob(glob.escape(_beside(path, "").name.removesuffix(PART)) + f"*{PART}"):
+        process = entry.name.removesuffix(PART).rpartition(".")[2]
+        if entry.name == _beside(path, process).name and process.isdecimal() and not _lives(int(process)):
+            remove(entry)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return process != os.getpid()  # its own are those of another with its number
 
 
 def is_part(path: Path) -> bool:
@@ -191,9 +205,12 @@ def _explained(path: Path) -> Iterator[None]:
         ) from cause
 
 
-def _beside(path: Path) -> Path:
-    """Where to write: the same disk, a name of this process alone, short enough for every file system."""
-    return path.with_name(f".{path.name[:100]}.{os.getpid()}{PART}")
+def _beside(path: Path, process: object) -> Path:
+    """Where a process writes: the same disk, a name of its own that is no longer than file systems take."""
+    name = path.name
+    if len(name) > _LONG:
+        name = f"{name[: _LONG - 16]}{hashlib.blake2b(on_disk(name), digest_size=8).hexdigest()}"
+    return path.with_name(f".{name}.{process}{PART}")
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,7 @@ A file may be cut by a copy that broke off, be another run's, or hold numbers th
 before training goes on with it, for what would come of that fails in the middle of Lightning, or not at all.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -78,11 +79,14 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         state = checkpoint["state_dict"]
         if {name: tuple(tensor.shape) for name, tensor in _tensors(state)} != self._shapes:
             return "the checkpoint of another network than this run trains"
+        if "fit_loop" not in checkpoint["loops"] or not checkpoint["callbacks"]:
+            return "no checkpoint of a training (fit_loop or callbacks missing)"
         broken = next((name for name, tensor in _tensors(state) if not _is_finite(tensor)), None)
         if broken is not None:
             return f"{broken} is not finite"
-        if not all(_is_finite(tensor) for tensor in _nested(checkpoint["optimizer_states"])):
-            return "its optimiser's state is not finite"
+        for name in ("optimizer_states", "lr_schedulers"):
+            if not all(map(_is_finite, _numbers(checkpoint[name]))):
+                return f"{name} is not finite"
         return None
 
 
@@ -90,14 +94,16 @@ def _tensors(state: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
     return ((name, tensor) for name, tensor in state.items() if isinstance(tensor, Tensor))
 
 
-def _nested(value: Any, depth: int = 8) -> Iterable[Tensor]:
-    """The tensors in lists and dictionaries, however deep; a dictionary that holds itself ends too."""
-    if isinstance(value, Tensor):
+def _numbers(value: Any, depth: int = 8) -> Iterable[Tensor | float]:
+    """The numbers in lists and dictionaries, however deep; a dictionary that holds itself ends too."""
+    if isinstance(value, Tensor | float):
         yield value
     elif isinstance(value, dict | list | tuple) and depth:
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _nested(inner, depth - 1)
+            yield from _numbers(inner, depth - 1)
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+def _is_finite(number: Tensor | float) -> bool:
+    if isinstance(number, float):
+        return math.isfinite(number)
+    return not number.is_floating_point() or bool(number.isfinite().all())

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.data.loaders import EpochSampler
+from semmae.errors import UserError
 
 PATIENCE = timedelta(days=7)  # that processes wait for each other
 # Seconds between two checkpoints. At first as many as the run is old: not half of it can be lost.
@@ -175,6 +176,7 @@ class Keeper(Checkpoint):
         self._begun = self._saved = time.monotonic()
         self._first = True
         self._vote = Vote(1)
+        self._held: dict[str, int] | None = None  # states in the checkpoint that this goes on with
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -182,6 +184,7 @@ class Keeper(Checkpoint):
         """Show the loader its place: workers fetch the first batches before the epoch's number is told."""
         steps = len(self.loader) // trainer.accumulate_grad_batches
         epoch, done = divmod(checkpoint["global_step"], steps)
+        self._held = {name: len(checkpoint[name]) for name in ("optimizer_states", "lr_schedulers")}
         sampler = self.loader.sampler
         if isinstance(sampler, EpochSampler):
             batches = done * trainer.accumulate_grad_batches
@@ -190,7 +193,14 @@ class Keeper(Checkpoint):
             raise TypeError(f"a loader with a {type(sampler).__name__} cannot be resumed in the middle of an epoch")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on there is something to keep."""
+        """From here on there is something to keep.
+
+        Raises:
+            UserError: the checkpoint that this goes on with lacked an optimiser's state, or a schedule's.
+        """
+        wanted = {"optimizer_states": len(trainer.optimizers), "lr_schedulers": len(trainer.lr_scheduler_configs)}
+        if self._held not in (None, wanted):
+            raise UserError(f"{self.path}: its optimizer_states or lr_schedulers are of another training; restore it")
         self._vote = Vote(trainer.world_size)
         self._begun = self._saved = time.monotonic()
         self._first = not self.path.exists()
