@@ -19,7 +19,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.quality import read_masks
-from semmae.page import read_facts
+from semmae.page import read_facts, with_intervals
 from semmae.reporting import write_report
 
 # Methods of quality.json that the table at the end shows.
@@ -157,8 +157,9 @@ def table(run: Path, methods: dict[str, Any]) -> list[str]:
     else:
         lines = [""]
     if methods:
-        lines += ["", f"{'k-NN, ' + str(methods[OWN]['classes']) + ' classes':24}{'top-1 %':>8}{'top-5 %':>8}"]
+        lines += ["", f"{'k-NN, ' + str(methods[OWN]['classes']) + ' classes':24}{'top-1 %':>22}{'top-5 %':>22}"]
         named = {OWN: OWN, "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
         for key, name in named.items():
-            lines.append(f"{name:24}{methods[key]['top1']:8.1f}{methods[key]['top5']:8.1f}")
+            shown = with_intervals(methods[key])
+            lines.append(f"{name:24}{shown['top1']:>22}{shown['top5']:>22}")
     return lines
