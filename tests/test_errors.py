@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from semmae.errors import UserError, listed
+from semmae.errors import UserError, listed, near, near_only
 
 
 def test_no_line_of_a_library_s_message_is_lost() -> None:
@@ -17,3 +17,12 @@ def test_no_line_of_a_library_s_message_is_lost() -> None:
 @pytest.mark.parametrize(("count", "expected"), [(0, ""), (1, "a"), (3, "a, b, c"), (5, "a, b, c and 2 more")])
 def test_of_many_names_three_and_a_count_are_listed(count: int, expected: str) -> None:
     assert listed("abcde"[:count]) == expected
+
+
+def test_what_is_known_is_listed_where_it_is_little() -> None:
+    few, many = ["vit_tiny", "vit_small"], [f"option_{number}" for number in range(40)]
+    assert (
+        near("vit_tny", few).startswith('; did you mean "vit_tiny"')
+        and near("x", few) == " (known: vit_tiny, vit_small)"
+    )
+    assert near("x", many) == near_only("x", few) == near_only("x", many) == ""

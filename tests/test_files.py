@@ -262,3 +262,20 @@ def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", code, str(path)], env=environment, check=True)
     assert '"ä"' in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "is_utf16"),
+    [
+        ("name,reason\n".encode("utf-16"), True),
+        ("name\n".encode("utf-16-be"), True),
+        (b"name,reason\n" + b"\0" * 9, False),
+        (b"\0" * 9, False),
+    ],
+)
+def test_zero_bytes_are_another_encoding_or_damage(content: bytes, is_utf16: bool, tmp_path: Path) -> None:
+    path = tmp_path / "skipped.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        files.read_csv(path)
+    assert ("UTF-16" in str(refused.value)) == is_utf16 and str(path) in str(refused.value)

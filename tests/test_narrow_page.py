@@ -86,12 +86,8 @@ def test_in_a_browser_the_page_is_as_wide_as_the_telephone(page: str, whole_run:
         f'<body><iframe src="page.html" width="{WIDTH}" height="800" style="border:0"></iframe><script>'
         'addEventListener("message", event => document.body.setAttribute("data-told", event.data))</script></body>'
     )
-    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [
-        "--virtual-time-budget=5000",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--dump-dom",
-        (tmp_path / "frame.html").as_uri(),
-    ]
+    options = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    command = ["chromium", "--headless=new", *options]
     told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert f'data-told="{WIDTH} {WIDTH}"' in told

@@ -1,6 +1,7 @@
 """`semmae knn` and `report`: what they write about an encoder, and how it can be read."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,27 @@ def test_knn_needs_classes(
     assert run(["knn", "--encoder", str(whole_run), "--data", str(data), "--out", str(tmp_path / "knn")]) == 2
     assert "no classes; put images into one folder a class" in capsys.readouterr().err
     assert not (tmp_path / "knn").exists()
+
+
+def test_why_there_are_no_classes_is_said_once(
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A flat `val`; a verb that needs no classes says it, and goes on."""
+    data = tiny.divide(creatures, tmp_path / "data")
+    for path in [*(data / "val").glob("*/*.png")]:
+        path.rename(data / "val" / f"{path.parent.name}-{path.name}")
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    with caplog.at_level(logging.INFO, "semmae"):
+        assert run(["knn", "--encoder", str(whole_run), "--data", str(data), "--out", str(tmp_path / "knn")]) == 2
+        told = capsys.readouterr().err + caplog.text
+        assert told.count("no classes") == told.count("val/CLASS") == 1
+        assert open_images(data, workers=0).labels is None
+    assert caplog.text.count("no classes") == 1
 
 
 def test_the_search_runs_where_the_encoder_does(creatures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,3 +170,11 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     for path in (tmp_path / "fifo", tmp_path / "folder", tmp_path / "none", Path("/dev/zero")):
         with pytest.raises(UserError, match="cannot be read"):
             as_kwargs({"config": path}, load_verb("knn")[0], lambda _: {})
+
+
+def test_an_unknown_option_in_yaml_is_named_without_all_others(tmp_path: Path) -> None:
+    for name, hint in (("workerz", '"workers"'), ("zzz", "--help")):
+        (tmp_path / "c.yaml").write_text(f"{name}: 1\n")
+        with pytest.raises(UserError) as refused:
+            read_config(tmp_path / "c.yaml", load_verb("pretrain")[0])
+        assert hint in str(refused.value) and name in str(refused.value) and len(str(refused.value)) < 300

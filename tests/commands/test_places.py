@@ -210,3 +210,9 @@ def test_what_semmae_did_not_write_is_never_replaced(
 
 def test_all_that_a_run_writes_may_be_replaced(whole_run: Path) -> None:
     assert foreign_files(whole_run) == []
+
+
+def test_letters_are_letters_whatever_the_locale_makes_of_them(tmp_path: Path) -> None:
+    check_place("--out", tmp_path / "k\udcc3\udcb6")  # as "kö" is read in the locale C
+    with pytest.raises(UserError, match="is no UTF-8"):
+        check_place("--out", tmp_path / "k\udcc3")
