@@ -1,6 +1,7 @@
 """How fast images are loaded on one core: JPEG files → random crop of 224 pixels, flip, part labels.
 
     python benchmarks/loading.py [--images DIR] [--rounds 15] [--workers 2]
+    python benchmarks/loading.py --formats [--images DIR] [--rounds 15]     # other formats alone
 
 - "bare_decode": torchvision's `decode_jpeg` of the same bytes, nothing else: what no loader of whole images beats.
 - "ours": batches of 16 of `CropDataset` with part labels from a store, by `make_loader`.
@@ -8,15 +9,16 @@
   a `DataLoader` of batches of 16.
 - "by_item": both again, item after item, nothing collated.
 - "photos": the same works for photos of 12 megapixels, drawn here, which ours decodes at a fraction of their size.
-- "formats": PNG and WebP files of the same photos through our decoder, which reads them by Pillow, and through
-  torchvision's, which must not meet a damaged PNG.
 - "workers": ours by so many processes.
+- with `--formats`: PNG and WebP files of the same photos through our decoder, which reads them by Pillow, and through
+  torchvision's, which must not meet a damaged PNG.
 
-But for the last, all works take turns on one thread of one process, and ratios are medians over rounds of the
+But for "workers", all works take turns on one thread of one process, and ratios are medians over rounds of the
 seconds in the same turn.
 Without `--images`, JPEG files are drawn of a size and weight as ImageNet's (500 × 375, 100 kB).
 "pixel_difference" is the mean absolute difference, of 255, between our crop and PIL's of the same box and file.
-The last printed line is one JSON object; the same, with command and machine, is in `benchmarks/results/loading.json`.
+The last printed line is one JSON object; the same, with command and machine, is in `benchmarks/results/loading.json`,
+of `--formats` in `loading_formats.json`.
 """
 
 import argparse
@@ -53,18 +55,23 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of JPEG files; drawn where none is given")
     parser.add_argument("--rounds", type=int, default=15, help="turns that the works take; the median counts")
     parser.add_argument("--workers", type=int, default=2, help="processes of the loader")
+    parser.add_argument("--formats", action="store_true", help="measure PNG and WebP, nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as in training, for all of them
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         drawn = options.images or draw_photos(folder / "drawn", 150, 500, 375)
-        figures = measure(drawn, folder / "images", options.rounds)
-        photos = draw_photos(folder / "large", 8, *PHOTO)
-        figures["photos"] = measure(photos, folder / "photos", max(3, options.rounds // 3))
-        figures["formats"] = {kind: by_format(drawn, kind, options.rounds) for kind in ("png", "webp")}
-        figures["workers"] = by_workers(open_jpegs(drawn), options.workers)
-    write_results("loading", {"data": "drawn" if options.images is None else options.images.name, **figures})
+        figures: dict[str, Any]
+        if options.formats:
+            figures = {kind: by_format(drawn, kind, options.rounds) for kind in ("png", "webp")}
+        else:
+            figures = measure(drawn, folder / "images", options.rounds)
+            photos = draw_photos(folder / "large", 8, *PHOTO)
+            figures["photos"] = measure(photos, folder / "photos", max(3, options.rounds // 3))
+            figures["workers"] = by_workers(open_jpegs(drawn), options.workers)
+    data = "drawn" if options.images is None else options.images.name
+    write_results("loading", {"data": data, **figures}, "loading_formats" if options.formats else None)
 
 
 def measure(images: Path, folder: Path, rounds: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import yaml
 from semmae import load_verb
 from semmae.cli.arguments import parse
 from semmae.commands.results import OWN, markdown_table
+from semmae.evaluation.accuracy import wilson_interval
 from semmae.page import figure_rows
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -111,10 +112,21 @@ def alike(found: Any, asked: Any) -> bool:
 def methods_of(entry: Entry) -> dict[str, dict[str, Any]]:
     """Figures of the encoder itself and of what stands beside it, by name."""
     results = {name: value for name, value in entry["results"].items() if name != "protocol"}
-    if OWN in results:
-        return results
-    others = {name: value for name, value in results.items() if isinstance(value, dict)}
-    return {OWN: {name: value for name, value in results.items() if name not in others}, **others}
+    methods = {name: value for name, value in results.items() if isinstance(value, dict)}
+    if OWN not in results:
+        methods = {OWN: {name: value for name, value in results.items() if name not in methods}, **methods}
+    return {name: with_top5(figures) for name, figures in methods.items()}
+
+
+def with_top5(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with the interval of each top-5, which runs once left out: it follows from the number of images."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        found[name] = value
+        if name.endswith("top5") and f"{name}_low" not in figures:
+            images = figures[name.removesuffix("top5") + "images"]
+            found[f"{name}_low"], found[f"{name}_high"] = wilson_interval(round(value * images / 100), images)
+    return found
 
 
 def as_printed(name: str) -> Callable[[Entry], list[str]]:

@@ -1,8 +1,10 @@
 """What every test runs under: its own caches, fixed seeds, one thread; and where the shared data lies."""
 
+import io
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,15 @@ def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unread() -> Iterator[io.TextIOWrapper]:
+    """A stream into a pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        yield stream
 
 
 @pytest.fixture(scope="session")

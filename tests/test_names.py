@@ -29,7 +29,7 @@ from semmae.data.part_store import PartStore
 from semmae.models.classifier import Classifier
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.page import read_config as read_options
-from semmae.page import read_json
+from semmae.page import read_facts
 from semmae.part_samples import FILE, read_samples
 from semmae.parts_page import write_parts_page
 from semmae.reporting import write_report
@@ -45,15 +45,15 @@ def test_options_come_back_from_their_file(tmp_path: Path) -> None:
     options = KnnOptions(encoder=f"en{STRANGE}c", data=DATA, out=tmp_path)
     files.write_text(tmp_path / "config.yaml", to_yaml(options))
     assert read_config(tmp_path / "config.yaml", KnnOptions)["data"] == DATA
-    assert read_options(tmp_path / "config.yaml")["encoder"] == f"en{STRANGE}c"
+    assert read_options(tmp_path)["encoder"] == f"en{STRANGE}c"
 
 
 def test_results_and_the_pages_of_a_run(tmp_path: Path) -> None:
     protocol, figures = {"method": "k-NN", "data": DATA, "k": 20}, {"top1": 40.0, "images": 4}
     write_comparison(tmp_path, protocol, {"this encoder": {"knn_top1": 40.0}, f"ot{STRANGE}her": {"knn_top1": 1.0}})
-    assert read_json(tmp_path / "results.json").keys() >= {f"ot{STRANGE}her"}
+    assert read_facts(tmp_path / "results.json").keys() >= {f"ot{STRANGE}her"}
     write_results(tmp_path, protocol, figures, details=[f"- {CLASSES[0]}"])
-    assert read_json(tmp_path / "results.json")["protocol"]["data"] == DATA
+    assert read_facts(tmp_path / "results.json")["protocol"]["data"] == DATA
     assert os.fsencode(DATA) in (tmp_path / "results.md").read_bytes()
     files.write_text(tmp_path / "config.yaml", to_yaml(KnnOptions(encoder="e", data=DATA, out=tmp_path)))
     files.write_csv(tmp_path / "skipped.csv", [("name", "reason"), (IMAGE, "truncated")])

@@ -1,10 +1,12 @@
 """Progress: silent when short, one line in a log, one rewritten line on a terminal, the wait measured."""
 
 import io
+import logging
+from pathlib import Path
 
 import pytest
 
-from semmae.progress import Progress, shown_rate
+from semmae.progress import ESCAPED, Progress, held, logged, shown_rate, write
 
 
 class Clock:
@@ -88,3 +90,42 @@ def test_an_error_passes_and_the_line_is_ended() -> None:
         progress.update(2)
         raise KeyboardInterrupt
     assert stream.getvalue().endswith("2/5 steps, 0.67 steps/s, 0:04 left\n")
+
+
+def test_names_are_written_as_their_bytes_where_these_are_letters() -> None:
+    text = "f\udcc3\udcb6tos \udcff\udcc3\udca4 ö \ud800"
+    assert text.encode("ascii", ESCAPED) == "fötos \\xffä ".encode() + rb"\xf6 \ud800"
+    assert text.encode("utf-8", ESCAPED) == "fötos \\xffä ö ".encode() + rb"\ud800"
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=ESCAPED)
+    write(stream, text)
+    assert stream.buffer.getvalue() == text.encode("ascii", ESCAPED)  # type: ignore[attr-defined]
+    strict = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    write(strict, text)
+    assert strict.buffer.getvalue().startswith(rb"f\udcc3")  # type: ignore[attr-defined]
+
+
+def test_a_log_begins_with_what_was_logged_before_it_was_opened(tmp_path: Path) -> None:
+    log = logging.getLogger("semmae")
+    log.warning("nobody's")
+    with held():
+        log.warning("before")
+        with logged(tmp_path / "a"):
+            log.warning("meanwhile")
+        log.warning("between")
+        with logged(tmp_path / "b"), logged(tmp_path / "c"):
+            log.warning("both")
+    log.warning("nobody's")
+    told = {name: [line.split()[-1] for line in (tmp_path / name).read_text().splitlines()] for name in "abc"}
+    assert told == {"a": ["before", "meanwhile"], "b": ["between", "both"], "c": ["both"]}
+    assert log.handlers == []
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_stream_that_nobody_reads_costs_nothing(closed: bool, unread: io.TextIOWrapper) -> None:
+    if closed:
+        unread.close()
+    for _ in range(3):
+        write(unread, "x" * 100_000)
+    with Progress(1, stream=unread, clock=Clock()) as progress:
+        progress._write("\n")
+    write(None, "x")

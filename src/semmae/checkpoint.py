@@ -229,9 +229,8 @@ def read_learned(folder: Path) -> list[str] | None:
     path = folder / LEARNED
     if path.is_file():
         return read_text(path).split()
-    joined = Fields(folder / CONFIG, read_extra(folder)).get(
-        "learned", str
-    )  # as it was kept before there was a file: keys of 12 characters
+    # As it was kept before there was a file of its own: keys of 12 characters, joined.
+    joined = Fields(folder / CONFIG, read_extra(folder)).get("learned", str)
     return None if joined is None else [joined[start : start + 12] for start in range(0, len(joined), 12)]
 
 

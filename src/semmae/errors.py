@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_FEW = 20  # names that a message can list without hiding the fault; the verbs are fewer
+
 
 class UserError(Exception):
     """Bad input, told in one line: the value, the limit it broke, and the remedy. The command exits with code 2.
@@ -20,23 +22,21 @@ class DiskError(Exception):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """The hint to append to "unknown NAME": `; did you mean "vit_tiny"?`, else the list of known names."""
+    """The hint to append to "unknown NAME": `; did you mean "vit_tiny"?`, else the known names, where they are few."""
     names = list(known)
-    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    if matches:
-        return "; did you mean " + " or ".join(f'"{match}"' for match in matches) + "?"
-    return f" (known: {', '.join(names)})"
+    hint = near_only(name, names)
+    return hint or (f" (known: {', '.join(names)})" if len(names) <= _FEW else "")
 
 
 def near_only(name: str, known: Iterable[str]) -> str:
-    """As `near`, but nothing where no name is near: for names so many that a list of them would hide the fault."""
-    hint = near(name, known)
-    return hint if hint.startswith(";") else ""
+    """As `near`, but nothing where no name is near: where what is known is no list to choose from."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return "; did you mean " + " or ".join(f'"{match}"' for match in matches) + "?" if matches else ""
 
 
-def listed(names: Iterable[str], most: int = 3) -> str:
-    """Names as a message shows them: the first few, and how many more there are."""
-    every = list(names)
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """Names or numbers as a message shows them: the first few, and how many more there are."""
+    every = list(map(str, names))
     left = len(every) - most
     return ", ".join(every[:most]) + (f" and {left} more" if left > 0 else "")
 

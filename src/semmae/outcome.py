@@ -5,7 +5,6 @@ again without computing anything.
 """
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +14,12 @@ import numpy as np
 
 from semmae.data.part_store import PartStore
 from semmae.files import Fields
+from semmae.interop.unfinished import saved_options, verb_with
 from semmae.models.vit import MODELS
-from semmae.page import Record, by_step, find, quality, read_config, read_json, read_records
+from semmae.page import Record, by_step, find, quality, read_config, read_facts, read_records
+from semmae.shell import command, quoted
 from semmae.verdicts import encoder_above_untrained, encoder_below_untrained, measured, parts_unused, teacher_collapsed
 
-# Verbs by an option that none but they have; the first that is there counts.
-_VERB_OF = {
-    "norm_pix_loss": "pretrain",
-    "teacher_image_size": "demo",
-    "prototypes": "teacher",
-    "total_variation": "parts",
-    "mixup": "finetune",
-    "aux_weight": "segment",
-    "choice_share": "probe",
-    "ignore_index": "evaluate",
-    "temperature": "knn",
-}
 _STAGES = ("teacher", "parts")  # that a run of pretrain may hold as runs of their own
 _BLOCK = 65536  # rows of part labels that are counted together
 _USUAL_SIZE, _USUAL_MODEL = 224, "vit_small"  # of pretrain
@@ -46,9 +35,7 @@ class Step:
 
 def verb_of(run: Path) -> str | None:
     """The verb that wrote the folder; None where its files do not show it."""
-    config = read_config(run / "config.yaml")
-    known = next((verb for option, verb in _VERB_OF.items() if option in config), None)
-    return known or read_json(run / "summary.json").get("stage")
+    return verb_with(saved_options(run)) or read_facts(run / "summary.json").get("stage")
 
 
 def minutes(run: Path) -> float | None:
@@ -56,7 +43,7 @@ def minutes(run: Path) -> float | None:
     told = [
         summary["minutes"]
         for folder in (run, *(run / stage for stage in (*_STAGES, "untrained")))
-        if "minutes" in (summary := read_json(folder / "summary.json"))
+        if "minutes" in (summary := read_facts(folder / "summary.json"))
     ]
     return sum(told) if told else None
 
@@ -65,14 +52,14 @@ def verdicts(run: Path) -> list[str]:
     """A sentence for whatever was measured and whatever went wrong without an error, the worst first."""
     wrong, found = [], []
     for folder in (run, run / "teacher"):
-        prototypes = read_config(folder / "config.yaml").get("prototypes")
+        prototypes = read_config(folder).get("prototypes")
         if isinstance(prototypes, int):
             wrong.append(teacher_collapsed(by_step(read_records(folder / "metrics.jsonl")), prototypes))
     for folder in (run, run / "parts"):
         wrong.append(_unused(folder))
-        compared = quality(read_json(folder / "quality.json"))
+        compared = quality(read_facts(folder / "quality.json"))
         found.append(compared[0] if compared else None)
-    results = read_json(run / "results.json")
+    results = read_facts(run / "results.json")
     wrong.append(encoder_below_untrained(results))
     found.append(encoder_above_untrained(results) if "untrained" in results else measured(results))
     return [sentence for sentence in wrong + found if sentence]
@@ -80,7 +67,7 @@ def verdicts(run: Path) -> list[str]:
 
 def _unused(folder: Path) -> str | None:
     """What is to be said of labels that no image has; nothing of labels that are not there, or not complete."""
-    if not ((folder / "parts.npy").is_file() and read_json(folder / "parts.json").get("complete")):
+    if not ((folder / "parts.npy").is_file() and read_facts(folder / "parts.json").get("complete")):
         return None
     store = PartStore.open(folder)
     counts = np.zeros(store.num_labels, np.int64)
@@ -99,7 +86,7 @@ def next_steps(run: Path, verb: str | None = None) -> list[Step]:
     steps = _STEPS.get(verb_of(run) or verb or "")
     if steps is None:
         return []
-    known = _Known(run, read_config(run / "config.yaml"), read_json(run / "summary.json"))
+    known = _Known(run, read_config(run), read_facts(run / "summary.json"))
     return list(steps(known))
 
 
@@ -108,19 +95,9 @@ def going_on(run: Path, verb: str) -> Step:
     return Step("Go on with this run", command(verb_of(run) or verb, out=run, resume=True))
 
 
-def command(verb: str, /, **options: Any) -> str:
-    """A command line for a shell; an option that is None is left out, True is a flag."""
-    words = ["semmae", verb]
-    for name, value in options.items():
-        if value is not None and value is not False:
-            words.append("--" + name.replace("_", "-"))
-            words += [] if value is True else [shlex.quote(str(value))]
-    return " ".join(words)
-
-
 def python(code: str) -> str:
     """A line of Python as a command for a shell."""
-    return f"python -c {shlex.quote(code)}"
+    return f"python -c {quoted(code)}"
 
 
 def text(value: object) -> str:
@@ -181,7 +158,7 @@ def _sizes(known: _Known) -> dict[str, Any]:
     path = known.run / "learner" / "config.json"
     if size in (None, _USUAL_SIZE) or not path.is_file():
         return {}
-    spec = Fields(path, Fields(path, read_json(path)).need("semmae", dict))
+    spec = Fields(path, Fields(path, read_facts(path)).need("semmae", dict))
     learner = Fields(path, spec.need("spec", dict))
     width, patch = learner.need("width", int), learner.need("patch_size", int)
     model = next((name for name, (known_width, _, _) in MODELS.items() if width == known_width), _USUAL_MODEL)
@@ -218,7 +195,7 @@ def _after_probe(known: _Known) -> Iterator[Step]:
 
 
 def _after_evaluate(known: _Known) -> Iterator[Step]:
-    own = read_json(known.run / "results.json").get("this encoder", {})
+    own = read_facts(known.run / "results.json").get("this encoder", {})
     if "knn_top1" in own:
         yield _finetune(known)
     elif known.config.get("masks") is None:

@@ -16,6 +16,7 @@ import jinja2
 from semmae import files
 from semmae.charts import finite, number
 from semmae.errors import UserError
+from semmae.interop.unfinished import saved_options
 
 Record = Mapping[str, Any]
 
@@ -115,7 +116,7 @@ def _environment() -> jinja2.Environment:
 # Reading
 
 
-def read_json(path: Path, form: str | None = None) -> dict[str, Any]:
+def read_facts(path: Path, form: str | None = None) -> dict[str, Any]:
     """The object in one of a run's files, what is known of it checked; {} when there is no file.
 
     Args:
@@ -146,13 +147,11 @@ def read_json(path: Path, form: str | None = None) -> dict[str, Any]:
     return content
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The options, nested ones under dotted names; {} when there is no file."""
-    if not path.exists():
-        return {}
-    options = dict(flat(files.read_yaml(path)))
+def read_config(run: Path) -> dict[str, Any]:
+    """The options of a run, nested ones under dotted names; {} when there is no file of them."""
+    options = dict(flat(saved_options(run)))
     numbers = [name for name in options if name.rpartition(".")[2] in ("image_size", "epochs", "steps")]
-    _check_types(path, options, dict.fromkeys(numbers, int), null=True)
+    _check_types(run / "config.yaml", options, dict.fromkeys(numbers, int), null=True)
     return options
 
 

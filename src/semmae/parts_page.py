@@ -7,7 +7,6 @@
 """
 
 import math
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from semmae import charts
 from semmae.charts import number
 from semmae.files import write_bytes
 from semmae.outcome import verdicts
-from semmae.page import Record, by_step, duration, find, quality, read_config, read_json, read_records, render
+from semmae.page import Record, by_step, duration, find, quality, read_config, read_facts, read_records, render
 from semmae.part_samples import FILE, PartSamples, read_samples, spread
 from semmae.pictures import (
     BACKGROUND,
@@ -32,6 +31,7 @@ from semmae.pictures import (
     spotlight,
     webp,
 )
+from semmae.shell import quoted
 
 _HEAT_SIDE = 160  # pixels a side of a soft map's picture
 _UNFOLDED = 6  # images seen at once: on a phone, more would bury what follows
@@ -83,9 +83,9 @@ def write_parts_page(run: Path) -> Path:
     run = Path(run)
     samples = read_samples(run / FILE)
     config, summary, meta = (
-        read_config(run / "config.yaml"),
-        read_json(run / "summary.json"),
-        read_json(run / "parts.json"),
+        read_config(run),
+        read_facts(run / "summary.json"),
+        read_facts(run / "parts.json"),
     )
     parts = list(_parts(samples))
     shown = list(_shown(samples))
@@ -103,10 +103,10 @@ def write_parts_page(run: Path) -> Path:
         percent=_percent,
         scanned=len(samples.shares),
         bar_end=_bar_end(parts),
-        quality=quality(read_json(run / "quality.json")),
+        quality=quality(read_facts(run / "quality.json")),
         losses=charts.loss_charts(by_step(read_records(run / "metrics.jsonl"))),
         frame=charts,
-        again=f"semmae report {shlex.quote(str(run))}",
+        again=f"semmae report {quoted(run)}",
     )
     path = run / "parts.html"
     write_bytes(path, page)

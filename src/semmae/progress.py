@@ -2,7 +2,8 @@
 
 Notable here:
 - no work is lost to its display: a stream whose reader has gone, such as `head`, or that was closed, is written to no
-  more; a letter that the stream's encoding lacks is shown as an escape;
+  more; a letter that the stream's encoding lacks is shown as an escape, a name of a file as the bytes that it is where
+  these are UTF-8, whatever the locale calls them;
 - nothing is written in the first two seconds, so that short work stays silent;
 - on a terminal one line is rewritten in place; elsewhere (a log file, Slurm) there is one line at the
   end, and one a minute before it, so that a log neither fills up nor falls silent for hours;
@@ -10,8 +11,10 @@ Notable here:
 - what was shown last goes to train.log, as does all that `say` shows.
 """
 
+import codecs
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +26,7 @@ from typing import Self, TextIO, TypeVar
 SILENT_SECONDS = 2.0
 TERMINAL_SECONDS = 0.2  # between two rewritings of the line on a terminal
 LOG_SECONDS = 60.0  # between two lines elsewhere
+ESCAPED = "semmae-escaped"  # how streams write what their encoding lacks: `errors` of a text stream
 
 Item = TypeVar("Item")
 
@@ -39,14 +43,44 @@ def write(stream: TextIO | None, text: str) -> None:
     """Write at once to stdout or stderr, whoever reads it, if anybody does."""
     if stream is None:  # was closed before Python began
         return
-    encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.write(text if getattr(stream, "errors", None) == ESCAPED else _plain(text, stream))
         stream.flush()
     except (OSError, ValueError) as error:  # ValueError: closed
         silence(stream)
         if stream is not sys.stderr and isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             _log.warning("what is shown here could not be written (%s); the files are whole", error.strerror or error)
+
+
+def _plain(text: str, stream: TextIO) -> str:
+    """Text as a stream takes it that is not ours to set up, such as a notebook's."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _escape(error: UnicodeError) -> tuple[bytes, int]:
+    """What is written for letters that an encoding lacks, and where to go on: a handler of encoding errors."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    written = b""
+    # A byte of a name that the locale could not read is a surrogate escape.
+    for piece in re.findall("[\udc80-\udcff]+|[^\udc80-\udcff]+", error.object[error.start : error.end]):
+        if "\udc80" <= piece[0] <= "\udcff":
+            written += piece.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").encode()
+        else:
+            written += piece.encode("ascii", "backslashreplace")
+    return written, error.end
+
+
+codecs.register_error(ESCAPED, _escape)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody watches the stream; not where it was closed."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
 
 
 def silence(stream: TextIO) -> None:
@@ -60,10 +94,41 @@ def silence(stream: TextIO) -> None:
 
 
 @contextmanager
+def held() -> Iterator[None]:
+    """Keep what semmae logs meanwhile for the first file that is opened to log to: a run looks at its data before."""
+    handler = _Held()
+    _log.addHandler(handler)
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+
+
+class _Held(logging.Handler):
+    """Log records that no file holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not any(isinstance(handler, _LogFile) for handler in _log.handlers):
+            self.records.append(record)
+
+
+@contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Append to a file what semmae logs meanwhile, with the time: what the terminal shows, and more."""
-    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    """Append to a file what semmae logs meanwhile, with the time: what the terminal shows, and more.
+
+    What was `held` before goes first.
+    """
+    handler = _LogFile(path, encoding="utf-8", errors=ESCAPED)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for keeper in _log.handlers:
+        if isinstance(keeper, _Held):
+            for record in keeper.records:
+                handler.handle(record)
+            keeper.records.clear()
     _log.addHandler(handler)
     try:
         yield
@@ -180,7 +245,7 @@ class Progress:
 
     @property
     def _terminal(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
+        return is_terminal(self._stream)
 
     def _write(self, end: str) -> None:
         assert self._stream is not None, "Progress is used inside its `with` block"

@@ -7,7 +7,6 @@
 """
 
 import base64
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
@@ -28,7 +27,7 @@ from semmae.page import (
     flat,
     quality,
     read_config,
-    read_json,
+    read_facts,
     read_records,
     read_skipped,
     render,
@@ -36,6 +35,7 @@ from semmae.page import (
     with_intervals,
 )
 from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture
+from semmae.shell import quoted
 
 __all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
 
@@ -92,7 +92,7 @@ def write_report(run: Path) -> Path:
             f"{run}: not a run, it holds none of config.yaml, metrics.jsonl, parts.json, results.json; "
             "give the folder that a command wrote with --out"
         )
-    config, summary = read_config(run / "config.yaml"), read_json(run / "summary.json")
+    config, summary = read_config(run), read_facts(run / "summary.json")
     stages = _read_stages(run)
     kind = _kind(run, stages, summary)
     basics = _basics(run, config, summary, stages)
@@ -111,13 +111,13 @@ def write_report(run: Path) -> Path:
             (STAGES.get(stage, stage), charts.charts(records), charts.constants(records))
             for stage, records in stages.items()
         ],
-        quality=quality(read_json(run / "parts" / "quality.json") or read_json(run / "quality.json")),
+        quality=quality(read_facts(run / "parts" / "quality.json") or read_facts(run / "quality.json")),
         results=results,
         intervals=any(
             " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
         ),
         config=[(name, number(value)) for name, value in config.items()],
-        again=f"semmae report {shlex.quote(str(run))}",
+        again=f"semmae report {quoted(run)}",
         steps=_steps(run, kind),
     )
     path = run / "report.html"
@@ -160,11 +160,11 @@ def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, lis
 
     A training whose length is told in steps has "steps" in place of epochs.
     """
-    encoder = read_json(run / "encoder" / "config.json")
+    encoder = read_facts(run / "encoder" / "config.json")
     arguments = encoder.get("model_args", {})
     last = stages[list(stages)[-1]][-1] if stages else {}
     reached = int(last["epoch"]) + 1 if "epoch" in last else None
-    parts = read_json(run / "parts" / "parts.json") or read_json(run / "parts.json")
+    parts = read_facts(run / "parts" / "parts.json") or read_facts(run / "parts.json")
     known = {
         "model": find(config, "model", "arch") or encoder.get("architecture"),
         "images": parts.get("images"),
@@ -242,7 +242,7 @@ def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Ta
     """A row per stage: how far it went, its last loss, its usual speed and the usual wait for data."""
     rows = []
     for stage, records in stages.items():
-        summary = read_json((run if stage == kind else run / stage) / "summary.json")
+        summary = read_facts((run if stage == kind else run / stage) / "summary.json")
         last = {key: value for record in records for key, value in record.items()}
         speeds = [record["images_per_s"] for record in records if "images_per_s" in record]
         waits = [record["data_wait"] for record in records if "data_wait" in record]
@@ -276,7 +276,7 @@ def _pictures(run: Path) -> Iterable[tuple[str, str, str]]:
 def _results(run: Path) -> Iterable[Table]:
     """For each results.json in the run and its sub-folders: a table of scores and one of their protocol."""
     for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
-        content = read_json(path)
+        content = read_facts(path)
         protocol = content.pop("protocol", {})
         # Lists and dictionaries beside the figures tell more than a table holds, such as every class by itself.
         scored = {name: _single(value) for name, value in content.items() if isinstance(value, dict)}

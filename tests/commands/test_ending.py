@@ -190,7 +190,7 @@ def test_options_of_another_verb_are_no_finished_run(whole_run: Path) -> None:
 def test_the_log_takes_names_that_are_no_text(tmp_path: Path) -> None:
     with ending.logged(tmp_path / "train.log"):
         logging.getLogger("semmae").warning("%s", "cat\udcff.png")
-    assert "cat\\udcff.png" in (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert "cat\\xff.png" in (tmp_path / "train.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("change", ["an image more", "an image less", "other weights"])

@@ -69,7 +69,7 @@ def test_above_five_percent_the_user_is_told(tmp_path: Path, write_images: Write
         open_images(root)
     assert str(caught.value) == (
         f"{root}: 4 of 40 images (10.0 %) cannot be read, limit 5 %: c0/00.jpg (empty file), "
-        "c0/02.jpg (empty file), c0/04.jpg (empty file), …; repair or remove them"
+        "c0/02.jpg (empty file), c0/04.jpg (empty file) and 1 more; repair or remove them"
     )
 
 

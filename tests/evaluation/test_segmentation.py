@@ -106,21 +106,31 @@ def test_evaluation_counts_every_pixel_once() -> None:
         batches.append({"image": image, "labels": labels, "row": torch.tensor([row])})
         truths.append(labels.flatten())
         told.append(colours.flatten())
-    table, kept = evaluate(
+    counts, kept = evaluate(
         Painter(), batches, classes=K, size=8, stride=5, mean=(0, 0, 0), std=(1, 1, 1), keep=[1], total=3
     )
-    truth, guess = torch.cat(truths).long(), torch.cat(told).long()
-    known = truth != 255
-    assert torch.equal(table, torch.bincount(truth[known] * K + guess[known], minlength=K * K).view(K, K))
+    expected = [counts_of(truth.long(), guess.long()) for truth, guess in zip(truths, told, strict=True)]
+    assert torch.equal(counts, torch.stack(expected))
     assert list(kept) == [1] and torch.equal(kept[1].flatten(), told[1])
+
+
+def table_of(truth: Tensor, guess: Tensor) -> Tensor:
+    """True classes down, told ones across, int64 (K, K)."""
+    known = truth != 255
+    return torch.bincount(truth[known] * K + guess[known], minlength=K * K).view(K, K)
+
+
+def counts_of(truth: Tensor, guess: Tensor) -> Tensor:
+    table = table_of(truth, guess)
+    return torch.stack([table.diagonal(), table.sum(1), table.sum(0)])
 
 
 def test_figures_agree_with_torchmetrics() -> None:
     generator = torch.Generator().manual_seed(0)
     truth, guess = (torch.randint(0, K, (500,), generator=generator) for _ in range(2))
     guess[:200] = truth[:200]
-    table = torch.bincount(truth * K + guess, minlength=K * K).view(K, K)
-    found = figures(table, ["a", "b", "c", "d"])
+    halves = [counts_of(truth[half], guess[half]) for half in (slice(0, 170), slice(170, 500))]
+    found = figures(torch.stack(halves), ["a", "b", "c", "d"])
     options = {"task": "multiclass", "num_classes": K}
     assert found["miou"] == pytest.approx(100 * float(jaccard_index(guess, truth, average="macro", **options)))
     assert found["pixel_accuracy"] == pytest.approx(100 * float(accuracy(guess, truth, average="micro", **options)))
@@ -132,10 +142,36 @@ def test_figures_agree_with_torchmetrics() -> None:
 def test_a_class_that_is_nowhere_does_not_count() -> None:
     """c is told but not there: IoU 0; d is neither: none."""
     table = torch.tensor([[3, 1, 0, 0], [0, 4, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    found = figures(table, ["a", "b", "c", "d"])
+    counts = torch.stack([table.diagonal(), table.sum(1), table.sum(0)])[None]
+    found = figures(counts, ["a", "b", "c", "d"])
     assert [facts["iou"] for facts in found["per_class"]] == [75.0, pytest.approx(400 / 7), 0.0, None]
     assert found["miou"] == pytest.approx((75 + 400 / 7 + 0) / 3)
     assert found["mean_class"] == pytest.approx(100 * (3 / 4 + 4 / 6) / 2)
     assert found["pixel_accuracy"] == 70.0
     assert [facts["pixels"] for facts in found["per_class"]] == [4, 6, 0, 0]
     assert not math.isnan(found["miou"])
+    assert "miou_low" not in found  # one image says nothing of others
+
+
+def images_of(number: int, generator: torch.Generator) -> Tensor:
+    """Counts of images of 100 pixels, each of its own difficulty: shares told right are spread as by Beta(8, 2)."""
+    truth = torch.randint(0, K, (number, 100), generator=generator)
+    share = 1 - torch.rand(number, 10, generator=generator).kthvalue(2, dim=1).values[:, None]  # an order statistic
+    wrong = torch.rand(number, 100, generator=generator) > share
+    return torch.stack(
+        [counts_of(*pair) for pair in zip(truth, torch.where(wrong, (truth + 1) % K, truth), strict=True)]
+    )
+
+
+def test_intervals_hold_what_they_promise_and_pixels_would_not() -> None:
+    """Of 100 draws of 60 images about 95 intervals hold the true share, 9/11; pixels taken one by one: far fewer."""
+    generator = torch.Generator().manual_seed(0)
+    held = narrow = 0
+    for _ in range(100):
+        found = figures(images_of(60, generator), ["a", "b", "c", "d"])
+        held += found["pixel_accuracy_low"] <= 100 * 9 / 11 <= found["pixel_accuracy_high"]
+        share = found["pixel_accuracy"] / 100
+        narrow += abs(share - 9 / 11) <= 1.96 * math.sqrt(share * (1 - share) / 6000)
+        for name in ("miou", "mean_class"):
+            assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
+    assert 89 <= held <= 99 and narrow < 70

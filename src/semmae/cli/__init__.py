@@ -9,17 +9,17 @@ answered at once, and Ctrl-C meanwhile is no traceback.
 
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from semmae import VERBS, __version__, load_verb
-from semmae.cli.faults import machine_fault, one_line
+from semmae.cli.faults import machine_fault, message
 from semmae.errors import UserError, near
 from semmae.files import shown
-from semmae.progress import say, silence, write
+from semmae.progress import ESCAPED, say, silence, write
+from semmae.shell import command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,7 +60,7 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # takes the lowest free number: its own
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where it has been replaced
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=ESCAPED)
 
 
 def run(arguments: list[str]) -> int:
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        return _ended(one_line(error), 2)
+        return _ended(message(error), 2)
     except KeyboardInterrupt:
         return _stopped("nothing was written")
     except Exception as error:
@@ -108,7 +108,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
     def stopped(signum: int) -> int:
         begun = out is not None and (run_of(out) / "config.yaml").is_file()
-        again = f"semmae {verb} --out {shlex.quote(str(out))} --resume"
+        again = command(verb, out=out, resume=True)
         return _stopped(f"go on with: {again}" if begun else "nothing was written", signum)
 
     try:

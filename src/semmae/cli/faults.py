@@ -2,20 +2,20 @@
 
 import re
 
-from semmae.errors import DiskError, UserError
+from semmae.errors import DiskError, UserError, one_line
 from semmae.files import is_disk_fault
 
 _NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|out of memory|bad_alloc", re.I)
 _WORKER_KILLED = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)", re.I)
 
 
-def one_line(error: Exception) -> str:
+def message(error: Exception) -> str:
     """The message of an error in one line, whole; also where a loader's worker has wrapped it in its traceback."""
-    text = str(error)
+    text = one_line(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         kind = type(error)
-        text = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2]
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+        text = text.rpartition(f" {kind.__module__}.{kind.__qualname__}: ")[2]
+    return text
 
 
 def machine_fault(error: Exception) -> str | None:
@@ -27,10 +27,10 @@ def machine_fault(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return None
     if isinstance(error, DiskError):
-        return one_line(error)
+        return message(error)
     if is_disk_fault(error):
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        return f"{where}{one_line(error)}; free space there, or use another disk, and give the same command again"
+        return f"{where}{message(error)}; free space there, or use another disk, and give the same command again"
     text = str(error)
     # torch's own class of it, by name: torch is not imported here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):

@@ -19,7 +19,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.quality import read_masks
-from semmae.page import read_json
+from semmae.page import read_facts, with_intervals
 from semmae.reporting import write_report
 
 # Methods of quality.json that the table at the end shows.
@@ -150,15 +150,16 @@ def table(run: Path, methods: dict[str, Any]) -> list[str]:
     lines = ["", f"{'':24}{'NMI':>8}{'ARI':>8}"]
     quality = run / "parts" / "quality.json"
     if quality.exists():
-        measured = read_json(quality)
+        measured = read_facts(quality)
         for key, name in PART_ROWS.items():
             if {"nmi", "ari"} <= measured.get(key, {}).keys():
                 lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
     else:
         lines = [""]
     if methods:
-        lines += ["", f"{'k-NN, ' + str(methods[OWN]['classes']) + ' classes':24}{'top-1 %':>8}{'top-5 %':>8}"]
+        lines += ["", f"{'k-NN, ' + str(methods[OWN]['classes']) + ' classes':24}{'top-1 %':>22}{'top-5 %':>22}"]
         named = {OWN: OWN, "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
         for key, name in named.items():
-            lines.append(f"{name:24}{methods[key]['top1']:8.1f}{methods[key]['top5']:8.1f}")
+            shown = with_intervals(methods[key])
+            lines.append(f"{name:24}{shown['top1']:>22}{shown['top5']:>22}")
     return lines

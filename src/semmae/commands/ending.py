@@ -16,7 +16,7 @@ from semmae.commands.options import GOING_ON, OptionsT, RunOptions, read_config
 from semmae.commands.places import existing, newest
 from semmae.errors import UserError
 from semmae.interop.unfinished import MARKER
-from semmae.page import read_json
+from semmae.page import read_facts
 from semmae.progress import logged, say
 from semmae.tasks.trainer import is_rank_zero
 
@@ -106,11 +106,11 @@ def is_finished(run: Path) -> bool:
     """Whether the folder holds a run that came to its good end, by the files that it leaves there."""
     if not (run / "config.yaml").is_file() or (run / MARKER).exists():
         return False
-    summary = read_json(run / "summary.json")
+    summary = read_facts(run / "summary.json")
     left = _LEFT.get(summary.get("stage", ""))
-    if left and not (run / left).exists() or read_json(run / "parts.json").get("complete", True) is not True:
+    if left and not (run / left).exists() or read_facts(run / "parts.json").get("complete", True) is not True:
         return False  # --resume makes it again
-    of_demo = read_json(run / "run" / "summary.json")
+    of_demo = read_facts(run / "run" / "summary.json")
     return (run / "results.json").is_file() or any(each.get("finished") is True for each in (summary, of_demo))
 
 

@@ -37,7 +37,7 @@ from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
 from semmae.outcome import python, text
-from semmae.page import read_json as read_results
+from semmae.page import read_facts
 from semmae.pooling import pooling_of
 from semmae.progress import say
 
@@ -111,7 +111,7 @@ def export(options: ExportOptions) -> Path:
     digest = checkpoint.digest(_headless(model))
     if options.image_size is not None:
         (model.encoder if isinstance(model, Classifier) else model).set_image_size(options.image_size)
-    results = {} if options.results is None else {options.results.parent.name: read_results(options.results, RESULTS)}
+    results = {} if options.results is None else {options.results.parent.name: read_facts(options.results, RESULTS)}
     title = options.push_to_hub or options.out.resolve().name
     shown = (subject.classes, subject.crop_pct)
     card = Card(title, options.to, model, options.encoder, run, results, digest, *shown)

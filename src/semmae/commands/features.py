@@ -154,9 +154,20 @@ def image_features(options: FeatureOptions, encoder: Encoder, images: ImageSet, 
 
 def open_classes(options: EncoderOptions, split: str | None) -> ImageSet:
     """One split of --data, or all of it, which must have classes."""
-    images = open_images(options.data, split=split, limit=options.limit, seed=options.seed, workers=options.workers)
+    images = _open(options, split)
     _check_labelled(options, images)
     return images
+
+
+def _open(options: EncoderOptions, split: str | None) -> ImageSet:
+    return open_images(
+        options.data,
+        split=split,
+        limit=options.limit,
+        seed=options.seed,
+        workers=options.workers,
+        needs_classes=True,
+    )
 
 
 def _check_labelled(options: EncoderOptions, images: ImageSet) -> None:
@@ -209,10 +220,7 @@ def open_sets(options: EncoderOptions) -> list[ImageSet]:
     if user_path(options.data, "--data").is_dir():  # a file, a pattern or a name of the hub means just what it says
         check_whole(names, options.data)
     splits = ("train", "val") if has_both(names) else (None,)
-    return [
-        open_images(options.data, split=split, limit=options.limit, seed=options.seed, workers=options.workers)
-        for split in splits
-    ]
+    return [_open(options, split) for split in splits]
 
 
 def check_classes(options: EncoderOptions, sets: Sequence[ImageSet]) -> None:

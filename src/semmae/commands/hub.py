@@ -1,6 +1,5 @@
 """`--push-to-hub`: a folder that is whole already, to a model repository of the Hugging Face hub."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from semmae.checkpoint import CONFIG, WEIGHTS
 from semmae.errors import UserError
 from semmae.files import write_text
 from semmae.interop import huggingface, mae, onnx
+from semmae.shell import quoted
 
 # What an export may consist of: of one in another form, pushed there before, nothing stays behind.
 FILES = [CONFIG, WEIGHTS, huggingface.PREPROCESSOR, mae.FILE, onnx.FILE, f"{onnx.FILE}.data"]
@@ -62,6 +62,6 @@ def push_to_hub(folder: Path, name: str, *, private: bool, message: str, card: C
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"--push-to-hub {name}: not uploaded ({reason}); {folder} is whole: log in (hf auth login), then "
-            f"hf upload {name} {shlex.quote(str(folder))}"
+            f"hf upload {name} {quoted(folder)}"
         ) from error
     return str(repository)

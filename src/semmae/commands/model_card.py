@@ -18,7 +18,7 @@ from semmae.interop import mae, onnx
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
-from semmae.page import figure_rows, flat, read_json
+from semmae.page import figure_rows, flat, read_facts
 
 RESULTS = "results.json"
 _LIBRARY = {"timm": "timm", "mae": "semmae", "hf": "transformers", "onnx": "onnx"}
@@ -88,8 +88,8 @@ def _read_run(folder: Path) -> Run:
     return Run(
         folder.resolve().name,
         options,
-        read_json(folder / "summary.json"),
-        {path.parent.name: read_json(path) for path in found},
+        read_facts(folder / "summary.json"),
+        {path.parent.name: read_facts(path) for path in found},
         folder.name if any((folder / name).is_dir() for name in _TRAINED) else None,
     )
 

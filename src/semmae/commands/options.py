@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from semmae.commands.limits import check_limits
-from semmae.errors import UserError, near
+from semmae.errors import UserError, near, near_only
 from semmae.files import read_yaml, shown, user_path
 from semmae.tasks.precision import Precision
 
@@ -216,8 +216,14 @@ def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(kind)}
     for name in values:
         if name not in known:
-            raise UserError(f"{path}: unknown option {shown(name)}{near(name[:80], sorted(known))}")
+            raise UserError(f"{path}: unknown option {shown(name)}{_near_option(name, kind)}")
     return {name: _converted(name, value, hints[name]) for name, value in values.items()}
+
+
+def _near_option(name: str, kind: type[Any]) -> str:
+    """The hint to append to an unknown option: the near ones, else where all of them, which are many, are listed."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    return near_only(name[:80], known) or "; the options are those of --help, with _ for -"
 
 
 def _converted(name: str, value: Any, annotation: Any) -> Any:
@@ -345,7 +351,7 @@ def as_kwargs(
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
-            raise UserError(f"unknown option {shown(name)}{near(name[:80], known)}")
+            raise UserError(f"unknown option {shown(name)}{_near_option(name, kind)}")
     given = {name: _converted(name, value, hints[name]) for name, value in values.items()}
     for name, value in given.items():
         if not callable(value):  # a mask function, which the options turn into text

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from semmae.errors import UserError
-from semmae.files import readable, user_path
+from semmae.files import on_disk, readable, user_path
 
 # What an option that names something to read may begin with, where that is no path: `timm:NAME`, `hf:NAME`, a URL.
 _NO_PATH = re.compile(r"^(timm|hf):|^[a-z][a-z0-9+.-]*://", re.I)
@@ -22,8 +22,7 @@ def check_place(option: str, folder: Path, given: Path | None = None) -> None:
         folder: to write in; it, and folders around it, may be still to be made.
         given: what the option was given, where that is no folder but something in it.
     """
-    place = str(given or folder)
-    if option == "--out" and readable(place) != place:
+    if option == "--out" and not _is_utf8(place := str(given or folder)):
         raise UserError(f"--out {readable(place)}: is no UTF-8, and weights cannot be read from there; choose another")
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     where = f"{option} {given or folder}: " + ("" if existing == (given or folder) else f"{existing} ")
@@ -76,6 +75,15 @@ def newest(roots: Iterable[Path], apart: Path) -> tuple[float, Path] | None:
             if path.exists() and place not in (path, *path.parents):
                 found = max(found or (0.0, path), (path.stat().st_mtime, path))
     return found
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether the bytes of a name are text, whatever the locale makes of them."""
+    try:
+        on_disk(name).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def existing(value: str | Path | None) -> list[Path]:

@@ -18,11 +18,11 @@ from semmae.errors import UserError
 from semmae.loading import load_mae
 from semmae.masking import num_hidden, random_mask
 from semmae.models.mae import MaskedAutoencoder
-from semmae.outcome import command
 from semmae.part_samples import spread
 from semmae.pictures import is_own
 from semmae.progress import say
 from semmae.reporting import reconstructions_picture
+from semmae.shell import command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from semmae.commands.places import check_apart, check_place
 from semmae.errors import UserError, listed
 from semmae.files import is_part, make_folder, remove, sweep, write_text
 from semmae.interop import unfinished
-from semmae.progress import logged
+from semmae.progress import held, logged
 from semmae.tasks.nodes import take_rank
 from semmae.tasks.trainer import is_rank_zero
 
@@ -108,6 +108,7 @@ def claimed(options: OptionsT) -> Iterator[OptionsT]:
     _settled(options)  # a folder that is refused is not even locked
     with ExitStack() as stack:
         if is_rank_zero():
+            stack.enter_context(held())
             stack.enter_context(locked(options.out))
         own = _settled(options)
         if own.resume and not goes_on(options) and is_rank_zero():

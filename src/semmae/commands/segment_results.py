@@ -36,7 +36,7 @@ def measure_segmenter(options: SegmentOptions, segmenter: Segmenter, val: Labell
     spec = segmenter.encoder.spec
     size = spec.image_size
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    table, predictions = evaluate(
+    counts, predictions = evaluate(
         segmenter.to(device),
         make_loader(WholeLabelled(val, size), 1, workers=options.workers),
         classes=len(segmenter.spec.classes),
@@ -49,7 +49,7 @@ def measure_segmenter(options: SegmentOptions, segmenter: Segmenter, val: Labell
         keep=shown_rows(options, val),
         total=len(val),
     )
-    return Found({**figures(table, segmenter.spec.classes), "images": len(val)}, predictions)
+    return Found({**figures(counts, segmenter.spec.classes), "images": len(val)}, predictions)
 
 
 def shown_rows(options: SegmentOptions, val: LabelledImages) -> list[int]:
@@ -71,6 +71,7 @@ def protocol(options: SegmentOptions, head: Head, size: int, data: MeasuredData)
         "classes": len(data.names),
         **({} if options.eval_only else trained),
         "arithmetic": resolve_precision(options.precision),
+        "interval": "95 %, bootstrap over images",
         "ignore_index": options.ignore_index,
         "reduce_zero_label": options.reduce_zero_label,
         "preset": options.preset,

@@ -15,7 +15,7 @@ from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.errors import DiskError, UserError
 from semmae.files import short, write_json
-from semmae.page import read_json
+from semmae.page import read_facts
 from semmae.tasks.nodes import check_processes
 from semmae.tasks.precision import check_precision
 from semmae.tasks.trainer import FitOptions, is_rank_zero
@@ -118,7 +118,7 @@ def summarised(
     """
     path, started = out / "summary.json", time.monotonic()
     facts = {"manifest": images.digest, **facts}
-    earlier = read_json(path)
+    earlier = read_facts(path)
     _check_unchanged(out, earlier, facts)
     before = earlier.get("minutes", 0.0)
     told = {"images": len(images), "skipped": len(images.manifest.skipped), "classes": len(set(images.labels or ()))}

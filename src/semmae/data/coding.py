@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from semmae.errors import UserError
+from semmae.errors import UserError, listed
 
 IGNORED = 255  # in labels: neither trained on nor measured
 
@@ -77,8 +77,8 @@ def coding_of(
         return coding
     if named:
         raise UserError(
-            f"{root}: the masks hold 0 and {IGNORED} only, and {named[0].name} names {_listed(sorted(named[1]))}; name "
-            f'these two, {{"0": "background", "{IGNORED}": "object"}}, or write the class as another number'
+            f"{root}: the masks hold 0 and {IGNORED} only, and {named[0].name} names {listed(sorted(named[1]), 5)}; "
+            f'name these two, {{"0": "background", "{IGNORED}": "object"}}, or write the class as another number'
         )
     _log.warning("%s: the masks hold 0 and %d only: these are two classes, nothing is ignored", root, IGNORED)
     return replace(coding, binary=True)
@@ -107,7 +107,7 @@ def names_of(
     found = [set(np.flatnonzero(numbers).tolist()) - coding.unasked for numbers in counts]
     if not all(found):
         raise UserError(
-            f"{root}: the masks of a split hold nothing but what is ignored, {_listed(sorted(coding.unasked))}; "
+            f"{root}: the masks of a split hold nothing but what is ignored, {listed(sorted(coding.unasked))}; "
             "see --ignore-index, --reduce-zero-label"
         )
     classes = sorted(set.union(*found))
@@ -123,7 +123,7 @@ def names_of(
         beyond = [number for number in classes if number not in known]
         if beyond:
             raise UserError(
-                f"{root}: the masks hold {_listed(beyond)}, which {path.name} does not name (it names "
+                f"{root}: the masks hold {listed(beyond, 5)}, which {path.name} does not name (it names "
                 f"{min(known)} to {max(known)}); add the names, or tell --ignore-index or --reduce-zero-label"
             )
     first = int(coding.reduce_zero)
@@ -132,9 +132,3 @@ def names_of(
         remedy = "; 0 is a class too without --reduce-zero-label" if first else ""
         raise UserError(f"{root}: a single class ({names[0]}); masks must hold at least two{remedy}")
     return names
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """Numbers in words, the first five."""
-    shown = ", ".join(map(str, numbers[:5]))
-    return shown + (", …" if len(numbers) > 5 else "")

@@ -34,6 +34,8 @@ import torchvision
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from semmae.errors import one_line
+
 try:
     from torchvision.io import decode_jpeg
 except ImportError:
@@ -330,8 +332,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     """One short line for the list of skipped files."""
-    text = str(error).strip().splitlines()
-    line = text[0] if text else type(error).__name__
+    line = one_line(error) or type(error).__name__
     if "truncated" in line.lower() or isinstance(error, EOFError):
         return "truncated"
     return line[:120]

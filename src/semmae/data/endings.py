@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from semmae.data.decode import SUFFIXES
+from semmae.errors import listed
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 _TABLE = ".parquet"
@@ -79,7 +80,6 @@ def sort_files(names: Iterable[str]) -> Sorted:
     return found
 
 
-def listed(counts: Counter[str]) -> str:
+def counted(counts: Counter[str]) -> str:
     """Endings in words, the most frequent first: `30 .txt, 2 .json, 1 without an ending`."""
-    shown = [f"{count} {kind or 'without an ending'}" for kind, count in counts.most_common(_SHOWN)]
-    return ", ".join(shown) + (", …" if len(counts) > _SHOWN else "")
+    return listed((f"{count} {kind or 'without an ending'}" for kind, count in counts.most_common()), _SHOWN)

@@ -25,9 +25,9 @@ from torch import Tensor
 from semmae.data.checked import cache_file, cache_folder, known_rows, read_known, stamps, write_known
 from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import decode, tell_slow_decoder, upright_size
-from semmae.data.endings import UNDECODED, ending, listed
+from semmae.data.endings import UNDECODED, counted, ending
 from semmae.data.sources import Selection, Source, open_source
-from semmae.errors import UserError
+from semmae.errors import UserError, listed
 from semmae.files import write_csv
 from semmae.progress import Progress
 
@@ -131,10 +131,21 @@ class ImageSet:
 
 
 def open_images(
-    data: str | Path, *, split: str | None = None, limit: int | None = None, seed: int = 0, workers: int = 2
+    data: str | Path,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    needs_classes: bool = False,
 ) -> ImageSet:
-    """The images of `data`, checked: all, one split, or `limit` drawn by `seed` (only these are decoded)."""
+    """The images of `data`, checked: all, one split, or `limit` drawn by `seed` (only these are decoded).
+
+    Why they have no classes, where there seem to be some, is told here, but with `needs_classes`: the caller refuses.
+    """
     source = open_source(data, split)
+    if source.labels is None and source.class_note and not needs_classes:
+        _log.info("%s: no classes: %s", data, source.class_note)
     if limit is not None and limit < len(source):
         source = Selection(source, sample_rows(len(source), limit, seed))
     return ImageSet(source, build_manifest(source, workers))
@@ -234,11 +245,11 @@ def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
     if not skipped:
         return
     share = len(skipped) / len(source)
-    shown = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3]) + (", …" if len(skipped) > 3 else "")
+    shown = listed(f"{name} ({reason})" for name, reason in skipped)
     fault = f"{source.root}: {len(skipped)} of {len(source)} images ({100 * share:.1f} %) cannot be read"
     undecoded = Counter(kind for name, _ in skipped if (kind := ending(name)) in UNDECODED)
     if undecoded:
-        fault += f", {listed(undecoded)} among them"
+        fault += f", {counted(undecoded)} among them"
     if share > UNREADABLE_LIMIT:
         remedy = "convert, repair or remove them" if undecoded else "repair or remove them"
         raise UserError(f"{fault}, limit {100 * UNREADABLE_LIMIT:.0f} %: {shown}; {remedy}")

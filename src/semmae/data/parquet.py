@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from semmae.data.compact import Labels, Names
 from semmae.data.splits import TRAIN, VAL, pick_split
-from semmae.errors import UserError, near
+from semmae.errors import UserError, near, one_line
 from semmae.files import open_regular, read_bytes, shown
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
         # The library takes a name for a pattern.
         rows = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in paths], columns=columns)
     except (datasets.exceptions.DatasetGenerationError, ValueError, FileNotFoundError) as error:
-        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        reason = one_line(error.__cause__ or error) or type(error).__name__
         raise UserError(f"{data}: Parquet not readable ({reason}); repair or remove the file") from error
     return TableSource(
         rows, root=root, key=str(root.resolve()), names=names, modified=modified, data=data, local=True, class_note=note
@@ -130,7 +130,7 @@ def open_hub(data: str, split: str | None) -> TableSource:
     try:
         loaded = datasets.load_dataset(data.removeprefix("hf:"))
     except Exception as error:  # hub, network and script errors have no common type
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = one_line(error) or type(error).__name__
         raise UserError(f"{data}: cannot be loaded from the hub: {reason}; check the name and the network") from error
     if split is not None:
         wanted = pick_split(split, loaded, data)
@@ -168,7 +168,7 @@ def _read_schema(path: Path) -> tuple[pa.Schema, int]:
             table = pq.ParquetFile(file)
             return table.schema_arrow, table.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = one_line(error) or type(error).__name__
         raise UserError(f"{path}: not a readable Parquet file ({reason}); repair or remove it") from error
 
 

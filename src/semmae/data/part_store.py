@@ -19,7 +19,6 @@ which get the opened store, read no row before it is asked for.
 import hashlib
 import math
 import os
-import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from semmae.errors import UserError
 from semmae.files import Fields, open_regular, read_json, reserve, short, shown, whole, write_json
+from semmae.shell import command
 
 UNKNOWN = 255
 MOST_GRID = 4096  # cells a side: a store beyond this was not made by us
@@ -297,7 +297,7 @@ def _digest(rows: Rows, highest: int, *, unknown: bool = False) -> str:
 
 def _anew(path: Path) -> str:
     """The remedy for a store that is of no use."""
-    return f"remove parts.json there and label anew with `semmae parts --out {shlex.quote(str(path))} --labels-only`"
+    return f"remove parts.json there and label anew with `{command('parts', out=path, labels_only=True)}`"
 
 
 def _told(value: Any) -> str:

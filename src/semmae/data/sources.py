@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import MOST_BYTES, SUFFIXES
-from semmae.data.endings import UNDECODED, ending, is_archive, listed, sort_files
+from semmae.data.endings import UNDECODED, counted, ending, is_archive, sort_files
 from semmae.data.layouts import Listing, find_listing
 from semmae.data.parquet import TableSource, open_hub, open_parquet, parquet_splits
 from semmae.data.splits import MASK_FOLDERS, are_splits, has_both, pick_split
@@ -117,7 +117,9 @@ def open_source(data: str | Path, split: str | None = None) -> Source:
         _refuse(text, files)
     others = found.others + Counter(map(ending, found.images if found.tables else ()))
     if others:
-        _log.info("%s: %d files passed over that are no images: %s", text, others.total(), listed(others))
+        count = others.total()
+        told = f"{count} files passed over that are no images" if count > 1 else "1 file passed over that is no image"
+        _log.info("%s: %s: %s", text, told, counted(others))
     if found.tables:
         return open_parquet(root, found.tables, split, text)
     return _open_folder(root, found.images, split, text)
@@ -145,7 +147,6 @@ def _open_listing(listing: Listing, split: str | None) -> Source:
     names, labels = listing.rows(split)
     if labels is None:
         note = f"{listing.lacking} is missing; put it there"
-        _log.info("%s: no classes, %s", listing.root, note)
         return _folder_source(listing.root, names, None, note)
     return _folder_source(listing.root, names, Labels(labels))
 
@@ -162,8 +163,6 @@ def _open_folder(root: Path, names: list[str], split: str | None, data: str) -> 
         prefix = pick_split(split, folders, data) + "/"
         names = [name for name in names if name.startswith(prefix)]
     labels, note = _classes(names, depth=1 if are_splits(folders) else 0)
-    if labels is None and note:
-        _log.info("%s: no classes: %s", data, note)
     return _folder_source(root, names, labels, note)
 
 
@@ -308,5 +307,5 @@ def _refuse(data: str, files: list[str]) -> None:
     if archives:
         which = "an archive" if len(files) == 1 else f"{len(archives)} archives, such as {archives[0]}"
         raise UserError(f"{data}: {which}, which is not read; unpack it and give the folder")
-    found = f"{len(files)} files ({listed(Counter(map(ending, files)))})" if files else "nothing"
+    found = f"{len(files)} files ({counted(Counter(map(ending, files)))})" if files else "nothing"
     raise UserError(f"{data}: no images, found {found}; give a folder with {' '.join(sorted(SUFFIXES))} or .parquet")

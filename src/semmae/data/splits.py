@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from semmae.errors import UserError, near_only
+from semmae.errors import UserError, listed, near_only
 
 TRAIN = ("train", "training")
 _TRAIN_FOLDERS = (*TRAIN, "train_mini")  # iNaturalist 2021 gives a tenth of its images apart
@@ -63,7 +63,7 @@ def pick_split(split: str, names: Iterable[str], data: str) -> str:
     names = sorted(set(names))
     found = find_split(split, names) if are_splits(names) else None
     if found is None:
-        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "no folders"
+        shown = listed(names, 5) or "no folders"
         raise UserError(f"{data}: no {split!r} split, found {shown}; put the images into {data}/train and {data}/val")
     return found
 

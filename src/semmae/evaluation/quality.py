@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import mutual_info_score
 
-from semmae.data.endings import ending, listed, sort_files
+from semmae.data.endings import counted, ending, sort_files
 from semmae.data.segmentation import MASK_SUFFIXES, read_mask
 from semmae.errors import UserError
 from semmae.progress import Progress
@@ -242,7 +242,7 @@ def _mask_paths(folder: Path) -> list[str]:
     masks = [name for name in found.images if ending(name) in MASK_SUFFIXES]
     others = Counter(kind for name in found.images if (kind := ending(name)) not in MASK_SUFFIXES)
     if others:
-        _log.warning("%s: %s passed over, which blur labels or are not decoded; save as PNG", folder, listed(others))
+        _log.warning("%s: %s passed over, which blur labels or are not decoded; save as PNG", folder, counted(others))
     return sorted(masks)
 
 

@@ -4,7 +4,9 @@ Notable here:
 - an image is shown at the scale of training, in overlapping windows of that size, whose logits are averaged: every
   pixel is seen as the network saw pixels when it learned (mmsegmentation's `slide` mode);
 - logits are brought to the mask's own size, strip by strip, so that 150 classes of a large photo fit into memory;
-- all figures come from one table of true and told classes, which torchmetrics counts on the device;
+- all figures come from three counts of pixels of each image and class, made on the device;
+- pixels of an image are alike: how sure a figure is depends on the number of images, so it is asked of samples of
+  whole images, drawn from those measured (the bootstrap of Efron, 1979);
 - a class that is neither there nor told anywhere has no IoU, and does not count in the mean.
 """
 
@@ -15,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from semmae.data.loaders import normalise
 from semmae.evaluation.features import evaluating
@@ -25,6 +26,8 @@ Batch = Mapping[str, Tensor]  # of one: "image" uint8 (1, 3, h, w), "labels" uin
 _TOGETHER = 8  # windows in one pass
 _STRIP = 2**24  # logits brought to the mask's size at a time
 _IGNORED = 255
+_SAMPLES = 1000  # drawn for an interval
+_ENDS = (0.025, 0.975)  # between which the figures of 95 % of the samples lie
 
 
 @torch.inference_mode()
@@ -42,7 +45,7 @@ def evaluate(
     keep: Collection[int] = (),
     total: int | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Which classes are told for which, over all images.
+    """How many pixels of each class every image has, and how many are given it and given it rightly.
 
     Args:
         segmenter: normalised images (B, 3, size, size) → logits (B, K, size, size); on `device`. Run in evaluation
@@ -59,10 +62,10 @@ def evaluate(
         total: images in all, for the progress line.
 
     Returns:
-        The table, int64 (K, K) on the CPU: true classes down, told ones across. The predictions kept, uint8 (H, W)
-        each, by row.
+        The counts, int64 (N, 3, K) on the CPU, in the order of the batches: pixels told right, true ones, told ones.
+        The predictions kept, uint8 (H, W) each, by row.
     """
-    table = _counter(classes).to(device)
+    counts: list[Tensor] = []
     kept: dict[int, Tensor] = {}
     autocast = torch.autocast(torch.device(device).type, dtype) if dtype else nullcontext()
     with evaluating(segmenter), autocast, Progress(total, label="segmentation") as progress:
@@ -70,16 +73,35 @@ def evaluate(
             image = normalise(batch["image"].to(device, non_blocking=True), mean, std)
             labels = batch["labels"].to(device, non_blocking=True)
             told = most_likely(slide(segmenter, image, size, stride), *labels.shape[1:])
-            table.update(told.flatten(), labels.flatten().long())
+            counts.append(pixel_counts(told.flatten(), labels.flatten().long(), classes))
             if (row := int(batch["row"])) in keep:
                 kept[row] = told[0].to(torch.uint8).cpu()
             progress.update()
-    return table.compute().long().cpu(), kept
+    return torch.stack(counts).cpu(), kept
 
 
-def _counter(classes: int) -> MulticlassConfusionMatrix:
-    """The table; counted by one process alone, for whom others would have to be asked if it were to sum over all."""
-    return MulticlassConfusionMatrix(classes, ignore_index=_IGNORED, validate_args=False, sync_on_compute=False)
+def pixel_counts(told: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Pixels of each class that are told right, true ones and told ones: int64 (3, K).
+
+    Args:
+        told: a class for every pixel, int64 (P,) in [0, K).
+        labels: true classes, int64 (P,), 255 where nothing is measured.
+        classes: K.
+    """
+    known = labels != _IGNORED
+    # One class more takes what is not counted: a selection would make the device wait for its size.
+    right, true, given = (
+        torch.where(counted, values, classes)
+        for counted, values in ((known & (told == labels), labels), (known, labels), (known, told))
+    )
+    return torch.stack([_occurring(values, classes) for values in (right, true, given)])
+
+
+def _occurring(values: Tensor, classes: int) -> Tensor:
+    """How often each of K classes is among values in [0, K]; `bincount` would look for the highest on the device."""
+    return torch.zeros(classes + 1, dtype=torch.long, device=values.device).scatter_add_(
+        0, values, torch.ones_like(values)
+    )[:classes]
 
 
 def slide(segmenter: Callable[[Tensor], Tensor], image: Tensor, size: int, stride: int) -> Tensor:
@@ -139,27 +161,62 @@ def most_likely(logits: Tensor, height: int, width: int) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-def figures(table: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """What a table of true (down) and told (across) classes says, in percent.
+def figures(counts: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """What counts of pixels say, in percent.
+
+    Args:
+        counts: of each image, int64 (N, 3, K) by `evaluate`.
+        names: of the K classes.
 
     Returns:
         "miou", the mean intersection over union of the classes; "pixel_accuracy", the share of pixels told right;
-        "mean_class", the mean of the classes' shares; "per_class", of each class "class", its name, "iou", "accuracy"
-        (None where undefined) and "pixels" that it has in truth.
+        "mean_class", the mean of the classes' shares; of more than one image each with its "…_low" and "…_high",
+        between which it lies with 95 % confidence (of the images as drawn, not of the training's seed); "per_class",
+        of each class "class", its name, "iou", "accuracy" (None where undefined) and "pixels" that it has in truth.
     """
-    counts = table.double()
-    right, true, told = counts.diagonal(), counts.sum(1), counts.sum(0)
-    iou, accuracy = 100 * right / (true + told - right), 100 * right / true  # NaN where a class is absent
+    whole = counts.sum(0).double()
+    iou, accuracy = _shares(whole)
     per_class = [
-        {"class": name, "iou": _number(iou[index]), "accuracy": _number(accuracy[index]), "pixels": int(true[index])}
+        {
+            "class": name,
+            "iou": _number(iou[index]),
+            "accuracy": _number(accuracy[index]),
+            "pixels": int(whole[1, index]),
+        }
         for index, name in enumerate(names)
     ]
-    return {
-        "miou": _number(iou.nanmean()),
-        "pixel_accuracy": _number(100 * right.sum() / counts.sum()),
-        "mean_class": _number(accuracy.nanmean()),
-        "per_class": per_class,
-    }
+    intervals = _intervals(counts) if len(counts) > 1 else {}
+    found: dict[str, Any] = {}
+    for name, value in _means(whole).items():
+        found[name] = _number(value)
+        if name in intervals:
+            found |= {f"{name}_low": intervals[name][0], f"{name}_high": intervals[name][1]}
+    return {**found, "per_class": per_class}
+
+
+def _shares(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and share told right of each class, percent (..., K), from counts (..., 3, K); NaN where it is absent."""
+    right, true, told = counts.unbind(-2)
+    return 100 * right / (true + told - right), 100 * right / true
+
+
+def _means(counts: Tensor) -> dict[str, Tensor]:
+    """The figures of all classes together, each (...), from counts (..., 3, K)."""
+    iou, accuracy = _shares(counts)
+    right, true, _ = counts.sum(-1).unbind(-1)
+    return {"miou": iou.nanmean(-1), "pixel_accuracy": 100 * right / true, "mean_class": accuracy.nanmean(-1)}
+
+
+def _intervals(counts: Tensor) -> dict[str, tuple[float, float]]:
+    """Between which percentages each figure lies, by samples of as many images, drawn with replacement."""
+    generator, images = torch.Generator().manual_seed(0), len(counts)
+    flat = counts.double().flatten(1)
+    drawn = (torch.randint(images, (images,), generator=generator) for _ in range(_SAMPLES))
+    sums = torch.stack([torch.bincount(rows, minlength=images).double() @ flat for rows in drawn])
+    samples = sums.unflatten(1, counts.shape[1:])
+    ends = torch.tensor(_ENDS, dtype=torch.double)
+    found = {name: torch.nanquantile(values, ends).tolist() for name, values in _means(samples).items()}
+    return {name: (low, high) for name, (low, high) in found.items()}
 
 
 def _number(value: Tensor) -> float | None:

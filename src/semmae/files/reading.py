@@ -117,7 +117,9 @@ def read_numbered(path: Path, delimiter: str = ",", *, trim: bool = False) -> li
     # Names of files need not be UTF-8, and `write_csv` has written them as they are.
     text = read_text(path, errors="surrogateescape")
     if "\0" in text:
-        raise UserError(f"{path}: not CSV (it holds zero bytes, as UTF-16 does); save it as UTF-8, or restore it")
+        utf16 = text[:2].count("\0") == 1 or text[:2] in ("\udcff\udcfe", "\udcfe\udcff")  # the marks of byte order
+        remedy = "as UTF-16 does); save it as UTF-8" if utf16 else "and is damaged); restore it"
+        raise UserError(f"{path}: not CSV (it holds zero bytes, {remedy}")
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=trim)
     try:
         return [(rows.line_num, [value.strip() if trim else value for value in row]) for row in rows if row]

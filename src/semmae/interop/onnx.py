@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semmae.errors import UserError
+from semmae.errors import UserError, one_line
 from semmae.models.classifier import Classifier
 from semmae.models.vit import Encoder
 
@@ -85,7 +85,7 @@ def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, s
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = one_line(error)[:200] or type(error).__name__
             raise UserError(f"the encoder cannot be written as ONNX ({reason}); use --to timm") from error
         assert program is not None
         program.model.metadata_props.update(metadata)

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from semmae.errors import UserError
 from semmae.files import Fields, read_records, read_text, write_text
 from semmae.memory import keep_freed_memory
-from semmae.progress import shown_rate
+from semmae.progress import is_terminal, shown_rate, write
 from semmae.tasks.checkpoints import CheckedCheckpointIO
 from semmae.tasks.nodes import cluster
 from semmae.tasks.optimizer import clip_gradients
@@ -111,7 +111,7 @@ def fit(
             precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
             max_epochs=options.epochs,
             accumulate_grad_batches=options.accumulate,
-            logger=TensorBoardLogger(options.out, name="", version="tensorboard"),
+            logger=_events(options.out),
             callbacks=[meter, Keeper(last, loader, meter)],
             plugins=[CheckedCheckpointIO(task.state_dict()), *cluster()],
             enable_progress_bar=False,
@@ -130,6 +130,21 @@ def fit(
                 signal.signal(signal.SIGINT, previous)
         if trainer.interrupted:
             raise Interrupted
+
+
+def _events(out: Path) -> TensorBoardLogger | Literal[False]:
+    """Where TensorBoard's events go; nowhere in a locale without UTF-8 whose letters are in the folder's name."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        if is_rank_zero():
+            _log.warning(
+                "%s: TensorBoard opens no folder of this name in this locale, so no events are written (metrics.jsonl "
+                "has the same figures); set PYTHONUTF8=1 for them",
+                out,
+            )
+        return False
+    return TensorBoardLogger(out, name="", version="tensorboard")
 
 
 def is_rank_zero() -> bool:
@@ -304,7 +319,8 @@ class Meter(pl.Callback):
     def _show(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         """One line: rewritten in place on a terminal, one an epoch elsewhere."""
         ended = trainer.global_step % (int(trainer.num_training_batches) // self.options.accumulate) == 0
-        if not (ended or sys.stderr.isatty()):
+        terminal = is_terminal(sys.stderr)
+        if not (ended or terminal):
             return
         left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * self._seconds_a_step()
         told = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())
@@ -313,8 +329,7 @@ class Meter(pl.Callback):
             f"loss {metrics['loss']:.4f}, {told}{shown_rate(metrics['images_per_s'])} images/s, "
             f"{metrics['data_wait']:.0%} waiting for data, {left / 60:.1f} min left"
         )
-        sys.stderr.write(f"\r{line:<100}" + ("\n" if ended else "") if sys.stderr.isatty() else line + "\n")
-        sys.stderr.flush()
+        write(sys.stderr, f"\r{line:<100}" + ("\n" if ended else "") if terminal else line + "\n")
         if ended:
             _log.debug("%s", line)
 
