@@ -143,6 +143,9 @@ def retell_store(parts: Path, **facts: Any) -> None:
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below a folder, with size and time of change: equal listings, nothing was touched."""
-    stats = {path.relative_to(folder).as_posix(): path.stat() for path in sorted(folder.rglob("*"))}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    """Everything below a folder, files with size and time of change: equal listings, nothing was touched."""
+    stats = {path: path.stat() for path in sorted(folder.rglob("*"))}
+    return {
+        path.relative_to(folder).as_posix(): (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
+        for path, stat in stats.items()  # a folder's time changes with the lock that comes and goes
+    }

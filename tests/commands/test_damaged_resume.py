@@ -69,7 +69,6 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "without a state": changed(lambda content: {**content, "optimizer_states": []}),
     "without a schedule": changed(lambda content: {**content, "lr_schedulers": []}),
     "without its place": changed(lambda content: {**content, "loops": {}}),
-    "without what it measured": changed(lambda content: {**content, "callbacks": {}}),
     "a rate that is NaN": changed(lambda content: content["lr_schedulers"][0].update(base_lrs=[float("nan")])),
     "of other types": changed(lambda content: {**content, "global_step": "six"}),
     "of another network": changed(lambda content: content["state_dict"].popitem() and None),

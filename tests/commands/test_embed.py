@@ -353,11 +353,11 @@ def stopped(
 
 def refuse(arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str], code: int = 2) -> None:
     capsys.readouterr()
-    before = {path: facts for path, facts in tiny.listing(folder).items() if not (folder / path).is_dir()}
+    before = tiny.listing(folder)
     assert run(arguments) == code
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("semmae: ")]
     assert len(told) == 1 and re.search(message, told[0]), told
-    assert {path: facts for path, facts in tiny.listing(folder).items() if not (folder / path).is_dir()} == before
+    assert tiny.listing(folder) == before
 
 
 def test_a_stopped_run_goes_on_only_with_the_same(
@@ -396,18 +396,26 @@ def test_a_stopped_run_goes_on_only_with_the_same(
     assert len(read(tmp_path / "a.npz")["path"]) == tiny.COUNT - 1 and not (tmp_path / "a.npz.partial").exists()
 
 
-def test_a_file_is_replaced_only_when_told_to(
+def test_only_a_file_of_its_own_is_replaced_and_only_when_told_to(
     encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.npz", "b.paths.csv"):
         (tmp_path / name).write_text("mine")
-    given = ["embed", "--encoder", str(encoder), "--data", str(creatures / "images"), "--workers", "0", "--limit", "4"]
+    given = ["embed", "--encoder", str(encoder), "--data", str(creatures / "images"), "--workers", "0", "--limit"]
     for out, named in (("a.npz", "a.npz"), ("b.safetensors", "b.paths.csv")):
-        arguments = [*given, "--out", str(tmp_path / out)]
-        refuse(arguments, rf"{named}: exists; replace it with --overwrite", tmp_path, capsys)
-        refuse([*arguments, "--resume"], rf"{named}: exists|no run to resume", tmp_path, capsys)
-        assert run([*arguments, "--overwrite"]) == 0
-        assert len(read(tmp_path / out)["path"]) == 4
+        for more in ((), ("--overwrite",), ("--resume",)):
+            refuse([*given, "4", "--out", str(tmp_path / out), *more], named, tmp_path, capsys)
+        (tmp_path / named).unlink()
+        command = [*given, "4", "--out", str(tmp_path / out)]
+        assert run(command) == 0
+        whole = (tmp_path / out).read_bytes()
+        assert run(command) == 0 and "already finished" in capsys.readouterr().out
+        assert run([*command, "--resume"]) == 0 and "already finished" in capsys.readouterr().out
+        assert (tmp_path / out).read_bytes() == whole
+        fewer = [*given, "3", "--out", str(tmp_path / out)]
+        refuse(fewer, rf"{out}: exists, of other numbers; replace it with --overwrite", tmp_path, capsys)
+        assert run([*fewer, "--overwrite"]) == 0
+        assert len(read(tmp_path / out)["path"]) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.paths.csv", "b.safetensors"]
 
 

@@ -4,19 +4,24 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import torch
 
 import semmae
 from semmae import outcome
+from semmae.checkpoint import save_encoder
 from semmae.cli import run
 from semmae.commands import ending
 from semmae.commands.knn import KnnOptions
+from semmae.models.vit import Encoder, EncoderSpec
 
 FEW = ["--workers", "0", "--batch-size", "8"]
 
@@ -186,3 +191,26 @@ def test_the_log_takes_names_that_are_no_text(tmp_path: Path) -> None:
     with ending.logged(tmp_path / "train.log"):
         logging.getLogger("semmae").warning("%s", "cat\udcff.png")
     assert "cat\\xff.png" in (tmp_path / "train.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", ["an image more", "an image less", "other weights"])
+def test_a_run_of_what_has_changed_is_not_called_finished(change: str, creatures: Path, tmp_path: Path) -> None:
+    shutil.copytree(creatures / "images", tmp_path / "photos")
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec(32, 8, 48, 2, 3))
+    save_encoder(encoder, tmp_path / "run" / "encoder")
+    command = ["knn", "--encoder", str(tmp_path / "run"), "--data", str(tmp_path / "photos"), "--workers", "0"]
+    command += ["--out", str(tmp_path / "knn")]
+    assert run(command) == 0 and run(command) == 0
+    figures = (tmp_path / "knn" / "results.json").read_bytes()
+    time.sleep(0.02)
+    first = next((tmp_path / "photos").rglob("*.png"))
+    if change == "an image more":
+        shutil.copy(first, first.with_name("new.png"))
+    elif change == "an image less":
+        first.unlink()
+    else:
+        save_encoder(encoder, tmp_path / "run" / "encoder")
+    assert run(command) == 2
+    assert (tmp_path / "knn" / "results.json").read_bytes() == figures
+    assert run([*command, "--overwrite"]) == 0

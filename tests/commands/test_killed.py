@@ -152,7 +152,7 @@ def test_killed_at_every_stage_of_one_run(command: list[str], never_killed: Path
         assert child.ended(120) == -signal.SIGKILL, f"{moment}: {child.told}"
     assert run(arguments) == 0
     assert_as_never_killed(tmp_path / "run", never_killed)
-    assert run(arguments) == 2  # finished: refused as ever
+    assert run(arguments) == 0  # finished: said, and nothing computed
 
 
 @pytest.mark.slow

@@ -1,21 +1,24 @@
 """Options of all verbs: their limits, and what is refused alike on the command line and in a Python call."""
 
 import dataclasses
+import enum
 import math
 import os
 import typing
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from semmae import VERBS, load_verb
 from semmae.cli.arguments import parse
 from semmae.commands.limits import LIMITS, check_limits
 from semmae.commands.options import as_kwargs, check_values, flag, kinds, read_config, to_yaml
 from semmae.errors import UserError
+from semmae.masking import random_mask
 
 
 def numbers(verb: str) -> Iterator[tuple[str, Any]]:
@@ -95,6 +98,71 @@ def test_scalars_of_numpy_are_numbers() -> None:
     assert [type(value) for value in given.values()] == [int, float, bool]
     assert "--k 5.0" in by_call("knn", "k", np.float64(5))
     assert "--k" in by_call("knn", "k", np.array([5]))
+
+
+class Text(str):
+    """As libraries derive from text."""
+
+    def __str__(self) -> str:
+        return "another text"
+
+
+class Kind(str, enum.Enum):  # noqa: UP042  its str() is its name, unlike that of a StrEnum
+    BASE = "vit_base"
+
+
+class Few(enum.IntEnum):
+    FIVE = 5
+
+
+class Place:
+    """What leads to a file, as `pathlib` would."""
+
+    def __init__(self, at: Any) -> None:
+        self.at = at
+
+    def __fspath__(self) -> Any:
+        return self.at
+
+
+def given(verb: str, **values: Any) -> Any:
+    return as_kwargs(values, load_verb(verb)[0], lambda _: {})
+
+
+def test_values_of_derived_classes_are_kept_as_pythons_own() -> None:
+    """YAML writes no other; a file of options holds what was given."""
+    kind, _ = load_verb("pretrain")
+    told = {"out": np.str_("o"), "data": Text("d"), "model": Kind.BASE, "epochs": Few.FIVE, "limit": Few.FIVE}
+    found = given("pretrain", **told)
+    assert found == {"out": Path("o"), "data": "d", "model": "vit_base", "epochs": 5, "limit": 5}
+    assert [type(value) for value in found.values() if not isinstance(value, Path)] == [str, str, int, int]
+    assert yaml.safe_load(to_yaml(kind(**found)))["epochs"] == 5
+
+
+def test_whatever_leads_to_a_file_is_a_path() -> None:
+    for at in (PurePosixPath("a/b"), Path("a/b"), Place("a/b"), Place(b"a/b"), "a/b", Text("a/b"), np.str_("a/b")):
+        assert given("knn", out=at, data=at, encoder=at) == {"out": Path("a/b"), "data": "a/b", "encoder": "a/b"}
+    for name in ("out", "data"):
+        for wrong in (Place(1), Place(""), Place("a\0b"), b"a", 1, ["a"]):
+            assert in_one_line(by_call("knn", name, wrong), name), wrong
+    for name in ("k", "temperature"):
+        assert in_one_line(by_call("knn", name, Place("1")), name)
+
+
+def test_options_made_by_hand_hold_nothing_that_yaml_cannot_write() -> None:
+    kind, _ = load_verb("pretrain")
+    for name, value in (("epochs", Few.FIVE), ("model", Kind.BASE), ("data", Text("d")), ("blr", np.float64(1e-3))):
+        with pytest.raises(UserError, match=flag(name)):
+            check_values(kind(**{"out": Path("o"), "data": "d", name: value}))
+
+
+def test_only_a_mask_function_is_taken_as_a_function() -> None:
+    for verb in VERBS:
+        kind, _ = load_verb(verb)
+        for name in {field.name for field in dataclasses.fields(kind)} - ({"masking"} if verb == "pretrain" else set()):
+            for function in (print, int, in_one_line):
+                assert in_one_line(by_call(verb, name, function), name), (verb, name)
+    assert given("pretrain", masking=random_mask) == {"masking": random_mask}
 
 
 # Paths

@@ -217,7 +217,6 @@ def test_what_is_refused(
         (["--learner", "RUN", "--num-parts", "3"], "--num-parts 3"),
         (["--learner", "RUN", "--epochs", "99"], "nothing is learned with --learner"),
         (["--tokens", "none"], "none"),
-        (["--learner", "RUN", "--export-png", "IMAGES"], "holds other files"),
     ],
 )
 def test_what_is_refused_before_anything_is_written(

@@ -87,6 +87,10 @@ INPUT_IN_THE_WAY = {
     "below the photos": ("r/photos/runs/a", {}, "r/photos"),
     "a file below the photos": ("r/photos/a.png", {}, "r/photos"),
     "by another way": ("r/../r", {"--data": "./r/photos"}, "./r/photos"),
+    "a glob of folders": ("r/photos/cat/run", {"--data": "r/pho*"}, "r/pho*"),
+    "a link inside the photos": ("r/parts/x", {"--data": "links"}, "links"),
+    "a photo that is a link into the run": ("r", {"--data": "links"}, "links"),
+    "weights that are a link into the run": ("r", {"--encoder": "links"}, None),
     "by a link": ("link", {"--parts": "r/parts"}, None),
     "a link among the inputs": ("r", {"--data": "linked"}, "linked"),
     "an encoder": ("r", {"--encoder": "r"}, None),
@@ -115,6 +119,10 @@ def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text("")
     (tmp_path / "link").symlink_to("r")
     (tmp_path / "linked").symlink_to("r/photos")
+    (tmp_path / "links/cat").mkdir(parents=True)
+    (tmp_path / "links/cat/a.jpg").symlink_to("../../r/photos/a.jpg")
+    (tmp_path / "links/more").symlink_to("../r/parts")
+    (tmp_path / "links/round").symlink_to("..")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -123,13 +131,13 @@ def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_input_is_never_in_the_way_of_what_is_written(case: str, rooms: Path) -> None:
     out, inputs, images = INPUT_IN_THE_WAY[case]
     with pytest.raises(UserError, match=f"--out {out}"):
-        check_apart("--out", Path(out), inputs, images)
+        check_apart("--out", Path(out), {**inputs, "--data": images})
 
 
 @pytest.mark.parametrize("case", APART)
 def test_what_is_apart_passes(case: str, rooms: Path) -> None:
     out, inputs, images = APART[case]
-    check_apart("--out", Path(out), inputs, images)
+    check_apart("--out", Path(out), {**inputs, "--data": images})
 
 
 ATTACKS = [

@@ -429,10 +429,3 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert state["global_step"] == 4
     assert tiny.finite(state["state_dict"])
     assert [line["step"] for line in tiny.metrics(out)] == [4]
-
-
-def test_an_absurd_learning_rate_stops_the_run(creatures: Path, tmp_path: Path) -> None:
-    with pytest.raises(semmae.errors.UserError, match="loss is .* no checkpoint was written.*lower the learning rate"):
-        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", blr=1e30, **OPTIONS)
-    assert not (tmp_path / "run" / "checkpoints" / LAST).exists()
-    assert not (tmp_path / "run" / "encoder").exists()

@@ -3,6 +3,8 @@
 import dataclasses
 import fcntl
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +76,7 @@ def test_another_command_is_refused(options: TeacherOptions, tmp_path: Path) -> 
 
 def test_foreign_files_are_refused_and_beginnings_are_not(options: TeacherOptions) -> None:
     options.out.mkdir()
-    for name in (UNFINISHED, ".lock", f".config.yaml.7{PART}"):  # all that a run killed at once leaves
+    for name in (UNFINISHED, ".semmae-lock", f".config.yaml.7{PART}"):  # all that a run killed at once leaves
         (options.out / name).write_text("")
         assert checked(options) == options
     (options.out / "photo.jpg").write_text("")
@@ -134,7 +136,7 @@ def test_leftovers_are_swept_when_it_goes_on_and_nothing_of_the_users(options: T
         (options.out / name).write_text("")
     with run_folder(checked(options)) as out:
         found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-        assert found == sorted([UNFINISHED, ".lock", "config.yaml", "metrics.jsonl", "train.log", *mine])
+        assert found == sorted([UNFINISHED, ".semmae-lock", "config.yaml", "metrics.jsonl", "train.log", *mine])
     assert not (options.out / UNFINISHED).exists()
 
 
@@ -159,8 +161,8 @@ def held(marker: Path) -> Iterator[None]:
 
 def test_a_run_at_work_is_left_alone(options: TeacherOptions) -> None:
     kill(options)
-    (options.out / ".lock").touch()
-    with held(options.out / ".lock"):
+    (options.out / ".semmae-lock").touch()
+    with held(options.out / ".semmae-lock"):
         for change in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(UserError, match="another process is at work there"):
                 checked(dataclasses.replace(options, **change))
@@ -194,6 +196,30 @@ def test_of_processes_started_together_one_runs(options: TeacherOptions) -> None
 def test_a_claim_that_fails_leaves_no_folder(options: TeacherOptions) -> None:
     deep = dataclasses.replace(options, out=options.out / "a" / "b")
     with pytest.raises(UserError), claimed(deep):
-        assert (deep.out / ".lock").exists()
+        assert (deep.out / ".semmae-lock").exists()
         raise UserError("the data is at fault")
     assert not options.out.exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_lock_that_is_none_is_one_line(make: Any, options: TeacherOptions) -> None:
+    options.out.mkdir()
+    make(options.out / ".semmae-lock")
+    with pytest.raises(UserError, match="semmae-lock"):
+        checked(options)
+
+
+def test_two_threads_are_two_runs(options: TeacherOptions) -> None:
+    refused: list[str] = []
+
+    def second() -> None:
+        try:
+            checked(options)
+        except UserError as error:
+            refused.append(str(error))
+
+    with claimed(options), claimed(options):  # a stage of a run is its own
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1 and "at work there" in refused[0]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from semmae import files, outcome
 from semmae.commands.options import GOING_ON, OptionsT, RunOptions, read_config
+from semmae.commands.places import existing, newest
 from semmae.errors import UserError
 from semmae.interop.unfinished import MARKER
 from semmae.page import read_facts
@@ -40,6 +41,10 @@ _LEFT = {
     "finetune": "classifier",
     "segment": "segmenter",
 }
+# Options that name networks and labels, and the folders of a run in which these lie.
+_WEIGHTS_OF = ("encoder", "teacher", "init", "parts", "learner")
+_WEIGHTS_IN = ("encoder", "autoencoder", "classifier", "segmenter", "learner", "parts")
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npy")
 _PAGES = ("report.html", "parts.html", "parts/parts.html")
 # What may differ when a finished run is asked for again: nothing that is left of it would be another.
 _ASIDE = {"out", "config", "resume", "overwrite", "workers", "checkpointing", "compile", "knn_every", "val_every"}
@@ -73,10 +78,28 @@ def already_finished(options: RunOptions) -> bool:
     """Whether `options.out` holds this very run, finished; its ending is shown then, and nothing is to be done."""
     if options.overwrite or not is_finished(options.out) or not _same(options):
         return False
+    _refuse_stale(options)
     if is_rank_zero():
         told = f"{options.out}: already finished; nothing was computed (--overwrite begins it anew)"
         say(f"{told}\n\n{ending(options.out)}")
     return True
+
+
+def _refuse_stale(options: RunOptions) -> None:
+    """Refuse to call a run finished whose encoder, labels or images were changed since it began: it is of others."""
+    begun = (options.out / "config.yaml").stat().st_mtime
+    for name in ("data", "masks", *_WEIGHTS_OF):
+        roots = existing(getattr(options, name, None))
+        if name in _WEIGHTS_OF:
+            places = [root / folder for root in roots for folder in ("", *_WEIGHTS_IN)]
+            files = (file for place in places for file in (place.iterdir() if place.is_dir() else [place]))
+            roots = [file for file in files if file.suffix in _WEIGHTS]
+        last = newest(roots, options.out)
+        if last is not None and last[0] > begun:
+            raise UserError(
+                f"--out {options.out}: finished, but {last[1]} was changed since it began; use --overwrite to begin it "
+                "anew, or another folder"
+            )
 
 
 def is_finished(run: Path) -> bool:

@@ -1,13 +1,13 @@
 """Options of what pre-training hides, what contradicts them, and what they make a run read."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import torch
 
-from semmae.commands.options import SizeOptions, check_choice
+from semmae.commands.options import FUNCTION, SizeOptions, check_choice
 from semmae.commands.own_function import function_at, text_of
 from semmae.errors import UserError
 from semmae.masking import num_hidden, num_hints
@@ -21,7 +21,7 @@ _WITHOUT_STORE = tuple(masking for masking in WITHOUT_LABELS if masking != "atte
 class MaskOptions(SizeOptions):
     """What to hide, and where the parts come from that are hidden."""
 
-    masking: Masking | str = "semantic"
+    masking: Masking | str = field(default="semantic", metadata={FUNCTION: True})
     """What to hide: a share of every part (intra), whole parts (inter), from one to the other (semantic), any patches \
     (random), rectangles (block), the most attended (attention), or what package.module:function of your own returns."""
     mask_ratio: float = 0.75

@@ -6,6 +6,7 @@ the Python call, `config.yaml` and `--help` all read that declaration. The text 
 
 import contextlib
 import dataclasses
+import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 
 # What the folder is called that a verb works in until the file --out is whole.
 PARTIAL = ".partial"
+# In a field's metadata: a Python call may give it a function too, which the options turn into text.
+FUNCTION = "function"
 # Each of them goes on with the run in --out, by its own options.
 GOING_ON = ("resume", "labels_only", "quality_only")
 # What may differ between the first run and the one that resumes it: none of them changes weights or labels, or
@@ -145,7 +148,8 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def _check_kind(name: str, value: Any, annotation: Any) -> None:
     """Refuse a value, from a file of options or a Python call, of another kind than declared."""
     wanted = kinds(annotation)
-    fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
+    # Of classes derived from these YAML writes none, and True is no whole number.
+    fits = type(value) in wanted or (Path in wanted and isinstance(value, Path))
     if wanted and not fits and not (float in wanted and type(value) is int):
         told = " or ".join(words for kind, words in _KINDS.items() if kind in wanted)
         raise UserError(f"{flag(name)} {shown(value)}: must be {told}")
@@ -179,7 +183,7 @@ def choices(annotation: Any) -> tuple[str, ...]:
 
 def check_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
     """Refuse a value that is not among the choices, where there are any."""
-    if known and value not in known:
+    if known and (type(value) is not str or value not in known):
         raise UserError(f"{flag(name)}: unknown {name.replace('_', ' ')} {shown(value)}{near(str(value)[:80], known)}")
 
 
@@ -228,20 +232,35 @@ def _near_option(name: str, kind: type[Any]) -> str:
 
 def _converted(name: str, value: Any, annotation: Any) -> Any:
     """A value as its field declares it, from whichever door: text as a path and the other way round, with the user's
-    folder for `~`; 1e-3, which YAML takes for text, as a number; a scalar of NumPy as Python's.
+    folder for `~`; 1e-3, which YAML takes for text, as a number; a scalar of NumPy, and a value of a class derived from
+    one of Python's, such as an enumeration's, as Python's own, which alone YAML can write.
 
     Raises:
         UserError: a text that is empty, or names nothing that can be.
     """
     wanted = kinds(annotation)
-    if isinstance(value, np.generic):
-        return value.item()
+    named = Path in wanted or str in wanted
+    if named and isinstance(value, os.PathLike):
+        with contextlib.suppress(TypeError):  # of a class that gives no text after all
+            value = os.fsdecode(value)
+    value = _own_scalar(value)
     if isinstance(value, str) and float in wanted:
         with contextlib.suppress(ValueError):
             return float(value)
-    if isinstance(value, str | Path) and (Path in wanted or str in wanted):
-        text = _plain_text(name, str(value))
+    if isinstance(value, str) and named:
+        text = _plain_text(name, value)
         return Path(text) if Path in wanted else text
+    return value
+
+
+def _own_scalar(value: Any) -> Any:
+    """A scalar as Python's own: of NumPy, or of a class that derives from int, float or str; anything else as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    for kind in (int, float, str):
+        if isinstance(value, kind) and not isinstance(value, bool):
+            # An enumeration's own __str__ may give its name.
+            return value if type(value) is kind else str.__str__(value) if isinstance(value, str) else kind(value)
     return value
 
 
@@ -349,11 +368,12 @@ def as_kwargs(
     """
     hints = typing.get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
+    functions = {field.name for field in dataclasses.fields(kind) if field.metadata.get(FUNCTION)}
     for name in values:
         if name not in known:
             raise UserError(f"unknown option {shown(name)}{_near_option(name, kind)}")
     given = {name: _converted(name, value, hints[name]) for name, value in values.items()}
     for name, value in given.items():
-        if not callable(value):  # a mask function, which the options turn into text
+        if name not in functions or not callable(value):  # a function is turned into text by the options
             check_value(name, value, hints[name])
     return {**beneath(kind, given, preset), **given}

@@ -4,7 +4,7 @@ import fnmatch
 import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from semmae.errors import UserError
@@ -32,31 +32,49 @@ def check_place(option: str, folder: Path, given: Path | None = None) -> None:
         raise UserError(f"{where}cannot be written in; change its permissions, or choose another place")
 
 
-def check_apart(option: str, out: Path, inputs: Mapping[str, str | Path | None], images: str | Path | None) -> None:
+def check_apart(
+    option: str, out: Path, inputs: Mapping[str, str | Path | None], searched: Collection[str] = ("--data", "--masks")
+) -> None:
     """Refuse an output that is an input, or holds one, or would be taken for one of the images.
 
     What is written may replace what lies there, and an input is never replaced; pictures that are written among the
-    images become images, so that a run which goes on would find others than it began with.
+    images become images, so that a run which goes on would find others than it began with. Links inside the inputs are
+    followed, as reading them does.
 
     Args:
         option: that names the output, as written on the command line.
         out: file or folder to write.
         inputs: by option, what is read: a path, a glob, or a name that is no path.
-        images: of these, what images or annotations are looked for in at any depth.
+        searched: those of the inputs in which images or annotations are looked for at any depth.
     """
-    place = _resolved(out)
+    place = user_path(out).resolve()
+    around = [path.stat() for path in (place, *place.parents) if path.exists()]
     for name, value in inputs.items():
-        for path in _paths(value):
+        among = value is not None and name in searched and _will_match(str(value), place)
+        for path in (path for root in existing(value) for path in _reached(root)):
             if path == place or place in path.parents:
+                how = "is this very place" if path == place else "lies in it"
                 raise UserError(
-                    f"{option} {out}: {name} {value} {'is this very place' if path == place else 'lies in it'}, and no "
-                    "input is ever overwritten; write to another place"
+                    f"{option} {out}: {name} {value} {how}, and no input is ever overwritten; write to another place"
                 )
-    if _is_path(images) and _searched(str(images), place):
-        raise UserError(
-            f"{option} {out}: lies in --data {images}, where the pictures written there would become images; write to "
-            "a place outside it"
-        )
+            # By what it is, not by its name: a folder may be mounted in two places.
+            inside = path.is_dir() and any(os.path.samestat(path.stat(), each) for each in around)
+            among = among or (inside and name in searched)
+        if among:
+            raise UserError(
+                f"{option} {out}: lies in {name} {value}, where the pictures written there would become images; write "
+                "to a place outside it"
+            )
+
+
+def newest(roots: Iterable[Path], apart: Path) -> tuple[float, Path] | None:
+    """When, and what, was changed last of these files and all that lies below these folders, but for a place."""
+    place, found = apart.resolve(), None
+    for root in roots:
+        for path in (root, *(root.rglob("*") if root.is_dir() else ())):
+            if path.exists() and place not in (path, *path.parents):
+                found = max(found or (0.0, path), (path.stat().st_mtime, path))
+    return found
 
 
 def _is_utf8(name: str) -> bool:
@@ -68,33 +86,43 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _paths(value: str | Path | None) -> list[Path]:
-    """Where an input lies, links followed; of a glob all that it matches. None where it is no path."""
-    if not _is_path(value):
+def existing(value: str | Path | None) -> list[Path]:
+    """The files and folders that an option means: of a glob all that it matches now. None where it is no path."""
+    if value is None or not _is_path(value):
         return []
-    text = str(value)
-    if glob.has_magic(text) and not os.path.lexists(user_path(text)):
-        return [Path(found).resolve() for found in glob.glob(str(user_path(text)), recursive=True)]
-    return [_resolved(text)]
+    path = user_path(value)
+    if not glob.has_magic(str(value)) or os.path.lexists(path):
+        return [path]
+    if "**" in path.parts:
+        return [Path(*path.parts[: path.parts.index("**")])]
+    return [Path(found) for found in glob.glob(str(path))]
 
 
-def _searched(images: str, place: Path) -> bool:
-    """Whether what is written at a place is found among `images`: a folder, searched at any depth, or a glob."""
-    root = _resolved(images)
-    if not glob.has_magic(images) or root.exists():
-        return root.is_dir() and root in place.parents
-    parts = root.parts
-    for name, part in zip(place.parts, parts, strict=False):
+def _reached(root: Path) -> Iterator[Path]:
+    """Where reading a file or a folder leads, without links: itself, and what the links below it point to."""
+    visited, left = set(), [root]
+    while left:
+        real = Path(os.path.realpath(left.pop()))
+        if real in visited:
+            continue
+        visited.add(real)
+        yield real
+        for folder, folders, files in os.walk(real) if real.is_dir() else ():
+            folders[:] = [name for name in folders if not name.startswith(".")]  # as images are looked for
+            left += [link for name in (*folders, *files) if os.path.islink(link := Path(folder, name))]
+
+
+def _will_match(images: str, place: Path) -> bool:
+    """Whether a glob may match what is going to be written at a place."""
+    if not (glob.has_magic(images) and _is_path(images)) or (path := user_path(images)).exists():
+        return False
+    for name, part in zip(place.parts, path.absolute().parts, strict=False):
         if part == "**":
             return True
         if not fnmatch.fnmatchcase(name, part):
             return False
-    return len(place.parts) <= len(parts)  # else the pattern ends above the place
+    return True  # the place, or one around it, or in a folder that matches
 
 
-def _is_path(value: str | Path | None) -> bool:
-    return value is not None and str(value) != "" and _NO_PATH.match(str(value)) is None
-
-
-def _resolved(path: str | Path) -> Path:
-    return user_path(path).resolve()
+def _is_path(value: str | Path) -> bool:
+    return str(value) != "" and _NO_PATH.match(str(value)) is None

@@ -1,8 +1,8 @@
 """The run folder: claimed, refused, gone on with or begun anew, but never touched before what it is told is checked.
 
 Notable here:
-- a run claims its folder before it looks at its data, by a lock of the system's in `.lock`, which is free again with
-  the process however that ends: of two that are started together one is refused;
+- a run claims its folder before it looks at its data, by a lock of the system's in `.semmae-lock`, which is free again
+  with the process however that ends: of two that are started together one is refused;
 - from its beginning to its good end a run keeps the file `.unfinished` in its folder. Where it is left, the run was
   killed: the same command goes on with it;
 - --overwrite deletes what a run writes, and nothing else: a folder that holds anything of the user's is refused.
@@ -14,7 +14,9 @@ import fcntl
 import functools
 import logging
 import os
+import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -42,7 +44,7 @@ from semmae.tasks.trainer import is_rank_zero
 
 UNFINISHED = unfinished.MARKER
 _CONFIG = "config.yaml"
-_LOCK = ".lock"
+_LOCK = ".semmae-lock"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
 _NOTHING = {UNFINISHED, _LOCK}
 # All that runs leave in their folder, which is what --overwrite may delete: files, folders with the files in them (by
@@ -68,7 +70,8 @@ _INPUT_PATHS = ("config", "learner", "tokens", "masks", "keypoints", "parts", "r
 ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger("semmae")
-_held: set[Path] = set()  # folders that this process has locked: the system's lock does not keep it from itself
+# Folders that this process has locked, and the thread that has: the system's lock does not keep it from itself.
+_held: dict[Path, int] = {}
 
 
 def owning_out(verb: Callable[[OptionsT], ResultT]) -> Callable[[OptionsT], ResultT]:
@@ -119,11 +122,10 @@ def check_inputs(options: Any) -> None:
     inputs = {flag(name): getattr(options, name, None) for name in names}
     if goes_on(options):
         inputs.pop("--config", None)  # may be the run's own: nothing is deleted
-    images = getattr(options, "data", None)
-    check_apart("--out", options.out, inputs, images)
+    check_apart("--out", options.out, inputs)
     exported = getattr(options, "export_png", None)
     if exported is not None:
-        check_apart("--export-png", exported, inputs, images)
+        check_apart("--export-png", exported, inputs)
 
 
 def _settled(options: OptionsT) -> OptionsT:
@@ -188,6 +190,8 @@ def locked(out: Path) -> Iterator[None]:
         UserError: another process is at work there.
     """
     place = out.resolve()
+    if _held.get(place, threading.get_ident()) != threading.get_ident():
+        raise _at_work(out)
     if place in _held:  # a stage of a run, whose folder it has locked itself
         yield
         return
@@ -195,11 +199,11 @@ def locked(out: Path) -> Iterator[None]:
     make_folder(out)
     path = out / _LOCK
     with _open_locked(path):
-        _held.add(place)
+        _held[place] = threading.get_ident()
         try:
             yield
         finally:
-            _held.discard(place)
+            _held.pop(place, None)
             path.unlink(missing_ok=True)  # before it is let go: nobody waits for it
             with suppress(OSError):  # something was written
                 for folder in made:
@@ -212,19 +216,27 @@ def _open_locked(path: Path) -> Iterator[None]:
     run a little.
     """
     while True:
-        with open(path, "a") as file:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be opened ({error.strerror}); remove it, or use another folder") from error
+        with open(descriptor, "a") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError(f"{path}: is no regular file; remove it, or use another folder")
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise UserError(
-                        f"--out {path.parent}: another process is at work there; wait for it, or use another folder"
-                    ) from None
+                    raise _at_work(path.parent) from None
                 _log.debug("%s: not locked (%s)", path, error)  # a file system without locks: nobody can know
             if _is_at(file.fileno(), path):
                 yield
                 return
         # Else its last owner has removed it between the two: it is nobody's lock.
+
+
+def _at_work(out: Path) -> UserError:
+    return UserError(f"--out {out}: another process is at work there; wait for it, or use another folder")
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

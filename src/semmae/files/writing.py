@@ -191,10 +191,11 @@ def _explained(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except PermissionError as error:
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         if error.filename is None or Path(error.filename).parent != path.parent:
             raise
-        raise UserError(f"{path}: cannot be written (permission denied); choose another place") from error
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UserError(f"{path}: cannot be written ({reason}); choose another place, or move that away") from error
     except Exception as error:
         if not (isinstance(error, DiskError) or is_disk_fault(error)):
             raise

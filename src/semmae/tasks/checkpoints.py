@@ -79,8 +79,8 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         state = checkpoint["state_dict"]
         if {name: tuple(tensor.shape) for name, tensor in _tensors(state)} != self._shapes:
             return "the checkpoint of another network than this run trains"
-        if "fit_loop" not in checkpoint["loops"] or not checkpoint["callbacks"]:
-            return "no checkpoint of a training (fit_loop or callbacks missing)"
+        if "fit_loop" not in checkpoint["loops"]:
+            return "no checkpoint of a training (fit_loop missing)"
         broken = next((name for name, tensor in _tensors(state) if not _is_finite(tensor)), None)
         if broken is not None:
             return f"{broken} is not finite"
