@@ -4,7 +4,8 @@ The page and the end of a verb both say it from here, so that they say the same,
 again without computing anything.
 """
 
-import json
+import glob
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from semmae.data.part_store import PartStore
-from semmae.files import Fields
+from semmae.files import Fields, on_disk
 from semmae.models.vit import MODELS
 from semmae.page import Record, by_step, find, quality, read_config, read_json, read_records
 from semmae.verdicts import encoder_above_untrained, encoder_below_untrained, measured, parts_unused, teacher_collapsed
@@ -113,19 +114,40 @@ def command(verb: str, /, **options: Any) -> str:
     words = ["semmae", verb]
     for name, value in options.items():
         if value is not None and value is not False:
-            words.append("--" + name.replace("_", "-"))
-            words += [] if value is True else [shlex.quote(str(value))]
+            flag = "--" + name.replace("_", "-")
+            if value is True:
+                words.append(flag)
+            elif str(value).startswith("-"):  # else it would be an option itself
+                words.append(f"{flag}={word(value)}")
+            else:
+                words += [flag, word(value)]
     return " ".join(words)
+
+
+def again(run: Path) -> str:
+    """The command that makes a run's pages again."""
+    return command("report", run=run) if str(run).startswith("-") else f"semmae report {word(run)}"
+
+
+def word(value: object) -> str:
+    """A value as one word for a shell; `$'…'` of bash and zsh where it holds what no line can show."""
+    text = str(value)
+    if text.isprintable():
+        return shlex.quote(text)
+    codes = (chr(code) if 32 <= code < 127 and chr(code) not in "'\\" else f"\\x{code:02x}" for code in on_disk(text))
+    return f"$'{''.join(codes)}'"
 
 
 def python(code: str) -> str:
     """A line of Python as a command for a shell."""
-    return f"python -c {shlex.quote(code)}"
+    return f"python -c {word(code)}"
 
 
 def text(value: object) -> str:
     """A path or a name as Python writes it, in the quotes that a shell leaves alone inside its own."""
-    return json.dumps(str(value))
+    # After an apostrophe, and without a quote in it, `repr` puts a text between double quotes; these are cut off.
+    inside = (repr("'" + piece)[2:-1] for piece in str(value).split('"'))
+    return '"' + '\\"'.join(inside) + '"'
 
 
 def fresh(run: Path, name: str) -> Path:
@@ -149,7 +171,31 @@ class _Known:
 
     @property
     def data(self) -> str:
-        return str(find(self.config, "data") or "IMAGES")
+        return self.input("data") or "IMAGES"
+
+    def input(self, name: str) -> str | None:
+        """What the run read by this option, as it is called from the folder that this process works in.
+
+        None where it was not given, or was given from another folder and cannot be found from here.
+        """
+        value = find(self.config, name)
+        if value is None:
+            return None
+        given, started = str(value), self._started
+        if os.path.isabs(given) or given.startswith(("hf:", "timm:")) or "://" in given or started == Path.cwd():
+            return given
+        if started is not None and _is_there(started / given):
+            return str(started / given)
+        return given if started is None and _is_there(Path(given)) else None
+
+    @property
+    def _started(self) -> Path | None:
+        """The folder in which the run was started: that from which --out, as it was given there, leads to the run."""
+        out, run = Path(str(self.config.get("out", "/"))), self.run.resolve()
+        inner = run.parts[len(run.parts) - len(out.parts) :]
+        if out.is_absolute() or not out.parts or inner != out.parts:
+            return None
+        return run.parents[len(out.parts) - 1]
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -160,7 +206,11 @@ class _Known:
     def encoder(self, spec: object = None) -> dict[str, Any]:
         """Options for an encoder, by default the one that was measured here."""
         heads = self.config.get("num_heads") if spec is None else None
-        return {"encoder": spec or self.config.get("encoder", "ENCODER"), "num_heads": heads, "data": self.data}
+        return {"encoder": spec or self.input("encoder") or "ENCODER", "num_heads": heads, "data": self.data}
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or (glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True)))
 
 
 def _after_teacher(known: _Known) -> Iterator[Step]:
@@ -189,7 +239,7 @@ def _sizes(known: _Known) -> dict[str, Any]:
 
 
 def _after_pretrain(known: _Known) -> Iterator[Step]:
-    masks = known.config.get("masks")
+    masks = known.input("masks")
     if known.summary.get("classes", 2) > 1 or masks:
         options = known.encoder(known.run) | {"masks": masks, "out": fresh(known.run, "evaluate")}
         yield Step("Measure the encoder", command("evaluate", **options))

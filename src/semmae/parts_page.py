@@ -7,7 +7,6 @@
 """
 
 import math
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from semmae import charts
+from semmae import charts, outcome
 from semmae.charts import number
 from semmae.files import write_bytes
-from semmae.outcome import verdicts
 from semmae.page import Record, by_step, duration, find, quality, read_config, read_json, read_records, render
 from semmae.part_samples import FILE, PartSamples, read_samples, spread
 from semmae.pictures import (
@@ -93,7 +91,7 @@ def write_parts_page(run: Path) -> Path:
     page = render(
         "parts.html.jinja",
         name=run.resolve().name,
-        verdicts=verdicts(run),
+        verdicts=outcome.verdicts(run),
         lead=_lead(samples, summary, meta),
         facts=_facts(config, summary, meta, parts),
         parts=parts,
@@ -106,7 +104,7 @@ def write_parts_page(run: Path) -> Path:
         quality=quality(read_json(run / "quality.json")),
         losses=charts.loss_charts(by_step(read_records(run / "metrics.jsonl"))),
         frame=charts,
-        again=f"semmae report {shlex.quote(str(run))}",
+        again=outcome.again(run),
     )
     path = run / "parts.html"
     write_bytes(path, page)

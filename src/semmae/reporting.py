@@ -7,7 +7,6 @@
 """
 
 import base64
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
@@ -117,7 +116,7 @@ def write_report(run: Path) -> Path:
             " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
         ),
         config=[(name, number(value)) for name, value in config.items()],
-        again=f"semmae report {shlex.quote(str(run))}",
+        again=outcome.again(run),
         steps=_steps(run, kind),
     )
     path = run / "report.html"
