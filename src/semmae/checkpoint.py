@@ -23,7 +23,6 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -45,8 +44,9 @@ from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.specs import read_spec
-from semmae.models.vit import MODELS, Encoder, EncoderSpec
-from semmae.models.weights import fitted, has_swiglu, vit_arguments
+from semmae.models.timm_config import timm_config
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.models.weights import fitted, vit_arguments
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -54,10 +54,6 @@ LEARNED = "learned.txt"  # a key a line of the images that it learned from
 ENCODER, AUTOENCODER, LEARNER, CLASSIFIER = "encoder", "autoencoder", "learner", "classifier"
 HEAD, SEGMENTER = "head", "segmenter"
 _WITHIN = "encoder.vit."  # before the encoder's tensors in networks that hold one
-
-# What timm's data pipeline asks of a model of ours: what semmae shows it. Mean, std and size come from the
-# specification.
-_PREPROCESSING = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 
 
 def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
@@ -71,7 +67,7 @@ def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = 
     Raises:
         UserError: the folder holds other things, or the model cannot be described in timm's arguments.
     """
-    config = _timm_config(encoder) | {"semmae": {"kind": ENCODER, "spec": asdict(encoder.spec), "extra": extra or {}}}
+    config = timm_config(encoder) | {"semmae": {"kind": ENCODER, "spec": asdict(encoder.spec), "extra": extra or {}}}
     _write(folder, encoder.vit.state_dict(), config)
 
 
@@ -96,7 +92,7 @@ def save_autoencoder(autoencoder: MaskedAutoencoder, folder: Path, extra: dict[s
         "norm_pix_loss": autoencoder.norm_pix_loss,
         "extra": extra or {},
     }
-    _write(folder, autoencoder.state_dict(), _timm_config(autoencoder.encoder) | {"semmae": own})
+    _write(folder, autoencoder.state_dict(), timm_config(autoencoder.encoder) | {"semmae": own})
 
 
 def read_autoencoder(folder: Path) -> MaskedAutoencoder:
@@ -171,7 +167,7 @@ def read_classifier(folder: Path) -> tuple[Classifier, list[str]]:
 
 def classifier_config(classifier: Classifier, classes: Sequence[str]) -> dict[str, Any]:
     """The configuration with which timm builds this classifier; UserError where it can not."""
-    return _timm_config(classifier.encoder, classes)
+    return timm_config(classifier.encoder, classes)
 
 
 def save_head(head: LinearHead, folder: Path, extra: dict[str, Any] | None = None) -> None:
@@ -192,13 +188,13 @@ def save_segmenter(
 ) -> None:
     """Write encoder and segmentation head, under our own tensor names; otherwise as `save_classifier`."""
     own = {"kind": SEGMENTER, "spec": asdict(segmenter.encoder.spec), "segmenter": asdict(segmenter.spec)}
-    config = _timm_config(segmenter.encoder) | {"semmae": {**own, "extra": extra or {}}}
+    config = timm_config(segmenter.encoder) | {"semmae": {**own, "extra": extra or {}}}
     _write(folder, segmenter.state_dict(), config, learned)
 
 
 def check_saveable(encoder: Encoder) -> None:
     """UserError where the encoder could not be saved in the end, alone or below a head."""
-    _timm_config(encoder)
+    timm_config(encoder)
 
 
 def read_segmenter(folder: Path) -> Segmenter:
@@ -245,67 +241,6 @@ def digest(module: nn.Module) -> str:
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(flat.view(torch.uint8).numpy())
     return sha.hexdigest()
-
-
-def _timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any]:
-    """The configuration with which timm builds this encoder, with a head for `classes`; checked to do so."""
-    spec, vit = encoder.spec, encoder.vit
-    if not isinstance(vit, VisionTransformer):
-        raise UserError(
-            f"an encoder of timm's class {type(vit).__name__} (DINOv3, EVA) cannot be saved: its weights do not show "
-            "its rotary positions; give it as timm:NAME wherever it is needed"
-        )
-    state = vit.state_dict()
-    arguments = vit_arguments(state, spec.num_heads) | {"num_classes": len(classes)}
-    # Models of timm's own factory carry it; it holds what cannot be seen in the weights (activations …).
-    known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
-    # Gated MLPs are no argument that JSON can hold.
-    nearest = "vit_giant_patch14_dinov2" if has_swiglu(state) else _nearest_name(spec)
-    architecture = known.get("architecture") or nearest
-    with torch.device("meta"):
-        described = timm.create_model(architecture, pretrained=False, **arguments)
-    if _signature(described) != _signature(vit):
-        raise UserError(
-            f"the encoder is not what timm builds as {architecture} with {shown(arguments)}, so it could not be "
-            "read again; save encoders that come from timm:NAME, EncoderSpec, or a file in timm's, DINO's or MAE's form"
-        )
-    preprocessing = {key: known.get(key, default) for key, default in _PREPROCESSING.items()}
-    return {
-        "architecture": architecture,
-        "num_classes": len(classes),
-        "num_features": spec.width,
-        "global_pool": arguments["global_pool"],
-        "model_args": arguments,
-        "pretrained_cfg": {
-            "input_size": [3, spec.image_size, spec.image_size],
-            "fixed_input_size": False,
-            **preprocessing,
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "num_classes": len(classes),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-        **({"label_names": list(classes)} if classes else {}),
-    }
-
-
-def _nearest_name(spec: EncoderSpec) -> str:
-    """A name of timm's for these sizes; every argument is given beside it, so that near is enough."""
-    nearest = min(MODELS, key=lambda name: abs(MODELS[name][0] - spec.width))
-    names = [f"{nearest}_patch{patch}_224" for patch in (spec.patch_size, 16, 14)]
-    return next(name for name in names if timm.is_model(name))
-
-
-def _signature(vit: nn.Module) -> list[tuple[str, ...]]:
-    """What must agree for equal features: tensors and layers; dropout is no part of a trained model."""
-    tensors = [(name, str(tuple(tensor.shape))) for name, tensor in vit.state_dict().items()]
-    layers = [
-        (name, type(layer).__name__, layer.extra_repr())
-        for name, layer in vit.named_modules()
-        if not isinstance(layer, nn.Dropout | DropPath | nn.Identity)
-    ]
-    return [*tensors, *layers]
 
 
 def _builder(

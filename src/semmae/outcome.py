@@ -4,7 +4,8 @@ The page and the end of a verb both say it from here, so that they say the same,
 again without computing anything.
 """
 
-import json
+import glob
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from semmae.files import Fields
 from semmae.interop.unfinished import saved_options, verb_with
 from semmae.models.vit import MODELS
 from semmae.page import Record, by_step, find, quality, read_config, read_facts, read_records
-from semmae.shell import command, quoted
+from semmae.shell import command, python, text
 from semmae.verdicts import encoder_above_untrained, encoder_below_untrained, measured, parts_unused, teacher_collapsed
 
 _STAGES = ("teacher", "parts")  # that a run of pretrain may hold as runs of their own
@@ -95,16 +96,6 @@ def going_on(run: Path, verb: str) -> Step:
     return Step("Go on with this run", command(verb_of(run) or verb, out=run, resume=True))
 
 
-def python(code: str) -> str:
-    """A line of Python as a command for a shell."""
-    return f"python -c {quoted(code)}"
-
-
-def text(value: object) -> str:
-    """A path or a name as Python writes it, in the quotes that a shell leaves alone inside its own."""
-    return json.dumps(str(value))
-
-
 def fresh(run: Path, name: str) -> Path:
     """A place beside a run where nothing is yet, named after it: `runs/a` and `runs/a-probe` → `runs/a-knn`."""
     base = run if run.name not in ("", "..") else run.resolve()
@@ -126,7 +117,31 @@ class _Known:
 
     @property
     def data(self) -> str:
-        return str(find(self.config, "data") or "IMAGES")
+        return self.input("data") or "IMAGES"
+
+    def input(self, name: str) -> str | None:
+        """What the run read by this option, as it is called from the folder that this process works in.
+
+        None where it was not given, or was given from another folder and cannot be found from here.
+        """
+        value = find(self.config, name)
+        if value is None:
+            return None
+        given, started = str(value), self._started
+        if os.path.isabs(given) or given.startswith(("hf:", "timm:")) or "://" in given or started == Path.cwd():
+            return given
+        if started is not None and _is_there(started / given):
+            return str(started / given)
+        return given if started is None and _is_there(Path(given)) else None
+
+    @property
+    def _started(self) -> Path | None:
+        """The folder in which the run was started: that from which --out, as it was given there, leads to the run."""
+        out, run = Path(str(self.config.get("out", "/"))), self.run.resolve()
+        inner = run.parts[len(run.parts) - len(out.parts) :]
+        if out.is_absolute() or not out.parts or inner != out.parts:
+            return None
+        return run.parents[len(out.parts) - 1]
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -137,7 +152,11 @@ class _Known:
     def encoder(self, spec: object = None) -> dict[str, Any]:
         """Options for an encoder, by default the one that was measured here."""
         heads = self.config.get("num_heads") if spec is None else None
-        return {"encoder": spec or self.config.get("encoder", "ENCODER"), "num_heads": heads, "data": self.data}
+        return {"encoder": spec or self.input("encoder") or "ENCODER", "num_heads": heads, "data": self.data}
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or (glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True)))
 
 
 def _after_teacher(known: _Known) -> Iterator[Step]:
@@ -166,7 +185,7 @@ def _sizes(known: _Known) -> dict[str, Any]:
 
 
 def _after_pretrain(known: _Known) -> Iterator[Step]:
-    masks = known.config.get("masks")
+    masks = known.input("masks")
     if known.summary.get("classes", 2) > 1 or masks:
         options = known.encoder(known.run) | {"masks": masks, "out": fresh(known.run, "evaluate")}
         yield Step("Measure the encoder", command("evaluate", **options))

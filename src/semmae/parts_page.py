@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from semmae import charts
+from semmae import charts, outcome
 from semmae.charts import number
 from semmae.files import write_bytes
-from semmae.outcome import verdicts
 from semmae.page import Record, by_step, duration, find, quality, read_config, read_facts, read_records, render
 from semmae.part_samples import FILE, PartSamples, read_samples, spread
 from semmae.pictures import (
@@ -31,7 +30,7 @@ from semmae.pictures import (
     spotlight,
     webp,
 )
-from semmae.shell import quoted
+from semmae.shell import again
 
 _HEAT_SIDE = 160  # pixels a side of a soft map's picture
 _UNFOLDED = 6  # images seen at once: on a phone, more would bury what follows
@@ -93,7 +92,7 @@ def write_parts_page(run: Path) -> Path:
     page = render(
         "parts.html.jinja",
         name=run.resolve().name,
-        verdicts=verdicts(run),
+        verdicts=outcome.verdicts(run),
         lead=_lead(samples, summary, meta),
         facts=_facts(config, summary, meta, parts),
         parts=parts,
@@ -106,7 +105,7 @@ def write_parts_page(run: Path) -> Path:
         quality=quality(read_facts(run / "quality.json")),
         losses=charts.loss_charts(by_step(read_records(run / "metrics.jsonl"))),
         frame=charts,
-        again=f"semmae report {quoted(run)}",
+        again=again(run),
     )
     path = run / "parts.html"
     write_bytes(path, page)

@@ -35,7 +35,7 @@ from semmae.page import (
     with_intervals,
 )
 from semmae.pictures import masks_picture, overlay, parts_picture, reconstructions_picture
-from semmae.shell import quoted
+from semmae.shell import again
 
 __all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
 
@@ -117,7 +117,7 @@ def write_report(run: Path) -> Path:
             " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
         ),
         config=[(name, number(value)) for name, value in config.items()],
-        again=f"semmae report {quoted(run)}",
+        again=again(run),
         steps=_steps(run, kind),
     )
     path = run / "report.html"

@@ -1,5 +1,6 @@
 """How verbs end: files first, then the lines; a finished run is not computed again; commands can be pasted."""
 
+import ast
 import json
 import logging
 import os
@@ -16,9 +17,10 @@ import tiny
 import torch
 
 import semmae
-from semmae import outcome
+from semmae import load_verb, outcome, shell
 from semmae.checkpoint import save_encoder
 from semmae.cli import run
+from semmae.cli.arguments import parse
 from semmae.commands import ending
 from semmae.commands.knn import KnnOptions
 from semmae.models.vit import Encoder, EncoderSpec
@@ -180,6 +182,85 @@ def test_names_beside_a_run_are_free(tmp_path: Path) -> None:
     assert outcome.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn-3"
     (tmp_path / "a-features.parquet").touch()
     assert outcome.fresh(tmp_path / "a", "features.parquet") == tmp_path / "a-features-2.parquet"
+
+
+ODD = [
+    "a b",
+    "-dash",
+    "--two",
+    "it's",
+    'a "quote"',
+    "both ' and \"",
+    "back\\slash",
+    "猫",
+    "\U0001f600",
+    "$HOME `id` !",
+    "~/x",
+]
+UNSHOWN = ["line\nbreak", "tab\t", "\x7f", "\x9b", "\u202e", "\udcff", "ä\udcff0"]
+
+
+def test_whatever_a_name_holds_the_commands_mean_it() -> None:
+    """A shell runs them; what programs are given is what was named. `$'…'` is of bash alone."""
+    lines = [shell.command("report", run=name, overwrite=True) for name in ODD]
+    lines += [shell.again(Path(name)) for name in ODD if "/" not in name]
+    lines = [line.replace("semmae", "printf '%s\\0'", 1) for line in lines]
+    for program in ("sh", "bash"):
+        told = subprocess.run([program, "-c", "\n".join(lines)], stdout=subprocess.PIPE, check=True, timeout=60).stdout
+        words = os.fsdecode(told).split("\0")
+        for name in ODD:
+            place = words.index("report")
+            words = words[place + 1 :]
+            given = parse("report", load_verb("report")[0], "", words[: words.index("--overwrite")])
+            assert os.path.expanduser(name) == str(given.run)
+            words = words[words.index("--overwrite") + 1 :]
+        for name in (name for name in ODD if "/" not in name):
+            assert words[1] in (name, f"--run={name}") and words[0] == "report"
+            words = words[2:]
+
+
+def test_whatever_a_name_holds_python_reads_it() -> None:
+    names = ODD + UNSHOWN
+    for name in names:
+        assert ast.literal_eval(shell.text(name)) == name and shell.text(name).isprintable()
+    told = shell.python(f"print([{', '.join(map(shell.text, names))}] == {names!a})")
+    done = subprocess.run(["sh", "-c", told.replace("python", shlex.quote(sys.executable), 1)], capture_output=True)
+    assert done.stdout == b"True\n"
+    line = " ".join(shell.quoted(name) for name in UNSHOWN)
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True)
+    assert line.isprintable() and os.fsdecode(done.stdout).split("\0")[:-1] == UNSHOWN
+
+
+def test_commands_lead_to_the_data_from_wherever_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, other = tmp_path / "start", tmp_path / "other"
+    run_, images = start / "runs" / "a", start / "photos"
+    for folder in (run_, images, other):
+        folder.mkdir(parents=True)
+    (images / "1.jpg").touch()
+
+    def data(run: Path, out: str, given: str = "photos") -> str:
+        (run_ / "config.yaml").write_text(
+            f"temperature: 0.07\nout: {out}\ndata: '{given}'\nencoder: '{given}'\nseed: 0\n"
+        )
+        (step,) = outcome.next_steps(run)
+        words = shlex.split(step.command)
+        found = words[words.index("--data") + 1]
+        assert words[words.index("--encoder") + 1] == {"IMAGES": "ENCODER"}.get(found, found)
+        return found
+
+    monkeypatch.chdir(start)
+    assert data(Path("runs/a"), "runs/a") == data(run_, "runs/a") == data(run_, str(run_)) == "photos"
+    monkeypatch.chdir(other)
+    for given in ("photos", "pho*/*.jpg"):
+        assert data(run_, "runs/a", given) == data(Path("../start/runs/a"), "runs/a", given) == str(start / given)
+    (other / "photos").mkdir()
+    assert data(run_, "runs/a") == str(images), "not what is called so here"
+    (other / "photos").rmdir()
+    assert data(run_, str(run_)) == data(run_, "runs/b") == data(run_, "runs/a", "gone") == "IMAGES"
+    for given in ("hf:cats", "https://a.b/c", str(images), "/gone"):
+        assert data(run_, "runs/a", given) == given
 
 
 def test_options_of_another_verb_are_no_finished_run(whole_run: Path) -> None:

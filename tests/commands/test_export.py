@@ -1,6 +1,7 @@
 """`semmae export`: every form is loaded by its own library and computes the same; refusals; the card; the hub."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,30 @@ def test_transformers_loads_the_autoencoder(run: Path, tmp_path: Path) -> None:
     assert (found.pred - wanted.logits)[mask].abs().max() < 1e-5
     assert abs(float(found.loss) - float(wanted.loss)) < 1e-5 * float(wanted.loss)
     assert checkpoint.digest(load_mae(out)) == checkpoint.digest(mae)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "head"])
+def test_the_line_that_loads_an_export_for_transformers_leaves_nothing_out(
+    kind: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    if kind == "head":
+        run = tmp_path / "classifier"
+        checkpoint.save_classifier(Classifier(Encoder(SPEC), 2, "cls"), run, ["cat", "dog"], 0.875, {"crop_pct": 0.875})
+    read, load = [], transformers.PreTrainedModel.from_pretrained.__func__
+
+    def loaded(kind: Any, *args: Any, **options: Any) -> Any:
+        model, told = load(kind, *args, output_loading_info=True, **options)
+        read.append(told)
+        return model
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loaded))
+    semmae.export(encoder=run, to="hf", out=tmp_path / "it's", decoder="with" if kind == "decoder" else "without")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next  ")]
+    exec(shlex.split(line)[-1], {})
+
+    (told,) = read
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from forked import Forked
 from PIL import Image
 
 from semmae.data import decode as module
+from semmae.data import headers
 from semmae.data.decode import SUFFIXES, decode, decode_labels, upright_size
 from semmae.data.manifest import build_manifest
 from semmae.data.segmentation import read_mask
@@ -183,7 +184,7 @@ def test_crashes_are_counted() -> None:
 @pytest.mark.parametrize("kind", WHOLE)
 def test_no_damaged_file_ends_the_process(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REDUCED_FROM", 0)  # small files are decoded at a fraction of their size, too
-    monkeypatch.setattr(module, "MOST_PIXELS", 2**18)  # a false header must not take the test's time
+    monkeypatch.setattr(headers, "MOST_PIXELS", 2**18)  # a false header must not take the test's time
     raws = list(damaged(kind))
 
     def work(number: int) -> None:
@@ -309,12 +310,83 @@ def test_scans_without_end_are_refused() -> None:
     raw = encode(photo(), "JPEG", progressive=True)
     at = raw.rindex(b"\xff\xda")
     scan, begin = raw[at:-2], time.monotonic()
-    with pytest.raises(ValueError, match="10010 scans, limit 100"):
+    with pytest.raises(ValueError, match="more than 100 scans"):
         decode(raw[:-2] + 10_000 * scan + raw[-2:])
     assert time.monotonic() - begin < 1
     whole = raw + np.random.default_rng(0).bytes(2**24)  # as telephones append a film
     assert whole.count(b"\xff\xda") > 100
     assert decode(whole).equal(decode(raw))
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def jpeg_with(between: bytes) -> bytes:
+    """A photo of 1 MB, so that it may be decoded at a fraction of its size, with these bytes before its frame."""
+    raw = encode(photo(800, 1000), "JPEG", quality=98)
+    return raw[:2] + between + raw[2:]
+
+
+def png_with(chunks: bytes) -> bytes:
+    raw = WHOLE["PNG"][0]
+    return raw[:33] + chunks + raw[33:]
+
+
+ENDLESS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "JPEG, padding": (lambda: jpeg_with(b"\xff" * 10_000_000), "bytes between"),
+    "JPEG, padding and no marker": (lambda: b"\xff\xd8" + b"\xff" * 10_000_000, "bytes between"),
+    "JPEG, padding and a stuffed byte": (lambda: jpeg_with(b"\xff" * 10_000_000 + b"\0"), "bytes between"),
+    "JPEG, zeros": (lambda: jpeg_with(segment(0xFE, b"a") + bytes(10_000_000)), "bytes between"),
+    "JPEG, EXIF": (lambda: jpeg_with(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 600), "of EXIF"),
+    "JPEG, comments": (lambda: jpeg_with(segment(0xFE, b"") * 2_500_000), "segments"),
+    "JPEG, comments between scans": (
+        lambda: (
+            encode(photo(), "JPEG", progressive=True)[:-2]
+            + segment(0xFE, b"\xff\xda") * 2_000_000
+            + WHOLE["JPEG"][0][-2:]
+        ),
+        "segments",
+    ),
+    "PNG, texts": (lambda: png_with(chunk(b"tEXt", b"a\0b") * 2_000_000), "chunks beside"),
+    "PNG, chunks of no pixels": (lambda: png_with(chunk(b"IDAT", b"") * 2_000_000), "chunks of pixels"),
+    "PNG, unknown chunks": (lambda: png_with(chunk(b"abCd", b"") * 2_000_000), "chunks beside"),
+    "PNG, 15800 a side with transparency": (lambda: transparent(15_800), "bytes of pixels in memory"),
+}
+
+
+def transparent(side: int) -> bytes:
+    header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as without pytest
+@pytest.mark.parametrize("name", ENDLESS)
+def test_blocks_and_pixels_without_end_are_refused_at_once(name: str) -> None:
+    make, reason = ENDLESS[name]
+    raw = make()
+    for door in (decode, lambda raw: decode(raw, 1), decode_labels, upright_size):
+        begin = time.process_time()
+        with pytest.raises(ValueError, match=f"{reason}|no labels of 8 bits") as caught:
+            door(raw)
+        assert time.process_time() - begin < 1
+        assert "\n" not in str(caught.value) and len(str(caught.value)) <= 120
+
+
+def test_many_blocks_are_still_read() -> None:
+    """A colour profile in all its segments, an EXIF block in several, a PNG in chunks of a byte."""
+    raw = encode(photo(), "JPEG")
+    block = Image.Exif()
+    block[0x0112] = 6
+    exif = segment(0xE1, block.tobytes()) + segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 3
+    profile = b"".join(segment(0xE2, b"ICC_PROFILE\0" + bytes((n + 1, 255)) + bytes(60_000)) for n in range(255))
+    assert decode(raw[:2] + exif + profile + bytes(100) + raw[2:]).equal(decode(raw).transpose(1, 2).flip(2))
+    raw = encode(photo(), "PNG")
+    at = raw.index(b"IDAT") - 4
+    end = at + 12 + int.from_bytes(raw[at : at + 4], "big")
+    single = b"".join(chunk(b"IDAT", raw[i : i + 1]) for i in range(at + 8, end - 4))
+    assert len(single) > 50_000 and decode(raw[:at] + single + raw[end:]).equal(decode(raw))
 
 
 def test_annotations_that_are_hostile_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import importlib.util
 import io
+import struct
 import sys
 import warnings
+import zlib
 from types import ModuleType
 
 import numpy as np
@@ -193,6 +195,47 @@ def test_labels_are_read_as_stored_and_turned_as_photos_are() -> None:
         np.testing.assert_array_equal(turned, np.rot90(stored, -1))
     with pytest.raises(ValueError, match="mode RGB"):
         decode_labels(encode(gradient(), "PNG"))
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("colour", [0, 3])  # grey, palette
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_labels_of_few_bits_are_those_of_the_file(bits: int, colour: int) -> None:
+    """Written by hand: each row is a byte of filter and its labels, packed from the high bits on."""
+    stored = np.random.default_rng(bits).integers(0, 2**bits, (5, 11)).astype(np.uint8)
+    packed = np.packbits(np.unpackbits(stored[..., None], axis=-1)[..., 8 - bits :].reshape(5, -1), axis=-1)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 11, 5, bits, colour, 0, 0, 0))
+    palette = chunk(b"PLTE", bytes(range(256)) * 3) if colour else b""
+    rows = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed)))
+    raw = b"\x89PNG\r\n\x1a\n" + header + palette + rows + chunk(b"IEND", b"")
+    labels = decode_labels(raw)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, stored)
+
+
+def test_labels_of_one_bit_in_other_formats() -> None:
+    stored = np.random.default_rng(0).integers(0, 2, (5, 11)).astype(bool)
+    for kind in ("PNG", "TIFF", "BMP"):
+        np.testing.assert_array_equal(decode_labels(encode(Image.fromarray(stored), kind)), stored)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB", "I;16", "1"])
+def test_large_images_are_made_rgb_band_by_band(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = gradient()
+    if mode == "RGBA":
+        image.putalpha(image.convert("L"))
+    elif mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    raw = encode(image, "PNG", **({"transparency": 3} if mode in ("P", "L") else {}))
+    whole = decode(raw)
+    monkeypatch.setattr(module, "_BAND", 7 * WIDTH)
+    assert torch.equal(decode(raw), whole)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

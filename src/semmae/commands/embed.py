@@ -33,9 +33,9 @@ from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
 from semmae.files import Fields, bytes_shown, read_json, sweep_beside, write_json
 from semmae.models.vit import Encoder
-from semmae.outcome import python, text
 from semmae.pooling import pooling_of
 from semmae.progress import Progress, say
+from semmae.shell import python, text
 
 _log = logging.getLogger("semmae")
 

@@ -36,10 +36,10 @@ from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
-from semmae.outcome import python, text
 from semmae.page import read_facts
 from semmae.pooling import pooling_of
 from semmae.progress import say
+from semmae.shell import python, text
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 Model = Encoder | MaskedAutoencoder | Classifier
@@ -117,7 +117,7 @@ def export(options: ExportOptions) -> Path:
     card = Card(title, options.to, model, options.encoder, run, results, digest, *shown)
     asked = {"form": options.to, "decoder": isinstance(model, MaskedAutoencoder), "head": isinstance(model, Classifier)}
     if _is_written(options, asked | {"weights": checkpoint.digest(model)}):
-        say(f"{options.out}: already finished; nothing was written\n{lines(step=_loading(options))}")
+        say(f"{options.out}: already finished; nothing was written\n{lines(step=_loading(options, asked))}")
         return options.out
     with whole_folder(options.out) as folder:
         facts = _WRITERS[options.to](subject, folder)
@@ -126,17 +126,21 @@ def export(options: ExportOptions) -> Path:
     made = [str(path) for path in sorted(options.out.iterdir())]
     if options.push_to_hub:
         made.append(_pushed(options, card))
-    say(lines(made=made, step=_loading(options)))
+    say(lines(made=made, step=_loading(options, asked)))
     return options.out
 
 
-def _loading(options: ExportOptions) -> str:
-    """How to load the export, as a command."""
+def _loading(options: ExportOptions, kind: Mapping[str, Any]) -> str:
+    """How to load the export, as a command; `kind` holds whether it has a "decoder", or a "head"."""
     place = options.out.resolve()
     if options.to == "timm":
         return python(f"import timm; print(timm.create_model({text(f'local-dir:{place}')}, pretrained=True))")
     if options.to == "hf":
-        return python(f"import transformers; print(transformers.AutoModel.from_pretrained({text(place)}))")
+        if kind["decoder"] or kind["head"]:
+            name, more = "ViTMAEForPreTraining" if kind["decoder"] else "ViTForImageClassification", ""
+        else:
+            name, more = "ViTModel", ", add_pooling_layer=False"  # a pooler is none of ours, and would be random
+        return python(f"import transformers; print(transformers.{name}.from_pretrained({text(place)}{more}))")
     if options.to == "onnx":
         session = f"onnxruntime.InferenceSession({text(place / onnx.FILE)})"
         return python(f"import onnxruntime; print([each.name for each in {session}.get_outputs()])")

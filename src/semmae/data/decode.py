@@ -8,7 +8,8 @@
 - torchvision means to give its decoders up; where it has none, Pillow reads everything. TorchCodec, named as their
   successor, is not taken: it wants torch 2.11, reads neither BMP nor TIFF, and took 16 s over one damaged WebP.
 - The checksums of a PNG are compared, which Pillow leaves out: it decodes a file that ends in zeros to noise.
-- The header is looked at first: an image of more than `MOST_PIXELS` is refused before its pixels take any memory.
+- The header is looked at first (`headers`): an image of more than `MOST_PIXELS`, one whose pixels would take more than
+  `_MOST_MEMORY`, and one of blocks without end are refused before they cost anything.
 - One rule of orientation: that of the EXIF block (AVIF, HEIC and TIFF: of their own headers), as browsers do it. What
   XMP says, and an EXIF block that cannot be read, counts for nothing.
 - A photo much larger than what is asked for is decoded at 1/2, 1/4 or 1/8 of its size, as the JPEG format allows.
@@ -18,14 +19,12 @@ import functools
 import io
 import logging
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +33,7 @@ import torchvision
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from semmae.data.headers import MOST_PIXELS, PNG, check_png, check_size, grey_bits, jpeg_header
 from semmae.errors import one_line
 
 try:
@@ -56,9 +56,10 @@ SUFFIXES = frozenset(
 )
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF") + ("AVIF",) * _AVIF + ("HEIF",) * _HEIC
 
-MOST_PIXELS = 250_000_000  # 0.75 GB as RGB; the largest sensors of cameras have 200 million
 MOST_BYTES = 2**31  # of a file: that many pixels of 16-bit RGB, uncompressed
-_MOST_SCANS = 100  # of a JPEG: ten are usual, and each passes over all pixels
+_MOST_MEMORY = 1_500_000_000  # bytes of the pixels as Pillow holds them, and as RGB beside them
+_NARROW = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # bytes a pixel of modes; others: 4
+_BAND = 2**24  # pixels that are made RGB at once: what lies between takes some bytes of each
 
 # Pillow's own limit, 179 million, is below real photos. It warns of so many pixels and refuses twice as many.
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
@@ -72,8 +73,6 @@ warnings.filterwarnings("ignore", message="The image decoding", category=Depreca
 
 _log = logging.getLogger("semmae")
 
-_JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
 _REDUCED_FROM = 256 * 1024  # bytes; a smaller file is decoded whole: reading it twice would not pay
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -93,7 +92,7 @@ def decode(raw: bytes, least: int | None = None) -> Tensor:
     """
     if not raw:
         raise ValueError("empty file")
-    jpeg = _jpeg_header(raw)
+    jpeg = jpeg_header(raw)
     if jpeg is not None:
         if least is not None and len(raw) >= _REDUCED_FROM and min(jpeg.height, jpeg.width) >= 2 * least:
             reduced = _decode_reduced(raw, least)
@@ -114,13 +113,20 @@ def decode(raw: bytes, least: int | None = None) -> Tensor:
 def decode_labels(raw: bytes) -> npt.NDArray[np.uint8]:
     """uint8 (H, W): the grey levels or palette indices of an annotation, upright as a photo would be.
 
+    Grey levels of 1, 2 or 4 bits are those of the file, 0 to 15 at most: Pillow stretches them to 255.
+
     Raises:
-        ValueError: it cannot be read, or does not hold 8-bit labels.
+        ValueError: it cannot be read, or does not hold labels of 8 bits or fewer.
     """
     with _opened(raw) as opened:
-        if opened.mode not in ("L", "P"):
-            raise ValueError(f"it holds no 8-bit labels but mode {opened.mode}")
-        labels: npt.NDArray[np.uint8] = _upright(torch.from_numpy(np.array(opened)), _exif(opened)).numpy()
+        if opened.mode not in ("1", "L", "P"):
+            raise ValueError(f"it holds no labels of 8 bits or fewer but mode {opened.mode}")
+        _check_memory(opened)
+        bits = grey_bits(raw, opened)  # known by the header
+        stored = np.array(opened).astype(np.uint8)  # of mode "1": bool
+        if opened.mode == "L" and bits < 8:
+            stored //= 255 // (2**bits - 1)
+        labels: npt.NDArray[np.uint8] = _upright(torch.from_numpy(stored), _exif(opened)).numpy()
         return labels
 
 
@@ -130,11 +136,12 @@ def upright_size(raw: bytes) -> tuple[int, int]:
     Raises:
         ValueError: it cannot be read.
     """
-    jpeg = _jpeg_header(raw)
+    jpeg = jpeg_header(raw)
     if jpeg is not None:
         (height, width), exif = (jpeg.height, jpeg.width), jpeg.exif
     else:
         with _opened(raw) as opened:
+            _check_memory(opened)
             if opened.format in ("TIFF", "HEIF") or b"eXIf" in raw:  # known once the pixels are read
                 opened.load()
             (width, height), exif = opened.size, _exif(opened)
@@ -154,110 +161,23 @@ def tell_slow_decoder() -> None:
 # Headers
 
 
-class _Jpeg(NamedTuple):
-    """What the segments before the first scan of a JPEG say."""
-
-    height: int
-    width: int
-    channels: int
-    exif: bytes  # empty where there is none
-
-
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}  # of these
-_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
-_LENGTHLESS = frozenset((0x00, 0x01, *range(0xD0, 0xD8), 0xFF))  # stuffed bytes, restarts, padding: passed over
-_MARKER = re.compile(rb"\xff+[\x02-\xcf\xd8-\xfe]")  # any other
-
-
-def _jpeg_header(raw: bytes) -> _Jpeg | None:
-    """Of a JPEG; None of anything else, and where libjpeg would find no frame and scan either.
-
-    Raises:
-        ValueError: it has too many pixels, or so many scans that decoding would not end.
-    """
-    if not raw.startswith(_JPEG):
-        return None
-    height, width, channels, several, exif, at = 0, 0, 0, False, b"", 2
-    try:
-        while True:
-            if raw[at] != 0xFF or raw[at + 1] in _LENGTHLESS:
-                at = _next_marker(raw, at)
-            marker, begin = raw[at + 1], at + 2
-            if marker in (_START_OF_SCAN, _END_OF_IMAGE):
-                several |= raw[begin + 2] < channels  # where a scan holds some of them alone
-                break
-            at = begin + (raw[begin] << 8 | raw[begin + 1])
-            if marker == _APP1 and raw.startswith(b"Exif\0\0", begin + 2):
-                exif += raw[begin + (8 if exif else 2) : at]  # a long block comes in several segments
-            elif marker in _START_OF_FRAME and not channels:
-                height, width, channels = struct.unpack_from(">HHB", raw, begin + 3)
-                several = marker in _PROGRESSIVE
-    except (IndexError, struct.error):
-        return None
-    if not channels:
-        return None
-    _check_size(height * width)
-    if several and raw.count(b"\xff\xda") > _MOST_SCANS:  # which is more than there are
-        _check_scans(raw, at)
-    return _Jpeg(height, width, channels, exif)
-
-
-def _next_marker(raw: bytes, at: int) -> int:
-    """Where the next marker with a length is, beyond what is none. IndexError where there is none."""
-    found = _MARKER.search(raw, at)
-    if found is None:
-        raise IndexError
-    return found.end() - 2
-
-
-def _check_scans(raw: bytes, at: int) -> None:
-    """ValueError where a JPEG, of which a segment begins at `at`, has too many scans."""
-    scans = 0
-    while (found := _MARKER.search(raw, at)) and raw[found.end() - 1] != _END_OF_IMAGE:
-        scans += raw[found.end() - 1] == _START_OF_SCAN
-        at = found.end() + int.from_bytes(raw[found.end() : found.end() + 2], "big")
-    if scans > _MOST_SCANS:
-        raise ValueError(f"{scans} scans, limit {_MOST_SCANS}; save it anew")
-
-
-def _check_png(raw: bytes) -> None:
-    """ValueError where a PNG breaks off, or a chunk that its pixels depend on has another checksum than it bears."""
-    view, at = memoryview(raw), len(_PNG)
-    while at + 12 <= len(raw):
-        kind, end = raw[at + 4 : at + 8], at + 12 + int.from_bytes(raw[at : at + 4], "big")
-        if end > len(raw):
-            break
-        needed = kind[:1].isupper()
-        if needed and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(raw[end - 4 : end], "big"):
-            raise ValueError("damaged: a checksum differs")
-        if kind == b"IEND":
-            return
-        at = end
-    raise ValueError("truncated")
-
-
-def _check_size(pixels: int) -> None:
-    """ValueError above `MOST_PIXELS`."""
-    if pixels > MOST_PIXELS:
-        raise ValueError(f"{pixels:,} pixels, limit {MOST_PIXELS:,}; scale it down")
-
-
 @contextmanager
 def _opened(raw: bytes) -> Iterator[Image.Image]:
     """An image whose header Pillow has read; whatever is wrong with it, now or in the block, as ValueError."""
     try:
-        if raw.startswith(_PNG):
-            _check_png(raw)
+        if raw.startswith(PNG):
+            check_png(raw)
+        else:
+            jpeg_header(raw)  # for its bounds
         with Image.open(io.BytesIO(raw), formats=_FORMATS) as opened:
-            _check_size(opened.width * opened.height)
+            check_size(opened.width * opened.height)
             opened.info.pop("xmp", None)  # Pillow turns a TIFF as it loads, and would do so by XMP, too
             yield opened
     except UnidentifiedImageError:
         raise ValueError("not an image") from None
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged bytes
         if isinstance(error, Image.DecompressionBombError):
-            _check_size(int(re.findall(r"\d+", str(error))[0]))  # in our words
+            check_size(int(re.findall(r"\d+", str(error))[0]))  # in our words
         raise ValueError(_reason(error)) from error
 
 
@@ -279,9 +199,29 @@ def _decode_reduced(raw: bytes, least: int) -> Tensor | None:
 
 def _to_tensor(opened: Image.Image) -> Tensor:
     """uint8 (3, H, W) of an image that Pillow has opened: loaded, made RGB, turned upright."""
+    _check_memory(opened)
     opened.load()
-    pixels = torch.from_numpy(np.array(_to_rgb(opened)))  # (H, W, 3)
-    return _upright(pixels.permute(2, 0, 1), _exif(opened))
+    return _upright(torch.from_numpy(_rgb_pixels(opened)).permute(2, 0, 1), _exif(opened))
+
+
+def _check_memory(opened: Image.Image) -> None:
+    """ValueError where the pixels of an image that is not loaded yet would take more than `_MOST_MEMORY`."""
+    needed = opened.width * opened.height * (_NARROW.get(opened.mode, 4) + 3)
+    if needed > _MOST_MEMORY:
+        raise ValueError(f"{needed:,} bytes of pixels in memory, limit {_MOST_MEMORY:,}; scale it down")
+
+
+def _rgb_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """uint8 (H, W, 3), by bands of rows where the image is large."""
+    width, height = image.size
+    rows = max(1, _BAND // width)
+    if height <= rows:
+        return np.array(_to_rgb(image))
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(height, top + rows)))
+        pixels[top : top + rows] = np.asarray(_to_rgb(band))
+    return pixels
 
 
 def _exif(opened: Image.Image) -> bytes:

@@ -213,7 +213,7 @@ def _intervals(counts: Tensor) -> dict[str, tuple[float, float]]:
     flat = counts.double().flatten(1)
     drawn = (torch.randint(images, (images,), generator=generator) for _ in range(_SAMPLES))
     sums = torch.stack([torch.bincount(rows, minlength=images).double() @ flat for rows in drawn])
-    samples = sums.view(_SAMPLES, *counts.shape[1:])
+    samples = sums.view(len(sums), *counts.shape[1:])
     ends = torch.tensor(_ENDS, dtype=torch.double)
     found = {name: torch.nanquantile(values, ends).tolist() for name, values in _means(samples).items()}
     return {name: (low, high) for name, (low, high) in found.items()}
