@@ -166,7 +166,7 @@ def test_what_can_be_no_place_of_images(tmp_path: Path, write_images: WriteImage
     for name in ("a.zip", "a.tar.gz", "a.7z", "a.rar"):
         (tmp_path / name).write_bytes(b"PK")
     for data, message in (
-        ("", "path is empty"),
+        ("", "is empty"),
         ("a\0b", r"'a\\x00b': holds a NUL byte"),
         ("a" * 300, "a{77}….*file name too long"),
         ("/".join(["a" * 200] * 40), "file name too long"),

@@ -49,6 +49,8 @@ def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
         raise UserError(f"{option or 'path'} {given!r}: is empty; give a value, or leave the option out")
     if "\0" in given:
         raise UserError(f"{option} {shown(given)}: holds a NUL byte, which no path can; check the path".strip())
+    if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in given):
+        raise UserError(f"{option} {shown(given)}: holds half a letter, which no name can; check the path".strip())
     try:
         path = Path(os.fsdecode(on_disk(given))).expanduser()
         path.stat()
