@@ -35,8 +35,8 @@ def near_only(name: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """Names as a message shows them: the first few, and how many more there are."""
-    every = list(names)
+    """Names as a message shows them: the first few, and how many more there are; an empty one in quotes."""
+    every = [name or "''" for name in names]
     left = len(every) - most
     return ", ".join(every[:most]) + (f" and {left} more" if left > 0 else "")
 
