@@ -21,8 +21,10 @@ from semmae.cli import run as command
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
+from semmae.files import PART
 from semmae.interop import huggingface, onnx
 from semmae.loading import load_encoder, load_mae
+from semmae.models import weights
 from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.segmenter import Segmenter, SegmenterSpec
@@ -379,6 +381,25 @@ def test_what_is_read_back_must_agree_in_what_weights_do_not_show(
         patch.setattr("semmae.interop.beside.norm_pix_loss", lambda *_, **__: True)
         semmae.export(encoder=run, to="mae", out=tmp_path / "mae")
     assert not (tmp_path / "hf").exists() and not (tmp_path / "mae").exists()
+
+
+@pytest.mark.parametrize("form", ["timm", "mae", "hf"])
+def test_what_does_not_read_again_is_laid_to_what_was_given(
+    form: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that it was written in is gone by then."""
+    real = weights.load_strictly
+
+    def refuse_again(module: nn.Module, state: weights.State) -> None:
+        if list(tmp_path.glob(".out*")):  # it is being written
+            raise ValueError("tensors with values that are infinite")
+        real(module, state)
+
+    monkeypatch.setattr(weights, "load_strictly", refuse_again)
+    with pytest.raises(UserError, match="values that are infinite") as raised:
+        semmae.export(encoder=run, to=form, out=tmp_path / "out")
+    assert str(raised.value).startswith(f"{run}: ") and PART not in str(raised.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_folder_one_works_in_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
