@@ -267,7 +267,9 @@ def test_a_pickle_of_other_objects_is_never_loaded(tmp_path: Path, protocol: int
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps(Malicious(f"touch {tmp_path / 'executed'}"), protocol=protocol))
 
-    with pytest.raises(UserError, match=r"holds (an object of|objects other than tensors).*, which (is|are) never") as told:
+    with pytest.raises(
+        UserError, match=r"holds (an object of|objects other than tensors).*, which (is|are) never"
+    ) as told:
         load_encoder(path)
 
     assert not (tmp_path / "executed").exists()
