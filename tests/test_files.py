@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from forked import Forked
 from hypothesis import given
 from hypothesis import strategies as st
@@ -188,6 +189,10 @@ YAML = {
     "bomb": b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
     "code": b"a: !!python/object/apply:os.system [echo]\n",
     "huge": b"a: " + b"x" * 2_000_000,
+    "twice": b"k: 1\na: 2\nk: 5\n",
+    "twice, as text too": b"1: a\n'1': b\n",
+    "twice below": b"a:\n  - {k: 1, k: 1}\n",
+    "a list for a key": b"[a]: 1\n",
 }
 
 
@@ -199,6 +204,17 @@ def test_what_is_no_yaml_of_options_is_one_line(tmp_path: Path, kind: str) -> No
     with pytest.raises(UserError) as raised:
         files.read_yaml(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+def test_numbers_of_yaml_are_those_of_json_and_texts_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: 1:30\nb: 010\nc: 1_000\nd: 190:20:30.15\ne: 0b1\nf: 10\ng: -3\nh: 1.5e-3\ni: 0\nj: 0x10\n")
+    texts = {"a": "1:30", "b": "010", "c": "1_000", "d": "190:20:30.15", "e": "0b1", "j": "0x10"}
+    assert files.read_yaml(path) == {**texts, "f": 10, "g": -3, "h": 1.5e-3, "i": 0}
+    written = {str(n): text for n, text in enumerate([*texts.values(), "08", "0o7", "10", "1.5", "1e5", "+.inf", "-1"])}
+    written |= {"numbers": [0, -7, 2**63, 1e-12, 1e300, 0.1, 123456789.125]}
+    path.write_text(yaml.safe_dump(written))
+    assert files.read_yaml(path) == written
 
 
 def test_half_a_line_at_the_end_is_left_out_and_elsewhere_refused(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def near_only(name: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[object], most: int = 3) -> str:
-    """Names or numbers as a message shows them: the first few, and how many more there are."""
-    every = list(map(str, names))
+    """Names or numbers as a message shows them: the first few, and how many more there are; an empty one in quotes."""
+    every = [str(name) or "''" for name in names]
     left = len(every) - most
     return ", ".join(every[:most]) + (f" and {left} more" if left > 0 else "")
 

@@ -311,6 +311,11 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
     if file is not None:
         return _encoder_of_file(file, num_heads)
     if "model_type" in beside.read_beside(folder / checkpoint.CONFIG):
+        if shards := [name for name in _WEIGHTS if (folder / f"{name}.index.json").is_file()]:
+            raise UserError(
+                f"{folder}: its weights are sharded ({shards[0]}.index.json), which is not read; save them as one: "
+                'model.save_pretrained(FOLDER, max_shard_size="100GB")'
+            )
         raise UserError(f"{folder}: holds a config.json without weights; add {' or '.join(_WEIGHTS)}, in one file")
     raise UserError(f"{folder}: holds no encoder; give a run of semmae, its encoder folder, or a checkpoint file")
 

@@ -22,8 +22,10 @@ from semmae.cli import run as command
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
+from semmae.files import PART
 from semmae.interop import huggingface, onnx
 from semmae.loading import load_encoder, load_mae
+from semmae.models import weights
 from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.segmenter import Segmenter, SegmenterSpec
@@ -406,6 +408,25 @@ def test_what_is_read_back_must_agree_in_what_weights_do_not_show(
     assert not (tmp_path / "hf").exists() and not (tmp_path / "mae").exists()
 
 
+@pytest.mark.parametrize("form", ["timm", "mae", "hf"])
+def test_what_does_not_read_again_is_laid_to_what_was_given(
+    form: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that it was written in is gone by then."""
+    real = weights.load_strictly
+
+    def refuse_again(module: nn.Module, state: weights.State) -> None:
+        if list(tmp_path.glob(".out*")):  # it is being written
+            raise ValueError("tensors with values that are infinite")
+        real(module, state)
+
+    monkeypatch.setattr(weights, "load_strictly", refuse_again)
+    with pytest.raises(UserError, match="values that are infinite") as raised:
+        semmae.export(encoder=run, to=form, out=tmp_path / "out")
+    assert str(raised.value).startswith(f"{run}: ") and PART not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_folder_one_works_in_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work/below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
@@ -431,8 +452,9 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_is(run: Path, tm
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/one.jpg").write_text("precious")
 
-    with pytest.raises(UserError, match="not empty; use --overwrite"):
+    with pytest.raises(UserError, match="holds another export; use --overwrite"):
         semmae.export(encoder=run, to="timm", out=out)
+    assert semmae.export(encoder=run, to="mae", out=out) == out  # already finished
     with pytest.raises(UserError, match="holds no export of semmae"):
         semmae.export(encoder=run, to="timm", out=tmp_path / "photos", overwrite=True)
     semmae.export(encoder=run, to="timm", out=out, overwrite=True)

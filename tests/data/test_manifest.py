@@ -210,6 +210,21 @@ def test_a_check_that_was_interrupted_goes_on(
     assert len(build_manifest(open_source(root), 1, cache)) == 40 and len(decoded) == 20
 
 
+def test_the_place_of_the_cache_is_a_path_like_others_and_costs_only_time(
+    tmp_path: Path, write_images: Write, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_images(tmp_path / "photos", *MANY)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SEMMAE_CACHE", "~/cache")
+    first = build_manifest(open_source(root), 1)
+    assert len(list((tmp_path / "home/cache/readable").iterdir())) == 1
+    for odd in ("x" * 3000, "~nobody_of_that_name/x", "/dev/null/x", "x/" * 2500):
+        caplog.clear()
+        monkeypatch.setenv("SEMMAE_CACHE", odd)
+        assert build_manifest(open_source(root), 1) == first
+        assert len([record for record in caplog.records if "checked again" in record.getMessage()]) == 1
+
+
 def test_a_damaged_or_unwritable_cache_costs_only_time(
     tmp_path: Path, write_images: Write, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,7 @@
 """Tables give the very bytes that were put in, in their order."""
 
 import datetime
+import json
 import os
 import pickle
 import re
@@ -71,6 +72,33 @@ def test_faults_are_told(tmp_path: Path) -> None:
     (tmp_path / "d.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match=r"d\.parquet: not a readable Parquet file"):
         open_source(tmp_path / "d.parquet")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"[" * 100_000,
+        b"\xff",
+        b"null",
+        json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": {"a": 1}}}}}).encode(),
+        json.dumps({"info": {"features": {"label": {"_type": "Nonsense"}}}}).encode(),
+        json.dumps({"info": {"features": {"label": 3}}}).encode(),
+        json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": [[], []]}}}}).encode(),
+    ],
+    ids=range(7),
+)
+def test_a_damaged_entry_of_datasets_is_refused_in_one_line(tmp_path: Path, jpeg: Jpeg, entry: bytes) -> None:
+    table = pa.table({"image": [jpeg(0)], "label": [0]}).replace_schema_metadata({"huggingface": entry})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet") as told:
+        open_source(tmp_path / "t.parquet")
+    assert "\n" not in str(told.value) and len(str(told.value)) < 400
+
+
+def test_a_hub_set_without_a_name_is_refused() -> None:
+    for door in (open_source, has_split):
+        with pytest.raises(UserError, match="hf:.*hf:NAME"):
+            door("hf:")
 
 
 @pytest.mark.parametrize(

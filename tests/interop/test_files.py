@@ -1,6 +1,7 @@
 """Files that attack: nothing in them is executed, and what they claim costs neither time nor memory."""
 
 import argparse
+import collections
 import os
 import pathlib
 import pickle
@@ -205,6 +206,45 @@ def test_names_that_no_file_can_have_are_refused_in_one_line(spec: str) -> None:
         load_encoder(spec)
 
     assert "\n" not in str(told.value) and len(str(told.value)) < 400
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_whole_numbers_are_no_weights(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
+    """They are those of a quantised model, of which the scales lie elsewhere."""
+    path = tmp_path / f"some{suffix}"
+    state = {name: tensor.to(dtype) for name, tensor in a_state().items()}
+    (torch.save if suffix == ".pth" else save_file)(state, path)
+    with pytest.raises(UserError, match=f"another kind: cls_token {str(dtype)[6:]} for float32") as told:
+        load_encoder(path)
+    assert str(told.value).startswith(str(path)) and "\n" not in str(told.value)
+
+
+def test_weights_in_double_precision_are_judged_as_they_are_used(tmp_path: Path) -> None:
+    state = {name: tensor.double() for name, tensor in a_state().items()}
+    torch.save(state, tmp_path / "some.pth")
+    assert load_encoder(tmp_path / "some.pth").vit.norm.weight.equal(state["norm.weight"].float())
+    state["norm.weight"][3] = 1e300  # infinite in float32
+    torch.save(state, tmp_path / "some.pth")
+    with pytest.raises(UserError, match=r"infinite or no numbers: norm\.weight"):
+        load_encoder(tmp_path / "some.pth")
+
+
+@pytest.mark.filterwarnings("error")
+def test_parameters_are_weights_without_a_warning(tmp_path: Path) -> None:
+    state = {name: torch.nn.Parameter(tensor) for name, tensor in a_state().items()}
+    torch.save(state, tmp_path / "some.pth")
+    assert load_encoder(tmp_path / "some.pth").vit.norm.weight.equal(state["norm.weight"])
+
+
+def test_objects_and_empty_names_are_named_as_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "some.pth"
+    torch.save(collections.defaultdict(list, a_state()), path)
+    with pytest.raises(UserError, match=r"object of collections\.defaultdict, which is never loaded"):
+        load_encoder(path)
+    torch.save(a_state() | {"": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="unexpected: ''"):
+        load_encoder(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -138,6 +138,8 @@ def test_models_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path) -> N
         tmp_path / "dinov3"
     )
     transformers.BeitModel(transformers.BeitConfig(**SIZE, intermediate_size=96)).save_pretrained(tmp_path / "beit")
+    random_model("ViTModel").save_pretrained(tmp_path / "sharded", max_shard_size="20kB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/config.json").write_text(json.dumps({"model_type": "vit"}))
 
@@ -145,6 +147,7 @@ def test_models_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path) -> N
         "relu": "activation is relu, not gelu; give",
         "dinov3": "DINOv3, whose positions are rotary, .* or timm:NAME",
         "beit": r"relative \(BEiT\)",
+        "sharded": r"sharded .*index\.json.*save them as one",
         "empty": "holds a config.json without weights; add model.safetensors",
     }.items():
         with pytest.raises(UserError, match=reason) as told:

@@ -92,6 +92,15 @@ def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(told.value)
 
 
+def test_a_folder_of_whole_numbers_is_refused(tmp_path: Path) -> None:
+    model = timm.create_model("vit_small_patch14_reg4_dinov2", **SIZES, patch_size=8, num_classes=5)
+    timm.models.save_for_hf(model, str(tmp_path), model_args={**SIZES, "patch_size": 8}, safe_serialization=True)
+    weights = tmp_path / "model.safetensors"
+    save_file({name: tensor.char() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.safetensors: weights that are whole numbers: .*\.weight"):
+        load_encoder(tmp_path)
+
+
 def test_a_hub_out_of_reach_is_told_with_the_remedy() -> None:
     with pytest.raises(UserError, match="timm:test_vit.* not at hand .* download them once") as told:
         load_encoder("timm:test_vit")

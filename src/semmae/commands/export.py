@@ -9,8 +9,7 @@ Notable here:
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +26,7 @@ from semmae.commands.hub import CARD, FILES, check_hub_name, push_to_hub
 from semmae.commands.model_card import RESULTS, Card, find_run, write_card
 from semmae.commands.options import check_image_size, check_values
 from semmae.commands.places import check_place
+from semmae.commands.read_again import Model, compared, encoder_of
 from semmae.commands.run import check_inputs
 from semmae.errors import UserError, listed
 from semmae.files import Fields, check_replaceable, read_json, user_path, whole_folder, write_json, write_text
@@ -42,7 +42,6 @@ from semmae.progress import say
 from semmae.shell import python, text
 
 Form = Literal["timm", "mae", "hf", "onnx"]
-Model = Encoder | MaskedAutoencoder | Classifier
 
 ABOUT = "export.json"  # tells what was exported; by it --overwrite knows an export
 _MASK_RATIO = 0.75  # where no run tells another: MAE's
@@ -91,6 +90,7 @@ class ExportOptions:
 class _Subject:
     """What is exported, and what of it no tensor shows."""
 
+    source: str  # as the user gave it
     model: Model
     ratio: float  # share of the patches that was hidden from it
     classes: Sequence[str] = ()  # of a classifier
@@ -218,14 +218,14 @@ def _open_subject(options: ExportOptions, ratio: float) -> _Subject:
             raise UserError(f"--num-heads {options.num_heads}: {options.encoder} has {heads}; leave it out")
         config = folder / checkpoint.CONFIG
         crop_pct = crop_share(config, Fields(config, read_json(config)).need("pretrained_cfg", dict))
-        subject = _Subject(classifier, ratio, classes, crop_pct)
+        subject = _Subject(options.encoder, classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
         mae_model = load_mae(options.encoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
-        subject = _Subject(mae_model, ratio)
+        subject = _Subject(options.encoder, mae_model, ratio)
     else:
-        subject = _Subject(load_encoder(options.encoder, num_heads=options.num_heads), ratio)
+        subject = _Subject(options.encoder, load_encoder(options.encoder, num_heads=options.num_heads), ratio)
     if options.image_size is not None:
-        check_image_size(options.image_size, _encoder_of(subject.model).patch_size)
+        check_image_size(options.image_size, encoder_of(subject.model).patch_size)
     return subject
 
 
@@ -240,13 +240,9 @@ def _takes_decoder(options: ExportOptions) -> bool:
     return found
 
 
-def _encoder_of(model: Model) -> Encoder:
-    return model if isinstance(model, Encoder) else model.encoder
-
-
 def _headless(model: Model) -> Encoder:
     """The encoder alone, of a classifier a copy: whose digest figures are of."""
-    return without_head(copy.deepcopy(model)) if isinstance(model, Classifier) else _encoder_of(model)
+    return without_head(copy.deepcopy(model)) if isinstance(model, Classifier) else encoder_of(model)
 
 
 def _check_form(options: ExportOptions, model: Model) -> None:
@@ -256,7 +252,7 @@ def _check_form(options: ExportOptions, model: Model) -> None:
         return
     others = "--to onnx" if form == "timm" else "--to timm or --to onnx"
     if form in _HOLDS:
-        faults = [words for words in peculiarities(_encoder_of(model)) if words not in _HOLDS[form]]
+        faults = [words for words in peculiarities(encoder_of(model)) if words not in _HOLDS[form]]
         if faults:
             raise UserError(
                 f"{options.encoder}: has {' and '.join(faults)}, which {_NAMES[form]} has not; use {others}"
@@ -268,7 +264,7 @@ def _check_form(options: ExportOptions, model: Model) -> None:
             f"{options.encoder}: its layer norms have epsilons {told}, {_NAMES[form]} but one; use {others}"
         )
     # Of timm's own models the name tells another epsilon.
-    named = form == "timm" and "architecture" in getattr(_encoder_of(model).vit, "pretrained_cfg", {})
+    named = form == "timm" and "architecture" in getattr(encoder_of(model).vit, "pretrained_cfg", {})
     if form != "hf" and found != {NORM_EPS} and not named:
         raise UserError(
             f"{options.encoder}: its layer norms have epsilon {told}, those of {_NAMES[form]} {NORM_EPS:g}; "
@@ -282,16 +278,16 @@ def _write_timm(subject: _Subject, folder: Path) -> Mapping[str, Any]:
         # By this --eval-only measures it again. Which images it learned from is not for whoever gets the export.
         about = {"crop_pct": subject.crop_pct}
         checkpoint.save_classifier(model, folder, subject.classes, subject.crop_pct, about)
-        return _compared(model, lambda: load_classifier(folder)[0])
-    encoder = _encoder_of(model)
+        return compared(subject.source, model, lambda: load_classifier(folder)[0])
+    encoder = encoder_of(model)
     # By it `pooling_of` knows a masked autoencoder's encoder again.
     checkpoint.save_encoder(encoder, folder, {"stage": subject.stage} if subject.stage else None)
-    return _compared(encoder, lambda: load_encoder(folder))
+    return compared(subject.source, encoder, lambda: load_encoder(folder))
 
 
 def _write_mae(subject: _Subject, folder: Path) -> Mapping[str, Any]:
     """`mae.pth`, and what its tensors do not show in a config.json beside it."""
-    model, spec = subject.model, _encoder_of(subject.model).spec
+    model, spec = subject.model, encoder_of(subject.model).spec
     config: dict[str, Any] = {
         "image_size": spec.image_size,
         "patch_size": spec.patch_size,
@@ -304,12 +300,14 @@ def _write_mae(subject: _Subject, folder: Path) -> Mapping[str, Any]:
     path = folder / mae.FILE
     torch.save({"model": _plain(_released(model))}, path)
     write_json(folder / checkpoint.CONFIG, config)
-    return _compared(model, lambda: load_mae(path) if isinstance(model, MaskedAutoencoder) else load_encoder(path))
+    return compared(
+        subject.source, model, lambda: load_mae(path) if isinstance(model, MaskedAutoencoder) else load_encoder(path)
+    )
 
 
 def _write_hf(subject: _Subject, folder: Path) -> Mapping[str, Any]:
     """`model.safetensors`, `config.json` and `preprocessor_config.json`, for a ViT of transformers."""
-    model, spec, state = subject.model, _encoder_of(subject.model).spec, _released(subject.model)
+    model, spec, state = subject.model, encoder_of(subject.model).spec, _released(subject.model)
     eps = next(iter(norm_epsilons(model)))
     if isinstance(model, MaskedAutoencoder):
         how: dict[str, Any] = {"mask_ratio": subject.ratio, "norm_pix_loss": model.norm_pix_loss}
@@ -323,7 +321,7 @@ def _write_hf(subject: _Subject, folder: Path) -> Mapping[str, Any]:
     checkpoint.save_tensors(tensors, folder / checkpoint.WEIGHTS)
     write_json(folder / checkpoint.CONFIG, config)
     write_json(folder / huggingface.PREPROCESSOR, huggingface.preprocessor_config(spec, subject.crop_pct))
-    return _compared(model, lambda: _read_hf(model, folder))
+    return compared(subject.source, model, lambda: _read_hf(model, folder))
 
 
 def _read_hf(like: Model, folder: Path) -> Model:
@@ -340,7 +338,7 @@ def _read_hf(like: Model, folder: Path) -> Model:
 
 
 def _write_onnx(subject: _Subject, folder: Path) -> Mapping[str, Any]:
-    model, spec = subject.model, _encoder_of(subject.model).spec
+    model, spec = subject.model, encoder_of(subject.model).spec
     assert not isinstance(model, MaskedAutoencoder), "ONNX has no place for a decoder"
     metadata = {
         "mean": json.dumps(list(spec.mean)),
@@ -374,32 +372,3 @@ def _released(model: Model) -> dict[str, Tensor]:
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As they go to disk: on the CPU, without gaps."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _compared(model: Model, load: Callable[[], Model]) -> Mapping[str, Any]:
-    """The digest of the weights, found again in what was written; and so is all that weights do not show."""
-    with _silence():
-        again = load()
-    read, wrote = checkpoint.digest(again), checkpoint.digest(model)
-    assert read == wrote, f"what was written reads as {read}, not {wrote}"
-    for found, wanted in zip(_unseen(again), _unseen(model), strict=True):
-        assert found == wanted, f"what was written reads as {found}, not {wanted}"
-    return {"weights": wrote}
-
-
-def _unseen(model: Model) -> tuple[Any, ...]:
-    """What a model computes by beside its weights: sizes, heads and colours, epsilons; decoder and target; pooling."""
-    sizes = (_encoder_of(model).spec, norm_epsilons(model))
-    if isinstance(model, Classifier):
-        return (*sizes, model.pooling)
-    return (*sizes, model.decoder, model.norm_pix_loss) if isinstance(model, MaskedAutoencoder) else sizes
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing is said of files that lie beside their place only for a moment."""
-    before, _LOG.disabled = _LOG.disabled, True
-    try:
-        yield
-    finally:
-        _LOG.disabled = before

@@ -16,16 +16,23 @@ from platformdirs import user_cache_dir
 
 from semmae.data.compact import Names
 from semmae.errors import DiskError, UserError
-from semmae.files import on_disk, open_regular, whole
+from semmae.files import on_disk, open_regular, user_path, whole
 
 _log = logging.getLogger("semmae")
 
 _Table = npt.NDArray[np.int64]  # (N, 3)
 
 
-def cache_folder() -> Path:
-    """Where these files lie unless told otherwise: below $SEMMAE_CACHE, or in the user's cache."""
-    return Path(os.environ.get("SEMMAE_CACHE") or user_cache_dir("semmae")) / "readable"
+def cache_folder() -> Path | None:
+    """Where these files lie unless given: below $SEMMAE_CACHE, or in the user's cache; None where that is no path."""
+    told = os.environ.get("SEMMAE_CACHE")
+    if told:
+        try:
+            return user_path(told, "SEMMAE_CACHE") / "readable"
+        except UserError as error:  # only speed depends on it
+            _log.warning("%s; without it all images are checked again", error)
+            return None
+    return Path(user_cache_dir("semmae")) / "readable"
 
 
 def cache_file(folder: Path, key: str) -> Path:
@@ -49,11 +56,11 @@ def known_rows(found: _Table, known: _Table) -> npt.NDArray[np.bool_]:
 
 def read_known(file: Path) -> _Table:
     """What was found before; nothing when there is no file, or a damaged one."""
-    if not file.exists():
-        return _merged([])
     try:
         with open_regular(file) as content:
             return _checked(np.lib.format.read_array(content, allow_pickle=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return _merged([])
     except Exception as error:  # also those of Python's own parser, which reads the header of an array
         _log.warning("%s: cache not readable (%s), all images are checked again", file, error)
         return _merged([])

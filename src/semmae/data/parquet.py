@@ -116,7 +116,7 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
     try:
         # The library takes a name for a pattern.
         rows = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in paths], columns=columns)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, FileNotFoundError) as error:
+    except Exception as error:  # what a damaged file makes the library raise has no common type
         reason = one_line(error.__cause__ or error) or type(error).__name__
         raise UserError(f"{data}: Parquet not readable ({reason}); repair or remove the file") from error
     return TableSource(
@@ -126,6 +126,8 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
 
 def open_hub(data: str, split: str | None) -> TableSource:
     """A data set of the hub, "hf:NAME", all its splits in their order or one."""
+    if not data.removeprefix("hf:").strip():
+        raise UserError(f"{shown(data)}: no name; give a data set of the hub as hf:NAME, or a folder")
     datasets = _datasets()
     try:
         loaded = datasets.load_dataset(data.removeprefix("hf:"))
@@ -166,10 +168,22 @@ def _read_schema(path: Path) -> tuple[pa.Schema, int]:
     try:
         with open_regular(path) as file:
             table = pq.ParquetFile(file)
+            _check_features(table.schema_arrow)
             return table.schema_arrow, table.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         reason = one_line(error) or type(error).__name__
         raise UserError(f"{path}: not a readable Parquet file ({reason}); repair or remove it") from error
+
+
+def _check_features(schema: pa.Schema) -> None:
+    """ArrowInvalid where the entry by which `datasets` keeps its types of columns does not fit the columns."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return
+    try:
+        _datasets().Features.from_arrow_schema(schema)
+    except Exception as error:  # as many types as there are ways to damage JSON
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise pa.ArrowInvalid(f"its entry huggingface is damaged: {reason[:120]}") from error
 
 
 def _check_columns(data: str, schema: pa.Schema) -> None:
@@ -243,7 +257,7 @@ def _class_of(value: object, known: Sequence[str] | None) -> str | None:
         return str(value)
     if not 0 <= value < len(known):
         raise ValueError(f"is none of the {len(known)} classes, which are numbered from 0; mend the column")
-    return known[value]
+    return str(known[value])
 
 
 def _lengths(cells: pa.ChunkedArray) -> list[int]:

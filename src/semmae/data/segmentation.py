@@ -206,7 +206,7 @@ def read_mask(path: Path) -> Labels:
     """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it.
 
     Raises:
-        UserError: it cannot be read, or is not an image of 8-bit labels.
+        UserError: it cannot be read, or is not an image of labels of 8 bits or fewer.
     """
     try:
         return decode_labels(read_bytes(path, MOST_BYTES))

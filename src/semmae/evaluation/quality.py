@@ -213,7 +213,7 @@ def load_masks(paths: Collection[Path], *, size: int | None = SAMPLE) -> list[La
         size: points a side at which masks are sampled, enough for `quality`; None keeps every pixel.
 
     Raises:
-        UserError: a mask is not an image of 8-bit labels.
+        UserError: a mask is not an image of labels of 8 bits or fewer.
     """
     masks: list[Labels] = []
     with Progress(len(paths), "masks", "reading masks") as progress:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -128,12 +129,37 @@ def read_numbered(path: Path, delimiter: str = ",", *, trim: bool = False) -> li
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Without aliases, by which a small file can stand for gigabytes; no file of ours has any."""
+    """Without aliases, by which a small file can stand for gigabytes, and without keys given twice.
+
+    Numbers are those of JSON: 010 is a text, not eight as in YAML 1.1, and so is 1:30, there ninety.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(f"{shown(key.value)} is given twice, again in line {key.start_mark.line + 1}")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# What stands for a number without quotes; PyYAML quotes all other texts that it takes for one when it writes.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+}
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in known]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _value(path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None) -> Any:

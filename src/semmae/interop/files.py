@@ -157,7 +157,7 @@ def _fault(path: Path, error: Exception) -> str:
     """Why a file failed to load with this error, and the remedy."""
     remedy = "save the tensors alone: torch.save(model.state_dict(), FILE)"
     if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"holds code ({code[1][:80]}), which is never run; {remedy}"
+        return f"holds an object of {code[1][:80]}, which is never loaded: it could run code; {remedy}"
     if isinstance(error, pickle.UnpicklingError):
         with open_regular(path) as file:
             if file.read(1) in _PICKLES:

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from semmae.errors import UserError, listed, near, one_line
@@ -67,11 +68,25 @@ def _check_folder(folder: Path) -> None:
     weights = [entry for entry in folder.iterdir() if entry.suffix in _WEIGHTS]
     if not all(entry.is_file() for entry in weights):
         raise UserError(f"{folder}: {next(entry.name for entry in weights if not entry.is_file())} is no regular file")
+    for entry in weights:
+        if entry.suffix == ".safetensors":
+            _check_floats(entry)
     with torch.device("meta"):
         model = _create(f"{_LOCAL}{folder}", pretrained=False)
     needed, most = sum(tensor.numel() for tensor in model.parameters()), sum(file.stat().st_size for file in weights)
     if needed > most:  # a value takes a byte at least
         raise UserError(f"{path}: describes a model of {needed} values, and its weights are {most} bytes; restore them")
+
+
+def _check_floats(path: Path) -> None:
+    """Refuse whole numbers as weights, by the header: timm would cast them. A damaged file is left to timm."""
+    try:
+        with safe_open(path, "pt") as file:
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError):
+        return
+    if wrong := [name for name, dtype in types.items() if name.endswith((".weight", ".bias")) and "F" not in dtype]:
+        raise UserError(f"{path}: weights that are whole numbers: {listed(wrong)}; save the model in float32")
 
 
 def _check_name(name: str) -> None:

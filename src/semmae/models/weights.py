@@ -241,16 +241,19 @@ def fitted(make: Callable[[], ModuleT], state: State) -> ModuleT:
 
 
 def load_strictly(module: nn.Module, state: State) -> None:
-    """Copy `state` into the module: the same names, the same shapes, finite values, or ValueError naming the faults."""
+    """Copy `state` into the module: the same names, shapes and kinds of numbers, or ValueError naming the faults.
+
+    The values must be finite in the module's own precision, too: float32 has no 1e300.
+    """
     _check_fits(module, state)
-    if broken := not_finite(state):
+    module.load_state_dict({name: tensor.detach() for name, tensor in state.items()})
+    if broken := not_finite(module.state_dict()):
         raise ValueError(f"tensors with values that are infinite or no numbers: {listed(broken)}")
-    module.load_state_dict(dict(state))
 
 
 def not_finite(state: State) -> list[str]:
     """Names of tensors that hold infinite values or none at all (NaN), as training that diverged leaves them."""
-    floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
+    floats = {name: tensor.detach() for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
     floats |= {name: tensor.float() for name, tensor in floats.items() if tensor.element_size() == 1}  # float8
     return [name for name, tensor in floats.items() if not all(map(math.isfinite, map(float, tensor.aminmax())))]
 
@@ -265,7 +268,17 @@ def _check_fits(module: nn.Module, state: State) -> None:
             for name, tensor in own.items()
             if name in state and state[name].shape != tensor.shape
         ],
+        # Whole numbers for floats are those of a quantised model, whose scales lie elsewhere.
+        "of another kind": [
+            f"{name} {_dtype(state[name])} for {_dtype(tensor)}"
+            for name, tensor in own.items()
+            if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+        ],
     }
     told = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
     if told:
         raise ValueError("tensors " + "; ".join(told))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
