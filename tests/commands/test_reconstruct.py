@@ -1,5 +1,6 @@
 """`semmae reconstruct`: the hidden patches of the picture are those that the autoencoder predicts."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_the_file_of_another_project_is_drawn(creatures: Path, tmp_path: Path) -
     colours = np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3)
     grey = np.round(255 * np.array([0.485, 0.456, 0.406]))  # ImageNet's mean: the file tells no other
     assert (np.abs(colours - grey).max(1) <= 1).mean() > 0.05
+
+
+def test_the_file_of_the_next_step_is_none_that_is_there(
+    creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=True), tmp_path / "run/autoencoder")
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "a-2.parquet").symlink_to(tmp_path / "gone")
+    options: dict[str, Any] = {"autoencoder": tmp_path / "run", "data": creatures / "images", "images": 1}
+    for name, features in (("a", "a-3"), ("b", "b")):
+        semmae.reconstruct(**options, out=tmp_path / f"{name}.png")
+        assert shlex.split(capsys.readouterr().out)[-1] == str(tmp_path / f"{features}.parquet")
 
 
 def test_of_a_subset_only_so_many_patches_are_shown_and_hidden(creatures: Path, tmp_path: Path) -> None:
