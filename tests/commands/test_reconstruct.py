@@ -128,7 +128,8 @@ def test_wrong_input_is_told_and_nothing_drawn(
 
 def test_a_picture_is_replaced_only_when_asked(creatures: Path, tmp_path: Path) -> None:
     checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=True), tmp_path / "run/autoencoder")
-    (tmp_path / "a.png").write_text("old")
+    semmae.reconstruct(autoencoder=tmp_path / "run", data=creatures / "images", out=tmp_path / "a.png", images=2)
+    old = (tmp_path / "a.png").read_bytes()
 
     with pytest.raises(UserError, match="exists; replace it with --overwrite"):
         semmae.reconstruct(autoencoder=tmp_path / "run", data=creatures / "images", out=tmp_path / "a.png")
@@ -136,4 +137,4 @@ def test_a_picture_is_replaced_only_when_asked(creatures: Path, tmp_path: Path) 
         autoencoder=tmp_path / "run", data=creatures / "images", out=tmp_path / "a.png", overwrite=True, images=1
     )
 
-    assert Image.open(tmp_path / "a.png").size[0] > 32
+    assert Image.open(tmp_path / "a.png").size[0] > 32 and (tmp_path / "a.png").read_bytes() != old
