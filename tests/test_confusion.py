@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from semmae import confusion
@@ -49,6 +50,21 @@ def test_of_many_classes_the_most_confused_are_shown(monkeypatch: pytest.MonkeyP
     assert columns == [*rows, "all others"]
     assert np.allclose(shares.sum(1), 100)
     assert shares[0, -1] == pytest.approx(100 / 60)  # of 50 right, 9 and 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_letters_without_a_glyph_are_escaped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No box stands for them, nor does the library warn of its font on the terminal."""
+    names = ["a\x1bb\n\t\x7f\x9b", "猫", "\U0001f9ff", "\udcff", "$x_1$", "W" * 40, "ä × é", "\u202eb", "", "\x07" * 30]
+    figures: list[Figure] = []
+    draw = confusion._draw
+    monkeypatch.setattr(confusion, "_draw", lambda *args: figures.append(draw(*args)) or figures[0])
+    confusion_picture(torch.eye(len(names), dtype=torch.int64), names, tmp_path / "a.png")
+    for axis in (figures[0].axes[0].xaxis, figures[0].axes[0].yaxis):
+        shown = [label.get_text() for label in axis.get_ticklabels()]
+        assert shown[:5] == [r"a\x1bb\n\t\x7f\x9b", r"\u732b", r"\U0001f9ff", r"\xff", "$x_1$"]
+        assert shown[5:9] == ["W" * 23 + "…", "ä × é", r"\u202eb", ""]
+        assert all(name.isprintable() and len(name) <= 24 for name in shown)
 
 
 def test_the_most_confused_come_in_pairs() -> None:

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from semmae import charts
+from semmae import charts, page, reporting
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
+from semmae.page import Table
 from semmae.pictures import HIDDEN_GREY, hide, label_colours, paste
 from semmae.reporting import (
     masks_picture,
@@ -265,8 +266,10 @@ def test_numbers_for_people(value: object, text: str) -> None:
 # The page
 
 
-def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
+def test_the_page_of_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = pretrain_run(tmp_path / "run a")
+    (tmp_path / "my photos").mkdir()
+    monkeypatch.chdir(tmp_path)
     path = write_report(run)
     page = Page(path)
     assert path == run / "report.html" and page.open == []
@@ -317,6 +320,42 @@ def test_the_verdict_comes_first_then_figures_with_intervals_then_pictures(tmp_p
     assert places == sorted(places)
     assert "in 2.0 h." in page.text  # 100 + 7 + 12.4 minutes
     assert 64 * "a" not in page.text and 12 * "a" in page.text
+
+
+def test_every_figure_of_evaluate_has_a_name_and_too_wide_a_table_is_turned(tmp_path: Path) -> None:
+    figures = {
+        f"{protocol}_{name}{end}": 29.4 + more
+        for protocol in ("knn", "probe")
+        for name in ("top1", "top5", "mean_class")
+        for end, more in (("", 0), ("_low", -9.5), ("_high", 11.7))
+    }
+    own = {**figures, "knn_images": 68, "knn_classes": 10, "probe_images": 68, "probe_rate": 0.125}
+    (table,) = results_of(tmp_path, {"protocol": {}, "this encoder": own, "untrained": own})
+    assert table.header == ("", "this encoder", "untrained") and len(table.rows) == 10, "intervals are no rows"
+    names = [row[0] for row in table.rows]
+    assert len(set(names)) == 10 and not any("knn" in name or "mean class" in name or "top1" in name for name in names)
+    assert {"k-NN, mean of classes %", "k-NN, images", "linear probe, learning rate"} < set(names)
+    assert dict((row[0], row[1]) for row in table.rows)["linear probe, learning rate"] == "0.125"
+
+    (table,) = results_of(tmp_path, {"protocol": {}, "top1": 29.4, "rate": 0.1, "untrained": {"top1": 25.0}})
+    assert table.header == ("", "top-1 %", "learning rate") and len(table.rows) == 2
+
+
+def results_of(folder: Path, results: dict[str, Any]) -> list[Table]:
+    (folder / "results.json").write_text(json.dumps(results))
+    return list(reporting._results(folder))
+
+
+def test_tables_that_a_screen_cuts_say_so(tmp_path: Path) -> None:
+    """A hint for each, on screens that are narrower; what is wider than any page has it always."""
+    narrow = Table("", ("", "a"), (("one two three", "1.0"),))
+    wide = Table("", ("", *"abc"), (("one", *("41.2 (38.4 to 44.0)",) * 3),))
+    long = Table("", ("", "a"), (("word " * 100, "1.0"),))  # is broken between words
+    assert narrow.screen == long.screen == 200 and 500 <= wide.screen <= 700
+    macros: Any = page._environment().get_template("macros.html.jinja").module
+    frame = (Path(page.__file__).parent / "page.html.jinja").read_text()
+    assert f"under{wide.screen}" in macros.table(wide) and "under" not in macros.table(wide, plain=True)
+    assert "under1200" in macros.table(Table("", ("", "a"), (("one", "x" * 300),))) and ".under1200 {" in frame
 
 
 def test_four_lines_have_four_colours() -> None:

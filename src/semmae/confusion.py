@@ -8,12 +8,14 @@
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -101,5 +103,16 @@ def _write_numbers(axes: Axes, shares: Shares, scale: PowerNorm) -> None:
 
 
 def _short(name: str) -> str:
-    name = readable(name)
+    """A class's name as a label; escaped what is not printable or not in the font: all of it would be the same box."""
+    known = _glyphs()
+    name = "".join(
+        letter if letter.isprintable() and ord(letter) in known else letter.encode("unicode_escape").decode("ascii")
+        for letter in readable(name)
+    )
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """The letters, as code points, that the font of the labels has."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())

@@ -100,10 +100,14 @@ def fresh(run: Path, name: str) -> Path:
     """A place beside a run where nothing is yet, named after it: `runs/a` and `runs/a-probe` → `runs/a-knn`."""
     base = run if run.name not in ("", "..") else run.resolve()
     kept = next((base.name.removesuffix(f"-{verb}") for verb in _STEPS if base.name.endswith(f"-{verb}")), base.name)
-    first = base.with_name(f"{kept}-{name}")
-    path, number = first, 2
-    while path.exists() or path.is_symlink():
-        path, number = first.with_name(f"{first.stem}-{number}{first.suffix}"), number + 1
+    return free(base.with_name(f"{kept}-{name}"))
+
+
+def free(place: Path) -> Path:
+    """A place, or where something is already the first numbered one like it: `a.parquet` → `a-2.parquet`."""
+    path, number = place, 2
+    while os.path.lexists(path):
+        path, number = place.with_name(f"{place.stem}-{number}{place.suffix}"), number + 1
     return path
 
 

@@ -20,7 +20,7 @@ from semmae.interop.unfinished import saved_options
 
 Record = Mapping[str, Any]
 
-# What figures are called in tables; those not listed go by their own names.
+# What figures are called in tables.
 FIGURES = {
     "top1": "top-1 %",
     "top5": "top-5 %",
@@ -45,6 +45,10 @@ FIGURES = {
     "grid_ari": "parts by a fixed grid (sees no image), ARI",
 }
 
+# What else stands beside them in a row of a single protocol; and what a protocol is called, by its prefix.
+_FACTS_BESIDE = {"rate": "learning rate"}
+_PROTOCOLS = {"knn": "k-NN", "probe": "linear probe", "segment": "segmentation, linear head"}
+
 QUALITY_ROWS = {
     "learned": "Learned parts",
     "heads": "Raw attention heads",
@@ -65,6 +69,8 @@ SCORES = {
 }
 QUALITY_COLUMNS = {key: f"{name} %" for key, name in SCORES.items()} | {"parts_used": "Parts in use"}
 
+# Of a page, in pixels: left and right of all, of a letter in a table, left of a cell.
+_MARGINS, _LETTER, _PADDING = 40, 8, 14
 _NUMBER = (int, float)
 # What is read of a run's files, and its type.
 _FACTS: dict[str, dict[str, Any]] = {
@@ -95,6 +101,16 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     best: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def screen(self) -> int:
+        """How wide a screen shows it whole, about, in pixels rounded up to hundreds: on a narrower one it scrolls."""
+        # As page.html.jinja sets it: heads and the first column are broken between words, other cells are not.
+        pixels = _MARGINS
+        for column, (head, *cells) in enumerate(zip(self.header, *self.rows, strict=True)):
+            unbroken = [*head.split(), *(word for cell in cells for word in (cell.split() if column == 0 else [cell]))]
+            pixels += _LETTER * max(map(len, unbroken), default=0) + _PADDING
+        return -(-pixels // 100) * 100
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -206,6 +222,14 @@ def figure_rows(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
         for name, words in FIGURES.items()
         if any(name in figures for figures in methods.values())
     }
+
+
+def called(figure: str) -> str:
+    """What a figure is called in tables, be it one of several protocols or not."""
+    protocol, _, rest = figure.partition("_")
+    if figure not in FIGURES and protocol in _PROTOCOLS and rest:
+        return f"{_PROTOCOLS[protocol]}, {called(rest)}"
+    return FIGURES.get(figure) or _FACTS_BESIDE.get(figure) or figure.replace("_", " ")
 
 
 def find(config: Record, *names: str) -> Any:

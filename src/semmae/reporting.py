@@ -17,12 +17,11 @@ from semmae.charts import finite, number
 from semmae.errors import UserError
 from semmae.files import short, write_bytes
 from semmae.page import (
-    FIGURES,
     Record,
     Table,
     by_step,
+    called,
     duration,
-    figure_rows,
     find,
     flat,
     quality,
@@ -77,7 +76,7 @@ PICTURES = (
     ),
 )
 
-_MOST_COLUMNS = 12
+_WIDEST = 1100  # pixels of a screen; of a wider table the figures stand below each other
 _PROTOCOL = "Protocol"
 _MOST_PICTURE = 2**26  # bytes of a picture
 
@@ -297,20 +296,13 @@ def _settings(protocol: Record) -> Iterable[tuple[str, str]]:
 
 def _scores(title: str, methods: Mapping[str, Record]) -> Table:
     """A row a method; where figures are too many to stand side by side, a row a figure."""
-    columns = list(dict.fromkeys(key for values in methods.values() for key in values))
-    if len(columns) <= _MOST_COLUMNS:
-        head = ("", *(FIGURES.get(key, key.replace("_", " ")) for key in columns))
-        return Table(
-            title,
-            head,
-            tuple(
-                (name.replace("_", " "), *(score(values.get(key)) for key in columns))
-                for name, values in methods.items()
-            ),
-        )
-    rows = figure_rows(methods).items()
-    told = tuple((words, *map(score, values.values())) for words, values in rows)
-    return Table(title, ("", *methods), told)
+    figures = list(dict.fromkeys(key for values in methods.values() for key in values))
+    rows = ((name.replace("_", " "), *(score(values.get(key)) for key in figures)) for name, values in methods.items())
+    table = Table(title, ("", *map(called, figures)), tuple(rows))
+    if table.screen <= _WIDEST:
+        return table
+    turned = ((called(key), *(score(values.get(key)) for values in methods.values())) for key in figures)
+    return Table(title, ("", *(name.replace("_", " ") for name in methods)), tuple(turned))
 
 
 def _single(values: Record) -> Record:

@@ -1,5 +1,6 @@
 """`semmae reconstruct`: the hidden patches of the picture are those that the autoencoder predicts."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def test_the_file_of_another_project_is_drawn(creatures: Path, tmp_path: Path) -
     assert (np.abs(colours - grey).max(1) <= 1).mean() > 0.05
 
 
+def test_the_file_of_the_next_step_is_none_that_is_there(
+    creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=True), tmp_path / "run/autoencoder")
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "a-2.parquet").symlink_to(tmp_path / "gone")
+    options: dict[str, Any] = {"autoencoder": tmp_path / "run", "data": creatures / "images", "images": 1}
+    for name, features in (("a", "a-3"), ("b", "b")):
+        semmae.reconstruct(**options, out=tmp_path / f"{name}.png")
+        assert shlex.split(capsys.readouterr().out)[-1] == str(tmp_path / f"{features}.parquet")
+
+
 def test_of_a_subset_only_so_many_patches_are_shown_and_hidden(creatures: Path, tmp_path: Path) -> None:
     checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=True), tmp_path / "run/autoencoder")
     seen: list[Any] = []
@@ -115,7 +128,8 @@ def test_wrong_input_is_told_and_nothing_drawn(
 
 def test_a_picture_is_replaced_only_when_asked(creatures: Path, tmp_path: Path) -> None:
     checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=True), tmp_path / "run/autoencoder")
-    (tmp_path / "a.png").write_text("old")
+    semmae.reconstruct(autoencoder=tmp_path / "run", data=creatures / "images", out=tmp_path / "a.png", images=2)
+    old = (tmp_path / "a.png").read_bytes()
 
     with pytest.raises(UserError, match="exists; replace it with --overwrite"):
         semmae.reconstruct(autoencoder=tmp_path / "run", data=creatures / "images", out=tmp_path / "a.png")
@@ -123,4 +137,4 @@ def test_a_picture_is_replaced_only_when_asked(creatures: Path, tmp_path: Path) 
         autoencoder=tmp_path / "run", data=creatures / "images", out=tmp_path / "a.png", overwrite=True, images=1
     )
 
-    assert Image.open(tmp_path / "a.png").size[0] > 32
+    assert Image.open(tmp_path / "a.png").size[0] > 32 and (tmp_path / "a.png").read_bytes() != old

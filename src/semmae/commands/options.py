@@ -265,6 +265,10 @@ def _own_scalar(value: Any) -> Any:
 
 
 def _plain_text(name: str, text: str) -> str:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{flag(name)} {shown(text)}: is no text (half of a surrogate pair); check the name") from error
     path = user_path(text, flag(name))
     return str(path) if text.startswith("~") else text  # as a path, hf:NAME or a URL would be written otherwise
 

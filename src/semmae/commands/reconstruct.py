@@ -18,6 +18,7 @@ from semmae.errors import UserError
 from semmae.loading import load_mae
 from semmae.masking import num_hidden, random_mask
 from semmae.models.mae import MaskedAutoencoder
+from semmae.outcome import free
 from semmae.part_samples import spread
 from semmae.pictures import is_own
 from semmae.progress import say
@@ -83,7 +84,8 @@ def reconstruct(options: ReconstructOptions) -> Path:
     dataset = WholeDataset(images, size, fit="centre")
     pixels = torch.stack([dataset[row]["image"] for row in spread(len(images), options.images)])
     draw(mae, pixels, options, out)
-    step = command("embed", encoder=options.autoencoder, data=options.data, out=out.with_suffix(".parquet"))
+    features = free(out.with_suffix(".parquet"))
+    step = command("embed", encoder=options.autoencoder, data=options.data, out=features)
     say(lines(made=[str(out)], step=step))
     return out
 

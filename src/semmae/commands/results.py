@@ -11,7 +11,7 @@ from torch import Tensor
 from semmae.confusion import confusion_picture
 from semmae.evaluation.accuracy import confusion_matrix
 from semmae.files import write_csv, write_json, write_text
-from semmae.page import FIGURES, figure_rows, flat, with_intervals
+from semmae.page import called, figure_rows, flat, with_intervals
 
 OWN = "this encoder"
 MOST_IN_PICTURE = 4096  # classes; a matrix of more takes gigabytes
@@ -105,7 +105,7 @@ def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     columns = dict.fromkeys(
         name for values in methods.values() for name, value in values.items() if not isinstance(value, dict | list)
     )
-    rows = [["", *(FIGURES.get(name, name.replace("_", " ")) for name in columns)]]
+    rows = [["", *map(called, columns)]]
     rows += [[name.replace("_", " "), *(_cell(values.get(key)) for key in columns)] for name, values in methods.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
