@@ -183,7 +183,7 @@ NOT_OURS = {
     "an archive": ("mine.npz", "embed --data photos --encoder run --out {} --overwrite"),
     "a photo": ("mine.png", "reconstruct --data photos --autoencoder run --out {} --overwrite"),
     "notes in an export": ("ex/notes.md", "export --encoder run --to timm --out ex --overwrite"),
-    "a photo in a run": ("old/pictures/holiday.jpg", "knn --data photos --encoder run --out old --overwrite"),
+    "a photo in a run": ("old/pictures/holiday.png", "knn --data photos --encoder run --out old --overwrite"),
     "notes beside weights": ("old/encoder/mine.txt", "knn --data photos --encoder run --out old --overwrite"),
     "photos in a run within the run": (
         "old/parts/photos/a.jpg",

@@ -59,7 +59,7 @@ _FOLDERS = {
     **dict.fromkeys(("encoder", "autoencoder", "learner", "head", "classifier", "segmenter"), _NETWORK),
     "checkpoints": ("last.ckpt",),
     "tensorboard": ("events.*", "hparams.yaml"),
-    "pictures": ("*.png", "parts.npz"),
+    "pictures": ("masks.png", "reconstructions.png", "parts.npz"),
     "creatures": ("images/*/*.png", "masks/*/*.png", "classes.json"),
 }
 _RUNS = ("teacher", "parts", "untrained", "knn", "probe", "segment", "run")
