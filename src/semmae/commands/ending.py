@@ -42,8 +42,10 @@ _LEFT = {
     "segment": "segmenter",
 }
 # Options that name networks and labels, and the folders of a run in which these lie.
-_WEIGHTS_OF = ("encoder", "teacher", "init", "parts", "learner")
-_WEIGHTS_IN = ("encoder", "autoencoder", "classifier", "segmenter", "learner", "parts")
+_NETWORKS = ("", "encoder", "autoencoder", "classifier", "segmenter", "checkpoints")
+_WEIGHTS_OF = {
+    **dict.fromkeys(("encoder", "teacher", "init"), _NETWORKS), "parts": ("", "parts"), "learner": ("", "learner")
+}  # fmt: skip
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npy")
 _PAGES = ("report.html", "parts.html", "parts/parts.html")
 # What may differ when a finished run is asked for again: nothing that is left of it would be another.
@@ -91,7 +93,7 @@ def _refuse_stale(options: RunOptions) -> None:
     for name in ("data", "masks", *_WEIGHTS_OF):
         roots = existing(getattr(options, name, None))
         if name in _WEIGHTS_OF:
-            places = [root / folder for root in roots for folder in ("", *_WEIGHTS_IN)]
+            places = [root / folder for root in roots for folder in _WEIGHTS_OF[name]]
             files = (file for place in places for file in (place.iterdir() if place.is_dir() else [place]))
             roots = [file for file in files if file.suffix in _WEIGHTS]
         last = newest(roots, options.out)
