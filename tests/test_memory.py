@@ -71,7 +71,8 @@ def test_freed_memory_is_used_again_without_asking_the_system() -> None:
 def test_what_was_kept_is_given_back_at_the_end_and_from_then_on() -> None:
     inside, after, later = run(HELD, "alone")
 
-    assert inside > 0.9 * BLOCKS > 0.3 * BLOCKS > max(after, later)
+    assert inside > 0.9 * BLOCKS > 0.3 * BLOCKS > after
+    assert later < 0.5 * BLOCKS  # all three would be 1.2; one of them stays now and then, by where the system puts it
 
 
 @only_glibc

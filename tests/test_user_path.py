@@ -15,14 +15,14 @@ def test_what_lies_there_and_what_does_not(tmp_path: Path, monkeypatch: pytest.M
     assert user_path("~") == tmp_path and user_path("a~b") == Path("a~b")
 
 
-@pytest.mark.parametrize("text", ["", "a\0", "x" * 300, "/".join("x" * 5000), "~nobody-of-this-name/x"])
+@pytest.mark.parametrize("text", ["", "a\0", "x" * 300, "/".join("x" * 5000), "~nobody-of-this-name/x", "\ud800"])
 def test_what_can_be_no_path(text: str) -> None:
     with pytest.raises(UserError, match="--out") as caught:
         user_path(text, "--out")
     assert "\n" not in str(caught.value) and "\0" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "ä", "\udcff", "ä\udcff", "\ud800", "猫"])
+@pytest.mark.parametrize("name", ["a.jpg", "ä", "\udcff", "ä\udcff", "猫"])
 def test_every_text_is_some_name_on_the_disk(name: str, tmp_path: Path) -> None:
     path = user_path(f"{tmp_path}/{name}")
     path.write_text("x")
