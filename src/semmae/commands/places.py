@@ -33,7 +33,7 @@ def check_place(option: str, folder: Path, given: Path | None = None) -> None:
 
 
 def check_apart(
-    option: str, out: Path, inputs: Mapping[str, str | Path | None], searched: Collection[str] = ("--data", "--masks")
+    option: str, out: Path, inputs: Mapping[str, str | Path | None], searched: Collection[str] = ("--data",)
 ) -> None:
     """Refuse an output that is an input, or holds one, or would be taken for one of the images.
 
@@ -45,7 +45,7 @@ def check_apart(
         option: that names the output, as written on the command line.
         out: file or folder to write.
         inputs: by option, what is read: a path, a glob, or a name that is no path.
-        searched: those of the inputs in which images or annotations are looked for at any depth.
+        searched: those of the inputs in which images are looked for at any depth; annotations are found by name.
     """
     place = user_path(out).resolve()
     around = [path.stat() for path in (place, *place.parents) if path.exists()]
