@@ -34,8 +34,9 @@ $(STAMP): $(LOCK) pyproject.toml
 demo: $(STAMP)
 	$(BIN)/semmae demo --out runs/demo --overwrite $(if $(DATA),--data "$(DATA)")
 
+# By files, for what tests of one file share is made once; each process takes a core and a gigabyte.
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow

@@ -4,7 +4,7 @@ import io
 import os
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +77,11 @@ def whole_run(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             data=creatures / "images", out=out, masks=creatures / "masks", **epochs, **tiny.SIZE, **tiny.TRAIN
         )
     return out
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test has shown may hold names that are no UTF-8, which reports between processes cannot."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

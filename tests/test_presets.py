@@ -141,7 +141,15 @@ def test_the_published_pretraining_learns_parts_as_published() -> None:
 
 
 def test_an_unknown_preset_of_the_parts_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    told = ["pretrain", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--parts-preset", "semmae-publish"]
+    told = [
+        "pretrain",
+        "--data",
+        str(tmp_path / "photos"),
+        "--out",
+        str(tmp_path / "out"),
+        "--parts-preset",
+        "semmae-publish",
+    ]
     assert run(told) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "--parts-preset" in error and '"semmae-published"' in error
