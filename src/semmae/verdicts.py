@@ -5,7 +5,8 @@ beside what they were found with.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 # On 400 flat drawings, 8 epochs of `teacher --preset small-drawings` end at 0.989 of the uniform answer's loss, and an
@@ -55,28 +56,26 @@ def encoder_below_untrained(results: Mapping[str, Any]) -> str | None:
     Returns:
         A sentence that names every such figure; None where there is none, or nothing to compare with.
     """
-    own, untrained = results.get("this encoder", results), results.get("untrained")
-    if not isinstance(own, Mapping) or not isinstance(untrained, Mapping):
-        return None
-    below = [
-        f"{words} {_figure(own, name)} against {_figure(untrained, name)}{_chance(own, untrained, name)}"
-        for name, words in _measures(own, untrained)
-        if own[name] < untrained[name]
-    ]
+    below = _compared(results, operator.lt)
     return f"The encoder is below its untrained self: {'; '.join(below)}." if below else None
 
 
 def encoder_above_untrained(results: Mapping[str, Any]) -> str | None:
     """Whether an encoder is measured at or above the same encoder with new weights; arguments and return as above."""
+    above = _compared(results, operator.ge)
+    return f"The encoder is at or above its untrained self: {'; '.join(above)}." if above else None
+
+
+def _compared(results: Mapping[str, Any], holds: Callable[[float, float], bool]) -> list[str]:
+    """In words, the figures of which this holds between the encoder and its untrained self."""
     own, untrained = results.get("this encoder", results), results.get("untrained")
     if not isinstance(own, Mapping) or not isinstance(untrained, Mapping):
-        return None
-    above = [
+        return []
+    return [
         f"{words} {_figure(own, name)} against {_figure(untrained, name)}{_chance(own, untrained, name)}"
         for name, words in _measures(own, untrained)
-        if own[name] >= untrained[name]
+        if holds(own[name], untrained[name])
     ]
-    return f"The encoder is at or above its untrained self: {'; '.join(above)}." if above else None
 
 
 def measured(results: Mapping[str, Any]) -> str | None:
