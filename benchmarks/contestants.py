@@ -62,7 +62,7 @@ def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False, subs
     from semmae.models import bf16
     from semmae.models.mae import DECODERS, MaskedAutoencoder
     from semmae.models.vit import Encoder, EncoderSpec
-    from semmae.tasks.optimizer import adamw
+    from semmae.train.optimizer import adamw
 
     if setting.device == "cpu" and not freed:
         keep_freed_memory()

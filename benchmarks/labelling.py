@@ -29,15 +29,15 @@ from harness import DEVICE, median_ratio, per_second, take_turns, write_results
 from PIL import Image
 from torch import Tensor
 
-from semmae.commands.label_blocks import Job, compute_labels, label_blocks, most_rows
 from semmae.data.attention import stored_side
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, build_manifest
 from semmae.data.part_store import PartStore
 from semmae.data.sources import open_source
+from semmae.labels.blocks import Job, compute_labels, label_blocks, most_rows
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.tasks.trainer import resolve_precision
+from semmae.train.trainer import resolve_precision
 
 GRID = 28
 CASES = (("vit_small", 224, 16), ("vit_tiny", 112, 8))

@@ -35,11 +35,11 @@ from torch.utils.data import DataLoader
 from semmae.memory import keep_freed_memory
 from semmae.models.mae import DECODERS, DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.tasks.masks import mask_seed
-from semmae.tasks.optimizer import adamw, warmup_cosine_rate
-from semmae.tasks.precision import resolve_precision
-from semmae.tasks.pretrain import PretrainRecipe, PretrainTask
-from semmae.tasks.trainer import FitOptions, fit
+from semmae.train.masks import mask_seed
+from semmae.train.optimizer import adamw, warmup_cosine_rate
+from semmae.train.precision import resolve_precision
+from semmae.train.pretrain import PretrainRecipe, PretrainTask
+from semmae.train.trainer import FitOptions, fit
 
 LABELS = 7
 Moment = tuple[float, float]  # by the clock, and of the processor

@@ -19,20 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from semmae.commands.features import untrained_like
 from semmae.data.coding import Coding
 from semmae.data.loaders import make_loader, normalise
 from semmae.data.manifest import sample_rows
 from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler, WholeLabelled
 from semmae.data.segmentation import LabelledImages, open_segmentation
 from semmae.evaluation.segmentation import evaluate, figures
-from semmae.loading import load_encoder
+from semmae.formats.open import load_encoder
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
-from semmae.tasks.optimizer import layer_decay_groups
-from semmae.tasks.precision import resolve_precision
-from semmae.tasks.schedules import warmup_poly
-from semmae.tasks.segment import SegmentRecipe, pixel_loss
+from semmae.train.optimizer import layer_decay_groups
+from semmae.train.precision import resolve_precision
+from semmae.train.schedules import warmup_poly
+from semmae.train.segment import SegmentRecipe, pixel_loss
+from semmae.verbs.features import untrained_like
 
 _BATCH, _WARMUP, _STRIDE = 16, 0.05, 2 / 3  # as `semmae evaluate` has them
 _BF16 = torch.bfloat16 if resolve_precision("auto") == "bf16" else None

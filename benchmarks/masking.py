@@ -23,9 +23,9 @@ from torch import Tensor
 from semmae.masking import attention_mask, block_mask, random_mask, semantic_mask
 from semmae.models.mae import DECODERS, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.tasks.masks import MASKINGS, MaskContext, MaskMeter
-from semmae.tasks.precision import resolve_precision
-from semmae.tasks.pretrain import PretrainRecipe
+from semmae.train.masks import MASKINGS, MaskContext, MaskMeter
+from semmae.train.precision import resolve_precision
+from semmae.train.pretrain import PretrainRecipe
 
 RATIO, BLENDS, BOXES = 0.75, (0.0, 0.5, 1.0), 16
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -18,7 +18,7 @@ from contestants import Contestant, Setting
 from harness import write_results
 from step import PEERS
 
-from semmae.tasks.precision import resolve_precision
+from semmae.train.precision import resolve_precision
 
 MIB = 2**20
 

@@ -25,16 +25,16 @@ import torch
 from harness import machine
 from torch import Tensor
 
-from semmae.commands.measuring import Truth, measure, read_truth, score
 from semmae.data.loaders import CropDataset, WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.loading import load_encoder
+from semmae.formats.open import load_encoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, Features
-from semmae.tasks.optimizer import adamw_warmup_cosine
-from semmae.tasks.part_losses import PartsRecipe, parts_losses
-from semmae.tasks.schedules import warmup_cosine
+from semmae.train.optimizer import adamw_warmup_cosine
+from semmae.train.part_losses import PartsRecipe, parts_losses
+from semmae.train.schedules import warmup_cosine
+from semmae.verbs.measuring import Truth, measure, read_truth, score
 
 VIEW_PAIRS = 2  # pairs of views of each image whose tokens are kept
 GRID = 28

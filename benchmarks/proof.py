@@ -26,9 +26,9 @@ import yaml
 
 from semmae import load_verb
 from semmae.cli.arguments import parse
-from semmae.commands.results import OWN, markdown_table
 from semmae.evaluation.accuracy import wilson_interval
-from semmae.page import figure_rows
+from semmae.reporting.page import figure_rows
+from semmae.reporting.results import OWN, markdown_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 ENCODER = "encoder"

@@ -29,8 +29,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from semmae.commands.features import class_indices
-from semmae.commands.pretrain import PretrainOptions, new_autoencoder
 from semmae.data.crop import crop_image, random_crop
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images, sample_rows
@@ -39,10 +37,12 @@ from semmae.evaluation.knn import knn_accuracy
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder, Features
 from semmae.presets import preset_options
-from semmae.tasks.masks import MaskContext, draw_mask
-from semmae.tasks.optimizer import adamw
-from semmae.tasks.precision import resolve_precision
-from semmae.tasks.schedules import warmup_cosine
+from semmae.train.masks import MaskContext, draw_mask
+from semmae.train.optimizer import adamw
+from semmae.train.precision import resolve_precision
+from semmae.train.schedules import warmup_cosine
+from semmae.verbs.features import class_indices
+from semmae.verbs.pretrain import PretrainOptions, new_autoencoder
 
 # Row → options of `semmae pretrain` that differ from the preset's.
 ROWS: dict[str, dict[str, Any]] = {

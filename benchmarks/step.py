@@ -27,7 +27,7 @@ import torch
 from contestants import CONTESTANTS, Contestant, Setting, flops_an_image
 from harness import matrix_rate, median_ratio, per_second, take_turns, write_results
 
-from semmae.tasks.precision import resolve_precision
+from semmae.train.precision import resolve_precision
 
 PEERS = ("transformers", "lightly")
 WAYS = tuple(name for name in CONTESTANTS if name not in ("ours", *PEERS))  # of ours, for --ablation

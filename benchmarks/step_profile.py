@@ -17,7 +17,7 @@ import torch
 from contestants import KINDS, Contestant, Setting
 from harness import timed, turned, write_results
 
-from semmae.tasks.precision import resolve_precision
+from semmae.train.precision import resolve_precision
 
 SHOWN = ("ours", "ours, timm's blocks", "transformers", "lightly")
 

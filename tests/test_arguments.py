@@ -10,7 +10,7 @@ import pytest
 from semmae import VERBS, load_verb
 from semmae.cli import run
 from semmae.cli.arguments import _SYNONYMS, parse
-from semmae.commands.options import flag
+from semmae.verbs.options import flag
 
 WRONG = [
     # The verb
@@ -146,5 +146,5 @@ def test_help_is_grouped_and_begins_with_the_verbs_own(verb: str, capsys: pytest
         for name in place
     }
     own = [place[name] for name in place if owner[name] == kind.__module__]
-    shared = [place[name] for name in place if owner[name] == "semmae.commands.options"]
+    shared = [place[name] for name in place if owner[name] == "semmae.verbs.options"]
     assert not own or not shared or max(own) < min(shared)

@@ -12,12 +12,12 @@ import pytest
 import tiny
 
 import semmae
-import semmae.reporting
+import semmae.reporting.run_page
 from semmae import VERBS, load_verb
 from semmae.cli import run
 from semmae.cli.arguments import parse
-from semmae.commands.options import flag
 from semmae.errors import UserError
+from semmae.verbs.options import flag
 
 SIZES = [
     "--model",
@@ -234,7 +234,7 @@ def test_help_of_a_verb_tells_every_option(verb: str, capsys: pytest.CaptureFixt
 def test_the_python_call_has_the_same_options(verb: str) -> None:
     kind, function = load_verb(verb)
     call = getattr(semmae, verb)
-    assert callable(call)  # also `semmae.report`, beside the module semmae.reporting
+    assert callable(call)  # also `semmae.report`, beside the module semmae.reporting.run_page
     assert list(inspect.signature(call).parameters) == [field.name for field in dataclasses.fields(kind)]
     assert inspect.signature(call).return_annotation is Path
     assert call.__doc__ == function.__doc__

@@ -94,7 +94,7 @@ def test_a_verb_called_from_python_leaves_the_process_as_it_was(
 
     monkeypatch.setattr(memory, "_kept", False)
     monkeypatch.setattr(semmae, "load_verb", lambda _: (options, verb))
-    monkeypatch.setattr("semmae.commands.options.as_kwargs", lambda *_: {})
+    monkeypatch.setattr("semmae.verbs.options.as_kwargs", lambda *_: {})
     with pytest.raises(KeyboardInterrupt):
         semmae._as_call("pretrain")()
     assert kept == [True] and not memory._kept

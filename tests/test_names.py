@@ -13,26 +13,26 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from test_parts_page import write_samples
+from reporting.test_parts_page import write_samples
 
 import semmae
 from semmae import files
-from semmae.checkpoint import read_classifier, save_classifier, save_encoder
 from semmae.cli import run
-from semmae.commands.knn import KnnOptions
-from semmae.commands.model_card import Card, find_run, write_card
-from semmae.commands.options import read_config, to_yaml
-from semmae.commands.results import draw_confusion, write_comparison, write_per_class, write_results
-from semmae.commands.token_file import Column, TokenFile, finish
-from semmae.confusion import confusion_picture
 from semmae.data.part_store import PartStore
+from semmae.formats.folders import read_classifier, save_classifier, save_encoder
 from semmae.models.classifier import Classifier
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.page import read_config as read_options
-from semmae.page import read_facts
-from semmae.part_samples import FILE, read_samples
-from semmae.parts_page import write_parts_page
-from semmae.reporting import write_report
+from semmae.reporting.confusion import confusion_picture
+from semmae.reporting.model_card import Card, find_run, write_card
+from semmae.reporting.page import read_config as read_options
+from semmae.reporting.page import read_facts
+from semmae.reporting.part_samples import FILE, read_samples
+from semmae.reporting.parts_page import write_parts_page
+from semmae.reporting.results import draw_confusion, write_comparison, write_per_class, write_results
+from semmae.reporting.run_page import write_report
+from semmae.verbs.knn import KnnOptions
+from semmae.verbs.options import read_config, to_yaml
+from semmae.verbs.token_file import Column, TokenFile, finish
 
 STRANGE = os.fsdecode(b"\xff")
 IMAGE, OTHER = f"cl{STRANGE}ass/im{STRANGE}age.jpg", "cl\u00e4ss/b.jpg"

@@ -12,13 +12,13 @@ import semmae
 from semmae import load_verb
 from semmae.cli import run
 from semmae.cli.arguments import parse
-from semmae.commands.options import check_values
-from semmae.commands.parts import PartsOptions
-from semmae.commands.pretrain import check_recipe, parts_stage, teacher_stage
-from semmae.commands.segment_options import stride_of
-from semmae.commands.teacher import TeacherOptions, check_teacher
 from semmae.errors import UserError
 from semmae.presets import PRESETS, preset_list, preset_name, preset_options
+from semmae.verbs.options import check_values
+from semmae.verbs.parts import PartsOptions
+from semmae.verbs.pretrain import check_recipe, parts_stage, teacher_stage
+from semmae.verbs.segment_options import stride_of
+from semmae.verbs.teacher import TeacherOptions, check_teacher
 
 ALL = [(verb, preset) for verb, presets in PRESETS.items() for preset in presets]
 
@@ -64,7 +64,7 @@ def test_options_win_over_a_file_and_a_file_over_the_preset(tmp_path: Path) -> N
 
 def test_the_python_call_does_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    monkeypatch.setattr("semmae.commands.teacher.teacher", lambda options: given.append(options) or options.out)
+    monkeypatch.setattr("semmae.verbs.teacher.teacher", lambda options: given.append(options) or options.out)
     vars(semmae).pop("teacher", None)  # calls are made on first use, and kept
     (tmp_path / "a.yaml").write_text("epochs: 7\nmomentum: 0.9\n")
 

@@ -14,13 +14,13 @@ import yaml
 
 import semmae
 from semmae import load_verb
-from semmae.checkpoint import save_encoder
 from semmae.cli.arguments import parse
-from semmae.commands.segment_options import SegmentOptions, rate_of
 from semmae.data.coding import Coding
 from semmae.data.segmentation import open_segmentation
-from semmae.loading import load_encoder, load_segmenter
+from semmae.formats.folders import save_encoder
+from semmae.formats.open import load_encoder, load_segmenter
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.verbs.segment_options import SegmentOptions, rate_of
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from semmae.cli import run
-from semmae.tasks import stopping, trainer
-from semmae.tasks.stopping import Interrupted
+from semmae.train import stopping, trainer
+from semmae.train.stopping import Interrupted
 
 _TRUNCATED_NORMAL = -2.5635048911790363  # a sum of random weights
 COUNT = 32

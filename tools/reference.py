@@ -16,7 +16,7 @@ from typing import Any
 import griffe
 
 from semmae import VERBS, load_verb
-from semmae.commands.options import choices, flag
+from semmae.verbs.options import choices, flag
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
@@ -52,7 +52,7 @@ def table(verb: str, package: Any) -> str:
     """The options of a verb: option, default, help."""
     kind, _ = load_verb(verb)
     hints = typing.get_type_hints(kind)
-    declared = package[f"commands.{verb}.{kind.__name__}"]
+    declared = package[f"verbs.{verb}.{kind.__name__}"]
     fields = {field.name: field for field in dataclasses.fields(kind)}
     own = [name for name in fields if name in declared.members]
     lines = ["| option | default | what it is |", "|---|---|---|"]

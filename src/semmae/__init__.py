@@ -39,7 +39,7 @@ _FROM = {
         *("attention_mask", "block_mask", "hide_highest", "most_attended", "num_hidden", "part_counts", "part_quotas"),
         *("random_mask", "semantic_mask"),
     ),
-    "tasks.masks": ("MaskContext", "draw_mask", "mask_seed"),
+    "train.masks": ("MaskContext", "draw_mask", "mask_seed"),
     "models.vit": ("Encoder", "EncoderSpec", "Features"),
     "models.classifier": ("Classifier",),
     "models.head": ("HeadSpec", "LinearHead", "pool"),
@@ -50,9 +50,9 @@ _FROM = {
         *("concentration_loss", "diversity_loss", "feature_loss", "masked_pixel_loss", "mutual_information_loss"),
         *("reconstruction_loss", "total_variation_loss"),
     ),
-    "tasks.part_losses": ("PartsRecipe", "agreement_loss", "parts_losses"),
-    "tasks.optimizer": ("adamw", "warmup_cosine_rate"),
-    "tasks.precision": ("resolve_precision",),
+    "train.part_losses": ("PartsRecipe", "agreement_loss", "parts_losses"),
+    "train.optimizer": ("adamw", "warmup_cosine_rate"),
+    "train.precision": ("resolve_precision",),
     "data.augment": ("LabelledCrops", "augmentation"),
     "data.manifest": ("ImageSet", "open_images"),
     "data.loaders": ("CropDataset", "EpochSampler", "WholeDataset", "denormalise", "make_loader", "normalise"),
@@ -74,12 +74,12 @@ _FROM = {
     "evaluation.quality": ("fixed_grid", "quality as part_quality", "read_masks"),
     "evaluation.keypoints": ("keypoint_quality", "read_keypoints"),
     "evaluation.baselines": ("cluster_labels", "fit_clusters", "head_labels"),
-    "checkpoint": (
+    "formats.folders": (
         *("digest", "read_learner", "save_autoencoder", "save_classifier", "save_encoder", "save_head", "save_learner"),
         "save_segmenter",
     ),
-    "loading": ("load_classifier", "load_encoder", "load_head", "load_mae", "load_segmenter"),
-    "pictures": ("masks_picture", "parts_picture", "reconstructions_picture", "segmentation_picture"),
+    "formats.open": ("load_classifier", "load_encoder", "load_head", "load_mae", "load_segmenter"),
+    "reporting.pictures": ("masks_picture", "parts_picture", "reconstructions_picture", "segmentation_picture"),
     "memory": ("keep_freed_memory",),
     "errors": ("UserError",),
 }
@@ -96,7 +96,7 @@ __all__ = [*VERBS, *BLOCKS, *_MODULES, "__version__"]
 
 def load_verb(verb: str) -> tuple[type[Any], Callable[[Any], Path]]:
     """A verb's options (a frozen dataclass) and its function."""
-    module = importlib.import_module(f"semmae.commands.{verb}")
+    module = importlib.import_module(f"semmae.verbs.{verb}")
     return getattr(module, f"{verb.capitalize()}Options"), getattr(module, verb)
 
 
@@ -121,9 +121,9 @@ def __dir__() -> list[str]:
 
 def _as_call(verb: str) -> Callable[..., Path]:
     """The Python call of a verb: its options as keyword arguments, from the one declaration."""
-    from semmae.commands.options import as_kwargs
     from semmae.memory import memory_given_back
     from semmae.presets import preset_options
+    from semmae.verbs.options import as_kwargs
 
     kind, function = load_verb(verb)
     preset = functools.partial(preset_options, verb)

@@ -17,9 +17,9 @@ from forked import Forked
 from PIL import Image
 
 import semmae
-from semmae import checkpoint
 from semmae.cli import run
 from semmae.data.part_store import PartStore
+from semmae.formats import folders as checkpoint
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from commands import test_damaged_resume
-from interop import test_files as hostile
-from interop import test_forms as forms
+from formats import test_files as hostile
+from formats import test_forms as forms
+from verbs import test_damaged_resume
 
 from attacks.desk import SECONDS, TRAIN, Desk, attack, child_of, command, picture, refused, told, works
 
@@ -47,7 +47,7 @@ class Resumed:
     @classmethod
     def of(cls, desk: Desk) -> Path:
         if cls.folder is None:
-            from semmae.tasks import stopping
+            from semmae.train import stopping
 
             out = desk.root.parent / "stopped"
             real = stopping.Keeper._wish
@@ -192,7 +192,7 @@ def _(desk: Desk) -> None:
     with desk.copy():
 
         def stopped() -> None:
-            from semmae.commands import embed
+            from semmae.verbs import embed
 
             embed._write = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
 
@@ -231,7 +231,7 @@ def _(desk: Desk) -> int:
         works("teacher --data photos --out own --knn-every 0 " + TRAIN)
 
         def stopped() -> None:
-            from semmae.commands import label_blocks
+            from semmae.labels import blocks as label_blocks
 
             label_blocks._oldest = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
 
@@ -241,7 +241,7 @@ def _(desk: Desk) -> int:
         assert "go on with: semmae parts --out parts2 --resume" in told(child.told)
 
         def stuck() -> None:
-            from semmae.commands import embed
+            from semmae.verbs import embed
 
             def wait(*_: object) -> None:
                 try:

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import torch
-from commands import test_places
 from data import test_damaged
 from forked import Forked
+from verbs import test_places
 
 from attacks.desk import TRAIN, Desk, attack, child_of, refused, told, works
 from semmae.data.decode import decode
@@ -89,7 +89,7 @@ def _(desk: Desk) -> None:
     with desk.copy():
 
         def killed() -> None:
-            from semmae.commands import knn
+            from semmae.verbs import knn
 
             knn.write_results = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
 

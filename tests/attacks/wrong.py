@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from interop import test_forms as forms
+from formats import test_forms as forms
 from PIL import Image
-from tasks import test_teacher
+from train import test_teacher
 
 import semmae
 from attacks.desk import TRAIN, Desk, attack, picture, refused, works
-from semmae import verdicts
 from semmae.data.decode import decode
 from semmae.errors import UserError
+from semmae.reporting import verdicts
 
 NO_NUMBERS = (math.nan, math.inf, -math.inf, 10**20, -(10**20))
 

@@ -11,7 +11,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from semmae.loading import load_mae
+from semmae.formats.open import load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder, split_mask
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import wrap_vit

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from semmae.loading import load_encoder
+from semmae.formats.open import load_encoder
 from semmae.losses import diversity_loss, feature_loss, reconstruction_loss
 from semmae.models.parts import PartLearner, PartsSpec, StyleLayer
 from semmae.models.vit import Encoder, EncoderSpec, Features

@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae.checkpoint import read_segmenter, save_segmenter
+from semmae.formats.folders import read_segmenter, save_segmenter
 from semmae.models.segmenter import (
     Segmenter,
     SegmenterSpec,

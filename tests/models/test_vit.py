@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.loading import load_encoder
+from semmae.formats.open import load_encoder
 from semmae.models.blocks import ViT
 from semmae.models.vit import MODELS, Encoder, EncoderSpec, init_as_dino
 from semmae.models.weights import wrap_vit

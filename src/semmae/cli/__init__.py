@@ -98,8 +98,8 @@ def _run(arguments: list[str]) -> int:
 def _run_verb(verb: str, arguments: list[str]) -> int:
     kind, function = load_verb(verb)
     from semmae.cli.arguments import parse
-    from semmae.commands.options import run_of
-    from semmae.tasks.stopping import Interrupted, stoppable
+    from semmae.train.stopping import Interrupted, stoppable
+    from semmae.verbs.options import run_of
 
     options = parse(verb, kind, function.__doc__ or "", arguments)
     if options is None:

@@ -10,11 +10,11 @@ import typing
 from functools import partial
 from typing import Any
 
-from semmae.commands.options import as_kwargs, flag, from_text, kinds
 from semmae.errors import UserError
 from semmae.files import shown
 from semmae.presets import preset_options
 from semmae.progress import say
+from semmae.verbs.options import as_kwargs, flag, from_text, kinds
 
 # The verbs whose only required option needs no name: `semmae report RUN`; and what to call it.
 _POSITIONAL = {"report": ("run", "the folder of a run")}

@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from semmae.commands import options
-from semmae.commands.limits import limits_of
-from semmae.commands.options import choices, flag, kinds
 from semmae.presets import preset_list
+from semmae.verbs import options
+from semmae.verbs.limits import limits_of
+from semmae.verbs.options import choices, flag, kinds
 
 _NAMES = {bool: "", int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
 

@@ -1,0 +1,1 @@
+"""The door to every encoder: our own folders, and one file per foreign form."""

@@ -1,0 +1,321 @@
+"""The form of Hugging Face's transformers: ViT, ViTMAE with its decoder, DINOv2, with registers or without.
+
+Two sets of names are in use: files (and transformers 4) say `encoder.layer.0.attention.attention.query`,
+`intermediate.dense`; models of transformers 5 in memory say `layers.0.attention.q_proj`, `mlp.fc1`. Both are read, as
+is the `decoder.decoder_encoder.layer` that version 5 makes of MAE's `decoder.decoder_layers` when it saves; written are
+the names of files, which both versions load. Queries, keys and values are apart there and one tensor in timm.
+`config.json` beside the weights tells what they do not show.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semmae.errors import listed
+from semmae.files import shown
+from semmae.formats.dino import with_registers
+from semmae.models.mae import DecoderSpec
+from semmae.models.vit import EncoderSpec
+
+Colour = tuple[float, float, float]
+
+MAE = "vit_mae"  # `model_type` of ViTMAEForPreTraining and ViTMAEModel
+PREPROCESSOR = "preprocessor_config.json"
+
+_HEAD = "head."  # of timm's classifiers
+_KERNEL = "embeddings.patch_embeddings.projection.weight"
+_DINOV3_KERNEL = "embeddings.patch_embeddings.weight"
+_DECODER_EMBED = "decoder.decoder_embed.weight"
+# No part of a masked autoencoder; of an encoder no more is its decoder, nor the token of a hidden patch.
+_HEADS = ("classifier.", "pooler.")
+_OTHER = (*_HEADS, "decoder.", "decoder_", "mask_token")
+
+_RENAMES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^(?:vit|dinov2|dinov2_with_registers)\.", ""),
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.", ""),
+        (r"^layernorm\.", "norm."),
+        (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
+        (r"^decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\1."),
+        (r"^decoder\.(decoder_|mask_token)", r"\1"),
+        (r"\.attention\.(?:attention\.)?(?:query|q_proj)\.", ".attn.q."),
+        (r"\.attention\.(?:attention\.)?(?:key|k_proj)\.", ".attn.k."),
+        (r"\.attention\.(?:attention\.)?(?:value|v_proj)\.", ".attn.v."),
+        (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.(?:intermediate\.dense|mlp\.weights_in)\.", ".mlp.fc1."),
+        (r"\.(?:output\.dense|mlp\.weights_out|mlp\.down_proj)\.", ".mlp.fc2."),
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    )
+]
+_QKV = ".attn.qkv."
+# Tensors of timm that are several there, in the order of their rows.
+_JOINED = {_QKV: (".attn.q.", ".attn.k.", ".attn.v."), ".mlp.fc1.": (".mlp.gate_proj.", ".mlp.up_proj.")}
+
+_TO_FILE = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+        (r"^pos_embed$", "embeddings.position_embeddings"),
+        (r"^cls_token$", "embeddings.cls_token"),
+        (r"^norm\.", "layernorm."),
+        (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
+        (r"^decoder_blocks\.(\d+)\.", r"decoder.decoder_layers.\1."),
+        (r"^(decoder_(?:embed|pos_embed|norm|pred)|mask_token)\b", r"decoder.\1"),
+        (r"\.attn\.q\.", ".attention.attention.query."),
+        (r"\.attn\.k\.", ".attention.attention.key."),
+        (r"\.attn\.v\.", ".attention.attention.value."),
+        (r"\.attn\.proj\.", ".attention.output.dense."),
+        (r"\.norm1\.", ".layernorm_before."),
+        (r"\.norm2\.", ".layernorm_after."),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+    )
+]
+# Every name that ViTModel has (without its pooler), and ViTMAEForPreTraining (before `vit.` is put to the encoder's).
+_KNOWN = re.compile(
+    r"embeddings\.(cls_token|position_embeddings|patch_embeddings\.projection\.(weight|bias))"
+    r"|decoder\.(mask_token|decoder_pos_embed)"
+    r"|(layernorm|decoder\.decoder_(embed|norm|pred)"
+    r"|(encoder\.layer|decoder\.decoder_layers)\.\d+\.(attention\.(attention\.(query|key|value)|output\.dense)"
+    r"|layernorm_(before|after)|(intermediate|output)\.dense))\.(weight|bias)"
+)
+
+
+def is_huggingface(state: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors bear the names of transformers."""
+    return any(name.endswith((_KERNEL, _DINOV3_KERNEL)) for name in state)
+
+
+def is_mae(state: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors, in the names of transformers, include MAE's decoder."""
+    return any(name.endswith(_DECODER_EMBED) for name in state)
+
+
+def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of the encoder, in timm's names, and the names of those dropped.
+
+    Raises:
+        ValueError: it is DINOv3, whose positions are rotary.
+    """
+    if any(name.endswith(_DINOV3_KERNEL) for name in state):
+        raise ValueError("DINOv3, whose positions are rotary, is read from timm only")
+    kept: dict[str, Tensor] = {}
+    dropped = []
+    for name, tensor in state.items():
+        renamed = _rename(name)
+        if renamed.startswith(_OTHER):
+            dropped.append(name)
+        else:
+            kept[renamed] = tensor
+    return with_registers(_join(kept)), dropped
+
+
+def to_mae(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a ViTMAEForPreTraining under the names of the MAE release, and the names of those dropped."""
+    renamed = {_rename(name): tensor for name, tensor in state.items()}
+    kept = {name: tensor for name, tensor in renamed.items() if not name.startswith(_HEADS)}
+    return _join(kept), [name for name in state if _rename(name) not in kept]
+
+
+def from_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of an encoder, in timm's names, as a ViTModel's.
+
+    Raises:
+        ValueError: a tensor that ViTModel has not.
+    """
+    named = {_file_name(name): tensor for name, tensor in _split(state).items()}
+    unknown = [name for name in named if not _KNOWN.fullmatch(name)]
+    if unknown:
+        raise ValueError(f"transformers' ViT has no place for {listed(unknown)}")
+    return named
+
+
+def from_mae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names of the MAE release as a ViTMAEForPreTraining's; ValueError as `from_encoder`."""
+    named = from_encoder(state)
+    return {name if name.startswith("decoder.") else f"vit.{name}": tensor for name, tensor in named.items()}
+
+
+def from_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a classifier, in timm's names, as a ViTForImageClassification's; ValueError as `from_encoder`."""
+    head = {name.replace(_HEAD, "classifier."): tensor for name, tensor in state.items() if name.startswith(_HEAD)}
+    body = {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)}
+    return {f"vit.{name}": tensor for name, tensor in from_encoder(body).items()} | head
+
+
+def to_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head of a ViTForImageClassification, in timm's names."""
+    return {name.replace("classifier.", _HEAD): t for name, t in state.items() if name.startswith("classifier.")}
+
+
+def encoder_config(spec: EncoderSpec, state: Mapping[str, Tensor], eps: float) -> dict[str, Any]:
+    """`config.json` of a ViTModel.
+
+    Args:
+        spec: sizes.
+        state: its tensors, in timm's names; they show what `spec` does not.
+        eps: of every layer norm.
+    """
+    return {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": spec.num_heads,
+        "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": eps,
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "num_channels": 3,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "torch_dtype": "float32",
+    }
+
+
+def mae_config(
+    spec: EncoderSpec,
+    decoder: DecoderSpec,
+    state: Mapping[str, Tensor],
+    eps: float,
+    *,
+    mask_ratio: float,
+    norm_pix_loss: bool,
+) -> dict[str, Any]:
+    """`config.json` of a ViTMAEForPreTraining; `state` under the names of the MAE release, else `encoder_config`."""
+    return encoder_config(spec, state, eps) | {
+        "architectures": ["ViTMAEForPreTraining"],
+        "model_type": MAE,
+        "decoder_hidden_size": decoder.width,
+        "decoder_num_hidden_layers": decoder.depth,
+        "decoder_num_attention_heads": decoder.num_heads,
+        "decoder_intermediate_size": state["decoder_blocks.0.mlp.fc1.weight"].shape[0],
+        "mask_ratio": mask_ratio,
+        "norm_pix_loss": norm_pix_loss,
+    }
+
+
+def classifier_config(
+    spec: EncoderSpec, state: Mapping[str, Tensor], eps: float, classes: Sequence[str]
+) -> dict[str, Any]:
+    """`config.json` of a ViTForImageClassification, with the names of its classes; else `encoder_config`."""
+    return encoder_config(spec, state, eps) | {
+        "architectures": ["ViTForImageClassification"],
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "label2id": {name: number for number, name in enumerate(classes)},
+    }
+
+
+def preprocessor_config(spec: EncoderSpec, crop_pct: float = 1.0) -> dict[str, Any]:
+    """`preprocessor_config.json`: the short side to the size trained at, bicubic, the centre cut out, normalised.
+
+    With a `crop_pct` below 1 the short side is resized to more, and this share of it cut out. That is what semmae shows
+    its encoders. ViTImageProcessor would not do: that of transformers 4 cuts nothing out.
+    """
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": int(spec.image_size / crop_pct)},
+        "resample": 3,  # bicubic, as Pillow numbers it
+        "do_center_crop": True,
+        "crop_size": {"height": spec.image_size, "width": spec.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
+
+
+def _file_name(name: str) -> str:
+    for pattern, replacement in _TO_FILE:
+        name = pattern.sub(replacement, name, count=1)
+    return name
+
+
+def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `_join` for queries, keys and values; cloned, as safetensors stores no views of one tensor."""
+    split: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if _QKV in name:
+            parts = zip(_JOINED[_QKV], tensor.chunk(3), strict=True)
+            split |= {name.replace(_QKV, part): rows.clone() for part, rows in parts}
+        else:
+            split[name] = tensor
+    return split
+
+
+def _rename(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = pattern.sub(replacement, name, count=1)
+    return name
+
+
+def _join(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    joined = dict(state)
+    for whole, parts in _JOINED.items():
+        for first in (name for name in state if parts[0] in name):
+            names = [first.replace(parts[0], part) for part in parts]
+            if all(name in joined for name in names):  # else loading tells what is missing
+                joined[first.replace(parts[0], whole)] = torch.cat([joined.pop(name) for name in names])
+    return joined
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """ValueError where `config.json` describes what timm's blocks do not compute."""
+    activation = config.get("hidden_act", "gelu")
+    if activation != "gelu" and not config.get("use_swiglu_ffn"):
+        raise ValueError(f"its activation is {str(activation)[:40]}, not gelu")
+
+
+def norm_eps(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
+    """Epsilon of the layer norms: as configured, else the default of ViT or of DINOv2.
+
+    Raises:
+        ValueError: what is configured is none.
+    """
+    is_vit = any(".layernorm_before." in name for name in state)
+    eps = config.get("layer_norm_eps", 1e-12 if is_vit else 1e-6)
+    if not _is_number(eps) or not 0 < eps < 1:
+        raise ValueError(f"its layer_norm_eps is {shown(eps)}, not between 0 and 1")
+    return float(eps)
+
+
+def normalisation(preprocessor: Mapping[str, Any]) -> tuple[Colour, Colour] | None:
+    """Mean and standard deviation of the images, of `preprocessor_config.json`, or None where it tells none."""
+    if preprocessor.get("do_normalize") is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return colours(preprocessor.get("image_mean"), preprocessor.get("image_std"))
+
+
+def colours(mean: Any, std: Any) -> tuple[Colour, Colour] | None:
+    """Mean and standard deviation as found in a file of JSON, or None where there are none.
+
+    Raises:
+        ValueError: they are not three numbers each, or a deviation is not positive.
+    """
+    if mean is None and std is None:
+        return None
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
+            raise ValueError(f"its {name} of the images is {shown(values)}, not three numbers")
+    if min(std) <= 0:
+        raise ValueError(f"its std of the images is {shown(std)}, not positive")
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

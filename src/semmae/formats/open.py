@@ -1,0 +1,354 @@
+"""The door to every encoder and masked autoencoder: a timm name, a folder, a checkpoint file.
+
+Notable here:
+- nothing in a file is executed: `interop.files` reads tensors and plain values only;
+- sizes are those of the weights; the number of heads, which weights do not show, is asked for,
+  read beside the file, or known by the width;
+- every tensor of the file is either loaded or named in the log as dropped, and so are positions that will be
+  interpolated.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+from torch import Tensor, nn
+
+from semmae.errors import UserError, listed
+from semmae.files import read_json, user_path
+from semmae.formats import beside, dino, huggingface, mae, mmpretrain
+from semmae.formats import folders as checkpoint
+from semmae.formats import timm as timm_form
+from semmae.formats.choose import Chosen
+from semmae.formats.files import read_weights
+from semmae.formats.unfinished import is_unfinished, read_unfinished
+from semmae.models.classifier import Classifier, without_head
+from semmae.models.head import LinearHead
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.segmenter import Segmenter
+from semmae.models.vit import Encoder, build_vit
+from semmae.models.weights import NORM_EPS, encoder_from_weights, fitted, load_strictly, set_norm_eps, vit_arguments
+
+_LOG = logging.getLogger("semmae")
+# Names of weights in a folder of transformers.
+_WEIGHTS = (checkpoint.WEIGHTS, "pytorch_model.bin")
+_ENCODERS = "a checkpoint file, a run of semmae, or timm:NAME"
+_FORMS = "MAE, DINO, iBOT, DINOv2, MoCo v3, MSN, timm, mmpretrain or Hugging Face"
+
+
+def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
+    """An encoder, in eval mode, from wherever it lies.
+
+    Args:
+        spec: `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or its `encoder`, `autoencoder`,
+            `classifier` or `segmenter`; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file
+            (.pth, .pt, .bin, .safetensors) in one of the forms that `docs/checkpoints.md` lists.
+        num_heads: of a checkpoint file, where neither `config.json` beside it nor its width tells.
+        image_size: pixels a side of the images it will be shown, where that is not the size it was trained at.
+
+    Raises:
+        UserError: there is no such encoder, or it is of another kind, or cannot take images of that size.
+    """
+    encoder = _find_encoder(spec, num_heads)
+    if num_heads not in (None, encoder.spec.num_heads):
+        raise UserError(f"{spec}: has {encoder.spec.num_heads} heads, not {num_heads}; leave num_heads out")
+    if isinstance(encoder.vit.norm, nn.Identity) and not isinstance(encoder.vit.fc_norm, nn.Identity):
+        _LOG.warning("%s: trained with mean pooling; its final norm follows the pooling, not the tokens", spec)
+    if image_size is not None:
+        _check_image_size(spec, encoder, image_size)
+    return encoder
+
+
+def _find_encoder(spec: str | Path, num_heads: int | None) -> Encoder:
+    if str(spec).startswith("timm:"):
+        return timm_form.load_named(str(spec).removeprefix("timm:"))
+    path = _existing(spec)
+    if path.is_file() and not (path.name == checkpoint.WEIGHTS and _describes(path.parent)):
+        return _encoder_of_file(path, num_heads)
+    return _encoder_of_folder(path.parent if path.is_file() else path, num_heads)
+
+
+def _check_image_size(spec: str | Path, encoder: Encoder, image_size: int) -> None:
+    """Refuse images that do not divide into patches; tell where positions are interpolated."""
+    patch, trained = encoder.patch_size, encoder.spec.image_size
+    if image_size < patch or image_size % patch:
+        below = image_size // patch * patch
+        sizes = f"{below} or {below + patch}" if below > 0 else f"{patch}"
+        raise UserError(f"{spec}: images of {image_size} pixels do not divide into patches of {patch}; use {sizes}")
+    if image_size != trained and encoder.vit.pos_embed is not None:
+        old, new = trained // patch, image_size // patch
+        _LOG.info(
+            "%s: resized, to take images of %d pixels: pos_embed %d×%d to %d×%d", spec, image_size, old, old, new, new
+        )
+
+
+def load_mae(
+    path: str | Path, *, num_heads: int | None = None, decoder_num_heads: int | None = None
+) -> MaskedAutoencoder:
+    """A masked autoencoder, in eval mode: a run of ours, or of the forms of MAE, SemMAE and Hugging Face's ViTMAE.
+
+    Args:
+        path: a run, its `autoencoder` folder, a folder of Hugging Face, an export of ours, or a file.
+        num_heads: of a file's encoder, where neither `config.json` beside it nor its width tells.
+        decoder_num_heads: likewise of its decoder.
+
+    Raises:
+        UserError: there is none, e.g. the file holds an encoder without a decoder.
+    """
+    path = _existing(path)
+    folder = _autoencoder_folder(path)
+    if folder is not None:
+        return checkpoint.read_autoencoder(folder)
+    file = _foreign_file(path)
+    if file is None:
+        remedy = "give a run of semmae pretrain, or a file or folder in MAE's or ViTMAE's form"
+        raise UserError(f"{path}: holds no masked autoencoder; {remedy}")
+    try:
+        return _autoencoder_of_file(file, num_heads, decoder_num_heads)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}; give a checkpoint in the form of the MAE release or of ViTMAE") from error
+
+
+def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
+    """Sizes of the decoder that `load_mae` would find there; None where there is none.
+
+    Args:
+        spec: as for `load_encoder`.
+        num_heads: of the decoder, where neither the file, nor `config.json` beside it, nor its width tells.
+    """
+    if str(spec).startswith("timm:"):
+        return None
+    path = _existing(spec)
+    folder = _autoencoder_folder(path)
+    if folder is not None:
+        return checkpoint.read_decoder_spec(folder)
+    file = _foreign_file(path)
+    state = {} if file is None else _released(file)[0]
+    if file is None or not mae.is_mae(state):
+        return None
+    width = state["decoder_embed.weight"].shape[0]
+    return mae.decoder_spec(state, beside.likely_decoder_heads(file, width, num_heads))
+
+
+def load_head(path: str | Path) -> LinearHead:
+    """The linear head of a run of `semmae probe`, or of its `head` folder, in eval mode: `head(encoder(images))`.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = _existing(path)
+    for candidate in (folder, folder / checkpoint.HEAD):
+        if checkpoint.kind(candidate) == checkpoint.HEAD:
+            return checkpoint.read_head(candidate)
+    raise UserError(f"{path}: holds no linear head; give a run of semmae probe")
+
+
+def load_segmenter(path: str | Path) -> Segmenter:
+    """The network of a run of `semmae segment`, or of its `segmenter` folder, in eval mode.
+
+    `segmenter(images)` gives the logits of the classes `segmenter.spec.classes` for every pixel.
+
+    Raises:
+        UserError: there is none.
+    """
+    return checkpoint.read_segmenter(find_segmenter(path))
+
+
+def find_segmenter(path: str | Path) -> Path:
+    """The folder that `load_segmenter` reads; UserError where there is none."""
+    folder = _segmenter_folder(_existing(path))
+    if folder is None:
+        raise UserError(f"{path}: holds no segmenter; give a run of semmae segment")
+    return folder
+
+
+def _segmenter_folder(path: Path) -> Path | None:
+    """The folder of ours with a segmenter that is meant by a run, or that folder."""
+    candidates = (path, path / checkpoint.SEGMENTER)
+    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.SEGMENTER), None)
+
+
+def _autoencoder_folder(path: Path) -> Path | None:
+    """The folder of ours with a masked autoencoder that is meant by a run, that folder, or the weights in it."""
+    if path.is_file():
+        candidates = [path.parent] if path.name == checkpoint.WEIGHTS else []
+    else:
+        candidates = [path, path / checkpoint.AUTOENCODER]
+    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.AUTOENCODER), None)
+
+
+def _foreign_file(path: Path) -> Path | None:
+    """The file itself, or that of a folder in the form of transformers, or of MAE as `semmae export` writes it."""
+    if path.is_file():
+        return path
+    names = [*(_WEIGHTS if "model_type" in beside.read_beside(path / checkpoint.CONFIG) else ()), mae.FILE]
+    return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def _autoencoder_of_file(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> MaskedAutoencoder:
+    state, chosen, foreign = _released(path)
+    if not mae.is_mae(state):
+        raise UserError(f"{path}: no decoder_embed.weight, so no masked autoencoder; load_encoder reads encoders")
+    options = chosen.options
+    encoder_heads = beside.encoder_heads(path, chosen, _width(state, "cls_token"), num_heads)
+    decoder_heads = beside.decoder_heads(path, _width(state, "mask_token"), decoder_num_heads)
+    mean, std, eps = beside.unseen(path, foreign)
+    beside.check_square(options)
+    kept, _ = mae.to_encoder(state)
+    encoder = encoder_from_weights(kept, encoder_heads, mean, std, norm_eps=eps)
+    norm_pix_loss = beside.norm_pix_loss(path, options, is_huggingface=foreign is not None)
+    spec = mae.decoder_spec(state, decoder_heads)
+    autoencoder = fitted(lambda: MaskedAutoencoder(encoder, spec, norm_pix_loss), mae.from_mae(state))
+    set_norm_eps(autoencoder, eps)
+    if (shown := mae.patches_shown(state, options)) and not mae.is_doubtful(path, state, options):
+        told = "%s: trained on %d of the %d patches of an image; to go on like that: --token-subset %d"
+        _LOG.info(told, path, *shown, shown[0])
+    return autoencoder.eval()
+
+
+def _released(path: Path) -> tuple[dict[str, Tensor], Chosen, dict[str, Tensor] | None]:
+    """Tensors under the names of the MAE release, what was read of the file, and where they had transformers' names
+    those under which they lay.
+    """
+    chosen = read_weights(path)
+    bare = chosen.tensors
+    if not huggingface.is_mae(bare):
+        return bare, chosen, None
+    renamed, dropped = huggingface.to_mae(bare)
+    if dropped:
+        _LOG.info("%s: dropped, not part of a masked autoencoder: %s", path, listed(dropped))
+    return renamed, chosen, bare
+
+
+def _width(state: Mapping[str, Tensor], token: str) -> int | None:
+    return state[token].shape[-1] if token in state and state[token].ndim else None
+
+
+def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
+    """A classifier, in eval mode, and the names of its classes: a run of `semmae finetune`, or its `classifier` folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    return checkpoint.read_classifier(find_classifier(path))
+
+
+def find_classifier(spec: str | Path) -> Path:
+    """The folder that `load_classifier` reads; UserError where there is none."""
+    folder = None if str(spec).startswith("timm:") else classifier_folder(_existing(spec))
+    if folder is None:
+        raise UserError(f"{spec}: holds no classifier of semmae; give a finished run of semmae finetune")
+    return folder
+
+
+def classifier_folder(path: Path) -> Path | None:
+    """The folder of ours with a classifier that is meant by a run, that folder, or the weights in it."""
+    candidates = [path.parent] if path.name == checkpoint.WEIGHTS else [path, path / checkpoint.CLASSIFIER]
+    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.CLASSIFIER), None)
+
+
+def _existing(spec: str | Path) -> Path:
+    """The file or folder that is meant; UserError where there is none."""
+    name = str(spec)
+    try:
+        path = user_path(spec)
+        if path.is_file() or path.is_dir():
+            return path
+        path.stat()
+    except FileNotFoundError:
+        if name in timm.list_models() or name in timm.list_pretrained():
+            raise UserError(f'{name}: no such file or folder; did you mean "timm:{name}"?') from None
+        raise UserError(f"{name}: no such file or folder; give {_ENCODERS}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # no right to look, too long, an unknown ~user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{name[:200]}: cannot be read ({reason}); give {_ENCODERS}") from error
+    raise UserError(f"{name}: neither a file nor a folder; give {_ENCODERS}")
+
+
+def _describes(folder: Path) -> bool:
+    """Whether the folder's config.json says how to build its model: ours, or timm's."""
+    config = folder / checkpoint.CONFIG
+    return config.is_file() and "architecture" in read_json(config)
+
+
+def _encoder_of_file(path: Path, num_heads: int | None) -> Encoder:
+    chosen = read_weights(path)
+    try:
+        kept, dropped = _to_encoder(chosen.tensors)
+        mae.is_doubtful(path, kept, chosen.options)
+        if dropped := chosen.dropped + dropped:
+            _LOG.info("%s: dropped, not part of an encoder: %s", path, listed(dropped))
+        heads = beside.encoder_heads(path, chosen, _width(kept, "cls_token"), num_heads)
+        foreign = chosen.tensors if huggingface.is_huggingface(chosen.tensors) else None
+        mean, std, eps = beside.unseen(path, foreign)
+        beside.check_square(chosen.options)
+        return encoder_from_weights(kept, heads, mean, std, norm_eps=eps)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; give a ViT checkpoint in {_FORMS} form, or timm:NAME") from error
+
+
+def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
+    for candidate in (folder, folder / checkpoint.ENCODER, folder / checkpoint.AUTOENCODER):
+        kind = checkpoint.kind(candidate)
+        if kind == checkpoint.ENCODER:
+            return checkpoint.read_encoder(candidate)
+        if kind == checkpoint.AUTOENCODER:
+            return checkpoint.read_autoencoder(candidate).encoder
+    classifier = classifier_folder(folder)
+    if classifier is not None:
+        _LOG.info("%s: dropped, not part of an encoder: its head", classifier)
+        return without_head(checkpoint.read_classifier(classifier)[0])
+    segmenter = _segmenter_folder(folder)
+    if segmenter is not None:
+        _LOG.info("%s: dropped, not part of an encoder: its segmentation head", segmenter)
+        return checkpoint.read_segmenter(segmenter).encoder
+    if is_unfinished(folder):
+        return _encoder_under_way(folder)
+    if _describes(folder):
+        return timm_form.load_named(f"local-dir:{folder}")
+    file = _foreign_file(folder)
+    if file is not None:
+        return _encoder_of_file(file, num_heads)
+    if "model_type" in beside.read_beside(folder / checkpoint.CONFIG):
+        if shards := [name for name in _WEIGHTS if (folder / f"{name}.index.json").is_file()]:
+            raise UserError(
+                f"{folder}: its weights are sharded ({shards[0]}.index.json), which is not read; save them as one: "
+                'model.save_pretrained(FOLDER, max_shard_size="100GB")'
+            )
+        raise UserError(f"{folder}: holds a config.json without weights; add {' or '.join(_WEIGHTS)}, in one file")
+    raise UserError(f"{folder}: holds no encoder; give a run of semmae, its encoder folder, or a checkpoint file")
+
+
+def _encoder_under_way(folder: Path) -> Encoder:
+    """The encoder that a run of teacher or pretrain would leave behind if it ended at its last checkpoint."""
+    run = read_unfinished(folder)
+    try:
+        if run.init is None:
+            encoder = Encoder(run.spec, fitted(lambda: build_vit(run.spec), run.state))
+        else:  # what weights do not show is as it was there
+            encoder = load_encoder(run.init, num_heads=run.num_heads)
+            size = vit_arguments(run.state, encoder.spec.num_heads)["img_size"]
+            if size != run.spec.image_size:
+                raise ValueError(f"image_size is {run.spec.image_size}, and {size} by its positions")
+            encoder.set_image_size(size)
+            set_norm_eps(encoder, NORM_EPS)
+            load_strictly(encoder.vit, run.state)
+    except ValueError as error:
+        raise UserError(f"{folder}: its checkpoint does not fit its config.yaml ({error}); restore them") from error
+    _LOG.warning("%s: %s", folder, run.told)
+    return encoder.eval()
+
+
+def _to_encoder(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors in timm's names, and the names of those dropped, of any of the forms."""
+    bare, heads = dino.to_encoder(state)
+    if huggingface.is_huggingface(bare):
+        kept, dropped = huggingface.to_encoder(bare)
+    elif mmpretrain.is_mmpretrain(bare):
+        kept, dropped = mmpretrain.to_encoder(bare)
+    elif mae.is_mae(bare):
+        kept, dropped = mae.to_encoder(bare)
+    else:
+        kept, dropped = timm_form.to_encoder(bare)
+    return kept, heads + dropped

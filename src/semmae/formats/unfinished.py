@@ -1,0 +1,99 @@
+"""A run of semmae that has not come to its end: its checkpoint → tensors of its encoder, in timm's names.
+
+Lightning keeps all networks of a run in one file. Which of them the run would leave behind as `encoder/` is told by its
+verb, and their sizes by its options, both in `config.yaml`. Nothing in the file is executed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from semmae.errors import UserError
+from semmae.files import Fields, read_yaml, shown
+from semmae.formats.files import read_file
+from semmae.models.vit import MODELS, EncoderSpec
+from semmae.shell import command
+
+MARKER = ".unfinished"  # lies in a run's folder from its beginning to its good end
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+# Verbs by an option that none but they have; the first that is there counts.
+VERB_OF = {
+    "norm_pix_loss": "pretrain",
+    "teacher_image_size": "demo",
+    "prototypes": "teacher",
+    "total_variation": "parts",
+    "mixup": "finetune",
+    "aux_weight": "segment",
+    "choice_share": "probe",
+    "ignore_index": "evaluate",
+    "temperature": "knn",
+}
+LEAVE_ENCODER = ("pretrain", "teacher", "finetune", "segment")
+# Where the checkpoint has it; of the two networks of a teacher the averaged one is kept.
+_PREFIX = {"pretrain": "mae.encoder.vit.", "teacher": "teacher.vit."}
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """The encoder of a run that is under way, or was stopped."""
+
+    state: Mapping[str, Tensor]  # in timm's names
+    spec: EncoderSpec  # its sizes; of a run with `init`, colours are those of what it began with
+    init: str | None  # what it began with, as for `load_encoder`
+    num_heads: int | None  # of `init`
+    told: str  # how far it has come, in words
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the folder is that of an unfinished run which is to leave an encoder behind."""
+    return (folder / MARKER).is_file() and verb_with(saved_options(folder)) in LEAVE_ENCODER
+
+
+def trains_autoencoder(folder: Path) -> bool:
+    """Whether the folder is that of a run of pretrain."""
+    return verb_with(saved_options(folder)) == "pretrain"
+
+
+def read_unfinished(folder: Path) -> UnfinishedRun:
+    """What such a run has learned up to its last checkpoint.
+
+    Raises:
+        UserError: it has kept no encoder yet; the message tells how to go on.
+    """
+    options = saved_options(folder)
+    verb = verb_with(options)
+    assert verb is not None
+    going_on = f"go on with: {command(verb, out=folder, resume=True)}"
+    if verb not in _PREFIX or not (folder / CHECKPOINT).is_file():
+        raise UserError(f"{folder}: not finished, and holds no encoder yet; {going_on}")
+    path, prefix = folder / CHECKPOINT, _PREFIX[verb]
+    held, begun = Fields(path, read_file(path)), Fields(folder / "config.yaml", options)
+    tensors = held.need("state_dict", dict)
+    state = {
+        str(name).removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if str(name).startswith(prefix) and isinstance(tensor, Tensor)
+    }
+    model, epochs = begun.need("model", str), begun.need("epochs", int)
+    sizes = [begun.need(name, int) for name in ("image_size", "patch_size")]
+    if model not in MODELS or min(sizes) < 1:
+        raise UserError(f"{begun.path}: {shown(model)} with {sizes} pixels is no model; restore it, or {going_on}")
+    step, epoch = held.need("global_step", int), held.need("epoch", int) + 1  # the epoch it is in, or has just ended
+    told = f"not finished: step {step}, in epoch {epoch} of {epochs}"
+    # Given together with a teacher, the number of heads is the teacher's.
+    heads = None if begun.get("teacher", str | None) else begun.get("num_heads", int | None)
+    return UnfinishedRun(state, EncoderSpec.named(model, *sizes), begun.get("init", str | None), heads, told)
+
+
+def verb_with(options: Mapping[str, Any]) -> str | None:
+    """The verb whose options these are; None where they are no verb's that writes a run."""
+    return next((verb for option, verb in VERB_OF.items() if option in options), None)
+
+
+def saved_options(folder: Path) -> Mapping[str, Any]:
+    """The options in the config.yaml of a run's folder; none where there is no such file, or not yet."""
+    path = folder / "config.yaml"
+    return read_yaml(path) if path.is_file() and path.stat().st_size else {}

@@ -1,1 +1,0 @@
-"""Other projects' checkpoints: one file per format, pure key maps."""

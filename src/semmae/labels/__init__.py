@@ -1,0 +1,1 @@
+"""Part labels: making them in blocks and processes, reading released ones."""

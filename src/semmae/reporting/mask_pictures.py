@@ -1,0 +1,107 @@
+"""Pictures at the end of pre-training: masks along the schedule, and what the autoencoder makes of the first."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from semmae.data.attention import MOST_ATTENDED
+from semmae.data.crop import WHOLE, crop_parts, crop_scores
+from semmae.data.loaders import WholeDataset, denormalise, normalise
+from semmae.data.manifest import ImageSet
+from semmae.data.part_store import PartStore
+from semmae.models.mae import MaskedAutoencoder
+from semmae.patches import denormalize_patches, patchify, unpatchify
+from semmae.reporting.part_samples import spread
+from semmae.reporting.pictures import paste
+from semmae.reporting.run_page import masks_picture, reconstructions_picture
+from semmae.train.masks import MaskContext
+from semmae.train.pretrain import PretrainRecipe
+
+_PICTURED = 8  # images in each picture
+
+
+@torch.inference_mode()
+def draw_masks(
+    folder: Path, images: ImageSet, store: PartStore | None, mae: MaskedAutoencoder, recipe: PretrainRecipe
+) -> None:
+    """masks.png, masks at five points of the schedule; reconstructions.png, at its first.
+
+    Hidden patches are grey; those that take no part, where only a subset does, are pale.
+    """
+    spec = mae.encoder.spec
+    mae = mae.cpu().eval()
+    rows = spread(len(images), _PICTURED)
+    # The same whole images as in the store, seen as one crop that keeps everything.
+    whole = WholeDataset(images, spec.image_size)
+    pixels = torch.stack([whole[row]["image"] for row in rows])
+    drawn = _masks_along(recipe, store, rows, spec.image_size // spec.patch_size)
+    _, mask, subset = drawn[0]
+    grids = None if store is None else store.labels[rows]
+    names = [] if store is None else store.label_names
+    length = (spec.image_size // spec.patch_size) ** 2
+    shown = pixels if subset is None else faded(pixels, subset, length)
+    masks = [(title, on_the_grid(mask, subset, length)) for title, mask, subset in drawn]
+    masks_picture(shown, grids, names, masks, folder / "masks.png")
+    rebuilt = reconstruct_pixels(mae, pixels, mask, subset)
+    reconstructions_picture(shown, masks[0][1], rebuilt, folder / "reconstructions.png")
+
+
+@torch.inference_mode()
+def reconstruct_pixels(mae: MaskedAutoencoder, pixels: Tensor, mask: Tensor, subset: Tensor | None = None) -> Tensor:
+    """Hidden patches as the autoencoder predicts them, uint8 (B, 3, S, S); other patches mean nothing.
+
+    Args:
+        mae: in eval mode.
+        pixels: uint8 (B, 3, S, S).
+        mask: bool (B, L), or (B, N) over the `subset` of the patches that takes part.
+        subset: indices (B, N).
+    """
+    spec = mae.encoder.spec
+    images = normalise(pixels, spec.mean, spec.std)
+    prediction = mae(images, mask, subset).pred
+    if mae.norm_pix_loss:
+        # Only the true patch knows its mean and deviation: borrowed from it, as MAE's own demonstration does.
+        prediction = denormalize_patches(prediction, patchify(images, spec.patch_size))
+    return denormalise(unpatchify(prediction, spec.patch_size), spec.mean, spec.std)
+
+
+def on_the_grid(mask: Tensor, subset: Tensor | None, length: int) -> Tensor:
+    """A mask bool (B, N) over a subset (B, N) of the patches, or over all of them → over all, bool (B, length)."""
+    return mask if subset is None else mask.new_zeros(len(mask), length).scatter(1, subset, mask)
+
+
+def faded(images: Tensor, subset: Tensor, length: int) -> Tensor:
+    """Images uint8 (B, 3, S, S), pale but for the patches that take part, indices (B, N) of so many in the grid."""
+    others = torch.ones(len(images), length, dtype=torch.bool).scatter(1, subset, False)
+    return paste(images, others, 255 - (255 - images) // 4)
+
+
+def _masks_along(
+    recipe: PretrainRecipe, store: PartStore | None, rows: list[int], side: int
+) -> list[tuple[str, Tensor, Tensor | None]]:
+    """(title, mask, the subset of the patches it is over, if any) of these images at five points of the training."""
+    parts = attention = None
+    if store is not None:
+        parts = torch.stack([crop_parts(store.labels[row], WHOLE, side) for row in rows])
+        if store.attention_grid:
+            attention = torch.stack([crop_scores(store.attention[row], WHOLE, side) for row in rows]) / MOST_ATTENDED
+    # Along a schedule the noise stays the same, so that only the blend changes; else it alone changes.
+    scheduled = callable(recipe.masking) or (recipe.masking == "semantic" and recipe.blend is None)
+    masks: list[tuple[str, Tensor, Tensor | None]] = []
+    for number, point in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
+        generator = torch.Generator().manual_seed(recipe.seed if scheduled else recipe.seed + number)
+        context = MaskContext(
+            (len(rows), side * side),
+            recipe.mask_ratio,
+            progress=point,
+            generator=generator,
+            num_labels=recipe.num_labels,
+            parts=parts,
+            attention=attention,
+        )
+        blend = f" · blend {recipe.blend_at(point):.2f}" if recipe.blends else ""
+        if recipe.token_subset is not None:
+            context = context.most_attended(recipe.token_subset)
+        masks.append((f"{point:.0%}{blend}", recipe.mask(context), context.subset))
+    return masks

@@ -1,0 +1,322 @@
+"""The model card of an export: what the weights are, where they come from, what was measured, how to load them.
+
+Everything is read from the run: `config.yaml`, `summary.json`, and `results.json` of whatever measured it. What is
+not told there is not told here either; paths are shortened to their last name, which is all that others can use.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from semmae import files
+from semmae.errors import UserError
+from semmae.formats import folders as checkpoint
+from semmae.formats import mae, onnx
+from semmae.models.classifier import Classifier
+from semmae.models.mae import MaskedAutoencoder
+from semmae.models.vit import Encoder
+from semmae.reporting.page import figure_rows, flat, read_facts
+from semmae.reporting.results import OWN, markdown_table, protocol_lines
+
+RESULTS = "results.json"
+_LIBRARY = {"timm": "timm", "mae": "semmae", "hf": "transformers", "onnx": "onnx"}
+# Told in sentences of their own, or of no use to others.
+_UNTOLD = {"data", "out", "workers", "config", "resume", "overwrite", "export_png", "export_size"}
+# Options and facts that are places, whatever they look like.
+_PLACES = {
+    "data", "encoder", "masks", "keypoints", "parts", "out", "config", "init", "teacher", "learner", "tokens",
+    "export_png",
+}  # fmt: skip
+_PLACE_BEGINS = ("/", "~", "./", "../")  # places under any other name
+# What a run trains on from an encoder: its own figures are of these, and name the encoder as it was before.
+_TRAINED = (checkpoint.CLASSIFIER, checkpoint.SEGMENTER)
+
+_LOG = logging.getLogger("semmae")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder tells."""
+
+    name: str
+    options: Mapping[str, Any]  # config.yaml
+    summary: Mapping[str, Any]  # summary.json; empty where there is none
+    results: Mapping[str, Mapping[str, Any]]  # content of results.json files, by where they lay
+    own: str | None = None  # which of them is of what the run itself trained, where that has a head
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card is written of."""
+
+    title: str  # of a folder, or OWNER/NAME on the hub
+    form: str
+    model: Encoder | MaskedAutoencoder | Classifier
+    source: str  # the --encoder that was exported
+    run: Run | None
+    results: Mapping[str, Mapping[str, Any]]  # beyond those of the run
+    digest: str = ""  # of the encoder, before its positions are resampled
+    classes: Sequence[str] = ()  # of a classifier
+    crop_pct: float = 1.0  # share of the short side that the model was measured on
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, of a masked autoencoder or a classifier too."""
+        return self.model if isinstance(self.model, Encoder) else self.model.encoder
+
+
+def find_run(spec: str) -> Run | None:
+    """The run of ours that a SPEC points to, or into; None where it is none."""
+    path = files.user_path(spec)
+    folder = path.parent if path.is_file() else path
+    if folder.name in (checkpoint.ENCODER, checkpoint.AUTOENCODER, *_TRAINED):
+        folder = folder.parent
+    elif path.is_file():
+        return None
+    return _read_run(folder) if (folder / "config.yaml").is_file() else None
+
+
+def _read_run(folder: Path) -> Run:
+    config = folder / "config.yaml"
+    options = files.read_yaml(config)
+    ratio = files.Fields(config, options).get("mask_ratio", (int, float), 0.5)
+    if not 0 <= ratio < 1:
+        raise UserError(f"{config}: mask_ratio is {ratio}, must be from 0 to less than 1; restore it")
+    found = sorted([*folder.glob(RESULTS), *folder.glob(f"*/{RESULTS}")])
+    return Run(
+        folder.resolve().name,
+        options,
+        read_facts(folder / "summary.json"),
+        {path.parent.name: read_facts(path) for path in found},
+        folder.name if any((folder / name).is_dir() for name in _TRAINED) else None,
+    )
+
+
+def write_card(card: Card) -> str:
+    """The text of README.md, with the header that the hub reads."""
+    sections = [
+        ("", _what(card)),
+        ("Training", _training(card)),
+        ("Figures", _figures(card)),
+        ("Images", _images(card)),
+        ("Use", _use(card)),
+        ("Licence", _licence()),
+    ]
+    body = [line for title, lines in sections for line in ([f"## {title}", "", *lines] if title else lines)]
+    return "\n".join([*_header(card), f"# {card.title}", "", *body]).rstrip() + "\n"
+
+
+def _header(card: Card) -> list[str]:
+    task = "image-classification" if card.classes else "image-feature-extraction"
+    tags = ["semmae", "masked-image-modeling" if _is_mae(card) else task, "vision-transformer"]
+    lines = [
+        f"library_name: {_LIBRARY[card.form]}",
+        "license: unknown",
+        f"pipeline_tag: {task}",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
+    return ["---", *lines, "---"]
+
+
+def _what(card: Card) -> list[str]:
+    spec = card.encoder.spec
+    count = sum(tensor.numel() for tensor in card.model.parameters()) / 1e6
+    decoder = f" with a head that tells {len(card.classes)} classes" if card.classes else ""
+    if isinstance(card.model, MaskedAutoencoder):
+        sizes = card.model.decoder
+        kind = "normalised pixels" if card.model.norm_pix_loss else "pixels"
+        decoder = (
+            f" with its decoder (width {sizes.width}, depth {sizes.depth}, {sizes.num_heads} heads), a masked "
+            f"autoencoder that predicts {kind}"
+        )
+    return [
+        f"A Vision Transformer (width {spec.width}, depth {spec.depth}, {spec.num_heads} heads, patches of "
+        f"{spec.patch_size} pixels, images of {spec.image_size}){decoder}: {count:.1f} million parameters. "
+        f"Exported by semmae {version('semmae')} from {_origin(card)}.",
+        "",
+    ]
+
+
+def _origin(card: Card) -> str:
+    return f"the run `{card.run.name}`" if card.run else f"`{_public('encoder', card.source)}`"
+
+
+def _training(card: Card) -> list[str]:
+    if card.run is None:
+        return ["Not told by what was exported.", ""]
+    options, summary = card.run.options, card.run.summary
+    facts = [f"Stage: {summary['stage']}."] if "stage" in summary else []
+    if "data" in options:
+        count = f", {summary['images']} images" if "images" in summary else ""
+        facts.append(f"Data: `{_public('data', options['data'])}`{count}.")
+    if "minutes" in summary:
+        state = "" if summary.get("finished", True) else "; it had not come to its end"
+        facts.append(f"Time: {summary['minutes']:.1f} minutes{state}.")
+    recipe = protocol_lines({name: _public(name, value) for name, value in flat(options) if name not in _UNTOLD})
+    return [" ".join(facts), "", "Recipe:", "", *recipe, ""] if facts else ["Recipe:", "", *recipe, ""]
+
+
+def _figures(card: Card) -> list[str]:
+    found = {**(card.run.results if card.run else {}), **card.results}
+    told = {place: content for place, content in found.items() if _is_of(card, place, content)}
+    lines = [line for place, content in told.items() for line in _result(place, content)]
+    return lines or ["None: nothing was measured that this export knows of.", ""]
+
+
+def _is_of(card: Card, place: str, content: Mapping[str, Any]) -> bool:
+    """Whether figures are of these weights, as far as is told; told in the log where they are not."""
+    protocol = content.get("protocol")
+    found = protocol.get("encoder_digest") if isinstance(protocol, Mapping) else None
+    trained_here = card.run is not None and place == card.run.own and place not in card.results
+    if found is None or trained_here or found == card.digest:
+        return True
+    _LOG.info(
+        "model card: the figures of %s are left out: they are of other weights (digest %.12s, not %.12s)",
+        place, found, card.digest,
+    )  # fmt: skip
+    return False
+
+
+def _result(place: str, content: Mapping[str, Any]) -> list[str]:
+    """One results.json: its table, and the protocol it was measured by."""
+    protocol = content.get("protocol")
+    if not isinstance(protocol, Mapping):
+        return []
+    told = {
+        name: _public(name, value)
+        for name, value in flat(protocol)
+        if name not in ("encoder", "encoder_digest", "method")
+    }
+    title = str(protocol.get("method", place))
+    table = markdown_table(_methods(content))
+    return [f"### {title}", "", *table, "", *protocol_lines(told), ""]
+
+
+def _methods(content: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The rows of the table: methods with their figures or, of several protocols at once, figures by method."""
+    if isinstance(content.get(OWN), Mapping):
+        named = {name: values for name, values in content.items() if name != "protocol" and isinstance(values, Mapping)}
+        return figure_rows(named)
+    figures = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
+    # What it is compared with has the same figures; other tables in the file, of classes, have not.
+    others = {
+        name: values
+        for name, values in content.items()
+        if name != "protocol" and isinstance(values, Mapping) and figures.keys() & values.keys()
+    }
+    return {OWN: figures, **others}
+
+
+def _images(card: Card) -> list[str]:
+    spec, side = card.encoder.spec, card.encoder.spec.image_size
+    return [
+        f"RGB, {side} × {side} pixels, scaled to 0–1, then normalised: mean "
+        f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. semmae resizes the short side to "
+        f"{int(side / card.crop_pct)} pixels, bicubic, and cuts out the central square of {side}; "
+        "where figures are of another share of it, their `crop pct` tells.",
+        "",
+    ]
+
+
+def _use(card: Card) -> list[str]:
+    code = {"timm": _use_timm, "mae": _use_mae, "hf": _use_hf, "onnx": _use_onnx}[card.form](card)
+    return ["```python", *code, "```", ""]
+
+
+def _use_timm(card: Card) -> Iterable[str]:
+    place = "hf-hub" if "/" in card.title else "local-dir"
+    answer = ("logits = model(images)  # (B, classes): those of model.pretrained_cfg['label_names']",)
+    return (
+        "import timm",
+        "",
+        f'model = timm.create_model("{place}:{card.title}", pretrained=True).eval()',
+        *(answer if card.classes else ()),
+        "tokens = model.forward_features(images)  # (B, 1 + patches, width): class token first",
+    )
+
+
+def _use_mae(card: Card) -> Iterable[str]:
+    loader = "load_mae" if _is_mae(card) else "load_encoder"
+    return (
+        "import torch",
+        "",
+        f'state = torch.load("{mae.FILE}", weights_only=True)["model"]  # names of the MAE release',
+        "",
+        "import semmae",
+        "",
+        f'model = semmae.{loader}("{mae.FILE}")  # reads config.json beside it',
+    )
+
+
+def _use_hf(card: Card) -> Iterable[str]:
+    place = card.title
+    if _is_mae(card):
+        return (
+            "from transformers import AutoImageProcessor, ViTMAEForPreTraining",
+            "",
+            f'processor = AutoImageProcessor.from_pretrained("{place}")',
+            f'model = ViTMAEForPreTraining.from_pretrained("{place}")',
+            'loss = model(**processor(images=image, return_tensors="pt")).loss',
+        )
+    if card.classes:
+        return (
+            "from transformers import AutoImageProcessor, ViTForImageClassification",
+            "",
+            f'processor = AutoImageProcessor.from_pretrained("{place}")',
+            f'model = ViTForImageClassification.from_pretrained("{place}")',
+            'logits = model(**processor(images=image, return_tensors="pt")).logits',
+            "name = model.config.id2label[logits[0].argmax().item()]",
+        )
+    return (
+        "from transformers import AutoImageProcessor, ViTModel",
+        "",
+        f'processor = AutoImageProcessor.from_pretrained("{place}")',
+        "# There is no pooler: with one, transformers would begin a new one at random.",
+        f'model = ViTModel.from_pretrained("{place}", add_pooling_layer=False)',
+        'tokens = model(**processor(images=image, return_tensors="pt")).last_hidden_state',
+    )
+
+
+def _use_onnx(card: Card) -> Iterable[str]:
+    size, given = card.encoder.spec.image_size, f'{{"{onnx.INPUT}": images}}'
+    return (
+        "import onnxruntime",
+        "",
+        f'session = onnxruntime.InferenceSession("{onnx.FILE}")',
+        f"# {onnx.INPUT}: float32 (B, 3, {size}, {size}), normalised as above (the file's metadata tells it too)",
+        *(
+            ("# (B, classes), named in the file's metadata:", f'logits = session.run(["{onnx.LOGITS}"], {given})[0]')
+            if card.classes
+            else ("# (B, width) and (B, patches, width):", f'cls, patches = session.run(["cls", "patches"], {given})')
+        ),
+    )
+
+
+def _licence() -> list[str]:
+    return [
+        "Not stated. The data, and weights that the training began with, may bind what these may be used for; whoever "
+        "publishes them should state a licence here and in the header.",
+        "",
+    ]
+
+
+def _is_mae(card: Card) -> bool:
+    return isinstance(card.model, MaskedAutoencoder)
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _public(name: str, value: Any) -> Any:
+    """A path's last name, anything else as it is: `timm:` and `hf:` names are everybody's, but for local ones."""
+    if isinstance(value, list):
+        return [_public(name, item) for item in value]
+    if not isinstance(value, str) or (value.startswith(("timm:", "hf:")) and not value.startswith("timm:local-dir:")):
+        return value
+    is_place = name.rpartition(".")[2] in _PLACES or value.startswith((*_PLACE_BEGINS, "timm:"))
+    return (Path(value).name or value) if is_place else value

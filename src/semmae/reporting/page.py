@@ -1,0 +1,323 @@
+"""What the HTML pages share: reading a run's files, words and numbers, the table of part quality, the template.
+
+A page is made of files only, so that it can be made again; page.html.jinja holds its style and frame.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from semmae import files
+from semmae.errors import UserError
+from semmae.formats.unfinished import saved_options
+from semmae.reporting.charts import finite, number
+
+Record = Mapping[str, Any]
+
+# What figures are called in tables.
+FIGURES = {
+    "top1": "top-1 %",
+    "top5": "top-5 %",
+    "mean_class": "mean of classes %",
+    "miou": "mIoU %",
+    "pixel_accuracy": "pixels right %",
+    "nmi": "NMI",
+    "ari": "ARI",
+    # Of several protocols, as `semmae evaluate` tells them; in the order of its table.
+    "knn_top1": "k-NN, top-1 %",
+    "knn_top5": "k-NN, top-5 %",
+    "probe_top1": "linear probe, top-1 %",
+    "probe_top5": "linear probe, top-5 %",
+    "probe_mean_class": "linear probe, mean of classes %",
+    "segment_miou": "segmentation, linear head, mIoU %",
+    "segment_pixel_accuracy": "segmentation, linear head, pixels right %",
+    "kmeans_centred_nmi": "parts by k-means of tokens, image mean removed, NMI",
+    "kmeans_centred_ari": "parts by k-means of tokens, image mean removed, ARI",
+    "heads_nmi": "parts by attention heads, NMI",
+    "heads_ari": "parts by attention heads, ARI",
+    "grid_nmi": "parts by a fixed grid (sees no image), NMI",
+    "grid_ari": "parts by a fixed grid (sees no image), ARI",
+}
+
+# What else stands beside them in a row of a single protocol; and what a protocol is called, by its prefix.
+_FACTS_BESIDE = {"rate": "learning rate"}
+_PROTOCOLS = {"knn": "k-NN", "probe": "linear probe", "segment": "segmentation, linear head"}
+
+QUALITY_ROWS = {
+    "learned": "Learned parts",
+    "heads": "Raw attention heads",
+    "heads_background": "Heads and background",
+    "kmeans": "k-means of patch tokens",
+    "kmeans_centred": "k-means, image mean removed",
+    "grid": "Fixed grid",
+    "bands": "Horizontal bands",
+}
+SCORES = {
+    "nmi": "NMI",
+    "ari": "ARI",
+    "foreground_iou": "Foreground IoU",
+    "nmi_all": "All-pixel NMI",
+    "ari_all": "All-pixel ARI",
+    "keypoint_nmi": "Keypoint NMI",
+    "keypoint_ari": "Keypoint ARI",
+}
+QUALITY_COLUMNS = {key: f"{name} %" for key, name in SCORES.items()} | {"parts_used": "Parts in use"}
+
+# Of a page, in pixels: left and right of all, of a letter in a table, left of a cell.
+_MARGINS, _LETTER, _PADDING = 40, 8, 14
+_NUMBER = (int, float)
+# What is read of a run's files, and its type.
+_FACTS: dict[str, dict[str, Any]] = {
+    "summary.json": {
+        "stage": str,
+        "images": int,
+        "skipped": int,
+        "classes": int,
+        "minutes": _NUMBER,
+        "finished": bool,
+        "epochs": _NUMBER,
+        "steps": int,
+        "image_size": int,
+        "model": str,
+        "manifest": str,
+    },
+    "config.json": {"architecture": str, "model_args": dict},
+    "parts.json": {"images": int, "label_names": list, "extra": dict},
+    "results.json": {"protocol": dict},
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, a header and rows of text; `best` holds the (row, column) of cells to stress."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def screen(self) -> int:
+        """How wide a screen shows it whole, about, in pixels rounded up to hundreds: on a narrower one it scrolls."""
+        # As page.html.jinja sets it: heads and the first column are broken between words, other cells are not.
+        pixels = _MARGINS
+        for column, (head, *cells) in enumerate(zip(self.header, *self.rows, strict=True)):
+            unbroken = [*head.split(), *(word for cell in cells for word in (cell.split() if column == 0 else [cell]))]
+            pixels += _LETTER * max(map(len, unbroken), default=0) + _PADDING
+        return -(-pixels // 100) * 100
+
+
+def render(template: str, **values: Any) -> bytes:
+    """A page from a template of this package. Everything put in is text: `<` cannot become markup."""
+    return files.encoded(_environment().get_template(template).render(**values))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("semmae.reporting", package_path=""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+# Reading
+
+
+def read_facts(path: Path, form: str | None = None) -> dict[str, Any]:
+    """The object in one of a run's files, what is known of it checked; {} when there is no file.
+
+    Args:
+        path: of the file.
+        form: the name that such a file has in a run, where this one has another.
+
+    Raises:
+        UserError: it is not JSON, or a value is of another type than it should be: it was edited.
+    """
+    if not path.exists():
+        return {}
+    content, form = files.read_json(path), form or path.name
+    _check_types(path, content, _FACTS.get(form, {}))
+    if form == "config.json":
+        size = content.get("model_args", {}).get("img_size", 0)
+        if not isinstance(size, int) and not (isinstance(size, list) and [type(side) for side in size] == [int, int]):
+            raise UserError(f"{path}: img_size is {files.shown(size)}, neither one side nor two; restore it")
+    elif form == "parts.json":
+        _check_types(path, content.get("extra", {}), {"teacher": str}, null=True)
+    elif form == "quality.json":
+        _check_types(path, content, dict.fromkeys(QUALITY_ROWS, dict))
+        for scores in (content[method] for method in QUALITY_ROWS if method in content):
+            _check_types(path, scores, dict.fromkeys(scores, _NUMBER))
+    elif form == "results.json":
+        _check_types(path, content.get("protocol", {}), {"method": str, "encoder_digest": str})
+        for figures in (content, *(value for value in content.values() if isinstance(value, dict))):
+            check_figures(path, figures)
+    return content
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The options of a run, nested ones under dotted names; {} when there is no file of them."""
+    options = dict(flat(saved_options(run)))
+    numbers = [name for name in options if name.rpartition(".")[2] in ("image_size", "epochs", "steps")]
+    _check_types(run / "config.yaml", options, dict.fromkeys(numbers, int), null=True)
+    return options
+
+
+def read_skipped(path: Path) -> list[tuple[str, str]]:
+    """(name, reason) of the images in a skipped.csv; none when there is no file."""
+    if not path.exists():
+        return []
+    header, *rows = files.read_csv(path) or [[]]
+    wrong = header != ["name", "reason"] or any(len(row) != 2 for row in rows)
+    if wrong:
+        raise UserError(f"{path}: not the table of name and reason that was written; restore it, or remove it")
+    return [(name, reason) for name, reason in rows]
+
+
+def check_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """UserError where what has the name of a figure is there, and neither a number nor null."""
+    _check_types(path, figures, dict.fromkeys(FIGURES, _NUMBER), null=True)
+
+
+def _check_types(path: Path, content: Mapping[str, Any], kinds: Mapping[str, Any], *, null: bool = False) -> None:
+    """UserError where a value is there and of another type than told; with `null` it may be null."""
+    fields = files.Fields(path, {name: value for name, value in content.items() if not null or value is not None})
+    for name, kind in kinds.items():
+        fields.get(name, kind)
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted name, value) of every option, however deep."""
+    for name, value in options.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def with_intervals(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with their 95 % intervals in one text, `41.2 (38.4 to 44.0)`, in place of three numbers."""
+    shown: dict[str, Any] = {}
+    for name, value in figures.items():
+        low, high = (figures.get(f"{name}_{end}") for end in ("low", "high"))
+        if finite(low) and finite(high):
+            shown[name] = f"{score(value)} ({low:.1f} to {high:.1f})"
+        elif name.removesuffix("_low").removesuffix("_high") not in figures or not name.endswith(("_low", "_high")):
+            shown[name] = value
+    return shown
+
+
+def figure_rows(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Figures by method, the other way round: what each is called → method → figure; those alone that have a name."""
+    return {
+        words: {method: with_intervals(figures).get(name) for method, figures in methods.items()}
+        for name, words in FIGURES.items()
+        if any(name in figures for figures in methods.values())
+    }
+
+
+def called(figure: str) -> str:
+    """What a figure is called in tables, be it one of several protocols or not."""
+    protocol, _, rest = figure.partition("_")
+    if figure not in FIGURES and protocol in _PROTOCOLS and rest:
+        return f"{_PROTOCOLS[protocol]}, {called(rest)}"
+    return FIGURES.get(figure) or _FACTS_BESIDE.get(figure) or figure.replace("_", " ")
+
+
+def find(config: Record, *names: str) -> Any:
+    """The first option of one of these names, however deep; None when there is none."""
+    for name in names:
+        for key, value in config.items():
+            if key.rpartition(".")[2] == name and value is not None:
+                return value
+    return None
+
+
+def read_records(path: Path) -> list[Record]:
+    """The lines of metrics.jsonl; none when there is no file.
+
+    Raises:
+        UserError: a line is no JSON, or holds what is no figure.
+    """
+    if not path.exists():
+        return []
+    records = files.read_records(path)
+    for place, record in enumerate(records, 1):
+        kinds = {**dict.fromkeys(record, _NUMBER), "stage": str, "step": int, "epoch": int}
+        _check_types(Path(f"{path}, record {place}"), record, kinds)
+        if not re.fullmatch("[a-z]{0,20}", record.get("stage", "")):  # it is the name of a folder too
+            raise UserError(f"{path}, record {place}: stage is {files.shown(record['stage'])}, no stage; restore it")
+    return list(records)
+
+
+def by_step(records: Iterable[Record]) -> list[Record]:
+    """Records in the order of their steps; a step logged again after a resume counts once."""
+    steps: dict[int, dict[str, Any]] = {}
+    for record in records:
+        step = int(record.get("step", len(steps)))
+        steps.setdefault(step, {"step": step}).update(record)
+    return [steps[step] for step in sorted(steps)]
+
+
+# Words and numbers
+
+
+def duration(minutes: float) -> str:
+    """38 s, 4.2 min, 42 min, 3.5 h."""
+    if minutes < 1:
+        return f"{minutes * 60:.0f} s"
+    if minutes < 90:
+        return f"{minutes:.1f} min" if minutes < 10 else f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h"
+
+
+def score(value: object) -> str:
+    """Scores of one column line up: always one decimal."""
+    return f"{value:.1f}" if isinstance(value, float) and 1 <= abs(value) < 1000 else number(value)
+
+
+# Part quality
+
+
+def quality(measured: Mapping[str, Mapping[str, float]]) -> tuple[str, Table] | None:
+    """A verdict in words and the table, the best of each measure stressed; None when nothing was measured.
+
+    measured: quality.json, method → scores in percent.
+    """
+    methods = [method for method in QUALITY_ROWS if method in measured]
+    if not methods:
+        return None
+    columns = [key for key in QUALITY_COLUMNS if any(key in measured[method] for method in methods)]
+    rows, best = [], set()
+    for method in methods:
+        scores = measured[method]
+        rows.append((QUALITY_ROWS[method], *(f"{scores[key]:.1f}" if key in scores else "–" for key in columns)))
+    for column, key in enumerate(columns, 1):
+        values = [measured[method].get(key, -math.inf) for method in methods]
+        if key in SCORES and len(methods) > 1:
+            best |= {(row, column) for row, value in enumerate(values) if value == max(values)}
+    table = Table("", ("", *(QUALITY_COLUMNS[key] for key in columns)), tuple(rows), frozenset(best))
+    return _verdict(measured, methods), table
+
+
+def _verdict(measured: Mapping[str, Mapping[str, float]], methods: list[str]) -> str:
+    """Whether the learned parts beat everything they are compared with, measure by measure."""
+    others = [method for method in methods if method != "learned"]
+    if "learned" not in methods or not others:
+        return ""
+    lost = []
+    for key, name in SCORES.items():
+        leader = max(others, key=lambda other: measured[other].get(key, -math.inf))
+        if key in measured["learned"] and measured[leader].get(key, -math.inf) >= measured["learned"][key]:
+            lost.append(f"{name} (by {QUALITY_ROWS[leader]})")
+    if not lost:
+        return "The learned parts beat everything they are compared with, on every measure."
+    return f"The learned parts are matched or beaten on {', '.join(lost)}."

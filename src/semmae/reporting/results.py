@@ -1,0 +1,121 @@
+"""What a measuring verb leaves behind: results.json for programs, results.md for people, one line a method."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semmae.evaluation.accuracy import confusion_matrix
+from semmae.files import write_csv, write_json, write_text
+from semmae.reporting.confusion import confusion_picture
+from semmae.reporting.page import called, figure_rows, flat, with_intervals
+
+OWN = "this encoder"
+MOST_IN_PICTURE = 4096  # classes; a matrix of more takes gigabytes
+
+
+def write_results(
+    out: Path,
+    protocol: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+    details: Sequence[str] = (),
+) -> None:
+    """Write `out`/results.json and `out`/results.md, whose first table is what a verb shows at its end.
+
+    Args:
+        out: the run's folder.
+        protocol: how it was measured: whatever one must know to measure it again.
+        figures: of the encoder itself: name → number.
+        others: likewise of what it is compared with, by name, such as "untrained".
+        details: lines of Markdown that stand below the table in the file.
+    """
+    methods = {OWN: figures, **(others or {})}
+    content = {"protocol": dict(protocol), **figures, **(others or {})}
+    write_json(out / "results.json", content)
+    lines = markdown_table(methods)
+    text = ["# Results", "", *lines, "", *details, "Protocol:", "", *protocol_lines(protocol)]
+    write_text(out / "results.md", "\n".join(text) + "\n")
+
+
+def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:
+    """As `write_results`, for many figures of few encoders: a row a figure that has a name, a column an encoder.
+
+    Args:
+        out: the run's folder.
+        protocol: how it was measured; of each protocol that was used, a mapping under its name.
+        methods: by the encoder's name, its figures.
+    """
+    content = {"protocol": dict(protocol), **methods}
+    write_json(out / "results.json", content)
+    lines = markdown_table(figure_rows(methods))
+    text = ["# Results", "", *lines, "", "Protocol:", "", *protocol_lines(protocol)]
+    write_text(out / "results.md", "\n".join(text) + "\n")
+
+
+def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
+    """A line of Markdown for whatever the protocol tells, nested or not; of a digest its beginning."""
+    facts = ((name, value[:12] if name == "encoder_digest" else value) for name, value in flat(protocol))
+    return [f"- {name.replace('_', ' ')}: {value}" for name, value in facts if value is not None]
+
+
+def write_per_class(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:
+    """Write a CSV of each class: its images, how many were told right, what share that is, and its usual mistake.
+
+    Args:
+        path: where to; written at once.
+        classes: names of the K classes.
+        chosen: what every image was taken for, int64 (N,).
+        targets: its true class, int64 (N,).
+    """
+    counts = (torch.bincount(found, minlength=len(classes)).tolist() for found in (targets, targets[chosen == targets]))
+    mistaken = most_often_taken_for(targets, chosen)
+    rows: list[Sequence[Any]] = [("class", "images", "right", "right_percent", "most_taken_for", "times")]
+    for number, (name, images, right) in enumerate(zip(classes, *counts, strict=True)):
+        other, times = mistaken.get(number, (None, 0))
+        share = f"{100 * right / images:.2f}" if images else ""
+        rows.append((name, images, right, share, "" if other is None else classes[other], times))
+    write_csv(path, rows)
+
+
+def most_often_taken_for(targets: Tensor, chosen: Tensor) -> dict[int, tuple[int, int]]:
+    """Of each class that was mistaken: the class that it was most often taken for, and how many times."""
+    wrong = targets != chosen
+    counts = Counter(zip(targets[wrong].tolist(), chosen[wrong].tolist(), strict=True))
+    # The most frequent last, where it stays; of equally frequent ones the lower class.
+    ordered = sorted(counts.items(), key=lambda pair: (pair[1], -pair[0][1]))
+    return {true: (other, times) for (true, other), times in ordered}
+
+
+def draw_confusion(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:
+    """Draw which class is taken for which, as a PNG; not of more classes than `MOST_IN_PICTURE`.
+
+    Arguments are as for `write_per_class`.
+    """
+    if len(classes) <= MOST_IN_PICTURE:
+        confusion_picture(confusion_matrix(chosen, targets, len(classes)), classes, path)
+
+
+def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of a Markdown table, a row a method, a column each figure that is a single number or text."""
+    methods = {name: with_intervals(values) for name, values in methods.items()}
+    columns = dict.fromkeys(
+        name for values in methods.values() for name, value in values.items() if not isinstance(value, dict | list)
+    )
+    rows = [["", *map(called, columns)]]
+    rows += [[name.replace("_", " "), *(_cell(values.get(key)) for key in columns)] for name, values in methods.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) >= 1 else f"{value:.3g}"
+    return "" if value is None else str(value)

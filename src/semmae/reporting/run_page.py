@@ -1,0 +1,318 @@
+"""One page about a run: report.html, self-contained, made of what lies in the run's folder.
+
+- Everything on the page is read from files (config.yaml, summary.json, metrics.jsonl, parts/, pictures/,
+  results.json): `semmae report RUN` gives the same page again; a missing file only leaves its section out.
+- Curves are inline SVG in the colours of the page (light or dark), pictures embedded PNG. Nothing is fetched.
+- The text lives in report.html.jinja, what it shares with other pages in page.py; this file prepares numbers.
+"""
+
+import base64
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from semmae import files
+from semmae.errors import UserError
+from semmae.files import short, write_bytes
+from semmae.reporting import charts, outcome
+from semmae.reporting.charts import finite, number
+from semmae.reporting.page import (
+    Record,
+    Table,
+    by_step,
+    called,
+    duration,
+    find,
+    flat,
+    quality,
+    read_config,
+    read_facts,
+    read_records,
+    read_skipped,
+    render,
+    score,
+    with_intervals,
+)
+from semmae.reporting.pictures import masks_picture, overlay, parts_picture, reconstructions_picture
+from semmae.shell import again
+
+__all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
+
+STAGES = {
+    "teacher": "Teacher",
+    "parts": "Parts",
+    "pretrain": "Masked autoencoder",
+    "finetune": "Fine-tuning",
+    "segment": "Segmentation",
+    "untrained": "The same from new weights",
+}
+
+# heading, places where the picture may lie, what the reader sees on it
+PICTURES = (
+    (
+        "Parts",
+        ("parts/parts.png", "parts.png"),
+        "Each image beside its learned parts. A colour is the same part everywhere; background is dim grey.",
+    ),
+    (
+        "Masks along the schedule",
+        ("pictures/masks.png",),
+        "Hidden patches are grey; every mask hides the same number. From left to right, training goes on.",
+    ),
+    (
+        "Reconstructions",
+        ("pictures/reconstructions.png",),
+        "The autoencoder sees the visible patches only; its prediction of the hidden ones is pasted in.",
+    ),
+    (
+        "Confusion",
+        ("confusion.png",),
+        "A row tells what the images of one class were taken for, in percent.",
+    ),
+    (
+        "Predictions",
+        ("predictions.png",),
+        "Validation images beside their true classes and those that were told; a colour is one class everywhere.",
+    ),
+)
+
+_WIDEST = 1100  # pixels of a screen; of a wider table the figures stand below each other
+_PROTOCOL = "Protocol"
+_MOST_PICTURE = 2**26  # bytes of a picture
+
+
+def write_report(run: Path) -> Path:
+    """Writes `run`/report.html and returns its path. UserError when the folder is no run of ours."""
+    run = Path(run)
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give the folder that a command wrote with --out")
+    if not any((run / name).exists() for name in ("config.yaml", "metrics.jsonl", "results.json", "parts.json")):
+        raise UserError(
+            f"{run}: not a run, it holds none of config.yaml, metrics.jsonl, parts.json, results.json; "
+            "give the folder that a command wrote with --out"
+        )
+    config, summary = read_config(run), read_facts(run / "summary.json")
+    stages = _read_stages(run)
+    kind = _kind(run, stages, summary)
+    basics = _basics(run, config, summary, stages)
+    results = list(_results(run))
+    page = render(
+        "report.html.jinja",
+        name=run.resolve().name,
+        verdicts=outcome.verdicts(run),
+        lead=_lead(kind, config, basics),
+        facts=_facts(run, config, basics, stages),
+        notices=_notices(run, kind, stages),
+        stage_table=_stage_table(run, kind, stages) if len(stages) > 1 else None,
+        pictures=list(_pictures(run)),
+        frame=charts,
+        curves=[
+            (STAGES.get(stage, stage), charts.charts(records), charts.constants(records))
+            for stage, records in stages.items()
+        ],
+        quality=quality(read_facts(run / "parts" / "quality.json") or read_facts(run / "quality.json")),
+        results=results,
+        intervals=any(
+            " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
+        ),
+        config=[(name, number(value)) for name, value in config.items()],
+        again=again(run),
+        steps=_steps(run, kind),
+    )
+    path = run / "report.html"
+    write_bytes(path, page)
+    return path
+
+
+# Reading
+
+
+def _read_stages(run: Path) -> dict[str, list[Record]]:
+    """Records per stage, in the order of STAGES, by step; a step logged again after a resume counts once."""
+    found: dict[str, list[Record]] = {}
+    within = [(run / stage, stage) for stage in ("teacher", "parts", "untrained")]
+    for folder, default in [(run, "pretrain"), *within]:
+        for record in read_records(folder / "metrics.jsonl"):
+            found.setdefault(str(record.get("stage", default)), []).append(record)
+    order = [stage for stage in STAGES if stage in found] + [stage for stage in found if stage not in STAGES]
+    return {stage: by_step(found[stage]) for stage in order}
+
+
+def _kind(run: Path, stages: Mapping[str, Any], summary: Record) -> str:
+    """What the folder holds: one of pretrain, parts, teacher, evaluation."""
+    if summary.get("stage") in STAGES:
+        return str(summary["stage"])
+    if "pretrain" in stages or (run / "autoencoder").exists():
+        return "pretrain"
+    if "parts" in stages or (run / "parts.json").exists():
+        return "parts"
+    if (run / "results.json").exists():
+        return "evaluation"
+    return "teacher" if "teacher" in stages else "pretrain"
+
+
+# Words and numbers
+
+
+def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, list[Record]]) -> dict[str, Any]:
+    """model, images, image_size, epochs, minutes: what the run says of itself, else what its files tell.
+
+    A training whose length is told in steps has "steps" in place of epochs.
+    """
+    encoder = read_facts(run / "encoder" / "config.json")
+    arguments = encoder.get("model_args", {})
+    last = stages[list(stages)[-1]][-1] if stages else {}
+    reached = int(last["epoch"]) + 1 if "epoch" in last else None
+    parts = read_facts(run / "parts" / "parts.json") or read_facts(run / "parts.json")
+    known = {
+        "model": find(config, "model", "arch") or encoder.get("architecture"),
+        "images": parts.get("images"),
+        "image_size": find(config, "image_size") or arguments.get("img_size"),
+        "epochs": reached or find(config, "epochs"),
+        "steps": find(config, "steps") if stages else None,
+    }
+    told = {name: summary.get(name, value) for name, value in known.items()} | {"minutes": outcome.minutes(run)}
+    return {**told, "epochs": None} if told["steps"] else told
+
+
+def _lead(kind: str, config: Record, basics: Record) -> str:
+    """One sentence: what was done, on what, for how long."""
+    model = f" {basics['model']}" if basics["model"] else "n encoder"
+    deed = {
+        "pretrain": f"A{model} was pre-trained as a masked autoencoder",
+        "teacher": f"A{model} was trained as a teacher, by self-distillation without labels,",
+        "parts": "Semantic parts were learned from a frozen encoder",
+        "finetune": "An encoder was fine-tuned to tell classes",
+        "segment": "An encoder was trained to tell the class of every pixel",
+        "untrained": "A classifier was trained from new weights",
+        "evaluation": "An encoder was measured",
+    }[kind]
+    if kind == "pretrain" and (masking := find(config, "masking")):
+        deed += f" with {masking} masking"
+    if basics["images"]:
+        deed += f" on {number(basics['images'])} images"
+    for unit in ("epochs", "steps"):
+        if basics[unit]:
+            deed += f" for {number(basics[unit])} {unit if basics[unit] != 1 else unit[:-1]}"
+    return f"{deed}, in {duration(basics['minutes'])}." if basics["minutes"] else f"{deed}."
+
+
+def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of the tiles at the top; what is not known is left out."""
+    size = basics["image_size"]
+    size = size[0] if isinstance(size, list | tuple) else size
+    facts = [
+        ("Images", number(basics["images"]) if basics["images"] else ""),
+        ("Image size", f"{size} × {size}" if size else ""),
+        ("Epochs", number(basics["epochs"]) if basics["epochs"] else ""),
+        ("Steps", number(basics["steps"]) if basics["steps"] else ""),
+        ("Time, all stages" if len(stages) > 1 else "Time", duration(basics["minutes"]) if basics["minutes"] else ""),
+        ("Data", str(find(config, "data") or "")),
+        ("Encoder", str(run / "encoder") if (run / "encoder").exists() else ""),
+    ]
+    return [fact for fact in facts if fact[1]]
+
+
+def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[str]:
+    """What a reader must not overlook: a run cut short, losses that were not finite, images left out."""
+    notices = []
+    if kind in ("pretrain", "teacher") and not (run / "encoder").exists():
+        notices.append("This run is not finished: its encoder is not written yet.")
+    if kind in ("finetune", "untrained") and not (run / "classifier").exists():
+        notices.append("This run is not finished: its classifier is not written yet.")
+    if kind == "segment" and not (run / "segmenter").exists():
+        notices.append("This run is not finished: its segmenter is not written yet.")
+    for stage, records in stages.items():
+        bad = [int(record["step"]) for record in records if not finite(record.get("loss", 0.0))]
+        if bad:
+            steps = f"step {bad[0]}" if len(bad) == 1 else f"{len(bad)} records, the first at step {bad[0]}"
+            notices.append(f"{STAGES.get(stage, stage)}: the loss was not finite ({steps}).")
+    for folder in (run, run / "teacher", run / "parts"):
+        if (folder / "skipped.csv").exists():
+            skipped = len(read_skipped(folder / "skipped.csv"))
+            if skipped:
+                images = "image was" if skipped == 1 else "images were"
+                notices.append(f"{skipped} unreadable {images} left out; see {folder / 'skipped.csv'}.")
+                break
+    return notices
+
+
+def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Table:
+    """A row per stage: how far it went, its last loss, its usual speed and the usual wait for data."""
+    rows = []
+    for stage, records in stages.items():
+        summary = read_facts((run if stage == kind else run / stage) / "summary.json")
+        last = {key: value for record in records for key, value in record.items()}
+        speeds = [record["images_per_s"] for record in records if "images_per_s" in record]
+        waits = [record["data_wait"] for record in records if "data_wait" in record]
+        cells = (
+            STAGES.get(stage, stage),
+            number(int(last["epoch"]) + 1 if "epoch" in last else None),
+            duration(summary["minutes"]) if "minutes" in summary else "–",
+            number(last.get("loss")),
+            number(float(median(speeds)) if speeds else None),
+            f"{median(waits):.0%}" if waits else "–",
+        )
+        rows.append(cells)
+    rounds = "Rounds" if kind == "segment" else "Epochs"
+    return Table("", ("Stage", rounds, "Time", "Last loss", "Images/s", "Data wait"), tuple(rows))
+
+
+# Sections
+
+
+def _pictures(run: Path) -> Iterable[tuple[str, str, str]]:
+    """(heading, caption, PNG as base64) of every picture that the run holds."""
+    for heading, places, caption in PICTURES:
+        path = next((run / place for place in places if (run / place).exists()), None)
+        if path:
+            try:
+                yield heading, caption, base64.b64encode(files.read_bytes(path, _MOST_PICTURE)).decode()
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror or error}); restore or remove it") from error
+
+
+def _results(run: Path) -> Iterable[Table]:
+    """For each results.json in the run and its sub-folders: a table of scores and one of their protocol."""
+    for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
+        content = read_facts(path)
+        protocol = content.pop("protocol", {})
+        # Lists and dictionaries beside the figures tell more than a table holds, such as every class by itself.
+        scored = {name: _single(value) for name, value in content.items() if isinstance(value, dict)}
+        single = _single(content)
+        methods = ({"this encoder": single} if single else {}) | scored
+        methods = {name: with_intervals(values) for name, values in methods.items()}
+        title = path.parent.name if path.parent != run else ""
+        yield _scores(title, methods)
+        if isinstance(protocol, dict) and protocol:
+            yield Table(_PROTOCOL, ("Setting", "Value"), tuple(_settings(protocol)))
+
+
+def _settings(protocol: Record) -> Iterable[tuple[str, str]]:
+    """(name, value) of whatever a protocol tells; of a digest its beginning."""
+    for name, value in flat(protocol):
+        yield name, short(str(value)) if name.endswith("_digest") else number(value)
+
+
+def _scores(title: str, methods: Mapping[str, Record]) -> Table:
+    """A row a method; where figures are too many to stand side by side, a row a figure."""
+    figures = list(dict.fromkeys(key for values in methods.values() for key in values))
+    rows = ((name.replace("_", " "), *(score(values.get(key)) for key in figures)) for name, values in methods.items())
+    table = Table(title, ("", *map(called, figures)), tuple(rows))
+    if table.screen <= _WIDEST:
+        return table
+    turned = ((called(key), *(score(values.get(key)) for values in methods.values())) for key in figures)
+    return Table(title, ("", *(name.replace("_", " ") for name in methods)), tuple(turned))
+
+
+def _single(values: Record) -> Record:
+    return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
+
+
+def _steps(run: Path, kind: str) -> list[outcome.Step]:
+    """What this run can be used for next; of one that was stopped, how to go on."""
+    left = {"finetune": "classifier", "segment": "segmenter", "pretrain": "encoder", "teacher": "encoder"}.get(kind)
+    if left is None or (run / left).exists() or (run / "results.json").exists():
+        return outcome.next_steps(run, kind)
+    return [outcome.going_on(run, kind)] if (run / "checkpoints" / "last.ckpt").exists() else []

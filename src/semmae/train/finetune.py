@@ -1,0 +1,134 @@
+"""Fine-tuning: a classifier trained on crops that are changed, mixed and erased, as in MAE (its FINETUNE.md).
+
+Notable here:
+- mixup, cutmix, random erasing and the moving average are timm's; they and drop path draw from random numbers that
+  all of a process shares, and are given a seed of their own for every batch: a resumed run draws the same;
+- erasing comes before mixing, on normalised images, as in timm's loader;
+- a moving average of the weights, where there is one, follows every optimiser step and is the result.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from timm.data.mixup import Mixup, mixup_target
+from timm.data.random_erasing import RandomErasing
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor
+
+from semmae.data.augment import seeded
+from semmae.data.loaders import normalise
+from semmae.losses import class_loss
+from semmae.models.classifier import Classifier
+from semmae.train.masks import mask_seed
+from semmae.train.optimizer import can_fuse, layer_decay_groups, warmup_cosine_rate
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """The optimisation; the defaults are MAE's for ViT-B on ImageNet, but for the rate, which follows the batch."""
+
+    lr: float = 5e-4
+    min_lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    layer_decay: float = 0.65
+    warmup_share: float = 0.05  # 5 of 100 epochs
+    mixup: float = 0.8  # α of the Beta distribution of shares; 0 = none
+    cutmix: float = 1.0  # likewise; with both, either by chance
+    erasing: float = 0.25  # probability
+    label_smoothing: float = 0.1
+    ema: float = 0.0  # decay of the moving average; 0 = none
+    seed: int = 0
+
+
+class FinetuneTask(pl.LightningModule):
+    """Trains a `Classifier` on batches {"images": uint8 (B, 3, S, S), "targets": int64 (B,)}.
+
+    Args:
+        classifier: trained in place, all of it.
+        recipe: optimisation and what happens to images and targets.
+        compiled: train through torch.compile.
+    """
+
+    def __init__(self, classifier: Classifier, recipe: FinetuneRecipe, compiled: bool = False) -> None:
+        super().__init__()
+        # Loaded models come in evaluation mode, which Lightning leaves them in: nothing would be dropped.
+        self.classifier, self.recipe = classifier.requires_grad_(True).train(), recipe
+        # timm warms the decay up, so that short runs are not averaged with their beginning.
+        self.average = ModelEmaV3(classifier, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        if self.average is not None:
+            self.average.requires_grad_(False)
+        self._forward = torch.compile(classifier.forward, dynamic=False) if compiled else classifier.forward
+
+    @property
+    def result(self) -> Classifier:
+        """What is measured and kept: the moving average, or the classifier itself."""
+        if self.average is None:
+            return self.classifier
+        assert isinstance(self.average.module, Classifier)
+        return self.average.module
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        """One step, or one batch of several that make it."""
+        part = batch_index % self.trainer.accumulate_grad_batches
+        place = self.global_rank + part * self.trainer.world_size
+        seed = mask_seed(self.recipe.seed, self.global_step, place)
+        torch.manual_seed(seed)  # of drop path, and of the noise that erases
+        spec = self.classifier.encoder.spec
+        images = normalise(batch["images"], spec.mean, spec.std)
+        images, targets = disturbed(images, batch["targets"], self.recipe, self.classifier.num_classes, seed)
+        loss = class_loss(self._forward(images), targets)
+        self.log("loss", loss.detach())
+        return loss
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """The moving average follows the weights, as part of the step: a checkpoint holds both or neither."""
+        super().optimizer_step(*arguments, **named)
+        if self.average is not None:
+            self.average.update(self.classifier, step=self.global_step + 1)  # the step is counted after this
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a rate for each layer, warm-up, cosine to the least rate."""
+        recipe, total = self.recipe, int(self.trainer.estimated_stepping_batches)
+        groups = layer_decay_groups(
+            self.classifier.vit, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
+        )
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=can_fuse(self.trainer))
+        warmup, end = round(recipe.warmup_share * total), recipe.min_lr / recipe.lr
+        rate = warmup_cosine_rate(optimizer, total_steps=total, warmup_steps=warmup, end=end)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+
+def disturbed(
+    images: Tensor, targets: Tensor, recipe: FinetuneRecipe, num_classes: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Erase and mix a batch, and smooth its targets.
+
+    Args:
+        images: normalised (B, 3, S, S); changed in place.
+        targets: classes (B,).
+        recipe: what to do to them.
+        num_classes: K.
+        seed: of the draws; the noise that erases comes from torch's own random numbers.
+
+    Returns:
+        Images (B, 3, S, S), and how much each is of each class, float32 (B, K), rows of sum 1.
+    """
+    with seeded(seed):
+        if recipe.erasing:
+            erase = RandomErasing(recipe.erasing, mode="pixel", device=images.device)  # type: ignore[no-untyped-call]
+            images = erase(images)
+        # timm mixes each image with that at the same place from the end, and refuses to leave one over.
+        paired = len(images) // 2 * 2 if recipe.mixup or recipe.cutmix else 0
+        smoothing = recipe.label_smoothing
+        soft = [mixup_target(targets[paired:], num_classes, smoothing=smoothing)]  # type: ignore[no-untyped-call]
+        if paired:
+            mix = Mixup(  # type: ignore[no-untyped-call]
+                recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=num_classes
+            )
+            images[:paired], mixed = mix(images[:paired], targets[:paired])
+            soft.insert(0, mixed)
+    return images, torch.cat(soft)

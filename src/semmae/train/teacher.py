@@ -1,0 +1,310 @@
+"""Stage 0: an encoder from one's own images, by self-distillation: DINO (arXiv 2104.14294) and iBOT (2111.07832).
+
+A student predicts, from one crop, what its own moving average, the teacher, says of another crop (DINO, on
+class tokens), and from a crop with hidden patches what the teacher says of these patches (iBOT).
+
+Notable here:
+- losses, heads and the Sinkhorn algorithm are lightly's; ours is what surrounds them: what is masked,
+  schedules by optimiser step, and the gradient of the last layer held back while the teacher is still noise;
+- the teacher sees whole global crops only; local crops and hidden patches are the student's; the heads see no
+  patch but the hidden ones, and a loss of weight 0 is not computed;
+- losses, centre and Sinkhorn are float32 whatever the precision: among close class tokens KoLeo would take a wrong
+  neighbour in bf16;
+- the mask token is no part of the encoder: what is kept, `teacher`, is a plain Vision Transformer;
+- KoLeo (DINOv2, arXiv 2304.07193) keeps the images of a batch apart: with hundreds of steps instead of hundreds of
+  thousands, DINO alone stays at the uniform answer (loss = log of the prototypes), and k-NN at chance.
+"""
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
+from lightly.loss.swav_loss import sinkhorn
+from lightly.models.modules import DINOProjectionHead
+from lightly.models.utils import update_momentum
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from semmae.data.loaders import normalise
+from semmae.losses import in_float32
+from semmae.masking import block_order, hide_first, hide_highest, nums_hidden
+from semmae.models.vit import Encoder, Features
+from semmae.train.masks import mask_seed
+from semmae.train.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
+from semmae.train.schedules import cosine, linear_warmup
+
+Centering = Literal["centering", "sinkhorn"]
+PatchMasking = Literal["block", "random"]
+
+_BOXES = 16  # drawn for a crop: of half of it they leave less than one patch in 98 to the refused ones
+
+
+class Settings(NamedTuple):
+    """What the schedules say at one step."""
+
+    momentum: float
+    teacher_temp: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """The optimisation of stage 0."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_share: float = 0.1
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    momentum: float = 0.97  # of the average at the start; 1 at the end
+    teacher_temp: float = 0.04
+    warmup_teacher_temp: float = 0.04
+    temp_warmup_share: float = 0.1
+    student_temp: float = 0.1
+    centering: Centering = "centering"
+    prototypes: int = 1024
+    head_width: int = 1024
+    shared_head: bool = True  # one head for class and patch tokens
+    norm_last_layer: bool = True
+    frozen_share: float = 0.1  # of the steps, in which the last layer of the heads does not learn
+    clip: float = 3.0  # norm of each parameter's gradient; 0 = unlimited
+    koleo: float = 0.5  # weight of KoLeo; DINOv2's is 0.1
+    ibot: float = 1.0  # weight of the loss on hidden patches; 0 = DINO alone, nothing is hidden
+    masking: PatchMasking = "block"
+    mask_ratio: float = 0.3  # of the patches of a masked crop; varies from crop to crop
+    mask_spread: float = 0.2  # by at most so much
+    mask_share: float = 0.5  # of the global crops that are masked
+    seed: int = 0
+
+    def at(self, step: int, total: int) -> Settings:
+        """The schedules at `step` of `total`."""
+        return Settings(
+            momentum=cosine(step, total=total, start=self.momentum, end=1.0),
+            teacher_temp=linear_warmup(
+                step,
+                warmup=round(self.temp_warmup_share * total),
+                start=self.warmup_teacher_temp,
+                end=self.teacher_temp,
+            ),
+            weight_decay=cosine(step, total=total, start=self.weight_decay, end=self.weight_decay_end),
+        )
+
+
+class Outputs(NamedTuple):
+    """What one network says of the crops of a step."""
+
+    cls: Tensor  # logits of class tokens (views · B, prototypes), view-major
+    patches: Tensor | None  # logits of the hidden patches (M, prototypes)
+    tokens: Tensor  # class tokens of the global crops (2 · B, C), before the head
+
+
+class Heads(nn.Module):
+    """Projection heads of class tokens and of hidden patches; one for both where the recipe shares it."""
+
+    def __init__(self, width: int, recipe: TeacherRecipe) -> None:
+        super().__init__()
+        self.cls = _head(width, recipe)
+        self.own_patches = _head(width, recipe) if recipe.ibot and not recipe.shared_head else None
+
+    @property
+    def patches(self) -> nn.Module:
+        head: nn.Module = self.cls if self.own_patches is None else self.own_patches
+        return head
+
+    def last_layers(self) -> list[nn.Parameter]:
+        """The weights of the last layers, onto the prototypes."""
+        heads = [self.cls] if self.own_patches is None else [self.cls, self.own_patches]
+        return [parameter for head in heads for parameter in head.last_layer.parameters()]
+
+
+class TeacherTask(pl.LightningModule):
+    """Trains an encoder on batches {"images": uint8 (B, 2, 3, S, S)[, "local": uint8 (B, N, 3, s, s)]}.
+
+    `teacher` is the result: the exponential moving average of the student.
+    """
+
+    def __init__(self, encoder: Encoder, recipe: TeacherRecipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.student = encoder
+        self.student_heads = Heads(encoder.width, recipe)
+        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+        # Built anew: torch cannot copy a weight-normalised layer.
+        self.teacher_heads = Heads(encoder.width, recipe).requires_grad_(False)
+        self.teacher_heads.load_state_dict(self.student_heads.state_dict())
+        if recipe.ibot:
+            self.mask_token = nn.Parameter(torch.zeros(1, encoder.width))  # two dimensions, so that it decays: iBOT's
+        # Of a centre that never moves from 0, only the softmax remains: the Sinkhorn algorithm takes its place.
+        inertia = 1.0 if recipe.centering == "sinkhorn" else 0.9
+        self.dino = DINOLoss(recipe.prototypes, student_temp=recipe.student_temp, center_momentum=inertia)
+        self.ibot = IBOTPatchLoss(recipe.prototypes, student_temp=recipe.student_temp, center_momentum=inertia)
+        self.spread = KoLeoLoss()
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        """One step of the student, or one batch of several that make it, after the teacher has followed the last."""
+        now = self.recipe.at(self.global_step, self._total_steps())
+        part = batch_index % self.trainer.accumulate_grad_batches
+        if part == 0:
+            update_momentum(self.student, self.teacher, m=now.momentum)
+            update_momentum(self.student_heads, self.teacher_heads, m=now.momentum)
+            set_weight_decay(self.trainer.optimizers[0], now.weight_decay)
+        crops = self._pixels(batch["images"])
+        mask = self._draw_mask(crops, part) if self.recipe.ibot else None
+        taught = self._teach(crops, mask, now.teacher_temp)
+        told = self._tell(crops, mask, batch.get("local"))
+        answers = centred(taught.cls, self.dino.center[0], now.teacher_temp)
+        terms = self.losses(taught, told, mask, now.teacher_temp)
+        loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
+        self.log_dict({"loss": loss.detach()} | {f"loss_{name}": term.detach() for name, (_, term) in terms.items()})
+        self.log_dict({**now._asdict(), "teacher_information": information(answers)})
+        return loss
+
+    @in_float32
+    def losses(
+        self, taught: Outputs, told: Outputs, mask: Tensor | None, temperature: float
+    ) -> dict[str, tuple[float, Tensor]]:
+        """The terms of the loss as name → (weight, value)."""
+        views = len(told.cls) // (len(taught.cls) // 2)
+        terms = {"dino": (1.0, self.dino(taught.cls.chunk(2), told.cls.chunk(views), temperature))}
+        if mask is not None:
+            assert taught.patches is not None and told.patches is not None
+            side = int(mask.shape[1] ** 0.5)
+            grid = mask.view(-1, side, side)
+            terms["ibot"] = self.recipe.ibot, self.ibot(taught.patches, told.patches, grid, temperature)
+        if self.recipe.koleo:
+            # Of each view alone: the two views of an image should not be kept apart.
+            spread = torch.stack([self.spread(view) for view in told.tokens.chunk(2)]).mean()
+            terms["koleo"] = self.recipe.koleo, spread
+        return terms
+
+    def on_after_backward(self) -> None:
+        """Hold the heads' last layers back at first (DINO, `freeze_last_layer`), by steps, not epochs."""
+        if self.global_step < self.recipe.frozen_share * self._total_steps():
+            for parameter in self.student_heads.last_layers():
+                parameter.grad = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, warm-up, cosine to zero."""
+        total = self._total_steps()
+        return adamw_warmup_cosine(
+            self,
+            lr=self.recipe.lr,
+            betas=self.recipe.betas,
+            weight_decay=self.recipe.weight_decay,
+            total_steps=total,
+            warmup_steps=round(self.recipe.warmup_share * total),
+            fused=can_fuse(self.trainer),
+        )
+
+    def _teach(self, crops: Tensor, mask: Tensor | None, temperature: float) -> Outputs:
+        """The teacher on whole global crops (2 · B, 3, S, S); its logits balanced if the recipe says Sinkhorn."""
+        features = self.teacher(crops)
+        outputs = [self.teacher_heads.cls(features.cls)]
+        if mask is not None:
+            outputs.append(self.teacher_heads.patches(features.patches[mask]))
+        if self.recipe.centering == "sinkhorn":
+            outputs = [balanced(logits, temperature) for logits in outputs]
+        return Outputs(outputs[0], outputs[1] if mask is not None else None, features.cls)
+
+    def _tell(self, crops: Tensor, mask: Tensor | None, local: Tensor | None) -> Outputs:
+        """The student on global crops (2 · B, 3, S, S), some of them masked, and on local ones (B, N, 3, s, s)."""
+        features = self.student(crops) if mask is None else masked_features(self.student, crops, mask, self.mask_token)
+        cls = features.cls if local is None else torch.cat([features.cls, self.student(self._pixels(local)).cls])
+        patches = None if mask is None else self.student_heads.patches(features.patches[mask])
+        return Outputs(self.student_heads.cls(cls), patches, features.cls)
+
+    def _pixels(self, views: Tensor) -> Tensor:
+        """uint8 (B, V, 3, S, S) → normalised (V · B, 3, S, S), view-major."""
+        return normalise(views.transpose(0, 1).flatten(0, 1), self.student.spec.mean, self.student.spec.std)
+
+    def _draw_mask(self, crops: Tensor, part: int) -> Tensor:
+        generator = torch.Generator(device=self.device)
+        place = self.global_rank + part * self.trainer.world_size
+        generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, place))
+        shape = (len(crops), (crops.shape[-1] // self.student.patch_size) ** 2)
+        return draw_mask(self.recipe, shape, generator)
+
+    def _total_steps(self) -> int:
+        return int(self.trainer.estimated_stepping_batches)
+
+
+def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """bool (crops, L), True = hidden: some of the crops, by chance, hide patches, the others none.
+
+    Each draws its own share of hidden patches, evenly from mask_ratio ± mask_spread, as in iBOT.
+    """
+    crops, patches = shape
+    noise = torch.rand(shape, generator=generator, device=generator.device)
+    ratio, lot = torch.rand(2, crops, generator=generator, device=generator.device)
+    counts = nums_hidden(patches, recipe.mask_ratio + recipe.mask_spread * (2 * ratio - 1))
+    order = noise
+    if recipe.masking == "block":
+        boxes = torch.rand(crops, _BOXES, 4, generator=generator, device=generator.device)
+        order = block_order(noise, boxes, counts)
+    masked = hide_highest(lot[None], max(1, round(recipe.mask_share * crops)))
+    return hide_first(order, counts) & masked.T
+
+
+def masked_features(encoder: Encoder, images: Tensor, mask: Tensor, token: Tensor) -> Features:
+    """What an encoder makes of normalised images (B, 3, S, S) whose hidden patches are replaced by `token` (1, C).
+
+    `mask` is bool (B, L), True = hidden; hidden patches keep their positions.
+    """
+
+    def hide(_module: nn.Module, _inputs: object, patches: Tensor) -> Tensor:
+        return torch.where(mask.view(patches.shape[:-1])[..., None], token.to(patches), patches)
+
+    # Between patches and positions there is no other door into timm's models, and this one fits all of them.
+    handle = encoder.vit.patch_embed.register_forward_hook(hide)
+    try:
+        features: Features = encoder(images)
+    finally:
+        handle.remove()
+    return features
+
+
+@in_float32
+def centred(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """The teacher's answers: logits (M, K) and their centre (1, K) → shares of the prototypes (M, K), rows of sum 1."""
+    return (logits - centre).div(temperature).softmax(-1)
+
+
+@in_float32
+@torch.no_grad()
+def balanced(logits: Tensor, temperature: float) -> Tensor:
+    """Logits (M, K) → logits whose softmax at `temperature` uses all K prototypes alike (Sinkhorn-Knopp, SwAV)."""
+    highest = logits.amax(0, keepdim=True)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    # The first thing that Sinkhorn does is to scale every prototype: a shift of each changes nothing, and keeps
+    # the exponential from overflowing, and prototypes from vanishing.
+    shares = sinkhorn(logits - highest, epsilon=temperature, gather_distributed=True)
+    as_logits: Tensor = temperature * shares.log()
+    return as_logits
+
+
+def information(answers: Tensor) -> Tensor:
+    """How much an answer tells of its image, in nats: the entropy of the mean less the mean entropy of answers (M, K).
+
+    0 where all images get the same answer, be it one prototype or all of them: the alarm for either collapse.
+    """
+    of_the_mean, of_each = (torch.special.entr(x).sum(-1) for x in (answers.mean(0), answers))
+    told: Tensor = of_the_mean - of_each.mean()
+    return told
+
+
+def _head(width: int, recipe: TeacherRecipe) -> DINOProjectionHead:
+    with warnings.catch_warnings():
+        # lightly still normalises weights the older way, of which torch warns.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*weight_norm")
+        return DINOProjectionHead(
+            width,
+            hidden_dim=recipe.head_width,
+            bottleneck_dim=256,
+            output_dim=recipe.prototypes,
+            norm_last_layer=recipe.norm_last_layer,
+        )

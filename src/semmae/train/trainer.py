@@ -1,0 +1,365 @@
+"""The one place that builds a Lightning Trainer, and what it reports while it runs.
+
+Notable here:
+- `fit` runs a task to the end, or from its last checkpoint on; Lightning keeps loop, optimiser and
+  schedule state, loaded with `weights_only=True`, so that a checkpoint executes nothing; when it is written
+  `semmae.train.stopping` decides;
+- `Meter` writes metrics.jsonl and TensorBoard events and the line on the terminal, every `LOG_EVERY`
+  steps: between two of these nothing waits for the device. What it has not told yet is in the checkpoint, so that a
+  resumed run tells the same;
+- a loss that is not finite stops the run, and so do weights: neither reaches a checkpoint. A step that loss scaling
+  (fp16) leaves out changes no weight, and is no fault.
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from semmae.errors import UserError
+from semmae.files import Fields, read_records, read_text, write_text
+from semmae.memory import keep_freed_memory
+from semmae.progress import is_terminal, shown_rate, write
+from semmae.train.checkpoints import CheckedCheckpointIO
+from semmae.train.nodes import cluster
+from semmae.train.optimizer import clip_gradients
+from semmae.train.precision import Precision, resolve_precision
+from semmae.train.stopping import PATIENCE, Interrupted, Keeper
+
+LOG_EVERY = 10  # steps
+LAST = "last.ckpt"
+_LONG_WAIT = 0.2  # share of the time, of what a user should be told
+
+_LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+_log = logging.getLogger("semmae")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What the Trainer has to know besides task and data."""
+
+    out: Path  # receives checkpoints/, metrics.jsonl and TensorBoard events
+    stage: str  # name beside every metric
+    epochs: int
+    precision: Precision = "auto"
+    devices: int = 1  # of each node
+    nodes: int = 1
+    clip: float = 0.0  # highest norm of the gradient; 0 = unlimited
+    clip_each: bool = False  # of each parameter's, not of all together
+    accumulate: int = 1  # batches of the loader that make one optimiser step
+    unit: str = "epoch"  # what the line on the terminal calls a pass over the loader
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure while training goes on: name → value, to stand among the metrics."""
+
+    measure: Callable[[], dict[str, float]]
+    every: int  # epochs; the last one is measured too
+
+
+def fit(
+    task: pl.LightningModule,
+    loader: DataLoader[dict[str, Any]],
+    options: FitOptions,
+    resume: bool,
+    evaluation: Evaluation | None = None,
+) -> None:
+    """Train to the last epoch; with `resume` from `out/checkpoints/last.ckpt` on, if there is one.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; the step that was running is done and kept, unless Ctrl-C came twice.
+            In processes other than the first one `SystemExit`: it is the first one that tells.
+        UserError: the loss or a weight is not finite, or the checkpoint is damaged.
+    """
+    precision = resolve_precision(options.precision)
+    processes = options.nodes * options.devices
+    _log.debug("%s: %s, %d batches a step on %d devices", options.stage, precision, options.accumulate, processes)
+    keep_freed_memory()
+    last = options.out / "checkpoints" / LAST
+    meter = Meter(options, evaluation)
+    with warnings.catch_warnings():
+        # Lightning's advice on worker counts and log intervals is not the user's to act on.
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.optim.lr_scheduler")
+        for library in ("pytorch_lightning", "lightning_fabric"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        trainer = pl.Trainer(
+            # Not MPS: Apple's GPUs have no float64, in which masks count.
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",
+            devices=options.devices,
+            num_nodes=options.nodes,
+            # After training the first process may label images for hours, and the others wait for it.
+            strategy=DDPStrategy(timeout=PATIENCE) if processes > 1 else "auto",
+            precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
+            max_epochs=options.epochs,
+            accumulate_grad_batches=options.accumulate,
+            logger=_events(options.out),
+            callbacks=[meter, Keeper(last, loader, meter)],
+            plugins=[CheckedCheckpointIO(task.state_dict()), *cluster()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # the sampler deals rows to ranks itself
+        )
+        previous = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(task, loader, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
+        except (Interrupted, SystemExit) as stop:  # SystemExit: how Lightning answers Ctrl-C that does not wait
+            if not is_rank_zero():
+                raise SystemExit(0) from stop  # another code, and Lightning kills the first one as it tells
+            raise Interrupted(getattr(stop, "signum", signal.SIGINT)) from stop
+        finally:
+            if threading.current_thread() is threading.main_thread():  # another one cannot, and has changed nothing
+                signal.signal(signal.SIGINT, previous)
+        if trainer.interrupted:
+            raise Interrupted
+
+
+def _events(out: Path) -> TensorBoardLogger | Literal[False]:
+    """Where TensorBoard's events go; nowhere in a locale without UTF-8 whose letters are in the folder's name."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        if is_rank_zero():
+            _log.warning(
+                "%s: TensorBoard opens no folder of this name in this locale, so no events are written (metrics.jsonl "
+                "has the same figures); set PYTHONUTF8=1 for them",
+                out,
+            )
+        return False
+    return TensorBoardLogger(out, name="", version="tensorboard")
+
+
+def is_rank_zero() -> bool:
+    """Whether this process writes what all processes share."""
+    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
+
+
+def barrier() -> None:
+    """Wait for the other processes of this run, if there are any."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _cores() -> int:
+    """Cores that this process may use; macOS does not tell, and has them all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Meter(pl.Callback):
+    """Measures speed and data wait, checks and averages the loss, writes metrics and progress."""
+
+    def __init__(self, options: FitOptions, evaluation: Evaluation | None = None) -> None:
+        self.options = options
+        self.evaluation = evaluation
+        self._losses: list[Tensor] = []  # of batches, each its share of its step's
+        self._norms: list[Tensor] = []  # of the gradients of steps, before they are limited
+        self._images = 0
+        self._waited = 0.0
+        self._advised = False
+        self._mark = self._since = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is to be told at the next report."""
+        told = {"losses": self._losses, "norms": self._norms}
+        return {name: torch.stack(values).cpu() for name, values in told.items() if values}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The way back of `state_dict`."""
+        self._losses, self._norms = (list(state_dict.get(name, ())) for name in ("losses", "norms"))
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Continue the file of metrics where the checkpoint was saved: later lines are told again."""
+        self._restart_clock()
+        # A checkpoint is read onto the CPU; what is added to these is on the device of training.
+        self._losses, self._norms = (
+            [value.to(module.device) for value in values] for values in (self._losses, self._norms)
+        )
+        path = self.options.out / "metrics.jsonl"
+        if trainer.is_global_zero and path.exists():
+            truncate_metrics(path, trainer.global_step)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """The time between epochs is nobody's wait for data."""
+        self._mark = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_index: int
+    ) -> None:
+        """Since the end of the last step, this process has waited for data."""
+        self._waited += time.monotonic() - self._mark
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Limit the gradient's norm; Lightning's own option refuses fused optimisers in bf16."""
+        if self.options.clip:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            self._norms.append(clip_gradients(parameters, self.options.clip, self.options.clip_each))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        """Keep the loss on its device; every `LOG_EVERY` steps look at it."""
+        self._losses.append(outputs["loss"].detach())
+        self._images += len(batch["images"]) * trainer.world_size
+        if len(self._losses) % self.options.accumulate == 0:
+            # Lightning would hold the step's gradients until the next forward pass is over, the memory's peak.
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
+        if len(self._losses) >= LOG_EVERY * self.options.accumulate and not trainer.is_last_batch:
+            self._report(trainer, {})
+        self._mark = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Report the rest of the epoch, before the checkpoint callback saves anything."""
+        if self._losses:
+            self.check(trainer, module)
+            self._report(trainer, self._evaluated(trainer))
+
+    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Refuse losses since the last report, and weights, that are not finite; waits for the device.
+
+        Raises:
+            UserError: one of them is not.
+        """
+        if self._losses:
+            self._checked_losses(trainer)
+        self._check_weights(trainer, module)
+
+    def _evaluated(self, trainer: pl.Trainer) -> dict[str, float]:
+        """What is measured after this epoch, in time that does not count as training."""
+        epoch = trainer.current_epoch + 1
+        due = self.evaluation is not None and (epoch % self.evaluation.every == 0 or epoch == self.options.epochs)
+        if self.evaluation is None or not due or not trainer.is_global_zero:
+            return {}
+        started = time.monotonic()
+        found = self.evaluation.measure()
+        self._since += time.monotonic() - started
+        return found
+
+    def _report(self, trainer: pl.Trainer, evaluated: Mapping[str, float]) -> None:
+        losses = self._checked_losses(trainer)
+        elapsed = time.monotonic() - self._since
+        metrics: dict[str, float] = {
+            **{name: float(value) for name, value in trainer.callback_metrics.items()},
+            # What a task has summed up over the interval; asked for here, for the answer waits for the device.
+            **getattr(trainer.lightning_module, "interval_metrics", dict)(),
+            "loss": sum(losses) / len(losses),
+            **self._gradient_norm(),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "images_per_s": self._images / elapsed,
+            "data_wait": self._waited / elapsed,
+            **evaluated,
+        }
+        if trainer.is_global_zero:
+            self._write(trainer, metrics, evaluated)
+            self._advise(trainer, metrics["data_wait"])
+        self._losses.clear()
+        self._norms.clear()
+        self._restart_clock()
+
+    def _advise(self, trainer: pl.Trainer, waiting: float) -> None:
+        """Tell once what to do about a run that waits for its images."""
+        workers, cores = int(getattr(trainer.train_dataloader, "num_workers", 0)), _cores()
+        if self._advised or waiting < _LONG_WAIT or (workers + 1) * trainer.world_size >= cores:
+            return
+        self._advised = True
+        _log.warning(
+            "%s: waits for images %.0f %% of the time; --resume with more --workers than %d, this machine has %d cores",
+            self.options.stage, 100 * waiting, workers, cores,
+        )  # fmt: skip
+
+    def _checked_losses(self, trainer: pl.Trainer) -> list[float]:
+        """The loss of every optimiser step since the last report, finite; waits for the device."""
+        # Lightning divides the losses of batches that make a step by their number: the step's is their sum.
+        losses = torch.stack(self._losses).float().view(-1, self.options.accumulate).sum(1).tolist()
+        first = trainer.global_step - len(losses)
+        for offset, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise UserError(non_finite(f"loss is {loss}", first + offset, trainer, self.options))
+        return [float(loss) for loss in losses]
+
+    def _gradient_norm(self) -> dict[str, float]:
+        """The mean norm where it is limited, but of steps that loss scaling leaves out."""
+        norms = [norm for norm in torch.stack(self._norms).tolist() if math.isfinite(norm)] if self._norms else []
+        return {"grad_norm": sum(norms) / len(norms)} if norms else {}
+
+    def _check_weights(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """A gradient that is not finite spoils the weights; of the last step before a checkpoint no loss would tell."""
+        sums = torch.stack([parameter.detach().sum() for parameter in module.parameters()])
+        if not math.isfinite(sums.sum()):
+            raise UserError(non_finite("a weight is not finite", trainer.global_step, trainer, self.options))
+
+    def _write(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
+        place = {"stage": self.options.stage, "step": trainer.global_step, "epoch": trainer.current_epoch}
+        with (self.options.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({**place, **{name: round(value, 8) for name, value in metrics.items()}}) + "\n")
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(dict(metrics), trainer.global_step)
+        self._show(trainer, metrics, evaluated)
+
+    def _show(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
+        """One line: rewritten in place on a terminal, one an epoch elsewhere."""
+        ended = trainer.global_step % (int(trainer.num_training_batches) // self.options.accumulate) == 0
+        terminal = is_terminal(sys.stderr)
+        if not (ended or terminal):
+            return
+        left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * self._seconds_a_step()
+        told = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())
+        line = (
+            f"{self.options.stage}: {self.options.unit} {trainer.current_epoch + 1}/{self.options.epochs}, "
+            f"loss {metrics['loss']:.4f}, {told}{shown_rate(metrics['images_per_s'])} images/s, "
+            f"{metrics['data_wait']:.0%} waiting for data, {left / 60:.1f} min left"
+        )
+        write(sys.stderr, f"\r{line:<100}" + ("\n" if ended else "") if terminal else line + "\n")
+        if ended:
+            _log.debug("%s", line)
+
+    def _seconds_a_step(self) -> float:
+        return (time.monotonic() - self._since) / max(1, len(self._losses) // self.options.accumulate)
+
+    def _restart_clock(self) -> None:
+        self._images, self._waited = 0, 0.0
+        self._mark = self._since = time.monotonic()
+
+
+def non_finite(fault: str, step: int, trainer: pl.Trainer, options: FitOptions) -> str:
+    """The line that tells a user of a loss or a weight that is not finite."""
+    last = options.out / "checkpoints" / LAST
+    kept = f"the last checkpoint is kept in {last}" if last.exists() else "no checkpoint was written"
+    return (
+        f"{options.stage}: {fault} at step {step} (epoch {trainer.current_epoch}), training stopped, {kept}; "
+        f"lower the learning rate or use --precision float32, in another --out (--resume would do the same again)"
+    )
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop lines past `step` from metrics.jsonl: they were written after the checkpoint resumed from.
+
+    The last line may be half of one, where the process was killed as it wrote: it is dropped too.
+
+    Raises:
+        UserError: another line is no record of a step.
+    """
+    kept = [record for record in read_records(path) if Fields(path, record).need("step", int) <= step]
+    content = "".join(json.dumps(record) + "\n" for record in kept)
+    if content != read_text(path):
+        write_text(path, content)

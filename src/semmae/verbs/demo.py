@@ -1,0 +1,165 @@
+"""`semmae demo`: the whole way in minutes, on drawn creatures with known parts or on one's own folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from semmae.data.creatures import draw_creatures
+from semmae.data.loaders import WholeDataset, make_loader
+from semmae.data.manifest import ImageSet, open_images
+from semmae.errors import UserError
+from semmae.evaluation.features import raw_pixels
+from semmae.evaluation.quality import read_masks
+from semmae.reporting.page import read_facts, with_intervals
+from semmae.reporting.results import OWN, write_results
+from semmae.reporting.run_page import write_report
+from semmae.verbs.ending import already_finished, end
+from semmae.verbs.features import device_of, open_encoder, untrained_like
+from semmae.verbs.knn import KnnOptions, knn_figures, knn_protocol, measure_knn
+from semmae.verbs.options import Model, RunOptions, check_image_size
+from semmae.verbs.pretrain import PretrainOptions, whole_way
+from semmae.verbs.run import owning_out, run_folder
+
+# Methods of quality.json that the table at the end shows.
+PART_ROWS = {
+    "learned": "learned parts",
+    "heads": "attention heads",
+    "kmeans": "k-means of tokens",
+    "grid": "fixed grid",
+    "bands": "horizontal bands",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(RunOptions):
+    """Options of `semmae demo`."""
+
+    data: str | None = None
+    """Your own images; default: drawn creatures, whose parts are known."""
+    masks: Path | None = None
+    """Folder of PNG labels of true parts of your images, if there are any."""
+    images: int = 800
+    """How many creatures to draw, or how many of your images to use at most."""
+    model: Model = "vit_tiny"
+    """Size of the encoder."""
+    image_size: int = 64
+    """Pixels a side of the crops the encoder sees; divisible by the patch size."""
+    patch_size: int = 8
+    """Pixels a side of a patch."""
+    epochs: int = 10
+    """Passes over the images of the masked autoencoder."""
+    teacher_epochs: int = 6
+    """Passes over the images of the encoder that parts are learned from."""
+    teacher_image_size: int = 32
+    """Pixels a side of that encoder's crops."""
+    parts_epochs: int = 6
+    """Passes over the images of the part learner."""
+    batch_size: int = 32
+    """Images per optimiser step."""
+    blr: float = 4e-3
+    """Base learning rate of the masked autoencoder: multiplied by batch size / 256."""
+
+
+def demo(options: DemoOptions) -> Path:
+    """Show the whole way in minutes: teacher, parts, masked autoencoder, k-NN, report."""
+    if not already_finished(options):
+        end(options.out, whole_demo(options))
+    return options.out
+
+
+@owning_out
+def whole_demo(options: DemoOptions) -> list[str]:
+    """What `demo` does, but for what it shows at its end; returns its table."""
+    for size in (options.image_size, options.teacher_image_size):
+        check_image_size(size, options.patch_size)
+    if options.data is not None:
+        images = open_images(options.data, limit=options.images, seed=options.seed, workers=options.workers)
+        if options.masks is not None:
+            read_masks(images.names, options.masks)
+    elif options.masks is not None:
+        raise UserError(
+            "--masks belongs to your own images, and drawn ones have theirs; give --data too, or leave it out"
+        )
+    with run_folder(options) as out:
+        data, masks = options.data, options.masks
+        if data is None:
+            data, masks = _creatures(options)
+        run = whole_way(pretrain_options(options, data, masks))
+        features = KnnOptions(
+            encoder=str(run), data=data, out=out / "knn", workers=options.workers, limit=options.images,
+            pooling="mean", seed=options.seed,
+        )  # fmt: skip
+        images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
+        measured: dict[str, Any] = {}
+        if len(set(images.labels or ())) > 1:  # of a single class every neighbour tells
+            measured = compare_knn(features, images, run)
+        write_report(run)
+    return table(run, measured)
+
+
+def _creatures(options: DemoOptions) -> tuple[str, Path]:
+    folder = options.out / "creatures"
+    if not folder.exists():
+        draw_creatures(folder, count=options.images, size=96, seed=options.seed)
+    return str(folder / "images"), folder / "masks"
+
+
+def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> PretrainOptions:
+    """The run that the demo makes, in `run/` below its folder."""
+    return PretrainOptions(
+        data=data,
+        out=options.out / "run",
+        masks=masks,
+        limit=options.images,
+        seed=options.seed,
+        workers=options.workers,
+        resume=options.resume and (options.out / "run" / "config.yaml").exists(),
+        model=options.model,
+        image_size=options.image_size,
+        patch_size=options.patch_size,
+        epochs=options.epochs,
+        teacher_epochs=options.teacher_epochs,
+        teacher_image_size=options.teacher_image_size,
+        parts_epochs=options.parts_epochs,
+        batch_size=options.batch_size,
+        blr=options.blr,
+    )
+
+
+def compare_knn(options: KnnOptions, images: ImageSet, run: Path) -> dict[str, Any]:
+    """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels, told in `run`'s results."""
+    encoder = open_encoder(options)
+    whole = WholeDataset(images, encoder.spec.image_size, fit="centre")
+
+    def pixels(images: ImageSet, flip: bool = False) -> Tensor:
+        return raw_pixels(make_loader(whole, options.batch_size, workers=options.workers))
+
+    figures = knn_figures(options, encoder, [images])
+    others = {
+        "untrained": knn_figures(options, untrained_like(encoder, options.seed), [images]),
+        "raw_pixels": measure_knn(options, [images], pixels, device_of(encoder)),
+    }
+    write_results(run, knn_protocol(options, encoder, [images]), figures, others)
+    return {OWN: figures, **others}
+
+
+def table(run: Path, methods: dict[str, Any]) -> list[str]:
+    """The figures with which the demo ends: part quality and k-NN beside their baselines."""
+    lines = ["", f"{'':24}{'NMI':>8}{'ARI':>8}"]
+    quality = run / "parts" / "quality.json"
+    if quality.exists():
+        measured = read_facts(quality)
+        for key, name in PART_ROWS.items():
+            if {"nmi", "ari"} <= measured.get(key, {}).keys():
+                lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
+    else:
+        lines = [""]
+    if methods:
+        lines += ["", f"{'k-NN, ' + str(methods[OWN]['classes']) + ' classes':24}{'top-1 %':>22}{'top-5 %':>22}"]
+        named = {OWN: OWN, "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
+        for key, name in named.items():
+            shown = with_intervals(methods[key])
+            lines.append(f"{name:24}{shown['top1']:>22}{shown['top5']:>22}")
+    return lines

@@ -1,0 +1,128 @@
+"""Part labels as PNG files, for use elsewhere: one an image, under its name, in the colours of our pictures."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from semmae.data.manifest import ImageSet
+from semmae.data.naming import companion_names
+from semmae.data.part_store import PartStore
+from semmae.errors import UserError
+from semmae.files import is_part, read_json, write_bytes, write_json
+from semmae.progress import Progress
+from semmae.reporting.pictures import label_colours
+from semmae.verbs.places import check_place
+
+_ABOUT = "labels.json"
+_BACKGROUND = (0, 0, 0)
+
+Size = Literal["grid", "image"]
+
+
+@dataclass(frozen=True)
+class _Export:
+    store: PartStore
+    images: ImageSet
+    folder: Path
+    size: Size
+    palette: list[int]
+
+
+def export_labels(store: PartStore, images: ImageSet, folder: Path, size: Size = "grid", workers: int = 2) -> None:
+    """Write every image's labels as an 8-bit PNG with a palette: pixel value = label.
+
+    Beside them `labels.json` tells names and colours of the labels. PNGs that are there already stay: each was
+    written at once. So an export that was stopped goes on.
+
+    Args:
+        store: complete labels of `images`.
+        images: give the names, and the size in pixels where it is asked for.
+        folder: receives the same folders and names as the images have; for a row of a table, its number.
+        size: of a PNG: the stored cells, or the image, each pixel with the label of its cell.
+        workers: threads.
+
+    Raises:
+        UserError: the folder holds other files, or labels of another origin.
+    """
+    colours = [colour or _BACKGROUND for colour in label_colours(store.label_names)]
+    about = {
+        "size": size,
+        "label_names": store.label_names,
+        "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in colours],
+        "labels": store.digests,
+    }
+    _begin(folder, about)
+    export = _Export(store, images, folder, size, [value for colour in colours for value in colour])
+    names = companion_names(images.names, ".png")
+    todo = [(row, name) for row, name in enumerate(names) if not (folder / name).exists()]
+    with Progress(len(todo), "images", "labels as PNG") as progress:
+        for _ in _written(export, todo, max(1, workers)):
+            progress.update()
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds other things than an export, or cannot be written in; nothing is written."""
+    check_place("--export-png", folder)
+    others = [path for path in folder.iterdir() if not is_part(path)] if folder.is_dir() else []
+    if others and not (folder / _ABOUT).is_file():
+        raise UserError(f"{folder}: holds other files; give a new folder for the PNGs")
+
+
+def _begin(folder: Path, about: dict[str, Any]) -> None:
+    check_folder(folder)
+    path = folder / _ABOUT
+    if path.is_file():
+        found = read_json(path)
+        changed = [
+            f"{name} {found.get(name)!s:.80}, not {about[name]!s:.80}"
+            for name in about
+            if found.get(name) != about[name]
+        ]
+        if changed:
+            raise UserError(f"{folder}: holds other labels ({'; '.join(changed)}); give another folder")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, about)
+
+
+def _written(export: _Export, todo: list[tuple[int, str]], workers: int) -> Iterator[None]:
+    """Write the PNGs by threads: decoding and compressing free the interpreter's lock."""
+    pending: deque[Future[None]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for row, name in todo:
+            pending.append(pool.submit(_write, export, row, name))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write(export: _Export, row: int, name: str) -> None:
+    labels = np.asarray(export.store.labels[row])
+    if export.size == "image":
+        _, height, width = export.images.read(row).shape
+        labels = _nearest(labels, height, width)
+    picture = Image.fromarray(labels)
+    picture.putpalette(export.palette)
+    content = BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    write_bytes(export.folder / name, content.getvalue())
+
+
+def _nearest(labels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """(g, g) → (height, width): every pixel has the label under its centre."""
+    grid = len(labels)
+    rows = (2 * np.arange(height) + 1) * grid // (2 * height)
+    columns = (2 * np.arange(width) + 1) * grid // (2 * width)
+    return labels[rows][:, columns]

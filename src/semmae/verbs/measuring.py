@@ -1,0 +1,243 @@
+"""Part quality of a labelled data set: learned parts beside their baselines."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from semmae.data.coding import IGNORED
+from semmae.data.loaders import WholeDataset, make_loader
+from semmae.data.manifest import ImageSet, sample_rows
+from semmae.data.part_store import PartStore
+from semmae.data.segmentation import LabelledImages
+from semmae.errors import UserError
+from semmae.evaluation.baselines import FIT_IMAGES, baseline_labels, fit_clusters, sample_tokens
+from semmae.evaluation.keypoints import Keypoints, keypoint_quality, read_keypoints
+from semmae.evaluation.quality import SAMPLE, Labels, find_masks, fixed_grid, load_masks, quality, sample
+from semmae.files import write_json
+from semmae.models.vit import Encoder
+from semmae.progress import Progress
+from semmae.reporting.page import Table
+from semmae.reporting.page import quality as quality_table
+
+MOST_IMAGES = 2000  # measured unless told otherwise: enough for the first decimal of every figure
+
+_log = logging.getLogger("semmae")
+
+Scores = dict[str, dict[str, float]]  # method → figure → value
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of true parts, read and checked, and the images that are measured by it."""
+
+    rows: list[int]  # of the images measured, ascending
+    masked: list[int]  # indices into `rows` of those that have a mask
+    masks: list[Labels]  # of these, sampled
+    keypoints: Keypoints | None  # relative; their rows are indices into `rows`
+    protocol: dict[str, Any]  # what quality.json says of it
+
+
+def read_truth(
+    images: ImageSet, *, masks: Path | None, keypoints: Path | None = None, limit: int = MOST_IMAGES, seed: int = 0
+) -> Truth:
+    """Read and check true parts; to be called before anything long begins.
+
+    Args:
+        images: that are labelled.
+        masks: folder of masks, see `find_masks`.
+        keypoints: CSV file, see `read_keypoints`. One of the two at least.
+        limit: images with masks, and images with keypoints, that are measured at most.
+        seed: draws them.
+
+    Raises:
+        UserError: neither is given, or what is given cannot be used.
+    """
+    if masks is None and keypoints is None:
+        raise UserError("no true parts to measure against; give --masks or --keypoints")
+    found = find_masks(images.names, masks) if masks is not None else {}
+    points = None
+    if keypoints is not None:
+        points = read_keypoints(keypoints, images.names, skipped=[name for name, _ in images.manifest.skipped])
+    pointed = np.unique(points.rows).tolist() if points else []
+    rows = sorted({*_drawn(list(found), limit, seed), *_drawn(pointed, limit, seed)})
+    masked = [index for index, row in enumerate(rows) if row in found]
+    loaded = load_masks([found[rows[index]] for index in masked])
+    if masks is not None and not any(mask.any() for mask in loaded):
+        raise UserError(f"{masks}: none of {len(loaded)} masks has a foreground; 0 is background, 1 and more are parts")
+    protocol: dict[str, Any] = {"images": len(rows), "images_with_truth": len({*found, *pointed}), "seed": seed}
+    if masks is not None:
+        protocol |= {"masks": str(masks), "masks_measured": len(masked), "points_a_side": SAMPLE}
+    if points is not None:
+        points = _relative(points.of(rows), rows, images)
+        protocol |= {"keypoints": str(keypoints), "keypoints_measured": len(points)}
+    return Truth(rows, masked, loaded, points, protocol)
+
+
+def pixel_truth(labelled: LabelledImages, *, limit: int = MOST_IMAGES, seed: int = 0) -> Truth:
+    """True parts of images whose pixels have classes: 0 is background, and so is what is not to be told.
+
+    Args:
+        labelled: images and their masks, checked; with `reduce_zero` every class is a part.
+        limit: images that are measured at most.
+        seed: draws them.
+
+    Raises:
+        UserError: no mask has a foreground.
+    """
+    rows = sample_rows(len(labelled), limit, seed)
+    part_of_label = np.arange(256, dtype=np.uint8)
+    if labelled.coding.reduce_zero:
+        part_of_label += 1  # what is ignored, 255, becomes 0
+    part_of_label[IGNORED] = 0
+    masks = [part_of_label[sample(labelled.labels(row).numpy())] for row in rows]
+    if not any(mask.any() for mask in masks):
+        raise UserError(f"none of {len(masks)} masks has a foreground; 0 is background, 1 and more are parts")
+    protocol = {"images": len(rows), "points_a_side": SAMPLE, "seed": seed}
+    return Truth(rows, list(range(len(rows))), masks, None, protocol)
+
+
+def measure(
+    store: PartStore,
+    images: ImageSet,
+    encoder: Encoder | None,
+    truth: Truth,
+    path: Path,
+    *,
+    size: int,
+    batch_size: int,
+    workers: int,
+    seed: int,
+) -> Scores:
+    """Part quality beside all baselines, on the same images and points; writes quality.json, logs the table.
+
+    Args:
+        store: complete labels of `images`.
+        images: that are labelled.
+        encoder: frozen, the one the parts were learned from; where it lies is where it computes. None where
+            there is none: then nothing of an encoder's is compared.
+        truth: from `read_truth` of these images.
+        path: of quality.json.
+        size: pixels a side of the images the encoder sees, as for the labels.
+        batch_size: images at a time.
+        workers: processes that load images.
+        seed: of k-means.
+
+    Returns:
+        Method → figure → value, as in the file.
+    """
+    protocol = truth.protocol | {"labels": store.num_labels, "grid": store.grid}
+    scores = {"learned": _rounded(score(store.labels[truth.rows], truth))}
+    if encoder is not None:
+        found, tokens = measure_encoder(
+            encoder, images, truth, labels=store.num_labels, grid=store.grid, size=size, batch_size=batch_size,
+            workers=workers, seed=seed,
+        )  # fmt: skip
+        scores |= found
+        protocol |= {"heads": encoder.spec.num_heads, "kmeans_tokens": tokens}
+    scores |= measure_grids(truth, labels=store.num_labels, grid=store.grid)
+    write_json(path, {**scores, "protocol": protocol})
+    _log.info("%s", summary(scores, truth))
+    return scores
+
+
+def measure_encoder(
+    encoder: Encoder,
+    images: ImageSet,
+    truth: Truth,
+    *,
+    labels: int,
+    grid: int,
+    size: int,
+    batch_size: int,
+    workers: int,
+    seed: int,
+) -> tuple[Scores, int]:
+    """Quality of the parts that an encoder tells without any learning: its heads, clusters of its tokens.
+
+    Args:
+        encoder: where it lies is where it computes.
+        images: that `truth` is of.
+        truth: from `read_truth`.
+        labels: clusters to find.
+        grid: points a side of the labels.
+        size: pixels a side of the images the encoder sees.
+        batch_size: images at a time.
+        workers: processes that load images.
+        seed: of k-means.
+
+    Returns:
+        Method → figure → value, and how many tokens the clusters were fitted to.
+    """
+
+    def loader(rows: Sequence[int]) -> Iterable[Mapping[str, Tensor]]:
+        return make_loader(WholeDataset(images, size), batch_size, sampler=rows, workers=workers)
+
+    fitted = _drawn(truth.rows, FIT_IMAGES, seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sample_tokens(encoder, loader(fitted), images=len(fitted), generator=generator)
+    centres = {name: fit_clusters(own, labels, seed) for name, own in tokens.items()}
+    found = baseline_labels(encoder, loader(truth.rows), centres, grid, images=len(truth.rows))
+    return {name: _rounded(score(own, truth)) for name, own in found.items()}, len(tokens["kmeans"])
+
+
+def measure_grids(truth: Truth, *, labels: int, grid: int) -> Scores:
+    """Quality of parts that no image was looked at for: cells of a fixed grid, horizontal bands."""
+    bands = min(labels, grid)
+    methods = {"grid": fixed_grid(min(labels, grid**2), grid), "bands": fixed_grid(bands, grid, rows=bands)}
+    return {name: _rounded(score(own, truth)) for name, own in methods.items()}
+
+
+def score(labels: npt.NDArray[np.uint8], truth: Truth) -> dict[str, float]:
+    """Every figure of labels (N, G, G) of the rows of `truth`, or of one grid (G, G) for all of them."""
+    figures: dict[str, float] = {}
+    if truth.masks:
+        figures |= quality(labels if labels.ndim == 2 else labels[truth.masked], truth.masks)
+    if truth.keypoints is not None:
+        figures |= keypoint_quality(labels, truth.keypoints)
+    return figures
+
+
+def summary(scores: Scores, truth: Truth) -> str:
+    """The table of quality in plain text, the best of each column starred, and a verdict."""
+    shown = quality_table(scores)
+    assert shown is not None, "the learned parts at least were measured"
+    verdict, table = shown
+    title = f"Part quality on {len(truth.rows)} images (* best of its column)"
+    return "\n".join([title, *_lines(table), verdict])
+
+
+def _lines(table: Table) -> list[str]:
+    """Columns lined up: the first to the left, figures to the right, a star or its room behind each."""
+    cells = [[f"{name} " for name in table.header]]
+    for number, row in enumerate(table.rows):
+        cells.append([cell + ("*" if (number, column) in table.best else " ") for column, cell in enumerate(row)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in cells]
+
+
+def _relative(points: Keypoints, rows: Sequence[int], images: ImageSet) -> Keypoints:
+    """Keypoints as shares of their images, which are decoded for their sizes."""
+    with Progress(len(np.unique(points.rows)), label="sizes of images with keypoints") as progress:
+
+        def size_of(index: int) -> tuple[int, int]:
+            progress.update()
+            _, height, width = images.read(rows[index]).shape
+            return height, width
+
+        return points.relative(size_of, [images.names[row] for row in rows])
+
+
+def _drawn(rows: Sequence[int], limit: int, seed: int) -> list[int]:
+    """At most `limit` of the rows, ascending as they came."""
+    return [rows[index] for index in sample_rows(len(rows), limit, seed)]
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in figures.items()}

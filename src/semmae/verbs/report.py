@@ -1,0 +1,29 @@
+"""`semmae report`: one HTML page about a run, made again from its files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from semmae.progress import say
+from semmae.reporting.outcome import next_steps, verdicts
+from semmae.reporting.part_samples import FILE as SAMPLES
+from semmae.reporting.parts_page import write_parts_page
+from semmae.reporting.run_page import write_report
+from semmae.verbs.ending import first, is_finished, lines
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of `semmae report`."""
+
+    run: Path
+    """Folder that a verb wrote with --out."""
+
+
+def report(options: ReportOptions) -> Path:
+    """Write report.html for a run: losses, learning rate, parts, masks, reconstructions; and its parts.html."""
+    path = write_report(options.run)
+    pages = [write_parts_page(folder) for folder in (options.run, options.run / "parts") if (folder / SAMPLES).exists()]
+    run = options.run
+    steps = next_steps(run) if is_finished(run) else []
+    say(lines(verdicts=verdicts(run), pages=[str(page) for page in [path, *pages]], step=first(steps)))
+    return path

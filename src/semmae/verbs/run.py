@@ -1,0 +1,287 @@
+"""The run folder: claimed, refused, gone on with or begun anew, but never touched before what it is told is checked.
+
+Notable here:
+- a run claims its folder before it looks at its data, by a lock of the system's in `.semmae-lock`, which is free again
+  with the process however that ends: of two that are started together one is refused;
+- from its beginning to its good end a run keeps the file `.unfinished` in its folder. Where it is left, the run was
+  killed: the same command goes on with it;
+- --overwrite deletes what a run writes, and nothing else: a folder that holds anything of the user's is refused.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import functools
+import logging
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from semmae.errors import UserError, listed
+from semmae.files import is_part, make_folder, remove, sweep, write_text
+from semmae.formats import unfinished
+from semmae.progress import held, logged
+from semmae.train.nodes import take_rank
+from semmae.train.trainer import is_rank_zero
+from semmae.verbs.options import (
+    GOING_ON,
+    OptionsT,
+    RunOptions,
+    TrainOptions,
+    begun_alike,
+    check_values,
+    flag,
+    goes_on,
+    resumed,
+    to_yaml,
+)
+from semmae.verbs.places import check_apart, check_place
+
+UNFINISHED = unfinished.MARKER
+_CONFIG = "config.yaml"
+_LOCK = ".semmae-lock"
+# What a run that was killed before its first file was whole leaves behind: as good as nothing.
+_NOTHING = {UNFINISHED, _LOCK}
+# All that runs leave in their folder, which is what --overwrite may delete: files, folders with the files in them (by
+# pattern), and runs within the run.
+_FILES = _NOTHING | {
+    _CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "parts.html", "parts.png",
+    "parts.npy", "attention.npy", "parts.json", "quality.json", "results.json", "results.md", "per_class.csv",
+    "confusion.png", "predictions.png", "figures.json", "features.safetensors", "state.json",
+}  # fmt: skip
+_NETWORK = ("model.safetensors", "config.json", "learned.txt")
+_FOLDERS = {
+    **dict.fromkeys(("encoder", "autoencoder", "learner", "head", "classifier", "segmenter"), _NETWORK),
+    "checkpoints": ("last.ckpt",),
+    "tensorboard": ("events.*", "hparams.yaml"),
+    "pictures": ("masks.png", "reconstructions.png", "parts.npz"),
+    "creatures": ("images/*/*.png", "masks/*/*.png", "classes.json"),
+}
+_RUNS = ("teacher", "parts", "untrained", "knn", "probe", "segment", "run")
+# Options that name what is read, as paths or as names of encoders and data sets.
+_INPUTS = ("data", "encoder", "autoencoder", "teacher", "init")
+_INPUT_PATHS = ("config", "learner", "tokens", "masks", "keypoints", "parts", "results")
+
+ResultT = TypeVar("ResultT")
+
+_log = logging.getLogger("semmae")
+# Folders that this process has locked, and the thread that has: the system's lock does not keep it from itself.
+_held: dict[Path, int] = {}
+
+
+def owning_out(verb: Callable[[OptionsT], ResultT]) -> Callable[[OptionsT], ResultT]:
+    """A verb that writes a run's folder: called with checked options, `out` its own until it returns."""
+
+    @functools.wraps(verb)
+    def owner(options: OptionsT) -> ResultT:
+        with claimed(options) as own:
+            return verb(own)
+
+    return owner
+
+
+@contextmanager
+def claimed(options: OptionsT) -> Iterator[OptionsT]:
+    """The options to run with, `out` locked: values checked, the folder looked at, --resume filled in.
+
+    --resume is filled in too where `out` holds a run that was begun with just these options and did not
+    come to its end: the same command again goes on. Where the block fails, a folder that was only locked goes again.
+
+    Raises:
+        UserError: a value out of bounds; an input in the way, or a folder, or a run at work there; nothing to resume.
+    """
+    if options.overwrite and goes_on(options):
+        named = next(flag(name) for name in GOING_ON if getattr(options, name, False))
+        raise UserError(f"{named} and --overwrite exclude each other; give one of them")
+    if goes_on(options):
+        options = resumed(options)
+    check_values(options)
+    if isinstance(options, TrainOptions):
+        take_rank(options.nodes, options.devices)
+    check_place("--out", options.out)
+    check_inputs(options)
+    _settled(options)  # a folder that is refused is not even locked
+    with ExitStack() as stack:
+        if is_rank_zero():
+            stack.enter_context(held())
+            stack.enter_context(locked(options.out))
+        own = _settled(options)
+        if own.resume and not goes_on(options) and is_rank_zero():
+            _log.info("--out %s: this very run was begun there and not finished; going on with it", own.out)
+        yield own
+
+
+def check_inputs(options: Any) -> None:
+    """Refuse an output of a verb's options that is, holds or lies in one of their inputs."""
+    names = [*_INPUTS, *(name for name in _INPUT_PATHS if isinstance(getattr(options, name, None), Path))]
+    inputs = {flag(name): getattr(options, name, None) for name in names}
+    if goes_on(options):
+        inputs.pop("--config", None)  # may be the run's own: nothing is deleted
+    check_apart("--out", options.out, inputs)
+    exported = getattr(options, "export_png", None)
+    if exported is not None:
+        check_apart("--export-png", exported, inputs)
+
+
+def _settled(options: OptionsT) -> OptionsT:
+    """Whether these options begin a run, or go on with the one in `out`."""
+    if goes_on(options):
+        return dataclasses.replace(options, resume=True)
+    if not options.overwrite and _interrupted(options):
+        return dataclasses.replace(options, resume=True)
+    # Ranks started by rank 0 find the folder already begun.
+    if is_rank_zero():
+        _refuse_occupied(options)
+    return options
+
+
+def _interrupted(options: OptionsT) -> bool:
+    config = options.out / _CONFIG
+    begun = config.is_file() and (options.out / UNFINISHED).is_file()
+    return begun and begun_alike(options)
+
+
+def _refuse_occupied(options: RunOptions) -> None:
+    out = options.out
+    names = {path.name for path in out.iterdir() if not is_part(path)} if out.is_dir() else set()
+    if names <= _NOTHING:
+        return
+    if not options.overwrite:
+        raise UserError(f"--out {out}: not empty; use --resume to go on, --overwrite to replace it, or another folder")
+    if _CONFIG not in names:
+        raise UserError(f"--out {out}: holds no run of semmae: --overwrite will not delete it; use another folder")
+    foreign = [str(path.relative_to(out)) for path in foreign_files(out)]
+    if foreign:
+        raise UserError(
+            f"--out {out}: holds {listed(foreign)} beside its run: --overwrite will not delete that; move it away, or "
+            "use another folder"
+        )
+
+
+def foreign_files(run: Path) -> list[Path]:
+    """What lies in a run's folder, at any depth, that no run writes: the user's."""
+    found: list[Path] = []
+    for path in sorted(run.iterdir()):
+        if path.name in _RUNS and _is_folder(path):
+            found += foreign_files(path)
+        elif path.name in _FOLDERS and _is_folder(path):
+            patterns = _FOLDERS[path.name]
+            files = (file for file in sorted(path.rglob("*")) if not _is_folder(file))
+            found += [file for file in files if not any(file.relative_to(path).match(each) for each in patterns)]
+        elif not (is_part(path) or (path.name in _FILES and not _is_folder(path))):
+            found.append(path)
+    return found
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The folder is this process's alone; it is made, and goes again where nothing was written to it.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    place = out.resolve()
+    if _held.get(place, threading.get_ident()) != threading.get_ident():
+        raise _at_work(out)
+    if place in _held:  # a stage of a run, whose folder it has locked itself
+        yield
+        return
+    made = [folder for folder in (out, *out.absolute().parents) if not folder.exists()]
+    make_folder(out)
+    path = out / _LOCK
+    with _open_locked(path):
+        _held[place] = threading.get_ident()
+        try:
+            yield
+        finally:
+            _held.pop(place, None)
+            path.unlink(missing_ok=True)  # before it is let go: nobody waits for it
+            with suppress(OSError):  # something was written
+                for folder in made:
+                    folder.rmdir()
+
+
+@contextmanager
+def _open_locked(path: Path) -> Iterator[None]:
+    """The file, made and locked; of the kind that processes which load images do not inherit: they outlive a killed
+    run a little.
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be opened ({error.strerror}); remove it, or use another folder") from error
+        with open(descriptor, "a") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError(f"{path}: is no regular file; remove it, or use another folder")
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise _at_work(path.parent) from None
+                _log.debug("%s: not locked (%s)", path, error)  # a file system without locks: nobody can know
+            if _is_at(file.fileno(), path):
+                yield
+                return
+        # Else its last owner has removed it between the two: it is nobody's lock.
+
+
+def _at_work(out: Path) -> UserError:
+    return UserError(f"--out {out}: another process is at work there; wait for it, or use another folder")
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at its path."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+@contextmanager
+def run_folder(options: RunOptions) -> Iterator[Path]:
+    """Begin the run in `options.out`: clear it when asked to, write config.yaml, log to train.log."""
+    out = options.out
+    with ExitStack() as stack:
+        if is_rank_zero():
+            stack.enter_context(locked(out))
+            if options.overwrite:
+                _clear(out)
+            stack.enter_context(_marked(out))
+            if options.resume:
+                sweep(out)
+            write_text(out / _CONFIG, to_yaml(options))
+        # A run within a run begins in all processes at once: its folder may not be there yet.
+        out.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(logged(out / "train.log"))
+        _log.debug("semmae started: %s", " ".join(sys.argv))
+        try:
+            yield out
+        except BaseException as error:  # Ctrl-C too
+            _log.debug("stopped: %s: %s", type(error).__name__, error)
+            raise
+
+
+@contextmanager
+def _marked(out: Path) -> Iterator[None]:
+    """The folder is marked as unfinished until the block ends well."""
+    (out / UNFINISHED).touch()
+    yield
+    (out / UNFINISHED).unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove the run in a folder, so that one killed meanwhile is neither gone on with nor taken for no run."""
+    sweep(folder)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    for name in sorted({*_FILES, *_FOLDERS, *_RUNS} - {_CONFIG, _LOCK}):
+        remove(folder / name)
+    (folder / _CONFIG).unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""`semmae teacher`: an encoder from one's own images, to learn parts from."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semmae.data.colour import GLOBAL_CHANCES
+from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader
+from semmae.data.manifest import ImageSet, sample_rows
+from semmae.errors import UserError
+from semmae.evaluation.features import extract
+from semmae.evaluation.knn import knn_accuracy
+from semmae.formats.folders import save_encoder
+from semmae.masking import num_hidden
+from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
+from semmae.reporting.run_page import write_report
+from semmae.train.teacher import Centering, PatchMasking, TeacherRecipe, TeacherTask
+from semmae.train.trainer import Evaluation, fit, is_rank_zero
+from semmae.verbs.ending import ended
+from semmae.verbs.features import class_indices
+from semmae.verbs.init import init_encoder
+from semmae.verbs.options import PresetOptions, SizeOptions, check_image_size
+from semmae.verbs.run import owning_out, run_folder
+from semmae.verbs.training import fit_options, open_training_images, scaled_rate, summarised, training_loader
+
+_KNN_IMAGES = 2000  # at most, so that measuring stays short beside training
+_SMALLEST_LOCAL = 0.05  # share of an image's area: DINO's, iBOT's and DINOv2's
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions(PresetOptions, SizeOptions):
+    """Options of `semmae teacher`."""
+
+    epochs: int = 100
+    """Passes over the images."""
+    blr: float = 4e-3
+    """Base learning rate: multiplied by batch size / 256."""
+    warmup_share: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.04
+    """Weight decay at the start, but for biases and norms."""
+    weight_decay_end: float = 0.4
+    """Weight decay at the end; a cosine leads there."""
+    clip: float = 3.0
+    """Highest norm of each parameter's gradient; 0 = unlimited."""
+    momentum: float = 0.97
+    """Momentum of the averaged encoder at the start; it ends at 1. Long runs on large data want 0.996."""
+    crop_scale: float = 0.25
+    """Share of an image's area: global crops show at least so much, local crops at most."""
+    local_crops: int = 0
+    """Small crops of each image, beside two global ones."""
+    local_size: int | None = None
+    """Pixels a side of local crops; default: 3/7 of --image-size, as 96 of 224, in whole patches."""
+    ibot: float = 1.0
+    """Weight of the loss on hidden patches (iBOT); 0 = DINO alone, nothing is hidden."""
+    masking: PatchMasking = "block"
+    """What to hide from the student: rectangles of patches, or single ones."""
+    mask_ratio: float = 0.3
+    """Share of the patches to hide in a masked crop."""
+    mask_spread: float = 0.2
+    """How far --mask-ratio moves up and down from crop to crop."""
+    mask_share: float = 0.5
+    """Share of the global crops that are masked."""
+    koleo: float = 0.5
+    """Weight of KoLeo, which keeps the images of a batch apart."""
+    centering: Centering = "centering"
+    """What keeps the teacher from giving all images one answer: a moving centre, or the Sinkhorn algorithm."""
+    teacher_temp: float = 0.04
+    """Temperature of the teacher's answers after warm-up; lower is sharper."""
+    warmup_teacher_temp: float = 0.04
+    """Temperature of the teacher's answers at the start."""
+    temp_warmup_share: float = 0.1
+    """Share of the steps in which the temperature moves from the one to the other."""
+    prototypes: int = 1024
+    """Outputs of the head; the papers have 8,192 to 65,536 for millions of images."""
+    head_width: int = 1024
+    """Width of the head's hidden layers."""
+    shared_head: bool = True
+    """One head for class tokens and for patches."""
+    norm_last_layer: bool = True
+    """Keep the weights of the head's last layer at norm 1: steadier, and a little weaker in long runs."""
+    frozen_share: float = 0.1
+    """Share of the steps at the start in which the head's last layer does not learn."""
+    learned_positions: bool = False
+    """Learn the positions of patches, as the papers do; fixed sine-cosine ones suit small data. Those of --init are \
+learned."""
+    init: str | None = None
+    """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size."""
+    num_heads: int | None = None
+    """Heads of --init, where its file does not tell."""
+    knn_every: int = 10
+    """Measure k-NN accuracy every so many epochs and at the end, where images have classes; 0 = never."""
+
+
+@ended
+@owning_out
+def teacher(options: TeacherOptions) -> Path:
+    """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
+    check_teacher(options)
+    init = load_init(options)
+    images = open_training_images(options)
+    with run_folder(options):
+        train_teacher(options, images, init)
+        if is_rank_zero():
+            write_report(options.out)
+    return options.out
+
+
+def check_teacher(options: TeacherOptions) -> None:
+    """Refuse sizes that do not divide into patches, and masks that hide nothing or everything."""
+    check_image_size(options.image_size, options.patch_size)
+    if options.local_crops:
+        check_image_size(local_size(options), options.patch_size, "local_size")
+    if options.ibot:
+        ratio, spread = options.mask_ratio, options.mask_spread
+        if not spread < ratio < 1 - spread:
+            raise UserError(f"--mask-ratio {ratio} ± --mask-spread {spread}: must stay between 0 and 1; change one")
+        for extreme in (ratio - spread, ratio + spread):
+            try:
+                num_hidden((options.image_size // options.patch_size) ** 2, round(extreme, 6))
+            except UserError as error:
+                raise UserError(f"--mask-ratio {ratio} ± --mask-spread {spread}: {error}, or --ibot 0") from error
+
+
+def local_size(options: TeacherOptions) -> int:
+    """Pixels a side of local crops: as asked, else 3/7 of the image size, in whole patches."""
+    whole_patches = max(1, round(options.image_size * 3 / 7 / options.patch_size))
+    return options.local_size or whole_patches * options.patch_size
+
+
+def load_init(options: TeacherOptions) -> Encoder | None:
+    """The encoder of --init, its positions resampled to this run's image size; None where none is asked for."""
+    return None if options.init is None else init_encoder(options.init, options, options.num_heads)
+
+
+def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | None = None) -> None:
+    """Stage 0 in `options.out`, begun (with a new encoder or `init`) or gone on with: writes `encoder/`."""
+    out = options.out
+    torch.manual_seed(options.seed)
+    encoder = init or new_encoder(options)
+    task = TeacherTask(encoder, recipe_of(options, len(images)))
+    facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
+    with summarised(out, "teacher", images, **facts):
+        loader = training_loader(crops_of(options, images), options, rate=task.recipe.lr)
+        how = fit_options(options, out, "teacher", options.epochs, task.recipe.clip)
+        how = dataclasses.replace(how, clip_each=True)  # as DINO and iBOT do
+        fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
+        if is_rank_zero():
+            save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
+
+
+def new_encoder(options: TeacherOptions) -> Encoder:
+    """An encoder that has learned nothing, of the sizes that were asked for, as DINO and iBOT begin."""
+    spec = EncoderSpec.named(options.model, options.image_size, options.patch_size)
+    vit = build_vit(spec)
+    init_as_dino(vit, options.learned_positions)
+    return Encoder(spec, vit)
+
+
+def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
+    """The options as the task wants them: those of the same name, and the learning rate of a step's images."""
+    names = {field.name for field in dataclasses.fields(TeacherRecipe)}
+    same: dict[str, Any] = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names
+    }
+    return TeacherRecipe(lr=scaled_rate(options.blr, images, options), **same)
+
+
+def crops_of(options: TeacherOptions, images: ImageSet) -> CropDataset:
+    """Two global crops of every image, changed as DINO's and iBOT's, and local ones where asked for."""
+    scale = (_SMALLEST_LOCAL, options.crop_scale)
+    local = LocalCrops(options.local_crops, local_size(options), scale) if options.local_crops else None
+    large = (options.crop_scale, 1.0)
+    return CropDataset(
+        images, options.image_size, views=2, scale=large, seed=options.seed, colour=True, local=local,
+        chances=GLOBAL_CHANCES,
+    )  # fmt: skip
+
+
+def knn_evaluation(options: TeacherOptions, images: ImageSet, encoder: Encoder) -> Evaluation | None:
+    """Leave-one-out k-NN of the encoder's class token among the images; None where they have no classes."""
+    if not options.knn_every or images.labels is None or len(set(images.labels)) < 2:
+        return None
+    rows = sample_rows(len(images), _KNN_IMAGES, options.seed)
+    (targets,), names = class_indices([images])
+    whole = WholeDataset(images, options.image_size, fit="centre")
+
+    def measure() -> dict[str, float]:
+        loader = make_loader(whole, options.batch_size, sampler=rows, workers=options.workers)
+        device = next(encoder.parameters()).device
+        vectors = extract(encoder, loader, mean=encoder.spec.mean, std=encoder.spec.std, device=device, label="k-NN")
+        classes = targets[rows]
+        found = knn_accuracy(vectors, classes, vectors, classes, num_classes=len(names), leave_one_out=True)
+        return {"knn_top1": found["top1"]}
+
+    return Evaluation(measure, options.knn_every)

@@ -1,0 +1,107 @@
+"""Models of timm by name. The hub is out of reach here: weights come from a folder."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from semmae.errors import UserError
+from semmae.formats.open import load_encoder
+
+SIZES = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@torch.no_grad()
+def test_a_folder_of_timm_is_read_with_its_preprocessing(tmp_path: Path) -> None:
+    model = timm.create_model("vit_small_patch14_reg4_dinov2", **SIZES, patch_size=8, num_classes=5).eval()
+    model.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    timm.models.save_for_hf(model, str(tmp_path), model_args={**SIZES, "patch_size": 8}, safe_serialization=True)
+    images = torch.randn(2, 3, 32, 32)
+
+    by_name, by_folder = load_encoder(f"timm:local-dir:{tmp_path}"), load_encoder(tmp_path)
+
+    tokens = model.forward_features(images)
+    for encoder in (by_name, by_folder):
+        assert (encoder.spec.mean, encoder.spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        assert not encoder.training
+        features = encoder(images)
+        assert torch.allclose(features.cls, tokens[:, 0], atol=1e-6)
+        assert torch.allclose(features.patches, tokens[:, 5:], atol=1e-6)
+        assert encoder(torch.randn(1, 3, 48, 48)).patches.shape == (1, 36, 48)
+
+
+@torch.no_grad()
+def test_a_folder_of_dinov3_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {**SIZES, "patch_size": 8}
+    model = timm.create_model("vit_small_patch16_dinov3", **options, num_classes=5).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    timm.models.save_for_hf(model, str(tmp_path), model_args=options, safe_serialization=True)
+
+    with caplog.at_level(logging.INFO, "semmae"):
+        encoder = load_encoder(tmp_path)
+
+    assert (encoder.spec.image_size, encoder.spec.patch_size, encoder.width) == (32, 8, 48)
+    assert (encoder.spec.depth, encoder.spec.num_heads, encoder.spec.mlp_ratio) == (2, 3, 4)
+    for size in (32, 48):
+        images = torch.randn(2, 3, size, size)
+        tokens, features = model.forward_features(images), encoder(images)
+        assert torch.allclose(features.cls, tokens[:, 0], atol=1e-6)
+        assert torch.allclose(features.patches, tokens[:, 5:], atol=1e-6)
+    assert "dropped, not part of an encoder: head.weight, head.bias" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("test_convnext", "it is no Vision Transformer"),
+        ("test_efficientnet", "it is no Vision Transformer"),
+        ("vit_mediumd_patch16_rope_reg1_gap_256", "no class token"),
+        ("vit_small_patch16_18x2_224", "ParallelThingsBlock, have no plain attention"),
+        ("eva02_enormous_patch14_clip_224", "EvaBlockPostNorm, have no plain attention"),
+        ("vit_5b_patch16_sapiens2", "share keys"),
+        ("swin_tiny_patch4_window7_224", "SwinTransformer, neither VisionTransformer nor Eva"),
+        ("vit_tiny_r_s16_p8_224", r"expected \(width, 3, p, p\)"),
+        ("test_vit2", "no class token"),
+        ("vit_tiny_patch16_24", 'did you mean "vit_tiny_patch16_224"'),
+        ("vit_small_patch16_224.dini", 'did you mean "vit_small_patch16_224.dino"'),
+        ("vit_small_patch16_224.qqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", "list_pretrained"),
+        ("qqqqqqqqqqqq", "list_pretrained"),
+    ],
+)
+def test_what_cannot_be_an_encoder_is_refused_before_a_download(name: str, reason: str) -> None:
+    if reason == "share keys" and not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no such model")
+    with pytest.raises(UserError, match=reason) as told:
+        load_encoder(f"timm:{name}")
+    assert "\n" not in str(told.value)
+
+
+def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", **SIZES, num_classes=5)
+    timm.models.save_for_hf(model, str(tmp_path), model_args=SIZES, safe_serialization=True)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["norm.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+
+    with pytest.raises(UserError, match=r"norm\.weight.*restore the folder") as told:
+        load_encoder(tmp_path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_folder_of_whole_numbers_is_refused(tmp_path: Path) -> None:
+    model = timm.create_model("vit_small_patch14_reg4_dinov2", **SIZES, patch_size=8, num_classes=5)
+    timm.models.save_for_hf(model, str(tmp_path), model_args={**SIZES, "patch_size": 8}, safe_serialization=True)
+    weights = tmp_path / "model.safetensors"
+    save_file({name: tensor.char() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.safetensors: weights that are whole numbers: .*\.weight"):
+        load_encoder(tmp_path)
+
+
+def test_a_hub_out_of_reach_is_told_with_the_remedy() -> None:
+    with pytest.raises(UserError, match="timm:test_vit.* not at hand .* download them once") as told:
+        load_encoder("timm:test_vit")
+    assert "\n" not in str(told.value)

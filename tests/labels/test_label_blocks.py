@@ -1,0 +1,148 @@
+"""Labels and attention are the same whoever computes them, in how many goes, and wherever an earlier go was killed."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from semmae.data.attention import attention_ranks
+from semmae.data.loaders import WholeDataset, normalise
+from semmae.data.manifest import ImageSet, open_images
+from semmae.data.part_store import PartStore
+from semmae.errors import UserError
+from semmae.formats.folders import digest, save_encoder, save_learner
+from semmae.labels.blocks import Job, compute_labels, label_blocks
+from semmae.labels.processes import label_in_processes
+from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.vit import Encoder, EncoderSpec
+
+SIZE, GRID, BLOCK = 32, 7, 5  # 32 creatures: six blocks and two images
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[Encoder, PartLearner]:
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec.named("vit_tiny", SIZE, 8)).eval()
+    return encoder, PartLearner(PartsSpec(encoder.width, 8), encoder).eval()
+
+
+@pytest.fixture(scope="module")
+def images(creatures: Path) -> ImageSet:
+    return open_images(creatures / "images")
+
+
+def job(
+    out: Path,
+    images: ImageSet,
+    networks: tuple[Encoder, PartLearner],
+    workers: int = 0,
+    precision: Literal["float32", "bf16"] = "float32",
+) -> Job:
+    encoder, learner = networks
+    store = PartStore.create(
+        out, images=len(images), grid=GRID, label_names=learner.spec.label_names,
+        teacher_digest=digest(encoder), learner_digest=digest(learner), manifest_digest=images.digest,
+        attention_grid=SIZE // 8,
+    )  # fmt: skip
+    return Job(store=store, images=images, size=SIZE, block=BLOCK, precision=precision, workers=workers)
+
+
+def slowly(images: ImageSet, networks: tuple[Encoder, PartLearner]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and attention, block by block, as one reads it in the docstrings."""
+    encoder, learner = networks
+    whole, found, attended = WholeDataset(images, SIZE), [], []
+    with torch.inference_mode():
+        for at in range(0, len(images), BLOCK):
+            rows = range(at, min(at + BLOCK, len(images)))
+            pixels = normalise(torch.stack([whole[row]["image"] for row in rows]), encoder.spec.mean, encoder.spec.std)
+            maps = learner.part_maps(encoder.last_block_features(pixels))
+            large = torch.nn.functional.interpolate(maps, (GRID, GRID), mode="bilinear", align_corners=False)
+            found.append(large.argmax(1).numpy())
+            attended.append(attention_ranks(encoder.attention(pixels).mean(1)).numpy())
+    return np.concatenate(found), np.concatenate(attended)
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (3, 2)])
+def test_threads_and_workers_change_no_label(
+    threads: int, workers: int, images: ImageSet, networks: Any, tmp_path: Path
+) -> None:
+    mine = job(tmp_path, images, networks, workers)
+    before = torch.get_num_threads()
+    told = list(label_blocks(mine, mine.unfinished(), *networks, threads=threads))
+    assert torch.get_num_threads() == before
+    assert [rows for rows, _ in told] == [5, 5, 5, 5, 5, 5, 2]
+    labels, attention = slowly(images, networks)
+    assert np.array_equal(mine.store.labels, labels)
+    assert np.array_equal(mine.store.attention, attention)
+    assert {int(rows.max()) for rows in attention} == {254}  # ranks of 16 patches, the highest 254
+
+
+def test_only_blocks_that_lack_something_are_computed(images: ImageSet, networks: Any, tmp_path: Path) -> None:
+    expected, attention = slowly(images, networks)
+    mine = job(tmp_path, images, networks)
+    mine.store.write(np.arange(32), expected)
+    mine.store.write_attention(np.arange(32), attention)
+    mine.store.attention[21, 2:] = 255
+    mine.store.labels[7, 3:] = 255  # torn: the writing was killed in the middle of the row
+    mine.store.labels[[30, 31]] = 255
+    mine.store.labels[8] = 0  # beside the torn one, and whole: stays
+    again = job(tmp_path, images, networks)
+    assert again.unfinished() == [1, 4, 6]
+    list(label_blocks(again, again.unfinished(), *networks, threads=1))
+    expected[8] = 0
+    assert np.array_equal(again.store.labels, expected)
+    assert np.array_equal(again.store.attention, attention)
+    assert again.unfinished() == []
+
+
+def test_nothing_more_is_begun_when_the_reader_stops(images: ImageSet, networks: Any) -> None:
+    asked: list[int] = []
+
+    def batches() -> Any:
+        for at in range(100):
+            asked.append(at)
+            yield torch.tensor([at]), torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)
+
+    labels = compute_labels(batches(), *networks, grid=GRID, precision="float32", threads=2)
+    (rows, first, attention), waited = next(labels)
+    labels.close()  # type: ignore[attr-defined]
+    assert rows.tolist() == [0] and first.shape == (1, GRID, GRID) and attention is None and waited >= 0
+    assert len(asked) <= 4
+
+
+def test_bf16_changes_few_labels(images: ImageSet, networks: Any) -> None:
+    pixels = torch.stack([WholeDataset(images, SIZE)[row]["image"] for row in range(16)])
+    batch = [(torch.arange(16), pixels)]
+    both = [
+        next(compute_labels(batch, *networks, grid=GRID, precision=precision, threads=1))[0].labels
+        for precision in ("float32", "bf16")
+    ]
+    assert 0.9 < (both[0] == both[1]).float().mean() < 1
+
+
+@pytest.fixture
+def run(networks: Any, tmp_path: Path) -> Path:
+    save_encoder(networks[0], tmp_path / "encoder")
+    save_learner(networks[1], tmp_path / "run" / "learner")
+    return tmp_path / "run"
+
+
+def test_two_processes_give_the_bytes_of_one(images: ImageSet, networks: Any, run: Path, tmp_path: Path) -> None:
+    """Also in bf16, where a sum in another order would differ sooner."""
+    alone = job(tmp_path / "alone", images, networks, precision="bf16")
+    list(label_blocks(alone, alone.unfinished(), *networks, threads=3))
+    alone.store.finish()
+    shared = job(run, images, networks, precision="bf16")
+    told = list(label_in_processes(shared, shared.unfinished(), 2, (str(tmp_path / "encoder"), None, run)))
+    shared.store.finish()
+    assert sorted(rows for rows, _ in told) == [2, 5, 5, 5, 5, 5, 5]
+    for name in ("parts.npy", "attention.npy"):
+        assert (run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_an_error_in_a_process_is_the_users_line(images: ImageSet, networks: Any, run: Path, tmp_path: Path) -> None:
+    shared = job(run, images, networks)
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        list(label_in_processes(shared, shared.unfinished(), 1, (str(tmp_path / "nowhere"), None, run)))

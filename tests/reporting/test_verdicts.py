@@ -1,0 +1,85 @@
+"""Verdicts: what counts as collapsed, below the untrained encoder and unused, on both sides of each limit."""
+
+import math
+from typing import Any
+
+import pytest
+
+from semmae.evaluation.accuracy import wilson_interval
+from semmae.reporting.verdicts import encoder_below_untrained, parts_unused, teacher_collapsed
+
+UNIFORM = math.log(1024)
+
+
+def run(loss: float, information: float, before: float = 6.0, lines: int = 20) -> list[dict[str, Any]]:
+    """Records of a run that ends with these figures; k-NN stands in lines of its own."""
+    early = [{"loss_dino": before, "teacher_information": 0.5}] * lines
+    return [*early, *[{"loss_dino": loss, "teacher_information": information}] * 4, {"knn_top1": 30.0}]
+
+
+@pytest.mark.parametrize(
+    ("loss", "information", "collapsed"),
+    [
+        (UNIFORM, 0.0, True),
+        (UNIFORM + 0.5, 1.0, True),  # a student worse than the uniform answer has learned nothing
+        (0.01, 0.0, True),  # one prototype for all images
+        (0.997 * UNIFORM, 0.05, True),  # measured without KoLeo
+        (0.989 * UNIFORM, 0.22, False),  # measured with it
+        (5.9, 2.5, False),
+        (3.0, 0.5, False),
+    ],
+)
+def test_a_teacher_collapses_to_one_answer_or_to_the_uniform_one(
+    loss: float, information: float, collapsed: bool
+) -> None:
+    assert (teacher_collapsed(run(loss, information), 1024) is not None) == collapsed
+
+
+def test_the_end_of_a_run_decides_and_names_its_figures() -> None:
+    assert teacher_collapsed(run(5.0, 2.0, before=UNIFORM), 1024) is None
+    said = teacher_collapsed(run(UNIFORM, 0.0, before=5.0), 1024)
+    assert said is not None and "6.93" in said and "1024" in said and "\n" not in said
+    assert teacher_collapsed([], 1024) is None
+    assert teacher_collapsed([{"step": 1, "loss": 0.3}], 1024) is None  # of another stage
+
+
+def figures(hits: int, count: int, prefix: str = "") -> dict[str, float]:
+    low, high = wilson_interval(hits, count)
+    return {
+        f"{prefix}top1": 100 * hits / count,
+        f"{prefix}top1_low": low,
+        f"{prefix}top1_high": high,
+        f"{prefix}top5": 100.0,
+    }
+
+
+def test_an_encoder_below_its_untrained_self_is_named_with_its_figures() -> None:
+    own, untrained = figures(300, 1000), figures(400, 1000)
+    said = encoder_below_untrained({"protocol": {}, **own, "untrained": untrained})
+    assert said is not None and "30.0" in said and "40.0" in said and "chance" not in said
+    assert encoder_below_untrained({**untrained, "untrained": own}) is None
+    assert encoder_below_untrained({**own, "untrained": own}) is None
+    assert encoder_below_untrained(own) is None  # nothing to compare with
+
+
+def test_a_difference_within_the_intervals_is_called_one() -> None:
+    said = encoder_below_untrained({**figures(30, 100), "untrained": figures(35, 100)})
+    assert said is not None and "within chance" in said
+
+
+def test_of_several_protocols_those_below_are_named() -> None:
+    own = figures(30, 100, "knn_") | figures(90, 100, "probe_") | {"segment_miou": 20.0, "knn_images": 100}
+    other = figures(80, 100, "knn_") | figures(40, 100, "probe_") | {"segment_miou": 21.0, "knn_images": 200}
+    said = encoder_below_untrained({"protocol": {"knn": {}}, "this encoder": own, "untrained": other})
+    assert said is not None and "30.0" in said and "21.0" in said
+    assert "90.0" not in said and "200" not in said
+
+
+def test_labels_hardly_given_are_counted() -> None:
+    names = ["background", *(f"part {number}" for number in range(1, 7))]
+    said = parts_unused([700, 300, 4, 0, 0, 0, 0], names)
+    assert said is not None and "2 of 7" in said and "background 70 %" in said and "part 2" not in said
+    assert parts_unused([100] * 7, names) is None
+    assert parts_unused([994, 6], ["a", "b"]) is None  # 0.6 %
+    assert parts_unused([996, 4], ["a", "b"]) is not None
+    assert parts_unused([0, 0], ["a", "b"]) is None  # nothing is labelled

@@ -1,0 +1,145 @@
+"""Masks of a batch: every masking by name, one's own function and what is wrong with it, what was hidden."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from semmae.errors import UserError
+from semmae.masking import attention_mask, block_mask, num_hidden, random_mask, semantic_mask
+from semmae.train.masks import MASKINGS, CheckedMask, MaskContext, MaskMeter, draw_mask, mask_seed
+from semmae.train.pretrain import PretrainRecipe
+from semmae.verbs.limits import LIMITS
+
+
+def a_context(seed: int = 0, **changes: object) -> MaskContext:
+    generator = torch.Generator().manual_seed(5)
+    known = {
+        "num_labels": 7,
+        "parts": torch.randint(7, (4, 36), generator=generator),
+        "attention": torch.rand(4, 36, generator=generator),
+    }
+    return MaskContext((4, 36), 0.75, 0.5, torch.Generator().manual_seed(seed), **{**known, **changes})
+
+
+def test_the_highest_seed_is_one_for_all_that_take_it() -> None:
+    """torch takes 64 bits, numpy's shared numbers and scikit-learn 32; steps and places of a long run on many GPUs."""
+    _, highest = LIMITS["seed"]
+    torch.Generator().manual_seed(mask_seed(int(highest), step=10**9, place=4098))
+    np.random.RandomState(int(highest))
+    with pytest.raises((RuntimeError, ValueError, OverflowError)):
+        torch.Generator().manual_seed(mask_seed(2 * int(highest), step=0, place=0))
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_every_masking_is_exact_and_a_function_of_its_noise(masking: str) -> None:
+    recipe = PretrainRecipe(masking=masking, attention_hint=0.5)  # type: ignore[arg-type]
+
+    mask = recipe.mask(a_context())
+
+    assert mask.dtype == torch.bool
+    assert mask.sum(1).tolist() == [num_hidden(36, 0.75)] * 4
+    assert torch.equal(mask, recipe.mask(a_context()))
+    assert not torch.equal(mask, recipe.mask(a_context(seed=1))) or masking == "attention"
+
+
+def test_a_masking_is_the_function_of_its_name() -> None:
+    context = a_context()
+    assert context.parts is not None and context.attention is not None
+
+    def noise_and(*size: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(4, 36, generator=generator), torch.rand(size, generator=generator)
+
+    noise, hint = noise_and(4, 36)
+    boxes, order = noise_and(4, 16, 4)[1], noise_and(4, 7)[1]
+
+    assert torch.equal(draw_mask("random", a_context()), random_mask(noise, 0.75))
+    assert torch.equal(draw_mask("block", a_context()), block_mask(noise, boxes, 0.75))
+    wanted = attention_mask(context.attention, noise, hint, 0.75, 0.5)
+    assert torch.equal(draw_mask("attention", a_context(), hint=0.5), wanted)
+    for masking, blend in (("intra", 0.0), ("inter", 1.0), ("semantic", 0.25)):
+        recipe = PretrainRecipe(masking=masking)  # type: ignore[arg-type]
+        assert torch.equal(recipe.mask(a_context()), semantic_mask(context.parts, noise, order, 0.75, blend))
+
+
+def test_a_fixed_blend_stands_in_place_of_the_schedule() -> None:
+    moving, fixed = PretrainRecipe(gamma=3.0), PretrainRecipe(blend=0.3)
+
+    assert [moving.blend_at(point) for point in (0.0, 0.5, 1.0)] == [0.0, 0.125, 1.0]
+    assert [fixed.blend_at(point) for point in (0.0, 0.5, 1.0)] == [0.3] * 3
+    assert torch.equal(fixed.mask(a_context()), draw_mask("semantic", a_context(), blend=0.3))
+
+
+@pytest.mark.parametrize(("masking", "lacks"), [("semantic", "parts"), ("attention", "attention")])
+def test_a_batch_without_what_is_read_is_refused(masking: str, lacks: str) -> None:
+    with pytest.raises(ValueError, match=masking):
+        draw_mask(masking, a_context(**{lacks: None}))  # type: ignore[arg-type]
+
+
+def stripes(context: MaskContext) -> Tensor:
+    """The example of the module's docstring."""
+    column = torch.arange(context.shape[1], device=context.device) % math.isqrt(context.shape[1])
+    first = context.uniform(1) < 0.5
+    return (column % 2 == 0) ^ first
+
+
+def test_the_example_of_an_own_function_works() -> None:
+    mask = CheckedMask(stripes)(a_context())
+
+    assert torch.equal(mask, stripes(a_context()))
+    assert mask.sum(1).tolist() == [18] * 4
+    assert len({tuple(row) for row in mask.tolist()}) == 2  # some images with even columns, some with odd
+
+
+def first_hidden(count: int, rows: int = 4) -> Tensor:
+    return torch.arange(36).expand(rows, 36) < count
+
+
+def test_what_an_own_function_returned_is_named() -> None:
+    uneven = first_hidden(27)
+    uneven[1, 30] = True
+    for result, words in [
+        (None, "returned NoneType; return a bool tensor"),
+        (first_hidden(27).float(), r"returned float32 \(4, 36\) on cpu; return bool \(4, 36\)"),
+        (first_hidden(27, rows=3), r"returned bool \(3, 36\)"),
+        (uneven, "hides 27 to 28 patches a row; hide the same number"),
+        (first_hidden(0), "hides 0 of 36 patches"),
+        (first_hidden(36), "hides 36 of 36 patches"),
+    ]:
+
+        def mine(context: MaskContext, result: object = result) -> object:
+            return result
+
+        with pytest.raises(UserError, match=f"mask function .*mine {words}"):
+            CheckedMask(mine)(a_context())  # type: ignore[arg-type]
+
+
+def test_an_own_function_must_hide_as_many_in_every_batch() -> None:
+    checked = CheckedMask(lambda context: first_hidden(20 if context.progress < 0.6 else 21))
+
+    checked(a_context())
+    checked(a_context())
+    with pytest.raises(UserError, match="hides 21 patches a row, before it were 20"):
+        checked(dataclasses.replace(a_context(), progress=0.7))
+
+
+def test_the_meter_averages_over_batches_and_begins_anew() -> None:
+    meter = MaskMeter(["background", "part 1", "part 2"])
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(4, 9, generator=generator) < 0.5 for _ in range(3)]
+    parts = [torch.randint(2, (4, 9), generator=generator) for _ in range(3)]  # part 2 is nowhere
+
+    for mask, labels, blend in zip(masks, parts, (0.1, 0.2, 0.6), strict=True):
+        meter.add(mask, labels, blend)
+    found = meter.read()
+
+    hidden, labels = torch.cat(masks), torch.cat(parts)
+    shares = {"hidden/background": hidden[labels == 0], "hidden/part 1": hidden[labels == 1]}
+    assert found == pytest.approx({"blend": 0.3, **{name: mask.float().mean().item() for name, mask in shares.items()}})
+    assert meter.read() == {}
+    meter.add(masks[0], parts[0].to(torch.uint8), None)
+    assert meter.read()["hidden/background"] == masks[0][parts[0] == 0].double().mean().item()

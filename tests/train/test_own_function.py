@@ -1,0 +1,104 @@
+"""Functions by name: text and function are each other's, and what cannot be found is told in one line."""
+
+import functools
+import sys
+from pathlib import Path
+
+import pytest
+
+from semmae.errors import UserError
+from semmae.masking import random_mask
+from semmae.train.own_function import function_at, text_of
+
+SOURCE = """
+def corners(context):
+    return context
+
+def edges(context):
+    return context
+
+class Shapes:
+    @staticmethod
+    def ring(context):
+        return context
+
+threshold = 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the working directory, which no path of Python's names."""
+    name = f"own_masks_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    return name
+
+
+@pytest.mark.parametrize("name", ["corners", "Shapes.ring"])
+def test_text_and_function_are_each_others(own_module: str, name: str) -> None:
+    function = function_at(f"{own_module}:{name}", "--masking")
+
+    assert function("context") == "context"
+    assert text_of(function, "--masking") == f"{own_module}:{name}"
+
+
+def test_a_function_of_an_installed_package_needs_no_folder() -> None:
+    assert function_at("semmae.masking:random_mask", "--masking") is random_mask
+    assert text_of(random_mask, "--masking") == "semmae.masking:random_mask"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}:cornres", 'has no .cornres.; did you mean "corners"'),
+        ("{}:threshold", "is int, not a function"),
+        ("{}:", "must be package.module:name"),
+        (":corners", "must be package.module:name"),
+        (".{}:corners", "must be package.module:name"),
+        ("{}.py:corners", "must be package.module:name of a function, without .py"),
+        ("no_such_package.masks:corners", "no module .no_such_package."),
+        ("semmae.no_such:corners", "no module .semmae.no_such."),
+    ],
+)
+def test_what_is_not_found_is_told(own_module: str, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"--masking .*{words}"):
+        function_at(text.format(own_module), "--masking")
+
+
+def test_a_module_that_python_cannot_read_is_told_by_its_line(own_module: str) -> None:
+    Path(f"{own_module}.py").write_text("def corners(context):\n    return context +\n")
+
+    with pytest.raises(UserError, match=f"{own_module}.py, line 2: invalid syntax; mend it"):
+        function_at(f"{own_module}:corners", "--masking")
+
+
+def test_what_ones_own_module_lacks_is_its_own_fault(own_module: str) -> None:
+    Path(f"{own_module}.py").write_text("import no_such_package\n")
+
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        function_at(f"{own_module}:corners", "--masking")
+
+
+def test_functions_that_no_text_finds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inner() -> None:
+        pass
+
+    def of_a_script() -> None:
+        pass
+
+    of_a_script.__module__ = "__main__"
+    for function in (inner, lambda: None, of_a_script):
+        with pytest.raises(UserError, match="cannot be imported by another process; define it at the top level"):
+            text_of(function, "--masking")
+    with pytest.raises(UserError, match="give its place as text, package.module:name"):
+        text_of(functools.partial(random_mask, ratio=0.5), "--masking")
+
+
+def test_a_function_that_its_name_no_longer_means_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semmae.masking.random_mask", lambda noise, ratio: noise)
+
+    with pytest.raises(UserError, match="semmae.masking:random_mask: is another function than the one given"):
+        text_of(random_mask, "--masking")

@@ -1,0 +1,301 @@
+"""`semmae evaluate`: the figures of the single verbs, in one table; what cannot be measured is told or refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import semmae
+from semmae.data.manifest import open_images
+from semmae.errors import UserError
+from semmae.formats.folders import save_encoder
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.verbs import evaluate as evaluate_verb
+from semmae.verbs import features
+
+COMMON: dict[str, Any] = {"workers": 0, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that has learned nothing: the very encoder that seed 0 stands for as a baseline."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoders") / "untrained"
+    save_encoder(Encoder(EncoderSpec.named("vit_tiny", 32, 8)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(encoder: Path, creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    return semmae.evaluate(encoder=str(encoder), data=str(creatures), out=out, steps=2, **COMMON)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def test_an_encoder_that_has_learned_nothing_equals_its_baseline(evaluated: Path) -> None:
+    found = results(evaluated)
+    own, untrained = found["this encoder"], found["untrained"]
+    assert own.keys() == untrained.keys()
+    assert {name: value for name, value in own.items() if untrained[name] != value} == {}
+    measured = {name.partition("_")[0] for name in own}
+    assert {"knn", "probe", "segment", "heads", "kmeans", "grid"} <= measured
+
+
+def test_figures_are_those_of_the_single_verbs(evaluated: Path, encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    own = results(evaluated)["this encoder"]
+    images = str(creatures / "images")
+    semmae.probe(encoder=str(encoder), data=images, out=tmp_path / "probe", crop_pct=1.0, **COMMON)
+    semmae.segment(
+        encoder=str(encoder), data=str(creatures), out=tmp_path / "segment", head="linear", steps=2, val_steps=2,
+        workers=0,
+    )  # fmt: skip
+    for verb, names in (("probe", ("top1", "top5", "mean_class", "rate")), ("segment", ("miou", "pixel_accuracy"))):
+        alone = results(tmp_path / verb)
+        assert [own[f"{verb}_{name}"] for name in names] == [alone[name] for name in names]
+
+
+def test_the_table_tells_every_encoder_and_protocol(evaluated: Path) -> None:
+    text = (evaluated / "results.md").read_text()
+    assert "| this encoder | untrained |" in " ".join(text.split())
+    for words in (
+        "k-NN, top-1 %",
+        "linear probe, top-1 %",
+        "segmentation, linear head, mIoU %",
+        "parts by attention heads, NMI",
+    ):
+        assert f"| {words} " in text
+    protocol = results(evaluated)["protocol"]
+    assert protocol["knn"]["split"] == protocol["probe"]["split"] == "24 train, 8 held out of each class by seed 0"
+    assert protocol["segment"]["steps"] == 2
+
+
+def test_without_masks_classes_alone_are_measured(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    out = semmae.evaluate(
+        encoder=str(encoder), data=str(creatures / "images"), out=tmp_path / "out", untrained=False, **COMMON
+    )
+    found = results(out)
+    assert "untrained" not in found
+    assert {name.partition("_")[0] for name in found["this encoder"]} == {"knn", "probe"}
+
+
+@pytest.fixture
+def streets(creatures: Path, tmp_path: Path) -> Path:
+    """Photos as ADE20K lays them out: no classes, the same names in both splits, 255 where nobody is asked."""
+    folder = tmp_path / "streets"
+    images = sorted((creatures / "images").rglob("*.png"))
+    for number, image in enumerate(images[:16]):
+        split = "train" if number < 8 else "val"
+        for kind, source in (
+            ("images", image),
+            ("masks", creatures / "masks" / image.relative_to(creatures / "images")),
+        ):
+            target = folder / kind / split / f"{number % 8:04}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    return folder
+
+
+def test_masks_without_classes_are_measured_beside_the_baseline(encoder: Path, streets: Path, tmp_path: Path) -> None:
+    out = semmae.evaluate(encoder=str(encoder), data=str(streets), out=tmp_path / "out", steps=2, **COMMON)
+    found = results(out)
+    assert found["this encoder"] == found["untrained"]
+    assert {name.partition("_")[0] for name in found["this encoder"]} >= {"segment", "heads", "grid"}
+    assert (out / "segment" / "per_class.csv").is_file() and (out / "untrained" / "segment" / "per_class.csv").is_file()
+
+
+def test_what_is_ignored_is_no_part(encoder: Path, streets: Path, tmp_path: Path) -> None:
+    def grid_nmi(name: str) -> float:
+        out = semmae.evaluate(
+            encoder=str(encoder), data=str(streets), out=tmp_path / name, steps=1, untrained=False, **COMMON
+        )
+        return float(results(out)["this encoder"]["grid_nmi"])
+
+    before = grid_nmi("before")
+    for path in (streets / "masks").rglob("*.png"):
+        mask = np.array(Image.open(path))
+        mask[mask == 0] = 255  # the background is not to be told, and was none of the parts before
+        Image.fromarray(mask).save(path)
+    assert grid_nmi("after") == before
+
+
+def test_what_cannot_be_read_is_listed(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(creatures / "images", folder)
+    broken = sorted(folder.rglob("*.png"))[0]
+    broken.write_bytes(broken.read_bytes()[:100])
+    out = semmae.evaluate(encoder=str(encoder), data=str(folder), out=tmp_path / "out", untrained=False, **COMMON)
+    assert (out / "skipped.csv").read_text().splitlines()[1].startswith(broken.relative_to(folder).as_posix())
+
+
+def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    images = next((creatures / "images").iterdir())
+    before = tiny.listing(tmp_path)
+    with pytest.raises(UserError, match="no such folder of masks"):
+        semmae.evaluate(
+            encoder=str(encoder),
+            data=str(creatures / "images"),
+            masks=tmp_path / "none",
+            out=tmp_path / "out",
+            **COMMON,
+        )
+    with pytest.raises(UserError, match="neither classes nor masks"):
+        semmae.evaluate(encoder=str(encoder), data=str(images), out=tmp_path / "out", **COMMON)
+    assert tiny.listing(tmp_path) == before
+
+
+@pytest.fixture
+def divided(creatures: Path, tmp_path: Path) -> Path:
+    return tiny.divide(creatures, tmp_path / "divided")
+
+
+def test_one_pass_over_the_images_serves_knn_and_probe_and_gives_their_figures(
+    encoder: Path, divided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = features.extract
+
+    def counting(*rest: Any, **named: Any) -> torch.Tensor:
+        seen.append(named["total"])
+        return real(*rest, **named)
+
+    monkeypatch.setattr(features, "extract", counting)
+    told = {"encoder": str(encoder), "data": str(divided), **COMMON}
+    own = results(semmae.evaluate(out=tmp_path / "all", **told))["this encoder"]
+    assert seen == [24, 8, 24, 8]  # of the encoder and of the untrained one: train, val
+    knn = results(semmae.knn(out=tmp_path / "knn", **told))
+    assert [own[f"knn_{name}"] for name in ("top1", "top5", "mean_class")] == [
+        knn[name] for name in ("top1", "top5", "mean_class")
+    ]
+    probe = results(semmae.probe(out=tmp_path / "probe", **told))
+    assert (own["probe_top1"], own["probe_sweep"]) == (probe["top1"], probe["sweep"])
+
+
+def test_of_a_limit_those_that_were_measured_are_listed(encoder: Path, divided: Path, tmp_path: Path) -> None:
+    """Of each split so many are drawn: a broken one that none of the draws has is none that was left out."""
+    drawn = set(open_images(divided, split="train", limit=6, seed=0).names)
+    for path in (divided / "train").rglob("*.png"):
+        if path.relative_to(divided).as_posix() not in drawn:
+            path.write_bytes(b"broken")
+    told = {"encoder": str(encoder), "data": str(divided), "limit": 6, "untrained": False, **COMMON}
+    out = semmae.evaluate(out=tmp_path / "out", **told)
+    assert (out / "skipped.csv").read_text().splitlines() == ["name,reason"]
+
+
+@pytest.mark.parametrize("stopped_in", ["probe_encoder", "measure_encoder", "train_segmenter"])
+def test_a_stopped_run_goes_on_after_the_last_finished_protocol(
+    stopped_in: str, evaluated: Path, encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second encoder, whose first figures and all of the first encoder's are not computed again."""
+    names = ("measure_knn", "probe_encoder", "measure_encoder", "train_segmenter")
+    calls: list[str] = []
+    for name in names:
+        real = getattr(evaluate_verb, name)
+
+        def counted(*rest: Any, _name: str = name, _real: Any = real, **named: Any) -> Any:
+            calls.append(_name)
+            if (_name, calls.count(_name)) == (stopped_in, 2):
+                raise KeyboardInterrupt
+            return _real(*rest, **named)
+
+        monkeypatch.setattr(evaluate_verb, name, counted)
+    told = {"encoder": str(encoder), "data": str(creatures), "out": tmp_path / "out", "steps": 2, **COMMON}
+    with pytest.raises(KeyboardInterrupt):
+        semmae.evaluate(**told)
+    assert not (tmp_path / "out" / "results.json").exists()
+    before = len(calls) - 1
+    calls.append(stopped_in)  # so that the second call of it is not the one that stops
+    semmae.evaluate(out=tmp_path / "out", resume=True)
+    assert calls[before + 2 :] == list(names[names.index(stopped_in) :])
+    for name in ("results.json", "results.md"):
+        assert (tmp_path / "out" / name).read_text() == (evaluated / name).read_text()
+    assert not (tmp_path / "out" / "probe" / "untrained").exists()
+
+
+def test_stopped_at_another_image_size_it_goes_on_to_the_same_table(
+    encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segmentation resizes the encoder, and a run that goes on has none to do."""
+    told = {"encoder": str(encoder), "data": str(creatures), "steps": 2, "image_size": 48, **COMMON}
+    whole = semmae.evaluate(out=tmp_path / "whole", **told)
+    real, calls = evaluate_verb.train_segmenter, []
+
+    def stopping(*rest: Any) -> Any:
+        calls.append(rest)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*rest)
+
+    monkeypatch.setattr(evaluate_verb, "train_segmenter", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        semmae.evaluate(out=tmp_path / "out", **told)
+    semmae.evaluate(out=tmp_path / "out", resume=True)
+    assert len(calls) == 3
+    assert (tmp_path / "out" / "results.json").read_text() == (whole / "results.json").read_text()
+
+
+@pytest.mark.parametrize("places", [("train/aachen", "train/bochum", "val/frankfurt"), ("train/a", "val/a", "val/b")])
+def test_images_with_masks_in_folders_that_are_no_classes(
+    places: tuple[str, str, str], encoder: Path, creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Towns, sequences: others in each split, or a single one to learn from. The masks are measured all the same."""
+    pairs = zip(
+        sorted((creatures / "images").rglob("*.png")), sorted((creatures / "masks").rglob("*.png")), strict=True
+    )
+    for row, (image, mask) in enumerate(pairs):
+        for kind, path in (("images", image), ("masks", mask)):
+            target = tmp_path / "streets" / kind / places[row % 3] / f"{row}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    told = {"encoder": str(encoder), "data": str(tmp_path / "streets"), "steps": 2, "untrained": False, **COMMON}
+    found = results(semmae.evaluate(out=tmp_path / "out", **told))["this encoder"]
+    assert "segment_miou" in found and not [name for name in found if name.startswith(("knn", "probe"))]
+    assert "so neither k-NN nor a probe is measured" in caplog.text
+
+
+def test_figures_of_other_images_are_not_gone_on_with(encoder: Path, divided: Path, tmp_path: Path) -> None:
+    told = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", "untrained": False, **COMMON}
+    semmae.evaluate(**told)
+    (tmp_path / "out" / ".unfinished").touch()  # as if it had been stopped
+    next((divided / "val").rglob("*.png")).unlink()
+    with pytest.raises(UserError, match=r"figures\.json: was found with other images; restore what has changed"):
+        semmae.evaluate(resume=True, **told)
+
+
+def test_single_images_of_classes_leave_the_probe_out(
+    encoder: Path, divided: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No rate can be chosen: k-NN is measured all the same."""
+    for folder in (divided / "train").iterdir():
+        for path in sorted(folder.iterdir())[1:]:
+            path.unlink()
+    out = semmae.evaluate(encoder=str(encoder), data=str(divided), out=tmp_path / "out", untrained=False, **COMMON)
+    assert {name.partition("_")[0] for name in results(out)["this encoder"]} == {"knn"}
+    assert "probe" not in results(out)["protocol"]
+    assert "no class has two training images to choose the probe's learning rate on" in caplog.text
+
+
+def test_masks_are_measured_where_every_class_has_a_single_image(
+    encoder: Path, creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "semmae")
+    for kind in ("images", "masks"):
+        for path in sorted((creatures / kind).glob("*/*.png"))[::4]:
+            target = tmp_path / "data" / kind / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    out = semmae.evaluate(
+        encoder=str(encoder), data=str(tmp_path / "data"), out=tmp_path / "out", steps=1, untrained=False, **COMMON
+    )
+    assert {name.partition("_")[0] for name in results(out)["this encoder"]} >= {"segment", "grid"}
+    assert "knn_top1" not in results(out)["this encoder"]
+    assert "a single image of every class, so neither k-NN nor a probe is measured" in caplog.text

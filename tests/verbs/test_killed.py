@@ -1,0 +1,174 @@
+"""`kill -9` at any moment, then the same command again: it goes on, and the labels are those of a run never killed.
+
+The processes are real, forked from the test's own: importing the libraries anew would take longer than all else.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from forked import Forked
+
+from semmae.cli import run
+from semmae.data.part_store import PartStore
+from semmae.formats.folders import save_encoder
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.train import trainer
+from semmae.verbs.run import UNFINISHED
+
+
+@pytest.fixture(scope="module")
+def command(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    save_encoder(Encoder(EncoderSpec.named("vit_tiny", 32, 8)), folder / "encoder")
+    told = {"data": creatures / "images", "teacher": folder / "encoder", "epochs": 2, "workers": 0, "batch-size": 8}
+    return ["parts", *(text for name, value in told.items() for text in (f"--{name}", str(value)))]
+
+
+@pytest.fixture(scope="module")
+def never_killed(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("never-killed") / "run"
+    assert run([*command, "--out", str(out)]) == 0
+    return out
+
+
+def suicide(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_a_process(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> Forked:
+    def work() -> int:
+        prepare()
+        return run(arguments)
+
+    return Forked(work)
+
+
+def assert_as_never_killed(out: Path, never_killed: Path) -> None:
+    for name in ("parts.npy", "attention.npy"):
+        assert (out / name).read_bytes() == (never_killed / name).read_bytes()
+    tiny.assert_same_weights(out / "learner", never_killed / "learner")
+    steps, losses = zip(*((line["step"], line["loss"]) for line in tiny.metrics(out)), strict=True)
+    assert (steps, losses) == tuple(zip(*((m["step"], m["loss"]) for m in tiny.metrics(never_killed)), strict=True))
+    assert PartStore.open(out).complete
+    assert json.loads((out / "summary.json").read_text())["finished"]
+    assert sorted(tiny.listing(out / "learner")) == sorted(tiny.listing(never_killed / "learner"))
+    left = [path.name for path in out.iterdir() if path.name == UNFINISHED or path.suffix == ".tmp"]
+    assert left == []
+
+
+def at_renaming_of(name: str, after: bool) -> Callable[[], None]:
+    """Dies where a file is moved into its place, before or after that."""
+
+    def prepare() -> None:
+        for function in ("replace", "rename"):
+            real = getattr(os, function)
+
+            def dying(source: Any, target: Any, real: Any = real) -> None:
+                if Path(target).name != name:
+                    return real(source, target)
+                if after:
+                    real(source, target)
+                suicide()
+
+            setattr(os, function, dying)
+
+    return prepare
+
+
+def in_half_a_line_of_metrics() -> None:
+    real = trainer.Meter.on_train_epoch_end
+
+    def dying(meter: trainer.Meter, *arguments: Any) -> None:
+        real(meter, *arguments)
+        with (meter.options.out / "metrics.jsonl").open("a") as file:
+            file.write('{"stage": "par')
+            file.flush()
+            suicide()
+
+    trainer.Meter.on_train_epoch_end = dying  # type: ignore[method-assign]
+
+
+def in_half_a_row() -> None:
+    real = PartStore.write
+    calls = []
+
+    def dying(store: PartStore, rows: Any, labels: Any) -> None:
+        calls.append(rows)
+        if len(calls) < 2:
+            return real(store, rows, labels)
+        store.labels[int(rows[0])] = np.asarray(labels[0])
+        store.labels[int(rows[1]), :9] = np.asarray(labels[1])[:9]
+        suicide()
+
+    PartStore.write = dying  # type: ignore[method-assign]
+
+
+def in_half_a_row_of_attention() -> None:
+    real = PartStore.write_attention
+    calls = []
+
+    def dying(store: PartStore, rows: Any, attention: Any) -> None:
+        calls.append(rows)
+        if len(calls) < 2:
+            return real(store, rows, attention)
+        store.attention[int(rows[0])] = np.asarray(attention[0])
+        store.attention[int(rows[1]), :2] = np.asarray(attention[1])[:2]
+        suicide()
+
+    PartStore.write_attention = dying  # type: ignore[method-assign]
+
+
+MOMENTS = [
+    at_renaming_of("config.yaml", after=False),
+    at_renaming_of("summary.json", after=True),
+    in_half_a_line_of_metrics,
+    at_renaming_of("last.ckpt", after=True),
+    at_renaming_of("learner", after=False),
+    at_renaming_of("parts.npy", after=True),
+    at_renaming_of("attention.npy", after=True),
+    in_half_a_row_of_attention,
+    in_half_a_row,
+    at_renaming_of("parts.json", after=False),
+    at_renaming_of("parts.png", after=False),
+    at_renaming_of("report.html", after=True),
+]
+
+
+def test_killed_at_every_stage_of_one_run(command: list[str], never_killed: Path, tmp_path: Path) -> None:
+    arguments = [*command, "--out", str(tmp_path / "run")]
+    for moment in MOMENTS:
+        child = in_a_process(arguments, moment)
+        assert child.ended(120) == -signal.SIGKILL, f"{moment}: {child.told}"
+    assert run(arguments) == 0
+    assert_as_never_killed(tmp_path / "run", never_killed)
+    assert run(arguments) == 0  # finished: said, and nothing computed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_moments(command: list[str], never_killed: Path, tmp_path: Path, seed: int) -> None:
+    arguments, chance = [*command, "--out", str(tmp_path / "run")], random.Random(seed)
+    patience = 1.0
+    for _ in range(200):
+        child = in_a_process(arguments)
+        child.process.join(chance.uniform(0, patience))
+        assert child.process.exitcode in (None, 0), child.told
+        if child.process.exitcode == 0:
+            break
+        child.process.kill()
+        child.process.join()
+        patience *= 1.05  # an epoch lasts longer on a slow machine
+        time.sleep(chance.choice((0, 0, 0.1)))
+    assert child.process.exitcode == 0, child.told
+    assert_as_never_killed(tmp_path / "run", never_killed)

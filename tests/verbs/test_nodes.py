@@ -1,0 +1,185 @@
+"""Several nodes: two processes of this machine, as torchrun starts them or as a user does on every node."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from pytorch_lightning.utilities import rank_zero_only
+
+from semmae.train.nodes import check_processes, cluster, take_rank
+
+TOLD = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "MASTER_ADDR", "SLURM_JOB_NAME",
+        "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID")  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+    return port
+
+
+def command(data: Path, out: Path, *arguments: str) -> list[str]:
+    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
+    told = ["--data", str(data), "--out", str(out), "--masking", "random", "--epochs", "2", "--precision", "float32"]
+    return ["pretrain", *told, *sizes, *arguments]
+
+
+def as_two_nodes(arguments: list[str]) -> list[str]:
+    """What the nodes tell on stderr, each started by hand with its rank."""
+    program = Path(sys.executable).with_name("semmae")
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    nodes = [
+        subprocess.Popen(
+            [program, *arguments, "--nodes", "2"],
+            env={**os.environ, **told, "NODE_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    return errors
+
+
+@pytest.fixture(scope="module")
+def two_devices(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two") / "run"
+    program = Path(sys.executable).with_name("semmae")
+    told = command(creatures / "images", out, "--devices", "2")
+    subprocess.run([program, *told], check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return out
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_two_devices(two_devices: Path, creatures: Path, tmp_path: Path) -> None:
+    """The same ranks on one node or on two: the same weights. And only the first one writes and tells."""
+    errors = as_two_nodes(command(creatures / "images", tmp_path / "nodes"))
+    tiny.assert_same_weights(tmp_path / "nodes" / "encoder", two_devices / "encoder")
+    steps = [[line["step"] for line in tiny.metrics(run)] for run in (tmp_path / "nodes", two_devices)]
+    assert steps == [[4, 8], [4, 8]]  # 32 images, 8 a step over both
+    assert "epoch 2/2" in errors[0]
+    assert "epoch" not in errors[1]
+
+
+# The second process alone is asked to stop, as it does its second step.
+STOPPED = """
+import os, signal
+from semmae.cli import main
+from semmae.train.trainer import Meter
+
+real = Meter.on_train_batch_start
+
+def stop(meter, trainer, *rest):
+    real(meter, trainer, *rest)
+    if (trainer.global_rank, trainer.global_step) == (1, 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Meter.on_train_batch_start = stop
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(two_devices: Path, creatures: Path, tmp_path: Path) -> None:
+    """In the middle of an epoch; and resumed, they end as they would have."""
+    script, out = tmp_path / "stopped.py", tmp_path / "run"
+    script.write_text(STOPPED)
+    told = command(creatures / "images", out, "--devices", "2")
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    stopped = subprocess.run([sys.executable, script, *told], timeout=300, env=alone, stderr=subprocess.PIPE, text=True)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert stopped.stderr.count("semmae: stopped; go on with:") == 1
+    assert tiny.saved_state(out)["global_step"] == 3  # known to all a step later
+    program = Path(sys.executable).with_name("semmae")
+    subprocess.run([program, "pretrain", "--out", out, "--resume"], check=True, timeout=300, env=alone)
+    tiny.assert_same_weights(out / "encoder", two_devices / "encoder")
+    losses = [[(line["step"], line["loss"]) for line in tiny.metrics(run)] for run in (out, two_devices)]
+    assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in TOLD:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("told", "nodes", "devices", "line"),
+    [
+        ({}, 2, 1, "--nodes 2: nothing tells which node this is; start it by torchrun or srun, or on every node with"),
+        ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "4"}, 1, 2, "2 processes, and torchrun has started 4"),
+        ({"SLURM_NTASKS": "1"}, 1, 4, "4 processes, and srun has started 1"),
+        ({"SLURM_NTASKS": "4"}, 2, 2, "tasks per node are untold for Slurm; start the job with --ntasks-per-node=2"),
+        ({"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, 2, 2, "tasks per node are 4 for Slurm"),
+    ],
+)
+def test_other_processes_than_asked_for_are_refused(
+    told: dict[str, str], nodes: int, devices: int, line: str, creatures: Path, tmp_path: Path,
+    alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, value in told.items():
+        alone.setenv(name, value)
+    alone.setattr(rank_zero_only, "rank", 0)
+    arguments = command(creatures / "images", tmp_path / "run", "--nodes", str(nodes), "--devices", str(devices))
+    assert line in tiny.refusal(arguments, tmp_path / "run", capsys)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"MASTER_ADDR": "host", "NODE_RANK": "1"},
+        {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "4"},
+        {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"},
+    ],
+)
+def test_as_many_as_asked_for_are_welcome(told: dict[str, str], alone: pytest.MonkeyPatch) -> None:
+    for name, value in told.items():
+        alone.setenv(name, value)
+    check_processes(*((2, 2) if told else (1, 2)))
+
+
+def test_of_processes_that_begin_a_node_only_its_rank_is_known(alone: pytest.MonkeyPatch) -> None:
+    alone.setattr(rank_zero_only, "rank", 0)
+    alone.setenv("NODE_RANK", "1")
+    take_rank(1, 4)  # a cluster may number nodes that have nothing to do with each other
+    assert rank_zero_only.rank == 0
+    take_rank(2, 4)
+    assert rank_zero_only.rank == 4
+
+
+def test_torchrun_inside_slurm_tells_the_ranks(alone: pytest.MonkeyPatch) -> None:
+    """`srun --ntasks-per-node=1 torchrun --nproc-per-node 2`: Slurm knows of one process a node."""
+    for name, value in {"SLURM_NTASKS": "1", "TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2"}.items():
+        alone.setenv(name, value)
+    check_processes(1, 2)
+    assert cluster() == []
+
+
+def test_slurm_puts_no_job_into_the_queue_again(alone: pytest.MonkeyPatch) -> None:
+    assert cluster() == []
+    alone.setenv("SLURM_NTASKS", "1")
+    assert [environment.auto_requeue for environment in cluster()] == [False]
+
+
+@pytest.mark.parametrize("option", ["--labels-only", "--quality-only"])
+def test_only_training_is_shared(
+    option: str, whole_run: Path, alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone.setenv("MASTER_ADDR", "host")
+    alone.setenv("NODE_RANK", "0")
+    before = tiny.listing(whole_run)
+    from semmae.cli import run
+
+    measured = ["--masks", str(whole_run)] if option == "--quality-only" else []
+    assert run(["parts", "--out", str(whole_run / "parts"), option, "--nodes", "2", *measured]) == 2
+    assert "--nodes 2: only training is shared by several nodes" in capsys.readouterr().err
+    assert tiny.listing(whole_run) == before

@@ -1,0 +1,234 @@
+"""`semmae parts`: repeatable, resumable; labels that belong to their images; quality against true parts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import semmae
+from semmae.cli import run
+from semmae.data.loaders import WholeDataset, normalise
+from semmae.data.manifest import open_images
+from semmae.data.part_store import PartStore
+from semmae.evaluation.quality import quality, read_masks
+from semmae.files import short
+from semmae.formats.folders import read_learner
+from semmae.train.part_losses import PartsRecipe
+
+
+def test_interrupted_and_resumed_is_as_never_interrupted(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out, teacher = tmp_path / "run", whole_run / "teacher"
+    with tiny.every_step():
+        with tiny.interrupted("parts", step=10):  # in the middle of the third epoch
+            semmae.parts(data=creatures / "images", out=out, teacher=teacher, epochs=tiny.EPOCHS, **tiny.TRAIN)
+        assert not (out / "learner").exists()
+        semmae.parts(out=out, resume=True)
+    assert tiny.losses(out) == tiny.losses(whole_run / "parts")
+    assert len(tiny.losses(out)) == tiny.STEPS
+    tiny.assert_same_weights(out / "learner", whole_run / "parts" / "learner")
+    assert (out / "parts.npy").read_bytes() == (whole_run / "parts" / "parts.npy").read_bytes()
+    assert (out / "report.html").is_file()
+    tiny.saved_state(out)
+
+
+def test_another_seed_gives_other_losses(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    with tiny.every_step(), tiny.interrupted("parts", step=1):
+        semmae.parts(
+            data=creatures / "images", out=tmp_path / "run", teacher=whole_run / "teacher", seed=1, **tiny.TRAIN
+        )
+    assert tiny.losses(tmp_path / "run")[0] != tiny.losses(whole_run / "parts")[0]
+
+
+def test_a_row_holds_the_labels_of_its_image(whole_run: Path, creatures: Path) -> None:
+    images = open_images(creatures / "images")
+    store = PartStore.open(whole_run / "parts", manifest_digest=images.digest)
+    learner, encoder = read_learner(whole_run / "parts" / "learner").eval(), semmae.load_encoder(whole_run / "teacher")
+    whole = WholeDataset(images, tiny.SIZE["image_size"])
+    pixels = normalise(torch.stack([whole[row]["image"] for row in (3, 30)]), encoder.spec.mean, encoder.spec.std)
+    with torch.inference_mode():
+        labels = learner.labels(encoder.last_block_features(pixels), store.grid).numpy()
+    assert (labels == store.labels[[3, 30]]).mean() > 0.999
+    assert store.label_names == ["background", *(f"part {number}" for number in range(1, 7))]
+
+
+def test_quality_is_measured_against_the_masks(whole_run: Path, creatures: Path) -> None:
+    measured = json.loads((whole_run / "parts" / "quality.json").read_text())
+    assert list(measured) == [
+        *("learned", "heads", "heads_background", "kmeans", "kmeans_centred", "grid", "bands", "protocol")
+    ]
+    images = open_images(creatures / "images")
+    store = PartStore.open(whole_run / "parts", manifest_digest=images.digest)
+    rows, masks = read_masks(images.names, creatures / "masks")
+    assert rows == list(range(tiny.COUNT))
+    assert measured["learned"] == pytest.approx(quality(store.labels, masks), abs=0.006)
+
+
+def test_an_interrupted_labelling_keeps_what_is_done(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole_run / "parts", out)
+    (out / "parts.png").unlink()
+    tiny.retell_store(out, complete=False)
+    done = np.load(out / "parts.npy", mmap_mode="r+")
+    expected = done.copy()
+    # A row that is done is not computed again: a mark put there stays.
+    done[0], done[5:] = 3, 255
+    done.flush()
+    assert run(["parts", "--out", str(out), "--resume"]) == 0
+    labels = PartStore.open(out).labels
+    assert (labels[0] == 3).all()
+    assert (labels[1:] == expected[1:]).all()
+
+
+def test_labels_of_other_images_are_refused(
+    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = creatures / "images", tmp_path / "run"
+    error = tiny.refusal(tiny.pretrain_on(whole_run / "parts", data, out, "--limit", "16"), out, capsys)
+    assert short(open_images(data).digest) in error
+    assert short(open_images(data, limit=16).digest) in error
+
+
+@pytest.fixture
+def finished(whole_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run of `semmae parts`, to go on with."""
+    shutil.copytree(whole_run / "parts", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_quality_only_measures_again_and_touches_nothing_else(finished: Path) -> None:
+    (finished / "quality.json").unlink()
+    before = tiny.listing(finished / "learner") | {"parts.npy": (finished / "parts.npy").stat().st_mtime_ns}
+    assert run(["parts", "--out", str(finished), "--quality-only"]) == 0
+    assert json.loads((finished / "quality.json").read_text())["learned"]["nmi"] > 0
+    after = tiny.listing(finished / "learner") | {"parts.npy": (finished / "parts.npy").stat().st_mtime_ns}
+    assert after == before
+
+
+def test_quality_only_needs_true_parts(
+    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    learner = ["--learner", str(whole_run / "parts"), "--data", str(creatures / "images"), "--workers", "0"]
+    learner += ["--batch-size", str(tiny.BATCH), "--precision", "float32"]  # as that run: else a label may differ
+    assert run(["parts", "--out", str(out), *learner]) == 0
+    assert not (out / "quality.json").exists()
+    assert (out / "parts.npy").read_bytes() == (whole_run / "parts" / "parts.npy").read_bytes()
+    assert run(["parts", "--out", str(out), "--quality-only"]) == 2
+    assert "--masks" in capsys.readouterr().err
+    assert run(["parts", "--out", str(out), "--quality-only", "--masks", str(creatures / "masks")]) == 0
+    assert (out / "quality.json").read_text() == (whole_run / "parts" / "quality.json").read_text()
+
+
+def test_labels_only_labels_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    expected = (finished / "parts.npy").read_bytes()
+    labels = np.load(finished / "parts.npy", mmap_mode="r+")
+    labels[7:] = 255
+    labels.flush()
+    tiny.retell_store(finished, complete=False)
+    folder = tmp_path / "pngs"
+    assert run(["parts", "--out", str(finished), "--labels-only", "--export-png", str(folder)]) == 0
+    assert (finished / "parts.npy").read_bytes() == expected
+    assert len(list(folder.rglob("*.png"))) == tiny.COUNT
+
+
+def test_a_store_without_the_digest_of_its_labels_is_refused_with_the_remedy_that_helps(
+    finished: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, out = (finished / "parts.npy").read_bytes(), tmp_path / "out"
+    tiny.retell_store(finished, arrays={})
+    remedy = tiny.refusal(tiny.pretrain_on(finished, creatures / "images", out), out, capsys)
+    assert "remove parts.json" in remedy
+    (finished / "parts.json").unlink()
+    assert run(remedy.split("`")[1].split()[1:]) == 0
+    assert (finished / "parts.npy").read_bytes() == expected
+
+
+def test_labels_are_read_from_token_files(creatures: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images = open_images(creatures / "images")
+    truth = generator.integers(0, 7, (len(images), 196))
+    for name, parts in zip(images.names, truth, strict=True):
+        file = (tmp_path / "tokens" / name).with_suffix(".npy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sizes = np.tile(np.bincount(parts, minlength=7), (196, 1))
+        columns = (sizes, np.eye(7)[parts], np.arange(196)[:, None], np.zeros((196, 768)))
+        np.save(file, np.concatenate(columns, 1).astype(np.float32))
+    out = tmp_path / "run"
+    options = ["--data", str(creatures / "images"), "--tokens", str(tmp_path / "tokens"), "--workers", "0"]
+    assert run(["parts", "--out", str(out), *options, "--masks", str(creatures / "masks")]) == 0
+    store = PartStore.open(out, manifest_digest=images.digest)
+    assert (store.labels.reshape(len(images), -1) == truth).all()
+    assert list(json.loads((out / "quality.json").read_text())) == ["learned", "grid", "bands", "protocol"]
+    assert (out / "report.html").is_file()
+
+
+def test_parts_of_a_sample_label_all_images(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with tiny.every_step():
+        semmae.parts(
+            data=creatures / "images", out=out, teacher=whole_run / "teacher", sample=2 * tiny.BATCH, epochs=2,
+            reconstruction="features", agreement=0, concentration=0.1, total_variation=0.1, start="random",
+            normalise="patches", blur=1, background=False, output="full", schedule="constant", **tiny.TRAIN,
+        )  # fmt: skip
+    steps = tiny.metrics(out)
+    assert len(steps) == 2 * 2
+    assert {name for name in steps[0] if name.startswith("loss")} == {
+        *("loss", "loss_reconstruction", "loss_diversity", "loss_concentration", "loss_total_variation")
+    }
+    assert {step["lr"] for step in steps} == {PartsRecipe.lr}
+    store = PartStore.open(out)
+    assert store.images == tiny.COUNT
+    assert "background" not in store.label_names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--blur", "4"], "5"),
+        (["--hue", "0.6"], "0.5"),
+        (["--normalise", "part"], "parts"),
+        (["--keypoints", "none.csv"], "none.csv"),
+        (["--sample", "0"], "at least 1"),
+        (["--quality-only", "--masks", "none"], "no run"),
+        (["--labels-only"], "no run"),
+        (["--tokens", "none"], "--teacher"),
+    ],
+)
+def test_what_is_refused(
+    arguments: list[str],
+    named: str,
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    given = ["--data", str(creatures / "images"), "--teacher", str(whole_run / "teacher"), "--workers", "0"]
+    assert named in tiny.refusal(["parts", "--out", str(out), *given, *arguments], out, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--learner", "RUN", "--num-parts", "3"], "--num-parts 3"),
+        (["--learner", "RUN", "--epochs", "99"], "nothing is learned with --learner"),
+        (["--tokens", "none"], "none"),
+    ],
+)
+def test_what_is_refused_before_anything_is_written(
+    arguments: list[str],
+    named: str,
+    whole_run: Path,
+    creatures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"RUN": str(whole_run / "parts"), "IMAGES": str(creatures / "images")}
+    given = ["--data", str(creatures / "images"), "--workers", "0"]
+    given += [places.get(argument, argument) for argument in arguments]
+    out = tmp_path / "run"
+    assert named in tiny.refusal(["parts", "--out", str(out), *given], out, capsys)

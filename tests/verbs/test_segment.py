@@ -1,0 +1,312 @@
+"""`semmae segment`: what it writes, what it learns, resuming bit for bit, and what it refuses."""
+
+import csv
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import semmae
+from semmae.cli import run
+from semmae.data.loaders import normalise
+from semmae.evaluation.segmentation import most_likely, slide
+from semmae.formats.folders import save_encoder
+from semmae.formats.open import load_encoder, load_segmenter
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.presets import PRESETS
+from semmae.verbs.features import untrained_like
+from semmae.verbs.segment_options import SegmentOptions, check_segment
+
+STEPS, EVERY = 4, 2
+SMALL: dict[str, Any] = {
+    "steps": STEPS, "val_steps": EVERY, "batch_size": 4, "workers": 0, "precision": "float32", "decoder_channels": 8,
+    "lr": 1e-3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four blocks on 16 patches, never trained."""
+    torch.manual_seed(5)  # not the seed of the untrained one
+    folder = tmp_path_factory.mktemp("encoder") / "encoder"
+    save_encoder(Encoder(EncoderSpec(32, 8, width=48, depth=4, num_heads=3)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(encoder: Path, creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("segment") / "run"
+    with tiny.every_step():
+        semmae.segment(encoder=encoder, data=creatures, out=out, untrained=True, **SMALL)
+    return out
+
+
+def results(out: Path) -> dict[str, Any]:
+    found = json.loads((out / "results.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_what_a_run_leaves_behind(finished: Path) -> None:
+    found = results(finished)
+    rows = list(csv.DictReader((finished / "per_class.csv").open()))
+    assert [row["class"] for row in rows] == [facts["class"] for facts in found["per_class"]]
+    assert b"\r" not in (finished / "per_class.csv").read_bytes()
+    assert len(rows) == found["protocol"]["classes"]
+    ious = [facts["iou"] for facts in found["per_class"] if facts["iou"] is not None]
+    assert found["miou"] == pytest.approx(np.mean(ious))
+    assert sum(facts["pixels"] for facts in found["per_class"]) == found["images"] * 48 * 48
+    assert sum(float(row["pixels %"]) for row in rows) == pytest.approx(100, abs=0.01)
+    assert len(found["untrained"]["per_class"]) == len(rows)
+    assert tiny.losses(finished) != tiny.losses(finished / "untrained")
+    table = (finished / "results.md").read_text()
+    assert "| this encoder |" in table and "| untrained" in table and "untrained, IoU %" in table
+    assert (finished / "report.html").is_file()
+    assert not (finished / ".unfinished").exists()
+    # Each validation is told among the metrics; the last one is the result.
+    told = [line for line in tiny.metrics(finished) if "miou" in line]
+    assert [line["step"] for line in told] == [2, 4]
+    assert told[-1]["miou"] == pytest.approx(found["miou"])
+
+
+def test_new_weights_are_trained_as_an_encoder_that_has_them(
+    finished: Path, encoder: Path, creatures: Path, tmp_path: Path
+) -> None:
+    save_encoder(untrained_like(load_encoder(encoder), seed=0), tmp_path / "new")
+    with tiny.every_step():
+        semmae.segment(encoder=tmp_path / "new", data=creatures, out=tmp_path / "run", **SMALL)
+    tiny.assert_same_weights(tmp_path / "run" / "segmenter", finished / "untrained" / "segmenter")
+    assert tiny.losses(tmp_path / "run") == tiny.losses(finished / "untrained")
+
+
+def test_the_picture_has_a_column_each_method(finished: Path) -> None:
+    with Image.open(finished / "predictions.png") as sheet:
+        width, height = sheet.size
+    assert width > 8 * 192 and height > 3 * 192  # two groups of image, truth, prediction, untrained; of 6 images
+
+
+def test_the_network_is_loaded_and_tells_what_was_measured(finished: Path, creatures: Path) -> None:
+    """The slow way: one image at a time, from the files."""
+    from semmae.data.coding import Coding
+    from semmae.data.segment_crops import WholeLabelled
+    from semmae.data.segmentation import open_segmentation
+
+    net = load_segmenter(finished)
+    val = open_segmentation(creatures, Coding()).val
+    whole, spec = WholeLabelled(val, 32), net.encoder.spec
+    right = pixels = 0
+    for row in range(len(val)):
+        image = normalise(whole[row]["image"][None], spec.mean, spec.std)
+        with torch.inference_mode():
+            told = most_likely(slide(net, image, 32, 21), 48, 48)[0]
+        right += int((told == val.labels(row)).sum())
+        pixels += told.numel()
+    assert results(finished)["pixel_accuracy"] == pytest.approx(100 * right / pixels)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_eval_only_measures_the_same(seed: int, finished: Path, creatures: Path, tmp_path: Path) -> None:
+    """Whatever the seed: not those that another one would hold out, for the network was trained on most of them."""
+    again = measured_again(finished, creatures, tmp_path / "again", seed=seed)
+    before, after = results(finished), results(again)
+    assert after["per_class"] == before["per_class"]
+    assert "steps" not in after["protocol"] and "lr" not in after["protocol"]
+    assert after["protocol"]["split"] == "6 images, 26 more left out, for the network was trained on them"
+    assert not (again / "segmenter").exists()
+
+
+def measured_again(run: Path, data: Path, out: Path, **more: Any) -> Path:
+    shared = {name: SMALL[name] for name in ("workers", "precision")}
+    return semmae.segment(encoder=run, data=data, out=out, eval_only=True, pictures=0, **shared, **more)
+
+
+def test_eval_only_measures_a_folder_val_but_not_what_was_trained_on(
+    finished: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no `train`; the network knows some of the images from one folder without splits."""
+    copied(creatures, tmp_path / "data", "val")
+    measured_again(finished, tmp_path / "data", tmp_path / "again")
+    found = results(tmp_path / "again")
+    assert found["per_class"] == results(finished)["per_class"]
+    assert found["protocol"]["split"] == "6 val, 26 more left out, for the network was trained on them"
+
+    for path in (tmp_path / "data" / "images" / "val").rglob("*.png"):
+        with path.open("ab") as file:  # other files of the same names
+            file.write(b"\0")
+    measured_again(finished, tmp_path / "data", tmp_path / "others")
+    assert results(tmp_path / "others")["protocol"]["split"] == "32 val"
+
+    base = ["segment", "--encoder", str(tmp_path / "run"), "--data", str(creatures), "--out", str(tmp_path / "none")]
+    shutil.copytree(finished / "segmenter", tmp_path / "run" / "segmenter")
+    learned_from(tmp_path / "run", creatures)
+    assert run([*base, "--eval-only", "--workers", "0"]) == 2
+    assert "the network was trained on all of its 32 images; give others" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def copied(data: Path, to: Path, split: str) -> None:
+    for kind in ("images", "masks"):
+        shutil.copytree(data / kind, to / kind / split)
+    for path in data.glob("classes.*"):
+        shutil.copy(path, to)
+
+
+def learned_from(run: Path, data: Path | None) -> None:
+    """Let the network say that it was trained on all images of a folder, or, as old ones do, nothing."""
+    from semmae.data.manifest import open_images
+    from semmae.verbs.features import image_keys
+
+    path = run / "segmenter" / "learned.txt"
+    path.unlink()
+    if data is not None:
+        path.write_text("\n".join(image_keys(open_images(data / "images", workers=0))))
+
+
+def test_a_network_that_does_not_tell_its_images_is_measured_on_all(
+    finished: Path, creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(finished / "segmenter", tmp_path / "run" / "segmenter")
+    learned_from(tmp_path / "run", None)
+    with caplog.at_level(logging.WARNING, "semmae"):
+        measured_again(tmp_path / "run", creatures, tmp_path / "again")
+    assert "does not tell its training images" in caplog.text
+    assert results(tmp_path / "again")["protocol"]["split"] == "32 images"
+
+
+@pytest.mark.parametrize(("stage", "step"), [("first", 3), ("untrained", 3)])
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(
+    stage: str, step: int, finished: Path, encoder: Path, creatures: Path, tmp_path: Path
+) -> None:
+    """Stopped inside a round, of the first network or of the second; with drop path, dropout and norms' averages."""
+    out = tmp_path / "run"
+    told: dict[str, Any] = {"encoder": encoder, "data": creatures, "out": out, "untrained": True, **SMALL}
+    with tiny.every_step():
+        if stage == "first":
+            with tiny.interrupted("segment", step):
+                semmae.segment(**told)
+        else:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="pulled the plug"):
+                stop_second(patch, step)
+                semmae.segment(**told)
+        assert not (out / "results.json").exists()
+        semmae.segment(out=out, resume=True)
+    for below in ("", "untrained"):
+        tiny.assert_same_weights(out / below / "segmenter", finished / below / "segmenter")
+        assert tiny.losses(out / below) == tiny.losses(finished / below)
+    assert results(out) | {"protocol": None} == results(finished) | {"protocol": None}
+
+
+def stop_second(patch: pytest.MonkeyPatch, step: int) -> None:
+    real = semmae.train.trainer.Meter.on_train_batch_end
+
+    def stop(meter: Any, trainer: Any, *rest: Any) -> None:
+        real(meter, trainer, *rest)
+        if meter.options.out.name == "untrained" and trainer.global_step == step:
+            raise RuntimeError("pulled the plug")
+
+    patch.setattr(semmae.train.trainer.Meter, "on_train_batch_end", stop)
+
+
+def test_batches_of_a_step_make_the_same_rounds(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    """Accumulated: as many steps."""
+    semmae.segment(encoder=encoder, data=creatures, out=tmp_path / "run", accumulate=2, limit=20, pictures=0, **SMALL)
+    assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [2, 4]
+    assert not (tmp_path / "run" / "predictions.png").exists()
+    assert results(tmp_path / "run")["protocol"]["split"] == "16 train, 4 held out by seed 0"
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_steps(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    """Only the first one measures, and the others wait for it, not it for them."""
+    told = {**SMALL, "encoder": encoder, "data": creatures, "out": tmp_path / "run", "devices": 2}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
+    command = Path(sys.executable).with_name("semmae")
+    subprocess.run([command, "segment", *arguments], check=True, timeout=300)
+    assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [2, 4]
+    assert results(tmp_path / "run")["images"] == 6
+
+
+def test_a_linear_head_learns_and_leaves_the_encoder_alone(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    learn = {name: value for name, value in SMALL.items() if name != "decoder_channels"}
+    learn |= {"steps": 60, "val_steps": 30, "lr": 1e-2, "min_scale": 1.0, "max_scale": 1.0, "colour": False}
+    semmae.segment(encoder=encoder, data=creatures, out=out, head="linear", **learn)
+    net, before = load_segmenter(out), semmae.load_encoder(encoder)
+    after = net.encoder.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.state_dict().items())
+    found = results(out)
+    pixels = [facts["pixels"] for facts in found["per_class"] if facts["pixels"]]
+    everywhere = 100 * max(pixels) / sum(pixels) / len(pixels)  # mIoU of the background told everywhere
+    assert found["miou"] > 1.25 * everywhere
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--val-steps", "4"], "--val-steps 4 does not divide --steps 6; use 3"),
+        (["--batch-size", "1"], "--batch-size 1: UPerNet norms need two images together; at least 2"),
+        (["--batch-size", "4", "--accumulate", "3"], "--batch-size 4 is not divisible by"),
+        (["--min-scale", "3"], "--min-scale 3.0 is above --max-scale 2.0"),
+        (["--blocks", "0,1,2"], "--blocks '0,1,2': must be four rising numbers from 0 to 3, such as 0,1,2,3"),
+        (["--blocks", "0,1,2,4"], "must be four rising numbers from 0 to 3"),
+        (["--blocks", "a,b,c,d"], "must be four rising numbers from 0 to 3"),
+        (["--image-size", "24"], "--image-size 24: at least 32 for UPerNet on patches of 8"),
+        (["--image-size", "36"], "images of 36 pixels do not divide into patches of 8; use 32 or 40"),
+        (["--head", "uper"], "unknown head 'uper'"),
+        (["--eval-only"], "--steps 6: without effect with --eval-only, which measures what was trained"),
+        (["--eval-only", "--steps", "2000"], "holds no segmenter; give a run of semmae segment"),
+        (["--eval-only", "--steps", "2000", "--lr", "0.1"], "--lr 0.1: without effect with --eval-only"),
+        (["--eval-only", "--steps", "2000", "--val-share", "0.5"], "--val-share 0.5: without effect with --eval-only"),
+        (["--eval-only", "--steps", "2000", "--image-size", "64"], "--image-size 64: without effect"),
+        (["--eval-only", "--steps", "2000", "--untrained"], "--eval-only trains nothing"),
+        (["--head", "linear", "--layer-decay", "0.5"], "--layer-decay 0.5: without effect with --head linear"),
+        (["--head", "linear", "--checkpointing"], "--checkpointing True: without effect with --head linear"),
+        (["--head", "linear", "--blocks", "0,1,2,3"], "--blocks 0,1,2,3: without effect with --head linear"),
+        (["--layer-decay", "1.5"], "--layer-decay 1.5: must be from 0.01 to 1"),
+        (["--ignore-index", "300"], "--ignore-index 300: must be from 0 to 255"),
+        (["--preset", "ade20k"], 'did you mean "ade20k-vit-b16"'),
+    ],
+)
+def test_wrong_options_write_nothing(
+    arguments: list[str], told: str, encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    base = ["--encoder", str(encoder), "--data", str(creatures), "--out", str(out), "--steps", "6", "--workers", "0"]
+    assert run(["segment", *tiny.instead(arguments, base)]) == 2
+    error = capsys.readouterr().err
+    assert told in error and len(error.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS["segment"])
+def test_what_a_preset_holds_is_not_refused(preset: Any, tmp_path: Path) -> None:
+    given = {"out": tmp_path, "encoder": "e", "data": "d", "preset": "p"} | preset()
+    for changed in ({"head": "linear"}, {"eval_only": True}):
+        check_segment(SegmentOptions(**given | changed))
+
+
+def test_wrong_data_writes_nothing(
+    encoder: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["segment", "--out", str(tmp_path / "run"), "--workers", "0"]
+    (tmp_path / "empty").mkdir()
+    assert run([*base, "--encoder", str(encoder), "--data", str(tmp_path / "empty")]) == 2
+    assert "no folder images; lay the data out as" in capsys.readouterr().err
+    for split in ("train", "val"):
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            (tmp_path / "other" / kind / split).mkdir(parents=True)
+            Image.fromarray(np.arange(40, dtype=np.uint8).reshape(5, 8)).save(
+                tmp_path / "other" / kind / split / f"a.{suffix}"
+            )
+    assert run([*base, "--encoder", str(finished), "--data", str(tmp_path / "other"), "--eval-only"]) == 2
+    assert "is not among them; give data of the classes it was trained on" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,101 @@
+"""Ctrl-C and SIGTERM outside training: the line that says how to go on, and a second one that does not wait."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked import Forked
+
+from semmae.cli import run
+from semmae.formats.folders import save_encoder
+from semmae.labels import blocks as label_blocks
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.verbs import embed as embedding
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    save_encoder(Encoder(EncoderSpec.named("vit_tiny", 32, 8)), folder / "encoder")
+    return folder
+
+
+def when_called(module: Any, name: str, act: Callable[[], None], call: int = 2) -> Callable[[], None]:
+    """Does something in the middle of the work: at the second call of a function."""
+
+    def prepare() -> None:
+        real, calls = getattr(module, name), []
+
+        def acting(*arguments: Any, **named: Any) -> Any:
+            calls.append(name)
+            if len(calls) == call:
+                act()
+            return real(*arguments, **named)
+
+        setattr(module, name, acting)
+
+    return prepare
+
+
+def send(signum: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), signum)
+
+
+def in_a_process(arguments: list[str], prepare: Callable[[], None]) -> Forked:
+    def work() -> int:
+        prepare()
+        return run(arguments)
+
+    return Forked(work)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("verb", ["embed", "parts"])
+def test_labelling_and_embedding_end_with_how_to_go_on(
+    verb: str, signum: int, encoder: Path, creatures: Path, tmp_path: Path
+) -> None:
+    words = ["--data", str(creatures / "images"), "--workers", "0", "--batch-size", "8"]
+    if verb == "embed":
+        out, words = tmp_path / "x.npz", [*words, "--encoder", str(encoder)]
+        prepare = when_called(embedding, "_write", send(signum))
+    else:
+        out, words = tmp_path / "run", [*words, "--teacher", str(encoder), "--epochs", "1"]
+        prepare = when_called(label_blocks, "_oldest", send(signum))
+    child = in_a_process([verb, *words, "--out", str(out)], prepare)
+    assert child.ended(120) == 128 + signum, child.told
+    lines = [line for line in child.told.splitlines() if line.startswith("semmae: ")]
+    assert lines == [f"semmae: stopped; go on with: semmae {verb} --out {out} --resume"], child.told
+    assert "Traceback" not in child.told
+    assert run([verb, "--out", str(out), "--resume"]) == 0
+    assert out.exists()
+
+
+def test_a_second_signal_ends_a_process_that_waits(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    def stuck() -> None:
+        def wait_for_ever(*_: Any) -> None:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            finally:  # a library that cleans up, and does not come to an end
+                (tmp_path / "stuck").touch()
+                while True:
+                    time.sleep(0.1)
+
+        embedding._write = wait_for_ever  # type: ignore[assignment]
+
+    out = tmp_path / "x.npz"
+    words = ["--data", str(creatures / "images"), "--encoder", str(encoder), "--workers", "0", "--out", str(out)]
+    child = in_a_process(["embed", *words], stuck)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "stuck").exists() and child.process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    began = time.monotonic()
+    os.kill(child.process.pid or 0, signal.SIGINT)
+    assert child.ended(30) == 128 + signal.SIGINT, child.told
+    assert time.monotonic() - began < 5
+    assert f"go on with: semmae embed --out {out} --resume" in child.told

@@ -1,0 +1,54 @@
+"""Whose the figures are: every results.json names the encoder's weights as they were before they were touched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import semmae
+from semmae.formats import folders as checkpoint
+from semmae.formats.open import load_encoder
+from semmae.models.vit import Encoder, EncoderSpec
+
+FEW: dict[str, Any] = {"workers": 0, "batch_size": 8}
+# Where an image size is given, positions are resampled on the way.
+VERBS: dict[str, dict[str, Any]] = {
+    "knn": {"image_size": 40, **FEW},
+    "probe": {"epochs": 1, "image_size": 40, **FEW},
+    "finetune": {"epochs": 1, "image_size": 40, "precision": "float32", **FEW},
+    "segment": {"head": "linear", "steps": 1, "val_steps": 1, "image_size": 40, **FEW},
+    "evaluate": {"steps": 1, "untrained": False, "image_size": 40, **FEW},
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp("encoder") / "encoder"
+    checkpoint.save_encoder(Encoder(EncoderSpec(32, 8, width=48, depth=2, num_heads=3)), folder)
+    return folder
+
+
+def whose(out: Path) -> str:
+    """The digest that results.json tells; results.md must tell its beginning, and not all of it."""
+    digest = json.loads((out / "results.json").read_text())["protocol"]["encoder_digest"]
+    told = (out / "results.md").read_text()
+    assert f"- encoder digest: {digest[:12]}\n" in told and digest not in told
+    assert isinstance(digest, str)
+    return digest
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_results_name_the_weights_that_were_given(verb: str, encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    data = creatures if verb in ("segment", "evaluate") else creatures / "images"
+
+    out = getattr(semmae, verb)(encoder=str(encoder), data=str(data), out=tmp_path / "out", **VERBS[verb])
+
+    assert whose(out) == checkpoint.digest(load_encoder(encoder))
+    if verb in ("finetune", "segment"):  # measured again, it is the encoder that became of it
+        again = getattr(semmae, verb)(
+            encoder=str(out), data=str(data), out=tmp_path / "again", eval_only=True, workers=0
+        )
+        assert whose(again) == checkpoint.digest(load_encoder(out))
