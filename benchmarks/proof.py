@@ -24,9 +24,9 @@ from typing import Any
 import harness
 import yaml
 
-from semmae import load_verb
 from semmae.cli.arguments import parse
 from semmae.evaluation.accuracy import wilson_interval
+from semmae.options import kind_of
 from semmae.reporting.page import figure_rows
 from semmae.reporting.results import OWN, markdown_table
 
@@ -86,7 +86,7 @@ def collected(root: Path, command: str) -> dict[str, Any]:
         SystemExit: the run was made otherwise, or is not finished.
     """
     verb, *arguments = shlex.split(command)[1:]
-    asked = parse(verb, load_verb(verb)[0], "", arguments)
+    asked = parse(verb, kind_of(verb), "", arguments)
     out = root / asked.out
     config = yaml.safe_load((out / "config.yaml").read_text())
     del config["out"]  # a run may have been moved

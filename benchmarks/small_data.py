@@ -36,13 +36,14 @@ from semmae.evaluation.features import extract, raw_pixels
 from semmae.evaluation.knn import knn_accuracy
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder, Features
-from semmae.presets import preset_options
+from semmae.options.presets import preset_options
+from semmae.options.pretrain import PretrainOptions
 from semmae.train.masks import MaskContext, draw_mask
 from semmae.train.optimizer import adamw
 from semmae.train.precision import resolve_precision
 from semmae.train.schedules import warmup_cosine
 from semmae.verbs.features import class_indices
-from semmae.verbs.pretrain import PretrainOptions, new_autoencoder
+from semmae.verbs.pretrain import new_autoencoder
 
 # Row → options of `semmae pretrain` that differ from the preset's.
 ROWS: dict[str, dict[str, Any]] = {

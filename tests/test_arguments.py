@@ -6,11 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import tiny
 
-from semmae import VERBS, load_verb
 from semmae.cli import run
-from semmae.cli.arguments import _SYNONYMS, parse
-from semmae.verbs.options import flag
+from semmae.cli.arguments import _SYNONYMS
+from semmae.options import VERBS, kind_of
+from semmae.options.fields import command_options, flag
 
 WRONG = [
     # The verb
@@ -109,21 +110,21 @@ def test_wrong_command_lines_are_one_line_each(
 
 
 def test_every_synonym_means_an_option() -> None:
-    known = {field.name.replace("_", "-") for verb in VERBS for field in dataclasses.fields(load_verb(verb)[0])}
+    known = {field.name.replace("_", "-") for verb in VERBS for field in dataclasses.fields(kind_of(verb))}
     assert {ours for options in _SYNONYMS.values() for ours in options} <= known
     theirs = [name for names in _SYNONYMS for name in names]
     assert len(set(theirs)) == len(theirs)
 
 
 def test_values_in_every_spelling() -> None:
-    kind, _ = load_verb("pretrain")
+    kind = kind_of("pretrain")
     given = ["--data=a=b", "--out", "o", "--batch_size", "8", "--blr=1e-3", "--no-norm-pix-loss", "--checkpointing"]
-    options = parse("pretrain", kind, "", [*given, "--limit", "None", "--parts=-p"])
+    options = tiny.options_from(kind, [*given, "--limit", "None", "--parts=-p"])
     assert (options.data, options.out, options.batch_size, options.blr) == ("a=b", Path("o"), 8, 1e-3)
     assert (options.norm_pix_loss, options.checkpointing, options.limit) == (False, True, None)
     assert options.parts == Path("-p")
-    report = load_verb("report")[0]
-    assert parse("report", report, "", ["a run"]) == parse("report", report, "", ["--run", "a run"])
+    report = kind_of("report")
+    assert tiny.options_from(report, ["a run"]) == tiny.options_from(report, ["--run", "a run"])
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -132,7 +133,7 @@ def test_help_is_grouped_and_begins_with_the_verbs_own(verb: str, capsys: pytest
     told = capsys.readouterr().out
     assert run([verb, "--help"]) == 0
     assert capsys.readouterr().out == told
-    kind, _ = load_verb(verb)
+    kind = kind_of(verb)
     usage = told.splitlines()[0]
     fields = dataclasses.fields(kind)
     required = [flag(field.name) for field in fields if field.default is dataclasses.MISSING]
@@ -140,11 +141,11 @@ def test_help_is_grouped_and_begins_with_the_verbs_own(verb: str, capsys: pytest
     assert verb == "report" or [name for name in required if f"{name} " not in usage] == []
     # By the class that declares an option last: those declared beside the verb stand above those that all share.
     lines = re.findall(r"^[│|] (--[\w-]+)", told, re.M)
-    place = {field.name: lines.index(flag(field.name)) for field in fields}
+    place = {name: lines.index(flag(name)) for name in command_options(kind)}
     owner = {
         name: next(group for group in kind.__mro__ if name in vars(group).get("__annotations__", {})).__module__
         for name in place
     }
     own = [place[name] for name in place if owner[name] == kind.__module__]
-    shared = [place[name] for name in place if owner[name] == "semmae.verbs.options"]
+    shared = [place[name] for name in place if owner[name] == "semmae.options.shared"]
     assert not own or not shared or max(own) < min(shared)

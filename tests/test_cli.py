@@ -13,11 +13,10 @@ import tiny
 
 import semmae
 import semmae.reporting.run_page
-from semmae import VERBS, load_verb
 from semmae.cli import run
-from semmae.cli.arguments import parse
 from semmae.errors import UserError
-from semmae.verbs.options import flag
+from semmae.options import VERBS, kind_of
+from semmae.options.fields import command_options, flag
 
 SIZES = [
     "--model",
@@ -56,7 +55,7 @@ def desk(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 # Arguments after `semmae pretrain --data images SIZES --out out`, and what the one line must name.
 REFUSED = [
-    ("--data nowhere/photos", ["nowhere/photos", "no such file or folder", "check the path"]),
+    ("--data nowhere/photos", ["nowhere/photos", "no such file or folder", "folder of images"]),
     ("--data imagse", ["imagse", 'did you mean "images"?']),
     ("--data empty", ["empty: no images, found nothing", "give a folder with"]),
     ("--data texts", ["texts: no images, found 1 files (1 .txt)", "give a folder with"]),
@@ -96,12 +95,12 @@ REFUSED = [
     ("--teacher empty.pth", ["empty.pth", "not readable as a checkpoint", ".safetensors"]),
     ("--teacher nowhere", ["nowhere: no such file or folder", "timm:NAME"]),
     ("--teacher timm:vit_tiny_patch16", ["vit_tiny_patch16", '"vit_tiny_patch16_224"']),
-    ("--parts nowhere", ["nowhere: no part labels", "semmae parts"]),
-    ("--masks nowhere", ["nowhere", "not a folder"]),
+    ("--parts nowhere", ["nowhere: no such file or folder", "semmae parts"]),
+    ("--masks nowhere", ["nowhere: no such file or folder", "folder of PNG"]),
     ("--masks empty", ["empty", "32 images", "bears the name of its image"]),
     ("--parts a --teacher b", ["--parts and --teacher", "one of them"]),
-    ("--parts a --masks b", ["--masks", "semmae parts"]),
-    ("--masking random --parts a", ["--masking random", "--parts", "semantic"]),
+    ("--parts empty --masks texts", ["--masks", "semmae parts"]),
+    ("--masking random --parts empty", ["--masking random", "--parts", "semantic"]),
     ("--resume --overwrite", ["--resume and --overwrite", "one of them"]),
     ("--resume", ["out: no run to resume", "without --resume"]),
     ("--out texts --resume", ["texts: no run to resume", "without --resume"]),
@@ -200,16 +199,16 @@ def test_a_resumed_run_keeps_its_options(
 
 
 def test_options_beside_a_configuration_win(whole_run: Path) -> None:
-    kind, _ = load_verb("pretrain")
+    kind = kind_of("pretrain")
     config = str(whole_run / "config.yaml")
-    options = parse("pretrain", kind, "", ["--config", config, "--out", "other", "--epochs", "7"])
+    options = tiny.options_from(kind, ["--config", config, "--out", "other", "--epochs", "7"])
     assert (options.out, options.epochs, options.patch_size) == (Path("other"), 7, tiny.SIZE["patch_size"])
 
 
 def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
-    kind, _ = load_verb("pretrain")
+    kind = kind_of("pretrain")
     (tmp_path / "a.yaml").write_text("blr: 1e-3\nparts: labels\ndata: photos\n")
-    options = parse("pretrain", kind, "", ["--config", str(tmp_path / "a.yaml"), "--out", "out"])
+    options = tiny.options_from(kind, ["--config", str(tmp_path / "a.yaml"), "--out", "out"])
     assert (options.blr, options.parts) == (1e-3, Path("labels"))
 
 
@@ -224,20 +223,20 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_a_verb_tells_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([verb, "--help"]) == 0
     told = capsys.readouterr().out
-    kind, function = load_verb(verb)
-    assert (function.__doc__ or "").split("(")[0].split(",")[0] in " ".join(told.split())
-    options = [field.name for field in dataclasses.fields(kind)]
+    kind = kind_of(verb)
+    assert (kind.__doc__ or "").split("(")[0].split(",")[0] in " ".join(told.split())
+    options = list(command_options(kind))
     assert [name for name in options if flag(name) not in told and not (verb == "report" and "PATH" in told)] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_python_call_has_the_same_options(verb: str) -> None:
-    kind, function = load_verb(verb)
+    kind = kind_of(verb)
     call = getattr(semmae, verb)
     assert callable(call)  # also `semmae.report`, beside the module semmae.reporting.run_page
     assert list(inspect.signature(call).parameters) == [field.name for field in dataclasses.fields(kind)]
-    assert inspect.signature(call).return_annotation is Path
-    assert call.__doc__ == function.__doc__
+    assert inspect.signature(call).return_annotation is semmae.calls.RESULTS[verb]
+    assert call.__doc__ == kind.__doc__
     assert call.__name__ == verb
 
 
@@ -292,7 +291,7 @@ def test_ctrl_c_while_libraries_load_is_no_traceback(
     def pressed(verb: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semmae.cli.load_verb", pressed)
+    monkeypatch.setattr("semmae.cli.kind_of", pressed)
     assert run(["knn"]) == 130
     assert capsys.readouterr().err == "\nsemmae: stopped; nothing was written\n"
 
@@ -308,12 +307,11 @@ def test_the_hint_to_go_on_can_be_pasted(
 ) -> None:
     out = tmp_path / "my birds"
 
-    def pressed(options: object) -> None:
+    def pressed(options: object, given: object) -> None:
         (out / "config.yaml").parent.mkdir()
         (out / "config.yaml").touch()
         raise KeyboardInterrupt
 
-    real = load_verb("knn")[0]
-    monkeypatch.setattr("semmae.cli.load_verb", lambda verb: (real, pressed))
+    monkeypatch.setattr("semmae.run.start.run_verb", pressed)
     assert run(["knn", "--encoder", "e", "--data", "d", "--out", str(out)]) == 130
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"semmae knn --out '{out}' --resume")

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import yaml
 
 import semmae
-from semmae import VERBS, load_verb
-from semmae.cli.arguments import find_option, parse, read_arguments
-from semmae.presets import PRESETS, preset_name
+from semmae.cli.arguments import find_option, read_arguments
+from semmae.options import VERBS, kind_of
+from semmae.options.presets import presets_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -96,13 +97,13 @@ def test_commands_are_taken_as_they_stand(page: Path) -> None:
             continue
         verb, *arguments = arguments_of(line)
         assert verb in VERBS, line
-        kind, _ = load_verb(verb)
+        kind = kind_of(verb)
         if "--help" in arguments:
             assert arguments == ["--help"], line
         elif "--resume" in arguments or "--config" in arguments:  # read a folder that is not here
             read_arguments(verb, kind, arguments)
         else:
-            assert parse(verb, kind, "", arguments) is not None, line
+            assert tiny.options_from(kind, arguments) is not None, line
 
 
 @every_page
@@ -113,7 +114,7 @@ def test_commands_in_the_text_have_these_options(page: Path) -> None:
             continue
         verb, *arguments = words
         assert verb in VERBS, span
-        hints = typing.get_type_hints(load_verb(verb)[0])
+        hints = typing.get_type_hints(kind_of(verb))
         for word in arguments:
             if word.startswith("--") and word != "--help":
                 find_option(verb, hints, word.split("=")[0])
@@ -130,7 +131,7 @@ def option(span: str) -> str:
 
 def known_options() -> set[str]:
     """Of any verb; of the benchmarks and examples; `--help` and `--version`."""
-    fields = {name for verb in VERBS for name in load_verb(verb)[0].__dataclass_fields__}
+    fields = {name for verb in VERBS for name in kind_of(verb).__dataclass_fields__}
     dashed = {name.replace("_", "-") for name in fields}
     scripts = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]
     others = {name for script in scripts for name in re.findall(r'"(--[\w-]+)"', script.read_text())}
@@ -140,7 +141,7 @@ def known_options() -> set[str]:
 @every_page
 def test_presets_make_targets_and_files_named_exist(page: Path) -> None:
     code = [*spans(page), *command_lines(page)]
-    presets = {preset_name(preset) for verb in PRESETS for preset in PRESETS[verb]} | {"NAME"}
+    presets = {name for verb in VERBS for name in presets_of(verb)} | {"NAME"}
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {name for text in code for name in re.findall(r"--preset[ =]([\w-]+)", text)}
     made = {name for text in code for name in re.findall(r"^make (\w[\w-]*)", text)}

@@ -78,12 +78,11 @@ def test_our_own_faults_keep_their_traceback(error: Exception, monkeypatch: pyte
 
 def ended_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
     """How the command ends when its verb raises an error."""
-    real = semmae.load_verb("knn")[0]
 
-    def verb(options: Any) -> None:
+    def verb(options: Any, given: Any) -> None:
         raise error
 
-    monkeypatch.setattr("semmae.cli.load_verb", lambda name: (real, verb))
+    monkeypatch.setattr("semmae.run.start.run_verb", verb)
     return run(["knn", "--encoder", "e", "--data", "d", "--out", "out"])
 
 

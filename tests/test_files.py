@@ -16,12 +16,12 @@ import pytest
 import torch
 import yaml
 from forked import Forked
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 
 from semmae import files
 from semmae.errors import DiskError, UserError
+from semmae.files.yaml import read_yaml
 
 NAMES_NO_UTF8 = os.fsdecode(b"caf\xe9 \xff.jpg")
 
@@ -202,7 +202,7 @@ def test_what_is_no_yaml_of_options_is_one_line(tmp_path: Path, kind: str) -> No
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as raised:
-        files.read_yaml(path)
+        read_yaml(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
@@ -210,11 +210,11 @@ def test_numbers_of_yaml_are_those_of_json_and_texts_come_back(tmp_path: Path) -
     path = tmp_path / "a.yaml"
     path.write_text("a: 1:30\nb: 010\nc: 1_000\nd: 190:20:30.15\ne: 0b1\nf: 10\ng: -3\nh: 1.5e-3\ni: 0\nj: 0x10\n")
     texts = {"a": "1:30", "b": "010", "c": "1_000", "d": "190:20:30.15", "e": "0b1", "j": "0x10"}
-    assert files.read_yaml(path) == {**texts, "f": 10, "g": -3, "h": 1.5e-3, "i": 0}
+    assert read_yaml(path) == {**texts, "f": 10, "g": -3, "h": 1.5e-3, "i": 0}
     written = {str(n): text for n, text in enumerate([*texts.values(), "08", "0o7", "10", "1.5", "1e5", "+.inf", "-1"])}
     written |= {"numbers": [0, -7, 2**63, 1e-12, 1e300, 0.1, 123456789.125]}
     path.write_text(yaml.safe_dump(written))
-    assert files.read_yaml(path) == written
+    assert read_yaml(path) == written
 
 
 def test_half_a_line_at_the_end_is_left_out_and_elsewhere_refused(tmp_path: Path) -> None:
@@ -226,9 +226,7 @@ def test_half_a_line_at_the_end_is_left_out_and_elsewhere_refused(tmp_path: Path
         files.read_records(path)
 
 
-@pytest.mark.parametrize(
-    "reader", [files.read_json, files.read_yaml, files.read_csv, files.read_records, files.read_text]
-)
+@pytest.mark.parametrize("reader", [files.read_json, read_yaml, files.read_csv, files.read_records, files.read_text])
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, reader: Callable[[Path], object]) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

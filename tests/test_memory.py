@@ -86,17 +86,15 @@ def test_a_verb_called_from_python_leaves_the_process_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept = []
-    options = type("Options", (), {"__init__": lambda self: None})
 
-    def verb(_: object) -> Path:
+    def verb(_: object, given: object) -> Path:
         kept.append(memory.keep_freed_memory() and memory._kept)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(memory, "_kept", False)
-    monkeypatch.setattr(semmae, "load_verb", lambda _: (options, verb))
-    monkeypatch.setattr("semmae.verbs.options.as_kwargs", lambda *_: {})
+    monkeypatch.setattr("semmae.calls.run_verb", verb)
     with pytest.raises(KeyboardInterrupt):
-        semmae._as_call("pretrain")()
+        semmae.pretrain(data="photos", out="out")
     assert kept == [True] and not memory._kept
 
 

@@ -22,16 +22,15 @@ from semmae.data.part_store import PartStore
 from semmae.formats.folders import read_classifier, save_classifier, save_encoder
 from semmae.models.classifier import Classifier
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options.knn import KnnOptions
 from semmae.reporting.confusion import confusion_picture
 from semmae.reporting.model_card import Card, find_run, write_card
-from semmae.reporting.page import read_config as read_options
 from semmae.reporting.page import read_facts
 from semmae.reporting.part_samples import FILE, read_samples
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.results import draw_confusion, write_comparison, write_per_class, write_results
 from semmae.reporting.run_page import write_report
-from semmae.verbs.knn import KnnOptions
-from semmae.verbs.options import read_config, to_yaml
+from semmae.run.config import read_config, read_config as read_options, to_yaml
 from semmae.verbs.token_file import Column, TokenFile, finish
 
 STRANGE = os.fsdecode(b"\xff")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 
-from semmae.verbs.pretrain import PretrainOptions
+from semmae.options.pretrain import PretrainOptions
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "plain_loop.py"
 

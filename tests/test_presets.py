@@ -6,34 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import yaml
 
 import semmae
-from semmae import load_verb
 from semmae.cli import run
-from semmae.cli.arguments import parse
 from semmae.errors import UserError
-from semmae.presets import PRESETS, preset_list, preset_name, preset_options
-from semmae.verbs.options import check_values
-from semmae.verbs.parts import PartsOptions
+from semmae.options import VERBS, kind_of
+from semmae.options.parts import PartsOptions
+from semmae.options.presets import preset_list, preset_options, presets_of
+from semmae.options.teacher import TeacherOptions
+from semmae.options.values import check_values
 from semmae.verbs.pretrain import check_recipe, parts_stage, teacher_stage
 from semmae.verbs.segment_options import stride_of
-from semmae.verbs.teacher import TeacherOptions, check_teacher
+from semmae.verbs.teacher import check_teacher
 
-ALL = [(verb, preset) for verb, presets in PRESETS.items() for preset in presets]
+ALL = [(verb, name) for verb in VERBS for name in presets_of(verb)]
 
 
 def parsed(*arguments: str) -> Any:
-    kind, _ = load_verb("teacher")
-    return parse("teacher", kind, "", ["--data", "photos", "--out", "out", *arguments])
+    kind = kind_of("teacher")
+    return tiny.options_from(kind, ["--data", "photos", "--out", "out", *arguments])
 
 
-@pytest.mark.parametrize(("verb", "preset"), ALL, ids=[f"{verb} {preset_name(preset)}" for verb, preset in ALL])
-def test_a_preset_is_options_of_its_verb(verb: str, preset: Any) -> None:
-    kind, _ = load_verb(verb)
-    names = {field.name for field in dataclasses.fields(kind)}
-    required = {name: value for name, value in {"data": "photos", "encoder": "run"}.items() if name in names}
-    options = kind(out=Path("out"), preset=preset_name(preset), **required, **preset())
+@pytest.mark.parametrize(("verb", "name"), ALL, ids=[f"{verb} {name}" for verb, name in ALL])
+def test_a_preset_is_options_of_its_verb(verb: str, name: str) -> None:
+    preset = presets_of(verb)[name]
+    kind = kind_of(verb)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    required = {each: value for each, value in {"data": "photos", "encoder": "run"}.items() if each in fields}
+    options = kind(out=Path("out"), preset=name, **required, **preset())
     check_values(options)
     if verb == "teacher":
         check_teacher(options)
@@ -42,8 +44,8 @@ def test_a_preset_is_options_of_its_verb(verb: str, preset: Any) -> None:
     # What the docstring says first is its line in --help: whole, and it fits.
     first = preset.__doc__.splitlines()[0]
     assert first.endswith(".") and len(first) <= 80
-    told = [text for name, value in required.items() for text in (f"--{name}", value)]
-    assert parse(verb, kind, "", [*told, "--out", "out", "--preset", preset_name(preset)]) == options
+    told = [text for each, value in required.items() for text in (f"--{each}", value)]
+    assert tiny.options_from(kind, [*told, "--out", "out", "--preset", name]) == options
 
 
 def test_options_win_over_a_file_and_a_file_over_the_preset(tmp_path: Path) -> None:
@@ -64,12 +66,10 @@ def test_options_win_over_a_file_and_a_file_over_the_preset(tmp_path: Path) -> N
 
 def test_the_python_call_does_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    monkeypatch.setattr("semmae.verbs.teacher.teacher", lambda options: given.append(options) or options.out)
-    vars(semmae).pop("teacher", None)  # calls are made on first use, and kept
+    monkeypatch.setattr("semmae.calls.run_verb", lambda options, names: given.append(options) or options.out)
     (tmp_path / "a.yaml").write_text("epochs: 7\nmomentum: 0.9\n")
 
     semmae.teacher(data="photos", out=tmp_path / "out", preset="ibot-vit-s16", config=tmp_path / "a.yaml", momentum=0.5)
-    vars(semmae).pop("teacher")
 
     wanted = parsed("--preset", "ibot-vit-s16", "--config", str(tmp_path / "a.yaml"), "--momentum", "0.5")
     assert given == [dataclasses.replace(wanted, out=tmp_path / "out")]
@@ -77,7 +77,7 @@ def test_the_python_call_does_the_same(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_published_recipes_differ_in_model_and_mask_alone() -> None:
     """Settings of MAE's PRETRAIN.md; SemMAE changes the mask, ViT-B/8 the patches."""
-    kind, _ = load_verb("pretrain")
+    kind = kind_of("pretrain")
     found = {
         name: kind(data="photos", out=Path("out"), **preset_options("pretrain", name))
         for name in ("semmae-vit-b16", "semmae-vit-b8", "mae-vit-b16", "mae-vit-l16")
@@ -94,7 +94,7 @@ def test_the_published_recipes_differ_in_model_and_mask_alone() -> None:
 
 def test_ibots_fine_tunings_have_the_rates_of_its_run_sh() -> None:
     """Its script multiplies --lr by batch / 512, and starts 96 images on each of 8 GPUs; the rest is DeiT's."""
-    kind, _ = load_verb("finetune")
+    kind = kind_of("finetune")
     published = {"cars": (7.5e-5, 1000, 0.25), "flowers": (7.5e-6, 1000, 0.25), "inaturalist": (7.5e-6, 360, 0.1)}
     for name, (rate, epochs, erasing) in published.items():
         options = kind(data="photos", encoder="run", out=Path("out"), **preset_options("finetune", name))
@@ -106,7 +106,7 @@ def test_ibots_fine_tunings_have_the_rates_of_its_run_sh() -> None:
 
 def test_segmentation_on_ade20k_slides_as_the_recipes_it_is_from() -> None:
     """mmsegmentation's MAE and iBOT's linear head move their windows of 512 pixels by 341."""
-    kind, _ = load_verb("segment")
+    kind = kind_of("segment")
     for name in ("ade20k-vit-b16", "linear"):
         options = kind(data="photos", encoder="run", out=Path("out"), **preset_options("segment", name))
         assert (stride_of(options, options.image_size), options.batch_size, options.steps) == (341, 16, 160_000)
@@ -114,9 +114,9 @@ def test_segmentation_on_ade20k_slides_as_the_recipes_it_is_from() -> None:
 
 
 def test_pretrain_takes_a_preset_and_hands_none_to_its_stages(tmp_path: Path) -> None:
-    kind, _ = load_verb("pretrain")
+    kind = kind_of("pretrain")
     told = ["--data", "photos", "--out", str(tmp_path), "--preset", "semmae-vit-b16", "--epochs", "100"]
-    options = parse("pretrain", kind, "", told)
+    options = tiny.options_from(kind, told)
     assert (options.model, options.epochs, options.batch_size) == ("vit_base", 100, 4096)
     stage = teacher_stage(options)
     # The size is the run's, the rate the teacher's own.
@@ -125,7 +125,7 @@ def test_pretrain_takes_a_preset_and_hands_none_to_its_stages(tmp_path: Path) ->
 
 def test_the_published_pretraining_learns_parts_as_published() -> None:
     """Section 3.1: reconstruction and diversity; not with the batch of stage 2, whose size the rate does not follow."""
-    kind, _ = load_verb("pretrain")
+    kind = kind_of("pretrain")
     told = preset_options("pretrain", "semmae-vit-b16")
     options = kind(data="photos", out=Path("out"), teacher="encoder", **told)
 
@@ -144,7 +144,7 @@ def test_an_unknown_preset_of_the_parts_is_refused(capsys: pytest.CaptureFixture
     told = [
         "pretrain",
         "--data",
-        str(tmp_path / "photos"),
+        str(Path(__file__).parent),
         "--out",
         str(tmp_path / "out"),
         "--parts-preset",
@@ -166,7 +166,7 @@ def test_an_unknown_preset_names_the_near_ones(capsys: pytest.CaptureFixture[str
 
 def test_a_verb_without_presets_takes_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown option --preset"):
-        parse("embed", load_verb("embed")[0], "", ["--preset", "ibot-vit-s16"])
+        tiny.options_from(kind_of("embed"), ["--preset", "ibot-vit-s16"])
     with pytest.raises(UserError, match="unknown option 'preset'"):
         semmae.embed(encoder="e", data="photos", out=tmp_path / "out", preset="ibot-vit-s16")
     assert preset_list("embed") == ""
@@ -175,5 +175,5 @@ def test_a_verb_without_presets_takes_none(tmp_path: Path) -> None:
 def test_help_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["teacher", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    for preset in PRESETS["teacher"]:
-        assert f"{preset_name(preset)} {(preset.__doc__ or '').splitlines()[0]}" in told
+    for name, preset in presets_of("teacher").items():
+        assert f"{name} {(preset.__doc__ or '').splitlines()[0]}" in told

@@ -9,18 +9,19 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny
 import torch
 import yaml
 
 import semmae
-from semmae import load_verb
-from semmae.cli.arguments import parse
 from semmae.data.coding import Coding
 from semmae.data.segmentation import open_segmentation
 from semmae.formats.folders import save_encoder
 from semmae.formats.open import load_encoder, load_segmenter
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.verbs.segment_options import SegmentOptions, rate_of
+from semmae.options import kind_of
+from semmae.options.segment import SegmentOptions
+from semmae.verbs.segment_options import rate_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,7 +62,7 @@ def test_pages_tell_the_commands_behind_their_tables(proof: ModuleType) -> None:
 
     def options(command: str) -> object:
         verb, *arguments = shlex.split(command)[1:]
-        return parse(verb, load_verb(verb)[0], "", arguments)
+        return tiny.options_from(kind_of(verb), arguments)
 
     for page, tables in proof.TABLES.items():
         text = re.sub(r"\\\n\s*", "", (ROOT / "docs" / page).read_text())

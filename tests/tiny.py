@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from semmae.cli import run
+from semmae.cli.arguments import parse
+from semmae.run.signals import Interrupted
 from semmae.train import stopping, trainer
-from semmae.train.stopping import Interrupted
 
 _TRUNCATED_NORMAL = -2.5635048911790363  # a sum of random weights
 COUNT = 32
@@ -149,3 +150,10 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
         path.relative_to(folder).as_posix(): (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns)
         for path, stat in stats.items()  # a folder's time changes with the lock that comes and goes
     }
+
+
+def options_from(kind: type[Any], arguments: list[str]) -> Any:
+    """The options that a command line gives."""
+    parsed = parse(kind, arguments)
+    assert parsed is not None, "help was asked for"
+    return parsed[0]

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+from semmae.verbs.options import choices
 
-from semmae import VERBS, load_verb
-from semmae.verbs.options import choices, flag
+from semmae.options import VERBS, kind_of
+from semmae.options.fields import flag
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
@@ -50,9 +51,9 @@ def options(package: Any) -> str:
 
 def table(verb: str, package: Any) -> str:
     """The options of a verb: option, default, help."""
-    kind, _ = load_verb(verb)
+    kind = kind_of(verb)
     hints = typing.get_type_hints(kind)
-    declared = package[f"verbs.{verb}.{kind.__name__}"]
+    declared = package[f"options.{verb}.{kind.__name__}"]
     fields = {field.name: field for field in dataclasses.fields(kind)}
     own = [name for name in fields if name in declared.members]
     lines = ["| option | default | what it is |", "|---|---|---|"]

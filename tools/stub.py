@@ -1,11 +1,11 @@
-"""Writes src/semmae/__init__.pyi, what type checkers and editors see of semmae: `make stub`.
+"""Writes src/semmae/calls.pyi, what type checkers and editors see of the verbs, when the package is built.
 
-`semmae/__init__.py` looks names up on first use, which a type checker cannot follow. The stub says the same plainly,
-from the same tables: an import of every building block, and every verb with the options of its dataclass as keywords.
-tests/test_library.py tells when it no longer fits the declarations.
+The options' own declarations say it all but for two things: a call takes a text where a path is declared, and need not
+give what --config or the run to resume holds. Building blocks need no stub: `semmae/__init__.py` declares them.
 """
 
 import dataclasses
+import sys
 import textwrap
 import types
 import typing
@@ -13,81 +13,76 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import semmae
-
-PATH = Path(semmae.__file__).with_suffix(".pyi")
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+PATH = SOURCE / "semmae" / "calls.pyi"
 WIDTH = 120
-HEADER = '''"""What type checkers and editors see of semmae; `__init__.py` looks the same names up on first use.
+HEADER = '''"""Written by tools/stub.py. `= ...`: needed, but --config or the run to --resume may hold it."""
 
-Written by `make stub`. `= ...` is an option that a verb needs, but that --config, or the run to --resume, may tell.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
+from semmae.models.vit import Encoder
+from semmae.results import ClassResult, DemoResult, EvaluateResult, PartsResult, PretrainResult, Result
+from semmae.results import SegmentResult, TeacherResult
+from semmae.train.masks import MaskContext
+
 '''
-# Here a Python call takes more than the command line does.
-ALSO = {("pretrain", "masking"): "_OwnMask"}
+# What a call takes beside a text, by what the option reads.
+OBJECTS = {"images": "Any", "network": "Encoder"}
+FUNCTION = "Callable[[MaskContext], Tensor]"
 
 
 def stub() -> str:
     """The text of the stub."""
-    renamed = {name: f"_{name}" for name, (_, there) in semmae.BLOCKS.items() if name != there}
-    return (
-        HEADER
-        + "".join(f"{line}\n" for line in imports(renamed))
-        + "\n__version__: str\nVERBS: dict[str, str]\nBLOCKS: dict[str, tuple[str, str]]\n\n"
-        "_OwnMask = Callable[[MaskContext], Tensor]\n"
-        # A checker takes a name in a stub for public where it is imported as itself, or assigned.
-        + "".join(f"{name} = {alias}\n" for name, alias in sorted(renamed.items()))
-        + "\ndef load_verb(verb: str) -> tuple[type[Any], Callable[[Any], Path]]: ...\n"
-        + "\n".join(map(signature, semmae.VERBS))
-    )
+    if str(SOURCE) not in sys.path:
+        sys.path.insert(0, str(SOURCE))
+    from semmae.options import VERBS
 
-
-def imports(renamed: dict[str, str]) -> list[str]:
-    """One line a name, in the order that ruff asks for."""
-    modules = [("semmae", module, module) for module in semmae._MODULES]
-    blocks = [(module, there, renamed.get(name, name)) for name, (module, there) in semmae.BLOCKS.items()]
-    # Classes before functions, as everywhere here.
-    ordered = sorted(modules + blocks, key=lambda entry: (entry[0], entry[1][0].islower(), entry[1]))
-    return [f"from {module} import {there} as {name}" for module, there, name in ordered]
+    return HEADER + "\n".join(map(signature, VERBS))
 
 
 def signature(verb: str) -> str:
     """A verb as a function of its options, several of them to a line."""
-    kind, function = semmae.load_verb(verb)
-    summary = str(function.__doc__).splitlines()[0]
+    from semmae import calls
+    from semmae.options import kind_of
+
+    kind = kind_of(verb)
+    result = calls.RESULTS[verb].__name__
+    summary = str(kind.__doc__).splitlines()[0]
     # Lines are broken between options, not within one.
-    words = " ".join(f"{option},".replace(" ", "\0") for option in parameters(verb, kind))
+    words = " ".join(f"{option},".replace(" ", "\0") for option in parameters(kind))
     filled = textwrap.fill(words, WIDTH - 4, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
     lines = textwrap.indent(filled, "    ")
-    return f'def {verb}(\n{lines}\n) -> Path:  # fmt: skip\n    """{summary}"""\n'
+    return f'def {verb}(\n{lines}\n) -> {result}:  # fmt: skip\n    """{summary}"""\n'
 
 
-def parameters(verb: str, kind: type[Any]) -> Iterator[str]:
+def parameters(kind: type[Any]) -> Iterator[str]:
     """Each option with its type and default, `*` before those that have to be named."""
-    hints = typing.get_type_hints(kind)
-    fields = dataclasses.fields(kind)
+    from semmae.options.fields import options_of
+
+    every = options_of(kind)
     starred = False
-    for field in fields:
+    for field in dataclasses.fields(kind):
         if field.kw_only and not starred:
             starred = True
             yield "*"
-        taken = written(hints[field.name])
-        if (verb, field.name) in ALSO:
-            taken = f"{taken} | {ALSO[verb, field.name]}"
-        yield f"{field.name}: {taken}{default(field, told_elsewhere='config' in hints)}"
+        option = every[field.name]
+        taken = "Sequence[Any]" if option.facts.python else written(option.type)
+        if option.facts.objects:
+            taken = f"{taken} | {OBJECTS[option.facts.reads or 'images']}"
+        if option.facts.function:
+            taken = f"{taken} | {FUNCTION}"
+        yield f"{field.name}: {taken}{default(field, elsewhere='config' in every)}"
 
 
-def default(field: Any, *, told_elsewhere: bool) -> str:
+def default(field: Any, *, elsewhere: bool) -> str:
     """` = value`, or nothing where the option must be given."""
     if field.default is not dataclasses.MISSING:
         return f" = {field.default!r}".replace("'", '"')
-    return " = ..." if told_elsewhere else ""
+    return " = ..." if elsewhere else ""
 
 
 def written(hint: Any) -> str:

@@ -4,136 +4,153 @@ Each verb of the command line is a function here, with the same names:
 `semmae.pretrain(data="photos", out="runs/a", epochs=100)`. Building blocks are here too, each usable alone in a
 plain PyTorch loop: `from semmae import semantic_mask, PartLearner, load_encoder`.
 
-All of them are looked up on first use, so that importing semmae imports no network library. What type checkers and
-editors see of them is in `__init__.pyi`, which `make stub` writes from what is declared here and at the verbs.
+Both are imported on first use, so that `semmae --help` waits for no network library. Building blocks are declared once,
+below TYPE_CHECKING: type checkers read it, and so does `__getattr__`.
 """
 
 import functools
 import importlib
-import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from semmae.options import VERBS
+
+if TYPE_CHECKING:
+    from semmae import losses as losses, masking as masking, patches as patches
+    from semmae.calls import *
+    from semmae.data.augment import LabelledCrops as LabelledCrops, augmentation as augmentation
+    from semmae.data.coding import Coding as MaskCoding
+    from semmae.data.loaders import (
+        CropDataset as CropDataset,
+        EpochSampler as EpochSampler,
+        WholeDataset as WholeDataset,
+        denormalise as denormalise,
+        make_loader as make_loader,
+        normalise as normalise,
+    )
+    from semmae.data.manifest import ImageSet as ImageSet, open_images as open_images
+    from semmae.data.part_store import PartStore as PartStore
+    from semmae.data.segment_crops import SegmentCrops as SegmentCrops, WholeLabelled as WholeLabelled
+    from semmae.data.segmentation import (
+        LabelledImages as LabelledImages,
+        SegmentationData as SegmentationData,
+        open_segmentation as open_segmentation,
+    )
+    from semmae.data.splits import held_out as held_out
+    from semmae.errors import UserError as UserError
+    from semmae.evaluation.accuracy import class_report as class_report, confusion_matrix as confusion_matrix
+    from semmae.evaluation.baselines import (
+        cluster_labels as cluster_labels,
+        fit_clusters as fit_clusters,
+        head_labels as head_labels,
+    )
+    from semmae.evaluation.features import extract as extract, raw_pixels as raw_pixels
+    from semmae.evaluation.keypoints import keypoint_quality as keypoint_quality, read_keypoints as read_keypoints
+    from semmae.evaluation.knn import knn_accuracy as knn_accuracy, knn_scores as knn_scores
+    from semmae.evaluation.linear import probe_features as probe_features
+    from semmae.evaluation.quality import fixed_grid as fixed_grid, quality as part_quality, read_masks as read_masks
+    from semmae.evaluation.segmentation import (
+        evaluate as segmentation_table,
+        figures as segmentation_figures,
+        slide as sliding_logits,
+    )
+    from semmae.evaluation.tokens import image_tokens as image_tokens, pool_parts as pool_parts
+    from semmae.formats.folders import (
+        digest as digest,
+        read_learner as read_learner,
+        save_autoencoder as save_autoencoder,
+        save_classifier as save_classifier,
+        save_encoder as save_encoder,
+        save_head as save_head,
+        save_learner as save_learner,
+        save_segmenter as save_segmenter,
+    )
+    from semmae.formats.open import (
+        load_classifier as load_classifier,
+        load_encoder as load_encoder,
+        load_head as load_head,
+        load_mae as load_mae,
+        load_segmenter as load_segmenter,
+    )
+    from semmae.losses import (
+        concentration_loss as concentration_loss,
+        diversity_loss as diversity_loss,
+        feature_loss as feature_loss,
+        masked_pixel_loss as masked_pixel_loss,
+        mutual_information_loss as mutual_information_loss,
+        reconstruction_loss as reconstruction_loss,
+        total_variation_loss as total_variation_loss,
+    )
+    from semmae.masking import (
+        attention_mask as attention_mask,
+        block_mask as block_mask,
+        hide_highest as hide_highest,
+        most_attended as most_attended,
+        num_hidden as num_hidden,
+        part_counts as part_counts,
+        part_quotas as part_quotas,
+        random_mask as random_mask,
+        semantic_mask as semantic_mask,
+    )
+    from semmae.memory import keep_freed_memory as keep_freed_memory
+    from semmae.models.classifier import Classifier as Classifier
+    from semmae.models.head import HeadSpec as HeadSpec, LinearHead as LinearHead, pool as pool
+    from semmae.models.mae import (
+        DecoderSpec as DecoderSpec,
+        MAEOutput as MAEOutput,
+        MaskedAutoencoder as MaskedAutoencoder,
+    )
+    from semmae.models.parts import PartLearner as PartLearner, PartsOutput as PartsOutput, PartsSpec as PartsSpec
+    from semmae.models.segmenter import Segmenter as Segmenter, SegmenterSpec as SegmenterSpec
+    from semmae.models.vit import Encoder as Encoder, EncoderSpec as EncoderSpec, Features as Features
+    from semmae.reporting.pictures import (
+        masks_picture as masks_picture,
+        parts_picture as parts_picture,
+        reconstructions_picture as reconstructions_picture,
+        segmentation_picture as segmentation_picture,
+    )
+    from semmae.train.masks import MaskContext as MaskContext, draw_mask as draw_mask, mask_seed as mask_seed
+    from semmae.train.optimizer import adamw as adamw, warmup_cosine_rate as warmup_cosine_rate
+    from semmae.train.part_losses import (
+        PartsRecipe as PartsRecipe,
+        agreement_loss as agreement_loss,
+        parts_losses as parts_losses,
+    )
+    from semmae.train.precision import resolve_precision as resolve_precision
 
 __version__ = "0.1.0"
 
-# In the order of work; the text is the verb's line in `semmae --help`.
-VERBS = {
-    "teacher": "train an encoder on your own images, to learn parts from",
-    "parts": "learn semantic parts from a frozen encoder, label every image",
-    "pretrain": "pre-train a masked autoencoder with semantic-guided masking",
-    "knn": "measure an encoder by k-NN",
-    "probe": "measure an encoder by a linear head on its features",
-    "finetune": "train an encoder on to tell classes, and measure how well it does",
-    "segment": "train an encoder to tell the class of every pixel, and measure how well it does",
-    "evaluate": "measure an encoder by k-NN, probe and, with masks, segmentation and parts: one table",
-    "embed": "write features of every image: class, mean, patch or part tokens",
-    "reconstruct": "draw what a masked autoencoder makes of hidden patches",
-    "export": "the encoder, or the autoencoder, for timm, MAE, Hugging Face or ONNX",
-    "report": "one HTML page about a run",
-    "demo": "the whole way in minutes, without data of your own",
-}
-# Building blocks by the module below semmae that defines them; "a as b": its `a` is `semmae.b`.
-_FROM = {
-    "masking": (
-        *("attention_mask", "block_mask", "hide_highest", "most_attended", "num_hidden", "part_counts", "part_quotas"),
-        *("random_mask", "semantic_mask"),
-    ),
-    "train.masks": ("MaskContext", "draw_mask", "mask_seed"),
-    "models.vit": ("Encoder", "EncoderSpec", "Features"),
-    "models.classifier": ("Classifier",),
-    "models.head": ("HeadSpec", "LinearHead", "pool"),
-    "models.mae": ("DecoderSpec", "MAEOutput", "MaskedAutoencoder"),
-    "models.parts": ("PartLearner", "PartsOutput", "PartsSpec"),
-    "models.segmenter": ("Segmenter", "SegmenterSpec"),
-    "losses": (
-        *("concentration_loss", "diversity_loss", "feature_loss", "masked_pixel_loss", "mutual_information_loss"),
-        *("reconstruction_loss", "total_variation_loss"),
-    ),
-    "train.part_losses": ("PartsRecipe", "agreement_loss", "parts_losses"),
-    "train.optimizer": ("adamw", "warmup_cosine_rate"),
-    "train.precision": ("resolve_precision",),
-    "data.augment": ("LabelledCrops", "augmentation"),
-    "data.manifest": ("ImageSet", "open_images"),
-    "data.loaders": ("CropDataset", "EpochSampler", "WholeDataset", "denormalise", "make_loader", "normalise"),
-    "data.part_store": ("PartStore",),
-    "data.splits": ("held_out",),
-    "data.coding": ("Coding as MaskCoding",),
-    "data.segmentation": ("LabelledImages", "SegmentationData", "open_segmentation"),
-    "data.segment_crops": ("SegmentCrops", "WholeLabelled"),
-    "evaluation.features": ("extract", "raw_pixels"),
-    "evaluation.knn": ("knn_accuracy", "knn_scores"),
-    "evaluation.accuracy": ("class_report", "confusion_matrix"),
-    "evaluation.linear": ("probe_features",),
-    "evaluation.tokens": ("image_tokens", "pool_parts"),
-    "evaluation.segmentation": (
-        "evaluate as segmentation_table",
-        "figures as segmentation_figures",
-        "slide as sliding_logits",
-    ),
-    "evaluation.quality": ("fixed_grid", "quality as part_quality", "read_masks"),
-    "evaluation.keypoints": ("keypoint_quality", "read_keypoints"),
-    "evaluation.baselines": ("cluster_labels", "fit_clusters", "head_labels"),
-    "formats.folders": (
-        *("digest", "read_learner", "save_autoencoder", "save_classifier", "save_encoder", "save_head", "save_learner"),
-        "save_segmenter",
-    ),
-    "formats.open": ("load_classifier", "load_encoder", "load_head", "load_mae", "load_segmenter"),
-    "reporting.pictures": ("masks_picture", "parts_picture", "reconstructions_picture", "segmentation_picture"),
-    "memory": ("keep_freed_memory",),
-    "errors": ("UserError",),
-}
-# Name here → (module, name there).
-BLOCKS = {
-    entry.split(" as ")[-1]: (f"semmae.{module}", entry.split(" as ")[0])
-    for module, entries in _FROM.items()
-    for entry in entries
-}
-_MODULES = ("losses", "masking", "patches")  # also reached as semmae.masking.random_mask
 
-__all__ = [*VERBS, *BLOCKS, *_MODULES, "__version__"]
+@functools.cache
+def _blocks() -> dict[str, tuple[str, str]]:
+    """By name here, the module of a building block and its name there."""
+    import ast
 
-
-def load_verb(verb: str) -> tuple[type[Any], Callable[[Any], Path]]:
-    """A verb's options (a frozen dataclass) and its function."""
-    module = importlib.import_module(f"semmae.verbs.{verb}")
-    return getattr(module, f"{verb.capitalize()}Options"), getattr(module, verb)
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    (declared,) = (node for node in tree.body if isinstance(node, ast.If))
+    return {
+        alias.asname or alias.name: (str(node.module), alias.name)
+        for node in declared.body
+        if isinstance(node, ast.ImportFrom) and node.module != "semmae.calls"
+        for alias in node.names
+    }
 
 
 def __getattr__(name: str) -> Any:
     """Verbs and building blocks on first use."""
+    if name == "__all__":
+        return __dir__()
     if name in VERBS:
-        found: Any = _as_call(name)
-    elif name in BLOCKS:
-        module, there = BLOCKS[name]
-        found = getattr(importlib.import_module(module), there)
-    elif name in _MODULES:
-        found = importlib.import_module(f"semmae.{name}")
-    else:
+        found: Any = getattr(importlib.import_module("semmae.calls"), name)
+    elif name.startswith("__") or name not in _blocks():
         raise AttributeError(f"module 'semmae' has no attribute {name!r}")
+    else:
+        module, there = _blocks()[name]
+        here = module == "semmae"  # a module of building blocks
+        found = importlib.import_module(f"semmae.{name}") if here else getattr(importlib.import_module(module), there)
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
-
-
-def _as_call(verb: str) -> Callable[..., Path]:
-    """The Python call of a verb: its options as keyword arguments, from the one declaration."""
-    from semmae.memory import memory_given_back
-    from semmae.presets import preset_options
-    from semmae.verbs.options import as_kwargs
-
-    kind, function = load_verb(verb)
-    preset = functools.partial(preset_options, verb)
-
-    def call(*args: Any, **options: Any) -> Path:
-        bound = inspect.signature(kind).bind_partial(*args)
-        with memory_given_back():
-            return function(kind(**as_kwargs({**bound.arguments, **options}, kind, preset)))
-
-    call.__name__ = call.__qualname__ = verb
-    call.__doc__ = function.__doc__
-    call.__signature__ = inspect.signature(kind).replace(return_annotation=Path)  # type: ignore[attr-defined]
-    return call
+    return sorted({*VERBS, *_blocks(), "__version__"})

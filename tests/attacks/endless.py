@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from formats import test_files as hostile
-from formats import test_forms as forms
+from formats import test_files as hostile, test_forms as forms
 from verbs import test_damaged_resume
 
 from attacks.desk import SECONDS, TRAIN, Desk, attack, child_of, command, picture, refused, told, works

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from formats import test_files as hostile
-from formats import test_forms as forms
+from formats import test_files as hostile, test_forms as forms
 
 import semmae
 from attacks.desk import Desk, attack, refused

@@ -22,6 +22,7 @@ import semmae
 from attacks.desk import TRAIN, Desk, attack, picture, refused, works
 from semmae.data.decode import decode
 from semmae.errors import UserError
+from semmae.options import kind_of
 from semmae.reporting import verdicts
 
 NO_NUMBERS = (math.nan, math.inf, -math.inf, 10**20, -(10**20))
@@ -31,7 +32,7 @@ def numbers(verb: str, desk: Desk) -> int:
     import dataclasses
     import typing
 
-    kind, _ = semmae.load_verb(verb)
+    kind = kind_of(verb)
     tried = 0
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.stats import rankdata
 
 from semmae.data.attention import MOST_ATTENDED, attention_ranks, ranks, stored_side

@@ -20,8 +20,7 @@ import pytest
 from forked import Forked
 from PIL import Image
 
-from semmae.data import decode as module
-from semmae.data import headers
+from semmae.data import decode as module, headers
 from semmae.data.decode import SUFFIXES, decode, decode_labels, upright_size
 from semmae.data.manifest import build_manifest
 from semmae.data.segmentation import read_mask

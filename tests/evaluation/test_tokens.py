@@ -1,8 +1,7 @@
 """Features pooled per part, against a slow loop."""
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from semmae.evaluation.tokens import image_tokens, pool_parts
 from semmae.models.vit import Features

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semmae.errors import UserError
-from semmae.formats import folders as checkpoint
-from semmae.formats import huggingface
+from semmae.formats import folders as checkpoint, huggingface
 from semmae.formats.open import load_classifier, load_encoder, load_head, load_mae, load_segmenter
 from semmae.models.classifier import Classifier
 from semmae.models.head import HeadSpec, LinearHead

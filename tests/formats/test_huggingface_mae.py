@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from semmae.errors import UserError
-from semmae.formats import folders as checkpoint
-from semmae.formats import huggingface
+from semmae.formats import folders as checkpoint, huggingface
 from semmae.formats.open import find_decoder, load_encoder, load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec

@@ -10,13 +10,13 @@ import tiny
 import torch
 
 import semmae
-from semmae import VERBS, load_verb
 from semmae.cli import run
 from semmae.errors import UserError
 from semmae.formats.folders import save_encoder
 from semmae.formats.open import load_encoder
-from semmae.formats.unfinished import CHECKPOINT, MARKER, VERB_OF, verb_with
+from semmae.formats.unfinished import CHECKPOINT
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.run.config import UNFINISHED
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
@@ -77,9 +77,8 @@ def test_before_its_first_checkpoint_it_is_told_how_to_go_on(creatures: Path, tm
 
 @pytest.mark.parametrize("verb", ["finetune", "segment"])
 def test_of_others_only_how_to_go_on_is_told(verb: str, tmp_path: Path) -> None:
-    option = next(option for option, known in VERB_OF.items() if known == verb)
-    (tmp_path / MARKER).touch()
-    (tmp_path / "config.yaml").write_text(f"{option}: 1\n")
+    (tmp_path / UNFINISHED).touch()
+    (tmp_path / "config.yaml").write_text(f"verb: {verb}\n")
     (tmp_path / CHECKPOINT).parent.mkdir()
     (tmp_path / CHECKPOINT).touch()
 
@@ -98,9 +97,3 @@ def test_a_checkpoint_that_was_changed_is_told(creatures: Path, tmp_path: Path) 
     (out / CHECKPOINT).write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match="last.ckpt: not readable as a checkpoint"):
         load_encoder(out)
-
-
-def test_each_verb_is_known_by_an_option_of_its_own() -> None:
-    options = {verb: {field.name for field in dataclasses.fields(load_verb(verb)[0])} for verb in VERBS}
-    known = {verb: verb_with(dict.fromkeys(names)) for verb, names in options.items()}
-    assert known == {verb: verb if verb in VERB_OF.values() else None for verb in VERBS}

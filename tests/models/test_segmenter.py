@@ -7,14 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.formats.folders import read_segmenter, save_segmenter
-from semmae.models.segmenter import (
-    Segmenter,
-    SegmenterSpec,
-    UPerNetHead,
-    pyramid_scales,
-    smallest_image,
-    usual_blocks,
-)
+from semmae.models.segmenter import Segmenter, SegmenterSpec, UPerNetHead, pyramid_scales, smallest_image, usual_blocks
 from semmae.models.vit import Encoder, EncoderSpec
 
 CLASSES = ("sky", "tree", "road")

@@ -15,17 +15,10 @@ from torch import Tensor
 
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.reporting import charts, page
-from semmae.reporting import run_page as reporting
+from semmae.reporting import charts, page, run_page as reporting
 from semmae.reporting.page import Table
 from semmae.reporting.pictures import HIDDEN_GREY, hide, label_colours, paste
-from semmae.reporting.run_page import (
-    masks_picture,
-    overlay,
-    parts_picture,
-    reconstructions_picture,
-    write_report,
-)
+from semmae.reporting.run_page import masks_picture, overlay, parts_picture, reconstructions_picture, write_report
 
 SUMMARY = {"stage": "pretrain", "images": 1898, "minutes": 12.4}
 NAMES = ["background", "head", "body", "limb"]

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from semmae.errors import UserError
 from semmae.masking import attention_mask, block_mask, num_hidden, random_mask, semantic_mask
+from semmae.options.fields import options_of
+from semmae.options.shared import SeedOptions
 from semmae.train.masks import MASKINGS, CheckedMask, MaskContext, MaskMeter, draw_mask, mask_seed
 from semmae.train.pretrain import PretrainRecipe
-from semmae.verbs.limits import LIMITS
 
 
 def a_context(seed: int = 0, **changes: object) -> MaskContext:
@@ -27,7 +28,7 @@ def a_context(seed: int = 0, **changes: object) -> MaskContext:
 
 def test_the_highest_seed_is_one_for_all_that_take_it() -> None:
     """torch takes 64 bits, numpy's shared numbers and scikit-learn 32; steps and places of a long run on many GPUs."""
-    _, highest = LIMITS["seed"]
+    highest = int(options_of(SeedOptions)["seed"].facts.high)
     torch.Generator().manual_seed(mask_seed(int(highest), step=10**9, place=4098))
     np.random.RandomState(int(highest))
     with pytest.raises((RuntimeError, ValueError, OverflowError)):

@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from semmae.data.loaders import EpochSampler, make_loader
 from semmae.errors import UserError
 from semmae.files import PART
+from semmae.run.signals import Interrupted
 from semmae.train import stopping, trainer
 from semmae.train.checkpoints import CheckedCheckpointIO
 from semmae.train.optimizer import adamw_warmup_cosine
-from semmae.train.stopping import Interrupted, Keeper
+from semmae.train.stopping import Keeper
 from semmae.train.trainer import FitOptions, fit
 
 IMAGES, EPOCHS = 24, 3

@@ -14,15 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.train.teacher import (
-    Outputs,
-    TeacherRecipe,
-    TeacherTask,
-    balanced,
-    draw_mask,
-    information,
-    masked_features,
-)
+from semmae.train.teacher import Outputs, TeacherRecipe, TeacherTask, balanced, draw_mask, information, masked_features
 from semmae.train.trainer import FitOptions, fit
 
 # A fixed seed on a CPU. A refactor leaves them as they are; an intended change says why beside the new ones.

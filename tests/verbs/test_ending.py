@@ -17,14 +17,14 @@ import tiny
 import torch
 
 import semmae
-from semmae import load_verb, shell
+from semmae import shell
 from semmae.cli import run
-from semmae.cli.arguments import parse
 from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options import kind_of
+from semmae.options.knn import KnnOptions
 from semmae.reporting import outcome
 from semmae.verbs import ending
-from semmae.verbs.knn import KnnOptions
 
 FEW = ["--workers", "0", "--batch-size", "8"]
 
@@ -212,7 +212,7 @@ def test_whatever_a_name_holds_the_commands_mean_it() -> None:
         for name in ODD:
             place = words.index("report")
             words = words[place + 1 :]
-            given = parse("report", load_verb("report")[0], "", words[: words.index("--overwrite")])
+            given = tiny.options_from(kind_of("report"), words[: words.index("--overwrite")])
             assert os.path.expanduser(name) == str(given.run)
             words = words[words.index("--overwrite") + 1 :]
         for name in (name for name in ODD if "/" not in name):

@@ -16,8 +16,7 @@ from semmae.data.manifest import open_images
 from semmae.errors import UserError
 from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.verbs import evaluate as evaluate_verb
-from semmae.verbs import features
+from semmae.verbs import evaluate as evaluate_verb, features
 
 COMMON: dict[str, Any] = {"workers": 0, "batch_size": 16}
 

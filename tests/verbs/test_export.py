@@ -22,8 +22,7 @@ from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.files import PART
-from semmae.formats import folders as checkpoint
-from semmae.formats import huggingface, onnx
+from semmae.formats import folders as checkpoint, huggingface, onnx
 from semmae.formats.open import load_encoder, load_mae
 from semmae.models import weights
 from semmae.models.classifier import Classifier

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 import semmae
 from semmae.cli import run as command
-from semmae.formats import folders as checkpoint
-from semmae.formats import onnx
+from semmae.formats import folders as checkpoint, onnx
 from semmae.formats.open import load_classifier, load_encoder
 from semmae.models.classifier import Classifier
 from semmae.models.head import Pooling

@@ -17,8 +17,9 @@ from semmae.data.manifest import open_images
 from semmae.evaluation.accuracy import class_ranks, rank_report
 from semmae.evaluation.knn import knn_accuracy, knn_scores
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options.shared import FeatureOptions
 from semmae.verbs import knn as knn_verb
-from semmae.verbs.features import FeatureOptions, image_features, image_keys, unlearned_rows
+from semmae.verbs.features import image_features, image_keys, unlearned_rows
 from semmae.verbs.knn import knn_figures
 
 

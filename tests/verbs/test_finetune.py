@@ -19,9 +19,10 @@ from semmae.data.splits import held_out
 from semmae.formats.folders import save_encoder
 from semmae.formats.open import load_encoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.presets import PRESETS, preset_name, preset_options
+from semmae.options.finetune import FinetuneOptions
+from semmae.options.presets import preset_options, presets_of
 from semmae.verbs.features import untrained_like
-from semmae.verbs.finetune import FinetuneOptions, check_finetune
+from semmae.verbs.finetune import check_finetune
 from semmae.verbs.training import scaled_rate
 
 # All that draws by chance is at work.
@@ -265,7 +266,7 @@ def test_data_without_classes_are_refused(
 def test_the_published_recipes_have_the_published_rates() -> None:
     """The rates that MAE's and iBOT's scripts come to, with the batches that they are for."""
     rates = {"mae-vit-b16": 2e-3, "mae-vit-l16": 4e-3, "cars": 1.125e-4, "inaturalist": 1.125e-5}
-    for name in map(preset_name, PRESETS["finetune"]):
+    for name in presets_of("finetune"):
         options = FinetuneOptions(encoder="run", data="photos", out=Path("out"), **preset_options("finetune", name))
         check_finetune(options)
         rate = scaled_rate(options.blr, 10**6, options)

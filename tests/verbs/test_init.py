@@ -14,7 +14,8 @@ from semmae.errors import UserError
 from semmae.formats.mae import to_mae
 from semmae.formats.open import load_encoder, load_mae
 from semmae.models.mae import MaskedAutoencoder
-from semmae.verbs.pretrain import PretrainOptions, load_init
+from semmae.options.pretrain import PretrainOptions
+from semmae.verbs.pretrain import load_init
 
 OPTIONS = {"epochs": 1, "masking": "random", **tiny.SIZE, **tiny.TRAIN}
 

@@ -10,7 +10,8 @@ from semmae.formats import folders as checkpoint
 from semmae.formats.open import load_mae
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.weights import norm_epsilons
-from semmae.verbs.pretrain import PretrainOptions, load_init
+from semmae.options.pretrain import PretrainOptions
+from semmae.verbs.pretrain import load_init
 
 transformers = pytest.importorskip("transformers")
 

@@ -22,8 +22,8 @@ from semmae.cli import run
 from semmae.data.part_store import PartStore
 from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.run.config import UNFINISHED
 from semmae.train import trainer
-from semmae.verbs.run import UNFINISHED
 
 
 @pytest.fixture(scope="module")

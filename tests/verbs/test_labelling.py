@@ -16,14 +16,8 @@ from semmae.files import short
 from semmae.formats.folders import digest, read_learner, save_encoder, save_learner
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.verbs.labelling import (
-    LabelOptions,
-    check_learner,
-    has_learner,
-    label_images,
-    learner_facts,
-    with_encoder,
-)
+from semmae.options.parts import LabelOptions
+from semmae.verbs.labelling import check_learner, has_learner, label_images, learner_facts, with_encoder
 
 
 def new_encoder(seed: int, patch: int = 8) -> Encoder:

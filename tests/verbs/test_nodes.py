@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import tiny
-from pytorch_lightning.utilities import rank_zero_only
 
-from semmae.train.nodes import check_processes, cluster, take_rank
+from semmae.run import ranks
+from semmae.run.ranks import check_processes, is_rank_zero, take_rank
+from semmae.train.nodes import cluster
 
 TOLD = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "MASTER_ADDR", "SLURM_JOB_NAME",
         "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID")  # fmt: skip
@@ -117,7 +118,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ({}, 2, 1, "--nodes 2: nothing tells which node this is; start it by torchrun or srun, or on every node with"),
         ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "4"}, 1, 2, "2 processes, and torchrun has started 4"),
         ({"SLURM_NTASKS": "1"}, 1, 4, "4 processes, and srun has started 1"),
-        ({"SLURM_NTASKS": "4"}, 2, 2, "tasks per node are untold for Slurm; start the job with --ntasks-per-node=2"),
+        ({"SLURM_NTASKS": "4"}, 2, 2, "tasks per node are not given for Slurm; start the job with --ntasks-per-node=2"),
         ({"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, 2, 2, "tasks per node are 4 for Slurm"),
     ],
 )
@@ -127,7 +128,7 @@ def test_other_processes_than_asked_for_are_refused(
 ) -> None:  # fmt: skip
     for name, value in told.items():
         alone.setenv(name, value)
-    alone.setattr(rank_zero_only, "rank", 0)
+    alone.setattr(ranks, "_node_begins_at", None)
     arguments = command(creatures / "images", tmp_path / "run", "--nodes", str(nodes), "--devices", str(devices))
     assert line in tiny.refusal(arguments, tmp_path / "run", capsys)
 
@@ -148,12 +149,12 @@ def test_as_many_as_asked_for_are_welcome(told: dict[str, str], alone: pytest.Mo
 
 
 def test_of_processes_that_begin_a_node_only_its_rank_is_known(alone: pytest.MonkeyPatch) -> None:
-    alone.setattr(rank_zero_only, "rank", 0)
+    alone.setattr(ranks, "_node_begins_at", None)
     alone.setenv("NODE_RANK", "1")
     take_rank(1, 4)  # a cluster may number nodes that have nothing to do with each other
-    assert rank_zero_only.rank == 0
+    assert is_rank_zero()
     take_rank(2, 4)
-    assert rank_zero_only.rank == 4
+    assert not is_rank_zero()
 
 
 def test_torchrun_inside_slurm_tells_the_ranks(alone: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import semmae
 from semmae.cli import run
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
-from semmae.presets import preset_options
+from semmae.options.presets import preset_options
 from semmae.train import pretrain as task
 from semmae.train.masks import MaskContext
 from semmae.train.trainer import LAST

@@ -21,10 +21,11 @@ from semmae.evaluation.linear import probe_features
 from semmae.formats.folders import save_encoder
 from semmae.models.head import HeadSpec
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.presets import PRESETS, preset_name, preset_options
+from semmae.options.presets import preset_options, presets_of
+from semmae.options.probe import ProbeOptions
 from semmae.verbs import probe as probe_verb
 from semmae.verbs.features import untrained_like
-from semmae.verbs.probe import ProbeOptions, check_protocol, crop_of
+from semmae.verbs.probe import check_protocol, crop_of
 
 QUICK: dict[str, Any] = {"workers": 0, "precision": "float32", "epochs": 3}
 MAE: dict[str, Any] = {**QUICK, "protocol": "mae", "batch_size": 8}
@@ -247,7 +248,7 @@ def test_what_is_no_head_is_refused(encoder_folder: Path) -> None:
         semmae.load_head(encoder_folder)
 
 
-@pytest.mark.parametrize("preset", [preset_name(recipe) for recipe in PRESETS["probe"]])
+@pytest.mark.parametrize("preset", presets_of("probe"))
 def test_a_preset_has_no_option_that_does_nothing(preset: str) -> None:
     options = ProbeOptions(encoder="run", data="photos", out=Path("out"), **preset_options("probe", preset))
     check_protocol(options)

@@ -17,9 +17,10 @@ from forked import Forked
 
 from semmae.errors import UserError
 from semmae.files import PART
-from semmae.verbs.knn import KnnOptions
-from semmae.verbs.run import UNFINISHED, claimed, run_folder
-from semmae.verbs.teacher import TeacherOptions
+from semmae.options.knn import KnnOptions
+from semmae.options.teacher import TeacherOptions
+from semmae.run.config import UNFINISHED
+from semmae.run.folder import claimed, run_folder
 
 
 @pytest.fixture
@@ -117,8 +118,8 @@ def test_a_replacement_that_was_killed_is_begun_again(options: TeacherOptions, m
                 removed += 1
                 entry.rmdir() if entry.is_dir() else entry.unlink()
 
-            patch.setattr("semmae.verbs.run.remove", once)
-            patch.setattr("semmae.verbs.run.write_text", lambda *_: (_ for _ in ()).throw(Killed))
+            patch.setattr("semmae.run.folder.remove", once)
+            patch.setattr("semmae.run.folder.write_text", lambda *_: (_ for _ in ()).throw(Killed))
             with run_folder(checked(anew)):
                 pass
         if tiny.listing(options.out).keys() - {UNFINISHED}:

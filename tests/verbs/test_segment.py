@@ -22,9 +22,10 @@ from semmae.evaluation.segmentation import most_likely, slide
 from semmae.formats.folders import save_encoder
 from semmae.formats.open import load_encoder, load_segmenter
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.presets import PRESETS
+from semmae.options.presets import presets_of
+from semmae.options.segment import SegmentOptions
 from semmae.verbs.features import untrained_like
-from semmae.verbs.segment_options import SegmentOptions, check_segment
+from semmae.verbs.segment_options import check_segment
 
 STEPS, EVERY = 4, 2
 SMALL: dict[str, Any] = {
@@ -287,7 +288,7 @@ def test_wrong_options_write_nothing(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("preset", PRESETS["segment"])
+@pytest.mark.parametrize("preset", presets_of("segment").values())
 def test_what_a_preset_holds_is_not_refused(preset: Any, tmp_path: Path) -> None:
     given = {"out": tmp_path, "encoder": "e", "data": "d", "preset": "p"} | preset()
     for changed in ({"head": "linear"}, {"eval_only": True}):

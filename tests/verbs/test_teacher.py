@@ -10,9 +10,10 @@ import torch
 
 import semmae
 from semmae.errors import UserError
+from semmae.options.teacher import TeacherOptions
 from semmae.patches import sincos_positions
 from semmae.train.teacher import TeacherTask
-from semmae.verbs.teacher import TeacherOptions, load_init, local_size, new_encoder, recipe_of
+from semmae.verbs.teacher import load_init, local_size, new_encoder, recipe_of
 
 OPTIONS = {"epochs": tiny.EPOCHS, **tiny.SIZE, **tiny.TRAIN}
 

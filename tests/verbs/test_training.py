@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 import semmae
 from semmae.data.loaders import EpochSampler
-from semmae.verbs.options import TrainOptions
+from semmae.options.shared import TrainOptions
 from semmae.verbs.training import effective_batch, optimiser_steps, scaled_rate, training_loader
 
 

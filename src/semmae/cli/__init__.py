@@ -3,8 +3,8 @@
 Exit codes: 0; 2 for what the user must mend, 1 for a fault of the machine (disk, memory), each told in one line; 130
 after Ctrl-C, 143 after SIGTERM; 1, with a traceback, for our own faults.
 
-The networks' libraries take seconds to import: only `_run_verb` does, so that `--help` and an unknown verb are
-answered at once, and Ctrl-C meanwhile is no traceback.
+The libraries of networks take seconds to import: only a verb whose options were checked does, so that help and
+mistakes are answered at once, and Ctrl-C meanwhile is no traceback.
 """
 
 import logging
@@ -14,11 +14,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from semmae import VERBS, __version__, load_verb
+from semmae import __version__
 from semmae.cli.faults import machine_fault, message
 from semmae.errors import UserError, near
-from semmae.files import shown
+from semmae.files.names import shown
+from semmae.options import VERBS, kind_of
 from semmae.progress import ESCAPED, say, silence, write
+from semmae.run.signals import Interrupted, stoppable
 from semmae.shell import command
 
 
@@ -96,24 +98,26 @@ def _run(arguments: list[str]) -> int:
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
-    kind, function = load_verb(verb)
     from semmae.cli.arguments import parse
-    from semmae.train.stopping import Interrupted, stoppable
-    from semmae.verbs.options import run_of
 
-    options = parse(verb, kind, function.__doc__ or "", arguments)
-    if options is None:
+    parsed = parse(kind_of(verb), arguments)
+    if parsed is None:
         return 0
+    options, given = parsed
     out = getattr(options, "out", None)
 
     def stopped(signum: int) -> int:
-        begun = out is not None and (run_of(out) / "config.yaml").is_file()
+        from semmae.run.config import CONFIG, run_of
+
+        begun = out is not None and (run_of(out) / CONFIG).is_file()
         again = command(verb, out=out, resume=True)
         return _stopped(f"go on with: {again}" if begun else "nothing was written", signum)
 
     try:
         with stoppable(stopped):
-            function(options)
+            from semmae.run.start import run_verb
+
+            run_verb(options, given)
     except (Interrupted, KeyboardInterrupt) as stop:
         return stopped(getattr(stop, "signum", signal.SIGINT))
     return 0
@@ -132,7 +136,7 @@ def _stopped(remedy: str, signum: int = signal.SIGINT) -> int:
 
 def overview() -> str:
     """The text of `semmae --help`."""
-    verbs = "\n".join(f"  {verb:12}{text}" for verb, text in VERBS.items())
+    verbs = "\n".join(f"  {verb:12}{about}" for verb, about in VERBS.items())
     return (
         "usage: semmae VERB [options]\n\n"
         "Semantic-guided masking for masked autoencoders: from a folder of images to a ViT encoder.\n\n"

@@ -11,26 +11,24 @@ import inspect
 import io
 import sys
 import textwrap
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from semmae.presets import preset_list
-from semmae.verbs import options
-from semmae.verbs.limits import limits_of
-from semmae.verbs.options import choices, flag, kinds
+from semmae.options import shared
+from semmae.options.fields import Option, command_options, verb_of
+from semmae.options.presets import preset_list
 
 _NAMES = {bool: "", int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
 
 
-def help_text(verb: str, kind: type[Any], description: str) -> str:
+def help_text(kind: type[Any]) -> str:
     """The help of a verb: usage with what it requires, description, presets, its options in groups."""
     groups = [
-        (verb if group is kind else group.__name__.removesuffix("Options").lower(), _group(group, fields))
-        for group, fields in _declared(kind)
+        (verb_of(kind) if group is kind else group.__name__.removesuffix("Options").lower(), _group(group, options))
+        for group, options in _declared(kind)
     ]
     tree = dataclasses.make_dataclass(
         "Options", [(name, Annotated[group, tyro.conf.OmitArgPrefixes]) for name, group in groups]
@@ -38,27 +36,27 @@ def help_text(verb: str, kind: type[Any], description: str) -> str:
     encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name  # tyro draws boxes of letters where it is not utf-8
     page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
-        about = f"{description}\n\n{preset_list(verb)}".rstrip()
-        tyro.cli(tree, prog=f"semmae {verb}", description=about, args=["--help"])
+        about = f"{kind.__doc__}\n\n{preset_list(verb_of(kind))}".rstrip()
+        tyro.cli(tree, prog=f"semmae {verb_of(kind)}", description=about, args=["--help"])
     page.seek(0)
     _, rest = page.read().split("\n\n", 1)  # tyro's own usage lists all options, or none
-    return f"{usage(verb, kind)}\n\n{rest.rstrip()}"
+    return f"{usage(kind)}\n\n{rest.rstrip()}"
 
 
-def usage(verb: str, kind: type[Any]) -> str:
+def usage(kind: type[Any]) -> str:
     """One line: the verb and what it cannot do without."""
-    hints = typing.get_type_hints(kind)
-    required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
-    if len(required) == len(hints) == 1:
-        return f"usage: semmae {verb} {_kind_of(hints[required[0]])}"
-    given = " ".join(f"{flag(name)} {_kind_of(hints[name])}" for name in reversed(required))
-    return f"usage: semmae {verb} {given} [options]"
+    every = command_options(kind).values()
+    required = [option for option in every if option.is_required]
+    if len(required) == len(every) == 1:
+        return f"usage: semmae {verb_of(kind)} {_kind_of(required[0])}"
+    given = " ".join(f"{option.flag} {_kind_of(option)}" for option in reversed(required))
+    return f"usage: semmae {verb_of(kind)} {given} [options]"
 
 
-def _declared(kind: type[Any]) -> Iterator[tuple[type[Any], list["dataclasses.Field[Any]"]]]:
-    """Classes and the fields that they declare, each field once: first those beside the verb, last what all share."""
-    left = {field.name: field for field in dataclasses.fields(kind)}
-    order = (kind.__module__, "", options.__name__)  # "": of any other module
+def _declared(kind: type[Any]) -> Iterator[tuple[type[Any], list[Option]]]:
+    """Classes and the options that they declare, each once: first those beside the verb, last what all share."""
+    left = dict(command_options(kind))
+    order = (kind.__module__, "", shared.__name__)  # "": of any other module
     for group in sorted(
         kind.__mro__, key=lambda group: order.index(group.__module__ if group.__module__ in order else "")
     ):
@@ -67,42 +65,37 @@ def _declared(kind: type[Any]) -> Iterator[tuple[type[Any], list["dataclasses.Fi
             yield group, own
 
 
-def _group(group: type[Any], fields: list["dataclasses.Field[Any]"]) -> type[Any]:
+def _group(group: type[Any], options: list[Option]) -> type[Any]:
     """The same options as tyro draws them: kind, default and limits in our words."""
-    hints, texts = typing.get_type_hints(group), _texts(group)
+    texts = _texts(group)
     members: list[Any] = []
-    for field in fields:
-        hint = hints[field.name]
+    for option in options:
         argument = tyro.conf.arg(
-            metavar=_kind_of(hint) or None,
-            help=texts.get(field.name, ""),
-            help_behavior_hint=_hint(field),
+            metavar=_kind_of(option) or None, help=texts.get(option.name, ""), help_behavior_hint=_hint(option)
         )
-        drawn = bool if kinds(hint) == (bool,) else str  # which needs no value of ours: nothing is read here
-        members.append((field.name, Annotated[drawn, argument], dataclasses.field(default=drawn())))
+        drawn = bool if option.is_switch else str  # which needs no value of ours: nothing is read here
+        members.append((option.name, Annotated[drawn, argument], dataclasses.field(default=drawn())))
     made = dataclasses.make_dataclass(group.__name__, members, kw_only=True)
     made.__doc__ = inspect.getdoc(group)
     return made
 
 
-def _kind_of(hint: Any) -> str:
-    known = choices(hint)
-    if known:
-        return "{" + ",".join(known) + "}"
-    return next(word for kind, word in _NAMES.items() if kind in kinds(hint))
+def _kind_of(option: Option) -> str:
+    if option.choices:
+        return "{" + ",".join(option.choices) + "}"
+    return next(word for kind, word in _NAMES.items() if kind in option.kinds)
 
 
-def _hint(field: "dataclasses.Field[Any]") -> str:
+def _hint(option: Option) -> str:
     """`(default: 20; from 1 to 256)`."""
-    if field.default is dataclasses.MISSING:
+    if option.is_required:
         facts = ["required"]
-    elif isinstance(field.default, bool):
-        facts = ["default: on" if field.default else "default: off"]
+    elif isinstance(option.default, bool):
+        facts = ["default: on" if option.default else "default: off"]
     else:
-        facts = [] if field.default is None else [f"default: {field.default}"]
-    limits = limits_of(field.name)
-    if limits:
-        facts.append(limits)
+        facts = [] if option.default is None else [f"default: {option.default}"]
+    if option.limits:
+        facts.append(option.limits)
     return f"({'; '.join(facts)})" if facts else ""
 
 

@@ -18,8 +18,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import InterpolationMode, functional as F
 
 from semmae.data.attention import MOST_ATTENDED
 from semmae.data.balance import balanced_rows

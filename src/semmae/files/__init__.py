@@ -23,7 +23,6 @@ from semmae.files.reading import (
     read_numbered,
     read_records,
     read_text,
-    read_yaml,
 )
 from semmae.files.writing import (
     PART,
@@ -63,7 +62,6 @@ __all__ = [
     "read_numbered",
     "read_records",
     "read_text",
-    "read_yaml",
     "readable",
     "remove",
     "reserve",

@@ -6,20 +6,16 @@ import io
 import json
 import math
 import os
-import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import yaml
 
 from semmae.errors import UserError
 from semmae.files.names import shown
 
 # Bytes of a text file that is read at once; no file of ours comes near.
 MOST_TEXT = 256 * 2**20
-_MOST_YAML = 2**20  # PyYAML is slow, and options are few
 _DEEPEST = 32  # levels of what a file holds: whatever goes through it may do so by calling itself
 _LARGEST = 2**64  # of whole numbers: seeds; more does not fit a number of numpy or torch
 
@@ -94,20 +90,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping of a YAML file; UserError when there is none."""
-    text = read_text(path, _MOST_YAML)
-    try:
-        content = yaml.load(text, _PlainLoader)
-        _check_bounds(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not YAML ({reason[:120]}); mend or restore it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no options; write one `name: value` a line")
-    return {str(name): value for name, value in content.items()}
-
-
 def read_csv(path: Path, delimiter: str = ",") -> list[list[str]]:
     """The rows of a CSV file, header and all, empty lines left out; UserError where it cannot be read."""
     return [row for _, row in read_numbered(path, delimiter)]
@@ -128,44 +110,10 @@ def read_numbered(path: Path, delimiter: str = ",", *, trim: bool = False) -> li
         raise UserError(f"{path}: not CSV ({error}); mend or restore it") from error
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Without aliases, by which a small file can stand for gigabytes, and without keys given twice.
-
-    Numbers are those of JSON: 010 is a text, not eight as in YAML 1.1, and so is 1:30, there ninety.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.YAMLError(f"{shown(key.value)} is given twice, again in line {key.start_mark.line + 1}")
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-# What stands for a number without quotes; PyYAML quotes all other texts that it takes for one when it writes.
-_NUMBERS = {
-    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"),
-    "tag:yaml.org,2002:float": re.compile(
-        r"(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-}
-_PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in known]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def _value(path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None) -> Any:
     try:
         content = json.loads(text, parse_constant=constant or _refuse_constant, parse_float=_finite)
-        _check_bounds(content)
+        check_bounds(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{path}{place}: not JSON ({reason[:120]}); restore it, or remove it") from error
@@ -203,7 +151,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check_bounds(content: Any) -> None:
+def check_bounds(content: Any) -> None:
     """ValueError for what is nested deep, and for whole numbers that are no file's of ours."""
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(_DEEPEST):

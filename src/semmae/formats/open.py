@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from semmae.errors import UserError, listed
 from semmae.files import read_json, user_path
-from semmae.formats import beside, dino, huggingface, mae, mmpretrain
-from semmae.formats import folders as checkpoint
-from semmae.formats import timm as timm_form
+from semmae.formats import beside, dino, folders as checkpoint, huggingface, mae, mmpretrain, timm as timm_form
 from semmae.formats.choose import Chosen
 from semmae.formats.files import read_weights
 from semmae.formats.unfinished import is_unfinished, read_unfinished

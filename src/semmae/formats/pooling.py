@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from semmae.files import Fields, read_json, user_path
-from semmae.formats import folders as checkpoint
-from semmae.formats import mae
+from semmae.formats import folders as checkpoint, mae
 from semmae.formats.files import read_file
 from semmae.formats.unfinished import is_unfinished, trains_autoencoder
 from semmae.models.head import Pooling

@@ -7,30 +7,17 @@ verb, and their sizes by its options, both in `config.yaml`. Nothing in the file
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.files import Fields, read_yaml, shown
+from semmae.files import Fields, shown
 from semmae.formats.files import read_file
 from semmae.models.vit import MODELS, EncoderSpec
+from semmae.run.config import UNFINISHED, saved_options
 from semmae.shell import command
 
-MARKER = ".unfinished"  # lies in a run's folder from its beginning to its good end
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
-# Verbs by an option that none but they have; the first that is there counts.
-VERB_OF = {
-    "norm_pix_loss": "pretrain",
-    "teacher_image_size": "demo",
-    "prototypes": "teacher",
-    "total_variation": "parts",
-    "mixup": "finetune",
-    "aux_weight": "segment",
-    "choice_share": "probe",
-    "ignore_index": "evaluate",
-    "temperature": "knn",
-}
 LEAVE_ENCODER = ("pretrain", "teacher", "finetune", "segment")
 # Where the checkpoint has it; of the two networks of a teacher the averaged one is kept.
 _PREFIX = {"pretrain": "mae.encoder.vit.", "teacher": "teacher.vit."}
@@ -49,12 +36,12 @@ class UnfinishedRun:
 
 def is_unfinished(folder: Path) -> bool:
     """Whether the folder is that of an unfinished run which is to leave an encoder behind."""
-    return (folder / MARKER).is_file() and verb_with(saved_options(folder)) in LEAVE_ENCODER
+    return (folder / UNFINISHED).is_file() and saved_options(folder).get("verb") in LEAVE_ENCODER
 
 
 def trains_autoencoder(folder: Path) -> bool:
     """Whether the folder is that of a run of pretrain."""
-    return verb_with(saved_options(folder)) == "pretrain"
+    return saved_options(folder).get("verb") == "pretrain"
 
 
 def read_unfinished(folder: Path) -> UnfinishedRun:
@@ -64,8 +51,7 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
         UserError: it has kept no encoder yet; the message tells how to go on.
     """
     options = saved_options(folder)
-    verb = verb_with(options)
-    assert verb is not None
+    verb = str(options["verb"])
     going_on = f"go on with: {command(verb, out=folder, resume=True)}"
     if verb not in _PREFIX or not (folder / CHECKPOINT).is_file():
         raise UserError(f"{folder}: not finished, and holds no encoder yet; {going_on}")
@@ -86,14 +72,3 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
     # Given together with a teacher, the number of heads is the teacher's.
     heads = None if begun.get("teacher", str | None) else begun.get("num_heads", int | None)
     return UnfinishedRun(state, EncoderSpec.named(model, *sizes), begun.get("init", str | None), heads, told)
-
-
-def verb_with(options: Mapping[str, Any]) -> str | None:
-    """The verb whose options these are; None where they are no verb's that writes a run."""
-    return next((verb for option, verb in VERB_OF.items() if option in options), None)
-
-
-def saved_options(folder: Path) -> Mapping[str, Any]:
-    """The options in the config.yaml of a run's folder; none where there is no such file, or not yet."""
-    path = folder / "config.yaml"
-    return read_yaml(path) if path.is_file() and path.stat().st_size else {}

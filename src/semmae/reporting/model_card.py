@@ -13,8 +13,8 @@ from typing import Any
 
 from semmae import files
 from semmae.errors import UserError
-from semmae.formats import folders as checkpoint
-from semmae.formats import mae, onnx
+from semmae.files.yaml import read_yaml
+from semmae.formats import folders as checkpoint, mae, onnx
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
@@ -81,7 +81,7 @@ def find_run(spec: str) -> Run | None:
 
 def _read_run(folder: Path) -> Run:
     config = folder / "config.yaml"
-    options = files.read_yaml(config)
+    options = read_yaml(config)
     ratio = files.Fields(config, options).get("mask_ratio", (int, float), 0.5)
     if not 0 <= ratio < 1:
         raise UserError(f"{config}: mask_ratio is {ratio}, must be from 0 to less than 1; restore it")

@@ -15,7 +15,6 @@ import numpy as np
 
 from semmae.data.part_store import PartStore
 from semmae.files import Fields
-from semmae.formats.unfinished import saved_options, verb_with
 from semmae.models.vit import MODELS
 from semmae.reporting.page import Record, by_step, find, quality, read_config, read_facts, read_records
 from semmae.reporting.verdicts import (
@@ -25,6 +24,7 @@ from semmae.reporting.verdicts import (
     parts_unused,
     teacher_collapsed,
 )
+from semmae.run.config import saved_options
 from semmae.shell import command, python, text
 
 _STAGES = ("teacher", "parts")  # that a run of pretrain may hold as runs of their own
@@ -42,7 +42,7 @@ class Step:
 
 def verb_of(run: Path) -> str | None:
     """The verb that wrote the folder; None where its files do not show it."""
-    return verb_with(saved_options(run)) or read_facts(run / "summary.json").get("stage")
+    return saved_options(run).get("verb") or read_facts(run / "summary.json").get("stage")
 
 
 def minutes(run: Path) -> float | None:

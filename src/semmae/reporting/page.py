@@ -15,8 +15,8 @@ import jinja2
 
 from semmae import files
 from semmae.errors import UserError
-from semmae.formats.unfinished import saved_options
 from semmae.reporting.charts import finite, number
+from semmae.run.config import saved_options
 
 Record = Mapping[str, Any]
 
@@ -165,7 +165,7 @@ def read_facts(path: Path, form: str | None = None) -> dict[str, Any]:
 
 def read_config(run: Path) -> dict[str, Any]:
     """The options of a run, nested ones under dotted names; {} when there is no file of them."""
-    options = dict(flat(saved_options(run)))
+    options = {name: value for name, value in flat(saved_options(run)) if name != "verb"}
     numbers = [name for name in options if name.rpartition(".")[2] in ("image_size", "epochs", "steps")]
     _check_types(run / "config.yaml", options, dict.fromkeys(numbers, int), null=True)
     return options

@@ -14,8 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
@@ -30,59 +29,13 @@ from torch.utils.data import DataLoader
 
 from semmae.data.loaders import EpochSampler
 from semmae.errors import UserError
+from semmae.run.signals import Interrupted
 
 PATIENCE = timedelta(days=7)  # that processes wait for each other
 # Seconds between two checkpoints. At first as many as the run is old: not half of it can be lost.
 _AT_LEAST = 60.0
 _AT_MOST = 600.0
 _NOTICE = b"\nsemmae: stopping as soon as this step is done and kept; Ctrl-C again stops at once\n"
-
-
-class Interrupted(Exception):
-    """Training was stopped by Ctrl-C, or by another signal: what was saved can be continued."""
-
-    def __init__(self, signum: int = signal.SIGINT) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came while something else than training was at work."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-@contextmanager
-def stoppable(last_words: Callable[[int], object]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise `Stopped`; the second one ends the process at once, whatever it waits for.
-
-    Nothing is lost by that: files are written whole or not at all. Training takes both over while it lasts
-    (`Signals`). A thread other than the main one changes nothing.
-
-    Args:
-        last_words: is called with the signal before the process ends at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received = False
-
-    def receive(signum: int, _frame: FrameType | None) -> None:
-        nonlocal received
-        if received:
-            last_words(signum)
-            os._exit(128 + signum)
-        received = True
-        raise Stopped(signum)
-
-    before = {signum: signal.signal(signum, receive) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 class Wish(IntEnum):

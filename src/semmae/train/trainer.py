@@ -29,7 +29,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -37,11 +36,13 @@ from semmae.errors import UserError
 from semmae.files import Fields, read_records, read_text, write_text
 from semmae.memory import keep_freed_memory
 from semmae.progress import is_terminal, shown_rate, write
+from semmae.run.ranks import is_rank_zero
+from semmae.run.signals import Interrupted
 from semmae.train.checkpoints import CheckedCheckpointIO
 from semmae.train.nodes import cluster
 from semmae.train.optimizer import clip_gradients
 from semmae.train.precision import Precision, resolve_precision
-from semmae.train.stopping import PATIENCE, Interrupted, Keeper
+from semmae.train.stopping import PATIENCE, Keeper
 
 LOG_EVERY = 10  # steps
 LAST = "last.ckpt"
@@ -145,11 +146,6 @@ def _events(out: Path) -> TensorBoardLogger | Literal[False]:
             )
         return False
     return TensorBoardLogger(out, name="", version="tensorboard")
-
-
-def is_rank_zero() -> bool:
-    """Whether this process writes what all processes share."""
-    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
 
 
 def barrier() -> None:

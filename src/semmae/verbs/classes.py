@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,19 @@ from semmae.files import Fields
 from semmae.formats.folders import CONFIG, read_classifier, read_extra, read_learned
 from semmae.formats.open import find_classifier
 from semmae.models.classifier import Classifier, without_head
+from semmae.options.finetune import FinetuneOptions
+from semmae.options.values import check_image_size
 from semmae.reporting.results import draw_confusion, write_per_class, write_results
 from semmae.reporting.run_page import write_report
-from semmae.verbs.features import EncoderOptions, open_classes, told_encoder, unlearned_rows
-from semmae.verbs.options import TrainOptions, check_image_size
-from semmae.verbs.run import run_folder
+from semmae.run.folder import run_folder
+from semmae.verbs.features import open_classes, told_encoder, unlearned_rows
 
 _UNTIL = 224  # pixels a side up to which MAE crops the middle out of a larger image
 
 _log = logging.getLogger("semmae")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifyOptions(EncoderOptions, TrainOptions):
-    """What measuring a classifier takes."""
-
-    crop_pct: float | None = None
-    """Share of the resized image's short side that is shown when measured; default: 0.875, above 224 pixels 1, \
-    or, with --eval-only, as the classifier was measured."""
-
-
-def evaluate_only(options: ClassifyOptions) -> Path:
+def evaluate_only(options: FinetuneOptions) -> Path:
     """Measure the classifier of the finished run --encoder on --data, without training."""
     folder = find_classifier(options.encoder)
     classifier, classes = read_classifier(folder)
@@ -72,7 +63,7 @@ def crop_share(path: Path, content: Mapping[str, Any]) -> float:
     return share
 
 
-def open_measured(options: ClassifyOptions, learned: Sequence[str] | None) -> tuple[ImageSet, str]:
+def open_measured(options: FinetuneOptions, learned: Sequence[str] | None) -> tuple[ImageSet, str]:
     """The images of --data to measure on, and in words which they are.
 
     The validation split, or all images where there is none; but none that the classifier learned from.
@@ -98,7 +89,7 @@ def open_measured(options: ClassifyOptions, learned: Sequence[str] | None) -> tu
     return images.select(rows), f"{len(rows)} of {len(images)} {which}: without those that it learned from"
 
 
-def known_targets(options: ClassifyOptions, images: ImageSet, classes: Sequence[str]) -> Tensor:
+def known_targets(options: FinetuneOptions, images: ImageSet, classes: Sequence[str]) -> Tensor:
     """The classifier's number of every image's class, int64 (N,).
 
     Raises:
@@ -117,7 +108,7 @@ def known_targets(options: ClassifyOptions, images: ImageSet, classes: Sequence[
 
 
 def measure_classifier(
-    options: ClassifyOptions, classifier: Classifier, images: ImageSet, targets: Tensor, classes: Sequence[str]
+    options: FinetuneOptions, classifier: Classifier, images: ImageSet, targets: Tensor, classes: Sequence[str]
 ) -> dict[str, Any]:
     """Top-1 with its interval, top-5, mean of classes, in percent; writes per_class.csv and confusion.png."""
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,14 +120,14 @@ def measure_classifier(
     return {**report, "images": len(images), "classes": len(classes)}
 
 
-def validate(options: ClassifyOptions, classifier: Classifier, images: ImageSet, targets: Tensor) -> dict[str, float]:
+def validate(options: FinetuneOptions, classifier: Classifier, images: ImageSet, targets: Tensor) -> dict[str, float]:
     """What is told while training goes on."""
     answers = ask(options, classifier, images, targets)
     report = rank_report(answers.ranks, targets, classifier.num_classes)
     return {"val_top1": report["top1"], "val_mean_class": report["mean_class"]}
 
 
-def ask(options: ClassifyOptions, classifier: Classifier, images: ImageSet, targets: Tensor) -> Answers:
+def ask(options: FinetuneOptions, classifier: Classifier, images: ImageSet, targets: Tensor) -> Answers:
     """What a classifier says of whole images, cropped in the middle, in float32."""
     spec = classifier.encoder.spec
     dataset = WholeDataset(
@@ -148,12 +139,12 @@ def ask(options: ClassifyOptions, classifier: Classifier, images: ImageSet, targ
     return classify(classifier, loader, targets, mean=spec.mean, std=spec.std, device=device, label="measuring")
 
 
-def measured_size(options: ClassifyOptions, classifier: Classifier) -> int:
+def measured_size(options: FinetuneOptions, classifier: Classifier) -> int:
     """Pixels a side of the images that are measured on."""
     return options.image_size or classifier.encoder.spec.image_size
 
 
-def eval_crop(options: ClassifyOptions, classifier: Classifier) -> float:
+def eval_crop(options: FinetuneOptions, classifier: Classifier) -> float:
     """Share of the resized image's short side that is shown: as asked, else as MAE does."""
     usual = 0.875 if measured_size(options, classifier) <= _UNTIL else 1.0
     return options.crop_pct or usual

@@ -1,6 +1,5 @@
 """`semmae demo`: the whole way in minutes, on drawn creatures with known parts or on one's own folder."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,18 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.evaluation.features import raw_pixels
 from semmae.evaluation.quality import read_masks
+from semmae.options.demo import DemoOptions
+from semmae.options.knn import KnnOptions
+from semmae.options.pretrain import PretrainOptions
+from semmae.options.values import check_image_size
 from semmae.reporting.page import read_facts, with_intervals
 from semmae.reporting.results import OWN, write_results
 from semmae.reporting.run_page import write_report
+from semmae.run.folder import owning_out, run_folder
 from semmae.verbs.ending import already_finished, end
 from semmae.verbs.features import device_of, open_encoder, untrained_like
-from semmae.verbs.knn import KnnOptions, knn_figures, knn_protocol, measure_knn
-from semmae.verbs.options import Model, RunOptions, check_image_size
-from semmae.verbs.pretrain import PretrainOptions, whole_way
-from semmae.verbs.run import owning_out, run_folder
+from semmae.verbs.knn import knn_figures, knn_protocol, measure_knn
+from semmae.verbs.pretrain import whole_way
 
 # Methods of quality.json that the table at the end shows.
 PART_ROWS = {
@@ -30,36 +32,6 @@ PART_ROWS = {
     "grid": "fixed grid",
     "bands": "horizontal bands",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoOptions(RunOptions):
-    """Options of `semmae demo`."""
-
-    data: str | None = None
-    """Your own images; default: drawn creatures, whose parts are known."""
-    masks: Path | None = None
-    """Folder of PNG labels of true parts of your images, if there are any."""
-    images: int = 800
-    """How many creatures to draw, or how many of your images to use at most."""
-    model: Model = "vit_tiny"
-    """Size of the encoder."""
-    image_size: int = 64
-    """Pixels a side of the crops the encoder sees; divisible by the patch size."""
-    patch_size: int = 8
-    """Pixels a side of a patch."""
-    epochs: int = 10
-    """Passes over the images of the masked autoencoder."""
-    teacher_epochs: int = 6
-    """Passes over the images of the encoder that parts are learned from."""
-    teacher_image_size: int = 32
-    """Pixels a side of that encoder's crops."""
-    parts_epochs: int = 6
-    """Passes over the images of the part learner."""
-    batch_size: int = 32
-    """Images per optimiser step."""
-    blr: float = 4e-3
-    """Base learning rate of the masked autoencoder: multiplied by batch size / 256."""
 
 
 def demo(options: DemoOptions) -> Path:

@@ -10,10 +10,9 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,13 +27,15 @@ from semmae.files import Fields, bytes_shown, read_json, sweep_beside, write_jso
 from semmae.formats.folders import digest
 from semmae.formats.pooling import pooling_of
 from semmae.models.vit import Encoder
+from semmae.options.embed import EmbedOptions
+from semmae.options.values import check_choice, check_values
 from semmae.progress import Progress, say
+from semmae.run.config import PARTIAL
+from semmae.run.folder import check_inputs, claimed, run_folder
+from semmae.run.places import check_place
 from semmae.shell import python, text
 from semmae.verbs.ending import lines
-from semmae.verbs.features import ViewOptions, feature_size, open_encoder
-from semmae.verbs.options import PARTIAL, check_choice, check_values
-from semmae.verbs.places import check_place
-from semmae.verbs.run import check_inputs, claimed, run_folder
+from semmae.verbs.features import feature_size, open_encoder
 from semmae.verbs.token_file import WRITERS, Column, TokenFile, finish, paths_beside, read_info
 
 _log = logging.getLogger("semmae")
@@ -49,19 +50,6 @@ _MADE_OF = {
     "encoder_digest": "another encoder",
     "parts_digest": "other part labels",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedOptions(ViewOptions):
-    """Options of `semmae embed`; --out is a file here: .parquet, .npz or .safetensors."""
-
-    tokens: str = "auto"
-    """What to write of every image, one or several divided by commas: cls (class token), mean (of the patch tokens), \
-    patch (all of them), parts (their mean in each part; needs --parts); auto: mean of masked autoencoders, else cls."""
-    parts: Path | None = None
-    """Part labels of the same images: a run of semmae parts or pretrain."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Numbers in the file; float16 takes half the room and keeps three digits."""
 
 
 def embed(options: EmbedOptions) -> Path:

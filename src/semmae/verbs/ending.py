@@ -6,20 +6,21 @@ Notable here:
   nothing.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from semmae import files
 from semmae.errors import UserError
-from semmae.formats.unfinished import MARKER
+from semmae.options.fields import Reads, options_of, with_facts
+from semmae.options.shared import RunOptions
 from semmae.progress import logged, say
 from semmae.reporting import outcome
 from semmae.reporting.page import read_facts
-from semmae.train.trainer import is_rank_zero
-from semmae.verbs.options import GOING_ON, OptionsT, RunOptions, read_config
-from semmae.verbs.places import existing, newest
+from semmae.run.config import UNFINISHED, began_alike
+from semmae.run.places import existing, newest
+from semmae.run.ranks import is_rank_zero
 
 # What a run leaves for other programs, and what it is.
 _MADE = {
@@ -42,15 +43,15 @@ _LEFT = {
     "finetune": "classifier",
     "segment": "segmenter",
 }
-# Options that name networks and labels, and the folders of a run in which these lie.
-_NETWORKS = ("", "encoder", "autoencoder", "classifier", "segmenter", "checkpoints")
-_WEIGHTS_OF = {
-    **dict.fromkeys(("encoder", "teacher", "init"), _NETWORKS), "parts": ("", "parts"), "learner": ("", "learner")
-}  # fmt: skip
+# Where in a run what an option reads lies.
+_INSIDE: dict[Reads | None, tuple[str, ...]] = {
+    "network": ("", "encoder", "autoencoder", "classifier", "segmenter", "checkpoints"),
+    "labels": ("", "parts"),
+    "learner": ("", "learner"),
+}
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npy")
 _PAGES = ("report.html", "parts.html", "parts/parts.html")
-# What may differ when a finished run is asked for again: nothing that is left of it would be another.
-_ASIDE = {"out", "config", "resume", "overwrite", "workers", "checkpointing", "compile", "knn_every", "val_every"}
+OptionsT = TypeVar("OptionsT", bound=RunOptions)
 
 
 def ended(verb: Callable[[OptionsT], Path]) -> Callable[[OptionsT], Path]:
@@ -79,8 +80,10 @@ def end(run: Path, table: Sequence[str] | None = None) -> None:
 
 def already_finished(options: RunOptions) -> bool:
     """Whether `options.out` holds this very run, finished; its ending is shown then, and nothing is to be done."""
-    if options.overwrite or not is_finished(options.out) or not _same(options):
+    if options.overwrite or not is_finished(options.out) or not began_alike(options, leaves_the_same=True):
         return False
+    if any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume"):
+        return False  # labels or figures are asked for again
     _refuse_stale(options)
     if is_rank_zero():
         told = f"{options.out}: already finished; nothing was computed (--overwrite begins it anew)"
@@ -91,10 +94,11 @@ def already_finished(options: RunOptions) -> bool:
 def _refuse_stale(options: RunOptions) -> None:
     """Refuse to call a run finished whose encoder, labels or images were changed since it began: it is of others."""
     begun = (options.out / "config.yaml").stat().st_mtime
-    for name in ("data", "masks", *_WEIGHTS_OF):
-        roots = existing(getattr(options, name, None))
-        if name in _WEIGHTS_OF:
-            places = [root / folder for root in roots for folder in _WEIGHTS_OF[name]]
+    for name, option in options_of(type(options)).items():
+        value, reads = getattr(options, name), option.facts.reads
+        roots = existing(value) if isinstance(value, str | Path) and reads not in (None, "file") else []
+        if reads in _INSIDE:
+            places = [root / folder for root in roots for folder in _INSIDE[reads]]
             files = (file for place in places for file in (place.iterdir() if place.is_dir() else [place]))
             roots = [file for file in files if file.suffix in _WEIGHTS]
         last = newest(roots, options.out)
@@ -107,7 +111,7 @@ def _refuse_stale(options: RunOptions) -> None:
 
 def is_finished(run: Path) -> bool:
     """Whether the folder holds a run that came to its good end, by the files that it leaves there."""
-    if not (run / "config.yaml").is_file() or (run / MARKER).exists():
+    if not (run / "config.yaml").is_file() or (run / UNFINISHED).exists():
         return False
     summary = read_facts(run / "summary.json")
     left = _LEFT.get(summary.get("stage", ""))
@@ -115,18 +119,6 @@ def is_finished(run: Path) -> bool:
         return False  # --resume makes it again
     of_demo = read_facts(run / "run" / "summary.json")
     return (run / "results.json").is_file() or any(each.get("finished") is True for each in (summary, of_demo))
-
-
-def _same(options: RunOptions) -> bool:
-    """Whether the run in `options.out` was begun with options that leave the same files."""
-    if any(getattr(options, name, False) for name in GOING_ON if name != "resume"):
-        return False  # labels or figures are asked for again
-    try:
-        saved = read_config(options.out / "config.yaml", type(options))
-    except UserError:
-        return False  # of another verb, or changed: whoever reads it next says so
-    own = {field.name: (getattr(options, field.name), field.default) for field in dataclasses.fields(options)}
-    return all(value == saved.get(name, default) for name, (value, default) in own.items() if name not in _ASIDE)
 
 
 def ending(run: Path, table: Sequence[str] | None = None) -> str:

@@ -10,7 +10,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,14 @@ from semmae.errors import UserError
 from semmae.files import Fields, read_json, user_path, write_json
 from semmae.formats.folders import check_saveable, digest
 from semmae.models.vit import Encoder
+from semmae.options.evaluate import EvaluateOptions
+from semmae.options.fields import shared
+from semmae.options.probe import ProbeOptions
+from semmae.options.segment import SegmentOptions
 from semmae.reporting.page import check_figures
 from semmae.reporting.results import OWN, write_comparison
 from semmae.reporting.run_page import write_report
+from semmae.run.folder import owning_out, run_folder
 from semmae.train.precision import check_precision
 from semmae.verbs.ending import ended
 from semmae.verbs.features import (
@@ -39,40 +44,18 @@ from semmae.verbs.features import (
     train_val,
     untrained_like,
 )
-from semmae.verbs.knn import NeighbourOptions, knn_protocol, measure_knn
+from semmae.verbs.knn import knn_protocol, measure_knn
 from semmae.verbs.measuring import Truth, measure_encoder, measure_grids, pixel_truth
-from semmae.verbs.options import OptionsT
-from semmae.verbs.probe import ProbeOptions, probe_encoder, probe_protocol, rows_to_choose_on
-from semmae.verbs.run import owning_out, run_folder
+from semmae.verbs.probe import probe_encoder, probe_protocol, rows_to_choose_on
 from semmae.verbs.segment import new_segmenter, open_data, train_segmenter
-from semmae.verbs.segment_options import SegmentOptions, check_encoder
-from semmae.verbs.segment_results import class_rows, write_classes
-from semmae.verbs.segment_results import protocol as segment_protocol
+from semmae.verbs.segment_options import check_encoder
+from semmae.verbs.segment_results import class_rows, protocol as segment_protocol, write_classes
 
 UNTRAINED = "untrained"
 _FIGURES = "figures.json"  # of one encoder, those of the protocols that are finished
 _PART_LABELS, _PART_GRID = 7, 28  # as `semmae parts` has them: six parts and the background
 
 _log = logging.getLogger("semmae")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(NeighbourOptions):
-    """Options of `semmae evaluate`."""
-
-    untrained: bool = True
-    """Measure beside it the same encoder with new weights, to see what training brought."""
-    val_share: float = 0.2
-    """Share of each class, or of the images with masks, that is held out where --data has no split."""
-    masks: Path | None = None
-    """Folder of PNG labels that mirrors --data: segmentation and part quality; default: where --data holds \
-images and masks side by side, those."""
-    ignore_index: int = 255
-    """Number in the masks of what is not to be told."""
-    reduce_zero_label: bool = False
-    """0 in the masks is not to be told either, and class k is written as k + 1 (ADE20K)."""
-    steps: int = 500
-    """Optimiser steps of the linear head for segmentation."""
 
 
 class Known(NamedTuple):
@@ -167,7 +150,7 @@ def open_known_classes(options: EvaluateOptions) -> tuple[TrainVal | None, list[
         _log.warning("%s: %s, so neither k-NN nor a probe is measured", options.data, reason)
         return None, []
     classes = train_val(options, sets, options.val_share)
-    chosen_on = rows_to_choose_on(_options(ProbeOptions, options), classes.train)
+    chosen_on = rows_to_choose_on(shared(ProbeOptions, options), classes.train)
     if not chosen_on:
         _log.warning(
             "%s: no class has two training images to choose the probe's learning rate on, so no probe is measured "
@@ -246,7 +229,7 @@ def probed(
     options: EvaluateOptions, encoder: Encoder, classes: TrainVal, chosen_on: list[int], out: Path, look: Look
 ) -> dict[str, Any]:
     """Figures of the fast linear probe, which writes what it tells of the classes to `out`."""
-    probing = _options(ProbeOptions, options)
+    probing = shared(ProbeOptions, options)
     return _named("probe", probe_encoder(probing, encoder, classes, chosen_on, out, look)[1])
 
 
@@ -272,9 +255,7 @@ def segmented(options: EvaluateOptions, encoder: Encoder, data: SegmentationData
 
 def segment_options(options: EvaluateOptions, out: Path) -> SegmentOptions:
     """The linear head's training, by `semmae segment`."""
-    return replace(
-        _options(SegmentOptions, options), out=out, head="linear", batch_size=16, val_steps=options.steps, pictures=0
-    )
+    return shared(SegmentOptions, options, out=out, head="linear", batch_size=16, val_steps=options.steps, pictures=0)
 
 
 def protocols(options: EvaluateOptions, encoder: Encoder, known: Known, whose: Mapping[str, str]) -> dict[str, Any]:
@@ -284,7 +265,7 @@ def protocols(options: EvaluateOptions, encoder: Encoder, known: Known, whose: M
         sets = [known.classes.train, known.classes.val]
         protocol["knn"] = knn_protocol(options, encoder, sets) | {"split": known.classes.split}
     if known.classes is not None and known.chosen_on:
-        protocol["probe"] = probe_protocol(_options(ProbeOptions, options), encoder, known.classes)
+        protocol["probe"] = probe_protocol(shared(ProbeOptions, options), encoder, known.classes)
     if known.pixels is not None and known.truth is not None:
         segmenting = segment_options(options, options.out)
         protocol["segment"] = segment_protocol(segmenting, "linear", encoder.spec.image_size, known.pixels)
@@ -293,12 +274,6 @@ def protocols(options: EvaluateOptions, encoder: Encoder, known: Known, whose: M
         name: {key: value for key, value in facts.items() if key not in protocol} if isinstance(facts, dict) else facts
         for name, facts in protocol.items()
     }
-
-
-def _options(kind: type[OptionsT], options: EvaluateOptions) -> OptionsT:
-    """Options of another verb: those that both have as they were given, the others as they are by default."""
-    names = {field.name for field in fields(kind)} & {field.name for field in fields(options)}
-    return kind(**{name: getattr(options, name) for name in names})
 
 
 def _named(protocol: str, figures: Mapping[str, Any]) -> dict[str, Any]:

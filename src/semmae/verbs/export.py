@@ -21,8 +21,7 @@ from torch import Tensor
 
 from semmae.errors import UserError, listed
 from semmae.files import Fields, check_replaceable, read_json, user_path, whole_folder, write_json, write_text
-from semmae.formats import folders as checkpoint
-from semmae.formats import huggingface, mae, onnx
+from semmae.formats import folders as checkpoint, huggingface, mae, onnx
 from semmae.formats.hub import CARD, FILES, check_hub_name, push_to_hub
 from semmae.formats.open import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
 from semmae.formats.pooling import pooling_of
@@ -31,15 +30,16 @@ from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictly, norm_epsilons, peculiarities
+from semmae.options.export import ExportOptions
+from semmae.options.values import check_image_size, check_values
 from semmae.progress import say
 from semmae.reporting.model_card import RESULTS, Card, find_run, write_card
 from semmae.reporting.page import read_facts
+from semmae.run.folder import check_inputs
+from semmae.run.places import check_place
 from semmae.shell import python, text
 from semmae.verbs.classes import crop_share
 from semmae.verbs.ending import lines
-from semmae.verbs.options import check_image_size, check_values
-from semmae.verbs.places import check_place
-from semmae.verbs.run import check_inputs
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 
@@ -54,36 +54,6 @@ _HOLDS = {"mae": {MEAN_NORM}, "hf": {NO_QKV_BIAS}}
 _NAMES = {"mae": "MAE's form", "hf": "transformers' ViT", "timm": "timm's ViT"}
 
 _LOG = logging.getLogger("semmae")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """Options of `semmae export`."""
-
-    encoder: str
-    """What to export: a run of semmae, timm:NAME, or a checkpoint file."""
-    to: Form
-    """Form: a folder of timm; a file as the MAE authors write it; a folder of Hugging Face transformers; ONNX."""
-    out: Path
-    """Folder to write; must be new or empty, or see --overwrite."""
-    decoder: Literal["auto", "with", "without"] = "auto"
-    """Decoder of a masked autoencoder; auto: mae takes it where there is one, hf does not."""
-    head: bool = True
-    """Head of a run of finetune too, so that it tells classes there; mae has no place for it."""
-    num_heads: int | None = None
-    """Heads of the encoder, where its file does not tell."""
-    decoder_num_heads: int | None = None
-    """Heads of the decoder, where its file does not tell."""
-    image_size: int | None = None
-    """Pixels a side that it is exported for, its positions resampled; default: as it was trained."""
-    results: Path | None = None
-    """A results.json to tell in the model card, beside those that lie in the run."""
-    push_to_hub: str | None = None
-    """Upload the folder to the Hugging Face hub afterwards, under this name: OWNER/NAME."""
-    private: bool = False
-    """Make the repository on the hub a private one; refused where a public one is there."""
-    overwrite: bool = False
-    """Replace the export that lies in --out."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from semmae.errors import UserError
 from semmae.files import is_part, read_json, write_bytes, write_json
 from semmae.progress import Progress
 from semmae.reporting.pictures import label_colours
-from semmae.verbs.places import check_place
+from semmae.run.places import check_place
 
 _ABOUT = "labels.json"
 _BACKGROUND = (0, 0, 0)

@@ -4,8 +4,8 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,53 +21,14 @@ from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.formats.pooling import pooling_of
 from semmae.models.fresh import fresh_like
-from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
-from semmae.train.precision import Precision, autocast
-from semmae.verbs.options import RunOptions, first_told, flag
-
-AnyPooling = Literal["auto", "cls", "mean"]
+from semmae.options.shared import VAL_SHARE, AnyPooling, EncoderOptions, FeatureOptions, Pooling
+from semmae.train.precision import autocast
 
 _log = logging.getLogger("semmae")
 
 # Hexadecimal digits. The chance that any of ten million images is mistaken for one of a million others is 1 in 28.
 _KEY = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderOptions(RunOptions):
-    """What every verb takes that begins with an encoder."""
-
-    encoder: str
-    """Encoder: a run of semmae, timm:NAME, or a checkpoint file."""
-    data: str
-    """Images: a folder of any depth, Parquet file(s) with an `image` column, or hf:NAME."""
-    num_heads: int | None = None
-    """Heads of the encoder, where its file does not tell."""
-    image_size: int | None = None
-    """Pixels a side; default: as the encoder was trained."""
-    limit: int | None = None
-    """Use only so many of the images (of each split), drawn by the seed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewOptions(EncoderOptions):
-    """What verbs take that show whole images to a frozen encoder."""
-
-    batch_size: int = 128
-    """Images at a time."""
-    crop_pct: float = 1.0
-    """Share of the short side that the centre crop shows; 0.875, 224 of 256, is what MAE and DINO measure with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureOptions(ViewOptions):
-    """What verbs take that need one vector an image."""
-
-    pooling: AnyPooling = "auto"
-    """One vector an image: the class token, or the mean of the patch tokens; auto: the mean of masked autoencoders."""
-    precision: Precision = "auto"
-    """Arithmetic of the encoder: auto is bf16 where the processor computes in it, else float32; fp16 needs a GPU."""
 
 
 class Pooled(Protocol):
@@ -281,7 +242,7 @@ def train_val(options: EncoderOptions, sets: Sequence[ImageSet], val_share: floa
         train, val = images.select(kept), images.select(out)
         words = f"{len(train)} train, {len(val)} held out of each class by seed {options.seed}"
     else:
-        check_val_share(options, options.data)
+        check_val_share(val_share, options.data)
         train, val = sets
         words = f"{len(train)} train, {len(val)} val"
     check_classes(options, [train, val])
@@ -289,12 +250,10 @@ def train_val(options: EncoderOptions, sets: Sequence[ImageSet], val_share: floa
     return TrainVal(train, val, train_targets, val_targets, classes, words)
 
 
-def check_val_share(options: EncoderOptions, data: str) -> None:
+def check_val_share(val_share: float, data: str) -> None:
     """Refuse --val-share for data that has a validation split."""
-    name = first_told(options, ["val_share"])
-    if name:
-        share = getattr(options, name)
-        raise UserError(f"{flag(name)} {share}: {data} has a validation split, nothing is held out; leave it out")
+    if val_share != VAL_SHARE:
+        raise UserError(f"--val-share {val_share}: {data} has a validation split, nothing is held out; leave it out")
 
 
 def warn_of_single_images(options: EncoderOptions, images: ImageSet) -> None:

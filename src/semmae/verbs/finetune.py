@@ -1,7 +1,6 @@
 """`semmae finetune`: an encoder trained on, with a head, to tell classes; and how well it then does."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,19 @@ from semmae.errors import UserError
 from semmae.formats.folders import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
 from semmae.formats.open import load_classifier, load_encoder
 from semmae.models.classifier import Classifier, set_drop_path
-from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
+from semmae.options.finetune import FinetuneOptions
 from semmae.reporting.results import write_results
 from semmae.reporting.run_page import write_report
-from semmae.train.compiling import Compile, check_compile, resolve_compile
+from semmae.run.folder import owning_out, run_folder
+from semmae.run.ranks import is_rank_zero
+from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.finetune import FinetuneRecipe, FinetuneTask
-from semmae.train.trainer import Evaluation, barrier, fit, is_rank_zero
-from semmae.verbs.classes import ClassifyOptions, eval_crop, evaluate_only, measure_classifier, validate
+from semmae.train.trainer import Evaluation, barrier, fit
+from semmae.verbs.classes import eval_crop, evaluate_only, measure_classifier, validate
 from semmae.verbs.ending import ended
 from semmae.verbs.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
-from semmae.verbs.options import PresetOptions, first_told, flag
-from semmae.verbs.run import owning_out, run_folder
 from semmae.verbs.training import (
     check_batches,
     check_count,
@@ -40,63 +39,6 @@ from semmae.verbs.training import (
 
 STAGE = "finetune"
 UNTRAINED = "untrained"  # the same from new weights: a stage, and its folder inside the run
-# What --eval-only has a use for.
-_MEASURING = {
-    *("encoder", "data", "out", "image_size", "limit", "batch_size", "crop_pct", "seed", "workers"),
-    *("config", "preset", "resume", "overwrite", "eval_only"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(PresetOptions, ClassifyOptions):
-    """Options of `semmae finetune`."""
-
-    epochs: int = 100
-    """Passes over the images."""
-    blr: float = 5e-4
-    """Base learning rate: multiplied by batch size / 256."""
-    min_lr: float = 1e-6
-    """Learning rate at the end; a cosine leads there."""
-    warmup_share: float = 0.05
-    """Share of the steps in which the learning rate rises."""
-    layer_decay: float = 0.65
-    """Each layer learns at so much of the rate of the one behind it; 1 = all alike."""
-    weight_decay: float = 0.05
-    """Weight decay, but for biases, norms, tokens and positions."""
-    clip: float = 0.0
-    """Highest norm of the gradient; 0 = unlimited."""
-    pooling: Pooling = "mean"
-    """What the head looks at: the mean of the patch tokens, normed behind it, or the class token."""
-    drop_path: float = 0.1
-    """How often the last block is left out; earlier ones less (stochastic depth)."""
-    augment: str = "rand-m9-mstd0.5-inc1"
-    """What is done to a crop, in timm's words: RandAugment, AutoAugment (original, 3a), AugMix; or none."""
-    crop_scale: float = 0.08
-    """Share of an image's area that a training crop shows at least; 1 = whole images."""
-    mixup: float = 0.8
-    """How evenly two images are mixed (α of a Beta distribution); 0 = never."""
-    cutmix: float = 1.0
-    """Likewise, of a rectangle of one image put into another; 0 = never."""
-    erasing: float = 0.25
-    """Probability that a rectangle of an image is filled with noise."""
-    label_smoothing: float = 0.1
-    """Share of each target that is spread over all classes."""
-    ema: float = 0.0
-    """Decay of a moving average of the weights, which then is what is measured and kept; 0 = none, 0.9999 is usual."""
-    balanced: bool = False
-    """Show each class equally often, for sets in which a few have most of the images."""
-    val_share: float = 0.2
-    """Share of each class held out to measure on, where --data has no validation split."""
-    val_every: int = 5
-    """Measure every so many epochs too, not only at the end; 0 = never."""
-    checkpointing: bool = False
-    """Compute the blocks' activations again when they are needed, instead of keeping them: slower, less memory."""
-    compile: Compile = "auto"
-    """Train through torch.compile, a faster step after minutes of compiling; auto: on a GPU, in long runs."""
-    untrained: bool = False
-    """Train beside it the same sizes from new weights, by the same recipe, to see what pre-training brought."""
-    eval_only: bool = False
-    """Train nothing: measure the classifier of a finished run, given as --encoder, on --data."""
 
 
 @ended
@@ -104,7 +46,6 @@ class FinetuneOptions(PresetOptions, ClassifyOptions):
 def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to tell classes (the first folders, or the label column), and measure it."""
     if options.eval_only:
-        check_eval_only(options)
         return evaluate_only(options)
     check_finetune(options)
     encoder = open_trainable(options)
@@ -125,16 +66,6 @@ def finetune(options: FinetuneOptions) -> Path:
             write_results(out, protocol_of(options, classifier, sets) | measured, figures, others)
             write_report(out)
     return options.out
-
-
-def check_eval_only(options: FinetuneOptions) -> None:
-    """Refuse what is for training. What a preset or a file of options tells beside the rest is let pass."""
-    if options.untrained:
-        raise UserError("--untrained trains a second classifier, --eval-only none; leave one of them out")
-    if options.preset is None and options.config is None:
-        name = first_told(options, [name for name in vars(options) if name not in _MEASURING])
-        if name:
-            raise UserError(f"{flag(name)} {getattr(options, name)}: --eval-only trains nothing; leave it out")
 
 
 def check_finetune(options: FinetuneOptions) -> None:

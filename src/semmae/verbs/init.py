@@ -9,7 +9,7 @@ from semmae.formats.open import find_decoder, load_encoder, load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.models.weights import NORM_EPS, norm_epsilons, set_norm_eps
-from semmae.verbs.options import SizeOptions
+from semmae.options.shared import SizeOptions
 
 _LOG = logging.getLogger("semmae")
 

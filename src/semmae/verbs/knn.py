@@ -1,6 +1,5 @@
 """`semmae knn`: how well classes can be read off an encoder's features, without training anything."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ from semmae.data.manifest import ImageSet, write_skipped
 from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.knn import knn_ranks
 from semmae.models.vit import Encoder
+from semmae.options.knn import KnnOptions
+from semmae.options.shared import FeatureOptions, NeighbourOptions
 from semmae.reporting.results import write_results
 from semmae.reporting.run_page import write_report
+from semmae.run.folder import owning_out, run_folder
 from semmae.train.precision import check_precision, resolve_precision
 from semmae.verbs.ending import ended
 from semmae.verbs.features import (
-    FeatureOptions,
     Look,
     check_classes,
     class_indices,
@@ -31,25 +32,6 @@ from semmae.verbs.features import (
     untrained_like,
     warn_of_single_images,
 )
-from semmae.verbs.options import PresetOptions
-from semmae.verbs.run import owning_out, run_folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeighbourOptions(FeatureOptions):
-    """What verbs take that ask the nearest neighbours."""
-
-    k: int = 20
-    """Neighbours that vote."""
-    temperature: float = 0.07
-    """Votes weigh exp(cosine similarity / temperature)."""
-    untrained: bool = False
-    """Measure beside it the same encoder with new weights, to see what training brought."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnnOptions(PresetOptions, NeighbourOptions):
-    """Options of `semmae knn`."""
 
 
 @ended

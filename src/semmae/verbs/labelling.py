@@ -6,9 +6,8 @@ labels are depends neither on where an earlier run was killed nor on how many pr
 
 import dataclasses
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,38 +21,12 @@ from semmae.labels.blocks import Job, label_blocks, most_rows
 from semmae.labels.processes import label_in_processes
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
+from semmae.options.parts import LabelOptions
 from semmae.progress import Progress
+from semmae.run.ranks import is_rank_zero
 from semmae.train.precision import resolve_precision
-from semmae.train.trainer import is_rank_zero
-from semmae.verbs.options import TrainOptions
 
 _log = logging.getLogger("semmae")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelOptions(TrainOptions):
-    """What labelling needs to know."""
-
-    teacher: str | None = None
-    """Frozen encoder to learn from: timm:NAME, a run of semmae, or a checkpoint file."""
-    num_heads: int | None = None
-    """Heads of the encoder, where its file does not tell."""
-    image_size: int | None = None
-    """Pixels a side; default: as the encoder was trained."""
-    grid: int = 28
-    """Cells a side of the stored part labels."""
-    learner: Path | None = None
-    """Run of `semmae parts` whose learner labels the images, with its own encoder: nothing is trained."""
-    tokens: Path | None = None
-    """Folder of the SemMAE authors' .npy token files to take the labels from: nothing is trained or labelled."""
-    labels_only: bool = False
-    """Label what the run in --out has not labelled yet, by its own learner; train nothing."""
-    quality_only: bool = False
-    """Measure the labels of the run in --out again; train and label nothing."""
-    export_png: Path | None = None
-    """Folder to write the labels to as well: one PNG with a palette an image, under its name."""
-    export_size: Literal["grid", "image"] = "grid"
-    """Pixels of these PNGs: the stored cells, or the image's own, by nearest neighbour."""
 
 
 LabelT = TypeVar("LabelT", bound=LabelOptions)
@@ -63,9 +36,8 @@ def with_encoder(options: LabelT) -> LabelT:
     """The options with the encoder told, which --learner brings along.
 
     Raises:
-        UserError: no encoder is told, or options exclude each other.
+        UserError: no encoder is given.
     """
-    _check_exclusive(options)
     if options.learner is None:
         if options.teacher is None and options.tokens is None:
             raise UserError("parts needs --teacher, or --learner or --tokens in its place; see semmae parts --help")
@@ -82,15 +54,6 @@ def with_encoder(options: LabelT) -> LabelT:
         num_heads=options.num_heads or facts.get("num_heads", int | None),
         image_size=options.image_size or facts.get("image_size", int | None),
     )
-
-
-def _check_exclusive(options: LabelOptions) -> None:
-    sources = [name for name in ("learner", "tokens") if getattr(options, name) is not None]
-    if len(sources) > 1 or (options.tokens is not None and options.teacher is not None):
-        other = "--learner" if options.learner is not None else "--teacher"
-        raise UserError(f"--tokens and {other} exclude each other: labels are read, or computed; give one of them")
-    if options.labels_only and options.quality_only:
-        raise UserError("--labels-only and --quality-only exclude each other; --resume does all that is left to do")
 
 
 def learner_folder(run: Path) -> Path:

@@ -1,75 +1,34 @@
 """Options of what pre-training hides, what contradicts them, and what they make a run read."""
 
 import dataclasses
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 import torch
 
 from semmae.errors import UserError
 from semmae.masking import num_hidden, num_hints
+from semmae.options.functions import function_at
+from semmae.options.pretrain import PretrainOptions
+from semmae.options.values import check_choice
 from semmae.train.masks import BY_PARTS, MASKINGS, CheckedMask, MaskContext, MaskFunction, Masking
-from semmae.train.own_function import function_at, text_of
-from semmae.verbs.options import FUNCTION, SizeOptions, check_choice
 
 WITHOUT_LABELS = tuple(masking for masking in MASKINGS if masking not in BY_PARTS)  # of a store these read none
 _WITHOUT_STORE = tuple(masking for masking in WITHOUT_LABELS if masking != "attention")
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskOptions(SizeOptions):
-    """What to hide, and where the parts come from that are hidden."""
-
-    masking: Masking | str = field(default="semantic", metadata={FUNCTION: True})
-    """What to hide: a share of every part (intra), whole parts (inter), from one to the other (semantic), any patches \
-    (random), rectangles (block), the most attended (attention), or what package.module:function of your own returns."""
-    mask_ratio: float = 0.75
-    """Share of the patches to hide."""
-    gamma: float = 2.0
-    """Exponent of the schedule of semantic masking: the blend is (step / steps)^gamma."""
-    blend: float | None = None
-    """Blend of semantic masking throughout, in place of the schedule: 0 a share of every part, 1 whole parts."""
-    attention_hint: float = 0.0
-    """Share of the most attended patches (a tenth of all) that masking by attention leaves visible."""
-    token_subset: int | None = None
-    """Encode and predict only so many patches of an image, the most attended, whatever the masking; default: all."""
-    parts: Path | None = None
-    """Part labels of these images, written by `semmae parts`."""
-    teacher: str | None = None
-    """Encoder to learn parts from, when --parts is not given; without both, one is trained first."""
-
-    def __post_init__(self) -> None:
-        """A Python call may give a mask function itself; what is kept is the text that finds it again."""
-        if callable(self.masking):
-            object.__setattr__(self, "masking", text_of(self.masking, "--masking"))
-
-
-def check_masking(options: MaskOptions) -> None:
+def check_masking(options: PretrainOptions) -> None:
     """Refuse a masking that is neither known nor a function, and options that it does not read."""
     mask_source(options)
     if not reads_store(options) and (options.parts or options.teacher):
         raise UserError(
             f"--masking {options.masking} reads no parts; leave out --parts and --teacher, or choose semantic"
         )
-    if options.blend is not None and options.masking != "semantic":
-        raise UserError(
-            f"--blend {options.blend} is of --masking semantic, not of {options.masking}; leave one of them out"
-        )
-    if options.gamma != MaskOptions.gamma and (options.blend is not None or options.masking != "semantic"):
-        instead = f"--masking {options.masking} has no" if options.blend is None else "--blend stands in place of the"
-        raise UserError(f"--gamma {options.gamma}: {instead} schedule, which --gamma shapes; leave one of them out")
-    if options.attention_hint and options.masking != "attention":
-        raise UserError(
-            f"--attention-hint {options.attention_hint} is of --masking attention, not of {options.masking}; "
-            "leave one of them out"
-        )
     if options.masking == "attention":
         patches = patches_taking_part(options)
         num_hints(patches, num_hidden(patches, options.mask_ratio), options.attention_hint)
 
 
-def try_own_mask(options: MaskOptions, labels: int) -> None:
+def try_own_mask(options: PretrainOptions, labels: int) -> None:
     """Call one's own mask function once, on labels and scores made up, before anything is written or trained.
 
     Raises:
@@ -88,7 +47,7 @@ def try_own_mask(options: MaskOptions, labels: int) -> None:
     CheckedMask(source)(context)
 
 
-def patches_taking_part(options: MaskOptions) -> int:
+def patches_taking_part(options: PretrainOptions) -> int:
     """Patches of an image that are encoded or predicted.
 
     Raises:
@@ -107,17 +66,17 @@ def patches_taking_part(options: MaskOptions) -> int:
     return subset
 
 
-def reads_attention(options: MaskOptions) -> bool:
+def reads_attention(options: PretrainOptions) -> bool:
     """Whether nothing can be masked without attention."""
     return options.masking == "attention" or options.token_subset is not None
 
 
-def reads_store(options: MaskOptions) -> bool:
+def reads_store(options: PretrainOptions) -> bool:
     """Whether part labels or attention are read, if only by one's own function."""
     return options.masking not in _WITHOUT_STORE or reads_attention(options)
 
 
-def mask_source(options: MaskOptions) -> Masking | MaskFunction:
+def mask_source(options: PretrainOptions) -> Masking | MaskFunction:
     """The masking of that name, or one's own function."""
     if ":" in options.masking:
         return function_at(options.masking, "--masking")
@@ -125,7 +84,7 @@ def mask_source(options: MaskOptions) -> Masking | MaskFunction:
     return cast(Masking, options.masking)
 
 
-def learns_parts(options: MaskOptions) -> bool:
+def learns_parts(options: PretrainOptions) -> bool:
     """Whether part labels are made here. One's own mask function gets those that are asked for."""
     if options.parts is not None or not reads_store(options):
         return False

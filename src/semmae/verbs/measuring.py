@@ -23,8 +23,7 @@ from semmae.evaluation.quality import SAMPLE, Labels, find_masks, fixed_grid, lo
 from semmae.files import write_json
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
-from semmae.reporting.page import Table
-from semmae.reporting.page import quality as quality_table
+from semmae.reporting.page import Table, quality as quality_table
 
 MOST_IMAGES = 2000  # measured unless told otherwise: enough for the first decimal of every figure
 

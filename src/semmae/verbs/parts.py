@@ -1,9 +1,7 @@
 """`semmae parts`: learn parts from a frozen encoder, label every image, measure, draw."""
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,83 +15,23 @@ from semmae.formats.open import load_encoder
 from semmae.labels.release import check_tokens, import_tokens
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
-from semmae.reporting.part_samples import FILE as SAMPLES
-from semmae.reporting.part_samples import collect, spread
+from semmae.options.parts import PartsOptions
+from semmae.reporting.part_samples import FILE as SAMPLES, collect, spread
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import parts_picture, write_report
+from semmae.run.folder import owning_out, run_folder
+from semmae.run.ranks import is_rank_zero
 from semmae.train.part_losses import PartsRecipe
 from semmae.train.parts import PartsTask
-from semmae.train.trainer import fit, is_rank_zero
+from semmae.train.trainer import fit
 from semmae.verbs.ending import ended
 from semmae.verbs.exporting import check_folder, export_labels
-from semmae.verbs.labelling import (
-    LabelOptions,
-    check_learner,
-    has_learner,
-    label_images,
-    learner_facts,
-    with_encoder,
-)
-from semmae.verbs.measuring import MOST_IMAGES, Truth, measure, read_truth
-from semmae.verbs.options import PresetOptions, flag
-from semmae.verbs.run import owning_out, run_folder
+from semmae.verbs.labelling import check_learner, has_learner, label_images, learner_facts, with_encoder
+from semmae.verbs.measuring import Truth, measure, read_truth
 from semmae.verbs.training import fit_options, open_training_images, summarised, training_loader
 
 _PICTURED = 24  # images in parts.png
-# Options of `semmae parts` that are about measuring, not about learning.
-_MEASURING = {"masks", "keypoints", "quality_images"}
 _SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn from shows
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartsOptions(PresetOptions, LabelOptions):
-    """Options of `semmae parts`."""
-
-    epochs: int = 20
-    """Passes over the images."""
-    sample: int | None = None
-    """Learn from so many of the images, drawn by the seed; all are labelled. Default: from all."""
-    num_parts: int = 6
-    """Parts to learn, besides the background."""
-    background: bool = True
-    """One more label for what belongs to no part."""
-    start: Literal["heads", "random"] = "heads"
-    """Where part tokens start: the heads of the encoder's last block, or random."""
-    normalise: Literal["parts", "patches"] = "parts"
-    """Maps are shares of each patch, for which parts compete, or of each part, as an attention head's are."""
-    blur: int = 3
-    """Patches a side of the low-pass filter over the maps, odd; 1: none."""
-    decoder_width: int = 96
-    """Channels of the style decoder at the patch grid; halved at every doubling of its side, down to 32."""
-    output: Literal["half", "full"] = "half"
-    """Side of the decoder's image: half the input's, or all of it."""
-    reconstruction: Literal["mse", "l1", "features"] = "mse"
-    """L_r: squared or absolute error of pixels, or squared error of the frozen encoder's patch tokens."""
-    diversity: float = PartsRecipe.diversity
-    """Weight of the diversity loss, λ_d."""
-    agreement: float = PartsRecipe.agreement
-    """Weight of the agreement of two views (not in the paper): the same label at the same place. 0: as published."""
-    concentration: float = PartsRecipe.concentration
-    """Weight of the concentration of each part (SCOPS, not in the paper)."""
-    total_variation: float = PartsRecipe.total_variation
-    """Weight of the total variation of the maps (PDiscoFormer, not in the paper)."""
-    hue: float = 0.5
-    """How far the colours of a view may turn, in turns of the colour circle: 0.5 is any colour, DINO's is 0.1."""
-    lr: float = PartsRecipe.lr
-    """Learning rate at its highest."""
-    weight_decay: float = PartsRecipe.weight_decay
-    """Weight decay of AdamW."""
-    warmup_share: float = PartsRecipe.warmup_share
-    """Share of the steps in which the learning rate rises."""
-    schedule: Literal["cosine", "constant"] = PartsRecipe.schedule
-    """What the learning rate does after that: half a cosine to zero, or nothing."""
-    masks: Path | None = None
-    """Folder of PNG labels of true parts (same names, 0 = background), to measure against."""
-    keypoints: Path | None = None
-    """CSV of true keypoints to measure against: columns image, part, x, y (pixels) and, if need be, visible; or \
-    CUB's parts/part_locs.txt."""
-    quality_images: int = MOST_IMAGES
-    """Images with true parts that are measured at most, drawn by the seed."""
 
 
 @ended
@@ -129,8 +67,6 @@ def check_parts(options: PartsOptions, images: ImageSet) -> None:
             raise UserError("--quality-only: nothing to measure against; give --masks DIR or --keypoints FILE")
         PartStore.open(options.out, manifest_digest=images.digest)
     source = "--learner" if options.learner is not None else "--tokens" if options.tokens is not None else None
-    if source is not None:
-        _refuse_training(options, source)
     if options.tokens is not None:
         check_tokens(options.tokens, images, subset=options.limit is not None)
     if options.export_png is not None:
@@ -139,16 +75,6 @@ def check_parts(options: PartsOptions, images: ImageSet) -> None:
         raise UserError(
             f"--nodes {options.nodes}: only training is shared by several nodes; use --nodes 1, --devices N"
         )
-
-
-def _refuse_training(options: PartsOptions, source: str) -> None:
-    """Nothing is trained with --learner or --tokens, so that options of training would tell what is not true."""
-    others = {field.name for kind in (LabelOptions, PresetOptions) for field in dataclasses.fields(kind)}
-    others.remove("accumulate")  # of training alone, though every verb that trains has it
-    for field in dataclasses.fields(PartsOptions):
-        value = getattr(options, field.name)
-        if field.name not in others | _MEASURING and value != field.default:
-            raise UserError(f"{flag(field.name)} {value}: nothing is learned with {source}; leave one of them out")
 
 
 def true_parts(options: PartsOptions, images: ImageSet) -> Truth | None:

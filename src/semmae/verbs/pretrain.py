@@ -1,7 +1,5 @@
 """`semmae pretrain`: the masked autoencoder with semantic-guided masking; alone, or the whole way."""
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,18 +15,26 @@ from semmae.formats.open import load_encoder
 from semmae.masking import num_hidden
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.presets import preset_options
+from semmae.options.fields import shared
+from semmae.options.parts import PartsOptions
+from semmae.options.presets import preset_options
+from semmae.options.pretrain import PretrainOptions
+from semmae.options.shared import SizeOptions, TrainOptions
+from semmae.options.teacher import TeacherOptions
+from semmae.options.values import check_image_size
 from semmae.reporting.mask_pictures import draw_masks
 from semmae.reporting.run_page import write_report
-from semmae.train.compiling import Compile, check_compile, resolve_compile
+from semmae.run.config import CONFIG, UNFINISHED
+from semmae.run.folder import owning_out, run_folder
+from semmae.run.ranks import is_rank_zero
+from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.masks import MASKINGS
 from semmae.train.pretrain import PretrainRecipe, PretrainTask
-from semmae.train.trainer import barrier, fit, is_rank_zero
+from semmae.train.trainer import barrier, fit
 from semmae.verbs.ending import ended
 from semmae.verbs.init import init_autoencoder
 from semmae.verbs.mask_options import (
     WITHOUT_LABELS,
-    MaskOptions,
     check_masking,
     learns_parts,
     mask_source,
@@ -36,10 +42,8 @@ from semmae.verbs.mask_options import (
     reads_attention,
     try_own_mask,
 )
-from semmae.verbs.options import PresetOptions, SizeOptions, TrainOptions, check_image_size
-from semmae.verbs.parts import PartsOptions, learn_parts, true_parts
-from semmae.verbs.run import UNFINISHED, owning_out, run_folder
-from semmae.verbs.teacher import TeacherOptions, check_teacher, train_teacher
+from semmae.verbs.parts import learn_parts, true_parts
+from semmae.verbs.teacher import check_teacher, train_teacher
 from semmae.verbs.training import (
     fit_options,
     open_training_images,
@@ -50,54 +54,6 @@ from semmae.verbs.training import (
 )
 
 StageT = TypeVar("StageT", bound=TrainOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainOptions(PresetOptions, MaskOptions):
-    """Options of `semmae pretrain`."""
-
-    epochs: int = 400
-    """Passes over the images."""
-    blr: float = 1.5e-4
-    """Base learning rate: multiplied by batch size / 256."""
-    weight_decay: float = 0.05
-    """Weight decay, but for biases and norms."""
-    warmup_share: float = 0.05
-    """Share of the steps in which the learning rate rises."""
-    clip: float = 0.0
-    """Highest norm of the gradient; 0 = unlimited."""
-    checkpointing: bool = False
-    """Compute the blocks' activations again when they are needed, instead of keeping them: slower, less memory."""
-    compile: Compile = "auto"
-    """Train through torch.compile, a faster step after minutes of compiling; auto: on a GPU, in long runs."""
-    crop_scale: float = 0.2
-    """Share of an image's area that a crop shows at least; 1 = whole images."""
-    norm_pix_loss: bool = True
-    """Predict pixels normalised per patch."""
-    decoder_width: int | None = None
-    """Width of the decoder; default: 512, for vit_small 256, for vit_tiny 192."""
-    decoder_depth: int | None = None
-    """Blocks of the decoder; default: 8, for vit_small and vit_tiny 4."""
-    decoder_heads: int | None = None
-    """Heads of the decoder; default: 16, for vit_small 8, for vit_tiny 6."""
-    init: str | None = None
-    """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size; \
-    with its decoder, if it has one of this run's sizes. Read again by --resume."""
-    num_heads: int | None = None
-    """Heads of --teacher, or else of --init, where its file does not tell."""
-    num_parts: int = 6
-    """Parts to learn, when --parts is not given."""
-    masks: Path | None = None
-    """Folder of PNG labels of true parts, to measure learned parts against."""
-    teacher_epochs: int | None = None
-    """Epochs of the teacher, when one is trained; default: a quarter of --epochs."""
-    teacher_image_size: int | None = None
-    """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster."""
-    parts_epochs: int | None = None
-    """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; \
-    a single one where only attention is read."""
-    parts_preset: str | None = None
-    """Recipe of semmae parts, by name, when parts are learned; semmae-published: as the paper learns them."""
 
 
 @ended
@@ -135,8 +91,6 @@ def check_recipe(options: PretrainOptions) -> None:
     decoder_spec(options)
     check_compile(options.compile)
     check_masking(options)
-    if options.parts and options.teacher:
-        raise UserError("--parts and --teacher exclude each other: parts are read, or learned; give one of them")
     if options.masks and not learns_parts(options):
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
     if learns_parts(options) and not options.teacher:
@@ -221,12 +175,10 @@ def stage_options(options: PretrainOptions, kind: type[StageT], name: str, **own
     What every training takes is handed down. Beyond that verbs have a rate, a decay, a mask, each a meaning of
     its own: of these a stage keeps its defaults. `own` wins over both.
     """
-    common = {field.name for field in dataclasses.fields(SizeOptions)}
-    known = common & {field.name for field in dataclasses.fields(kind)}
-    shared = {name: getattr(options, name) for name in known}
     out = options.out / name
-    begun = options.resume and (out / "config.yaml").exists()
-    return kind(**{**shared, "out": out, "resume": begun, "overwrite": False, "config": None, **own})
+    begun = options.resume and (out / CONFIG).exists()
+    handed = shared(SizeOptions, options, out=out, resume=begun, overwrite=False, config=None)
+    return shared(kind, handed, **own)
 
 
 def _is_complete(parts: Path) -> bool:

@@ -5,11 +5,10 @@ for this very encoder more than a fixed one.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,16 +22,18 @@ from semmae.evaluation.linear import BATCH, EPOCHS, RATES, Probed, probe_feature
 from semmae.formats.folders import digest, save_head
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder
+from semmae.options.fields import shared
+from semmae.options.probe import ProbeOptions, Protocol
+from semmae.options.shared import FeatureOptions
 from semmae.reporting.results import draw_confusion, write_per_class, write_results
 from semmae.reporting.run_page import write_report
+from semmae.run.folder import owning_out, run_folder
+from semmae.run.ranks import is_rank_zero
 from semmae.train.precision import resolve_precision
 from semmae.train.probe import ProbeRecipe, ProbeTask
-from semmae.train.trainer import fit, is_rank_zero
+from semmae.train.trainer import fit
 from semmae.verbs.ending import ended
 from semmae.verbs.features import (
-    AnyPooling,
-    EncoderOptions,
-    FeatureOptions,
     Look,
     TrainVal,
     device_of,
@@ -45,69 +46,19 @@ from semmae.verbs.features import (
     told_encoder,
     untrained_like,
 )
-from semmae.verbs.options import PresetOptions, TrainOptions, first_told, flag
-from semmae.verbs.run import owning_out, run_folder
-from semmae.verbs.training import (
-    check_batches,
-    effective_batch,
-    fit_options,
-    scaled_rate,
-    summarised,
-    training_loader,
-)
-
-Protocol = Literal["features", "mae"]
+from semmae.verbs.training import check_batches, effective_batch, fit_options, scaled_rate, summarised, training_loader
 
 _AT_A_TIME = 256  # images that the encoder sees when nothing is learned
 _CROP_PCT: Mapping[Protocol, float] = {"features": 1.0, "mae": 224 / 256}  # the first as knn and evaluate have it
-# Options that one protocol alone has a use for, and what else there is in the other.
-_ONLY_OF: Mapping[Protocol, Sequence[str]] = {
-    "features": ("lr", "flip", "choice_share"),
-    "mae": ("nodes", "devices", "accumulate", "blr", "warmup_share", "crop_scale"),
-}
-_INSTEAD = {"lr": "mae takes --blr", "blr": "features takes --lr", "flip": "mae mirrors its crops in any case"}
 
 _log = logging.getLogger("semmae")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeOptions(PresetOptions, EncoderOptions, TrainOptions):
-    """Options of `semmae probe`."""
-
-    protocol: Protocol = "features"
-    """features: heads on features of one centre crop an image, the best of several rates, minutes; \
-    mae: MAE's linear probe on random crops, hours. Figures of the one do not compare with the other's."""
-    pooling: AnyPooling = "auto"
-    """One vector an image: the class token, or the mean of the patch tokens; auto: the mean of masked autoencoders."""
-    batch_size: int = 256
-    """Images per optimiser step of mae, over all devices; of features: that the encoder sees at a time."""
-    epochs: int | None = None
-    """Passes over the training images, or their features; default: 90 of mae, 30 of features."""
-    blr: float = 0.1
-    """mae: base learning rate, multiplied by batch size / 256."""
-    warmup_share: float = 10 / 90
-    """mae: share of the steps in which the learning rate rises."""
-    crop_scale: float = 0.08
-    """mae: share of an image's area that a crop shows at least."""
-    crop_pct: float | None = None
-    """Share of the short side that the centre crop shows on which is measured; default: 1, of mae 0.875."""
-    lr: float | None = None
-    """features: this learning rate, instead of the best of several."""
-    choice_share: float = 0.1
-    """features: share of each class of the training images on which the learning rate is chosen."""
-    flip: bool = False
-    """features: learn from mirrored training images too."""
-    val_share: float = 0.2
-    """Share of each class that is held out to measure on, where --data has no split."""
-    untrained: bool = False
-    """Measure beside it the same encoder with new weights, to see what training brought."""
 
 
 @ended
 @owning_out
 def probe(options: ProbeOptions) -> Path:
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
-    check_protocol(options)
+    check_batches(options)
     encoder = open_encoder(options)
     sets = open_train_val(options, options.val_share)
     check_count(options, len(sets.train))
@@ -128,18 +79,6 @@ def probe(options: ProbeOptions) -> Path:
             write_skipped([sets.train, sets.val], out / "skipped.csv")
             write_report(out)
     return options.out
-
-
-def check_protocol(options: ProbeOptions) -> None:
-    """Refuse what the protocol has no use for, or cannot compute with."""
-    check_batches(options)
-    for protocol, names in _ONLY_OF.items():
-        name = None if protocol == options.protocol else first_told(options, names)
-        if name is not None:
-            told = flag(name) + ("" if name == "flip" else f" {getattr(options, name)}")
-            raise UserError(f"{told}: is for --protocol {protocol}; {_INSTEAD.get(name, 'leave it out')}")
-    if options.lr is not None and options.choice_share != ProbeOptions.choice_share:
-        raise UserError(f"--choice-share {options.choice_share}: with --lr no rate is chosen; leave one of them out")
 
 
 def check_count(options: ProbeOptions, images: int) -> None:
@@ -241,10 +180,8 @@ def train_on_features(
 
 def feature_options(options: ProbeOptions) -> FeatureOptions:
     """How the frozen encoder looks at whole images: the crop that the protocol measures on, few enough at a time."""
-    shared = {field.name for field in fields(FeatureOptions)} & {field.name for field in fields(options)}
-    values: dict[str, Any] = {name: getattr(options, name) for name in shared}
-    values |= {"batch_size": min(options.batch_size, _AT_A_TIME), "crop_pct": crop_of(options)}
-    return FeatureOptions(**values)
+    batch, crop = min(options.batch_size, _AT_A_TIME), crop_of(options)
+    return shared(FeatureOptions, options, batch_size=batch, crop_pct=crop)
 
 
 def crop_of(options: ProbeOptions) -> float:

@@ -1,7 +1,6 @@
 """`semmae reconstruct`: what a masked autoencoder, ours or another's, makes of the patches that are hidden from it."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,47 +12,18 @@ from semmae.errors import UserError
 from semmae.formats.open import load_mae
 from semmae.masking import num_hidden, random_mask
 from semmae.models.mae import MaskedAutoencoder
+from semmae.options.reconstruct import ReconstructOptions
+from semmae.options.values import check_image_size, check_values
 from semmae.progress import say
 from semmae.reporting.mask_pictures import faded, on_the_grid, reconstruct_pixels
 from semmae.reporting.outcome import free
 from semmae.reporting.part_samples import spread
 from semmae.reporting.pictures import is_own
 from semmae.reporting.run_page import reconstructions_picture
+from semmae.run.folder import check_inputs
+from semmae.run.places import check_place
 from semmae.shell import command
 from semmae.verbs.ending import lines
-from semmae.verbs.options import check_image_size, check_values
-from semmae.verbs.places import check_place
-from semmae.verbs.run import check_inputs
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructOptions:
-    """Options of `semmae reconstruct`."""
-
-    autoencoder: str
-    """Masked autoencoder: a run of semmae pretrain, a folder of ViTMAE, or a file in the form of MAE or SemMAE."""
-    data: str
-    """Images: a folder of any depth, Parquet file(s) with an `image` column, or hf:NAME."""
-    out: Path
-    """Picture to write, .png."""
-    images: int = 8
-    """How many to draw, spread over the data."""
-    mask_ratio: float = 0.75
-    """Share of the patches that is hidden, drawn at random."""
-    token_subset: int | None = None
-    """Encode and predict only so many patches of an image, drawn at random; for models trained like that."""
-    image_size: int | None = None
-    """Pixels a side; default: as the autoencoder was trained."""
-    num_heads: int | None = None
-    """Heads of the encoder, where its file does not tell."""
-    decoder_num_heads: int | None = None
-    """Heads of the decoder, where its file does not tell."""
-    seed: int = 0
-    """Seed of the masks."""
-    workers: int = 2
-    """Processes that check the images."""
-    overwrite: bool = False
-    """Replace the picture that lies at --out."""
 
 
 def reconstruct(options: ReconstructOptions) -> Path:

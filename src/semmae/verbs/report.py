@@ -1,22 +1,14 @@
 """`semmae report`: one HTML page about a run, made again from its files."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from semmae.options.report import ReportOptions
 from semmae.progress import say
 from semmae.reporting.outcome import next_steps, verdicts
 from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import write_report
 from semmae.verbs.ending import first, is_finished, lines
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """Options of `semmae report`."""
-
-    run: Path
-    """Folder that a verb wrote with --out."""
 
 
 def report(options: ReportOptions) -> Path:

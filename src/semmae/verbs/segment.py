@@ -25,10 +25,13 @@ from semmae.formats.open import find_segmenter
 from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
+from semmae.options.segment import SegmentOptions
 from semmae.reporting.results import OWN
 from semmae.reporting.run_page import write_report
+from semmae.run.folder import owning_out, run_folder
+from semmae.run.ranks import is_rank_zero
 from semmae.train.segment import SegmentRecipe, SegmentTask
-from semmae.train.trainer import Evaluation, fit, is_rank_zero
+from semmae.train.trainer import Evaluation, fit
 from semmae.verbs.ending import ended
 from semmae.verbs.features import (
     check_val_share,
@@ -38,8 +41,7 @@ from semmae.verbs.features import (
     unlearned_rows,
     untrained_like,
 )
-from semmae.verbs.run import owning_out, run_folder
-from semmae.verbs.segment_options import SegmentOptions, check_encoder, check_segment, rate_of, read_blocks, rounds
+from semmae.verbs.segment_options import check_encoder, check_segment, rate_of, read_blocks, rounds
 from semmae.verbs.segment_results import Found, measure_segmenter, protocol, write_all
 from semmae.verbs.training import fit_options, summarised
 
@@ -108,7 +110,7 @@ def open_new(options: SegmentOptions) -> tuple[Segmenter, SegmentationData, dict
 def open_data(options: SegmentOptions, masks: Path | None = None) -> SegmentationData:
     """The images and masks of --data, all pairs checked; with `masks`, --data holds the images alone."""
     if is_divided(options.data, masks):
-        check_val_share(options, options.data)
+        check_val_share(options.val_share, options.data)
     return open_segmentation(
         options.data,
         _coding(options),

@@ -14,11 +14,12 @@ from semmae.data.segment_crops import WholeLabelled
 from semmae.data.segmentation import LabelledImages, MeasuredData
 from semmae.evaluation.segmentation import evaluate, figures
 from semmae.files import write_csv
-from semmae.models.segmenter import Head, Segmenter
+from semmae.models.segmenter import Segmenter
+from semmae.options.segment import Head, SegmentOptions
 from semmae.reporting.pictures import segmentation_picture
 from semmae.reporting.results import markdown_table, write_results
 from semmae.train.precision import resolve_precision
-from semmae.verbs.segment_options import SegmentOptions, rate_of, stride_of
+from semmae.verbs.segment_options import rate_of, stride_of
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

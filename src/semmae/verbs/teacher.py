@@ -1,7 +1,6 @@
 """`semmae teacher`: an encoder from one's own images, to learn parts from."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +15,20 @@ from semmae.evaluation.knn import knn_accuracy
 from semmae.formats.folders import save_encoder
 from semmae.masking import num_hidden
 from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
+from semmae.options.teacher import TeacherOptions
+from semmae.options.values import check_image_size
 from semmae.reporting.run_page import write_report
-from semmae.train.teacher import Centering, PatchMasking, TeacherRecipe, TeacherTask
-from semmae.train.trainer import Evaluation, fit, is_rank_zero
+from semmae.run.folder import owning_out, run_folder
+from semmae.run.ranks import is_rank_zero
+from semmae.train.teacher import TeacherRecipe, TeacherTask
+from semmae.train.trainer import Evaluation, fit
 from semmae.verbs.ending import ended
 from semmae.verbs.features import class_indices
 from semmae.verbs.init import init_encoder
-from semmae.verbs.options import PresetOptions, SizeOptions, check_image_size
-from semmae.verbs.run import owning_out, run_folder
 from semmae.verbs.training import fit_options, open_training_images, scaled_rate, summarised, training_loader
 
 _KNN_IMAGES = 2000  # at most, so that measuring stays short beside training
 _SMALLEST_LOCAL = 0.05  # share of an image's area: DINO's, iBOT's and DINOv2's
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherOptions(PresetOptions, SizeOptions):
-    """Options of `semmae teacher`."""
-
-    epochs: int = 100
-    """Passes over the images."""
-    blr: float = 4e-3
-    """Base learning rate: multiplied by batch size / 256."""
-    warmup_share: float = 0.1
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = 0.04
-    """Weight decay at the start, but for biases and norms."""
-    weight_decay_end: float = 0.4
-    """Weight decay at the end; a cosine leads there."""
-    clip: float = 3.0
-    """Highest norm of each parameter's gradient; 0 = unlimited."""
-    momentum: float = 0.97
-    """Momentum of the averaged encoder at the start; it ends at 1. Long runs on large data want 0.996."""
-    crop_scale: float = 0.25
-    """Share of an image's area: global crops show at least so much, local crops at most."""
-    local_crops: int = 0
-    """Small crops of each image, beside two global ones."""
-    local_size: int | None = None
-    """Pixels a side of local crops; default: 3/7 of --image-size, as 96 of 224, in whole patches."""
-    ibot: float = 1.0
-    """Weight of the loss on hidden patches (iBOT); 0 = DINO alone, nothing is hidden."""
-    masking: PatchMasking = "block"
-    """What to hide from the student: rectangles of patches, or single ones."""
-    mask_ratio: float = 0.3
-    """Share of the patches to hide in a masked crop."""
-    mask_spread: float = 0.2
-    """How far --mask-ratio moves up and down from crop to crop."""
-    mask_share: float = 0.5
-    """Share of the global crops that are masked."""
-    koleo: float = 0.5
-    """Weight of KoLeo, which keeps the images of a batch apart."""
-    centering: Centering = "centering"
-    """What keeps the teacher from giving all images one answer: a moving centre, or the Sinkhorn algorithm."""
-    teacher_temp: float = 0.04
-    """Temperature of the teacher's answers after warm-up; lower is sharper."""
-    warmup_teacher_temp: float = 0.04
-    """Temperature of the teacher's answers at the start."""
-    temp_warmup_share: float = 0.1
-    """Share of the steps in which the temperature moves from the one to the other."""
-    prototypes: int = 1024
-    """Outputs of the head; the papers have 8,192 to 65,536 for millions of images."""
-    head_width: int = 1024
-    """Width of the head's hidden layers."""
-    shared_head: bool = True
-    """One head for class tokens and for patches."""
-    norm_last_layer: bool = True
-    """Keep the weights of the head's last layer at norm 1: steadier, and a little weaker in long runs."""
-    frozen_share: float = 0.1
-    """Share of the steps at the start in which the head's last layer does not learn."""
-    learned_positions: bool = False
-    """Learn the positions of patches, as the papers do; fixed sine-cosine ones suit small data. Those of --init are \
-learned."""
-    init: str | None = None
-    """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size."""
-    num_heads: int | None = None
-    """Heads of --init, where its file does not tell."""
-    knn_every: int = 10
-    """Measure k-NN accuracy every so many epochs and at the end, where images have classes; 0 = never."""
 
 
 @ended

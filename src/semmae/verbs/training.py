@@ -14,11 +14,11 @@ from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.errors import DiskError, UserError
 from semmae.files import short, write_json
+from semmae.options.shared import TrainOptions
 from semmae.reporting.page import read_facts
-from semmae.train.nodes import check_processes
+from semmae.run.ranks import check_processes, is_rank_zero
 from semmae.train.precision import check_precision
-from semmae.train.trainer import FitOptions, is_rank_zero
-from semmae.verbs.options import TrainOptions
+from semmae.train.trainer import FitOptions
 
 _log = logging.getLogger("semmae")
 

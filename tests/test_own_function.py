@@ -8,7 +8,7 @@ import pytest
 
 from semmae.errors import UserError
 from semmae.masking import random_mask
-from semmae.train.own_function import function_at, text_of
+from semmae.options.functions import function_at, text_of
 
 SOURCE = """
 def corners(context):

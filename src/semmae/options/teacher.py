@@ -1,7 +1,88 @@
-"""Recipes of `semmae teacher`."""
+"""Options of `semmae teacher`."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from semmae.options.fields import option
+from semmae.options.shared import EPOCHS, PIXELS, RATE, WEIGHT, PresetOptions, SeedOptions, SizeOptions
+
+Centering = Literal["centering", "sinkhorn"]
+PatchMasking = Literal["block", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecipe(SeedOptions):
+    """The optimisation: DINO (arXiv 2104.14294) and iBOT (2111.07832), KoLeo of DINOv2 (2304.07193)."""
+
+    warmup_share: float = option(0.1, low=0, high=1)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = option(0.04, low=0, high=100)
+    """Weight decay at the start, but for biases and norms."""
+    weight_decay_end: float = option(0.4, low=0, high=100)
+    """Weight decay at the end; a cosine leads there."""
+    clip: float = option(3.0, low=0, high=10**6)
+    """Highest norm of each parameter's gradient; 0 = unlimited."""
+    momentum: float = option(0.97, low=0, high=1)
+    """Momentum of the averaged encoder at the start; it ends at 1. Long runs on large data want 0.996."""
+    ibot: float = option(1.0, low=0, high=WEIGHT)
+    """Weight of the loss on hidden patches (iBOT); 0 = DINO alone, nothing is hidden."""
+    masking: PatchMasking = option("block")
+    """What to hide from the student: rectangles of patches, or single ones."""
+    mask_ratio: float = option(0.3, low=0, high=1)  # which ratio hides a patch depends on how many there are
+    """Share of the patches to hide in a masked crop."""
+    mask_spread: float = option(0.2, low=0, high=1)
+    """How far --mask-ratio moves up and down from crop to crop."""
+    mask_share: float = option(0.5, low=0, high=1)
+    """Share of the global crops that are masked."""
+    koleo: float = option(0.5, low=0, high=WEIGHT)
+    """Weight of KoLeo, which keeps the images of a batch apart; DINOv2's is 0.1."""
+    centering: Centering = option("centering")
+    """What keeps the teacher from giving all images one answer: a moving centre, or the Sinkhorn algorithm."""
+    teacher_temp: float = option(0.04, low=0.001, high=1)
+    """Temperature of the teacher's answers after warm-up; lower is sharper."""
+    warmup_teacher_temp: float = option(0.04, low=0.001, high=1)
+    """Temperature of the teacher's answers at the start."""
+    temp_warmup_share: float = option(0.1, low=0, high=1)
+    """Share of the steps in which the temperature moves from the one to the other."""
+    prototypes: int = option(1024, low=2, high=2**20)
+    """Outputs of the head; the papers have 8,192 to 65,536 for millions of images."""
+    head_width: int = option(1024, low=1, high=2**16)
+    """Width of the head's hidden layers."""
+    shared_head: bool = option(True)
+    """One head for class tokens and for patches."""
+    norm_last_layer: bool = option(True)
+    """Keep the weights of the head's last layer at norm 1: steadier, and a little weaker in long runs."""
+    frozen_share: float = option(0.1, low=0, high=1)
+    """Share of the steps at the start in which the head's last layer does not learn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions(TeacherRecipe, PresetOptions, SizeOptions):
+    """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
+
+    epochs: int = option(100, low=1, high=EPOCHS)
+    """Passes over the images."""
+    blr: float = option(4e-3, low=0, high=RATE)
+    """Base learning rate: multiplied by batch size / 256."""
+    crop_scale: float = option(0.25, low=0.05, high=1)  # between them lie the local crops
+    """Share of an image's area: global crops show at least so much, local crops at most."""
+    local_crops: int = option(0, low=0, high=256)
+    """Small crops of each image, beside two global ones."""
+    local_size: int | None = option(None, low=1, high=PIXELS)
+    """Pixels a side of local crops; default: 3/7 of --image-size, as 96 of 224, in whole patches."""
+    learned_positions: bool = option(False)
+    """Learn the positions of patches, as the papers do; fixed sine-cosine ones suit small data. Those of --init are \
+learned."""
+    init: str | None = option(None, reads="network", objects=True)
+    """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size."""
+    num_heads: int | None = option(None, low=1, high=1024)
+    """Heads of --init, where its file does not say."""
+    knn_every: int = option(10, low=0, high=EPOCHS, on_resume="free")
+    """Measure k-NN accuracy every so many epochs and at the end, where images have classes; 0 = never."""
+
+
+# Presets
 
 
 def ibot_vit_s16() -> dict[str, Any]:
@@ -94,3 +175,6 @@ _SMALL: Mapping[str, Any] = {
     "model": "vit_tiny", "image_size": 32, "patch_size": 8, "batch_size": 32, "blr": 4e-3, "momentum": 0.97,
     "koleo": 2.0, "centering": "centering", "prototypes": 1024, "local_crops": 0, "crop_scale": 0.25,
 }  # fmt: skip
+
+
+PRESETS = (ibot_vit_s16, dino_vit_s16, small_photos, small_drawings)

@@ -33,7 +33,7 @@ def check_place(option: str, folder: Path, given: Path | None = None) -> None:
 
 
 def check_apart(
-    option: str, out: Path, inputs: Mapping[str, str | Path | None], searched: Collection[str] = ("--data",)
+    option: str, out: Path, inputs: Mapping[str, str | Path | None], searched: Collection[str] = ()
 ) -> None:
     """Refuse an output that is an input, or holds one, or would be taken for one of the images.
 
@@ -88,7 +88,7 @@ def _is_utf8(name: str) -> bool:
 
 def existing(value: str | Path | None) -> list[Path]:
     """The files and folders that an option means: of a glob all that it matches now. None where it is no path."""
-    if value is None or not _is_path(value):
+    if value is None or not is_path(value):
         return []
     path = user_path(value)
     if not glob.has_magic(str(value)) or os.path.lexists(path):
@@ -114,7 +114,7 @@ def _reached(root: Path) -> Iterator[Path]:
 
 def _will_match(images: str, place: Path) -> bool:
     """Whether a glob may match what is going to be written at a place."""
-    if not (glob.has_magic(images) and _is_path(images)) or (path := user_path(images)).exists():
+    if not (glob.has_magic(images) and is_path(images)) or (path := user_path(images)).exists():
         return False
     for name, part in zip(place.parts, path.absolute().parts, strict=False):
         if part == "**":
@@ -124,5 +124,6 @@ def _will_match(images: str, place: Path) -> bool:
     return True  # the place, or one around it, or in a folder that matches
 
 
-def _is_path(value: str | Path) -> bool:
+def is_path(value: str | Path) -> bool:
+    """Whether an input is a path, and no name such as `timm:NAME` or an address."""
     return str(value) != "" and _NO_PATH.match(str(value)) is None

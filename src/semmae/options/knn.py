@@ -1,6 +1,17 @@
-"""Recipes of `semmae knn`."""
+"""Options of `semmae knn`."""
 
+from dataclasses import dataclass
 from typing import Any
+
+from semmae.options.shared import NeighbourOptions, PresetOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnOptions(PresetOptions, NeighbourOptions):
+    """Measure an encoder by k-NN: classes are the first folders, or the label column."""
+
+
+# Presets
 
 
 def dino() -> dict[str, Any]:
@@ -10,3 +21,6 @@ def dino() -> dict[str, Any]:
     74.5 % for DINO's ViT-S/16 of 800 epochs (README: 78.3 % for ViT-S/8, 76.1 % for ViT-B/16).
     """
     return {"k": 20, "temperature": 0.07, "pooling": "cls", "crop_pct": 224 / 256}
+
+
+PRESETS = (dino,)

@@ -8,7 +8,6 @@ Notable here:
 - --overwrite deletes what a run writes, and nothing else: a folder that holds anything of the user's is refused.
 """
 
-import dataclasses
 import errno
 import fcntl
 import functools
@@ -24,33 +23,21 @@ from typing import Any, TypeVar
 
 from semmae.errors import UserError, listed
 from semmae.files import is_part, make_folder, remove, sweep, write_text
-from semmae.formats import unfinished
+from semmae.options.fields import flag, options_of, with_facts
+from semmae.options.shared import RunOptions, TrainOptions
+from semmae.options.values import check_values
 from semmae.progress import held, logged
-from semmae.train.nodes import take_rank
-from semmae.train.trainer import is_rank_zero
-from semmae.verbs.options import (
-    GOING_ON,
-    OptionsT,
-    RunOptions,
-    TrainOptions,
-    begun_alike,
-    check_values,
-    flag,
-    goes_on,
-    resumed,
-    to_yaml,
-)
-from semmae.verbs.places import check_apart, check_place
+from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, continues, resumed_with, to_yaml
+from semmae.run.places import check_apart, check_place
+from semmae.run.ranks import is_rank_zero, take_rank
 
-UNFINISHED = unfinished.MARKER
-_CONFIG = "config.yaml"
 _LOCK = ".semmae-lock"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
 _NOTHING = {UNFINISHED, _LOCK}
 # All that runs leave in their folder, which is what --overwrite may delete: files, folders with the files in them (by
 # pattern), and runs within the run.
 _FILES = _NOTHING | {
-    _CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "parts.html", "parts.png",
+    CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "parts.html", "parts.png",
     "parts.npy", "attention.npy", "parts.json", "quality.json", "results.json", "results.md", "per_class.csv",
     "confusion.png", "predictions.png", "figures.json", "features.safetensors", "state.json",
 }  # fmt: skip
@@ -63,10 +50,7 @@ _FOLDERS = {
     "creatures": ("images/*/*.png", "masks/*/*.png", "classes.json"),
 }
 _RUNS = ("teacher", "parts", "untrained", "knn", "probe", "segment", "run")
-# Options that name what is read, as paths or as names of encoders and data sets.
-_INPUTS = ("data", "encoder", "autoencoder", "teacher", "init")
-_INPUT_PATHS = ("config", "learner", "tokens", "masks", "keypoints", "parts", "results")
-
+OptionsT = TypeVar("OptionsT", bound=RunOptions)
 ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger("semmae")
@@ -95,45 +79,52 @@ def claimed(options: OptionsT) -> Iterator[OptionsT]:
     Raises:
         UserError: a value out of bounds; an input in the way, or a folder, or a run at work there; nothing to resume.
     """
-    if options.overwrite and goes_on(options):
-        named = next(flag(name) for name in GOING_ON if getattr(options, name, False))
-        raise UserError(f"{named} and --overwrite exclude each other; give one of them")
-    if goes_on(options):
-        options = resumed(options)
-    check_values(options)
+    check_claim(options)
     if isinstance(options, TrainOptions):
         take_rank(options.nodes, options.devices)
-    check_place("--out", options.out)
     check_inputs(options)
-    _settled(options)  # a folder that is refused is not even locked
+    settled(options)  # a folder that is refused is not even locked
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(held())
             stack.enter_context(locked(options.out))
-        own = _settled(options)
-        if own.resume and not goes_on(options) and is_rank_zero():
+        own = settled(options)
+        if own.resume and not continues(options) and is_rank_zero():
             _log.info("--out %s: this very run was begun there and not finished; going on with it", own.out)
         yield own
 
 
+def check_claim(options: RunOptions) -> None:
+    """What `claimed` refuses by the options and the folder alone; nothing is touched."""
+    if options.overwrite and continues(options):
+        named = next(flag(name) for name in with_facts(type(options), continues=True) if getattr(options, name))
+        raise UserError(f"{named} and --overwrite exclude each other; give one of them")
+    if continues(options):
+        check_resumed(options)
+    check_values(options)
+    check_place("--out", options.out)
+
+
 def check_inputs(options: Any) -> None:
     """Refuse an output of a verb's options that is, holds or lies in one of their inputs."""
-    names = [*_INPUTS, *(name for name in _INPUT_PATHS if isinstance(getattr(options, name, None), Path))]
-    inputs = {flag(name): getattr(options, name, None) for name in names}
-    if goes_on(options):
+    every = options_of(type(options))
+    inputs = {
+        option.flag: value
+        for name, option in every.items()
+        if option.facts.reads and isinstance(value := getattr(options, name), str | Path)
+    }
+    if continues(options):
         inputs.pop("--config", None)  # may be the run's own: nothing is deleted
-    check_apart("--out", options.out, inputs)
-    exported = getattr(options, "export_png", None)
-    if exported is not None:
-        check_apart("--export-png", exported, inputs)
+    searched = [flag(name) for name in with_facts(type(options), reads="images")]
+    for name in with_facts(type(options), writes=True):
+        if getattr(options, name) is not None:
+            check_apart(flag(name), getattr(options, name), inputs, searched)
 
 
-def _settled(options: OptionsT) -> OptionsT:
+def settled(options: OptionsT) -> OptionsT:
     """Whether these options begin a run, or go on with the one in `out`."""
-    if goes_on(options):
-        return dataclasses.replace(options, resume=True)
-    if not options.overwrite and _interrupted(options):
-        return dataclasses.replace(options, resume=True)
+    if continues(options) or (not options.overwrite and _interrupted(options)):
+        return resumed_with(options)
     # Ranks started by rank 0 find the folder already begun.
     if is_rank_zero():
         _refuse_occupied(options)
@@ -141,9 +132,9 @@ def _settled(options: OptionsT) -> OptionsT:
 
 
 def _interrupted(options: OptionsT) -> bool:
-    config = options.out / _CONFIG
+    config = options.out / CONFIG
     begun = config.is_file() and (options.out / UNFINISHED).is_file()
-    return begun and begun_alike(options)
+    return begun and began_alike(options)
 
 
 def _refuse_occupied(options: RunOptions) -> None:
@@ -153,7 +144,7 @@ def _refuse_occupied(options: RunOptions) -> None:
         return
     if not options.overwrite:
         raise UserError(f"--out {out}: not empty; use --resume to go on, --overwrite to replace it, or another folder")
-    if _CONFIG not in names:
+    if CONFIG not in names:
         raise UserError(f"--out {out}: holds no run of semmae: --overwrite will not delete it; use another folder")
     foreign = [str(path.relative_to(out)) for path in foreign_files(out)]
     if foreign:
@@ -258,7 +249,7 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
             stack.enter_context(_marked(out))
             if options.resume:
                 sweep(out)
-            write_text(out / _CONFIG, to_yaml(options))
+            write_text(out / CONFIG, to_yaml(options))
         # A run within a run begins in all processes at once: its folder may not be there yet.
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(logged(out / "train.log"))
@@ -282,6 +273,6 @@ def _clear(folder: Path) -> None:
     """Remove the run in a folder, so that one killed meanwhile is neither gone on with nor taken for no run."""
     sweep(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
-    for name in sorted({*_FILES, *_FOLDERS, *_RUNS} - {_CONFIG, _LOCK}):
+    for name in sorted({*_FILES, *_FOLDERS, *_RUNS} - {CONFIG, _LOCK}):
         remove(folder / name)
-    (folder / _CONFIG).unlink(missing_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""YAML: mappings of plain values, as config.yaml holds them.
+
+A module of its own, for PyYAML takes longer to import than all that answers a mistake on the command line.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from semmae.errors import UserError
+from semmae.files.names import shown
+from semmae.files.reading import check_bounds, read_text
+
+_MOST = 2**20  # bytes: PyYAML is slow, and options are few
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML file; UserError when there is none."""
+    text = read_text(path, _MOST)
+    try:
+        content = yaml.load(text, _PlainLoader)
+        check_bounds(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not YAML ({reason[:120]}); mend or restore it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no options; write one `name: value` a line")
+    return {str(name): value for name, value in content.items()}
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as text that `read_yaml` reads."""
+    return str(yaml.safe_dump(dict(values), sort_keys=False))
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, by which a small file can stand for gigabytes, and without keys given twice.
+
+    Numbers are those of JSON: 010 is a text, not eight as in YAML 1.1, and so is 1:30, there ninety.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(f"{shown(key.value)} is given twice, again in line {key.start_mark.line + 1}")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# What stands for a number without quotes; PyYAML quotes all other texts that it takes for one when it writes.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+}
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in known]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}

@@ -1,0 +1,182 @@
+"""How an option is declared: a field of a frozen dataclass, its facts in the field's metadata, its help below it.
+
+lr: float = option(1e-3, low=0, high=1000)
+"Learning rate at its highest."
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+KindT = TypeVar("KindT")
+
+MOST = 2**63 - 1  # of 64 bits: no limit but that of counting
+
+OnResume = Literal["same", "more", "free"]
+Reads = Literal["images", "annotations", "network", "labels", "learner", "file"]
+
+
+class Options(Protocol):
+    """A frozen dataclass of options, or a base class of one."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What holds for an option beside its type and its default.
+
+    Attributes:
+        low, high: least and highest value of a number.
+        on_resume: whether a run may be resumed with another value: no ("same"), yes, for it only adds files or figures
+            ("more"), or yes, for nothing that is left in the folder depends on it ("free").
+        reads: what lies at the path, or behind the name, that it takes: never written to.
+        writes: a place that is written to.
+        file: that place is a file, and no folder.
+        control: how a run begins, not what it does: not kept in config.yaml.
+        continues: switches it on to go on with the run in --out, by that run's options.
+        group: options that have an effect only together; by default those of the class that declares it.
+        idles: groups, or single options, that have no effect where this one is given.
+        only: values of other options without which it has no effect.
+        excludes: other options that cannot be given beside it.
+        positional: what to call it where it may be given without its name.
+        objects: a Python call may give an object that config.yaml cannot hold.
+        function: a Python call may give a function, which is kept as `package.module:name`.
+        python: it is of the Python call alone.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    on_resume: OnResume = "same"
+    reads: Reads | None = None
+    writes: bool = False
+    file: bool = False
+    control: bool = False
+    continues: bool = False
+    group: str = ""
+    idles: tuple[str, ...] = ()
+    only: Mapping[str, Any] | None = None
+    excludes: tuple[str, ...] = ()
+    positional: str = ""
+    objects: bool = False
+    function: bool = False
+    python: bool = False
+
+
+def option(default: Any, **facts: Any) -> Any:
+    """A field with a default; see `Facts` for what may be said of it."""
+    return dataclasses.field(default=default, metadata=about(**facts))
+
+
+def about(**facts: Any) -> dict[str, Any]:
+    """The metadata of a field that has no default: `out: Path = field(metadata=about(writes=True))`."""
+    return {"facts": Facts(**facts)}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a verb: its name as a field, its type, its default (MISSING where it is required), its facts."""
+
+    name: str
+    type: Any
+    default: Any
+    facts: Facts
+
+    @property
+    def flag(self) -> str:
+        return flag(self.name)
+
+    @property
+    def kinds(self) -> tuple[type[Any], ...]:
+        """The types that an annotation such as `int | None` allows; empty for a `Literal`."""
+        return tuple(kind for kind in typing.get_args(self.type) or (self.type,) if isinstance(kind, type))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The choices of a `Literal`; empty for any other."""
+        return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
+
+    @property
+    def is_switch(self) -> bool:
+        return self.kinds == (bool,)
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    @property
+    def limits(self) -> str | None:
+        """In words, such as "from 0 to 1"; None where it has none."""
+        low, high = self.facts.low, self.facts.high
+        if low == -math.inf:
+            return None
+        return f"at least {low}" if high == MOST else f"from {low} to {high}"
+
+
+_known: dict[type[Any], Mapping[str, Option]] = {}
+
+
+def options_of(kind: type[Any]) -> Mapping[str, Option]:
+    """The options that a class declares or inherits, by name, in the order of the declarations."""
+    if kind not in _known:
+        _known[kind] = MappingProxyType(_declared(kind))
+    return _known[kind]
+
+
+def _declared(kind: type[Any]) -> dict[str, Option]:
+    hints = typing.get_type_hints(kind)
+    groups: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        groups |= dict.fromkeys(vars(base).get("__annotations__", {}), vars(base).get("GROUP", ""))
+    found = {}
+    for field in dataclasses.fields(kind):
+        facts: Facts = field.metadata.get("facts", Facts())
+        if not facts.group:
+            facts = dataclasses.replace(facts, group=groups[field.name])
+        found[field.name] = Option(field.name, hints[field.name], field.default, facts)
+    return found
+
+
+def command_options(kind: type[Any]) -> Mapping[str, Option]:
+    """As `options_of`, without those of the Python call alone."""
+    return {name: option for name, option in options_of(kind).items() if not option.facts.python}
+
+
+def verb_of(kind: type[Any]) -> str:
+    """The verb whose options a class holds: the name of its file."""
+    return kind.__module__.rpartition(".")[2]
+
+
+def flag(name: str) -> str:
+    """A field's name as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def with_facts(kind: type[Any], **facts: Any) -> list[str]:
+    """Names of the options of which these facts hold, such as `with_facts(KnnOptions, reads="network")`."""
+    return [
+        name
+        for name, each in options_of(kind).items()
+        if all(getattr(each.facts, fact) == value for fact, value in facts.items())
+    ]
+
+
+def is_given(options: Any, name: str) -> bool:
+    """Whether an option has another value than by default."""
+    return bool(getattr(options, name) != options_of(type(options))[name].default)
+
+
+def shared(kind: type[KindT], options: Options, **own: Any) -> KindT:
+    """Options of another class: those that both have as they are, all others by default; `own` wins over both."""
+    names = options_of(kind).keys() & options_of(type(options)).keys()
+    return kind(**{name: getattr(options, name) for name in names} | own)
+
+
+def as_path(value: Any) -> Path | None:
+    """A value that may be a path; None for any other."""
+    return value if isinstance(value, Path) else Path(value) if isinstance(value, str) else None

@@ -1,0 +1,126 @@
+"""Options of `semmae parts`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from semmae.options.fields import MOST, option
+from semmae.options.shared import EPOCHS, PIXELS, RATE, WEIGHT, PresetOptions, TrainOptions
+
+Schedule = Literal["cosine", "constant"]
+Reconstruction = Literal["mse", "l1", "features"]
+PngSize = Literal["grid", "image"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsRecipe:
+    """The objective and the optimisation of stage 1. The paper gives no numbers: every value is ours."""
+
+    GROUP: ClassVar[str] = "training"
+
+    reconstruction: Reconstruction = option("mse")
+    """L_r: squared or absolute error of pixels, or squared error of the frozen encoder's patch tokens."""
+    diversity: float = option(0.1, low=0, high=WEIGHT)
+    """Weight of the diversity loss, λ_d."""
+    agreement: float = option(0.3, low=0, high=WEIGHT)
+    """Weight of the agreement of two views (not in the paper): the same label at the same place. 0: as published."""
+    concentration: float = option(0.0, low=0, high=WEIGHT)
+    """Weight of the concentration of each part (SCOPS, not in the paper)."""
+    total_variation: float = option(0.0, low=0, high=WEIGHT)
+    """Weight of the total variation of the maps (PDiscoFormer, not in the paper)."""
+    lr: float = option(3e-3, low=0, high=RATE)
+    """Learning rate at its highest."""
+    weight_decay: float = option(0.0, low=0, high=100)
+    """Weight decay of AdamW."""
+    warmup_share: float = option(0.05, low=0, high=1)
+    """Share of the steps in which the learning rate rises."""
+    schedule: Schedule = option("cosine")
+    """What the learning rate does after that: half a cosine to zero, or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(TrainOptions):
+    """What labelling needs to know."""
+
+    teacher: str | None = option(None, reads="network", objects=True)
+    """Frozen encoder to learn from: timm:NAME, a run of semmae, or a checkpoint file."""
+    num_heads: int | None = option(None, low=1, high=1024)
+    """Heads of the encoder, where its file does not say."""
+    image_size: int | None = option(None, low=8, high=PIXELS)
+    """Pixels a side; default: as the encoder was trained."""
+    grid: int = option(28, low=2, high=1024)
+    """Cells a side of the stored part labels."""
+    learner: Path | None = option(None, reads="learner", idles=("training",), excludes=("tokens",))
+    """Run of `semmae parts` whose learner labels the images, with its own encoder: nothing is trained."""
+    tokens: Path | None = option(None, reads="file", idles=("training",), excludes=("teacher", "learner"))
+    """Folder of the SemMAE authors' .npy token files to take the labels from: nothing is trained or labelled."""
+    labels_only: bool = option(False, control=True, continues=True, on_resume="free")
+    """Label what the run in --out has not labelled yet, by its own learner; train nothing."""
+    quality_only: bool = option(False, control=True, continues=True, on_resume="free", excludes=("labels_only",))
+    """Measure the labels of the run in --out again; train and label nothing."""
+    export_png: Path | None = option(None, writes=True, on_resume="more")
+    """Folder to write the labels to as well: one PNG with a palette an image, under its name."""
+    export_size: PngSize = option("grid", on_resume="more")
+    """Pixels of these PNGs: the stored cells, or the image's own, by nearest neighbour."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsOptions(PartsRecipe, PresetOptions, LabelOptions):
+    """Learn semantic parts from a frozen encoder and label every image with them."""
+
+    GROUP: ClassVar[str] = "training"
+
+    devices: int = option(1, low=1, high=1024, group="labelling")  # labelling is shared by several processes too
+    """GPUs, or processes on a CPU; of each node."""
+    nodes: int = option(1, low=1, high=2**16, group="labelling")
+    """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
+    epochs: int = option(20, low=1, high=EPOCHS)
+    """Passes over the images."""
+    sample: int | None = option(None, low=1, high=MOST)
+    """Learn from so many of the images, drawn by the seed; all are labelled. Default: from all."""
+    num_parts: int = option(6, low=1, high=254)  # a label is a byte: one is the background, one "not yet computed"
+    """Parts to learn, besides the background."""
+    background: bool = option(True)
+    """One more label for what belongs to no part."""
+    start: Literal["heads", "random"] = option("heads")
+    """Where part tokens start: the heads of the encoder's last block, or random."""
+    normalise: Literal["parts", "patches"] = option("parts")
+    """Maps are shares of each patch, for which parts compete, or of each part, as an attention head's are."""
+    blur: int = option(3, low=1, high=255)
+    """Patches a side of the low-pass filter over the maps, odd; 1: none."""
+    decoder_width: int = option(96, low=4, high=2**16)
+    """Channels of the style decoder at the patch grid; halved at every doubling of its side, down to 32."""
+    output: Literal["half", "full"] = option("half")
+    """Side of the decoder's image: half the input's, or all of it."""
+    hue: float = option(0.5, low=0, high=0.5)  # turns either way: half of one reaches every hue
+    """How far the colours of a view may turn, in turns of the colour circle: 0.5 is any colour, DINO's is 0.1."""
+    masks: Path | None = option(None, reads="annotations", on_resume="more", group="measuring")
+    """Folder of PNG labels of true parts (same names, 0 = background), to measure against."""
+    keypoints: Path | None = option(None, reads="file", on_resume="more", group="measuring")
+    """CSV of true keypoints to measure against: columns image, part, x, y (pixels) and, if need be, visible; or \
+    CUB's parts/part_locs.txt."""
+    quality_images: int = option(2000, low=1, high=MOST, on_resume="more", group="measuring")
+    """Images with true parts that are measured at most, drawn by the seed."""
+
+
+# Presets
+
+
+def semmae_published() -> dict[str, Any]:
+    """SemMAE as published: pixel reconstruction and diversity, one view.
+
+    Source: section 3.1 of the paper (arXiv 2206.10207): L = L_r + λ_d·L_d, six parts that start as the heads of iBOT's
+    ViT-S/16. It gives no weight, rate or length, and no part quality: λ_d, the rate, and the 64 images of a step that
+    the rate was found with are ours. What agreement of views changes is measured in docs/parts-measured.md.
+
+    Not taken over, as nothing is published of it: how logits are scaled (here centred image by image), where the
+    background comes from (here a logit from the mean of the parts'), and what the decoder's style is read from (here
+    the last block's input).
+    """
+    return {
+        "num_parts": 6, "background": True, "start": "heads", "batch_size": 64, "reconstruction": "mse",
+        "diversity": 0.1, "agreement": 0.0, "concentration": 0.0, "total_variation": 0.0, "hue": 0.0,
+    }  # fmt: skip
+
+
+PRESETS = (semmae_published,)

@@ -1,0 +1,163 @@
+"""Options that several verbs share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from semmae.options.fields import MOST, about, option
+
+Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+Compile = Literal["auto", "on", "off"]
+Pooling = Literal["cls", "mean"]
+AnyPooling = Literal["auto", "cls", "mean"]
+
+EPOCHS, STEPS, PIXELS = 10**6, 10**9, 8192
+VAL_SHARE = 0.2  # of each class, or of the images, that is held out where the data has no split
+WEIGHT, RATE = 10**6, 1000  # of a loss; of learning
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedOptions:
+    """What draws random numbers."""
+
+    seed: int = option(0, low=0, high=2**32 - 1)  # of steps and ranks are made from it, none above torch's 64 bits
+    """Seed of everything random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(SeedOptions):
+    """What every verb that writes a folder takes."""
+
+    out: Path = field(metadata=about(writes=True, on_resume="free"))
+    """Folder to write; must be new or empty, or see --resume and --overwrite."""
+    workers: int = option(2, low=0, high=256, on_resume="free")
+    """Processes that load images."""
+    config: Path | None = option(None, reads="file", control=True, on_resume="free")
+    """YAML file with options, such as the config.yaml of an earlier run; options given beside it win."""
+    resume: bool = option(False, control=True, continues=True, on_resume="free")
+    """Go on with the run in --out, with its own options."""
+    overwrite: bool = option(False, control=True, on_resume="free")
+    """Delete the run that lies in --out first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(RunOptions):
+    """What every verb takes that reads images."""
+
+    data: str = field(metadata=about(reads="images", objects=True))
+    """Images: a folder of any depth, a list of files, Parquet file(s) with an `image` column, or hf:NAME."""
+    limit: int | None = option(None, low=1, high=MOST)
+    """Use only so many of the images (of each split), drawn by the seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions:
+    """What every verb takes that computes with a network."""
+
+    precision: Precision = option("auto")
+    """Arithmetic: auto is bf16 where the processor computes in it, else float32; fp16 needs a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(PrecisionOptions, ImageOptions):
+    """What every verb that trains takes."""
+
+    GROUP: ClassVar[str] = "training"
+
+    batch_size: int = option(64, low=1, high=2**20, group="batches")
+    """Images per optimiser step, over all devices."""
+    accumulate: int = option(1, low=1, high=2**16)
+    """Batches that make one optimiser step on each device, which hold the fewer images for it: less memory."""
+    devices: int = option(1, low=1, high=1024)
+    """GPUs, or processes on a CPU; of each node."""
+    nodes: int = option(1, low=1, high=2**16)
+    """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
+    logger: str = option("tensorboard", on_resume="free")
+    """Where metrics go beside metrics.jsonl, divided by commas: tensorboard, wandb, mlflow, csv; or none."""
+    callbacks: tuple[Any, ...] = option((), python=True, control=True, on_resume="free")
+    """Callbacks of Lightning to train with, beside ours."""
+
+    @property
+    def processes(self) -> int:
+        """Devices of all nodes."""
+        return self.nodes * self.devices
+
+    @property
+    def batches(self) -> int:
+        """Batches that make one optimiser step, over all devices."""
+        return self.processes * self.accumulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeOptions(TrainOptions):
+    """What every verb that trains a new encoder takes."""
+
+    model: Model = option("vit_small")
+    """Size of the encoder."""
+    image_size: int = option(224, low=8, high=PIXELS)
+    """Pixels a side of the crops the encoder sees; divisible by the patch size."""
+    patch_size: int = option(16, low=2, high=1024)
+    """Pixels a side of a patch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """What makes a step faster, or smaller in memory."""
+
+    GROUP: ClassVar[str] = "training"
+
+    checkpointing: bool = option(False, on_resume="free")
+    """Compute the blocks' activations again when they are needed, instead of keeping them: slower, less memory."""
+    compile: Compile = option("auto", on_resume="free")  # another way to the same sums, but for their last bits
+    """Train through torch.compile, a faster step after minutes of compiling; auto: on a GPU, in long runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetOptions:
+    """What verbs take that have named recipes."""
+
+    preset: str | None = option(None)
+    """Recipe to begin with, by name; options given beside it, or in --config, win."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions(ImageOptions):
+    """What every verb takes that begins with an encoder."""
+
+    encoder: str = field(metadata=about(reads="network", objects=True))
+    """Encoder: a run of semmae, timm:NAME, or a checkpoint file."""
+    num_heads: int | None = option(None, low=1, high=1024, group="training")
+    """Heads of the encoder, where its file does not say."""
+    image_size: int | None = option(None, low=8, high=PIXELS)
+    """Pixels a side; default: as the encoder was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions(EncoderOptions):
+    """What verbs take that show whole images to a frozen encoder."""
+
+    batch_size: int = option(128, low=1, high=2**20)
+    """Images at a time."""
+    crop_pct: float = option(1.0, low=0.1, high=1)
+    """Share of the short side that the centre crop shows; 0.875, 224 of 256, is what MAE and DINO measure with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(PrecisionOptions, ViewOptions):
+    """What verbs take that need one vector an image."""
+
+    pooling: AnyPooling = option("auto")
+    """One vector an image: the class token, or the mean of the patch tokens; auto: the mean of masked autoencoders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourOptions(FeatureOptions):
+    """What verbs take that ask the nearest neighbours."""
+
+    k: int = option(20, low=1, high=10**6)
+    """Neighbours that vote."""
+    temperature: float = option(0.07, low=0.0001, high=1000)
+    """Votes weigh exp(cosine similarity / temperature)."""
+    untrained: bool = option(False, on_resume="more")
+    """Measure beside it the same encoder with new weights, to see what training brought."""

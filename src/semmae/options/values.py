@@ -1,0 +1,187 @@
+"""Values of options: from text, from YAML, from a Python call; each checked by its field's declaration, at one door."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from semmae.errors import UserError, near, near_only
+from semmae.files.names import shown, user_path
+from semmae.options.fields import Option, flag, is_given, options_of
+from semmae.options.functions import text_of
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+def check_values(options: Any) -> None:
+    """Check every option: of the declared kind, among the choices, within the limits.
+
+    Raises:
+        UserError: names the value, the limit and the near choices.
+    """
+    for name, option in options_of(type(options)).items():
+        check_value(option, getattr(options, name))
+
+
+def check_value(option: Option, value: Any) -> None:
+    """As `check_values`, of one option."""
+    check_choice(option.name, value, option.choices)
+    if not _is_object(option, value):
+        _check_kind(option, value)
+    _check_limits(option, value)
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse a value that is not among the choices, where there are any."""
+    choices = tuple(known)
+    if choices and (type(value) is not str or value not in choices):
+        hint = near(str(value)[:80], choices)
+        raise UserError(f"{flag(name)}: unknown {name.replace('_', ' ')} {shown(value)}{hint}")
+
+
+def check_image_size(image_size: int, patch_size: int, name: str = "image_size") -> None:
+    """Refuse an image that does not divide into patches; `name` is the option that gave its size."""
+    if image_size % patch_size:
+        below = image_size - image_size % patch_size
+        sizes = f"{below} or {below + patch_size}" if below else f"{patch_size}"
+        raise UserError(f"{flag(name)} {image_size} is not divisible by the patch size {patch_size}; use {sizes}")
+
+
+def check_given(options: Any, given: Iterable[str]) -> None:
+    """Refuse an option that was given and has no effect beside the others; what a preset or a file says is let pass.
+
+    Raises:
+        UserError: names it, and the other that stands in its way.
+    """
+    every = options_of(type(options))
+    idling = [each for each in every.values() if each.facts.idles and is_given(options, each.name)]
+    for name in given:
+        option = every[name]
+        clashing = next((other for other in option.facts.excludes if is_given(options, other)), None)
+        if clashing is not None and is_given(options, name):
+            raise UserError(f"{option.flag} and {flag(clashing)} exclude each other; give one of them")
+        if not is_given(options, name):
+            continue
+        given_as = option.flag if option.is_switch else f"{option.flag} {as_given(getattr(options, name))}"
+        for other in idling:
+            if {name, option.facts.group} & set(other.facts.idles):
+                raise UserError(f"{given_as}: has no effect with {other.flag}; leave one of them out")
+        for other_name, value in (option.facts.only or {}).items():
+            if getattr(options, other_name) != value:
+                raise UserError(f"{given_as}: has an effect only {_condition(every[other_name], value)}; leave it out")
+
+
+def as_given(value: Any) -> str:
+    """A value as a message shows it behind its option."""
+    return value if isinstance(value, str) else str(value) if isinstance(value, Path) else shown(value)
+
+
+def _condition(option: Option, value: Any) -> str:
+    return f"without {option.flag}" if value is None or value is False else f"with {option.flag} {value}"
+
+
+def from_text(option: Option, text: str) -> Any:
+    """What a text of the command line means for an option: a number where one is declared, None, or the text.
+
+    Raises:
+        UserError: it is no number.
+    """
+    if text == "None" and type(None) in option.kinds:
+        return None
+    kind = int if int in option.kinds else float
+    try:
+        return kind(text) if kind in option.kinds else text
+    except ValueError as error:
+        raise UserError(f"{option.flag} {shown(text)}: must be {_KINDS[kind]}") from error
+
+
+def converted(option: Option, value: Any) -> Any:
+    """A value as its option declares it, from whichever door: text as a path and the other way round, with the user's
+    folder for `~`; 1e-3, which YAML takes for text, as a number; a scalar of NumPy, and a value of a class derived from
+    one of Python's, such as an enumeration's, as Python's own, which alone YAML can write.
+
+    Raises:
+        UserError: a text that is empty, or names nothing that can be.
+    """
+    is_named = Path in option.kinds or str in option.kinds
+    if is_named and isinstance(value, os.PathLike):
+        with contextlib.suppress(TypeError):  # of a class that gives no text after all
+            value = os.fsdecode(value)
+    value = _own_scalar(value)
+    if isinstance(value, str) and float in option.kinds:
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if isinstance(value, str) and is_named:
+        text = _plain_text(option.flag, value)
+        return Path(text) if Path in option.kinds else text
+    return value
+
+
+def given_options(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options given by name, in a Python call or on the command line: known, as declared, and checked.
+
+    Raises:
+        UserError: an unknown option, or a value that its field does not take.
+    """
+    every = options_of(kind)
+    for name in values:
+        if name not in every:
+            raise UserError(f"unknown option {shown(name)}{near_option(name, kind)}")
+    found = {name: converted(every[name], value) for name, value in values.items()}
+    for name, value in found.items():
+        if every[name].facts.function and callable(value):
+            found[name] = text_of(value, flag(name))
+        check_value(every[name], found[name])
+    return found
+
+
+def near_option(name: str, kind: type[Any]) -> str:
+    """The hint to append to an unknown option: the near ones, else where all of them, which are many, are listed."""
+    return near_only(name[:80], options_of(kind)) or "; the options are those of --help, with _ for -"
+
+
+def _is_object(option: Option, value: Any) -> bool:
+    """Whether a Python call gave an object, such as a data set, where text is usual."""
+    if option.facts.python:
+        return isinstance(value, tuple | list)
+    like = "forward" if option.facts.reads == "network" else "__getitem__"
+    return option.facts.objects and hasattr(value, like) and not isinstance(value, str | bytes | bytearray | type)
+
+
+def _check_kind(option: Option, value: Any) -> None:
+    """Refuse a value, from a file of options or a Python call, of another kind than declared."""
+    # Of classes derived from these YAML writes none, and True is no whole number.
+    fits = type(value) in option.kinds or (Path in option.kinds and isinstance(value, Path))
+    if option.kinds and not fits and not (float in option.kinds and type(value) is int):
+        wanted = " or ".join(words for kind, words in _KINDS.items() if kind in option.kinds)
+        raise UserError(f"{option.flag} {shown(value)}: must be {wanted}")
+
+
+def _check_limits(option: Option, value: Any) -> None:
+    """Refuse a number that is not finite, whatever it is for, or is outside its limits."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    facts = option.facts
+    if not facts.low <= value <= facts.high or abs(value) == float("inf"):  # so written, NaN is refused too
+        raise UserError(f"{option.flag} {shown(value)}: must be {option.limits or 'a finite number'}")
+
+
+def _own_scalar(value: Any) -> Any:
+    """A scalar as Python's own: of NumPy, or of a class that derives from int, float or str; anything else as it is."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return value.item()
+    for kind in (int, float, str):
+        if isinstance(value, kind) and not isinstance(value, bool):
+            # An enumeration's own __str__ may give its name.
+            return value if type(value) is kind else str.__str__(value) if isinstance(value, str) else kind(value)
+    return value
+
+
+def _plain_text(option: str, text: str) -> str:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{option} {shown(text)}: is no text (half of a surrogate pair); check the name") from error
+    path = user_path(text, option)
+    return str(path) if text.startswith("~") else text  # as a path, hf:NAME or a URL would be written otherwise

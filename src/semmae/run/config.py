@@ -1,0 +1,178 @@
+"""config.yaml: the options that a run was begun with, and its verb; by it a run is resumed, and known again."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from semmae.errors import UserError
+from semmae.files.names import shown
+from semmae.objects import described, recordable
+from semmae.options.fields import Option, flag, options_of, verb_of, with_facts
+from semmae.options.presets import preset_options
+from semmae.options.shared import RunOptions
+from semmae.options.values import as_given, converted, given_options, near_option
+
+OptionsT = TypeVar("OptionsT", bound=RunOptions)
+
+CONFIG = "config.yaml"
+UNFINISHED = ".unfinished"  # lies in a run's folder from its beginning to its good end
+PARTIAL = ".partial"  # ends the name of the folder that a verb works in until the file --out is whole
+_OBJECT = "object"  # of Python, in place of which its description is kept
+
+
+def continues(options: Any) -> bool:
+    """Whether these options mean the run that is already in --out."""
+    return any(getattr(options, name) for name in with_facts(type(options), continues=True))
+
+
+def to_yaml(options: Any) -> str:
+    """A verb and its options as YAML that `read_config` reads; how to begin is not part of it."""
+    kept = {"verb": verb_of(type(options))}
+    for name, option in options_of(type(options)).items():
+        if not option.facts.control:
+            kept[name] = _plain(option, getattr(options, name))
+    from semmae.files.yaml import as_yaml
+
+    return as_yaml(kept)
+
+
+def _plain(option: Option, value: Any) -> Any:
+    if option.facts.objects:
+        plain = recordable(value)
+        return {_OBJECT: described(value)} if plain is None and value is not None else plain
+    return str(value) if isinstance(value, Path) else value
+
+
+def saved_options(run: Path) -> Mapping[str, Any]:
+    """What a run's config.yaml holds, the verb under "verb"; nothing where there is no such file, or not yet."""
+    path = run / CONFIG
+    return _read(path) if path.is_file() and path.stat().st_size else {}
+
+
+def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
+    """Options of a YAML file, for the dataclass `kind`.
+
+    Raises:
+        UserError: no such file, no mapping, of another verb, or a key that is no option, with the near ones named.
+    """
+    values = _read(path)
+    verb = values.pop("verb", verb_of(kind))
+    if verb != verb_of(kind):
+        raise UserError(f"{path}: options of semmae {verb}, not of {verb_of(kind)}; give a file of this verb's")
+    every = options_of(kind)
+    for name in values:
+        if name not in every:
+            raise UserError(f"{path}: unknown option {shown(name)}{near_option(name, kind)}")
+    return {name: converted(every[name], value) for name, value in values.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from semmae.files.yaml import read_yaml  # here, for most mistakes are answered without
+
+    return read_yaml(path)
+
+
+def with_defaults(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options given, over those of --config or of the run to resume, over those of a preset.
+
+    Where no run is to resume, stand-ins take the place of required options, so that `check_resumed` can say what is
+    wrong.
+
+    Raises:
+        UserError: one of these cannot be read, or the run was begun with an object of Python, which is not given again.
+    """
+    saved: dict[str, Any] = {}
+    if given.get("config"):
+        saved = read_config(Path(given["config"]), kind) | {"config": Path(given["config"])}
+    elif any(map(given.get, with_facts(kind, continues=True))):
+        saved = _saved_for(kind, given)
+    own = preset_options(verb_of(kind), given.get("preset") or saved.get("preset"))
+    found = {**own, **saved, **given}
+    for name in with_facts(kind, objects=True):
+        if isinstance(found.get(name), Mapping) and _OBJECT in found[name]:
+            raise UserError(
+                f"{flag(name)}: the run was begun from Python with {found[name][_OBJECT]}, which no file can hold; "
+                f"resume it from Python, with {name}= given again"
+            )
+    return found
+
+
+def _saved_for(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    out = given.get("out")
+    path = run_of(out or "") / CONFIG
+    if out and path.is_file():
+        return {name: value for name, value in read_config(path, kind).items() if name != "out"}
+    return {name: "" for name, option in options_of(kind).items() if option.is_required and name != "out"}
+
+
+def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """The options of a verb: those given by name, over those of `with_defaults`.
+
+    Raises:
+        UserError: an unknown option, a value that its field does not take, or one that is missing.
+    """
+    found = with_defaults(kind, given_options(kind, values))
+    required = (option for name, option in options_of(kind).items() if option.is_required and name not in found)
+    missing = [option.facts.positional or option.flag for option in required]
+    if missing:
+        verb = verb_of(kind)
+        raise UserError(f"{verb} needs {' and '.join(missing)}; see semmae {verb} --help")
+    return kind(**found)
+
+
+def check_resumed(options: Any) -> None:
+    """Refuse to resume what is no run, or one that was begun with other options.
+
+    Raises:
+        UserError: names what differs.
+    """
+    path = Path(options.out) / CONFIG
+    if not path.is_file():
+        asked = next(flag(name) for name in with_facts(type(options), continues=True) if getattr(options, name))
+        raise UserError(f"{options.out}: no run to resume (no config.yaml); start it without {asked}")
+    changed = _changed_since(options, path, ("more", "free"))
+    if changed:
+        name, was = changed
+        raise UserError(
+            f"{flag(name)} {as_given(getattr(options, name))}: the run in {options.out} began with {as_given(was)}; "
+            "leave it out, or use another --out"
+        )
+
+
+def began_alike(options: Any, *, leaves_the_same: bool = False) -> bool:
+    """Whether the run in `options.out` was begun with options under which it may be resumed.
+
+    With `leaves_the_same`: with options that leave the same files in the folder.
+    """
+    try:
+        may_differ = ("free",) if leaves_the_same else ("more", "free")
+        return _changed_since(options, Path(options.out) / CONFIG, may_differ) is None
+    except UserError:
+        return False  # of another verb, or not written by one
+
+
+def _changed_since(options: Any, path: Path, may_differ: tuple[str, ...]) -> tuple[str, Any] | None:
+    """The first option that differs from those in a config.yaml in a way that matters, and what it was there."""
+    saved = read_config(path, type(options))
+    labelling = any(getattr(options, name, False) for name in ("labels_only", "quality_only"))
+    for name, option in options_of(type(options)).items():
+        if option.facts.on_resume in may_differ or (labelling and option.facts.group == "labelling"):
+            continue  # labels are the same from any number of processes; training is not
+        was, now = saved.get(name, option.default), getattr(options, name)
+        if isinstance(was, Mapping):
+            now = {_OBJECT: described(now)}
+        if now != was:
+            return name, was
+    return None
+
+
+def run_of(out: Path | str) -> Path:
+    """The folder in which a run keeps its options: `out` itself, or beside it where a file is being written."""
+    beside = Path(f"{out}{PARTIAL}")
+    return beside if (beside / CONFIG).is_file() else Path(out)
+
+
+def resumed_with(options: OptionsT) -> OptionsT:
+    """The same options, to go on with the run in --out."""
+    return dataclasses.replace(options, resume=True)

@@ -1,0 +1,68 @@
+"""What can be said of a command before anything that computes is imported: mistakes are answered at once."""
+
+import glob
+import importlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from semmae.errors import UserError, near_only
+from semmae.files.names import user_path
+from semmae.options.fields import Reads, options_of, verb_of
+from semmae.options.shared import RunOptions
+from semmae.options.values import check_given, check_values
+from semmae.run.config import began_alike
+from semmae.run.folder import check_claim, settled
+from semmae.run.places import is_path
+
+_REMEDIES: dict[Reads, str] = {
+    "images": "give a folder of images, a list of them, Parquet files or hf:NAME",
+    "annotations": "give a folder of PNG annotations",
+    "network": "give a run of semmae, timm:NAME, or a checkpoint file",
+    "labels": "give a run of semmae parts or pretrain",
+    "learner": "give a run of semmae parts",
+    "file": "check the path",
+}
+
+
+def run_verb(options: Any, given: Iterable[str] = ()) -> Path:
+    """Check options, then import their verb and run it; returns the folder or the file that it wrote.
+
+    Args:
+        options: of the verb.
+        given: names of those that the user gave, which are refused where they have no effect.
+    """
+    check_start(options, given)
+    verb = verb_of(type(options))
+    function: Callable[[Any], Path] = getattr(importlib.import_module(f"semmae.verbs.{verb}"), verb)
+    return function(options)
+
+
+def check_start(options: Any, given: Iterable[str]) -> None:
+    """Refuse options that are wrong by themselves or beside each other, inputs that are not there, and a folder that
+    another run occupies; nothing is written.
+    """
+    check_values(options)
+    check_given(options, given)
+    if isinstance(options, RunOptions) and not options_of(type(options))["out"].facts.file:
+        check_claim(options)
+        # Of a run that is finished its verb says so; what may be deleted is looked at beside the inputs.
+        if not (options.overwrite or began_alike(options, leaves_the_same=True)):
+            settled(options)
+    for name, option in options_of(type(options)).items():
+        value = getattr(options, name)
+        if option.facts.reads and isinstance(value, str | Path):
+            _check_there(option.flag, value, option.facts.reads)
+
+
+def _check_there(option: str, value: str | Path, reads: Reads) -> None:
+    if not is_path(value):
+        return
+    path = user_path(value, option)
+    if os.path.lexists(path) or (glob.has_magic(str(value)) and reads == "images"):
+        return
+    siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    named = [f"timm:{value}"] if reads == "network" and str(value).startswith(("vit_", "deit", "eva")) else []
+    hint = near_only(path.name, siblings) or (f'; did you mean "{named[0]}"?' if named else f"; {_REMEDIES[reads]}")
+    raise UserError(f"{option} {str(value)[:200]}: no such file or folder{hint}")
