@@ -45,7 +45,7 @@ def test_changed_and_missing_values_fail_and_added_ones_do_not(
     lines, names = golden.differences(VALUES, theirs)
     assert ([line.split(": ")[0] for line in lines], names) == (failed, added)
     monkeypatch.setattr(golden, "values_of", lambda commit, _: VALUES if commit == "A" else theirs)
-    assert golden.compare("A", "B", Path(), [], numbers=False) == (1 if failed else 0)
+    assert golden.compare(["A", "B"], Path(), [], numbers=False) == (1 if failed else 0)
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"{len(failed)} of 3 values differ" if failed else "equal: 3 values"
     )

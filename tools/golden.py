@@ -2,14 +2,11 @@
 
 `run OUT.json` draws a few small images and runs every verb that computes on them, through the command line and in
 this one process: float32, one thread, no worker. OUT.json keeps every number that the runs leave behind, exactly.
-`compare A B` does so with the code of two commits ('.': the working tree) and holds the one against the other. What
-is changed or missing in B ends with exit code 1; what B adds is only listed. `--numbers` passes over words, and
-`--ignore '*/config.yaml:masks'` over what is meant to change.
+`compare A B` does so with the code of two commits ('.': the working tree). What is changed or missing in B ends with
+exit code 1; what B adds is only listed. `--numbers` passes over words, `--ignore '*/config.yaml:masks'` over names.
 
-Nothing is taken from the package but its console script, `semmae.cli:main`, and the files that it writes. So the tool
-of today runs the code of any commit whose options it knows; the runs are the table `RUNS`.
-
-Exact on one machine: another processor, or another release of torch, rounds otherwise.
+Nothing is taken from the package but its console script and the files that it writes, so the tool of today runs the
+code of any commit that knows the options in the table `RUNS`. Another processor, or release of torch, rounds otherwise.
 """
 
 import argparse
@@ -30,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNT, CLASSES = 48, ("disc", "square", "stripes")  # images to train on; one folder each
+COUNT, CLASSES = 48, ("disc", "square", "stripes")  # images to train on; a quarter more to measure on
 
 # Name of the run → its command line; {data} is the folder of drawn images, {NAME} the folder of another run, {out} its
 # own, which is --out where nothing else is.
@@ -44,13 +41,11 @@ RUNS = {
     "parts": f"parts {_LEARN} --teacher {{teacher}} --masks {{data}}/masks/train --epochs 3 --concentration 0.1",
     "published": f"parts {_LEARN} --teacher {{teacher}} --preset semmae-published --epochs 1 --grid 8",
     "semantic": f"pretrain {_LEARN} {_SIZE} --parts {{parts}} --epochs 3",
-    "attention": f"pretrain {_LEARN} {_SIZE} --masking attention --attention-hint 0.3 --token-subset 12"
-    " --teacher {teacher} --epochs 2",
-    "block": f"pretrain {_LEARN} {_SIZE} --masking block --epochs 1 --no-norm-pix-loss --accumulate 2"
-    " --init {teacher}",
-    "random": f"pretrain {_LEARN} {_SIZE} --masking random --epochs 2 --crop-scale 1",
-    "whole": f"pretrain {_LEARN} {_SIZE} --masking inter --masks {{data}}/masks/train --epochs 1 --teacher-epochs 1"
-    " --parts-epochs 1",
+    "inter": f"pretrain {_LEARN} {_SIZE} --parts {{published}} --masking inter --token-subset 12 --epochs 1",
+    "block": f"pretrain {_LEARN} {_SIZE} --masking block --epochs 1 --accumulate 2 --init {{teacher}}",
+    "random": f"pretrain {_LEARN} {_SIZE} --masking random --epochs 1 --crop-scale 1 --no-norm-pix-loss",
+    "attention": f"pretrain {_LEARN} {_SIZE} --masking attention --attention-hint 0.3 --masks {{data}}/masks/train"
+    " --epochs 1 --teacher-epochs 1 --parts-epochs 1",
     "knn": f"knn {_MEASURE} --encoder {{teacher}} --precision float32 --untrained",
     "probe": f"probe {_MEASURE} --encoder {{semantic}} --precision float32 --flip",
     "probe-mae": f"probe --data {{data}}/images {_TRAIN} --encoder {{semantic}} --protocol mae --epochs 3",
@@ -120,9 +115,8 @@ def draw(folder: Path) -> None:
         noise = rng.normal(0, 12, (height, width, 3))
         image = Image.fromarray(np.clip(colours[labels] + noise, 0, 255).astype(np.uint8))
         place = f"{'train' if number < COUNT else 'val'}/{kind}/{number:02}.png"
-        if number % 16 == 5:
-            image = image.convert("L")
-        for top, picture in (("images", image), ("masks", Image.fromarray(labels))):
+        drawn = {"images": image.convert("L") if number % 16 == 5 else image, "masks": Image.fromarray(labels)}
+        for top, picture in drawn.items():
             (folder / top / place).parent.mkdir(parents=True, exist_ok=True)
             picture.save(folder / top / place)
 
@@ -160,12 +154,11 @@ def read_folder(folder: Path, work: Path) -> dict[str, str]:
     """Every value in the files of a run: file and place in it → exact text."""
     values = {}
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not _UNREAD.search(f"/{name}"):
+        if path.is_file() and not _UNREAD.search(path.as_posix()):
             for place, value in read(path):
-                if not _LEFT_OUT.search(place):
-                    values[f"{name}:{place}"] = exact(value).replace(str(work), "WORK")
-    return values
+                name = f"{path.relative_to(folder).as_posix()}:{place}"
+                values[name] = exact(value).replace(str(work), "WORK")
+    return {name: value for name, value in values.items() if not _LEFT_OUT.search(name)}
 
 
 def read(path: Path) -> Iterator[tuple[str, Any]]:
@@ -209,8 +202,6 @@ def leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, dict | list):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             yield from leaves(value, f"{place}.{key}" if place else str(key))
-    elif getattr(getattr(tree, "dtype", None), "kind", "") == "U":  # numpy's texts
-        yield from leaves(tree.tolist(), place)
     else:
         yield place, tree
 
@@ -222,6 +213,8 @@ def exact(value: Any) -> str:
     if hasattr(value, "detach"):  # numpy has no bfloat16, so the bytes
         content = value.detach().cpu().contiguous().flatten().view(sys.modules["torch"].uint8).numpy()
         return f"{value.dtype} {list(value.shape)} {digest(content.tobytes())}"
+    if hasattr(value, "tobytes") and value.dtype.kind == "U":
+        return json.dumps(value.tolist())
     if hasattr(value, "tobytes"):
         return f"{value.dtype} {list(value.shape)} {digest(value.tobytes())}"
     return digest(value) if isinstance(value, bytes) else json.dumps(value, default=str)
@@ -232,24 +225,19 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def compare(first: str, second: str, cache: Path, ignored: list[str], numbers: bool) -> int:
+def compare(commits: list[str], cache: Path, ignored: list[str], numbers: bool) -> int:
     """Hold two commits against each other; returns the exit code."""
-    ours, theirs = (held(values_of(commit, cache), ignored, numbers) for commit in (first, second))
+    ours, theirs = (held(values_of(commit, cache), ignored, numbers) for commit in commits)
     failed, added = differences(ours, theirs)
-    for title, lines in (("added", added), ("differs", failed)):
-        for line in lines:
-            print(f"{title}: {line}")
+    print(*(f"added: {name}" for name in added), *(f"differs: {line}" for line in failed), sep="\n")
     print(f"{len(failed)} of {len(ours)} values differ" if failed else f"equal: {len(ours)} values")
     return int(bool(failed))
 
 
 def held(values: dict[str, str], ignored: list[str], numbers: bool) -> dict[str, str]:
     """The values that are to be equal: without those of ignored names and, of numbers alone, without words."""
-    return {
-        name: value
-        for name, value in values.items()
-        if not (numbers and _WORD.match(value)) and not any(fnmatch.fnmatchcase(name, each) for each in ignored)
-    }
+    names = [name for name, value in values.items() if not (numbers and _WORD.match(value))]
+    return {name: values[name] for name in names if not any(fnmatch.fnmatchcase(name, each) for each in ignored)}
 
 
 def differences(ours: dict[str, str], theirs: dict[str, str]) -> tuple[list[str], list[str]]:
@@ -265,32 +253,30 @@ def values_of(commit: str, cache: Path) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="golden-tree-") as temporary:
         if commit == ".":
             return values_in(ROOT / "src", Path(temporary) / "values.json")
-        named = subprocess.run(["git", "rev-parse", "--verify", f"{commit}^{{commit}}"], **_GIT)
+        named = git("rev-parse", "--verify", f"{commit}^{{commit}}").decode().strip()
         machine = f"{sys.version} {importlib.metadata.version('torch')}".encode()
-        kept = cache / f"{named.stdout.decode().strip()}-{digest(Path(__file__).read_bytes() + machine)}.json"
+        kept = cache / f"{named}-{digest(Path(__file__).read_bytes() + machine)}.json"
         if kept.is_file():
-            values: dict[str, str] = json.loads(kept.read_text())["values"]
-            return values
-        archive = subprocess.run(["git", "archive", named.stdout.decode().strip(), "src"], **_GIT).stdout
-        subprocess.run(["tar", "-x", "-C", temporary], input=archive, check=True)
+            return dict(json.loads(kept.read_text())["values"])
+        subprocess.run(["tar", "-x", "-C", temporary], input=git("archive", named, "src"), check=True)
         return values_in(Path(temporary) / "src", kept)
-
-
-_GIT: dict[str, Any] = {"cwd": ROOT, "check": True, "stdout": subprocess.PIPE}
 
 
 def values_in(source: Path, out: Path) -> dict[str, str]:
     """Run the table with the package in a folder of sources, in a process of its own."""
     half = out.with_suffix(".part")
     environment = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
-    print(f"golden: runs the code in {source}", file=sys.stderr, flush=True)
     subprocess.run([sys.executable, __file__, "run", str(half)], env=environment, stdout=sys.stderr, check=True)
     found = json.loads(half.read_text())
     if Path(found["source"]) != source / "semmae":
         sys.exit(f"golden: not the code of {source} was run, but {found['source']}")
     half.replace(out)
-    values: dict[str, str] = found["values"]
-    return values
+    return dict(found["values"])
+
+
+def git(*words: str) -> bytes:
+    """What git prints."""
+    return subprocess.run(["git", *words], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
 
 
 def main() -> None:
@@ -299,8 +285,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run").add_argument("out", type=Path)
     both = commands.add_parser("compare")
-    both.add_argument("first")
-    both.add_argument("second")
+    both.add_argument("commits", nargs=2, help="first what was, then what is; '.' is the working tree")
     both.add_argument("--cache", type=Path, default=ROOT / "build" / "golden", help="values of commits")
     both.add_argument("--ignore", action="append", default=[], help="pattern of names that are meant to change")
     both.add_argument("--numbers", action="store_true", help="pass over words")
@@ -308,7 +293,7 @@ def main() -> None:
     if given.command == "run":
         run(given.out)
     else:
-        sys.exit(compare(given.first, given.second, given.cache, given.ignore, given.numbers))
+        sys.exit(compare(given.commits, given.cache, given.ignore, given.numbers))
 
 
 if __name__ == "__main__":
