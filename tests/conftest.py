@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["SEMMAE_CACHE"] = str(Path(caches.name) / "semmae")
     os.environ["HF_HOME"] = str(Path(caches.name) / "huggingface")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    # Golden losses are compared exactly, and how a sum is split over threads changes its last bits.
+    # Runs are compared exactly, and how a sum is split over threads changes its last bits.
     torch.set_num_threads(1)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -14,6 +15,8 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+import semmae
+from semmae.checkpoint import save_encoder
 from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.finetune import FinetuneRecipe, FinetuneTask, disturbed
@@ -21,6 +24,7 @@ from semmae.train.optimizer import layer_decay_groups
 from semmae.train.trainer import FitOptions, fit
 
 DEPTH = 3
+GOLDEN = [2.07948661, 2.11358881, 2.1479249, 2.05964303, 2.06949568]
 PLAIN = FinetuneRecipe(mixup=0, cutmix=0, erasing=0, label_smoothing=0)
 
 
@@ -154,3 +158,14 @@ def test_drop_path_is_at_work_though_the_encoder_came_in_evaluation_mode(tmp_pat
     assert torch.equal(weights(0.0, 0, "a"), weights(0.0, 1, "b"))  # nothing else is drawn
     assert torch.equal(weights(0.5, 0, "c"), weights(0.5, 0, "d"))
     assert not torch.equal(weights(0.5, 0, "e"), weights(0.5, 1, "f"))
+
+
+def test_the_first_losses_are_golden(creatures: Path, tmp_path: Path) -> None:
+    """With all that draws by chance: crops, policies, mixing, erasing, drop path."""
+    save_encoder(Encoder(EncoderSpec(32, 8, 48, DEPTH, 3)), tmp_path / "encoder")
+    recipe = {"epochs": 2, "blr": 0.2, "drop_path": 0.3, "val_every": 0}
+    with tiny.every_step():
+        semmae.finetune(
+            encoder=tmp_path / "encoder", data=creatures / "images", out=tmp_path / "run", **recipe, **tiny.TRAIN
+        )
+    tiny.assert_golden(tmp_path / "run", GOLDEN)

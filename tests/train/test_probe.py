@@ -2,16 +2,21 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 
+import semmae
+from semmae.checkpoint import save_encoder
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.probe import ProbeRecipe, ProbeTask, lars
 
 SPEC = EncoderSpec(16, 8, 16, 2, 2)
+GOLDEN = [2.07682943, 2.11894608, 2.05093408, 2.10485578, 2.06976962]
 
 
 def slow_lars(values: list[list[float]], gradients: list[list[list[float]]], rate: float) -> list[list[float]]:
@@ -90,3 +95,13 @@ def test_a_step_sees_frozen_features_and_the_classes_of_its_rows() -> None:
     assert all(parameter.grad is None for parameter in encoder.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
     assert {name.split(".")[0] for name in task.state_dict()} == {"head"}, "a checkpoint holds the head alone"
+
+
+def test_the_first_losses_are_golden(creatures: Path, tmp_path: Path) -> None:
+    save_encoder(Encoder(EncoderSpec(32, 8, 48, 3, 3)), tmp_path / "encoder")
+    recipe = {"protocol": "mae", "epochs": 2, "blr": 2.0}
+    with tiny.every_step():
+        semmae.probe(
+            encoder=tmp_path / "encoder", data=creatures / "images", out=tmp_path / "run", **recipe, **tiny.TRAIN
+        )
+    tiny.assert_golden(tmp_path / "run", GOLDEN)

@@ -1,9 +1,14 @@
 """Optimisation of segmentation: rates by layer, the loss over pixels with a class, the schedule."""
 
+from pathlib import Path
+
 import pytest
+import tiny
 import torch
 from torch.nn import functional
 
+import semmae
+from semmae.checkpoint import save_encoder
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.optimizer import layer_decay_groups
@@ -11,6 +16,7 @@ from semmae.train.schedules import warmup_poly
 from semmae.train.segment import pixel_loss
 
 DEPTH = 4
+GOLDEN = [2.72039104, 2.6719079, 2.64057899, 2.63727236, 2.58093262]
 
 
 def test_rates_fall_from_the_head_down() -> None:
@@ -59,3 +65,12 @@ def test_rate_warms_up_and_falls_linearly() -> None:
     assert rates[10:] == pytest.approx([1 - step / 100 for step in range(101)])
     assert warmup_poly(60, total=110, warmup=10, power=2) == pytest.approx(0.25)
     assert warmup_poly(0, total=5, warmup=0) == 1
+
+
+def test_the_first_losses_are_golden(creatures: Path, tmp_path: Path) -> None:
+    """With UPerNet, the second head, and all that draws by chance: scales, crops, colours, drop path."""
+    save_encoder(Encoder(EncoderSpec(32, 8, 48, DEPTH, 3)), tmp_path / "encoder")
+    recipe = {"steps": 5, "lr": 1e-3, "decoder_channels": 8, "drop_path": 0.3, "pictures": 0}
+    with tiny.every_step():
+        semmae.segment(encoder=tmp_path / "encoder", data=creatures, out=tmp_path / "run", **recipe, **tiny.TRAIN)
+    tiny.assert_golden(tmp_path / "run", GOLDEN)
