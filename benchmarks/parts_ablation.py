@@ -34,7 +34,7 @@ from semmae.models.vit import Encoder, Features
 from semmae.train.optimizer import adamw_warmup_cosine
 from semmae.train.part_losses import PartsRecipe, parts_losses
 from semmae.train.schedules import warmup_cosine
-from semmae.verbs.measuring import Truth, measure, read_truth, score
+from semmae.evaluation.parts import Truth, measure, read_truth, score
 
 VIEW_PAIRS = 2  # pairs of views of each image whose tokens are kept
 GRID = 28

@@ -19,6 +19,7 @@ import semmae
 from semmae import files
 from semmae.cli import run
 from semmae.data.part_store import PartStore
+from semmae.data.token_file import Column, TokenFile, finish
 from semmae.formats.folders import read_classifier, save_classifier, save_encoder
 from semmae.models.classifier import Classifier
 from semmae.models.vit import Encoder, EncoderSpec
@@ -31,7 +32,6 @@ from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.results import draw_confusion, write_comparison, write_per_class, write_results
 from semmae.reporting.run_page import write_report
 from semmae.run.config import read_config, read_config as read_options, to_yaml
-from semmae.verbs.token_file import Column, TokenFile, finish
 
 STRANGE = os.fsdecode(b"\xff")
 IMAGE, OTHER = f"cl{STRANGE}ass/im{STRANGE}age.jpg", "cl\u00e4ss/b.jpg"

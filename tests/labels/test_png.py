@@ -11,8 +11,8 @@ from PIL import Image
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
+from semmae.labels.png import export_labels
 from semmae.reporting.pictures import label_colours
-from semmae.verbs.exporting import export_labels
 
 NAMES = ["background", "part 1", "part 2"]
 GRID = 4
@@ -76,7 +76,7 @@ def test_it_goes_on_where_it_was_stopped(images: ImageSet, tmp_path: Path, monke
         path.write_bytes(content)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("semmae.verbs.exporting.write_bytes", stop)
+        patch.setattr("semmae.labels.png.write_bytes", stop)
         export_labels(store, images, out, workers=1)
     assert written == ["1.jpg.png"]
     before = (out / "a" / "1.jpg.png").stat().st_mtime_ns

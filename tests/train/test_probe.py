@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from semmae.checkpoint import save_encoder
 from torch import Tensor, nn
 
 import semmae
-from semmae.checkpoint import save_encoder
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.probe import ProbeRecipe, ProbeTask, lars

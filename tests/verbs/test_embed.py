@@ -30,11 +30,11 @@ from semmae.cli import run
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
+from semmae.data.token_file import TokenFile, _write_texts
 from semmae.evaluation.tokens import TOKENS, image_tokens
 from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.verbs import embed as verb
-from semmae.verbs.token_file import TokenFile, _write_texts
 
 KINDS = (".parquet", ".npz", ".safetensors")
 SIZE, SIDE, WIDTH, PARTS = 32, 4, 24, 5
@@ -434,8 +434,8 @@ _WRITE = """
 import sys
 from pathlib import Path
 import numpy as np
-from semmae.verbs import token_file
-from semmae.verbs.token_file import Column, TokenFile, finish
+from semmae.data import token_file
+from semmae.data.token_file import Column, TokenFile, finish
 
 token_file._BLOCK = 2**20
 column = Column("patch", (64, 768), "float32")

@@ -23,8 +23,7 @@ from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options import kind_of
 from semmae.options.knn import KnnOptions
-from semmae.reporting import outcome
-from semmae.verbs import ending
+from semmae.reporting import ending, outcome
 
 FEW = ["--workers", "0", "--batch-size", "8"]
 

@@ -321,3 +321,21 @@ def _verdict(measured: Mapping[str, Mapping[str, float]], methods: list[str]) ->
     if not lost:
         return "The learned parts beat everything they are compared with, on every measure."
     return f"The learned parts are matched or beaten on {', '.join(lost)}."
+
+
+def quality_text(scores: Mapping[str, Mapping[str, float]], images: int) -> str:
+    """The table of quality in plain text, the best of each column starred, and a verdict."""
+    shown = quality(scores)
+    assert shown is not None, "the learned parts at least were measured"
+    verdict, table = shown
+    title = f"Part quality on {images} images (* best of its column)"
+    return "\n".join([title, *_lines(table), verdict])
+
+
+def _lines(table: Table) -> list[str]:
+    """Columns lined up: the first to the left, figures to the right, a star or its room behind each."""
+    cells = [[f"{name} " for name in table.header]]
+    for index, row in enumerate(table.rows):
+        cells.append([cell + ("*" if (index, column) in table.best else " ") for column, cell in enumerate(row)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in cells]

@@ -15,11 +15,11 @@ from semmae.options.demo import DemoOptions
 from semmae.options.knn import KnnOptions
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.values import check_image_size
+from semmae.reporting.ending import already_finished, end
 from semmae.reporting.page import read_facts, with_intervals
 from semmae.reporting.results import OWN, write_results
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
-from semmae.verbs.ending import already_finished, end
 from semmae.verbs.features import device_of, open_encoder, untrained_like
 from semmae.verbs.knn import knn_figures, knn_protocol, measure_knn
 from semmae.verbs.pretrain import whole_way

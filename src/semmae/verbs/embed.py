@@ -20,6 +20,7 @@ from torch import Tensor
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.data.token_file import WRITERS, Column, TokenFile, finish, paths_beside, read_info
 from semmae.errors import DiskError, UserError
 from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
@@ -30,13 +31,12 @@ from semmae.models.vit import Encoder
 from semmae.options.embed import EmbedOptions
 from semmae.options.values import check_choice, check_values
 from semmae.progress import Progress, say
+from semmae.reporting.ending import lines
 from semmae.run.config import PARTIAL
 from semmae.run.folder import check_inputs, claimed, run_folder
 from semmae.run.places import check_place
 from semmae.shell import python, text
-from semmae.verbs.ending import lines
 from semmae.verbs.features import feature_size, open_encoder
-from semmae.verbs.token_file import WRITERS, Column, TokenFile, finish, paths_beside, read_info
 
 _log = logging.getLogger("semmae")
 

@@ -18,6 +18,7 @@ from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.segmentation import SegmentationData
 from semmae.data.splits import MASK_FOLDERS
 from semmae.errors import UserError
+from semmae.evaluation.parts import Truth, measure_encoder, measure_grids, pixel_truth
 from semmae.files import Fields, read_json, user_path, write_json
 from semmae.formats.folders import check_saveable, digest
 from semmae.models.vit import Encoder
@@ -25,12 +26,12 @@ from semmae.options.evaluate import EvaluateOptions
 from semmae.options.fields import shared
 from semmae.options.probe import ProbeOptions
 from semmae.options.segment import SegmentOptions
+from semmae.reporting.ending import ended
 from semmae.reporting.page import check_figures
 from semmae.reporting.results import OWN, write_comparison
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
 from semmae.train.precision import check_precision
-from semmae.verbs.ending import ended
 from semmae.verbs.features import (
     Look,
     TrainVal,
@@ -45,7 +46,6 @@ from semmae.verbs.features import (
     untrained_like,
 )
 from semmae.verbs.knn import knn_protocol, measure_knn
-from semmae.verbs.measuring import Truth, measure_encoder, measure_grids, pixel_truth
 from semmae.verbs.probe import probe_encoder, probe_protocol, rows_to_choose_on
 from semmae.verbs.segment import new_segmenter, open_data, train_segmenter
 from semmae.verbs.segment_options import check_encoder

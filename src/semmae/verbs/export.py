@@ -33,13 +33,13 @@ from semmae.models.weights import MEAN_NORM, NO_QKV_BIAS, NORM_EPS, load_strictl
 from semmae.options.export import ExportOptions
 from semmae.options.values import check_image_size, check_values
 from semmae.progress import say
+from semmae.reporting.ending import lines
 from semmae.reporting.model_card import RESULTS, Card, find_run, write_card
 from semmae.reporting.page import read_facts
 from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 from semmae.shell import python, text
 from semmae.verbs.classes import crop_share
-from semmae.verbs.ending import lines
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 

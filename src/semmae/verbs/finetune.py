@@ -16,6 +16,7 @@ from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
 from semmae.options.finetune import FinetuneOptions
+from semmae.reporting.ending import ended
 from semmae.reporting.results import write_results
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
@@ -24,7 +25,6 @@ from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.finetune import FinetuneRecipe, FinetuneTask
 from semmae.train.trainer import Evaluation, barrier, fit
 from semmae.verbs.classes import eval_crop, evaluate_only, measure_classifier, validate
-from semmae.verbs.ending import ended
 from semmae.verbs.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
 from semmae.verbs.training import (
     check_batches,

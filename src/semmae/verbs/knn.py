@@ -12,11 +12,11 @@ from semmae.evaluation.knn import knn_ranks
 from semmae.models.vit import Encoder
 from semmae.options.knn import KnnOptions
 from semmae.options.shared import FeatureOptions, NeighbourOptions
+from semmae.reporting.ending import ended
 from semmae.reporting.results import write_results
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
 from semmae.train.precision import check_precision, resolve_precision
-from semmae.verbs.ending import ended
 from semmae.verbs.features import (
     Look,
     check_classes,

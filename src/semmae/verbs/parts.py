@@ -1,5 +1,6 @@
 """`semmae parts`: learn parts from a frozen encoder, label every image, measure, draw."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from semmae.data.loaders import CropDataset, WholeDataset, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
+from semmae.evaluation.parts import Truth, measure, read_truth
 from semmae.formats.folders import LEARNER, digest, read_learner, save_learner
 from semmae.formats.open import load_encoder
+from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
 from semmae.options.parts import PartsOptions
+from semmae.reporting.ending import ended
+from semmae.reporting.page import quality_text
 from semmae.reporting.part_samples import FILE as SAMPLES, collect, spread
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import parts_picture, write_report
@@ -24,11 +29,10 @@ from semmae.run.ranks import is_rank_zero
 from semmae.train.part_losses import PartsRecipe
 from semmae.train.parts import PartsTask
 from semmae.train.trainer import fit
-from semmae.verbs.ending import ended
-from semmae.verbs.exporting import check_folder, export_labels
 from semmae.verbs.labelling import check_learner, has_learner, label_images, learner_facts, with_encoder
-from semmae.verbs.measuring import Truth, measure, read_truth
 from semmae.verbs.training import fit_options, open_training_images, summarised, training_loader
+
+_log = logging.getLogger("semmae")
 
 _PICTURED = 24  # images in parts.png
 _SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn from shows
@@ -207,7 +211,8 @@ def _size(options: PartsOptions, encoder: Encoder | None) -> int:
 
 
 def _measure(options: PartsOptions, store: PartStore, images: ImageSet, encoder: Encoder | None, truth: Truth) -> None:
-    measure(
+    scores = measure(
         store, images, encoder, truth, options.out / "quality.json",
         size=_size(options, encoder), batch_size=options.batch_size, workers=options.workers, seed=options.seed,
     )  # fmt: skip
+    _log.info("%s", quality_text(scores, len(truth.rows)))

@@ -22,6 +22,7 @@ from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import SizeOptions, TrainOptions
 from semmae.options.teacher import TeacherOptions
 from semmae.options.values import check_image_size
+from semmae.reporting.ending import ended
 from semmae.reporting.mask_pictures import draw_masks
 from semmae.reporting.run_page import write_report
 from semmae.run.config import CONFIG, UNFINISHED
@@ -31,7 +32,6 @@ from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.masks import MASKINGS
 from semmae.train.pretrain import PretrainRecipe, PretrainTask
 from semmae.train.trainer import barrier, fit
-from semmae.verbs.ending import ended
 from semmae.verbs.init import init_autoencoder
 from semmae.verbs.mask_options import (
     WITHOUT_LABELS,

@@ -25,6 +25,7 @@ from semmae.models.vit import Encoder
 from semmae.options.fields import shared
 from semmae.options.probe import ProbeOptions, Protocol
 from semmae.options.shared import FeatureOptions
+from semmae.reporting.ending import ended
 from semmae.reporting.results import draw_confusion, write_per_class, write_results
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
@@ -32,7 +33,6 @@ from semmae.run.ranks import is_rank_zero
 from semmae.train.precision import resolve_precision
 from semmae.train.probe import ProbeRecipe, ProbeTask
 from semmae.train.trainer import fit
-from semmae.verbs.ending import ended
 from semmae.verbs.features import (
     Look,
     TrainVal,

@@ -15,6 +15,7 @@ from semmae.models.mae import MaskedAutoencoder
 from semmae.options.reconstruct import ReconstructOptions
 from semmae.options.values import check_image_size, check_values
 from semmae.progress import say
+from semmae.reporting.ending import lines
 from semmae.reporting.mask_pictures import faded, on_the_grid, reconstruct_pixels
 from semmae.reporting.outcome import free
 from semmae.reporting.part_samples import spread
@@ -23,7 +24,6 @@ from semmae.reporting.run_page import reconstructions_picture
 from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 from semmae.shell import command
-from semmae.verbs.ending import lines
 
 
 def reconstruct(options: ReconstructOptions) -> Path:

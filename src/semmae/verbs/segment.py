@@ -26,13 +26,13 @@ from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
 from semmae.options.segment import SegmentOptions
+from semmae.reporting.ending import ended
 from semmae.reporting.results import OWN
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.segment import SegmentRecipe, SegmentTask
 from semmae.train.trainer import Evaluation, fit
-from semmae.verbs.ending import ended
 from semmae.verbs.features import (
     check_val_share,
     image_keys,

@@ -17,12 +17,12 @@ from semmae.masking import num_hidden
 from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
 from semmae.options.teacher import TeacherOptions
 from semmae.options.values import check_image_size
+from semmae.reporting.ending import ended
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.teacher import TeacherRecipe, TeacherTask
 from semmae.train.trainer import Evaluation, fit
-from semmae.verbs.ending import ended
 from semmae.verbs.features import class_indices
 from semmae.verbs.init import init_encoder
 from semmae.verbs.training import fit_options, open_training_images, scaled_rate, summarised, training_loader

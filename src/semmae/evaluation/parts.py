@@ -1,6 +1,5 @@
 """Part quality of a labelled data set: learned parts beside their baselines."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,8 @@ from semmae.evaluation.quality import SAMPLE, Labels, find_masks, fixed_grid, lo
 from semmae.files import write_json
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
-from semmae.reporting.page import Table, quality as quality_table
 
 MOST_IMAGES = 2000  # measured unless told otherwise: enough for the first decimal of every figure
-
-_log = logging.getLogger("semmae")
 
 Scores = dict[str, dict[str, float]]  # method → figure → value
 
@@ -114,7 +110,7 @@ def measure(
     workers: int,
     seed: int,
 ) -> Scores:
-    """Part quality beside all baselines, on the same images and points; writes quality.json, logs the table.
+    """Part quality beside all baselines, on the same images and points; writes quality.json.
 
     Args:
         store: complete labels of `images`.
@@ -142,7 +138,6 @@ def measure(
         protocol |= {"heads": encoder.spec.num_heads, "kmeans_tokens": tokens}
     scores |= measure_grids(truth, labels=store.num_labels, grid=store.grid)
     write_json(path, {**scores, "protocol": protocol})
-    _log.info("%s", summary(scores, truth))
     return scores
 
 
@@ -201,24 +196,6 @@ def score(labels: npt.NDArray[np.uint8], truth: Truth) -> dict[str, float]:
     if truth.keypoints is not None:
         figures |= keypoint_quality(labels, truth.keypoints)
     return figures
-
-
-def summary(scores: Scores, truth: Truth) -> str:
-    """The table of quality in plain text, the best of each column starred, and a verdict."""
-    shown = quality_table(scores)
-    assert shown is not None, "the learned parts at least were measured"
-    verdict, table = shown
-    title = f"Part quality on {len(truth.rows)} images (* best of its column)"
-    return "\n".join([title, *_lines(table), verdict])
-
-
-def _lines(table: Table) -> list[str]:
-    """Columns lined up: the first to the left, figures to the right, a star or its room behind each."""
-    cells = [[f"{name} " for name in table.header]]
-    for number, row in enumerate(table.rows):
-        cells.append([cell + ("*" if (number, column) in table.best else " ") for column, cell in enumerate(row)])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in cells]
 
 
 def _relative(points: Keypoints, rows: Sequence[int], images: ImageSet) -> Keypoints:
