@@ -14,6 +14,7 @@ from semmae.errors import UserError
 from semmae.evaluation.parts import Truth, measure, read_truth
 from semmae.formats.folders import LEARNER, digest, read_learner, save_learner
 from semmae.formats.open import load_encoder
+from semmae.labels.labelling import check_learner, has_learner, label_images, learner_facts, with_encoder
 from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
 from semmae.models.parts import PartLearner, PartsSpec
@@ -29,7 +30,6 @@ from semmae.run.ranks import is_rank_zero
 from semmae.train.part_losses import PartsRecipe
 from semmae.train.parts import PartsTask
 from semmae.train.trainer import fit
-from semmae.verbs.labelling import check_learner, has_learner, label_images, learner_facts, with_encoder
 from semmae.verbs.training import fit_options, open_training_images, summarised, training_loader
 
 _log = logging.getLogger("semmae")

@@ -11,6 +11,7 @@ from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.evaluation.quality import read_masks
 from semmae.formats.folders import save_autoencoder, save_encoder
+from semmae.formats.init import init_autoencoder
 from semmae.formats.open import load_encoder
 from semmae.masking import num_hidden
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -29,11 +30,7 @@ from semmae.run.config import CONFIG, UNFINISHED
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.compiling import check_compile, resolve_compile
-from semmae.train.masks import MASKINGS
-from semmae.train.pretrain import PretrainRecipe, PretrainTask
-from semmae.train.trainer import barrier, fit
-from semmae.verbs.init import init_autoencoder
-from semmae.verbs.mask_options import (
+from semmae.train.mask_checks import (
     WITHOUT_LABELS,
     check_masking,
     learns_parts,
@@ -42,6 +39,9 @@ from semmae.verbs.mask_options import (
     reads_attention,
     try_own_mask,
 )
+from semmae.train.masks import MASKINGS
+from semmae.train.pretrain import PretrainRecipe, PretrainTask
+from semmae.train.trainer import barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
 from semmae.verbs.teacher import check_teacher, train_teacher
 from semmae.verbs.training import (

@@ -13,6 +13,7 @@ from semmae.errors import UserError
 from semmae.evaluation.features import extract
 from semmae.evaluation.knn import knn_accuracy
 from semmae.formats.folders import save_encoder
+from semmae.formats.init import init_encoder
 from semmae.masking import num_hidden
 from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
 from semmae.options.teacher import TeacherOptions
@@ -24,7 +25,6 @@ from semmae.run.ranks import is_rank_zero
 from semmae.train.teacher import TeacherRecipe, TeacherTask
 from semmae.train.trainer import Evaluation, fit
 from semmae.verbs.features import class_indices
-from semmae.verbs.init import init_encoder
 from semmae.verbs.training import fit_options, open_training_images, scaled_rate, summarised, training_loader
 
 _KNN_IMAGES = 2000  # at most, so that measuring stays short beside training

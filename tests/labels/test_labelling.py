@@ -14,10 +14,10 @@ from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.files import short
 from semmae.formats.folders import digest, read_learner, save_encoder, save_learner
+from semmae.labels.labelling import check_learner, has_learner, label_images, learner_facts, with_encoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.parts import LabelOptions
-from semmae.verbs.labelling import check_learner, has_learner, label_images, learner_facts, with_encoder
 
 
 def new_encoder(seed: int, patch: int = 8) -> Encoder:
