@@ -1,13 +1,11 @@
-"""Part labels and attention of every image, in the part-map store: begun or gone on with, by one process or several.
+"""Part labels and attention of every image, in the part-map store: begun or resumed, by one process or several.
 
 Labels are computed in blocks of rows that are always the same, each by one thread on a CPU: what a block's
 labels are depends neither on where an earlier run was killed nor on how many processes share the work.
 """
 
-import dataclasses
-import logging
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -21,39 +19,21 @@ from semmae.labels.blocks import Job, label_blocks, most_rows
 from semmae.labels.processes import label_in_processes
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
-from semmae.options.parts import LabelOptions
+from semmae.objects import described, recordable
+from semmae.options.shared import Precision
 from semmae.progress import Progress
-from semmae.run.ranks import is_rank_zero
 from semmae.train.precision import resolve_precision
 
-_log = logging.getLogger("semmae")
 
-
-LabelT = TypeVar("LabelT", bound=LabelOptions)
-
-
-def with_encoder(options: LabelT) -> LabelT:
-    """The options with the encoder told, which --learner brings along.
-
-    Raises:
-        UserError: no encoder is given.
-    """
-    if options.learner is None:
-        if options.teacher is None and options.tokens is None:
-            raise UserError("parts needs --teacher, or --learner or --tokens in its place; see semmae parts --help")
-        return options
-    folder = learner_folder(options.learner)
+def teacher_of(learner: Path) -> dict[str, Any]:
+    """`teacher`, `num_heads` and `image_size`: the encoder of a learner, as its run recorded it; None: not recorded."""
+    folder = learner_folder(learner)
     facts = Fields(folder / CONFIG, read_extra(folder))
-    # --teacher beside --learner: the encoder has moved. That it is the same is checked by its digest.
-    teacher = options.teacher or facts.get("teacher", str)
-    if teacher is None:
-        raise UserError(f"--learner {options.learner}: does not tell its encoder; add --teacher")
-    return dataclasses.replace(
-        options,
-        teacher=teacher,
-        num_heads=options.num_heads or facts.get("num_heads", int | None),
-        image_size=options.image_size or facts.get("image_size", int | None),
-    )
+    return {
+        "teacher": facts.get("teacher", str | None),
+        "num_heads": facts.get("num_heads", int | None),
+        "image_size": facts.get("image_size", int | None),
+    }
 
 
 def learner_folder(run: Path) -> Path:
@@ -65,100 +45,126 @@ def learner_folder(run: Path) -> Path:
     raise UserError(f"{run}: holds no part learner{nested}; give the --out of a `semmae parts` that has learned")
 
 
-def learner_facts(options: LabelOptions, encoder: Encoder, size: int) -> dict[str, Any]:
-    """What is kept beside a learner, so that `--learner` needs nothing else."""
-    teacher = options.teacher or ""
-    if not teacher.startswith("timm:"):
-        teacher = str(user_path(teacher, "--teacher").resolve())
+def learner_facts(teacher: str | Encoder, encoder: Encoder, size: int) -> dict[str, Any]:
+    """What is kept beside a learner, so that `--learner` needs nothing else; of an object its digest alone.
+
+    Args:
+        teacher: what `load_encoder` took.
+        encoder: what it gave.
+        size: pixels a side of the images that were learned from.
+    """
+    spec = recordable(teacher)
+    if isinstance(spec, str) and not spec.startswith("timm:"):
+        spec = str(user_path(spec, "--teacher").resolve())
     heads = encoder.spec.num_heads
-    return {"teacher": teacher, "num_heads": heads, "image_size": size, "teacher_digest": digest(encoder)}
+    return {"teacher": spec, "num_heads": heads, "image_size": size, "teacher_digest": digest(encoder)}
 
 
-def check_learner(options: LabelOptions, encoder: Encoder) -> None:
-    """Refuse a learner that is not there, or was trained on another encoder; nothing is written.
+def check_learner(
+    out: Path, learner: Path | None, encoder: Encoder, teacher: str | Encoder, *, needed: bool = False
+) -> None:
+    """Refuse the learner in `out`, or else in the run `learner`, where it was trained on another encoder.
 
     Raises:
-        UserError: names what is missing, or both digests.
+        UserError: names both digests, or both sizes; there is none, and `needed` is set (--labels-only).
     """
-    own = options.out / LEARNER
-    if options.labels_only and options.learner is None and kind(own) != LEARNER:
-        raise UserError(
-            f"--labels-only: {options.out} has not learned parts yet; go on with --resume, or label by the learner of "
-            "another run: --learner RUN"
-        )
-    if kind(own) == LEARNER:
-        folder = own
-    elif options.learner is not None:
-        folder = learner_folder(options.learner)
-    else:
-        return
+    folder = out / LEARNER
+    if kind(folder) != LEARNER:
+        if learner is None:
+            if needed:
+                raise UserError(
+                    f"--labels-only: {out} has not learned parts yet; go on with --resume, or label by the learner of "
+                    "another run: --learner RUN"
+                )
+            return
+        folder = learner_folder(learner)
     spec, trained_on = read_learner(folder).spec, read_extra(folder).get("teacher_digest")
     if trained_on is not None and trained_on != digest(encoder):
         raise UserError(
-            f"{folder}: learned from the encoder {short(str(trained_on))}, and {options.teacher} is "
-            f"{short(digest(encoder))}; "
-            "restore that encoder, or learn anew in another --out"
+            f"{folder}: learned from the encoder {short(str(trained_on))}, and {described(teacher)} is "
+            f"{short(digest(encoder))}; restore that encoder, or learn anew in another --out"
         )
     if (spec.width, spec.patch_size) != (encoder.width, encoder.patch_size):
         raise UserError(
             f"{folder}: learned from an encoder {spec.width} wide with patches of {spec.patch_size}, and "
-            f"{options.teacher} is {encoder.width} wide with patches of {encoder.patch_size}; give the same encoder"
+            f"{described(teacher)} is {encoder.width} wide with patches of {encoder.patch_size}; give the same encoder"
         )
 
 
-def has_learner(options: LabelOptions) -> bool:
-    """Whether `out` holds a learner, so that nothing is to be trained; that of --learner is copied there first."""
-    own = options.out / LEARNER
-    if kind(own) == LEARNER:
-        return True
-    if options.learner is None:
-        return False
-    if is_rank_zero():
-        source = learner_folder(options.learner)
-        save_learner(read_learner(source), own, read_extra(source))
-    return True
+def copy_learner(run: Path, out: Path) -> None:
+    """Copy the learner of another run to `out`, which then is whole in itself."""
+    source = learner_folder(run)
+    save_learner(read_learner(source), out / LEARNER, read_extra(source))
+
+
+def check_devices(teacher: str | Encoder, devices: int) -> None:
+    """Refuse to label by several processes with an encoder that each of them cannot load for itself."""
+    if devices > 1 and recordable(teacher) is None:
+        raise UserError(
+            f"--devices {devices}: each process that labels images loads the encoder itself, and teacher is an object "
+            f"of Python ({described(teacher)}); use devices=1, or save it and give its path"
+        )
 
 
 def label_images(
-    options: LabelOptions, images: ImageSet, encoder: Encoder, learner: PartLearner, size: int
+    out: Path,
+    images: ImageSet,
+    encoder: Encoder,
+    learner: PartLearner,
+    *,
+    teacher: str | Encoder,
+    num_heads: int | None,
+    size: int,
+    grid: int,
+    batch_size: int,
+    precision: Precision = "auto",
+    devices: int = 1,
+    workers: int = 0,
 ) -> PartStore:
     """Label every image that has no labels or no attention yet, whole and stretched to a square.
 
-    Returns the finished store.
+    Args:
+        out: folder of the store, and of the learner where `devices` > 1.
+        images: to label.
+        encoder: frozen.
+        learner: of that encoder's features.
+        teacher: what `load_encoder` gave the encoder for; each of several processes loads it so again.
+        num_heads: likewise.
+        size: pixels a side of the images that the encoder sees.
+        grid: cells a side of the stored labels.
+        batch_size: images at a time at most.
+        precision: of the arithmetic.
+        devices: processes that share the work.
+        workers: processes of each that load images.
 
-    With `options.devices` > 1 so many processes share the work, and load encoder and learner themselves:
-    the learner from `options.out`.
+    Returns:
+        The finished store.
 
     Raises:
         UserError: labels are there already that other images, another encoder, learner or grid gave.
     """
     store = PartStore.create(
-        options.out,
+        out,
         images=len(images),
-        grid=options.grid,
+        grid=grid,
         label_names=learner.spec.label_names,
         teacher_digest=digest(encoder),
         learner_digest=digest(learner),
         manifest_digest=images.digest,
         attention_grid=stored_side(size // encoder.patch_size),
-        extra={"teacher": options.teacher},
+        extra={"teacher": described(teacher)},
     )
-    job = Job(
-        store=store,
-        images=images,
-        size=size,
-        block=min(options.batch_size, most_rows()),
-        precision=resolve_precision(options.precision),
-        workers=options.workers,
-    )
+    block = min(batch_size, most_rows())
+    job = Job(store, images, size, block, resolve_precision(precision), workers)
     blocks = job.unfinished()
-    processes = min(options.devices, len(blocks))
+    processes = min(devices, len(blocks))
     with Progress(sum(len(job.rows(block)) for block in blocks), "images", "labelling") as progress:
         if processes > 1:
-            told = label_in_processes(job, blocks, processes, (str(options.teacher), options.num_heads, options.out))
+            check_devices(teacher, processes)
+            done = label_in_processes(job, blocks, processes, (str(teacher), num_heads, out))
         else:
-            told = label_blocks(job, blocks, encoder, learner, threads=torch.get_num_threads())
-        for rows, waited in told:
+            done = label_blocks(job, blocks, encoder, learner, threads=torch.get_num_threads())
+        for rows, waited in done:
             progress.waited(waited)
             progress.update(rows)
     store.finish()

@@ -1,91 +1,71 @@
-"""Options of what pre-training hides, what contradicts them, and what they make a run read."""
+"""What of a masking would fail at the first step, refused before anything is written or trained."""
 
 import dataclasses
-from typing import cast
 
 import torch
 
 from semmae.errors import UserError
 from semmae.masking import num_hidden, num_hints
 from semmae.options.functions import function_at
-from semmae.options.pretrain import PretrainOptions
+from semmae.options.maskings import MASKINGS
 from semmae.options.values import check_choice
-from semmae.train.masks import BY_PARTS, MASKINGS, CheckedMask, MaskContext, MaskFunction, Masking
-
-WITHOUT_LABELS = tuple(masking for masking in MASKINGS if masking not in BY_PARTS)  # of a store these read none
-_WITHOUT_STORE = tuple(masking for masking in WITHOUT_LABELS if masking != "attention")
+from semmae.train.masks import CheckedMask, MaskContext
 
 
-def check_masking(options: PretrainOptions) -> None:
-    """Refuse a masking that is neither known nor a function, and options that it does not read."""
-    mask_source(options)
-    if not reads_store(options) and (options.parts or options.teacher):
+def check_masking(masking: str, *, patches: int, ratio: float, hint: float) -> None:
+    """Refuse a masking that is neither known nor a function, and shares that hide or show no patch of so many."""
+    if ":" in masking:
+        function_at(masking, "--masking")
+    else:
+        check_choice("masking", masking, MASKINGS)
+    hidden = num_hidden(patches, ratio)
+    if masking == "attention":
+        num_hints(patches, hidden, hint)
+
+
+def patches_taking_part(masking: str, image_size: int, patch_size: int, token_subset: int | None) -> int:
+    """Patches of an image that are encoded or predicted.
+
+    Raises:
+        UserError: --token-subset is more than there are, or the masking is one of the whole grid.
+    """
+    patches = (image_size // patch_size) ** 2
+    if token_subset is None:
+        return patches
+    if token_subset > patches:
         raise UserError(
-            f"--masking {options.masking} reads no parts; leave out --parts and --teacher, or choose semantic"
+            f"--token-subset {token_subset}: images of {image_size} pixels have {patches} patches of {patch_size}; "
+            "give at most so many, or leave it out for all"
         )
-    if options.masking == "attention":
-        patches = patches_taking_part(options)
-        num_hints(patches, num_hidden(patches, options.mask_ratio), options.attention_hint)
+    if masking in MASKINGS and MASKINGS[masking].whole_grid:
+        raise UserError(
+            f"--token-subset leaves gaps in the grid, and --masking {masking} hides {MASKINGS[masking].words}; leave "
+            "one out"
+        )
+    return token_subset
 
 
-def try_own_mask(options: PretrainOptions, labels: int) -> None:
+def try_mask(
+    function: str, *, patches: int, ratio: float, token_subset: int | None, labels: int, seed: int, has_parts: bool
+) -> None:
     """Call one's own mask function once, on labels and scores made up, before anything is written or trained.
+
+    Args:
+        function: `package.module:name`.
+        patches: of an image.
+        ratio: share of them to hide.
+        token_subset: how many take part, where not all do.
+        labels: that part labels have.
+        seed: of its noise.
+        has_parts: whether it will be given part labels and attention.
 
     Raises:
         UserError: what it returns is no mask.
     """
-    source = mask_source(options)
-    if not callable(source):
-        return
-    patches = (options.image_size // options.patch_size) ** 2
-    context = MaskContext((2, patches), options.mask_ratio, 0.0, torch.Generator().manual_seed(options.seed), labels)
-    if options.parts or learns_parts(options):
+    context = MaskContext((2, patches), ratio, 0.0, torch.Generator().manual_seed(seed), labels)
+    if has_parts:
         parts = (torch.arange(2 * patches) % labels).view(2, patches)
         context = dataclasses.replace(context, parts=parts, attention=context.uniform())
-    if options.token_subset is not None:
-        context = context.most_attended(options.token_subset)
-    CheckedMask(source)(context)
-
-
-def patches_taking_part(options: PretrainOptions) -> int:
-    """Patches of an image that are encoded or predicted.
-
-    Raises:
-        UserError: --token-subset is more than there are, or a masking of the whole grid.
-    """
-    patches, subset = (options.image_size // options.patch_size) ** 2, options.token_subset
-    if subset is None:
-        return patches
-    if subset > patches:
-        raise UserError(
-            f"--token-subset {subset}: images of {options.image_size} pixels have {patches} patches of "
-            f"{options.patch_size}; give at most so many, or leave it out for all"
-        )
-    if options.masking == "block":
-        raise UserError("--token-subset leaves gaps in the grid, and --masking block hides rectangles; leave one out")
-    return subset
-
-
-def reads_attention(options: PretrainOptions) -> bool:
-    """Whether nothing can be masked without attention."""
-    return options.masking == "attention" or options.token_subset is not None
-
-
-def reads_store(options: PretrainOptions) -> bool:
-    """Whether part labels or attention are read, if only by one's own function."""
-    return options.masking not in _WITHOUT_STORE or reads_attention(options)
-
-
-def mask_source(options: PretrainOptions) -> Masking | MaskFunction:
-    """The masking of that name, or one's own function."""
-    if ":" in options.masking:
-        return function_at(options.masking, "--masking")
-    check_choice("masking", options.masking, MASKINGS)
-    return cast(Masking, options.masking)
-
-
-def learns_parts(options: PretrainOptions) -> bool:
-    """Whether part labels are made here. One's own mask function gets those that are asked for."""
-    if options.parts is not None or not reads_store(options):
-        return False
-    return options.teacher is not None or options.masking in MASKINGS or reads_attention(options)
+    if token_subset is not None:
+        context = context.most_attended(token_subset)
+    CheckedMask(function_at(function, "--masking"))(context)
