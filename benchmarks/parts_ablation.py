@@ -33,6 +33,7 @@ from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, Features
 from semmae.train.optimizer import adamw_warmup_cosine
 from semmae.train.part_losses import PartsRecipe, parts_losses
+from semmae.train.parts import BETAS
 from semmae.train.schedules import warmup_cosine
 from semmae.verbs.measuring import Truth, measure, read_truth, score
 
@@ -161,7 +162,7 @@ def train(
     optimizer: Any = adamw_warmup_cosine(
         learner,
         lr=recipe.lr,
-        betas=recipe.betas,
+        betas=BETAS,
         weight_decay=recipe.weight_decay,
         total_steps=total,
         warmup_steps=warmup,

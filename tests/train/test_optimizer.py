@@ -77,7 +77,7 @@ def test_tokens_and_learned_positions_decay_in_pretraining_and_not_in_finetuning
 
 
 def test_a_teachers_mask_token_decays_as_ibots_does() -> None:
-    task = TeacherTask(Encoder(TINY), TeacherRecipe(prototypes=8, head_width=8))
+    task = TeacherTask(Encoder(TINY), TeacherRecipe(prototypes=8, head_width=8), lr=1e-3)
 
     assert decays(task)["mask_token"] == 0.05
 

@@ -35,7 +35,6 @@ class PartsRecipe:
 
     lr: float = 3e-3
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
     warmup_share: float = 0.05
     schedule: Schedule = "cosine"
     pixel_loss: Literal["mse", "l1"] = "mse"
@@ -44,10 +43,10 @@ class PartsRecipe:
     concentration: float = 0.0
     total_variation: float = 0.0
 
-    @property
-    def views(self) -> int:
-        """Crops of each image that a step looks at."""
-        return 2 if self.agreement else 1
+
+def views_of(recipe: PartsRecipe) -> int:
+    """Crops of each image that a step looks at."""
+    return 2 if recipe.agreement else 1
 
 
 def parts_losses(

@@ -11,6 +11,8 @@ from semmae.models.vit import Encoder, Features
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
 from semmae.train.part_losses import PartsRecipe, parts_losses
 
+BETAS = (0.9, 0.99)  # ours: the paper names no optimiser
+
 
 class PartsTask(pl.LightningModule):
     """Trains a `PartLearner` on batches {"images": uint8 (B, views, 3, S, S), "crops": (B, views, 5)}."""
@@ -44,7 +46,7 @@ class PartsTask(pl.LightningModule):
         return adamw_warmup_cosine(
             self.learner,
             lr=self.recipe.lr,
-            betas=self.recipe.betas,
+            betas=BETAS,
             weight_decay=self.recipe.weight_decay,
             total_steps=total,
             warmup_steps=round(self.recipe.warmup_share * total),

@@ -19,23 +19,24 @@ from semmae.models.head import LinearHead, pool
 from semmae.models.vit import Encoder
 from semmae.train.optimizer import warmup_cosine_rate
 
+_MOMENTUM = 0.9
+_TRUST = 0.001
+
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """The optimisation; the defaults are MAE's, for a batch of 16384."""
+    """The optimisation; the defaults are MAE's."""
 
-    lr: float = 6.4
-    momentum: float = 0.9
-    warmup_share: float = 10 / 90
+    warmup_share: float = 10 / 90  # of the steps
 
 
-def lars(module: nn.Module, *, lr: float, momentum: float) -> torch.optim.Optimizer:
+def lars(module: nn.Module, *, lr: float) -> torch.optim.Optimizer:
     """LARS as MoCo v3 and MAE have it: rates adapt for matrices alone, and there is no weight decay."""
     matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "always_adapt": True}, {"params": vectors, "always_adapt": False}]
     # eps is left out there: a gradient that is exactly zero is the one case it is for, and is asked for apart.
-    return Lars(groups, lr=lr, momentum=momentum, weight_decay=0.0, trust_coeff=0.001, eps=0.0)
+    return Lars(groups, lr=lr, momentum=_MOMENTUM, weight_decay=0.0, trust_coeff=_TRUST, eps=0.0)
 
 
 class ProbeTask(pl.LightningModule):
@@ -46,16 +47,17 @@ class ProbeTask(pl.LightningModule):
         head: what is trained.
         targets: the class of every row, int64 (N,).
         recipe: the optimisation.
+        lr: the highest rate, of this batch size.
     """
 
     targets: Tensor
 
-    def __init__(self, encoder: Encoder, head: LinearHead, targets: Tensor, recipe: ProbeRecipe) -> None:
+    def __init__(self, encoder: Encoder, head: LinearHead, targets: Tensor, recipe: ProbeRecipe, *, lr: float) -> None:
         super().__init__()
         self._frozen = (encoder.eval().requires_grad_(False),)  # in a tuple, where Lightning does not see it
         self.head = head
         self.register_buffer("targets", targets, persistent=False)
-        self.recipe = recipe
+        self.recipe, self.lr = recipe, lr
 
     def setup(self, stage: str) -> None:
         """Move the frozen encoder to the device."""
@@ -74,8 +76,8 @@ class ProbeTask(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """LARS, warm-up, cosine to zero."""
-        recipe, total = self.recipe, int(self.trainer.estimated_stepping_batches)
-        optimizer = lars(self.head, lr=recipe.lr, momentum=recipe.momentum)
-        warmup = round(recipe.warmup_share * total)
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer = lars(self.head, lr=self.lr)
+        warmup = round(self.recipe.warmup_share * total)
         rate = warmup_cosine_rate(optimizer, total_steps=total, warmup_steps=warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}

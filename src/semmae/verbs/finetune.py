@@ -217,9 +217,10 @@ def train_classifier(options: FinetuneOptions, classifier: Classifier, sets: Tra
         if options.resume and (folder / CONFIG).is_file():
             return load_classifier(folder)[0]
         compiled = resolve_compile(options.compile, optimiser_steps(len(sets.train), options, options.epochs))
-        task = FinetuneTask(classifier, recipe_of(options, len(sets.train)), compiled)
+        rate = scaled_rate(options.blr, len(sets.train), options)
+        task = FinetuneTask(classifier, recipe_of(options), lr=rate, compiled=compiled)
         classes = sets.train_targets.tolist() if options.balanced else None
-        loader = training_loader(crops_of(options, encoder, sets), options, classes, task.recipe.lr)
+        loader = training_loader(crops_of(options, encoder, sets), options, classes, rate)
         how = fit_options(options, options.out, stage, options.epochs, options.clip)
         fit(task, loader, how, options.resume, validation(options, task, sets))
         if is_rank_zero():
@@ -229,13 +230,13 @@ def train_classifier(options: FinetuneOptions, classifier: Classifier, sets: Tra
         return task.result
 
 
-def recipe_of(options: FinetuneOptions, images: int) -> FinetuneRecipe:
-    """The options as the task wants them: those of the same name, and the learning rate of a step's images."""
+def recipe_of(options: FinetuneOptions) -> FinetuneRecipe:
+    """The options as the task wants them: those of the same name."""
     names = {field.name for field in dataclasses.fields(FinetuneRecipe)}
     same: dict[str, Any] = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names
     }
-    return FinetuneRecipe(lr=scaled_rate(options.blr, images, options), **same)
+    return FinetuneRecipe(**same)
 
 
 def crops_of(options: FinetuneOptions, encoder: Encoder, sets: TrainVal) -> LabelledCrops:

@@ -21,7 +21,7 @@ from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.part_samples import collect, spread
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import parts_picture, write_report
-from semmae.train.part_losses import PartsRecipe
+from semmae.train.part_losses import PartsRecipe, views_of
 from semmae.train.parts import PartsTask
 from semmae.train.trainer import fit, is_rank_zero
 from semmae.verbs.ending import ended
@@ -219,8 +219,8 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
     if options.sample is not None:
         images = ImageSet(images.source, images.manifest.subset(options.sample, options.seed))
     crops = CropDataset(
-        images, _size(options, encoder), views=recipe.views, scale=_SCALE, seed=options.seed,
-        colour=recipe.views > 1, hue=options.hue,
+        images, _size(options, encoder), views=views_of(recipe), scale=_SCALE, seed=options.seed,
+        colour=views_of(recipe) > 1, hue=options.hue,
     )  # fmt: skip
     task = PartsTask(encoder, learner, recipe)
     fit(

@@ -206,8 +206,7 @@ def train_on_crops(options: ProbeOptions, encoder: Encoder, sets: TrainVal, spec
     dataset = CropDataset(sets.train, size, scale=(options.crop_scale, 1.0), seed=options.seed)
     rate = scaled_rate(options.blr, len(sets.train), options)
     loader = training_loader(dataset, options, rate=rate)
-    recipe = ProbeRecipe(lr=rate, warmup_share=options.warmup_share)
-    task = ProbeTask(encoder, head, sets.train_targets, recipe)
+    task = ProbeTask(encoder, head, sets.train_targets, ProbeRecipe(options.warmup_share), lr=rate)
     out.mkdir(parents=True, exist_ok=True)
     facts = {"epochs": epochs, "image_size": size, "encoder_digest": digest(encoder)}
     with summarised(out, "probe", sets.train, [sets.val], **facts):

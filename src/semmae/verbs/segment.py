@@ -190,7 +190,7 @@ def train_segmenter(options: SegmentOptions, out: Path, segmenter: Segmenter, da
     stage = "segment" if out == options.out else UNTRAINED
     with summarised(out, stage, data.train.images, [data.val.images], **facts):
         how = fit_options(options, out, stage, count, options.clip)
-        task = SegmentTask(segmenter, recipe_of(options))
+        task = SegmentTask(segmenter, recipe_of(options), lr=rate_of(options))
         fit(task, loader, dataclasses.replace(how, unit="round"), options.resume, Evaluation(validated, 1))
         if not is_rank_zero():
             return None
@@ -210,10 +210,9 @@ def augmentation(options: SegmentOptions, size: int, mean: tuple[float, float, f
 def recipe_of(options: SegmentOptions) -> SegmentRecipe:
     """The options as the task wants them."""
     return SegmentRecipe(
-        lr=rate_of(options),
         weight_decay=options.weight_decay,
         layer_decay=options.layer_decay,
         warmup_share=options.warmup_share,
-        auxiliary_weight=options.aux_weight,
+        aux_weight=options.aux_weight,
         seed=options.seed,
     )

@@ -141,11 +141,11 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     out = options.out
     torch.manual_seed(options.seed)
     encoder = init or new_encoder(options)
-    task = TeacherTask(encoder, recipe_of(options, len(images)))
+    task = TeacherTask(encoder, recipe_of(options), lr=scaled_rate(options.blr, len(images), options))
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):
-        loader = training_loader(crops_of(options, images), options, rate=task.recipe.lr)
-        how = fit_options(options, out, "teacher", options.epochs, task.recipe.clip)
+        loader = training_loader(crops_of(options, images), options, rate=task.lr)
+        how = fit_options(options, out, "teacher", options.epochs, options.clip)
         how = dataclasses.replace(how, clip_each=True)  # as DINO and iBOT do
         fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
@@ -160,13 +160,13 @@ def new_encoder(options: TeacherOptions) -> Encoder:
     return Encoder(spec, vit)
 
 
-def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
-    """The options as the task wants them: those of the same name, and the learning rate of a step's images."""
+def recipe_of(options: TeacherOptions) -> TeacherRecipe:
+    """The options as the task wants them: those of the same name."""
     names = {field.name for field in dataclasses.fields(TeacherRecipe)}
     same: dict[str, Any] = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names
     }
-    return TeacherRecipe(lr=scaled_rate(options.blr, images, options), **same)
+    return TeacherRecipe(**same)
 
 
 def crops_of(options: TeacherOptions, images: ImageSet) -> CropDataset:
