@@ -9,7 +9,8 @@ import torch
 
 from semmae.errors import UserError
 from semmae.masking import num_hidden, num_hints
-from semmae.train.masks import BY_PARTS, MASKINGS, CheckedMask, MaskContext, MaskFunction, Masking
+from semmae.options.maskings import MASKINGS
+from semmae.train.masks import BY_PARTS, CheckedMask, MaskContext, MaskFunction, Masking
 from semmae.train.own_function import function_at, text_of
 from semmae.verbs.options import FUNCTION, SizeOptions, check_choice
 
@@ -121,7 +122,7 @@ def mask_source(options: MaskOptions) -> Masking | MaskFunction:
     """The masking of that name, or one's own function."""
     if ":" in options.masking:
         return function_at(options.masking, "--masking")
-    check_choice("masking", options.masking, MASKINGS)
+    check_choice("masking", options.masking, tuple(MASKINGS))
     return cast(Masking, options.masking)
 
 

@@ -17,11 +17,11 @@ from semmae.formats.open import load_encoder
 from semmae.masking import num_hidden
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options.maskings import MASKINGS
 from semmae.presets import preset_options
 from semmae.reporting.mask_pictures import draw_masks
 from semmae.reporting.run_page import write_report
 from semmae.train.compiling import Compile, check_compile, resolve_compile
-from semmae.train.masks import MASKINGS
 from semmae.train.pretrain import PretrainRecipe, PretrainTask
 from semmae.train.trainer import barrier, fit, is_rank_zero
 from semmae.verbs.ending import ended
@@ -31,7 +31,6 @@ from semmae.verbs.mask_options import (
     MaskOptions,
     check_masking,
     learns_parts,
-    mask_source,
     patches_taking_part,
     reads_attention,
     try_own_mask,
@@ -239,17 +238,16 @@ def train_autoencoder(
     """Stage 2 in `options.out`, begun (anew or with `init`) or gone on with: writes the networks and pictures."""
     torch.manual_seed(options.seed)
     mae = init or new_autoencoder(options)
+    rate = scaled_rate(options.blr, len(images), options)
     recipe = PretrainRecipe(
-        lr=scaled_rate(options.blr, len(images), options),
         weight_decay=options.weight_decay,
         warmup_share=options.warmup_share,
-        masking=mask_source(options),
+        masking=options.masking,
         mask_ratio=options.mask_ratio,
         gamma=options.gamma,
         blend=options.blend,
         attention_hint=options.attention_hint,
         token_subset=options.token_subset,
-        num_labels=store.num_labels if store else 0,
         seed=options.seed,
     )
     side = options.image_size // options.patch_size
@@ -268,12 +266,13 @@ def train_autoencoder(
         "masking": options.masking,
     }
     with summarised(options.out, "pretrain", images, **facts):
-        loader = training_loader(dataset, options, rate=recipe.lr)
+        loader = training_loader(dataset, options, rate=rate)
         how = fit_options(options, options.out, "pretrain", options.epochs, options.clip)
         compiled = resolve_compile(options.compile, optimiser_steps(len(images), options, options.epochs))
         names = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
-        fit(PretrainTask(mae, recipe, names, compiled), loader, how, options.resume)
+        task = PretrainTask(mae, recipe, lr=rate, label_names=names, compiled=compiled)
+        fit(task, loader, how, options.resume)
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)
