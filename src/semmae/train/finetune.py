@@ -79,7 +79,7 @@ class FinetuneTask(pl.LightningModule):
         images = normalise(batch["images"], spec.mean, spec.std)
         images, targets = disturbed(images, batch["targets"], self.recipe, self.classifier.num_classes, seed)
         loss = class_loss(self._forward(images), targets)
-        self.log("loss", loss.detach())
+        self.log("loss", loss.detach(), logger=False)
         return loss
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:

@@ -37,7 +37,7 @@ class PartsTask(pl.LightningModule):
             seen = encoder.last_block_features(images)
         features = [Features(*view) for view in zip(seen.cls.chunk(views), seen.patches.chunk(views), strict=True)]
         losses = parts_losses(self.learner, self.recipe, images.chunk(views)[0], features, batch["crops"])
-        self.log_dict({name: value.detach() for name, value in losses.items()})
+        self.log_dict({name: value.detach() for name, value in losses.items()}, logger=False)
         return losses["loss"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -110,7 +110,7 @@ class PretrainTask(pl.LightningModule):
         # How many one's own function hides is counted; that waits for the device.
         count = num_hidden(mask.shape[1], self.recipe.mask_ratio) if self.recipe.masking in MASKINGS else None
         loss: Tensor = self._forward(images, mask, subset, count).loss
-        self.log("loss", loss.detach())
+        self.log("loss", loss.detach(), logger=False)
         return loss
 
     def interval_metrics(self) -> dict[str, float]:

@@ -71,7 +71,8 @@ class ProbeTask(pl.LightningModule):
             pooled = pool(encoder(images), self.head.spec.pooling)
         logits, targets = self.head.logits(pooled), self.targets[batch["row"]]
         loss = class_loss(logits, targets)
-        self.log_dict({"loss": loss.detach(), "train_top1": 100 * (logits.argmax(1) == targets).float().mean()})
+        correct = 100 * (logits.argmax(1) == targets).float().mean()
+        self.log_dict({"loss": loss.detach(), "train_top1": correct}, logger=False)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

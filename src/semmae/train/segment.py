@@ -58,7 +58,7 @@ class SegmentTask(pl.LightningModule):
         spec = self.segmenter.encoder.spec
         scores = self.segmenter.scores(normalise(batch["images"], spec.mean, spec.std))
         loss = pixel_loss(scores.main, batch["labels"])
-        self.log("pixel_loss", loss.detach())
+        self.log("pixel_loss", loss.detach(), logger=False)
         if scores.auxiliary is not None:
             loss = loss + self.recipe.aux_weight * pixel_loss(scores.auxiliary, batch["labels"])
         return loss

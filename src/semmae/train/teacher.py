@@ -163,8 +163,8 @@ class TeacherTask(pl.LightningModule):
         answers = centred(targets.cls, self.dino.center[0], now.teacher_temp)
         terms = self.losses(targets, predictions, mask, now.teacher_temp)
         loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
-        self.log_dict({"loss": loss.detach()} | {f"loss_{name}": term.detach() for name, (_, term) in terms.items()})
-        self.log_dict({**now._asdict(), "teacher_information": information(answers)})
+        figures = {"loss": loss.detach()} | {f"loss_{name}": term.detach() for name, (_, term) in terms.items()}
+        self.log_dict({**figures, **now._asdict(), "teacher_information": information(answers)}, logger=False)
         return loss
 
     @in_float32
