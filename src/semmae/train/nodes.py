@@ -1,6 +1,6 @@
 """Several nodes: who starts the processes, which of them this one is, and what does not fit together.
 
-`torchrun` and `srun` start every process and tell it its rank. Without them the command is given once on each node,
+`torchrun` and `srun` start every process and give it its rank. Without them the command is given once on each node,
 with MASTER_ADDR, MASTER_PORT and NODE_RANK in the environment, and starts the other processes of its node itself.
 """
 
@@ -21,7 +21,7 @@ def check_processes(nodes: int, devices: int) -> None:
     """Refuse another number of processes than was started.
 
     Raises:
-        UserError: torchrun or srun has started more or fewer; or several nodes are asked for and nobody tells which
+        UserError: torchrun or srun has started more or fewer; or several nodes are asked for and nothing says which
             one this is.
     """
     starter, started = _started()
@@ -31,14 +31,14 @@ def check_processes(nodes: int, devices: int) -> None:
             f"{asked}: {nodes * devices} processes, and {starter} has started {started}; --devices are those of each "
             "node, so give --nodes, --devices and as many processes as their product"
         )
-    tasks = os.environ.get("SLURM_NTASKS_PER_NODE", "untold")
+    tasks = os.environ.get("SLURM_NTASKS_PER_NODE", "not given")
     if starter == "srun" and started > 1 and tasks != str(devices):
         raise UserError(
             f"{asked}: tasks per node are {tasks} for Slurm; start the job with --ntasks-per-node={devices}"
         )
     if nodes > 1 and starter is None and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
         raise UserError(
-            f"--nodes {nodes}: nothing tells which node this is; start it by torchrun or srun, or on every node with "
+            f"--nodes {nodes}: nothing says which node this is; start it by torchrun or srun, or on every node with "
             "MASTER_ADDR, MASTER_PORT and NODE_RANK in the environment"
         )
 
@@ -46,7 +46,7 @@ def check_processes(nodes: int, devices: int) -> None:
 def take_rank(nodes: int, devices: int) -> None:
     """Know which process this is before any training: only the first one of the first node writes.
 
-    torchrun and srun tell it, and so does the process that starts others on its node; of those that begin a node
+    torchrun and srun give it, and so does the process that starts others on its node; of those that begin a node
     only NODE_RANK does.
     """
     if nodes > 1 and _started()[0] is None and "LOCAL_RANK" not in os.environ:
@@ -60,7 +60,7 @@ def cluster() -> list[SLURMEnvironment]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that srun exists and is not used is no fault
-        # torchrun may itself be started by srun, and then tells the ranks.
+        # torchrun may itself be started by srun, and then gives the ranks.
         return [SLURMEnvironment(auto_requeue=False)] if _started()[0] == "srun" and SLURMEnvironment.detect() else []
 
 

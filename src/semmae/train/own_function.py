@@ -1,4 +1,4 @@
-"""A user's own function as an option: told as text, `package.module:name`, which config.yaml keeps.
+"""A user's own function as an option: given as text, `package.module:name`, which config.yaml keeps.
 
 By this text every process of a run, and every later run, finds the function. User code is imported here only, and only
 when an option names it.
