@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from semmae.models.parts import PartLearner as PartLearner, PartsOutput as PartsOutput, PartsSpec as PartsSpec
     from semmae.models.segmenter import Segmenter as Segmenter, SegmenterSpec as SegmenterSpec
     from semmae.models.vit import Encoder as Encoder, EncoderSpec as EncoderSpec, Features as Features
+    from semmae.options.parts import PartsRecipe as PartsRecipe
     from semmae.reporting.pictures import (
         masks_picture as masks_picture,
         parts_picture as parts_picture,
@@ -111,11 +112,7 @@ if TYPE_CHECKING:
     )
     from semmae.train.masks import MaskContext as MaskContext, draw_mask as draw_mask, mask_seed as mask_seed
     from semmae.train.optimizer import adamw as adamw, warmup_cosine_rate as warmup_cosine_rate
-    from semmae.train.part_losses import (
-        PartsRecipe as PartsRecipe,
-        agreement_loss as agreement_loss,
-        parts_losses as parts_losses,
-    )
+    from semmae.train.part_losses import agreement_loss as agreement_loss, parts_losses as parts_losses
     from semmae.train.precision import resolve_precision as resolve_precision
 
 __version__ = "0.1.0"

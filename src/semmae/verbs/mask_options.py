@@ -8,9 +8,10 @@ import torch
 from semmae.errors import UserError
 from semmae.masking import num_hidden, num_hints
 from semmae.options.functions import function_at
+from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.values import check_choice
-from semmae.train.masks import BY_PARTS, MASKINGS, CheckedMask, MaskContext, MaskFunction, Masking
+from semmae.train.masks import BY_PARTS, CheckedMask, MaskContext, MaskFunction, Masking
 
 WITHOUT_LABELS = tuple(masking for masking in MASKINGS if masking not in BY_PARTS)  # of a store these read none
 _WITHOUT_STORE = tuple(masking for masking in WITHOUT_LABELS if masking != "attention")
@@ -80,7 +81,7 @@ def mask_source(options: PretrainOptions) -> Masking | MaskFunction:
     """The masking of that name, or one's own function."""
     if ":" in options.masking:
         return function_at(options.masking, "--masking")
-    check_choice("masking", options.masking, MASKINGS)
+    check_choice("masking", options.masking, tuple(MASKINGS))
     return cast(Masking, options.masking)
 
 

@@ -18,7 +18,8 @@ from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
-from semmae.options.parts import PartsOptions
+from semmae.options.fields import shared
+from semmae.options.parts import PartsOptions, PartsRecipe
 from semmae.reporting.ending import ended
 from semmae.reporting.page import quality_text
 from semmae.reporting.part_samples import FILE as SAMPLES, collect, spread
@@ -26,7 +27,7 @@ from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import parts_picture, write_report
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.part_losses import PartsRecipe
+from semmae.train.part_losses import views_of
 from semmae.train.parts import PartsTask
 from semmae.train.trainer import fit
 from semmae.verbs.labelling import check_learner, has_learner, label_images, learner_facts, with_encoder
@@ -145,12 +146,12 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
         learner = PartLearner(spec, encoder if options.start == "heads" else None, generator)
     except ValueError as error:
         raise UserError(f"--start heads: {error} with --start random") from error
-    recipe = _recipe(options)
+    recipe = shared(PartsRecipe, options)
     if options.sample is not None:
         images = ImageSet(images.source, images.manifest.subset(options.sample, options.seed))
     crops = CropDataset(
-        images, _size(options, encoder), views=recipe.views, scale=_SCALE, seed=options.seed,
-        colour=recipe.views > 1, hue=options.hue,
+        images, _size(options, encoder), views=views_of(recipe), scale=_SCALE, seed=options.seed,
+        colour=views_of(recipe) > 1, hue=options.hue,
     )  # fmt: skip
     task = PartsTask(encoder, learner, recipe)
     fit(
@@ -160,20 +161,6 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
         options.resume,
     )
     return learner
-
-
-def _recipe(options: PartsOptions) -> PartsRecipe:
-    return PartsRecipe(
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        warmup_share=options.warmup_share,
-        schedule=options.schedule,
-        pixel_loss="l1" if options.reconstruction == "l1" else "mse",
-        diversity=options.diversity,
-        agreement=options.agreement,
-        concentration=options.concentration,
-        total_variation=options.total_variation,
-    )
 
 
 def part_labels(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> PartStore:

@@ -16,9 +16,10 @@ from semmae.masking import num_hidden
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.fields import shared
+from semmae.options.maskings import MASKINGS
 from semmae.options.parts import PartsOptions
 from semmae.options.presets import preset_options
-from semmae.options.pretrain import PretrainOptions
+from semmae.options.pretrain import PretrainOptions, PretrainRecipe
 from semmae.options.shared import SizeOptions, TrainOptions
 from semmae.options.teacher import TeacherOptions
 from semmae.options.values import check_image_size
@@ -29,15 +30,13 @@ from semmae.run.config import CONFIG, UNFINISHED
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.compiling import check_compile, resolve_compile
-from semmae.train.masks import MASKINGS
-from semmae.train.pretrain import PretrainRecipe, PretrainTask
+from semmae.train.pretrain import PretrainTask
 from semmae.train.trainer import barrier, fit
 from semmae.verbs.init import init_autoencoder
 from semmae.verbs.mask_options import (
     WITHOUT_LABELS,
     check_masking,
     learns_parts,
-    mask_source,
     patches_taking_part,
     reads_attention,
     try_own_mask,
@@ -191,19 +190,8 @@ def train_autoencoder(
     """Stage 2 in `options.out`, begun (anew or with `init`) or gone on with: writes the networks and pictures."""
     torch.manual_seed(options.seed)
     mae = init or new_autoencoder(options)
-    recipe = PretrainRecipe(
-        lr=scaled_rate(options.blr, len(images), options),
-        weight_decay=options.weight_decay,
-        warmup_share=options.warmup_share,
-        masking=mask_source(options),
-        mask_ratio=options.mask_ratio,
-        gamma=options.gamma,
-        blend=options.blend,
-        attention_hint=options.attention_hint,
-        token_subset=options.token_subset,
-        num_labels=store.num_labels if store else 0,
-        seed=options.seed,
-    )
+    rate = scaled_rate(options.blr, len(images), options)
+    recipe = shared(PretrainRecipe, options)
     side = options.image_size // options.patch_size
     # One's own function gets what there is.
     attention = reads_attention(options) or (
@@ -220,12 +208,13 @@ def train_autoencoder(
         "masking": options.masking,
     }
     with summarised(options.out, "pretrain", images, **facts):
-        loader = training_loader(dataset, options, rate=recipe.lr)
+        loader = training_loader(dataset, options, rate=rate)
         how = fit_options(options, options.out, "pretrain", options.epochs, options.clip)
         compiled = resolve_compile(options.compile, optimiser_steps(len(images), options, options.epochs))
         names = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
-        fit(PretrainTask(mae, recipe, names, compiled), loader, how, options.resume)
+        task = PretrainTask(mae, recipe, lr=rate, label_names=names, compiled=compiled)
+        fit(task, loader, how, options.resume)
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)

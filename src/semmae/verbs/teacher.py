@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,13 +14,14 @@ from semmae.evaluation.knn import knn_accuracy
 from semmae.formats.folders import save_encoder
 from semmae.masking import num_hidden
 from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
-from semmae.options.teacher import TeacherOptions
+from semmae.options.fields import shared
+from semmae.options.teacher import TeacherOptions, TeacherRecipe
 from semmae.options.values import check_image_size
 from semmae.reporting.ending import ended
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.teacher import TeacherRecipe, TeacherTask
+from semmae.train.teacher import TeacherTask
 from semmae.train.trainer import Evaluation, fit
 from semmae.verbs.features import class_indices
 from semmae.verbs.init import init_encoder
@@ -77,11 +77,11 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     out = options.out
     torch.manual_seed(options.seed)
     encoder = init or new_encoder(options)
-    task = TeacherTask(encoder, recipe_of(options, len(images)))
+    task = TeacherTask(encoder, shared(TeacherRecipe, options), lr=scaled_rate(options.blr, len(images), options))
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):
-        loader = training_loader(crops_of(options, images), options, rate=task.recipe.lr)
-        how = fit_options(options, out, "teacher", options.epochs, task.recipe.clip)
+        loader = training_loader(crops_of(options, images), options, rate=task.lr)
+        how = fit_options(options, out, "teacher", options.epochs, options.clip)
         how = dataclasses.replace(how, clip_each=True)  # as DINO and iBOT do
         fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
@@ -94,15 +94,6 @@ def new_encoder(options: TeacherOptions) -> Encoder:
     vit = build_vit(spec)
     init_as_dino(vit, options.learned_positions)
     return Encoder(spec, vit)
-
-
-def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
-    """The options as the task wants them: those of the same name, and the learning rate of a step's images."""
-    names = {field.name for field in dataclasses.fields(TeacherRecipe)}
-    same: dict[str, Any] = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names
-    }
-    return TeacherRecipe(lr=scaled_rate(options.blr, images, options), **same)
 
 
 def crops_of(options: TeacherOptions, images: ImageSet) -> CropDataset:

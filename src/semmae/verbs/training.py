@@ -16,7 +16,9 @@ from semmae.errors import DiskError, UserError
 from semmae.files import short, write_json
 from semmae.options.shared import TrainOptions
 from semmae.reporting.page import read_facts
+from semmae.run.config import kept_values
 from semmae.run.ranks import check_processes, is_rank_zero
+from semmae.train.loggers import check_loggers, logger_names
 from semmae.train.precision import check_precision
 from semmae.train.trainer import FitOptions
 
@@ -34,6 +36,7 @@ def open_training_images(options: TrainOptions) -> ImageSet:
 def check_batches(options: TrainOptions) -> None:
     """Refuse arithmetic that is not to be had here, processes that were not started, batches that do not divide."""
     check_precision(options.precision)
+    check_loggers(logger_names(options.logger))
     check_processes(options.nodes, options.devices)
     if options.batch_size % options.batches:
         factors = {"--nodes": options.nodes, "--devices": options.devices, "--accumulate": options.accumulate}
@@ -102,6 +105,9 @@ def fit_options(options: TrainOptions, out: Path, stage: str, epochs: int, clip:
         nodes=options.nodes,
         clip=clip,
         accumulate=options.accumulate,
+        loggers=logger_names(options.logger),
+        config=kept_values(options),
+        callbacks=options.callbacks,
     )
 
 
