@@ -26,7 +26,7 @@ from semmae.formats import huggingface, mae, onnx
 from semmae.formats.hub import CARD, FILES, check_hub_name, push_to_hub
 from semmae.formats.open import classifier_folder, find_decoder, load_classifier, load_encoder, load_mae
 from semmae.formats.pooling import pooling_of
-from semmae.formats.read_again import Model, compared, encoder_of
+from semmae.formats.write import Model, compared, encoder_of
 from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
