@@ -226,6 +226,10 @@ FORMS: dict[Form, tuple[str, str]] = {
 }
 
 
+# These need a stand-in for a library.
+MMENGINE = (mmpretrain, mmengine_ema)
+
+
 class HistoryBuffer:
     """As mmengine's: an array, and functions that are found by name."""
 
