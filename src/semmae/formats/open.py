@@ -132,12 +132,9 @@ def load_mae(
         path: a run, its `autoencoder` folder, a folder of Hugging Face, an export of ours, or a file.
         num_heads: of a file's encoder, where neither `config.json` beside it nor its width shows it.
         decoder_num_heads: likewise of its decoder.
-
-    Raises:
-        UserError: there is none, e.g. the file holds an encoder without a decoder.
     """
     place = _existing(path)
-    folder, file = _autoencoder_folder(place), _foreign_file(place)
+    folder, file = own_folder(place, checkpoint.AUTOENCODER), _foreign_file(place)
     if folder is not None:
         found = checkpoint.read_autoencoder(folder)
     elif file is not None:
@@ -159,7 +156,7 @@ def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
     if str(spec).startswith("timm:"):
         return None
     path = _existing(spec)
-    folder = _autoencoder_folder(path)
+    folder = own_folder(path, checkpoint.AUTOENCODER)
     if folder is not None:
         return checkpoint.read_decoder_spec(folder)
     file = _foreign_file(path)
@@ -171,25 +168,17 @@ def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
 
 
 def load_head(path: str | Path) -> LinearHead:
-    """The linear head of a run of `semmae probe`, or of its `head` folder, in eval mode: `head(encoder(images))`.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = _existing(path)
-    for candidate in (folder, folder / checkpoint.HEAD):
-        if checkpoint.kind(candidate) == checkpoint.HEAD:
-            return checkpoint.read_head(candidate)
-    raise UserError(f"{path}: holds no linear head; give a run of semmae probe")
+    """The linear head of a run of `semmae probe`, or of its `head` folder, in eval mode: `head(encoder(images))`."""
+    folder = own_folder(_existing(path), checkpoint.HEAD)
+    if folder is None:
+        raise UserError(f"{path}: holds no linear head; give a run of semmae probe")
+    return checkpoint.read_head(folder)
 
 
 def load_segmenter(path: str | Path) -> Segmenter:
     """The network of a run of `semmae segment`, or of its `segmenter` folder, in eval mode.
 
     `segmenter(images)` gives the logits of the classes `segmenter.spec.classes` for every pixel.
-
-    Raises:
-        UserError: there is none.
     """
     segmenter = checkpoint.read_segmenter(find_segmenter(path))
     _named(segmenter.encoder, path).pooling = "mean"
@@ -198,25 +187,18 @@ def load_segmenter(path: str | Path) -> Segmenter:
 
 def find_segmenter(path: str | Path) -> Path:
     """The folder that `load_segmenter` reads; UserError where there is none."""
-    folder = _segmenter_folder(_existing(path))
+    folder = own_folder(_existing(path), checkpoint.SEGMENTER)
     if folder is None:
         raise UserError(f"{path}: holds no segmenter; give a run of semmae segment")
     return folder
 
 
-def _segmenter_folder(path: Path) -> Path | None:
-    """The folder of ours with a segmenter that is meant by a run, or that folder."""
-    candidates = (path, path / checkpoint.SEGMENTER)
-    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.SEGMENTER), None)
-
-
-def _autoencoder_folder(path: Path) -> Path | None:
-    """The folder of ours with a masked autoencoder that is meant by a run, that folder, or the weights in it."""
-    if path.is_file():
-        candidates = [path.parent] if path.name == checkpoint.WEIGHTS else []
-    else:
-        candidates = [path, path / checkpoint.AUTOENCODER]
-    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.AUTOENCODER), None)
+def own_folder(path: Path, kind: str) -> Path | None:
+    """The folder of ours with what is of this kind that is meant by a run, that folder, or the weights in it."""
+    if path.is_file() and path.name != checkpoint.WEIGHTS:
+        return None
+    candidates = [path.parent] if path.is_file() else [path, path / kind]
+    return next((folder for folder in candidates if checkpoint.kind(folder) == kind), None)
 
 
 def _foreign_file(path: Path) -> Path | None:
@@ -274,11 +256,7 @@ def _width(state: dict[str, Tensor], token: str) -> int | None:
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
-    """A classifier, in eval mode, and the names of its classes: a run of `semmae finetune`, or its `classifier` folder.
-
-    Raises:
-        UserError: there is none.
-    """
+    """A classifier, in eval mode, and the names of its classes: a run of `semmae finetune`, or its folder of that."""
     classifier, classes = checkpoint.read_classifier(find_classifier(path))
     _named(classifier.encoder, path).pooling = classifier.pooling
     return classifier, classes
@@ -286,16 +264,10 @@ def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
 
 def find_classifier(spec: str | Path) -> Path:
     """The folder that `load_classifier` reads; UserError where there is none."""
-    folder = None if str(spec).startswith("timm:") else classifier_folder(_existing(spec))
+    folder = None if str(spec).startswith("timm:") else own_folder(_existing(spec), checkpoint.CLASSIFIER)
     if folder is None:
         raise UserError(f"{spec}: holds no classifier of semmae; give a finished run of semmae finetune")
     return folder
-
-
-def classifier_folder(path: Path) -> Path | None:
-    """The folder of ours with a classifier that is meant by a run, that folder, or the weights in it."""
-    candidates = [path.parent] if path.name == checkpoint.WEIGHTS else [path, path / checkpoint.CLASSIFIER]
-    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.CLASSIFIER), None)
 
 
 def _existing(spec: str | Path) -> Path:
@@ -339,11 +311,11 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
             return checkpoint.read_encoder(candidate)
         if kind == checkpoint.AUTOENCODER:
             return checkpoint.read_autoencoder(candidate).encoder
-    classifier = classifier_folder(folder)
+    classifier = own_folder(folder, checkpoint.CLASSIFIER)
     if classifier is not None:
         _LOG.info("%s: dropped, not part of an encoder: its head", classifier)
         return without_head(checkpoint.read_classifier(classifier)[0])
-    segmenter = _segmenter_folder(folder)
+    segmenter = own_folder(folder, checkpoint.SEGMENTER)
     if segmenter is not None:
         _LOG.info("%s: dropped, not part of an encoder: its segmentation head", segmenter)
         return checkpoint.read_segmenter(segmenter).encoder

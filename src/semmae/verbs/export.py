@@ -18,7 +18,7 @@ from semmae.files import Fields, check_replaceable, read_json, user_path, whole_
 from semmae.formats import folders as checkpoint
 from semmae.formats.form import Model, Subject, encoder_of
 from semmae.formats.hub import CARD, FILES, check_hub_name, push_to_hub
-from semmae.formats.open import classifier_folder, find_decoder, load_encoder, load_mae
+from semmae.formats.open import find_decoder, load_encoder, load_mae, own_folder
 from semmae.formats.table import WRITINGS
 from semmae.formats.write import check_form, write_form
 from semmae.models.classifier import Classifier, without_head
@@ -168,7 +168,8 @@ def _is_written(options: ExportOptions, facts: Mapping[str, Any]) -> bool:
 def _open_subject(options: ExportOptions, ratio: float) -> Subject:
     """The autoencoder or the classifier where its other half is wanted, else the encoder; its image size is checked."""
     wanted = options.head and WRITINGS[options.to].head
-    folder = classifier_folder(user_path(options.encoder, "--encoder")) if wanted else None
+    place = user_path(options.encoder, "--encoder")
+    folder = own_folder(place, checkpoint.CLASSIFIER) if wanted else None
     if folder is not None:
         classifier, classes = checkpoint.read_classifier(folder)
         heads = classifier.encoder.spec.num_heads
