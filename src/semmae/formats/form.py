@@ -53,9 +53,10 @@ class Reading:
     num_heads: Callable[[State], int | None] = unknown_heads  # where the project has others than usual at that width
     unseen: Callable[[Path, State], Unseen] = colours_beside  # colours and epsilon of the weights in that file
     norm_pix_loss: bool | None = None  # what an autoencoder does of which nothing says it; None: unknown
-    # In a folder: whether its config.json is of this form, the names of its weights, and where the library that wrote
-    # it builds the encoder itself, that.
+    # In a folder: whether its config.json is of this form, what that calls the model, the names of its weights, and
+    # where the library that wrote it builds the encoder itself, that.
     describes: Callable[[Mapping[str, Any]], bool] | None = None
+    model_name: Callable[[Mapping[str, Any]], object] | None = None
     weights: tuple[str, ...] = ()
     open_folder: Callable[[Path], Encoder] | None = None
 

@@ -360,6 +360,7 @@ FORM = Form(
         unseen=unseen,
         norm_pix_loss=False,  # as transformers takes it
         describes=lambda config: "model_type" in config and "architecture" not in config,
+        model_name=lambda config: config["model_type"],
         weights=(WEIGHTS, "pytorch_model.bin"),
     ),
     writing=Writing(

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from semmae.files import Fields, read_json, user_path
 from semmae.formats import folders as checkpoint
+from semmae.formats.beside import read_beside
 from semmae.formats.choose import holds_decoder
 from semmae.formats.files import read_file
-from semmae.formats.table import READINGS
+from semmae.formats.table import READINGS, reading_of_folder
 from semmae.formats.unfinished import is_unfinished, trains_autoencoder
 from semmae.models.head import Pooling
 
@@ -59,8 +60,7 @@ def pooling_of_folder(folder: Path) -> Pooling | None:
             return "mean"
     if is_unfinished(folder):
         return "mean" if trains_autoencoder(folder) else "cls"
-    path = folder / checkpoint.CONFIG
-    config = Fields(path, read_json(path) if path.is_file() else {})
-    of_timm = config.get("pretrained_cfg", dict, {})
-    tag = of_timm.get("tag") if "architecture" in config.content else config.content.get("model_type")
-    return "mean" if isinstance(tag, str) and pooling_by_name(tag) == "mean" else None
+    config = read_beside(folder / checkpoint.CONFIG)
+    reading = reading_of_folder(config)
+    name = None if reading is None or reading.model_name is None else reading.model_name(config)
+    return "mean" if isinstance(name, str) and pooling_by_name(name) == "mean" else None

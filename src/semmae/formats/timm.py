@@ -32,6 +32,12 @@ def is_timm(state: Mapping[str, Tensor]) -> bool:
     return "patch_embed.proj.weight" in state and not mae.is_mae(state) and not dino.is_dinov2(state)
 
 
+def _tag(config: Mapping[str, Any]) -> object:
+    """What follows the architecture in a model's name: whose weights they are."""
+    cfg = config.get("pretrained_cfg")
+    return cfg.get("tag") if isinstance(cfg, Mapping) else None
+
+
 def load_named(name: str) -> Encoder:
     """The encoder of a name as `timm.create_model` takes it, with its weights, in eval mode.
 
@@ -176,6 +182,7 @@ FORM = Form(
         recognise=is_timm,
         to_encoder=lambda state: (dict(state), []),
         describes=lambda config: "architecture" in config,
+        model_name=_tag,
         weights=(checkpoint.WEIGHTS,),
         open_folder=lambda folder: load_named(f"{_LOCAL}{folder}"),
     ),
