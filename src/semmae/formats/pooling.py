@@ -62,5 +62,5 @@ def pooling_of_folder(folder: Path) -> Pooling | None:
         return "mean" if trains_autoencoder(folder) else "cls"
     config = read_beside(folder / checkpoint.CONFIG)
     reading = reading_of_folder(config)
-    name = None if reading is None or reading.model_name is None else reading.model_name(config)
-    return "mean" if isinstance(name, str) and pooling_by_name(name) == "mean" else None
+    model = None if reading is None or reading.model_name is None else reading.model_name(config)
+    return "mean" if isinstance(model, str) and pooling_by_name(model) == "mean" else None
