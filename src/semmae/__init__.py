@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         open_segmentation as open_segmentation,
     )
     from semmae.data.splits import held_out as held_out
+    from semmae.data.transform import ImageTransform as ImageTransform
     from semmae.errors import UserError as UserError
     from semmae.evaluation.accuracy import class_report as class_report, confusion_matrix as confusion_matrix
     from semmae.evaluation.baselines import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         fit_clusters as fit_clusters,
         head_labels as head_labels,
     )
-    from semmae.evaluation.features import extract as extract, raw_pixels as raw_pixels
+    from semmae.evaluation.features import embed_images as embed_images, extract as extract, raw_pixels as raw_pixels
     from semmae.evaluation.keypoints import keypoint_quality as keypoint_quality, read_keypoints as read_keypoints
     from semmae.evaluation.knn import knn_accuracy as knn_accuracy, knn_scores as knn_scores
     from semmae.evaluation.linear import probe_features as probe_features

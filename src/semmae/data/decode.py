@@ -201,7 +201,7 @@ def _to_tensor(opened: Image.Image) -> Tensor:
     """uint8 (3, H, W) of an image that Pillow has opened: loaded, made RGB, turned upright."""
     _check_memory(opened)
     opened.load()
-    return _upright(torch.from_numpy(_rgb_pixels(opened)).permute(2, 0, 1), _exif(opened))
+    return _upright(picture_pixels(opened), _exif(opened))
 
 
 def _check_memory(opened: Image.Image) -> None:
@@ -209,6 +209,11 @@ def _check_memory(opened: Image.Image) -> None:
     needed = opened.width * opened.height * (_NARROW.get(opened.mode, 4) + 3)
     if needed > _MOST_MEMORY:
         raise ValueError(f"{needed:,} bytes of pixels in memory, limit {_MOST_MEMORY:,}; scale it down")
+
+
+def picture_pixels(image: Image.Image) -> Tensor:
+    """uint8 (3, H, W) RGB of a picture of Pillow's, not turned. ValueError for pixels of an unknown range."""
+    return torch.from_numpy(_rgb_pixels(image)).permute(2, 0, 1)
 
 
 def _rgb_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:

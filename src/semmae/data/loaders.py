@@ -262,7 +262,7 @@ class WholeDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         _, row = epoch_and_row(key)
         image = self.images.read(row, 2 * self._resized)  # twice: hardly to be told from the whole photo, resized
-        fitted = _stretch(image, self.size) if self.fit == "stretch" else _centre(image, self._resized, self.size)
+        fitted = _stretch(image, self.size) if self.fit == "stretch" else centre_square(image, self._resized, self.size)
         item = {"image": fitted, "row": row}
         if self.parts is not None and self.side is not None:
             cut = centre_crop(image.shape[1], image.shape[2], self.size / self._resized)
@@ -354,7 +354,8 @@ def _stretch(image: Tensor, size: int) -> Tensor:
     return crop_image(image, WHOLE, size)
 
 
-def _centre(image: Tensor, short_side: int, size: int) -> Tensor:
+def centre_square(image: Tensor, short_side: int, size: int) -> Tensor:
+    """uint8 (3, H, W) → uint8 (3, size, size): resized (bicubic, antialiased) to the short side, the centre cut out."""
     resized = F.resize(image, [short_side], interpolation=InterpolationMode.BICUBIC, antialias=True)
     cut: Tensor = F.center_crop(resized, [size, size])
     return cut.contiguous()
