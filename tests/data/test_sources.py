@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from semmae.data.sources import Selection, has_split, open_source
+from semmae.data.selection import Selection
+from semmae.data.sources import has_split, open_source
 from semmae.errors import UserError
 
 WriteImages = Callable[..., Path]

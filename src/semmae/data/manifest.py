@@ -26,7 +26,8 @@ from semmae.data.checked import cache_file, cache_folder, known_rows, read_known
 from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import decode, tell_slow_decoder, upright_size
 from semmae.data.endings import UNDECODED, counted, ending
-from semmae.data.sources import Selection, Source, open_source
+from semmae.data.selection import Selection, Source
+from semmae.data.sources import open_source
 from semmae.errors import UserError, listed
 from semmae.files import write_csv
 from semmae.progress import Progress
