@@ -5,10 +5,7 @@ the middle of an epoch it needs to know how many rows to leave out.
 Images stay uint8 until `normalise`, which runs on the device.
 """
 
-import atexit
-import signal
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +24,7 @@ from semmae.data.colour import HUE, PLAIN_CHANCES, Chances, jitter
 from semmae.data.crop import WHOLE, Crop, centre_crop, crop_image, crop_parts, crop_scores, least_side, random_crop
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
-from semmae.memory import keep_freed_memory
+from semmae.data.workers import LOADERS, start_worker
 
 # On a machine of one core the default of two processes is no fault, and training itself tells when it waits for images.
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
@@ -35,7 +32,6 @@ warnings.filterwarnings("ignore", message="This DataLoader will create", module=
 Key = int | tuple[int, int]  # a row, or (epoch, row)
 _PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
 _AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
-_LOADERS: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
 _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
 
 
@@ -290,20 +286,11 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # its own: reading data must not move the global random numbers
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         collate_fn=collate,
     )
-    _LOADERS.add(loader)
+    LOADERS.add(loader)
     return loader
-
-
-@atexit.register  # after multiprocessing's own, so called before it, which would wait for the workers
-def _end_workers() -> None:
-    """End the workers of loaders that are still there when the process ends: no signal ends them, see below."""
-    for loader in list(_LOADERS):
-        iterator = getattr(loader, "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -359,14 +346,3 @@ def _centre(image: Tensor, short_side: int, size: int) -> Tensor:
     resized = F.resize(image, [short_side], interpolation=InterpolationMode.BICUBIC, antialias=True)
     cut: Tensor = F.center_crop(resized, [size, size])
     return cut.contiguous()
-
-
-def _start_worker(_: int) -> None:
-    """One thread per worker, for they are the parallelism; signals that end a run are the main process's to answer.
-
-    A terminal sends Ctrl-C, and Slurm SIGTERM, to all processes: the step that is running needs its images.
-    """
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
