@@ -158,6 +158,14 @@ def tell_slow_decoder() -> None:
         )
 
 
+def pixels_of(image: Image.Image) -> Tensor:
+    """uint8 (3, H, W) RGB of an image that Pillow holds, as `decode` makes it of a file. ValueError as there."""
+    try:
+        return _to_tensor(image)
+    except Exception as error:  # of a file that is only read now
+        raise ValueError(_reason(error)) from error
+
+
 # Headers
 
 

@@ -10,6 +10,7 @@ Notable here:
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.data.splits import MASK_FOLDERS, TRAIN, VAL
 from semmae.errors import UserError
 from semmae.files import read_bytes, user_path
+from semmae.objects import described
 from semmae.progress import Progress
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
@@ -79,7 +81,7 @@ class SegmentationData(MeasuredData):
 
 
 def open_segmentation(
-    data: str | Path,
+    data: object,
     coding: Coding,
     *,
     masks: Path | None = None,
@@ -117,14 +119,14 @@ def open_segmentation(
     return SegmentationData(val_set, names, named, digest, words, train_set)
 
 
-def is_divided(data: str | Path, masks: Path | None = None) -> bool:
+def is_divided(data: object, masks: Path | None = None) -> bool:
     """Whether `open_segmentation` finds folders of splits, and so holds nothing out."""
     pairs = _Pairs.at(data, masks)
     return any(pairs.split_folder(split) for split in _SPLITS)
 
 
 def open_measured(
-    data: str | Path,
+    data: object,
     coding: Coding,
     keep: Callable[[ImageSet], Sequence[int]],
     *,
@@ -172,7 +174,9 @@ class _Pairs:
     named: tuple[Path, Mapping[int, str]] | None  # what the folder tells of classes: the file, and number → name
 
     @classmethod
-    def at(cls, data: str | Path, masks: Path | None) -> "_Pairs":
+    def at(cls, data: object, masks: Path | None) -> "_Pairs":
+        if not isinstance(data, str | os.PathLike):
+            raise UserError(f"{described(data)}: annotations lie beside images in a folder; give its path")
         root = user_path(data, "--data")
         if masks is not None and not masks.is_dir():
             raise UserError(f"{masks}: no such folder of masks; give one that mirrors {root}")

@@ -5,24 +5,25 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from semmae.data.compact import Labels, Names, Rows
 
 
 class Source(Protocol):
-    """Encoded images in a fixed order. The four lists are of the same length."""
+    """Images in a fixed order: encoded, or of an object as uint8 (3, H, W). The four lists are of the same length."""
 
     root: Path
-    key: str  # what the cache of the manifest goes by: the same data, the same key
-    names: Names  # stable and unique: path below the root, or "file.parquet#row"
+    key: str  # what the cache of the manifest goes by: the same data, the same key; empty where it cannot be known
+    names: Names  # stable and unique: path below the root, "file.parquet#row", or the row of an object
     labels: Labels | None  # class of each image; None when there are no classes
-    sizes: npt.NDArray[np.int64]  # bytes of each encoded image
+    sizes: npt.NDArray[np.int64]  # bytes of each encoded image; of what an object gives, a hash of the pixels
     modified: npt.NDArray[np.int64]  # time of the last change in ns, 0 when unknown
     class_note: str  # why there are no classes, or a single one, and the remedy; empty where nothing is odd
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> bytes: ...
+    def read(self, i: int) -> bytes | Tensor: ...
 
 
 class Selection:
@@ -38,5 +39,5 @@ class Selection:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes | Tensor:
         return self._source.read(int(self._rows[i]))

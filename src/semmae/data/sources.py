@@ -5,9 +5,11 @@
 | folder of any depth, glob    | path below the root | first folder (second, after split) | `train/`, `val/` |
 | Parquet file, folder of them | `file.parquet#row`  | column `label`                     | `train*`, `val*` |
 | `hf:NAME`                    | `split#row`         | column `label`                     | those of the hub |
-| CUB-200-2011 and its like    | path below the root | told by its files                  | told by its files |
+| CUB-200-2011 and its like    | path below the root | by its own files                   | by its own files |
+| `FILE.txt`, `FILE.csv`       | path below a folder | column `label`                     | none             |
+| Python objects               | see `from_python`   |                                    | of a DatasetDict |
 
-The last are read as their authors pack them: see `data/layouts.py`.
+CUB-200-2011 and its like are read as their authors pack them: see `data/layouts.py`; lists of paths: `data/lists.py`.
 """
 
 import logging
@@ -18,23 +20,30 @@ from pathlib import Path
 from semmae.data.compact import Labels
 from semmae.data.endings import counted, ending, sort_files
 from semmae.data.folders import file_source, find_files, first_folders, open_folder, refuse_imageless, user_place
+from semmae.data.from_python import open_object, tables_of
 from semmae.data.layouts import Listing, find_listing
-from semmae.data.parquet import TableSource, open_hub, open_parquet, parquet_splits
+from semmae.data.lists import is_list, open_list
+from semmae.data.parquet import load_hub, open_parquet, open_tables, parquet_splits
 from semmae.data.selection import Source
-from semmae.data.splits import has_both
+from semmae.data.splits import check_whole, has_both
 from semmae.errors import UserError
 
 _log = logging.getLogger("semmae")
 
 
-def open_source(data: str | Path, split: str | None = None) -> Source:
+def open_source(data: object, split: str | None = None) -> Source:
     """The images of `data`, all or those of one split ("train" or "val"). UserError when there are none."""
-    text = str(data)
+    if not isinstance(data, str | os.PathLike):
+        return open_object(data, split)
+    text = os.fspath(data)
     if text.startswith("hf:") and not text.startswith("hf:/"):
-        return open_hub(text, split)
+        return open_tables(load_hub(text), split, text, key=text, beside=None)
     listing = find_listing(user_place(text))
     if listing is not None:
         return _open_listing(listing, split)
+    if is_list(user_place(text)):
+        _refuse_split(text, split)
+        return open_list(user_place(text))
     root, files = find_files(text)
     found = sort_files(files)
     if found.tables and found.decoded:
@@ -54,22 +63,42 @@ def open_source(data: str | Path, split: str | None = None) -> Source:
     return open_folder(root, found.images, split, text)
 
 
-def has_split(data: str | Path) -> bool:
+def has_split(data: object) -> bool:
     """Whether `data` holds both a training and a validation split."""
     return has_both(split_names(data))
 
 
-def split_names(data: str | Path) -> set[str]:
+def splits_of(data: object) -> tuple[str | None, ...]:
+    """The splits to open: ("train", "val") where `data` holds both, else (None,), which stands for all images.
+
+    UserError where a folder is a split and lacks its counterpart. A file, a pattern, a name of the hub or an object
+    means just what it says.
+    """
+    names = split_names(data)
+    if isinstance(data, str | os.PathLike) and Path(data).expanduser().is_dir():
+        check_whole(names, os.fspath(data))
+    return ("train", "val") if has_both(names) else (None,)
+
+
+def split_names(data: object) -> set[str]:
     """What may be names of splits in `data`: its first folders, or the splits of its tables or of its own files."""
-    text = str(data)
+    if not isinstance(data, str | os.PathLike):
+        return set(tables_of(data) or ())
+    text = os.fspath(data)
     if text.startswith("hf:") and not text.startswith("hf:/"):
-        source: TableSource = open_hub(text, None)
-        return {name.split("#", 1)[0] for name in source.names}
+        return set(load_hub(text))
     listing = find_listing(user_place(text))
     if listing is not None:
         return set(listing.splits)
+    if is_list(user_place(text)):
+        return set()
     found = sort_files(find_files(text)[1])
     return set(parquet_splits(found.tables).values()) if found.tables else first_folders(found.images)
+
+
+def _refuse_split(data: str, split: str | None) -> None:
+    if split is not None:
+        raise UserError(f"{data}: no {split!r} split, for a list has none; give a folder with train and val")
 
 
 def _open_listing(listing: Listing, split: str | None) -> Source:
