@@ -64,7 +64,7 @@ def _read_table(file: Path) -> tuple[_Lines, list[str] | None]:
 def _open(data: str, base: Path, lines: _Lines, within: Path | None) -> FolderSource:
     if not lines:
         raise UserError(f"{data}: empty; list one image at least")
-    paths = [os.path.abspath(base / os.path.expanduser(path)) for _, path in lines]
+    paths = [os.path.abspath(os.path.join(base, os.path.expanduser(path))) for _, path in lines]
     _check(data, lines, paths)
     root = None if within is None else os.path.join(os.path.abspath(within), "")
     if root is None or not all(path.startswith(root) for path in paths):
