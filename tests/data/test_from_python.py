@@ -153,10 +153,12 @@ def test_a_table_of_paths_and_one_with_a_transform(folder: Path) -> None:
     assert torch.equal(images.read(6), open_images(folder).read(6)) and images.labels is None
 
 
-def test_splits_of_objects(folder: Path) -> None:
+def test_splits_of_objects(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(folder)
     both = datasets.DatasetDict({"train": table.select([0, 1, 4, 5]), "validation": table.select([2, 6])})
     assert has_split(both) and split_names(both) == {"train", "validation"} and splits_of(both) == ("train", "val")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: both)
+    assert open_images("hf:owner/set").digest == open_images(both).digest
     assert open_images(both).names[3:5] == ["train#3", "validation#0"] and len(open_images(both)) == 6
     val = open_images(both, split="val")
     assert val.labels == ["cat", "dog"] and torch.equal(val.read(1), open_images(folder).read(6))

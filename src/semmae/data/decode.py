@@ -131,7 +131,7 @@ def decode_labels(raw: bytes) -> npt.NDArray[np.uint8]:
 
 
 def upright_size(raw: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image as `decode` gives it, off the header where that tells them.
+    """Height and width of an encoded image as `decode` gives it, off the header where that has them.
 
     Raises:
         ValueError: it cannot be read.
@@ -201,7 +201,7 @@ def _decode_reduced(raw: bytes, least: int) -> Tensor | None:
         with _opened(raw) as opened:
             opened.draft(opened.mode, (least, least))
             return _to_tensor(opened)
-    except ValueError:  # whether anything is wrong with it, and what, decoding the whole will tell
+    except ValueError:  # decoding the whole will show whether anything is wrong with it, and what
         return None
 
 
@@ -239,7 +239,7 @@ def _exif(opened: Image.Image) -> bytes:
 
 
 def _orientation(exif: bytes) -> int:
-    """1 to 8, as EXIF defines it; 1, upright, where the block does not tell it as EXIF wants it told.
+    """1 to 8, as EXIF defines it; 1, upright, where the block does not hold it as EXIF defines.
 
     Read here, for Pillow takes twenty times as long, and warns of other entries.
     """

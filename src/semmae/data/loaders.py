@@ -26,7 +26,7 @@ from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.data.workers import LOADERS, start_worker
 
-# On a machine of one core the default of two processes is no fault, and training itself tells when it waits for images.
+# On a machine of one core the default of two processes is no fault: training shows how long it waits for images.
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
 
 Key = int | tuple[int, int]  # a row, or (epoch, row)
@@ -258,7 +258,7 @@ class WholeDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         _, row = epoch_and_row(key)
-        image = self.images.read(row, 2 * self._resized)  # twice: hardly to be told from the whole photo, resized
+        image = self.images.read(row, 2 * self._resized)  # twice: hardly another image than the whole photo, resized
         fitted = _stretch(image, self.size) if self.fit == "stretch" else _centre(image, self._resized, self.size)
         item = {"image": fitted, "row": row}
         if self.parts is not None and self.side is not None:
@@ -313,9 +313,7 @@ def _planes(pixels: Tensor) -> Tensor:
 def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
     """uint8 (..., 3, S, S) → float32 of zero mean and unit deviation per channel, on the same device.
 
-    Raises:
-        ValueError: the images are of another type: whether they are 0..255 or 0..1, or normalised already, nothing
-            would tell.
+    ValueError where they are of another type: nothing would show whether they are 0..255, 0..1 or normalised already.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images of {images.dtype}, not torch.uint8; give them as decoded, 0 to 255")

@@ -1,7 +1,7 @@
 """The images of a run, in an order that stays; each was decoded once: no broken file stops a training.
 
 - `open_images` is the door: source → manifest → `ImageSet`, whose rows read as uint8 tensors.
-- What cannot be read is left out and listed; above 5 % the data set itself is at fault and the user is told.
+- What cannot be read is left out and listed; above 5 % the data set itself is at fault and refused.
 - What was readable is remembered (`semmae.data.checked`): only new and changed files are decoded the next time.
 - Names and classes are no Python objects (`semmae.data.compact`): a billion images, and processes that share them.
 """
@@ -83,10 +83,8 @@ class Manifest:
 class ImageSet:
     """A source and its manifest joined: row i is line i of the manifest. Picklable, fit for workers.
 
-    Args:
-        source: reads the images.
-        manifest: of images of the source, in their order unless `positions` are told.
-        positions: which of the source's images each row is, integers (N,).
+    `positions`: which of the source's images each row is, integers (N,); without them the manifest is of images of the
+    source in their order.
     """
 
     def __init__(self, source: Source, manifest: Manifest, positions: Rows | None = None) -> None:
@@ -146,7 +144,7 @@ def open_images(
     """The images of `data`, checked: all, one split, or `limit` drawn by `seed` (only these are decoded).
 
     `data`: a path, `hf:NAME`, or one of the objects that `semmae.data.from_python` reads.
-    Why they have no classes, where there seem to be some, is told here, but with `needs_classes`: the caller refuses.
+    Why they have no classes, where there seem to be some, is logged here, but with `needs_classes`: the caller refuses.
     """
     source = open_source(data, split)
     if limit is not None and limit < len(source):
@@ -258,7 +256,7 @@ def _check(source: Source, rows: npt.NDArray[np.int64], workers: int, progress: 
 
 
 def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
-    """UserError above the limit, else a warning that tells how many are left out."""
+    """UserError above the limit, else a warning of how many are left out."""
     if not skipped:
         return
     share = len(skipped) / len(source)

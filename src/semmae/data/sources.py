@@ -56,8 +56,8 @@ def open_source(data: object, split: str | None = None) -> Source:
     others = found.others + Counter(map(ending, found.images if found.tables else ()))
     if others:
         count = others.total()
-        told = f"{count} files passed over that are no images" if count > 1 else "1 file passed over that is no image"
-        _log.info("%s: %s: %s", text, told, counted(others))
+        passed = f"{count} files passed over that are no images" if count > 1 else "1 file passed over that is no image"
+        _log.info("%s: %s: %s", text, passed, counted(others))
     if found.tables:
         return open_parquet(root, found.tables, split, text)
     return open_folder(root, found.images, split, text)
