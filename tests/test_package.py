@@ -1,7 +1,9 @@
-"""What the package index shows of semmae, and how it is cited."""
+"""What is built of semmae, what the package index shows of it, and how it is cited."""
 
 import re
+import runpy
 import tomllib
+import zipfile
 from importlib.metadata import PackageMetadata
 from pathlib import Path
 from typing import Any
@@ -68,3 +70,21 @@ def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
     assert {"type", "title", "authors"} <= paper.keys() and paper["year"] == 2022
     assert [author["family-names"] for author in paper["authors"]] == ["Li", "Zheng", "Liu", "Wang", "Su", "Zheng"]
     assert "2206.10207" in paper["url"]
+
+
+@pytest.mark.parametrize("lost", ["", "semmae/py.typed", "semmae/reporting/page.html.jinja", "semmae/masking.py"])
+def test_a_wheel_that_lacks_a_file_of_the_package_is_refused(lost: str, tmp_path: Path) -> None:
+    check_wheel = runpy.run_path(str(ROOT / "tools" / "check_package.py"))["check_wheel"]
+    wheel = tmp_path / "semmae-0.1.0-py3-none-any.whl"
+    names = [path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "semmae").rglob("*")]
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("semmae-0.1.0.dist-info/licenses/LICENSE", "")
+        for name in names:
+            if (ROOT / "src" / name).is_file() and "__pycache__" not in name and name != lost:
+                archive.write(ROOT / "src" / name, name)
+    assert not lost or lost in names
+    if lost:
+        with pytest.raises(SystemExit, match=re.escape(lost)):
+            check_wheel(wheel)
+    else:
+        check_wheel(wheel)
