@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,14 +164,18 @@ Masked = list[tuple[Tensor, MaskContext]]
 def masked(monkeypatch: pytest.MonkeyPatch) -> Masked:
     """The masks of the runs of a test, and what they were made from."""
     seen: Masked = []
-    real = task.PretrainRecipe.mask
+    real = task.mask_function
 
-    def watched(recipe: task.PretrainRecipe, context: MaskContext) -> Tensor:
-        mask = real(recipe, context)
-        seen.append((mask, context))
-        return mask
+    def watched(masking: str) -> Callable[[MaskContext], Tensor]:
+        draw = real(masking)
 
-    monkeypatch.setattr(task.PretrainRecipe, "mask", watched)
+        def drawn(context: MaskContext) -> Tensor:
+            seen.append((draw(context), context))
+            return seen[-1][0]
+
+        return drawn
+
+    monkeypatch.setattr(task, "mask_function", watched)
     return seen
 
 

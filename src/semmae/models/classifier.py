@@ -1,4 +1,4 @@
-"""An encoder with a linear head that tells classes: what fine-tuning trains.
+"""An encoder with a linear head that classifies: what fine-tuning trains.
 
 Notable here:
 - the network is timm's own, with timm's tensor names: pooling, norm and head are those of its VisionTransformer, so

@@ -7,7 +7,7 @@ Notable here:
 - the decoder is UPerNet (arXiv 1807.10221) of segmentation-models-pytorch, which norms what it is given;
 - a second, small head on the third level (FCN) only helps to train;
 - the linear head reads the frozen encoder's last patch tokens, as DINOv2 (arXiv 2304.07193) evaluates: what can be
-  told from it is in the tokens already.
+  read off it is in the tokens already.
 """
 
 import math
@@ -122,7 +122,7 @@ class UPerNetHead(nn.Module):
 
     Args:
         width: channels C of the maps.
-        patch_size: of the encoder; tells how far the maps are enlarged.
+        patch_size: of the encoder; by which the maps are enlarged.
         classes: K.
         channels: of the decoder.
     """

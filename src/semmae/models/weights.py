@@ -29,7 +29,7 @@ State = Mapping[str, Tensor]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NORM_EPS = 1e-6  # of the layer norms of timm, MAE, DINO and our own models
 
-# What an encoder may have beyond the plain ViT of MAE, told by a part of a tensor's name.
+# What an encoder may have beyond the plain ViT of MAE, recognised by a part of a tensor's name.
 MEAN_NORM = "a final norm behind mean pooling"
 NO_QKV_BIAS = "queries, keys and values without biases"
 _PECULIAR = {
@@ -190,7 +190,7 @@ def wrap_vit(vit: nn.Module, mean: tuple[float, float, float], std: tuple[float,
 
 
 def _vit_sizes(vit: VisionTransformer) -> dict[str, Any]:
-    """Sizes read off the weights, but that the grid is square, which only the model itself tells."""
+    """Sizes read off the weights, but that the grid is square, which only the model itself knows."""
     rows, columns = vit.patch_embed.grid_size or (0, 0)
     if rows != columns:
         patch = vit.patch_embed.patch_size
@@ -209,7 +209,7 @@ def _vit_sizes(vit: VisionTransformer) -> dict[str, Any]:
 
 
 def _eva_sizes(vit: Eva) -> dict[str, Any]:
-    """Sizes of a model that may have no positions among its tensors: its own options tell the grid."""
+    """Sizes of a model that may have no positions among its tensors: its own options give the grid."""
     embed = vit.patch_embed
     last: AnyBlock = vit.blocks[-1]
     for name, sides in (("images", embed.img_size), ("patches", embed.patch_size)):
@@ -275,9 +275,9 @@ def _check_fits(module: nn.Module, state: State) -> None:
             if name in state and state[name].is_floating_point() != tensor.is_floating_point()
         ],
     }
-    told = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
-    if told:
-        raise ValueError("tensors " + "; ".join(told))
+    found = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
+    if found:
+        raise ValueError("tensors " + "; ".join(found))
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -39,13 +39,16 @@ _NOTHING = {UNFINISHED, _LOCK}
 _FILES = _NOTHING | {
     CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "parts.html", "parts.png",
     "parts.npy", "attention.npy", "parts.json", "quality.json", "results.json", "results.md", "per_class.csv",
-    "confusion.png", "predictions.png", "figures.json", "features.safetensors", "state.json",
+    "confusion.png", "predictions.png", "figures.json", "features.safetensors", "state.json", "loggers.json",
 }  # fmt: skip
 _NETWORK = ("model.safetensors", "config.json", "learned.txt")
 _FOLDERS = {
     **dict.fromkeys(("encoder", "autoencoder", "learner", "head", "classifier", "segmenter"), _NETWORK),
     "checkpoints": ("last.ckpt",),
     "tensorboard": ("events.*", "hparams.yaml"),
+    "csv": ("version_*/metrics.csv", "version_*/hparams.yaml"),
+    "wandb": ("*",),
+    "mlruns": ("*",),
     "pictures": ("masks.png", "reconstructions.png", "parts.npz"),
     "creatures": ("images/*/*.png", "masks/*/*.png", "classes.json"),
 }

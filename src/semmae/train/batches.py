@@ -1,8 +1,7 @@
-"""How a training is fed: its batches checked against what there is, its loader, and what the Trainer knows of them."""
+"""How a training is fed: what there must be for its batches, and their loader."""
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -11,15 +10,18 @@ from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.options.shared import Batching, Precision
 from semmae.run.ranks import check_processes, is_rank_zero
+from semmae.train.loggers import check_loggers, logger_names
 from semmae.train.precision import check_precision
-from semmae.train.trainer import FitOptions
 
 _log = logging.getLogger("semmae")
 
 
-def check_batches(batching: Batching, precision: Precision) -> None:
-    """Refuse arithmetic that is not to be had here, processes that were not started, batches that do not divide."""
+def check_batches(batching: Batching, precision: Precision, logger: str) -> None:
+    """Refuse arithmetic that is not to be had here, loggers that are not installed, processes that were not started,
+    batches that do not divide.
+    """
     check_precision(precision)
+    check_loggers(logger_names(logger))
     check_processes(batching.nodes, batching.devices)
     batching.check()
 
@@ -48,19 +50,3 @@ def training_loader(
         )
     sampler = EpochSampler(images, seed, multiple=size // batching.processes, classes=classes)
     return make_loader(dataset, size // batching.batches, sampler=sampler, workers=workers, drop_last=True)
-
-
-def fit_options(
-    batching: Batching, *, out: Path, stage: str, epochs: int, precision: Precision, clip: float = 0.0
-) -> FitOptions:
-    """What `fit` has to know of a training in `out`."""
-    return FitOptions(
-        out=out,
-        stage=stage,
-        epochs=epochs,
-        precision=precision,
-        devices=batching.devices,
-        nodes=batching.nodes,
-        clip=clip,
-        accumulate=batching.accumulate,
-    )

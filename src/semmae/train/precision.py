@@ -54,7 +54,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def processor_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """What the processor can do, as Linux tells; elsewhere nothing is known."""
+    """What the processor can do, as Linux lists it; elsewhere nothing is known."""
     if not path.is_file():
         return set()
     lines = (line.partition(":") for line in path.read_text(errors="replace").splitlines())

@@ -15,14 +15,15 @@ from semmae.formats.open import load_classifier, load_encoder
 from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
-from semmae.options.finetune import FinetuneOptions
+from semmae.options.fields import shared
+from semmae.options.finetune import FinetuneOptions, FinetuneRecipe
 from semmae.reporting.ending import ended
 from semmae.reporting.results import write_results
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.compiling import check_compile, resolve_compile
-from semmae.train.finetune import FinetuneRecipe, FinetuneTask
+from semmae.train.finetune import FinetuneTask
 from semmae.train.trainer import Evaluation, barrier, fit
 from semmae.verbs.classes import eval_crop, evaluate_only, measure_classifier, validate
 from semmae.verbs.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
@@ -148,9 +149,10 @@ def train_classifier(options: FinetuneOptions, classifier: Classifier, sets: Tra
         if options.resume and (folder / CONFIG).is_file():
             return load_classifier(folder)[0]
         compiled = resolve_compile(options.compile, optimiser_steps(len(sets.train), options, options.epochs))
-        task = FinetuneTask(classifier, recipe_of(options, len(sets.train)), compiled)
+        rate = scaled_rate(options.blr, len(sets.train), options)
+        task = FinetuneTask(classifier, shared(FinetuneRecipe, options), lr=rate, compiled=compiled)
         classes = sets.train_targets.tolist() if options.balanced else None
-        loader = training_loader(crops_of(options, encoder, sets), options, classes, task.recipe.lr)
+        loader = training_loader(crops_of(options, encoder, sets), options, classes, rate)
         how = fit_options(options, options.out, stage, options.epochs, options.clip)
         fit(task, loader, how, options.resume, validation(options, task, sets))
         if is_rank_zero():
@@ -158,15 +160,6 @@ def train_classifier(options: FinetuneOptions, classifier: Classifier, sets: Tra
             learned = image_keys(sets.train)
             save_classifier(task.result, folder, sets.classes, crop_pct, about(options, sets, crop_pct), learned)
         return task.result
-
-
-def recipe_of(options: FinetuneOptions, images: int) -> FinetuneRecipe:
-    """The options as the task wants them: those of the same name, and the learning rate of a step's images."""
-    names = {field.name for field in dataclasses.fields(FinetuneRecipe)}
-    same: dict[str, Any] = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names
-    }
-    return FinetuneRecipe(lr=scaled_rate(options.blr, images, options), **same)
 
 
 def crops_of(options: FinetuneOptions, encoder: Encoder, sets: TrainVal) -> LabelledCrops:

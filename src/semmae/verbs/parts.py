@@ -27,19 +27,22 @@ from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
-from semmae.options.parts import PartsOptions
+from semmae.options.fields import shared
+from semmae.options.parts import PartsOptions, PartsRecipe
 from semmae.reporting.ending import ended
 from semmae.reporting.page import quality_text
 from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import write_report
+from semmae.run.config import kept_values
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.batches import check_batches, fit_options, training_loader
-from semmae.train.part_losses import PartsRecipe
+from semmae.train.batches import check_batches, training_loader
+from semmae.train.loggers import logger_names
+from semmae.train.part_losses import views_of
 from semmae.train.parts import PartsTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import fit
+from semmae.train.trainer import FitOptions, fit
 
 _log = logging.getLogger("semmae")
 
@@ -55,7 +58,7 @@ def parts(options: PartsOptions) -> Path:
     if own.teacher is not None:
         encoder = load_encoder(own.teacher, num_heads=own.num_heads, image_size=own.image_size)
         check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
-    check_batches(options, options.precision)
+    check_batches(options, options.precision, options.logger)
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
     check_parts(own, images)
@@ -172,32 +175,19 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
         learner = PartLearner(spec, encoder if options.start == "heads" else None, generator)
     except ValueError as error:
         raise UserError(f"--start heads: {error} with --start random") from error
-    recipe = _recipe(options)
+    recipe = shared(PartsRecipe, options)
     if options.sample is not None:
         images = ImageSet(images.source, images.manifest.subset(options.sample, options.seed))
     crops = CropDataset(
-        images, _size(options, encoder), views=recipe.views, scale=_SCALE, seed=options.seed,
-        colour=recipe.views > 1, hue=options.hue,
+        images, _size(options, encoder), views=views_of(recipe), scale=_SCALE, seed=options.seed,
+        colour=views_of(recipe) > 1, hue=options.hue,
     )  # fmt: skip
     task = PartsTask(encoder, learner, recipe)
     loader = training_loader(crops, options, seed=options.seed, workers=options.workers)
-    how = fit_options(options, out=options.out, stage="parts", epochs=options.epochs, precision=options.precision)
+    names = logger_names(options.logger)
+    how = shared(FitOptions, options, stage="parts", loggers=names, config=kept_values(options))
     fit(task, loader, how, options.resume)
     return learner
-
-
-def _recipe(options: PartsOptions) -> PartsRecipe:
-    return PartsRecipe(
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        warmup_share=options.warmup_share,
-        schedule=options.schedule,
-        pixel_loss="l1" if options.reconstruction == "l1" else "mse",
-        diversity=options.diversity,
-        agreement=options.agreement,
-        concentration=options.concentration,
-        total_variation=options.total_variation,
-    )
 
 
 def part_labels(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> PartStore:

@@ -1,7 +1,6 @@
 """`semmae pretrain`: the masked autoencoder with semantic-guided masking; alone, or the whole way."""
 
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -16,24 +15,24 @@ from semmae.formats.open import load_encoder
 from semmae.labels.labelling import check_devices
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.options.functions import function_at
+from semmae.options.fields import shared
 from semmae.options.presets import preset_options
-from semmae.options.pretrain import PretrainOptions
+from semmae.options.pretrain import PretrainOptions, PretrainRecipe
 from semmae.options.values import check_image_size
 from semmae.reporting.ending import ended
 from semmae.reporting.mask_pictures import draw_masks
 from semmae.reporting.run_page import write_report
-from semmae.run.config import UNFINISHED
+from semmae.run.config import UNFINISHED, kept_values
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.run.stages import parts_stage, teacher_stage
-from semmae.train.batches import check_batches, fit_options, training_loader
+from semmae.train.batches import check_batches, training_loader
 from semmae.train.compiling import check_compile, resolve_compile
+from semmae.train.loggers import logger_names
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
-from semmae.train.masks import Masking
-from semmae.train.pretrain import PretrainRecipe, PretrainTask
+from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import barrier, fit
+from semmae.train.trainer import FitOptions, barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
 from semmae.verbs.teacher import check_teacher, train_teacher
 
@@ -48,7 +47,7 @@ def pretrain(options: PretrainOptions) -> Path:
 def whole_way(options: PretrainOptions) -> Path:
     """What `pretrain` does, but for what it shows at its end."""
     check_recipe(options)
-    check_batches(options, options.precision)
+    check_batches(options, options.precision, options.logger)
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
     init = load_init(options)
@@ -143,20 +142,8 @@ def train_autoencoder(
     """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures."""
     torch.manual_seed(options.seed)
     mae = init or new_autoencoder(options)
-    named = cast(Masking, options.masking)
-    recipe = PretrainRecipe(
-        lr=options.scaled_rate(options.blr, len(images)),
-        weight_decay=options.weight_decay,
-        warmup_share=options.warmup_share,
-        masking=function_at(options.masking, "--masking") if options.is_own_masking else named,
-        mask_ratio=options.mask_ratio,
-        gamma=options.gamma,
-        blend=options.blend,
-        attention_hint=options.attention_hint,
-        token_subset=options.token_subset,
-        num_labels=store.num_labels if store else 0,
-        seed=options.seed,
-    )
+    rate = options.scaled_rate(options.blr, len(images))
+    recipe = shared(PretrainRecipe, options)
     side = options.image_size // options.patch_size
     # One's own function gets what there is.
     attention = "attention" in options.needs or (
@@ -173,15 +160,14 @@ def train_autoencoder(
         "masking": options.masking,
     }
     with summarised(options.out, "pretrain", images, **facts):
-        loader = training_loader(dataset, options, seed=options.seed, workers=options.workers, rate=recipe.lr)
-        how = fit_options(
-            options, out=options.out, stage="pretrain", epochs=options.epochs, precision=options.precision,
-            clip=options.clip,
-        )  # fmt: skip
+        loader = training_loader(dataset, options, seed=options.seed, workers=options.workers, rate=rate)
+        names = logger_names(options.logger)
+        how = shared(FitOptions, options, stage="pretrain", loggers=names, config=kept_values(options))
         compiled = resolve_compile(options.compile, options.optimiser_steps(len(images), options.epochs))
-        names = store.label_names if store else ()
+        labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
-        fit(PretrainTask(mae, recipe, names, compiled), loader, how, options.resume)
+        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled)
+        fit(task, loader, how, options.resume)
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)

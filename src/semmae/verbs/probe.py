@@ -23,7 +23,7 @@ from semmae.formats.folders import digest, save_head
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder
 from semmae.options.fields import shared
-from semmae.options.probe import ProbeOptions, Protocol
+from semmae.options.probe import ProbeOptions, ProbeRecipe, Protocol
 from semmae.options.shared import FeatureOptions
 from semmae.reporting.ending import ended
 from semmae.reporting.results import draw_confusion, write_per_class, write_results
@@ -31,7 +31,7 @@ from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.precision import resolve_precision
-from semmae.train.probe import ProbeRecipe, ProbeTask
+from semmae.train.probe import ProbeTask
 from semmae.train.trainer import fit
 from semmae.verbs.features import (
     Look,
@@ -145,8 +145,7 @@ def train_on_crops(options: ProbeOptions, encoder: Encoder, sets: TrainVal, spec
     dataset = CropDataset(sets.train, size, scale=(options.crop_scale, 1.0), seed=options.seed)
     rate = scaled_rate(options.blr, len(sets.train), options)
     loader = training_loader(dataset, options, rate=rate)
-    recipe = ProbeRecipe(lr=rate, warmup_share=options.warmup_share)
-    task = ProbeTask(encoder, head, sets.train_targets, recipe)
+    task = ProbeTask(encoder, head, sets.train_targets, shared(ProbeRecipe, options), lr=rate)
     out.mkdir(parents=True, exist_ok=True)
     facts = {"epochs": epochs, "image_size": size, "encoder_digest": digest(encoder)}
     with summarised(out, "probe", sets.train, [sets.val], **facts):

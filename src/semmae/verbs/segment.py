@@ -25,13 +25,14 @@ from semmae.formats.open import find_segmenter
 from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
-from semmae.options.segment import SegmentOptions
+from semmae.options.fields import shared
+from semmae.options.segment import SegmentOptions, SegmentRecipe
 from semmae.reporting.ending import ended
 from semmae.reporting.results import OWN
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.segment import SegmentRecipe, SegmentTask
+from semmae.train.segment import SegmentTask
 from semmae.train.trainer import Evaluation, fit
 from semmae.verbs.features import (
     check_val_share,
@@ -192,7 +193,7 @@ def train_segmenter(options: SegmentOptions, out: Path, segmenter: Segmenter, da
     stage = "segment" if out == options.out else UNTRAINED
     with summarised(out, stage, data.train.images, [data.val.images], **facts):
         how = fit_options(options, out, stage, count, options.clip)
-        task = SegmentTask(segmenter, recipe_of(options))
+        task = SegmentTask(segmenter, shared(SegmentRecipe, options), lr=rate_of(options))
         fit(task, loader, dataclasses.replace(how, unit="round"), options.resume, Evaluation(validated, 1))
         if not is_rank_zero():
             return None
@@ -207,15 +208,3 @@ def augmentation(options: SegmentOptions, size: int, mean: tuple[float, float, f
     red, green, blue = (round(255 * value) for value in mean)
     scales = (options.min_scale, options.max_scale)
     return Augmentation(size, scales, options.most_of_one, options.colour, (red, green, blue))
-
-
-def recipe_of(options: SegmentOptions) -> SegmentRecipe:
-    """The options as the task wants them."""
-    return SegmentRecipe(
-        lr=rate_of(options),
-        weight_decay=options.weight_decay,
-        layer_decay=options.layer_decay,
-        warmup_share=options.warmup_share,
-        auxiliary_weight=options.aux_weight,
-        seed=options.seed,
-    )

@@ -1,8 +1,6 @@
 """`semmae teacher`: an encoder from one's own images, to learn parts from."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,16 +14,19 @@ from semmae.formats.folders import save_encoder
 from semmae.formats.init import init_encoder
 from semmae.masking import num_hidden
 from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
-from semmae.options.teacher import TeacherOptions
+from semmae.options.fields import shared
+from semmae.options.teacher import TeacherOptions, TeacherRecipe
 from semmae.options.values import check_image_size
 from semmae.reporting.ending import ended
 from semmae.reporting.run_page import write_report
+from semmae.run.config import kept_values
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.batches import check_batches, fit_options, training_loader
+from semmae.train.batches import check_batches, training_loader
+from semmae.train.loggers import logger_names
 from semmae.train.summary import summarised
-from semmae.train.teacher import TeacherRecipe, TeacherTask
-from semmae.train.trainer import Evaluation, fit
+from semmae.train.teacher import TeacherTask
+from semmae.train.trainer import Evaluation, FitOptions, fit
 from semmae.verbs.features import class_indices
 
 _KNN_IMAGES = 2000  # at most, so that measuring stays short beside training
@@ -38,7 +39,7 @@ def teacher(options: TeacherOptions) -> Path:
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
     check_teacher(options)
     init = load_init(options)
-    check_batches(options, options.precision)
+    check_batches(options, options.precision, options.logger)
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
     with run_folder(options):
@@ -74,8 +75,10 @@ def load_init(options: TeacherOptions) -> Encoder | None:
     """The encoder of --init, its positions resampled to this run's image size; None where none is asked for."""
     if options.init is None:
         return None
-    sizes = {"model": options.model, "image_size": options.image_size, "patch_size": options.patch_size}
-    return init_encoder(options.init, num_heads=options.num_heads, **sizes)
+    return init_encoder(
+        options.init, model=options.model, image_size=options.image_size, patch_size=options.patch_size,
+        num_heads=options.num_heads,
+    )  # fmt: skip
 
 
 def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | None = None) -> None:
@@ -83,15 +86,14 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     out = options.out
     torch.manual_seed(options.seed)
     encoder = init or new_encoder(options)
-    task = TeacherTask(encoder, recipe_of(options, len(images)))
+    rate = options.scaled_rate(options.blr, len(images))
+    task = TeacherTask(encoder, shared(TeacherRecipe, options), lr=rate)
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):
         crops = crops_of(options, images)
-        loader = training_loader(crops, options, seed=options.seed, workers=options.workers, rate=task.recipe.lr)
-        how = fit_options(
-            options, out=out, stage="teacher", epochs=options.epochs, precision=options.precision, clip=options.clip
-        )
-        how = dataclasses.replace(how, clip_each=True)  # as DINO and iBOT do
+        loader = training_loader(crops, options, seed=options.seed, workers=options.workers, rate=rate)
+        names = logger_names(options.logger)
+        how = shared(FitOptions, options, stage="teacher", loggers=names, config=kept_values(options), clip_each=True)
         fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
@@ -103,15 +105,6 @@ def new_encoder(options: TeacherOptions) -> Encoder:
     vit = build_vit(spec)
     init_as_dino(vit, options.learned_positions)
     return Encoder(spec, vit)
-
-
-def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
-    """The options as the task wants them: those of the same name, and the learning rate of a step's images."""
-    names = {field.name for field in dataclasses.fields(TeacherRecipe)}
-    same: dict[str, Any] = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names
-    }
-    return TeacherRecipe(lr=options.scaled_rate(options.blr, images), **same)
 
 
 def crops_of(options: TeacherOptions, images: ImageSet) -> CropDataset:

@@ -9,14 +9,17 @@ from torch.utils.data import DataLoader
 
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset
+from semmae.options.fields import shared
 from semmae.options.shared import TrainOptions
+from semmae.run.config import kept_values
 from semmae.train import batches
+from semmae.train.loggers import logger_names
 from semmae.train.summary import summarised as summarised
 from semmae.train.trainer import FitOptions
 
 
 def check_batches(options: TrainOptions) -> None:
-    batches.check_batches(options, options.precision)
+    batches.check_batches(options, options.precision, options.logger)
 
 
 def effective_batch(images: int, options: TrainOptions) -> int:
@@ -47,4 +50,5 @@ def check_count(images: int, options: TrainOptions) -> None:
 
 
 def fit_options(options: TrainOptions, out: Path, stage: str, epochs: int, clip: float = 0.0) -> FitOptions:
-    return batches.fit_options(options, out=out, stage=stage, epochs=epochs, precision=options.precision, clip=clip)
+    names, config = logger_names(options.logger), kept_values(options)
+    return shared(FitOptions, options, out=out, stage=stage, epochs=epochs, clip=clip, loggers=names, config=config)
