@@ -45,8 +45,8 @@ def learner_folder(run: Path) -> Path:
     raise UserError(f"{run}: holds no part learner{nested}; give the --out of a `semmae parts` that has learned")
 
 
-def learner_facts(teacher: str | Encoder, encoder: Encoder, size: int) -> dict[str, Any]:
-    """What is kept beside a learner, so that `--learner` needs nothing else; of an object its digest alone.
+def learner_facts(teacher: object, encoder: Encoder, size: int) -> dict[str, Any]:
+    """What is kept beside a learner, so that `--learner` needs nothing else; of a teacher that is an object its digest.
 
     Args:
         teacher: what `load_encoder` took.
@@ -60,9 +60,7 @@ def learner_facts(teacher: str | Encoder, encoder: Encoder, size: int) -> dict[s
     return {"teacher": spec, "num_heads": heads, "image_size": size, "teacher_digest": digest(encoder)}
 
 
-def check_learner(
-    out: Path, learner: Path | None, encoder: Encoder, teacher: str | Encoder, *, needed: bool = False
-) -> None:
+def check_learner(out: Path, learner: Path | None, encoder: Encoder, teacher: object, *, needed: bool = False) -> None:
     """Refuse the learner in `out`, or else in the run `learner`, where it was trained on another encoder.
 
     Raises:
@@ -97,7 +95,7 @@ def copy_learner(run: Path, out: Path) -> None:
     save_learner(read_learner(source), out / LEARNER, read_extra(source))
 
 
-def check_devices(teacher: str | Encoder, devices: int) -> None:
+def check_devices(teacher: object, devices: int) -> None:
     """Refuse to label by several processes with an encoder that each of them cannot load for itself."""
     if devices > 1 and recordable(teacher) is None:
         raise UserError(
@@ -112,7 +110,7 @@ def label_images(
     encoder: Encoder,
     learner: PartLearner,
     *,
-    teacher: str | Encoder,
+    teacher: object,
     num_heads: int | None,
     size: int,
     grid: int,

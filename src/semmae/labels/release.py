@@ -59,7 +59,7 @@ class Tokens(NamedTuple):
 
 
 def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = False, workers: int = 2) -> PartStore:
-    """A store of the parts of `images`, made in `out` or gone on with, from the token files below `folder`.
+    """A store of the parts of `images`, begun in `out` or resumed, from the token files below `folder`.
 
     Args:
         folder: holds the files at the images' relative paths.

@@ -14,15 +14,8 @@ from semmae.errors import UserError
 from semmae.evaluation.parts import Truth, measure, read_truth
 from semmae.formats.folders import LEARNER, digest, kind, read_learner, save_learner
 from semmae.formats.open import load_encoder
-from semmae.labels.labelling import (
-    check_devices,
-    check_learner,
-    copy_learner,
-    label_images,
-    learner_facts,
-    teacher_of,
-)
-from semmae.labels.pictures import collect_samples, draw_parts
+from semmae.labels import labelling
+from semmae.labels.pictures import draw_parts
 from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
 from semmae.models.parts import PartLearner, PartsSpec
@@ -57,7 +50,7 @@ def parts(options: PartsOptions) -> Path:
     encoder = None
     if own.teacher is not None:
         encoder = load_encoder(own.teacher, num_heads=own.num_heads, image_size=own.image_size)
-        check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
+        labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     check_batches(options, options.precision, options.logger)
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
@@ -76,16 +69,14 @@ def with_teacher(options: PartsOptions) -> PartsOptions:
         if options.teacher is None and options.tokens is None:
             raise UserError("parts needs --teacher, or --learner or --tokens in its place; see semmae parts --help")
         return options
-    own = {name: getattr(options, name) or known for name, known in teacher_of(options.learner).items()}
+    own = {name: getattr(options, name) or known for name, known in labelling.teacher_of(options.learner).items()}
     if own["teacher"] is None:
         raise UserError(f"--learner {options.learner}: does not say what its encoder is; add --teacher")
     return dataclasses.replace(options, **own)
 
 
 def check_parts(options: PartsOptions, images: ImageSet) -> None:
-    """Refuse what would fail only after minutes of work: an even blur, nothing to measure, token files of other images,
-    PNGs in the way, an encoder that other processes cannot load.
-    """
+    """Refuse what would fail only after minutes of work."""
     if options.blur % 2 == 0:
         raise UserError(f"--blur {options.blur}: must be odd, so that a patch is its middle; use {options.blur + 1}")
     if options.quality_only:
@@ -95,14 +86,12 @@ def check_parts(options: PartsOptions, images: ImageSet) -> None:
     if options.tokens is not None:
         check_tokens(options.tokens, images, subset=options.limit is not None)
     if options.teacher is not None:
-        check_devices(options.teacher, options.devices)
+        labelling.check_devices(options.teacher, options.devices)
     if options.export_png is not None:
         check_folder(options.export_png)
     trains = options.learner is None and options.tokens is None and not (options.labels_only or options.quality_only)
     if options.nodes > 1 and not trains:
-        raise UserError(
-            f"--nodes {options.nodes}: only training is shared by several nodes; use --nodes 1, --devices N"
-        )
+        raise UserError(f"--nodes {options.nodes}: nodes share training alone; use --nodes 1, --devices N")
 
 
 def true_parts(options: PartsOptions, images: ImageSet) -> Truth | None:
@@ -124,8 +113,7 @@ def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None
     if encoder is not None:
         encoder.eval().requires_grad_(False)
         facts = {"teacher_digest": digest(encoder), "image_size": _size(options, encoder)}
-        if options.learner is None:
-            facts["epochs"] = options.epochs
+        facts |= {"epochs": options.epochs} if options.learner is None else {}
     if options.quality_only:
         assert truth is not None, "check_parts asks for it"
         _measure(options, PartStore.open(out), images, encoder, truth)
@@ -135,12 +123,10 @@ def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None
                 bring_learner(options, images, encoder)
             if not is_rank_zero():
                 return
-            store = part_labels(options, images, encoder)
+            store = label_all(options, images, encoder)
             if truth is not None:
                 _measure(options, store, images, encoder, truth)
-            draw_parts(out, store, images)
-            if encoder is not None:
-                collect_samples(out, store, images, encoder, read_learner(out / LEARNER), _size(options, encoder))
+            draw_parts(out, store, images, encoder, _size(options, encoder))
             if options.export_png is not None:
                 export_labels(store, images, options.export_png, options.export_size, options.workers)
     if (out / SAMPLES).exists():
@@ -154,11 +140,10 @@ def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
     if options.learner is None:
         learner = train_learner(options, images, encoder)
         if is_rank_zero():
-            assert options.teacher is not None, "the encoder came from there"
-            facts = learner_facts(options.teacher, encoder, _size(options, encoder))
+            facts = labelling.learner_facts(options.teacher, encoder, _size(options, encoder))
             save_learner(learner, options.out / LEARNER, facts)
     elif is_rank_zero():
-        copy_learner(options.learner, options.out)
+        labelling.copy_learner(options.learner, options.out)
 
 
 def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> PartLearner:
@@ -182,23 +167,20 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
         images, _size(options, encoder), views=views_of(recipe), scale=_SCALE, seed=options.seed,
         colour=views_of(recipe) > 1, hue=options.hue,
     )  # fmt: skip
-    task = PartsTask(encoder, learner, recipe)
     loader = training_loader(crops, options, seed=options.seed, workers=options.workers)
-    names = logger_names(options.logger)
-    how = shared(FitOptions, options, stage="parts", loggers=names, config=kept_values(options))
-    fit(task, loader, how, options.resume)
+    how = shared(FitOptions, options, stage="parts", loggers=logger_names(options.logger), config=kept_values(options))
+    fit(PartsTask(encoder, learner, recipe), loader, how, options.resume)
     return learner
 
 
-def part_labels(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> PartStore:
+def label_all(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> PartStore:
     """The labels of all images: read from token files, or computed."""
-    out = options.out
     if encoder is None:
         assert options.tokens is not None, "with_teacher asks for one of the two"
-        return import_tokens(options.tokens, images, out, subset=options.limit is not None, workers=options.workers)
-    assert options.teacher is not None, "the encoder came from there"
-    return label_images(
-        out, images, encoder, read_learner(out / LEARNER),
+        subset = options.limit is not None
+        return import_tokens(options.tokens, images, options.out, subset=subset, workers=options.workers)
+    return labelling.label_images(
+        options.out, images, encoder, read_learner(options.out / LEARNER),
         teacher=options.teacher, num_heads=options.num_heads, size=_size(options, encoder), grid=options.grid,
         batch_size=options.batch_size, precision=options.precision, devices=options.devices, workers=options.workers,
     )  # fmt: skip
