@@ -215,7 +215,7 @@ def test_what_is_refused(
     ("arguments", "named"),
     [
         (["--learner", "RUN", "--num-parts", "3"], "--num-parts 3"),
-        (["--learner", "RUN", "--epochs", "99"], "nothing is learned with --learner"),
+        (["--learner", "RUN", "--epochs", "99"], "--epochs 99"),
         (["--tokens", "none"], "none"),
     ],
 )
