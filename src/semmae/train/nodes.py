@@ -18,12 +18,7 @@ _INTERACTIVE = ("bash", "interactive")  # names of Slurm's jobs in which nothing
 
 
 def check_processes(nodes: int, devices: int) -> None:
-    """Refuse another number of processes than was started.
-
-    Raises:
-        UserError: torchrun or srun has started more or fewer; or several nodes are asked for and nothing says which
-            one this is.
-    """
+    """Refuse another number of processes than torchrun or srun has started, and a node without a number of its own."""
     starter, started = _started()
     asked = f"--nodes {nodes} --devices {devices}"
     if starter is not None and started != nodes * devices:
