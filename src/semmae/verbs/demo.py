@@ -65,7 +65,7 @@ def whole_demo(options: DemoOptions) -> list[str]:
         )  # fmt: skip
         images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
         measured: dict[str, Any] = {}
-        if len(set(images.labels or ())) > 1:  # of a single class every neighbour tells
+        if len(set(images.labels or ())) > 1:  # a single class has no wrong neighbour
             measured = compare_knn(features, images, run)
         write_report(run)
     return table(run, measured)
@@ -101,7 +101,7 @@ def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> Pre
 
 
 def compare_knn(options: KnnOptions, images: ImageSet, run: Path) -> dict[str, Any]:
-    """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels, told in `run`'s results."""
+    """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels, kept in `run`'s results."""
     encoder = open_encoder(options)
     whole = WholeDataset(images, encoder.spec.image_size, fit="centre")
 
