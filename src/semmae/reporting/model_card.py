@@ -13,13 +13,14 @@ from typing import Any
 
 from semmae import files
 from semmae.errors import UserError
+from semmae.evaluation.protocols import OWN
 from semmae.files.yaml import read_yaml
 from semmae.formats import folders as checkpoint, mae, onnx
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.reporting.page import figure_rows, flat, read_facts
-from semmae.reporting.results import OWN, markdown_table, protocol_lines
+from semmae.reporting.results import markdown_table, protocol_lines
 
 RESULTS = "results.json"
 _LIBRARY = {"timm": "timm", "mae": "semmae", "hf": "transformers", "onnx": "onnx"}

@@ -22,7 +22,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.data.token_file import WRITERS, Column, TokenFile, finish, paths_beside, read_info
 from semmae.errors import DiskError, UserError
-from semmae.evaluation.features import evaluating
+from semmae.evaluation.features import evaluating, open_encoder
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
 from semmae.files import Fields, bytes_shown, read_json, sweep_beside, write_json
 from semmae.formats.folders import digest
@@ -36,7 +36,6 @@ from semmae.run.config import PARTIAL
 from semmae.run.folder import check_inputs, claimed, run_folder
 from semmae.run.places import check_place
 from semmae.shell import python, text
-from semmae.verbs.features import feature_size, open_encoder
 
 _log = logging.getLogger("semmae")
 
@@ -68,7 +67,7 @@ def embed(options: EmbedOptions) -> Path:
 def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     """As `embed`; `run` are the options of the run that works beside --out."""
     tokens = _tokens(options)
-    encoder = open_encoder(options)
+    encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     tokens = [pooling_of(options.encoder)] if tokens == [_AUTO] else tokens
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     store = None if options.parts is None else _open_parts(options.parts, images)
@@ -164,7 +163,7 @@ def _info(
         "encoder": options.encoder,
         "encoder_digest": digest(encoder),
         "images_digest": images.digest,
-        "image_size": feature_size(options, encoder),
+        "image_size": options.image_size or encoder.spec.image_size,
         "crop_pct": options.crop_pct,
         "patch_size": encoder.patch_size,
         "tokens": ",".join(tokens),
@@ -178,7 +177,7 @@ def _info(
 
 def _columns(options: EmbedOptions, encoder: Encoder, tokens: Sequence[str], store: PartStore | None) -> list[Column]:
     width, parts = encoder.width, 0 if store is None else store.num_labels
-    patches = (feature_size(options, encoder) // encoder.patch_size) ** 2
+    patches = ((options.image_size or encoder.spec.image_size) // encoder.patch_size) ** 2
     shapes = {"cls": (width,), "mean": (width,), "patch": (patches, width), "parts": (parts, width)}
     columns = [Column(token, shapes[token], options.dtype) for token in tokens]
     return columns + ([Column(COUNTS, (parts,), "int32")] if "parts" in tokens else [])
@@ -226,7 +225,7 @@ def _fill(run: EmbedOptions, encoder: Encoder, images: ImageSet, store: PartStor
         if run.resume and (run.out / _STATE).is_file():
             _log.warning("%s: of another version, or damaged; begun anew", run.out)
         file.create()
-    size = feature_size(run, encoder)
+    size = run.image_size or encoder.spec.image_size
     dataset = WholeDataset(images, size, "centre", run.crop_pct, store, size // encoder.patch_size)
     # Batches begin where they do in a run never stopped: what is computed together rounds alike.
     loader = make_loader(dataset, run.batch_size, sampler=range(done, len(images)), workers=run.workers)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from semmae.errors import UserError, listed
+from semmae.evaluation.classifier import crop_share
 from semmae.files import Fields, check_replaceable, read_json, user_path, whole_folder, write_json, write_text
 from semmae.formats import folders as checkpoint, huggingface, mae, onnx
 from semmae.formats.hub import CARD, FILES, check_hub_name, push_to_hub
@@ -39,7 +40,6 @@ from semmae.reporting.page import read_facts
 from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 from semmae.shell import python, text
-from semmae.verbs.classes import crop_share
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 

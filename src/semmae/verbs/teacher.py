@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from semmae.data.classes import class_indices
 from semmae.data.colour import GLOBAL_CHANCES
 from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, sample_rows
@@ -23,7 +24,6 @@ from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.teacher import TeacherRecipe, TeacherTask
 from semmae.train.trainer import Evaluation, fit
-from semmae.verbs.features import class_indices
 from semmae.verbs.init import init_encoder
 from semmae.verbs.training import fit_options, open_training_images, scaled_rate, summarised, training_loader
 

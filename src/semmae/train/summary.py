@@ -1,0 +1,59 @@
+"""summary.json of a training: what it was begun with, how long it took, whether it was finished."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from semmae.data.manifest import ImageSet, write_skipped
+from semmae.errors import DiskError, UserError
+from semmae.files import Fields, read_json, short, write_json
+from semmae.run.ranks import is_rank_zero
+
+
+@contextmanager
+def summarised(
+    out: Path, stage: str, images: ImageSet, also: Sequence[ImageSet] = (), /, **facts: Any
+) -> Iterator[None]:
+    """Write skipped.csv before, and summary.json before and after, one stage of a run; minutes add up over resumes.
+
+    In skipped.csv are those of `also` too, the images that the stage is measured on.
+
+    Raises:
+        UserError: the stage was begun with other images; so it is with every fact named `…_digest`.
+    """
+    path, started = out / "summary.json", time.monotonic()
+    facts = {"manifest": images.digest, **facts}
+    earlier = Fields(path, read_json(path) if path.exists() else {})
+    _check_unchanged(out, earlier.content, facts)
+    before = earlier.get("minutes", (int, float), 0.0)
+    counts = {"images": len(images), "skipped": len(images.manifest.skipped), "classes": len(set(images.labels or ()))}
+    summary = {"stage": stage, **counts, **facts}
+
+    def write(finished: bool) -> None:
+        if is_rank_zero():
+            minutes = round(before + (time.monotonic() - started) / 60, 3)
+            write_json(path, summary | {"finished": finished, "minutes": minutes})
+
+    write(finished=False)  # already now: a killed run, too, knows what it was begun with
+    if is_rank_zero():
+        write_skipped([images, *also], out / "skipped.csv")
+    try:
+        yield
+    except BaseException:
+        with suppress(DiskError):  # on a full disk it is the first fault that counts
+            write(finished=False)
+        raise
+    write(finished=True)
+
+
+def _check_unchanged(out: Path, earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    digests = [name for name in facts if name == "manifest" or name.endswith("_digest")]
+    changed = [
+        f"{name.removesuffix('_digest')} {short(str(earlier[name]))}, now {short(str(facts[name]))}"
+        for name in digests
+        if name in earlier and earlier[name] != facts[name]
+    ]
+    if changed:
+        raise UserError(f"{out}: was begun with {'; '.join(changed)}; restore what has changed, or use another --out")
