@@ -17,6 +17,7 @@ from reporting.test_run_page import labels, photos, write_metrics
 
 from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
+from semmae.evaluation.several import finished_figures
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.reporting import part_samples
 from semmae.reporting.model_card import Card, find_run, write_card
@@ -26,7 +27,6 @@ from semmae.reporting.pictures import parts_picture
 from semmae.reporting.run_page import write_report
 from semmae.verbs.demo import table
 from semmae.verbs.embed import _begun
-from semmae.verbs.evaluate import finished_figures
 from semmae.verbs.training import summarised
 
 SECONDS = 2.0
