@@ -18,6 +18,7 @@ from reporting.test_run_page import labels, photos, write_metrics
 from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.evaluation.embedding import state_of
+from semmae.evaluation.several import finished_figures
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.reporting import part_samples
 from semmae.reporting.model_card import Card, find_run, write_card
@@ -27,7 +28,6 @@ from semmae.reporting.pictures import parts_picture
 from semmae.reporting.run_page import write_report
 from semmae.train.summary import summarised
 from semmae.verbs.demo import table
-from semmae.verbs.evaluate import finished_figures
 
 SECONDS = 2.0
 FIGURES = {"top1": 41.25, "top1_low": 38.0, "top1_high": 44.5, "top5": 70.0, "images": 1200}

@@ -82,7 +82,7 @@ def test_a_finished_run_asked_for_again_computes_nothing(
     asked = ["knn", "--encoder", str(whole_run), "--data", str(creatures / "images"), "--out", str(out), *FEW]
     assert run(asked) == 0
     first, before = capsys.readouterr().out, tiny.listing(out)
-    monkeypatch.setattr("semmae.verbs.knn.open_encoder", lambda options: pytest.fail("opened an encoder"))
+    monkeypatch.setattr("semmae.verbs.knn.open_encoder", lambda *_, **named: pytest.fail("opened an encoder"))
     for again in (
         asked,
         [*asked, "--resume"],

@@ -13,6 +13,7 @@ from typing import Any
 
 from semmae import files
 from semmae.errors import UserError
+from semmae.evaluation.protocols import OWN
 from semmae.files.yaml import read_yaml
 from semmae.formats import folders as checkpoint
 from semmae.formats.form import Model, encoder_of
@@ -20,7 +21,7 @@ from semmae.formats.table import WRITINGS
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.reporting.page import figure_rows, flat, read_facts
-from semmae.reporting.results import OWN, markdown_table, protocol_lines
+from semmae.reporting.results import markdown_table, protocol_lines
 
 RESULTS = "results.json"
 # Told in sentences of their own, or of no use to others.

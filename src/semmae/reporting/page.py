@@ -15,39 +15,16 @@ import jinja2
 
 from semmae import files
 from semmae.errors import UserError
+from semmae.evaluation.protocols import PROTOCOLS
 from semmae.reporting.charts import finite, number
 from semmae.run.config import saved_options
 
 Record = Mapping[str, Any]
 
-# What figures are called in tables.
-FIGURES = {
-    "top1": "top-1 %",
-    "top5": "top-5 %",
-    "mean_class": "mean of classes %",
-    "miou": "mIoU %",
-    "pixel_accuracy": "pixels right %",
-    "nmi": "NMI",
-    "ari": "ARI",
-    # Of several protocols, as `semmae evaluate` tells them; in the order of its table.
-    "knn_top1": "k-NN, top-1 %",
-    "knn_top5": "k-NN, top-5 %",
-    "probe_top1": "linear probe, top-1 %",
-    "probe_top5": "linear probe, top-5 %",
-    "probe_mean_class": "linear probe, mean of classes %",
-    "segment_miou": "segmentation, linear head, mIoU %",
-    "segment_pixel_accuracy": "segmentation, linear head, pixels right %",
-    "kmeans_centred_nmi": "parts by k-means of tokens, image mean removed, NMI",
-    "kmeans_centred_ari": "parts by k-means of tokens, image mean removed, ARI",
-    "heads_nmi": "parts by attention heads, NMI",
-    "heads_ari": "parts by attention heads, ARI",
-    "grid_nmi": "parts by a fixed grid (sees no image), NMI",
-    "grid_ari": "parts by a fixed grid (sees no image), ARI",
+# What figures are called in tables: those of a single protocol, then those of several, in the order of their table.
+FIGURES = {name: row.words(name) for row in PROTOCOLS.values() if row.prefix for name in row.summary} | {
+    row.prefix + name: row.full_words(name) for row in PROTOCOLS.values() for name in row.summary
 }
-
-# What else stands beside them in a row of a single protocol; and what a protocol is called, by its prefix.
-_FACTS_BESIDE = {"rate": "learning rate"}
-_PROTOCOLS = {"knn": "k-NN", "probe": "linear probe", "segment": "segmentation, linear head"}
 
 QUALITY_ROWS = {
     "learned": "Learned parts",
@@ -226,10 +203,10 @@ def figure_rows(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 def called(figure: str) -> str:
     """What a figure is called in tables, be it one of several protocols or not."""
-    protocol, _, rest = figure.partition("_")
-    if figure not in FIGURES and protocol in _PROTOCOLS and rest:
-        return f"{_PROTOCOLS[protocol]}, {called(rest)}"
-    return FIGURES.get(figure) or _FACTS_BESIDE.get(figure) or figure.replace("_", " ")
+    for row in PROTOCOLS.values():
+        if row.prefix and figure.startswith(row.prefix):
+            return row.full_words(figure.removeprefix(row.prefix))
+    return next((row.words(figure) for row in PROTOCOLS.values() if figure in row.figures), figure.replace("_", " "))
 
 
 def find(config: Record, *names: str) -> Any:

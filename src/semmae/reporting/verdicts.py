@@ -9,14 +9,18 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
+from semmae.evaluation.protocols import PROTOCOLS
+
 # On 400 flat drawings, 8 epochs of `teacher --preset small-drawings` end at 0.989 of the uniform answer's loss, and an
 # answer says 0.22 nats of its image, of 4.2 that it could; without KoLeo, whose k-NN stays at chance, 0.997 and 0.05.
 _UNIFORM = 0.995  # of the loss of the uniform answer: above, the student has learned nothing
 _CONSTANT = 0.1  # nats that an answer says of its image: below, all images get the same one
 _LAST = 0.1  # share of the records, from the end, that are judged
 _UNUSED = 0.005  # of all patches: a label below does not count as in use
-_MEASURES = {"top1": "top-1", "miou": "mIoU"}
-_PROTOCOLS = {"": "", "knn_": "k-NN, ", "probe_": "linear probe, ", "segment_": "segmentation, "}
+# The figures by which encoders are compared, of a single protocol and of several, and what they are called.
+_COMPARED = {row.summary[0]: row.words(row.summary[0]) for row in PROTOCOLS.values() if row.prefix} | {
+    row.prefix + row.summary[0]: row.full_words(row.summary[0]) for row in PROTOCOLS.values() if row.prefix
+}
 
 
 def teacher_collapsed(records: Iterable[Mapping[str, Any]], prototypes: int) -> str | None:
@@ -121,11 +125,9 @@ def parts_unused(counts: Sequence[int], names: Sequence[str]) -> str | None:
 
 def _measures(own: Mapping[str, Any], other: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Names of the figures that both have and that are compared, and what they are called."""
-    for protocol, words in _PROTOCOLS.items():
-        for measure, called in _MEASURES.items():
-            name = protocol + measure
-            if _is_number(own.get(name)) and _is_number(other.get(name)):
-                yield name, words + called
+    for name, words in _COMPARED.items():
+        if _is_number(own.get(name)) and _is_number(other.get(name)):
+            yield name, words.removesuffix(" %")
 
 
 def _interval(figures: Mapping[str, Any], name: str) -> tuple[float, float] | None:

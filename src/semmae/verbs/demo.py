@@ -3,25 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from semmae.data.classes import voters
 from semmae.data.creatures import draw_creatures
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
-from semmae.evaluation.features import raw_pixels
+from semmae.evaluation.features import View, device_of, encoder_facts, open_encoder, raw_pixels
+from semmae.evaluation.protocols import OWN
+from semmae.evaluation.protocols.knn import Knn
+from semmae.evaluation.protocols.shape import measure
 from semmae.evaluation.quality import read_masks
 from semmae.options.demo import DemoOptions
-from semmae.options.knn import KnnOptions
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.values import check_image_size
 from semmae.reporting.ending import already_finished, end
 from semmae.reporting.page import read_facts, with_intervals
-from semmae.reporting.results import OWN, write_results
+from semmae.reporting.results import write_results
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import owning_out, run_folder
-from semmae.verbs.features import device_of, open_encoder, untrained_like
-from semmae.verbs.knn import knn_figures, knn_protocol, measure_knn
 from semmae.verbs.pretrain import whole_way
 
 # Methods of quality.json that the table at the end shows.
@@ -54,19 +53,15 @@ def whole_demo(options: DemoOptions) -> list[str]:
         raise UserError(
             "--masks belongs to your own images, and drawn ones have theirs; give --data too, or leave it out"
         )
-    with run_folder(options) as out:
+    with run_folder(options):
         data, masks = options.data, options.masks
         if data is None:
             data, masks = _creatures(options)
         run = whole_way(pretrain_options(options, data, masks))
-        features = KnnOptions(
-            encoder=str(run), data=data, out=out / "knn", workers=options.workers, limit=options.images,
-            pooling="mean", seed=options.seed,
-        )  # fmt: skip
         images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
         measured: dict[str, Any] = {}
         if len(set(images.labels or ())) > 1:  # a single class has no wrong neighbour
-            measured = compare_knn(features, images, run)
+            measured = compare_knn(options, data, images, run)
         write_report(run)
     return table(run, measured)
 
@@ -100,21 +95,19 @@ def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> Pre
     )
 
 
-def compare_knn(options: KnnOptions, images: ImageSet, run: Path) -> dict[str, Any]:
+def compare_knn(options: DemoOptions, data: str, images: ImageSet, run: Path) -> dict[str, Any]:
     """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels, kept in `run`'s results."""
-    encoder = open_encoder(options)
+    encoder = open_encoder(run)
+    protocol = Knn(View(encoder.spec.image_size, "mean", workers=options.workers))
+    asked = voters(data, [images], limit=options.images)
+    methods = measure(protocol, encoder, asked, run, untrained_seed=options.seed)
+    figures = {name: measured.figures for name, measured in methods.items()}
     whole = WholeDataset(images, encoder.spec.image_size, fit="centre")
-
-    def pixels(images: ImageSet, flip: bool = False) -> Tensor:
-        return raw_pixels(make_loader(whole, options.batch_size, workers=options.workers))
-
-    figures = knn_figures(options, encoder, [images])
-    others = {
-        "untrained": knn_figures(options, untrained_like(encoder, options.seed), [images]),
-        "raw_pixels": measure_knn(options, [images], pixels, device_of(encoder)),
-    }
-    write_results(run, knn_protocol(options, encoder, [images]), figures, others)
-    return {OWN: figures, **others}
+    pixels = raw_pixels(make_loader(whole, protocol.view.batch_size, workers=options.workers))
+    figures["raw_pixels"] = protocol.figures(pixels, pixels, asked, device_of(encoder))
+    about = {**protocol.describe(asked), **encoder_facts(str(run), encoder), "data": data, "seed": options.seed}
+    write_results(run, about, figures[OWN], {name: found for name, found in figures.items() if name != OWN})
+    return figures
 
 
 def table(run: Path, methods: dict[str, Any]) -> list[str]:
