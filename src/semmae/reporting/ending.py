@@ -16,7 +16,7 @@ from semmae.errors import UserError
 from semmae.options.fields import Reads, options_of, with_facts
 from semmae.options.shared import RunOptions
 from semmae.progress import logged, say
-from semmae.reporting import outcome
+from semmae.reporting import next_steps
 from semmae.reporting.page import read_facts
 from semmae.run.config import UNFINISHED, began_alike
 from semmae.run.places import existing, newest
@@ -123,14 +123,14 @@ def is_finished(run: Path) -> bool:
 
 def ending(run: Path, table: Sequence[str] | None = None) -> str:
     """The last lines of a verb that wrote the folder of a run; arguments as for `end`."""
-    inner = run / "run" if outcome.verb_of(run) == "demo" else run
+    inner = run / "run" if next_steps.verb_of(run) == "demo" else run
     made = [f"{inner / name} ({what})" for name, what in _MADE.items() if (inner / name).exists()]
     pages = [str(inner / page) for page in _PAGES if (inner / page).is_file()]
-    steps = outcome.next_steps(run)
-    return lines(_table(inner) if table is None else table, outcome.verdicts(inner), made, pages, first(steps))
+    steps = next_steps.next_steps(run)
+    return lines(_table(inner) if table is None else table, next_steps.verdicts(inner), made, pages, first(steps))
 
 
-def first(steps: Sequence[outcome.Step]) -> str:
+def first(steps: Sequence[next_steps.Step]) -> str:
     """The command of the usual next step; empty where there is none."""
     return steps[0].command if steps else ""
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from semmae.files import write_bytes
-from semmae.reporting import charts, outcome
+from semmae.reporting import charts, next_steps
 from semmae.reporting.charts import number
 from semmae.reporting.page import (
     Record,
@@ -102,7 +102,7 @@ def write_parts_page(run: Path) -> Path:
     page = render(
         "parts.html.jinja",
         name=run.resolve().name,
-        verdicts=outcome.verdicts(run),
+        verdicts=next_steps.verdicts(run),
         lead=_lead(samples, summary, meta),
         facts=_facts(config, summary, meta, parts),
         parts=parts,

@@ -15,7 +15,7 @@ from typing import Any
 from semmae import files
 from semmae.errors import UserError
 from semmae.files import short, write_bytes
-from semmae.reporting import charts, outcome
+from semmae.reporting import charts, next_steps
 from semmae.reporting.charts import finite, number
 from semmae.reporting.page import (
     Record,
@@ -100,7 +100,7 @@ def write_report(run: Path) -> Path:
     page = render(
         "report.html.jinja",
         name=run.resolve().name,
-        verdicts=outcome.verdicts(run),
+        verdicts=next_steps.verdicts(run),
         lead=_lead(kind, config, basics),
         facts=_facts(run, config, basics, stages),
         notices=_notices(run, kind, stages),
@@ -172,7 +172,7 @@ def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, lis
         "epochs": reached or find(config, "epochs"),
         "steps": find(config, "steps") if stages else None,
     }
-    told = {name: summary.get(name, value) for name, value in known.items()} | {"minutes": outcome.minutes(run)}
+    told = {name: summary.get(name, value) for name, value in known.items()} | {"minutes": next_steps.minutes(run)}
     return {**told, "epochs": None} if told["steps"] else told
 
 
@@ -310,9 +310,9 @@ def _single(values: Record) -> Record:
     return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
 
 
-def _steps(run: Path, kind: str) -> list[outcome.Step]:
+def _steps(run: Path, kind: str) -> list[next_steps.Step]:
     """What this run can be used for next; of one that was stopped, how to go on."""
     left = {"finetune": "classifier", "segment": "segmenter", "pretrain": "encoder", "teacher": "encoder"}.get(kind)
     if left is None or (run / left).exists() or (run / "results.json").exists():
-        return outcome.next_steps(run, kind)
-    return [outcome.going_on(run, kind)] if (run / "checkpoints" / "last.ckpt").exists() else []
+        return next_steps.next_steps(run, kind)
+    return [next_steps.going_on(run, kind)] if (run / "checkpoints" / "last.ckpt").exists() else []

@@ -17,7 +17,7 @@ from semmae.options.values import check_image_size, check_values
 from semmae.progress import say
 from semmae.reporting.ending import lines
 from semmae.reporting.mask_pictures import faded, on_the_grid, reconstruct_pixels
-from semmae.reporting.outcome import free
+from semmae.reporting.next_steps import free
 from semmae.reporting.part_samples import spread
 from semmae.reporting.pictures import is_own
 from semmae.reporting.run_page import reconstructions_picture

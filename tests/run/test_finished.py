@@ -23,7 +23,7 @@ from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options import kind_of
 from semmae.options.knn import KnnOptions
-from semmae.reporting import ending, outcome
+from semmae.reporting import ending, next_steps
 
 FEW = ["--workers", "0", "--batch-size", "8"]
 
@@ -175,13 +175,13 @@ def test_a_reader_that_has_gone_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_names_beside_a_run_are_free(tmp_path: Path) -> None:
-    assert outcome.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn"
-    assert outcome.fresh(tmp_path / "a-knn", "probe") == tmp_path / "a-probe"
+    assert next_steps.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn"
+    assert next_steps.fresh(tmp_path / "a-knn", "probe") == tmp_path / "a-probe"
     (tmp_path / "a-knn").mkdir()
     (tmp_path / "a-knn-2").touch()
-    assert outcome.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn-3"
+    assert next_steps.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn-3"
     (tmp_path / "a-features.parquet").touch()
-    assert outcome.fresh(tmp_path / "a", "features.parquet") == tmp_path / "a-features-2.parquet"
+    assert next_steps.fresh(tmp_path / "a", "features.parquet") == tmp_path / "a-features-2.parquet"
 
 
 ODD = [
@@ -244,7 +244,7 @@ def test_commands_lead_to_the_data_from_wherever_they_are_asked_for(
         (run_ / "config.yaml").write_text(
             f"temperature: 0.07\nout: {out}\ndata: '{given}'\nencoder: '{given}'\nseed: 0\n"
         )
-        (step,) = outcome.next_steps(run)
+        (step,) = next_steps.next_steps(run)
         words = shlex.split(step.command)
         found = words[words.index("--data") + 1]
         assert words[words.index("--encoder") + 1] == {"IMAGES": "ENCODER"}.get(found, found)
