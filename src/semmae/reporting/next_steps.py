@@ -1,8 +1,4 @@
-"""What a run came to, read from its files: the verdict in a sentence or two, and what to do next.
-
-The page and the end of a verb both say it from here, so that they say the same, and a run that is finished says it
-again without computing anything.
-"""
+"""What a finished run can be used for next, as commands to paste; the page and the end of its verb both name them."""
 
 import glob
 import os
@@ -11,24 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from semmae.data.part_store import PartStore
 from semmae.files import Fields
 from semmae.models.vit import MODELS
-from semmae.reporting.page import Record, by_step, find, quality, read_config, read_facts, read_records
-from semmae.reporting.verdicts import (
-    encoder_above_untrained,
-    encoder_below_untrained,
-    measured,
-    parts_unused,
-    teacher_collapsed,
-)
+from semmae.reporting.page import Record, read_facts
 from semmae.run.config import saved_options
 from semmae.shell import command, python, text
 
-_STAGES = ("teacher", "parts")  # that a run of pretrain may hold as runs of their own
-_BLOCK = 65536  # rows of part labels that are counted together
 _USUAL_SIZE, _USUAL_MODEL = 224, "vit_small"  # of pretrain
 
 
@@ -40,66 +24,16 @@ class Step:
     command: str
 
 
-def verb_of(run: Path) -> str | None:
-    """The verb that wrote the folder; None where its files do not show it."""
-    return saved_options(run).get("verb") or read_facts(run / "summary.json").get("stage")
-
-
-def minutes(run: Path) -> float | None:
-    """How long all stages of a run took together; None where none tells."""
-    told = [
-        summary["minutes"]
-        for folder in (run, *(run / stage for stage in (*_STAGES, "untrained")))
-        if "minutes" in (summary := read_facts(folder / "summary.json"))
-    ]
-    return sum(told) if told else None
-
-
-def verdicts(run: Path) -> list[str]:
-    """A sentence for whatever was measured and whatever went wrong without an error, the worst first."""
-    wrong, found = [], []
-    for folder in (run, run / "teacher"):
-        prototypes = read_config(folder).get("prototypes")
-        if isinstance(prototypes, int):
-            wrong.append(teacher_collapsed(by_step(read_records(folder / "metrics.jsonl")), prototypes))
-    for folder in (run, run / "parts"):
-        wrong.append(_unused(folder))
-        compared = quality(read_facts(folder / "quality.json"))
-        found.append(compared[0] if compared else None)
-    results = read_facts(run / "results.json")
-    wrong.append(encoder_below_untrained(results))
-    found.append(encoder_above_untrained(results) if "untrained" in results else measured(results))
-    return [sentence for sentence in wrong + found if sentence]
-
-
-def _unused(folder: Path) -> str | None:
-    """What is to be said of labels that no image has; nothing of labels that are not there, or not complete."""
-    if not ((folder / "parts.npy").is_file() and read_facts(folder / "parts.json").get("complete")):
-        return None
-    store = PartStore.open(folder)
-    counts = np.zeros(store.num_labels, np.int64)
-    for start in range(0, store.images, _BLOCK):
-        counts += np.bincount(store.labels[start : start + _BLOCK].reshape(-1), minlength=store.num_labels)
-    return parts_unused(counts.tolist(), store.label_names)
-
-
 def next_steps(run: Path, verb: str | None = None) -> list[Step]:
-    """What a finished run can be used for, the usual next step first; nothing for what is no run of a verb's.
-
-    Args:
-        run: its folder.
-        verb: that wrote it, where its own files do not show that.
-    """
-    steps = _STEPS.get(verb_of(run) or verb or "")
-    if steps is None:
-        return []
-    known = _Known(run, read_config(run), read_facts(run / "summary.json"))
-    return list(steps(known))
+    """What a finished run can be used for, the usual next step first; `verb` wrote it, where its files do not say."""
+    config, summary = saved_options(run), read_facts(run / "summary.json")
+    steps = _STEPS.get(config.get("verb") or summary.get("stage") or verb or "")
+    return [] if steps is None else list(steps(_Run(run, config, summary)))
 
 
 def going_on(run: Path, verb: str) -> Step:
     """How to go on with a run that was stopped; `verb` as for `next_steps`."""
-    return Step("Go on with this run", command(verb_of(run) or verb, out=run, resume=True))
+    return Step("Go on with this run", command(saved_options(run).get("verb", verb), out=run, resume=True))
 
 
 def fresh(run: Path, name: str) -> Path:
@@ -118,12 +52,12 @@ def free(place: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A run and what its files tell of it."""
+class _Run:
+    """A finished run."""
 
-    run: Path
-    config: Record
-    summary: Record
+    folder: Path
+    config: Record  # config.yaml
+    summary: Record  # summary.json
 
     @property
     def data(self) -> str:
@@ -132,12 +66,12 @@ class _Known:
     def input(self, name: str) -> str | None:
         """What the run read by this option, as it is called from the folder that this process works in.
 
-        None where it was not given, or was given from another folder and cannot be found from here.
+        None where it was not given, was given from another folder and cannot be found from here, or was given as an
+        object of Python or a list, which no command line takes.
         """
-        value = find(self.config, name)
-        if value is None:
+        given, started = self.config.get(name), self._started
+        if not isinstance(given, str):
             return None
-        given, started = str(value), self._started
         if os.path.isabs(given) or given.startswith(("hf:", "timm:")) or "://" in given or started == Path.cwd():
             return given
         if started is not None and _is_there(started / given):
@@ -147,7 +81,7 @@ class _Known:
     @property
     def _started(self) -> Path | None:
         """The folder in which the run was started: that from which --out, as it was given there, leads to the run."""
-        out, run = Path(str(self.config.get("out", "/"))), self.run.resolve()
+        out, run = Path(str(self.config.get("out", "/"))), self.folder.resolve()
         inner = run.parts[len(run.parts) - len(out.parts) :]
         if out.is_absolute() or not out.parts or inner != out.parts:
             return None
@@ -169,22 +103,21 @@ def _is_there(path: Path) -> bool:
     return path.exists() or (glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True)))
 
 
-def _after_teacher(known: _Known) -> Iterator[Step]:
-    run = known.run
-    learn = command("parts", data=known.data, teacher=run, **known.drawn, out=fresh(run, "parts"))
+def _after_teacher(run: _Run) -> Iterator[Step]:
+    learn = command("parts", data=run.data, teacher=run.folder, **run.drawn, out=fresh(run.folder, "parts"))
     yield Step("Learn parts from this teacher", learn)
-    yield from _with_encoder(known)
+    yield from _with_encoder(run)
 
 
-def _after_parts(known: _Known) -> Iterator[Step]:
-    options = {"data": known.data, "parts": known.run, **known.drawn, **_sizes(known)}
-    yield Step("Pre-train with these parts", command("pretrain", **options, out=fresh(known.run, "pretrain")))
+def _after_parts(run: _Run) -> Iterator[Step]:
+    options = {"data": run.data, "parts": run.folder, **run.drawn, **_sizes(run)}
+    yield Step("Pre-train with these parts", command("pretrain", **options, out=fresh(run.folder, "pretrain")))
 
 
-def _sizes(known: _Known) -> dict[str, Any]:
+def _sizes(run: _Run) -> dict[str, Any]:
     """Options of an encoder as large as the parts' own, where that is not of pretrain's usual size."""
-    size = known.summary.get("image_size")
-    path = known.run / "learner" / "config.json"
+    size = run.summary.get("image_size")
+    path = run.folder / "learner" / "config.json"
     if size in (None, _USUAL_SIZE) or not path.is_file():
         return {}
     spec = Fields(path, Fields(path, read_facts(path)).need("semmae", dict))
@@ -194,79 +127,81 @@ def _sizes(known: _Known) -> dict[str, Any]:
     return {"model": model, "image_size": size, "patch_size": patch}
 
 
-def _after_pretrain(known: _Known) -> Iterator[Step]:
-    masks = known.input("masks")
-    if known.summary.get("classes", 2) > 1 or masks:
-        options = known.encoder(known.run) | {"masks": masks, "out": fresh(known.run, "evaluate")}
+def _after_pretrain(run: _Run) -> Iterator[Step]:
+    masks = run.input("masks")
+    if run.summary.get("classes", 2) > 1 or masks:
+        options = run.encoder(run.folder) | {"masks": masks, "out": fresh(run.folder, "evaluate")}
         yield Step("Measure the encoder", command("evaluate", **options))
-    yield from _with_encoder(known)
+    yield from _with_encoder(run)
 
 
-def _with_encoder(known: _Known) -> Iterator[Step]:
+def _with_encoder(run: _Run) -> Iterator[Step]:
     """What any new encoder is good for."""
-    run, given = known.run, known.encoder(known.run)
-    if known.summary.get("classes", 2) > 1:
-        yield Step("Measure the encoder by k-NN", command("knn", **given, out=fresh(run, "knn")))
-    embed = command("embed", **given, out=fresh(run, "features.parquet"))
+    given = run.encoder(run.folder)
+    if run.summary.get("classes", 2) > 1:
+        yield Step("Measure the encoder by k-NN", command("knn", **given, out=fresh(run.folder, "knn")))
+    embed = command("embed", **given, out=fresh(run.folder, "features.parquet"))
     yield Step("Write a feature vector per image", embed)
-    yield Step("Load it with timm", in_timm("encoder", run / "encoder"))
+    yield Step("Load it with timm", in_timm("encoder", run.folder / "encoder"))
 
 
-def _after_knn(known: _Known) -> Iterator[Step]:
-    probe = command("probe", **known.encoder(), out=fresh(known.run, "probe"))
+def _after_knn(run: _Run) -> Iterator[Step]:
+    probe = command("probe", **run.encoder(), out=fresh(run.folder, "probe"))
     yield Step("Measure the encoder by a linear head", probe)
 
 
-def _after_probe(known: _Known) -> Iterator[Step]:
-    yield _finetune(known)
-    load = f"import semmae; print(semmae.load_head({text(known.run)}))"
+def _after_probe(run: _Run) -> Iterator[Step]:
+    yield _finetune(run)
+    load = f"import semmae; print(semmae.load_head({text(run.folder)}))"
     yield Step("Load the head: head(encoder(images))", python(load))
 
 
-def _after_evaluate(known: _Known) -> Iterator[Step]:
-    own = read_facts(known.run / "results.json").get("this encoder", {})
+def _after_evaluate(run: _Run) -> Iterator[Step]:
+    own = read_facts(run.folder / "results.json").get("this encoder", {})
     if "knn_top1" in own:
-        yield _finetune(known)
-    elif known.config.get("masks") is None:
-        segment = command("segment", **known.encoder(), out=fresh(known.run, "segment"))
+        yield _finetune(run)
+    elif run.config.get("masks") is None:
+        segment = command("segment", **run.encoder(), out=fresh(run.folder, "segment"))
         yield Step("Train segmentation on this encoder", segment)
     else:
-        yield _export(known, known.encoder()["encoder"])
+        yield _export(run, run.encoder()["encoder"])
 
 
-def _after_finetune(known: _Known) -> Iterator[Step]:
-    measured = known.encoder()["encoder"] if known.config.get("eval_only") else known.run
-    yield _export(known, measured)
-    if measured == known.run:
-        again = {"encoder": known.run, "data": "IMAGES", "out": "NEW_FOLDER"}
+def _after_finetune(run: _Run) -> Iterator[Step]:
+    measured = run.encoder()["encoder"] if run.config.get("eval_only") else run.folder
+    yield _export(run, measured)
+    if measured == run.folder:
+        again = {"encoder": run.folder, "data": "IMAGES", "out": "NEW_FOLDER"}
         yield Step("Measure it on other images", command("finetune", eval_only=True, **again))
-        yield Step("Load it with timm, head and all", in_timm("classifier", known.run / "classifier"))
+        yield Step("Load it with timm, head and all", in_timm("classifier", run.folder / "classifier"))
 
 
-def _after_segment(known: _Known) -> Iterator[Step]:
-    trained = known.encoder()["encoder"] if known.config.get("eval_only") else known.run
+def _after_segment(run: _Run) -> Iterator[Step]:
+    trained = run.encoder()["encoder"] if run.config.get("eval_only") else run.folder
     yield Step("Load it", python(f"import semmae; print(semmae.load_segmenter({text(trained)}))"))
     again = {"encoder": trained, "data": "DATA", "out": "NEW_FOLDER"}
     yield Step("Measure it on other images", command("segment", eval_only=True, **again))
 
 
-def _after_demo(known: _Known) -> Iterator[Step]:
-    run, drawn = known.run / "run", known.run / "creatures"
-    if known.config.get("data") is None:
-        options = {"data": drawn / "images", "masks": drawn / "masks", "encoder": run}
-        yield Step("Measure the encoder in every way", command("evaluate", **options, out=fresh(known.run, "evaluate")))
+def _after_demo(run: _Run) -> Iterator[Step]:
+    drawn = run.folder / "creatures"
+    if run.config.get("data") is None:
+        options = {"data": drawn / "images", "masks": drawn / "masks", "encoder": run.folder / "run"}
+        yield Step(
+            "Measure the encoder in every way", command("evaluate", **options, out=fresh(run.folder, "evaluate"))
+        )
     else:
-        yield Step("The same in full", command("pretrain", data=known.data, out=fresh(known.run, "pretrain")))
+        yield Step("The same in full", command("pretrain", data=run.data, out=fresh(run.folder, "pretrain")))
 
 
-def _finetune(known: _Known) -> Step:
-    options = known.encoder() | {"out": fresh(known.run, "finetune")}
+def _finetune(run: _Run) -> Step:
+    options = run.encoder() | {"out": fresh(run.folder, "finetune")}
     return Step("Train a classifier on this encoder", command("finetune", **options))
 
 
-def _export(known: _Known, encoder: object) -> Step:
-    options = {"encoder": encoder, "num_heads": known.encoder()["num_heads"] if encoder != known.run else None}
-    return Step("Write it for timm", command("export", **options, to="timm", out=fresh(known.run, "export")))
+def _export(run: _Run, encoder: object) -> Step:
+    options = {"encoder": encoder, "num_heads": run.encoder()["num_heads"] if encoder != run.folder else None}
+    return Step("Write it for timm", command("export", **options, to="timm", out=fresh(run.folder, "export")))
 
 
 def in_timm(name: str, folder: Path) -> str:

@@ -1,7 +1,6 @@
 """`semmae demo`: the whole way in minutes, on drawn creatures with known parts or on one's own folder."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -15,35 +14,16 @@ from semmae.options.demo import DemoOptions
 from semmae.options.knn import KnnOptions
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.values import check_image_size
-from semmae.reporting.ending import already_finished, end
-from semmae.reporting.page import read_facts, with_intervals
-from semmae.reporting.results import OWN, write_results
+from semmae.reporting.results import write_results
 from semmae.reporting.run_page import write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import claimed, run_folder
 from semmae.verbs.features import device_of, open_encoder, untrained_like
 from semmae.verbs.knn import knn_figures, knn_protocol, measure_knn
-from semmae.verbs.pretrain import whole_way
-
-# Methods of quality.json that the table at the end shows.
-PART_ROWS = {
-    "learned": "learned parts",
-    "heads": "attention heads",
-    "kmeans": "k-means of tokens",
-    "grid": "fixed grid",
-    "bands": "horizontal bands",
-}
+from semmae.verbs.pretrain import pretrain
 
 
 def demo(options: DemoOptions) -> Path:
     """Show the whole way in minutes: teacher, parts, masked autoencoder, k-NN, report."""
-    if not already_finished(options):
-        end(options.out, whole_demo(options))
-    return options.out
-
-
-@owning_out
-def whole_demo(options: DemoOptions) -> list[str]:
-    """What `demo` does, but for what it shows at its end; returns its table."""
     for size in (options.image_size, options.teacher_image_size):
         check_image_size(size, options.patch_size)
     if options.data is not None:
@@ -58,17 +38,17 @@ def whole_demo(options: DemoOptions) -> list[str]:
         data, masks = options.data, options.masks
         if data is None:
             data, masks = _creatures(options)
-        run = whole_way(pretrain_options(options, data, masks))
+        with claimed(pretrain_options(options, data, masks)) as stage:
+            run = pretrain(stage)
         features = KnnOptions(
             encoder=str(run), data=data, out=out / "knn", workers=options.workers, limit=options.images,
             pooling="mean", seed=options.seed,
         )  # fmt: skip
         images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
-        measured: dict[str, Any] = {}
-        if len(set(images.labels or ())) > 1:  # of a single class every neighbour tells
-            measured = compare_knn(features, images, run)
+        if len(set(images.labels or ())) > 1:  # of a single class every neighbour is
+            compare_knn(features, images, run)
         write_report(run)
-    return table(run, measured)
+    return options.out
 
 
 def _creatures(options: DemoOptions) -> tuple[str, Path]:
@@ -100,8 +80,8 @@ def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> Pre
     )
 
 
-def compare_knn(options: KnnOptions, images: ImageSet, run: Path) -> dict[str, Any]:
-    """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels, told in `run`'s results."""
+def compare_knn(options: KnnOptions, images: ImageSet, run: Path) -> None:
+    """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels, in `run`'s results."""
     encoder = open_encoder(options)
     whole = WholeDataset(images, encoder.spec.image_size, fit="centre")
 
@@ -114,24 +94,3 @@ def compare_knn(options: KnnOptions, images: ImageSet, run: Path) -> dict[str, A
         "raw_pixels": measure_knn(options, [images], pixels, device_of(encoder)),
     }
     write_results(run, knn_protocol(options, encoder, [images]), figures, others)
-    return {OWN: figures, **others}
-
-
-def table(run: Path, methods: dict[str, Any]) -> list[str]:
-    """The figures with which the demo ends: part quality and k-NN beside their baselines."""
-    lines = ["", f"{'':24}{'NMI':>8}{'ARI':>8}"]
-    quality = run / "parts" / "quality.json"
-    if quality.exists():
-        measured = read_facts(quality)
-        for key, name in PART_ROWS.items():
-            if {"nmi", "ari"} <= measured.get(key, {}).keys():
-                lines.append(f"{name:24}{measured[key]['nmi']:8.1f}{measured[key]['ari']:8.1f}")
-    else:
-        lines = [""]
-    if methods:
-        lines += ["", f"{'k-NN, ' + str(methods[OWN]['classes']) + ' classes':24}{'top-1 %':>22}{'top-5 %':>22}"]
-        named = {OWN: OWN, "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
-        for key, name in named.items():
-            shown = with_intervals(methods[key])
-            lines.append(f"{name:24}{shown['top1']:>22}{shown['top5']:>22}")
-    return lines

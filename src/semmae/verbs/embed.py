@@ -20,7 +20,7 @@ from torch import Tensor
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.data.token_file import WRITERS, Column, TokenFile, finish, paths_beside, read_info
+from semmae.data.token_file import Column, TokenFile, finish, paths_beside, read_info
 from semmae.errors import DiskError, UserError
 from semmae.evaluation.features import evaluating
 from semmae.evaluation.tokens import COUNTS, TOKENS, image_tokens
@@ -40,7 +40,6 @@ from semmae.verbs.features import feature_size, open_encoder
 
 _log = logging.getLogger("semmae")
 
-_KINDS = (*WRITERS, ".safetensors")
 _AUTO = "auto"
 _FEATURES, _STATE = "features.safetensors", "state.json"
 _KEEP_EVERY = 5.0  # seconds: what a power failure costs at most
@@ -114,10 +113,6 @@ def _loading(out: Path) -> str:
 def _check_file(options: EmbedOptions) -> None:
     """Refuse a place for the file that is none, or where another's file lies: only `embed`'s own are replaced."""
     out = options.out
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; give a file, such as {out / 'features.parquet'}")
-    if out.suffix not in _KINDS:
-        raise UserError(f"--out {out}: unknown kind of file {out.suffix!r}; use .parquet, .npz or .safetensors")
     check_place("--out", out.absolute().parent, out)
     if os.path.lexists(out) and read_info(out) is None:
         raise UserError(f"--out {out}: exists, and was not written by semmae embed; choose another place")

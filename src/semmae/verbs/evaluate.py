@@ -26,11 +26,10 @@ from semmae.options.evaluate import EvaluateOptions
 from semmae.options.fields import shared
 from semmae.options.probe import ProbeOptions
 from semmae.options.segment import SegmentOptions
-from semmae.reporting.ending import ended
 from semmae.reporting.page import check_figures
 from semmae.reporting.results import OWN, write_comparison
 from semmae.reporting.run_page import write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.train.precision import check_precision
 from semmae.verbs.features import (
     Look,
@@ -79,8 +78,6 @@ class Known(NamedTuple):
         return {"images": [images.digest for images in self.sets], **masks}
 
 
-@ended
-@owning_out
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where masks are given, segmentation and part quality."""
     check_precision(options.precision)

@@ -16,10 +16,9 @@ from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
 from semmae.options.finetune import FinetuneOptions
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_results
 from semmae.reporting.run_page import write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.finetune import FinetuneRecipe, FinetuneTask
@@ -41,8 +40,6 @@ STAGE = "finetune"
 UNTRAINED = "untrained"  # the same from new weights: a stage, and its folder inside the run
 
 
-@ended
-@owning_out
 def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to tell classes (the first folders, or the label column), and measure it."""
     if options.eval_only:

@@ -12,10 +12,9 @@ from semmae.evaluation.knn import knn_ranks
 from semmae.models.vit import Encoder
 from semmae.options.knn import KnnOptions
 from semmae.options.shared import FeatureOptions, NeighbourOptions
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_results
 from semmae.reporting.run_page import write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.train.precision import check_precision, resolve_precision
 from semmae.verbs.features import (
     Look,
@@ -34,8 +33,6 @@ from semmae.verbs.features import (
 )
 
 
-@ended
-@owning_out
 def knn(options: KnnOptions) -> Path:
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
     check_precision(options.precision)

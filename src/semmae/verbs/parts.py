@@ -19,12 +19,11 @@ from semmae.labels.release import check_tokens, import_tokens
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
 from semmae.options.parts import PartsOptions
-from semmae.reporting.ending import ended
 from semmae.reporting.page import quality_text
 from semmae.reporting.part_samples import FILE as SAMPLES, collect, spread
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import parts_picture, write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.part_losses import PartsRecipe
 from semmae.train.parts import PartsTask
@@ -38,8 +37,6 @@ _PICTURED = 24  # images in parts.png
 _SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn from shows
 
 
-@ended
-@owning_out
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""
     told = with_encoder(options)

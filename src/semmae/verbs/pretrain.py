@@ -22,11 +22,10 @@ from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import SizeOptions, TrainOptions
 from semmae.options.teacher import TeacherOptions
 from semmae.options.values import check_image_size
-from semmae.reporting.ending import ended
 from semmae.reporting.mask_pictures import draw_masks
 from semmae.reporting.run_page import write_report
 from semmae.run.config import CONFIG, UNFINISHED
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.masks import MASKINGS
@@ -56,15 +55,8 @@ from semmae.verbs.training import (
 StageT = TypeVar("StageT", bound=TrainOptions)
 
 
-@ended
 def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
-    return whole_way(options)
-
-
-@owning_out
-def whole_way(options: PretrainOptions) -> Path:
-    """What `pretrain` does, but for what it shows at its end."""
     check_recipe(options)
     images = open_training_images(options)
     init = load_init(options)

@@ -25,10 +25,9 @@ from semmae.models.vit import Encoder
 from semmae.options.fields import shared
 from semmae.options.probe import ProbeOptions, Protocol
 from semmae.options.shared import FeatureOptions
-from semmae.reporting.ending import ended
 from semmae.reporting.results import draw_confusion, write_per_class, write_results
 from semmae.reporting.run_page import write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.precision import resolve_precision
 from semmae.train.probe import ProbeRecipe, ProbeTask
@@ -54,8 +53,6 @@ _CROP_PCT: Mapping[Protocol, float] = {"features": 1.0, "mae": 224 / 256}  # the
 _log = logging.getLogger("semmae")
 
 
-@ended
-@owning_out
 def probe(options: ProbeOptions) -> Path:
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
     check_batches(options)

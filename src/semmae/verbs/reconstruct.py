@@ -30,8 +30,6 @@ def reconstruct(options: ReconstructOptions) -> Path:
     """Draw images, what is visible of them, and what a masked autoencoder makes of the rest."""
     check_values(options)
     out = options.out
-    if out.suffix != ".png":
-        raise UserError(f"--out {out}: unknown kind of picture {out.suffix!r}; use .png")
     check_inputs(options)
     check_place("--out", out.absolute().parent, out)
     if os.path.lexists(out):

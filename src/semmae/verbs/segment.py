@@ -26,10 +26,9 @@ from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
 from semmae.options.segment import SegmentOptions
-from semmae.reporting.ending import ended
 from semmae.reporting.results import OWN
 from semmae.reporting.run_page import write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.segment import SegmentRecipe, SegmentTask
 from semmae.train.trainer import Evaluation, fit
@@ -50,8 +49,6 @@ UNTRAINED = "untrained"
 _log = logging.getLogger("semmae")
 
 
-@ended
-@owning_out
 def segment(options: SegmentOptions) -> Path:
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
     check_segment(options)
