@@ -24,18 +24,15 @@ from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.finetune import FinetuneOptions, FinetuneRecipe
 from semmae.options.values import check_image_size
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile
 
 
-@ended
-@owning_out
 def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to classify (the first folders, or the label column), and measure it."""
     if options.eval_only:

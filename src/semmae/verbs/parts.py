@@ -22,13 +22,12 @@ from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
 from semmae.options.fields import shared
 from semmae.options.parts import PartsOptions, PartsRecipe
-from semmae.reporting.ending import ended
 from semmae.reporting.page import quality_text
 from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.part_losses import views_of
@@ -41,8 +40,6 @@ _log = logging.getLogger("semmae")
 _SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn from shows
 
 
-@ended
-@owning_out
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""
     own = with_teacher(options)  # config.yaml keeps what was given

@@ -19,11 +19,10 @@ from semmae.options.fields import shared
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions, PretrainRecipe
 from semmae.options.values import check_image_size
-from semmae.reporting.ending import ended
 from semmae.reporting.mask_pictures import draw_masks
 from semmae.reporting.run_page import write_report
 from semmae.run.config import UNFINISHED, kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.run.stages import parts_stage, teacher_stage
 from semmae.train.batches import Training
@@ -36,15 +35,8 @@ from semmae.verbs.parts import learn_parts, true_parts
 from semmae.verbs.teacher import check_teacher, train_teacher
 
 
-@ended
 def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
-    return whole_way(options)
-
-
-@owning_out
-def whole_way(options: PretrainOptions) -> Path:
-    """What `pretrain` does, but for what it shows at its end."""
     check_recipe(options)
     shared(Training, options).check()
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)

@@ -18,11 +18,10 @@ from semmae.models.vit import Encoder
 from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.probe import ProbeOptions
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 
@@ -30,8 +29,6 @@ _AT_A_TIME = 256  # images that the encoder sees when nothing is learned
 _CROP_PCT = {"features": fast_probe.CROP_PCT, "mae": mae_probe.CROP_PCT}
 
 
-@ended
-@owning_out
 def probe(options: ProbeOptions) -> Path:
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
     shared(Training, options, config=kept_values(options)).check()

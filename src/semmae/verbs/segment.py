@@ -17,11 +17,10 @@ from semmae.models.segmenter import Segmenter
 from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.segment import SegmentOptions, SegmentRecipe
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.precision import check_precision
@@ -29,8 +28,6 @@ from semmae.train.precision import check_precision
 _log = logging.getLogger("semmae")
 
 
-@ended
-@owning_out
 def segment(options: SegmentOptions) -> Path:
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
     if options.eval_only:

@@ -19,10 +19,9 @@ from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
 from semmae.options.fields import shared
 from semmae.options.teacher import TeacherOptions, TeacherRecipe
 from semmae.options.values import check_image_size
-from semmae.reporting.ending import ended
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.summary import summarised
@@ -33,8 +32,6 @@ _KNN_IMAGES = 2000  # at most, so that measuring stays short beside training
 _SMALLEST_LOCAL = 0.05  # share of an image's area: DINO's, iBOT's and DINOv2's
 
 
-@ended
-@owning_out
 def teacher(options: TeacherOptions) -> Path:
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
     check_teacher(options)
