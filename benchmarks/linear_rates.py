@@ -26,14 +26,14 @@ from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler, W
 from semmae.data.segmentation import LabelledImages, open_segmentation
 from semmae.evaluation.segmentation import evaluate, figures
 from semmae.formats.open import load_encoder
+from semmae.models.fresh import fresh_like
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
+from semmae.options.segment import SegmentRecipe
 from semmae.train.optimizer import layer_decay_groups
 from semmae.train.precision import resolve_precision
 from semmae.train.schedules import warmup_poly
 from semmae.train.segment import BETAS, pixel_loss
-from semmae.options.segment import SegmentRecipe
-from semmae.verbs.features import untrained_like
 
 _BATCH, _WARMUP, _STRIDE = 16, 0.05, 2 / 3  # as `semmae evaluate` has them
 _BF16 = torch.bfloat16 if resolve_precision("auto") == "bf16" else None
@@ -58,7 +58,7 @@ def main() -> None:
     kept = sorted(set(range(len(data.train))).difference(held_out))
     sets = (data.train.select(kept), data.train.select(held_out))
     encoder = load_encoder(asked.encoder)
-    encoders = {"this encoder": encoder, "untrained": untrained_like(encoder, asked.seed)}
+    encoders = {"this encoder": encoder, "untrained": fresh_like(encoder, asked.seed)}
     found: dict[str, Any] = {"train": len(kept), "held out": len(held_out), "image_size": asked.image_size}
     for name, one in encoders.items():
         one.set_image_size(asked.image_size)

@@ -26,9 +26,10 @@ import yaml
 
 from semmae.cli.arguments import parse
 from semmae.evaluation.accuracy import wilson_interval
+from semmae.evaluation.protocols import OWN
 from semmae.options import kind_of
 from semmae.reporting.page import figure_rows
-from semmae.reporting.results import OWN, markdown_table
+from semmae.reporting.results import markdown_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 ENCODER = "encoder"

@@ -29,6 +29,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from semmae.data.classes import class_indices
 from semmae.data.crop import crop_image, random_crop
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images, sample_rows
@@ -42,7 +43,6 @@ from semmae.train.masks import MaskContext, draw_mask
 from semmae.train.optimizer import adamw
 from semmae.train.precision import resolve_precision
 from semmae.train.schedules import warmup_cosine
-from semmae.verbs.features import class_indices
 from semmae.verbs.pretrain import new_autoencoder
 
 # Row → options of `semmae pretrain` that differ from the preset's.

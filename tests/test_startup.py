@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from semmae import VERBS
+from semmae.options import VERBS
 
 HEAVY = (
     *("torch", "torchvision", "timm", "pytorch_lightning", "lightning", "lightly", "torchmetrics", "transformers"),
@@ -57,14 +57,12 @@ def test_the_package_is_imported_and_the_overview_shown(tmp_path: Path) -> None:
     assert semmae("pretrian", folder=tmp_path).returncode == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a verb's options stand in the module that computes")
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb(verb: str, tmp_path: Path) -> None:
     done = semmae(verb, "--help", folder=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith(f"usage: semmae {verb}")
 
 
-@pytest.mark.xfail(strict=True, reason="a verb's options stand in the module that computes")
 @pytest.mark.parametrize(
     ("line", "named"),
     [

@@ -40,7 +40,7 @@ def data(creatures: Path, tmp_path: Path) -> Path:
 def measure(verb: str, encoder: Path, data: Path, **more: Any) -> Path:
     out: Path = getattr(semmae, verb)(
         encoder=encoder, data=data, out=data.parent / "out", workers=0, **{**QUICK[verb], **more}
-    )
+    ).path
     return out
 
 

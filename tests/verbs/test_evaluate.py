@@ -14,9 +14,11 @@ from PIL import Image
 import semmae
 from semmae.data.manifest import open_images
 from semmae.errors import UserError
+from semmae.evaluation import features
+from semmae.evaluation.protocols import PROTOCOLS
+from semmae.evaluation.protocols.segment import Segment
 from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.verbs import evaluate as evaluate_verb, features
 
 COMMON: dict[str, Any] = {"workers": 0, "batch_size": 16}
 
@@ -33,7 +35,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(encoder: Path, creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    return semmae.evaluate(encoder=str(encoder), data=str(creatures), out=out, steps=2, **COMMON)
+    return evaluate(encoder=str(encoder), data=str(creatures), out=out, steps=2, **COMMON)
+
+
+def evaluate(**options: Any) -> Path:
+    return semmae.evaluate(**options).path
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -79,7 +85,7 @@ def test_the_table_tells_every_encoder_and_protocol(evaluated: Path) -> None:
 
 
 def test_without_masks_classes_alone_are_measured(encoder: Path, creatures: Path, tmp_path: Path) -> None:
-    out = semmae.evaluate(
+    out = evaluate(
         encoder=str(encoder), data=str(creatures / "images"), out=tmp_path / "out", untrained=False, **COMMON
     )
     found = results(out)
@@ -105,7 +111,7 @@ def streets(creatures: Path, tmp_path: Path) -> Path:
 
 
 def test_masks_without_classes_are_measured_beside_the_baseline(encoder: Path, streets: Path, tmp_path: Path) -> None:
-    out = semmae.evaluate(encoder=str(encoder), data=str(streets), out=tmp_path / "out", steps=2, **COMMON)
+    out = evaluate(encoder=str(encoder), data=str(streets), out=tmp_path / "out", steps=2, **COMMON)
     found = results(out)
     assert found["this encoder"] == found["untrained"]
     assert {name.partition("_")[0] for name in found["this encoder"]} >= {"segment", "heads", "grid"}
@@ -114,9 +120,7 @@ def test_masks_without_classes_are_measured_beside_the_baseline(encoder: Path, s
 
 def test_what_is_ignored_is_no_part(encoder: Path, streets: Path, tmp_path: Path) -> None:
     def grid_nmi(name: str) -> float:
-        out = semmae.evaluate(
-            encoder=str(encoder), data=str(streets), out=tmp_path / name, steps=1, untrained=False, **COMMON
-        )
+        out = evaluate(encoder=str(encoder), data=str(streets), out=tmp_path / name, steps=1, untrained=False, **COMMON)
         return float(results(out)["this encoder"]["grid_nmi"])
 
     before = grid_nmi("before")
@@ -132,7 +136,7 @@ def test_what_cannot_be_read_is_listed(encoder: Path, creatures: Path, tmp_path:
     shutil.copytree(creatures / "images", folder)
     broken = sorted(folder.rglob("*.png"))[0]
     broken.write_bytes(broken.read_bytes()[:100])
-    out = semmae.evaluate(encoder=str(encoder), data=str(folder), out=tmp_path / "out", untrained=False, **COMMON)
+    out = evaluate(encoder=str(encoder), data=str(folder), out=tmp_path / "out", untrained=False, **COMMON)
     assert (out / "skipped.csv").read_text().splitlines()[1].startswith(broken.relative_to(folder).as_posix())
 
 
@@ -140,15 +144,15 @@ def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: 
     images = next((creatures / "images").iterdir())
     before = tiny.listing(tmp_path)
     with pytest.raises(UserError, match="no such folder of masks"):
-        semmae.evaluate(
+        evaluate(
             encoder=str(encoder),
             data=str(creatures / "images"),
             masks=tmp_path / "none",
             out=tmp_path / "out",
             **COMMON,
         )
-    with pytest.raises(UserError, match="neither classes nor masks"):
-        semmae.evaluate(encoder=str(encoder), data=str(images), out=tmp_path / "out", **COMMON)
+    with pytest.raises(UserError, match="neither classes nor annotations"):
+        evaluate(encoder=str(encoder), data=str(images), out=tmp_path / "out", **COMMON)
     assert tiny.listing(tmp_path) == before
 
 
@@ -169,13 +173,13 @@ def test_one_pass_over_the_images_serves_knn_and_probe_and_gives_their_figures(
 
     monkeypatch.setattr(features, "extract", counting)
     told = {"encoder": str(encoder), "data": str(divided), **COMMON}
-    own = results(semmae.evaluate(out=tmp_path / "all", **told))["this encoder"]
+    own = results(evaluate(out=tmp_path / "all", **told))["this encoder"]
     assert seen == [24, 8, 24, 8]  # of the encoder and of the untrained one: train, val
-    knn = results(semmae.knn(out=tmp_path / "knn", **told))
+    knn = results(semmae.knn(out=tmp_path / "knn", **told).path)
     assert [own[f"knn_{name}"] for name in ("top1", "top5", "mean_class")] == [
         knn[name] for name in ("top1", "top5", "mean_class")
     ]
-    probe = results(semmae.probe(out=tmp_path / "probe", **told))
+    probe = results(semmae.probe(out=tmp_path / "probe", **told).path)
     assert (own["probe_top1"], own["probe_sweep"]) == (probe["top1"], probe["sweep"])
 
 
@@ -186,19 +190,19 @@ def test_of_a_limit_those_that_were_measured_are_listed(encoder: Path, divided: 
         if path.relative_to(divided).as_posix() not in drawn:
             path.write_bytes(b"broken")
     told = {"encoder": str(encoder), "data": str(divided), "limit": 6, "untrained": False, **COMMON}
-    out = semmae.evaluate(out=tmp_path / "out", **told)
+    out = evaluate(out=tmp_path / "out", **told)
     assert (out / "skipped.csv").read_text().splitlines() == ["name,reason"]
 
 
-@pytest.mark.parametrize("stopped_in", ["probe_encoder", "measure_encoder", "train_segmenter"])
+@pytest.mark.parametrize("stopped_in", ["probe", "parts", "segment"])
 def test_a_stopped_run_goes_on_after_the_last_finished_protocol(
     stopped_in: str, evaluated: Path, encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the second encoder, whose first figures and all of the first encoder's are not computed again."""
-    names = ("measure_knn", "probe_encoder", "measure_encoder", "train_segmenter")
+    names = ("knn", "probe", "parts", "segment")
     calls: list[str] = []
     for name in names:
-        real = getattr(evaluate_verb, name)
+        real = PROTOCOLS[name].protocol.run
 
         def counted(*rest: Any, _name: str = name, _real: Any = real, **named: Any) -> Any:
             calls.append(_name)
@@ -206,14 +210,14 @@ def test_a_stopped_run_goes_on_after_the_last_finished_protocol(
                 raise KeyboardInterrupt
             return _real(*rest, **named)
 
-        monkeypatch.setattr(evaluate_verb, name, counted)
+        monkeypatch.setattr(PROTOCOLS[name].protocol, "run", counted)
     told = {"encoder": str(encoder), "data": str(creatures), "out": tmp_path / "out", "steps": 2, **COMMON}
     with pytest.raises(KeyboardInterrupt):
-        semmae.evaluate(**told)
+        evaluate(**told)
     assert not (tmp_path / "out" / "results.json").exists()
     before = len(calls) - 1
     calls.append(stopped_in)  # so that the second call of it is not the one that stops
-    semmae.evaluate(out=tmp_path / "out", resume=True)
+    evaluate(out=tmp_path / "out", resume=True)
     assert calls[before + 2 :] == list(names[names.index(stopped_in) :])
     for name in ("results.json", "results.md"):
         assert (tmp_path / "out" / name).read_text() == (evaluated / name).read_text()
@@ -225,8 +229,8 @@ def test_stopped_at_another_image_size_it_goes_on_to_the_same_table(
 ) -> None:
     """Segmentation resizes the encoder, and a run that goes on has none to do."""
     told = {"encoder": str(encoder), "data": str(creatures), "steps": 2, "image_size": 48, **COMMON}
-    whole = semmae.evaluate(out=tmp_path / "whole", **told)
-    real, calls = evaluate_verb.train_segmenter, []
+    whole = evaluate(out=tmp_path / "whole", **told)
+    real, calls = Segment.run, []
 
     def stopping(*rest: Any) -> Any:
         calls.append(rest)
@@ -234,10 +238,10 @@ def test_stopped_at_another_image_size_it_goes_on_to_the_same_table(
             raise KeyboardInterrupt
         return real(*rest)
 
-    monkeypatch.setattr(evaluate_verb, "train_segmenter", stopping)
+    monkeypatch.setattr(Segment, "run", stopping)
     with pytest.raises(KeyboardInterrupt):
-        semmae.evaluate(out=tmp_path / "out", **told)
-    semmae.evaluate(out=tmp_path / "out", resume=True)
+        evaluate(out=tmp_path / "out", **told)
+    evaluate(out=tmp_path / "out", resume=True)
     assert len(calls) == 3
     assert (tmp_path / "out" / "results.json").read_text() == (whole / "results.json").read_text()
 
@@ -256,18 +260,18 @@ def test_images_with_masks_in_folders_that_are_no_classes(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
     told = {"encoder": str(encoder), "data": str(tmp_path / "streets"), "steps": 2, "untrained": False, **COMMON}
-    found = results(semmae.evaluate(out=tmp_path / "out", **told))["this encoder"]
+    found = results(evaluate(out=tmp_path / "out", **told))["this encoder"]
     assert "segment_miou" in found and not [name for name in found if name.startswith(("knn", "probe"))]
     assert "so neither k-NN nor a probe is measured" in caplog.text
 
 
 def test_figures_of_other_images_are_not_gone_on_with(encoder: Path, divided: Path, tmp_path: Path) -> None:
     told = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", "untrained": False, **COMMON}
-    semmae.evaluate(**told)
+    evaluate(**told)
     (tmp_path / "out" / ".unfinished").touch()  # as if it had been stopped
     next((divided / "val").rglob("*.png")).unlink()
     with pytest.raises(UserError, match=r"figures\.json: was found with other images; restore what has changed"):
-        semmae.evaluate(resume=True, **told)
+        evaluate(resume=True, **told)
 
 
 def test_single_images_of_classes_leave_the_probe_out(
@@ -277,7 +281,7 @@ def test_single_images_of_classes_leave_the_probe_out(
     for folder in (divided / "train").iterdir():
         for path in sorted(folder.iterdir())[1:]:
             path.unlink()
-    out = semmae.evaluate(encoder=str(encoder), data=str(divided), out=tmp_path / "out", untrained=False, **COMMON)
+    out = evaluate(encoder=str(encoder), data=str(divided), out=tmp_path / "out", untrained=False, **COMMON)
     assert {name.partition("_")[0] for name in results(out)["this encoder"]} == {"knn"}
     assert "probe" not in results(out)["protocol"]
     assert "no class has two training images to choose the probe's learning rate on" in caplog.text
@@ -292,7 +296,7 @@ def test_masks_are_measured_where_every_class_has_a_single_image(
             target = tmp_path / "data" / kind / path.parent.name / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-    out = semmae.evaluate(
+    out = evaluate(
         encoder=str(encoder), data=str(tmp_path / "data"), out=tmp_path / "out", steps=1, untrained=False, **COMMON
     )
     assert {name.partition("_")[0] for name in results(out)["this encoder"]} >= {"segment", "grid"}

@@ -12,15 +12,14 @@ import torch
 
 import semmae
 from semmae.cli import run
+from semmae.data.classes import image_keys, unlearned_rows, voters
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
 from semmae.evaluation.accuracy import class_ranks, rank_report
+from semmae.evaluation.features import View, image_features
 from semmae.evaluation.knn import knn_accuracy, knn_scores
+from semmae.evaluation.protocols import knn as protocol
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.options.shared import FeatureOptions
-from semmae.verbs import knn as knn_verb
-from semmae.verbs.features import image_features, image_keys, unlearned_rows
-from semmae.verbs.knn import knn_figures
 
 
 def features(whole_run: Path, data: Path, pooling: str = "cls") -> torch.Tensor:
@@ -60,19 +59,19 @@ def test_knn_of_every_image_against_all_others(whole_run: Path, creatures: Path,
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_features_are_computed_in_the_arithmetic_asked_for(precision: str, creatures: Path, tmp_path: Path) -> None:
+def test_features_are_computed_in_the_arithmetic_asked_for(precision: Any, creatures: Path) -> None:
     """Those of torch.autocast, bit for bit, and float32 in the end; mirrored ones are those of mirrored pixels."""
     torch.manual_seed(0)
     encoder = Encoder(EncoderSpec(32, 8, 24, 2, 2)).eval()
     images = open_images(creatures / "images").select(range(6))
-    options = FeatureOptions(encoder="run", data="photos", out=tmp_path, batch_size=6, workers=0, precision=precision)
+    view = View(32, "cls", batch_size=6, workers=0, precision=precision)
     whole = WholeDataset(images, 32, fit="centre")
     pixels = torch.stack([whole[row]["image"] for row in range(6)])
     for flip in (False, True):
         shown = normalise(pixels.flip(-1) if flip else pixels, encoder.spec.mean, encoder.spec.std)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             expected = encoder(shown).cls.float()
-        found = image_features(options, encoder, images, flip)
+        found = image_features(encoder, images, view, flip)
         assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
@@ -125,11 +124,10 @@ def test_the_search_runs_where_the_encoder_does(creatures: Path, monkeypatch: py
         seen.append(train.device)
         return torch.zeros(len(images), dtype=torch.int64)
 
-    monkeypatch.setattr(knn_verb, "image_features", lambda *_: torch.randn(len(images), 24))
-    monkeypatch.setattr(knn_verb, "knn_ranks", spy)
+    monkeypatch.setattr(protocol, "knn_ranks", spy)
     encoder = Encoder(EncoderSpec(32, 8, 24, 1, 2)).to("meta")
-    options = knn_verb.KnnOptions(encoder="run", data="photos", out=Path("out"))
-    knn_figures(options, encoder, [images])
+    knn = protocol.Knn(View(32, "cls"), embed=lambda *_, **named: torch.randn(len(images), 24))
+    knn.run(encoder, voters("photos", [images], limit=None), Path("out"))
     assert [device.type for device in seen] == ["meta"]
 
 

@@ -21,6 +21,7 @@ from semmae.cli import run
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.options.presets import preset_options
+from semmae.reporting import mask_pictures
 from semmae.train import pretrain as task
 from semmae.train.masks import MaskContext
 from semmae.train.trainer import LAST
@@ -175,7 +176,8 @@ def masked(monkeypatch: pytest.MonkeyPatch) -> Masked:
 
         return drawn
 
-    monkeypatch.setattr(task, "mask_function", watched)
+    for user in (task, mask_pictures):
+        monkeypatch.setattr(user, "mask_function", watched)
     return seen
 
 

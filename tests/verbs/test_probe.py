@@ -18,14 +18,15 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.data.splits import held_out
 from semmae.evaluation.accuracy import class_report
 from semmae.evaluation.linear import probe_features
+from semmae.evaluation.protocols import UNTRAINED, mae_probe, probe as fast_probe
 from semmae.formats.folders import save_encoder
+from semmae.models.fresh import fresh_like
 from semmae.models.head import HeadSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.presets import preset_options, presets_of
 from semmae.options.probe import ProbeOptions
-from semmae.verbs import probe as probe_verb
-from semmae.verbs.features import untrained_like
-from semmae.verbs.probe import check_protocol, crop_of
+from semmae.options.values import check_given
+from semmae.verbs.probe import protocol_of
 
 QUICK: dict[str, Any] = {"workers": 0, "precision": "float32", "epochs": 3}
 MAE: dict[str, Any] = {**QUICK, "protocol": "mae", "batch_size": 8}
@@ -78,7 +79,7 @@ def test_the_fast_protocol_is_features_then_heads(encoder_folder: Path, data: Pa
     train, val = open_images(data, split="train"), open_images(data, split="val")
     names = sorted(set(train.labels or ()))
     encoder = semmae.load_encoder(encoder_folder)
-    for row, measured in ((results(out), encoder), (results(out)["untrained"], untrained_like(encoder, 3))):
+    for row, measured in ((results(out), encoder), (results(out)["untrained"], fresh_like(encoder, 3))):
         spec = HeadSpec(24, tuple(names))
         chosen_on = held_out(train.labels or (), 0.1, seed=3)[1]
         probed = probe_features(
@@ -122,13 +123,13 @@ def test_mirrored_images_are_learned_from(
 ) -> None:
     """Their features are those of mirrored pixels, and no image lends its mirror to the choice of its rate."""
     seen = []
-    real = probe_verb.probe_features
+    real = fast_probe.probe_features
 
     def spy(features: Tensor, targets: Tensor, spec: HeadSpec, rows: list[int], **rest: Any) -> Any:
         seen.append((features, targets, rows))
         return real(features, targets, spec, rows, **rest)
 
-    monkeypatch.setattr(probe_verb, "probe_features", spy)
+    monkeypatch.setattr(fast_probe, "probe_features", spy)
     semmae.probe(encoder=encoder_folder, data=data, out=tmp_path / "out", flip=True, **QUICK)
     (features, targets, rows), train = seen[0], open_images(data, split="train")
     encoder, count = semmae.load_encoder(encoder_folder), len(train)
@@ -167,8 +168,15 @@ def test_stopped_between_encoder_and_baseline(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     told = {"encoder": encoder_folder, "data": data, "untrained": True, **MAE}
     semmae.probe(out=whole, **told)
+    real = mae_probe.MaeProbe.run
+
+    def stopping(protocol: Any, encoder: Encoder, data: Any, out: Path, name: str) -> Any:
+        if name == UNTRAINED:
+            raise KeyboardInterrupt
+        return real(protocol, encoder, data, out, name)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(probe_verb, "untrained_like", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(mae_probe.MaeProbe, "run", stopping)
         semmae.probe(out=stopped, **told)
     semmae.probe(out=stopped, **told)  # the same call again goes on
     assert results(whole) == results(stopped)
@@ -196,27 +204,27 @@ def test_without_splits_a_share_of_each_class_is_held_out(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "named"),
     [
-        (["--protocol", "mae", "--lr", "0.1"], "--lr 0.1: is for --protocol features"),
-        (["--protocol", "mae", "--flip"], "--flip: is for --protocol features"),
-        (["--devices", "2"], "--devices 2: is for --protocol mae"),
-        (["--blr", "0.2"], "--blr 0.2: is for --protocol mae; features takes --lr"),
-        (["--warmup-share", "0.2"], "--warmup-share 0.2: is for --protocol mae"),
-        (["--crop-scale", "0.2"], "--crop-scale 0.2: is for --protocol mae"),
-        (["--protocol", "mae", "--choice-share", "0.2"], "--choice-share 0.2: is for --protocol features"),
-        (["--lr", "0.1", "--choice-share", "0.2"], "--choice-share 0.2: with --lr no rate is chosen"),
-        (["--preset", "mae-small-data", "--flip"], "--flip: is for --protocol features"),
-        (["--protocol", "maes"], "did you mean"),
-        (["--choice-share", "0.9"], "--choice-share 0.9: must be from 0.01 to 0.5"),
-        (["--crop-pct", "0"], "--crop-pct 0.0: must be from 0.1 to 1"),
-        (["--batch-size", "7", "--protocol", "mae", "--accumulate", "2"], "--batch-size 7 is not divisible"),
-        (["--protocol", "mae", "--batch-size", "1"], "--batch-size 1: of 32 images"),
+        (["--protocol", "mae", "--lr", "0.1"], ("--lr 0.1", "--protocol features")),
+        (["--protocol", "mae", "--flip"], ("--flip", "--protocol features")),
+        (["--devices", "2"], ("--devices 2", "--protocol mae")),
+        (["--blr", "0.2"], ("--blr 0.2", "--protocol mae")),
+        (["--warmup-share", "0.2"], ("--warmup-share 0.2", "--protocol mae")),
+        (["--crop-scale", "0.2"], ("--crop-scale 0.2", "--protocol mae")),
+        (["--protocol", "mae", "--choice-share", "0.2"], ("--choice-share 0.2", "--protocol features")),
+        (["--lr", "0.1", "--choice-share", "0.2"], ("--choice-share 0.2", "--lr")),
+        (["--preset", "mae-small-data", "--flip"], ("--flip", "--protocol features")),
+        (["--protocol", "maes"], ("--protocol", "mae")),
+        (["--choice-share", "0.9"], ("--choice-share 0.9", "0.5")),
+        (["--crop-pct", "0"], ("--crop-pct 0.0", "0.1")),
+        (["--batch-size", "7", "--protocol", "mae", "--accumulate", "2"], ("--batch-size 7", "--accumulate 2")),
+        (["--protocol", "mae", "--batch-size", "1"], ("--batch-size 1", "32 images")),
     ],
 )
-def test_wrong_input_is_told_in_one_line_and_nothing_written(
+def test_wrong_input_is_refused_in_one_line_and_nothing_written(
     arguments: list[str],
-    told: str,
+    named: tuple[str, str],
     encoder_folder: Path,
     data: Path,
     tmp_path: Path,
@@ -224,10 +232,8 @@ def test_wrong_input_is_told_in_one_line_and_nothing_written(
 ) -> None:
     out = tmp_path / "out"
     base = ["--encoder", str(encoder_folder), "--data", str(data), "--out", str(out), "--workers", "0"]
-    assert run(["probe", *base, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert told in error.splitlines()[-1]
-    assert not out.exists()
+    line = tiny.refusal(["probe", *base, *arguments], out, capsys)
+    assert all(words in line for words in named)
 
 
 def test_a_rate_cannot_be_chosen_on_single_images(encoder_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -250,9 +256,10 @@ def test_what_is_no_head_is_refused(encoder_folder: Path) -> None:
 
 @pytest.mark.parametrize("preset", presets_of("probe"))
 def test_a_preset_has_no_option_that_does_nothing(preset: str) -> None:
-    options = ProbeOptions(encoder="run", data="photos", out=Path("out"), **preset_options("probe", preset))
-    check_protocol(options)
-    assert crop_of(options) == 224 / 256
+    given = preset_options("probe", preset)
+    options = ProbeOptions(encoder="run", data="photos", out=Path("out"), **given)
+    check_given(options, given)
+    assert protocol_of(options, Encoder(EncoderSpec(32, 8, 24, 1, 2))).view.crop_pct == 224 / 256
 
 
 def test_a_rate_at_the_edge_is_told(
@@ -264,7 +271,7 @@ def test_a_rate_at_the_edge_is_told(
 ) -> None:
     caplog.set_level("INFO", "semmae")
     told = {"encoder": encoder_folder, "data": data, **QUICK}
-    monkeypatch.setattr(probe_verb, "RATES", (1e-9, 2e-9))  # equally useless, so the lower is taken
+    monkeypatch.setattr(fast_probe, "RATES", (1e-9, 2e-9))  # equally useless, so the lower is taken
     semmae.probe(out=tmp_path / "edge", **told)
     assert "the learning rate chosen, 1e-09, is the lowest tried" in caplog.text
     assert "the lowest tried" in (tmp_path / "edge" / "train.log").read_text()

@@ -1,4 +1,4 @@
-"""What a classifier says of every image: its first choice, and how many classes come before the true one.
+"""What a classifier predicts of every image: its first choice, and how many classes come before the true one.
 
 Two numbers an image: scores of a million images and ten thousand classes would be 40 GB.
 """
@@ -17,7 +17,7 @@ from semmae.models.head import LinearHead
 from semmae.progress import Progress
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """Of every image, int64 (N,) each: the class chosen, and the number of classes before the true one."""
 
     chosen: Tensor
@@ -34,8 +34,8 @@ def classify(
     std: Sequence[float],
     device: torch.device | str = "cpu",
     label: str = "classes",
-) -> Answers:
-    """Ask a classifier about every image, in evaluation mode.
+) -> Predictions:
+    """Classify every image, in evaluation mode.
 
     Args:
         classifier: normalised images (B, 3, S, S) → logits (B, K); on `device`.
@@ -57,12 +57,12 @@ def classify(
             chosen[rows], ranks[rows] = scores.argmax(1), class_ranks(scores, targets[rows])
             progress.update(len(rows))
     assert (chosen >= 0).all(), "a row never came"
-    return Answers(chosen, ranks)
+    return Predictions(chosen, ranks)
 
 
 @torch.inference_mode()
-def classify_features(head: LinearHead, features: Tensor, targets: Tensor) -> Answers:
-    """Ask a linear head about features (N, C), pooled as it wants them, block by block.
+def classify_features(head: LinearHead, features: Tensor, targets: Tensor) -> Predictions:
+    """Classify features (N, C) by a linear head, pooled as it wants them, block by block.
 
     Args:
         head: in eval mode, on the features' device.
@@ -78,4 +78,4 @@ def classify_features(head: LinearHead, features: Tensor, targets: Tensor) -> An
         scores = head.logits(vectors)
         found.append((scores.argmax(1), class_ranks(scores, truths)))
     chosen, ranks = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Answers(chosen, ranks)
+    return Predictions(chosen, ranks)

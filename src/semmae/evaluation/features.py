@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,15 +12,88 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from semmae.data.loaders import normalise
+from semmae.data.loaders import WholeDataset, make_loader, normalise
+from semmae.data.manifest import ImageSet
 from semmae.data.transform import ImageTransform
 from semmae.errors import UserError
+from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
+from semmae.formats.pooling import pooling_of
 from semmae.models.head import Pooling, pool
 from semmae.models.vit import Encoder
+from semmae.objects import described
+from semmae.options.shared import AnyPooling
 from semmae.progress import Progress
+from semmae.train.precision import Precision, autocast, resolve_precision
 
 Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S), "row" int64 (B,)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a frozen encoder is shown whole images, and what is made of each."""
+
+    image_size: int  # pixels a side
+    pooling: Pooling
+    crop_pct: float = 1.0  # share of the short side that the centre crop shows
+    batch_size: int = 128
+    precision: Precision = "auto"
+    workers: int = 2
+
+    def describe(self) -> dict[str, Any]:
+        """For results.json."""
+        return {
+            "pooling": self.pooling,
+            "image_size": self.image_size,
+            "crop_pct": self.crop_pct,
+            "precision": resolve_precision(self.precision),
+        }
+
+
+class Embedding(Protocol):
+    """Features (N, C) of images, float32 in the order of the rows; of mirrored ones with `flip`."""
+
+    def __call__(self, encoder: Encoder, images: ImageSet, view: View, flip: bool = False) -> Tensor: ...
+
+
+def image_features(encoder: Encoder, images: ImageSet, view: View, flip: bool = False) -> Tensor:
+    """An `Embedding`: what the encoder sees in centre crops, computed where it lies."""
+    dataset = WholeDataset(images, view.image_size, fit="centre", crop_pct=view.crop_pct)
+    device = device_of(encoder)
+    batches: Iterable[Batch] = make_loader(dataset, view.batch_size, workers=view.workers)
+    if flip:
+        batches = ({**batch, "image": batch["image"].flip(-1)} for batch in batches)
+    with autocast(view.precision, device):
+        return extract(
+            encoder,
+            batches,
+            mean=encoder.spec.mean,
+            std=encoder.spec.std,
+            pooling=view.pooling,
+            device=device,
+            total=len(images),
+        )
+
+
+def open_encoder(spec: Any, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
+    """As `load_encoder`, on the device to compute on."""
+    encoder = load_encoder(spec, num_heads=num_heads, image_size=image_size)
+    return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(encoder: Encoder) -> torch.device:
+    """Where the encoder lies, and whatever is made of its features is computed."""
+    return next(encoder.parameters()).device
+
+
+def encoder_facts(spec: Any, encoder: Encoder) -> dict[str, str]:
+    """Whose the figures are: the name, and the digest of the weights; ask before they are resized or trained on."""
+    return {"encoder": described(spec), "encoder_digest": digest(encoder)}
+
+
+def resolve_pooling(pooling: AnyPooling, spec: Any) -> Pooling:
+    """What `auto` means for the encoder that was loaded from `spec`; `cls` and `mean` mean themselves."""
+    return pooling_of(spec) if pooling == "auto" else pooling
 
 
 def extract(

@@ -27,7 +27,7 @@ MOMENTUM = 0.9
 SCORES = 2**26  # logits held at once at most: 256 MiB of float32
 
 
-class Probed(NamedTuple):
+class TrainedHead(NamedTuple):
     """A head, and how its learning rate was chosen."""
 
     head: LinearHead  # on the CPU, in eval mode
@@ -58,7 +58,7 @@ def probe_features(
     epochs: int = EPOCHS,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Probed:
+) -> TrainedHead:
     """Choose a learning rate on held-out training images, then train a head with it on all of them.
 
     Args:
@@ -86,7 +86,7 @@ def probe_features(
     chosen = train_heads(head, features, targets, everything, [rate], epochs=epochs, seed=seed, label="linear head")
     head.linear.weight.copy_(chosen.weight[:, 0].T)
     head.linear.bias.copy_(chosen.bias[0])
-    return Probed(head.cpu(), rate, sweep)
+    return TrainedHead(head.cpu(), rate, sweep)
 
 
 @torch.no_grad()

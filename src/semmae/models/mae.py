@@ -94,10 +94,7 @@ def _hidden_in_a_row(mask: Tensor) -> int:
 class MaskedAutoencoder(nn.Module):
     """Encoder, and a light decoder with one learned token for every hidden patch.
 
-    Args:
-        encoder: the encoder to pre-train.
-        decoder: sizes of the decoder.
-        norm_pix_loss: predict pixels normalised per patch.
+    With `norm_pix_loss` it predicts pixels normalised per patch.
     """
 
     def __init__(self, encoder: Encoder, decoder: DecoderSpec, norm_pix_loss: bool = True) -> None:

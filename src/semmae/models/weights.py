@@ -179,11 +179,7 @@ def encoder_from_weights(
 
 
 def wrap_vit(vit: nn.Module, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Encoder:
-    """An encoder around a timm model, specified by the model itself.
-
-    Raises:
-        ValueError: not a Vision Transformer of the kind whose tokens and attention `Encoder` can read.
-    """
+    """An encoder around a timm model, specified by the model itself; refused as by `check_readable`."""
     readable = check_readable(vit)
     sizes = _eva_sizes(readable) if isinstance(readable, Eva) else _vit_sizes(readable)
     return Encoder(EncoderSpec(**sizes, mean=mean, std=std), readable)
@@ -229,9 +225,6 @@ def fitted(make: Callable[[], ModuleT], state: State) -> ModuleT:
     """The module that `make` builds, with these tensors.
 
     It is built without memory first: sizes that a file claims, and its tensors have not, cost nothing.
-
-    Raises:
-        ValueError: as `load_strictly`.
     """
     with torch.device("meta"):
         _check_fits(make(), state)

@@ -1,20 +1,95 @@
-"""What a measuring verb leaves behind: results.json for programs, results.md for people, one line a method."""
+"""The files of a measuring verb: results.json for programs; results.md, per_class.csv and confusion.png for people."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from semmae.data.manifest import ImageSet, write_skipped
 from semmae.evaluation.accuracy import confusion_matrix
+from semmae.evaluation.protocols import OWN
+from semmae.evaluation.protocols.shape import Classified, Measured, Segmented
 from semmae.files import write_csv, write_json, write_text
 from semmae.reporting.confusion import confusion_picture
 from semmae.reporting.page import called, figure_rows, flat, with_intervals
+from semmae.reporting.pictures import segmentation_picture
 
-OWN = "this encoder"
 MOST_IN_PICTURE = 4096  # classes; a matrix of more takes gigabytes
+
+
+def write_measured(
+    out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Measured], sets: Iterable[ImageSet]
+) -> None:
+    """Write all that a single protocol found: results.json and .md, tables and pictures of classes, skipped.csv.
+
+    Args:
+        out: the run's folder.
+        protocol: as of `write_results`.
+        methods: the encoder under `OWN`, first, and what it is compared with by name.
+        sets: the images that were learned from and measured on.
+    """
+    figures = {name: measured.figures for name, measured in methods.items()}
+    details: list[str] = []
+    if isinstance(methods[OWN].details, Segmented):
+        details = ["IoU of each class, in percent:", "", *markdown_table(class_rows(figures)), ""]
+    write_results(out, protocol, figures.pop(OWN), figures, details)
+    write_details(out, methods)
+    write_skipped(sets, out / "skipped.csv")
+
+
+def write_details(out: Path, methods: Mapping[str, Measured]) -> None:
+    """Write what lies behind the figures: per_class.csv with confusion.png or predictions.png; nothing of k-NN.
+
+    Of classes of images, each method but `OWN` has a folder of its own; of pixels, all are in the same files.
+    """
+    for name, measured in methods.items():
+        if isinstance(measured.details, Classified):
+            folder, found = out if name == OWN else out / name, measured.details
+            folder.mkdir(parents=True, exist_ok=True)
+            write_per_class(folder / "per_class.csv", found.classes, found.chosen, found.targets)
+            draw_confusion(folder / "confusion.png", found.classes, found.chosen, found.targets)
+    if isinstance(methods[OWN].details, Segmented):
+        write_class_rows(out / "per_class.csv", class_rows({name: each.figures for name, each in methods.items()}))
+        draw_predictions(out / "predictions.png", methods)
+
+
+def class_rows(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A row a class of pixels: IoU and share of its pixels that are right, of every method, and its share of all."""
+    rows: dict[str, dict[str, Any]] = {}
+    for title, figures in methods.items():
+        before = "" if title == OWN else f"{title}, "
+        for facts in figures["per_class"]:
+            row = rows.setdefault(facts["class"], {})
+            row |= {f"{before}IoU %": facts["iou"], f"{before}right %": facts["accuracy"]}
+    pixels = {facts["class"]: facts["pixels"] for facts in figures["per_class"]}
+    for name, row in rows.items():
+        row["pixels %"] = 100 * pixels[name] / sum(pixels.values())
+    return rows
+
+
+def write_class_rows(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """per_class.csv of pixels: a line a class, empty where a figure is undefined."""
+    lines = [["class", *next(iter(rows.values()))]]
+    for name, values in rows.items():
+        lines.append([name, *("" if value is None else round(value, 3) for value in values.values())])
+    write_csv(path, lines)
+
+
+def draw_predictions(path: Path, methods: Mapping[str, Measured]) -> None:
+    """A sheet of the images whose predictions were kept, and what every method says of their pixels."""
+    found = {name: each.details for name, each in methods.items() if isinstance(each.details, Segmented)}
+    shown = sorted(found[OWN].predictions)
+    if not shown:
+        return
+    pairs = [found[OWN].images.read(row) for row in shown]
+    columns = [("truth", [labels for _, labels in pairs])]
+    for name, details in found.items():
+        columns.append(("prediction" if name == OWN else name, [details.predictions[row] for row in shown]))
+    classes = [facts["class"] for facts in methods[OWN].figures["per_class"]]
+    segmentation_picture([image for image, _ in pairs], columns, classes, path)
 
 
 def write_results(
@@ -44,10 +119,7 @@ def write_results(
 def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:
     """As `write_results`, for many figures of few encoders: a row a figure that has a name, a column an encoder.
 
-    Args:
-        out: the run's folder.
-        protocol: how it was measured; of each protocol that was used, a mapping under its name.
-        methods: by the encoder's name, its figures.
+    `protocol` holds a mapping for each protocol that was used, under its name.
     """
     content = {"protocol": dict(protocol), **methods}
     write_json(out / "results.json", content)
@@ -57,13 +129,13 @@ def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[st
 
 
 def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
-    """A line of Markdown for whatever the protocol tells, nested or not; of a digest its beginning."""
+    """A line of Markdown for each setting of a protocol, nested or not; of a digest its beginning."""
     facts = ((name, value[:12] if name == "encoder_digest" else value) for name, value in flat(protocol))
     return [f"- {name.replace('_', ' ')}: {value}" for name, value in facts if value is not None]
 
 
 def write_per_class(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:
-    """Write a CSV of each class: its images, how many were told right, what share that is, and its usual mistake.
+    """Write a CSV of each class: its images, how many were classified right, what share that is, and its usual mistake.
 
     Args:
         path: where to; written at once.

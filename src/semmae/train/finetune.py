@@ -87,17 +87,9 @@ class FinetuneTask(pl.LightningModule):
 def disturbed(
     images: Tensor, targets: Tensor, recipe: FinetuneRecipe, num_classes: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Erase and mix a batch, and smooth its targets.
+    """Erase and mix normalised images (B, 3, S, S), in place, and smooth their classes (B,) to float32 (B, K) of sum 1.
 
-    Args:
-        images: normalised (B, 3, S, S); changed in place.
-        targets: classes (B,).
-        recipe: what to do to them.
-        num_classes: K.
-        seed: of the draws; the noise that erases comes from torch's own random numbers.
-
-    Returns:
-        Images (B, 3, S, S), and how much each is of each class, float32 (B, K), rows of sum 1.
+    `seed` is that of the draws; the noise that erases comes from torch's own random numbers.
     """
     with seeded(seed):
         if recipe.erasing:

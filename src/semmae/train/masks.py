@@ -136,11 +136,7 @@ class CheckedMask:
         self._hidden: int | None = None
 
     def __call__(self, context: MaskContext) -> Tensor:
-        """The function's mask, bool (B, L).
-
-        Raises:
-            UserError: it is no such mask, or hides another number in some row.
-        """
+        """The function's mask, bool (B, L); UserError where it is none, or hides another number in some row."""
         mask = self.function(context)
         name = getattr(self.function, "__qualname__", repr(self.function))
         if not isinstance(mask, Tensor):

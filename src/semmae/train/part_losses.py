@@ -39,12 +39,8 @@ def parts_losses(
 ) -> dict[str, Tensor]:
     """Every term of the objective that has a weight, and their weighted sum, "loss".
 
-    Args:
-        learner: what is trained.
-        recipe: the weights.
-        images: normalised first views (B, 3, S, S), which are rebuilt.
-        features: `Encoder.last_block_features` of each view.
-        crops: of each view as `Crop.numbers`, (B, views, 5).
+    `images` are the normalised first views (B, 3, S, S), which are rebuilt; `features` the `last_block_features` of
+    each view; `crops` where the views lie, as `Crop.numbers` (B, views, 5).
     """
     output = learner(features[0])
     if learner.spec.target == "features":

@@ -61,12 +61,8 @@ class PretrainTask(pl.LightningModule):
     Batches are {"images": uint8 (B, 1, 3, S, S)}, beside them "parts" int64 (B, L) and "attention" float (B, L) where
     the masking reads them. One's own mask function (`semmae.train.masks`) reads what there is.
 
-    Args:
-        mae: the autoencoder.
-        recipe: masking and optimisation.
-        lr: the highest rate, of this batch size.
-        label_names: of the part labels in the batches.
-        compiled: train through torch.compile. `mae` itself stays as it is, and so do names in checkpoints.
+    `lr` is the highest rate; `label_names` are those of the part labels in the batches; `compiled`, it trains through
+    torch.compile: `mae` itself stays as it is, and so do names in checkpoints.
     """
 
     def __init__(

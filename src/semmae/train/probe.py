@@ -34,12 +34,8 @@ def lars(module: nn.Module, *, lr: float) -> torch.optim.Optimizer:
 class ProbeTask(pl.LightningModule):
     """Trains a `LinearHead` on batches {"images": uint8 (B, 1, 3, S, S), "row": int64 (B,)}.
 
-    Args:
-        encoder: frozen; never trained, never in a checkpoint.
-        head: what is trained.
-        targets: the class of every row, int64 (N,).
-        recipe: the optimisation.
-        lr: the highest rate, of this batch size.
+    The encoder is frozen, and in no checkpoint; `targets` are the classes of all rows, int64 (N,); `lr` is the highest
+    rate.
     """
 
     targets: Tensor

@@ -115,12 +115,9 @@ class Checked(Protocol):
 
 
 class Keeper(Checkpoint):
-    """Writes the checkpoint whenever it is due, stops where that is asked for, and begins where the last one ended.
+    """Writes the one checkpoint whenever it is due, stops where that is asked for, begins where the last one ended.
 
-    Args:
-        path: of the checkpoint, the only one.
-        loader: what is trained on; resumed in mid-epoch, its sampler is an `EpochSampler`.
-        judge: raises where the state should not be kept.
+    To be resumed in mid-epoch, the loader has an `EpochSampler`. The judge raises where a state should not be kept.
     """
 
     def __init__(self, path: Path, loader: DataLoader[dict[str, Any]], judge: Checked) -> None:
@@ -146,11 +143,7 @@ class Keeper(Checkpoint):
             raise TypeError(f"a loader with a {type(sampler).__name__} cannot be resumed in the middle of an epoch")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on there is something to keep.
-
-        Raises:
-            UserError: the checkpoint that this goes on with lacked an optimiser's state, or a schedule's.
-        """
+        """From here on there is something to keep; a checkpoint that lacked an optimiser or a schedule is refused."""
         wanted = {"optimizer_states": len(trainer.optimizers), "lr_schedulers": len(trainer.lr_scheduler_configs)}
         if self._held not in (None, wanted):
             raise UserError(f"{self.path}: its optimizer_states or lr_schedulers are of another training; restore it")

@@ -238,11 +238,7 @@ class Meter(pl.Callback):
             self._report(trainer, self._evaluated(trainer))
 
     def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Refuse losses since the last report, and weights, that are not finite; waits for the device.
-
-        Raises:
-            UserError: one of them is not.
-        """
+        """Refuse losses since the last report, and weights, that are not finite; waits for the device."""
         if self._losses:
             self._checked_losses(trainer)
         self._check_weights(trainer, module)
@@ -358,9 +354,6 @@ def truncate_metrics(path: Path, step: int) -> None:
     """Drop lines past `step` from metrics.jsonl: they were written after the checkpoint resumed from.
 
     The last line may be half of one, where the process was killed as it wrote: it is dropped too.
-
-    Raises:
-        UserError: another line is no record of a step.
     """
     kept = [record for record in read_records(path) if Fields(path, record).need("step", int) <= step]
     content = "".join(json.dumps(record) + "\n" for record in kept)

@@ -14,7 +14,7 @@ from typing import Any
 
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.data.token_file import WRITERS, TokenFile, finish, paths_beside, read_info
+from semmae.data.token_file import TokenFile, finish, paths_beside, read_info
 from semmae.errors import DiskError, UserError
 from semmae.evaluation.embedding import FEATURES, STATE, check_same, columns_of, fill
 from semmae.evaluation.tokens import TOKENS
@@ -32,13 +32,12 @@ from semmae.run.folder import claimed, run_folder
 from semmae.run.places import check_place
 from semmae.shell import python, text
 
-_KINDS = (*WRITERS, ".safetensors")
 _AUTO = "auto"
 
 
 def embed(options: EmbedOptions) -> Path:
     """Write features of every image to a .parquet, .npz or .safetensors file."""
-    _check_place(options.out)
+    check_place("--out", options.out.absolute().parent, options.out)
     partial = Path(f"{options.out}{PARTIAL}")
     if options.out.exists() and (partial / STATE).is_file() and not (partial / FEATURES).exists():
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed when its file was whole
@@ -99,15 +98,6 @@ def _loading(out: Path) -> str:
         "from safetensors.numpy import load_file; "
         f"print({{name: each.shape for name, each in load_file({file}).items()}})"
     )
-
-
-def _check_place(out: Path) -> None:
-    """Refuse a place for the file that is none."""
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; give a file, such as {out / 'features.parquet'}")
-    if out.suffix not in _KINDS:
-        raise UserError(f"--out {out}: unknown kind of file {out.suffix!r}; use .parquet, .npz or .safetensors")
-    check_place("--out", out.absolute().parent, out)
 
 
 def _check_own(out: Path, partial: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semmae.errors import UserError, listed
+from semmae.evaluation.classifier import crop_share
 from semmae.files import Fields, check_replaceable, read_json, user_path, whole_folder, write_json, write_text
 from semmae.formats import folders as checkpoint
 from semmae.formats.form import Model, Subject, encoder_of
@@ -32,7 +33,6 @@ from semmae.reporting.model_card import RESULTS, Card, find_run, write_card
 from semmae.reporting.page import read_facts
 from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
-from semmae.verbs.classes import crop_share
 
 ABOUT = "export.json"  # tells what was exported; by it --overwrite knows an export
 _MASK_RATIO = 0.75  # where no run tells another: MAE's

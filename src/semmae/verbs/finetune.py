@@ -1,210 +1,105 @@
-"""`semmae finetune`: an encoder trained on, with a head, to tell classes; and how well it then does."""
+"""`semmae finetune`: an encoder trained on, with a head, to classify; and how well it then does."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
-import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
-from timm.models.vision_transformer import VisionTransformer
 
-from semmae.data.augment import LabelledCrops, augmentation
-from semmae.errors import UserError
-from semmae.formats.folders import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
-from semmae.formats.open import load_classifier, load_encoder
-from semmae.models.classifier import Classifier, set_drop_path
-from semmae.models.vit import Encoder
-from semmae.models.weights import NORM_EPS, set_norm_eps
+from semmae.data.augment import augmentation
+from semmae.data.classes import open_sets, train_val
+from semmae.evaluation.classifier import (
+    CentreCrops,
+    crop_share,
+    measure_classifier,
+    open_unlearned,
+    target_indices,
+)
+from semmae.evaluation.features import encoder_facts
+from semmae.evaluation.protocols import OWN
+from semmae.evaluation.protocols.finetune import Finetune
+from semmae.evaluation.protocols.shape import measure
+from semmae.formats.folders import CONFIG, read_classifier, read_extra, read_learned
+from semmae.formats.open import find_classifier, load_encoder
+from semmae.models.classifier import without_head
+from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.finetune import FinetuneOptions, FinetuneRecipe
-from semmae.reporting.ending import ended
-from semmae.reporting.results import write_results
+from semmae.options.values import check_image_size
+from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.config import kept_values
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.compiling import check_compile, resolve_compile
-from semmae.train.finetune import FinetuneTask
-from semmae.train.trainer import Evaluation, barrier, fit
-from semmae.verbs.classes import eval_crop, evaluate_only, measure_classifier, validate
-from semmae.verbs.features import TrainVal, image_keys, open_train_val, told_encoder, untrained_like
-from semmae.verbs.training import (
-    check_batches,
-    check_count,
-    effective_batch,
-    fit_options,
-    optimiser_steps,
-    scaled_rate,
-    summarised,
-    training_loader,
-)
-
-STAGE = "finetune"
-UNTRAINED = "untrained"  # the same from new weights: a stage, and its folder inside the run
+from semmae.train.batches import Training
+from semmae.train.compiling import check_compile
 
 
-@ended
-@owning_out
 def finetune(options: FinetuneOptions) -> Path:
-    """Fine-tune an encoder to tell classes (the first folders, or the label column), and measure it."""
+    """Fine-tune an encoder to classify (the first folders, or the label column), and measure it."""
     if options.eval_only:
-        return evaluate_only(options)
+        return measure_only(options)
     check_finetune(options)
-    encoder = open_trainable(options)
-    measured = told_encoder(options, encoder)
-    if options.image_size is not None:
-        encoder.set_image_size(options.image_size)
-    sets = open_train_val(options, options.val_share)
-    check_count(len(sets.train), options)
-    check_rate(options, len(sets.train))
-    scratch = untrained_like(encoder, options.seed) if options.untrained else None
-    classifier = new_classifier(options, encoder, sets.classes)
+    encoder = load_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
+    facts = encoder_facts(options.encoder, encoder)
+    protocol = shared(
+        Finetune,
+        options,
+        image_size=options.image_size or encoder.spec.image_size,
+        recipe=shared(FinetuneRecipe, options),
+        training=shared(Training, options, config=kept_values(options)),
+    )
+    protocol.check_encoder(encoder)
+    protocol.prepare(encoder)
+    sets = open_sets(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    data = train_val(options.data, sets, val_share=options.val_share, limit=options.limit, seed=options.seed)
+    protocol.check(data)
     with run_folder(options) as out:
-        figures = train_and_measure(options, classifier, sets, STAGE)
-        others = {}
-        if scratch is not None:
-            others[UNTRAINED] = train_untrained(options, scratch, sets)
+        untrained = options.seed if options.untrained else None
+        methods = measure(protocol, encoder, data, out, untrained_seed=untrained)
         if is_rank_zero():
-            write_results(out, protocol_of(options, classifier, sets) | measured, figures, others)
+            about = {**protocol.describe(data), "preset": options.preset, **facts}
+            about |= {"data": described(options.data), "seed": options.seed}
+            write_measured(out, about, methods, data.sets)
             write_report(out)
     return options.out
 
 
 def check_finetune(options: FinetuneOptions) -> None:
     """Refuse what contradicts itself or cannot be had here."""
-    check_batches(options)
+    shared(Training, options, config=kept_values(options)).check()
     check_compile(options.compile)
     augmentation(options.augment, 224, IMAGENET_DEFAULT_MEAN)  # only to learn whether timm knows it
 
 
-def check_rate(options: FinetuneOptions, images: int) -> None:
-    """Refuse a rate that would rise in the end."""
-    rate = scaled_rate(options.blr, images, options)
-    if options.min_lr > rate:
-        raise UserError(
-            f"--min-lr {options.min_lr} is above the learning rate {rate:.3g} (--blr {options.blr} · "
-            f"batch size {effective_batch(images, options)} / 256); lower it, or raise --blr"
-        )
-
-
-def open_trainable(options: FinetuneOptions) -> Encoder:
-    """The encoder of --encoder, its image size checked, with norms that a saved classifier can describe.
-
-    Raises:
-        UserError: it is of a family that could not be saved afterwards.
-    """
-    encoder = load_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
-    if not isinstance(encoder.vit, VisionTransformer):
-        raise UserError(
-            f"{options.encoder}: of timm's class {type(encoder.vit).__name__} (DINOv3, EVA), which cannot be "
-            "fine-tuned here, for it could not be saved; choose a VisionTransformer, such as DINO's or MAE's"
-        )
-    if any(layer.eps < NORM_EPS for layer in encoder.modules() if isinstance(layer, torch.nn.LayerNorm)):
-        # Of Hugging Face's ViTs, 1e-12: timm has no word for it, and training on evens the difference out.
-        set_norm_eps(encoder, NORM_EPS)
-    return encoder
-
-
-def new_classifier(options: FinetuneOptions, encoder: Encoder, classes: list[str]) -> Classifier:
-    """The encoder with a new head, made ready for training; refused if it could not be saved afterwards."""
-    torch.manual_seed(options.seed)
-    classifier = Classifier(encoder, len(classes), options.pooling)
-    classifier_config(classifier, classes)
-    set_drop_path(classifier.vit, options.drop_path)
-    classifier.checkpointing = options.checkpointing
-    return classifier
-
-
-def train_and_measure(options: FinetuneOptions, classifier: Classifier, sets: TrainVal, stage: str) -> dict[str, Any]:
-    """Train, begun anew or gone on with, write `classifier/` and what it gets right; returns the figures."""
-    trained = train_classifier(options, classifier, sets, stage)
-    figures = {}
-    if is_rank_zero():
-        figures = measure_classifier(options, trained, sets.val, sets.val_targets, sets.classes)
-    barrier()
-    return figures
-
-
-def train_untrained(options: FinetuneOptions, encoder: Encoder, sets: TrainVal) -> dict[str, Any]:
-    """The same from new weights, in a folder inside the run; returns its figures.
-
-    No options are written there: with them one would train the encoder, not new weights.
-    """
-    own = dataclasses.replace(options, out=options.out / UNTRAINED, untrained=False)
-    own.out.mkdir(exist_ok=True)
-    return train_and_measure(own, new_classifier(own, encoder, sets.classes), sets, UNTRAINED)
-
-
-def train_classifier(options: FinetuneOptions, classifier: Classifier, sets: TrainVal, stage: str) -> Classifier:
-    """Train in `options.out` and write `classifier/`; one that lies there already is read."""
-    folder = options.out / CLASSIFIER
-    encoder = classifier.encoder
-    facts = {
-        "epochs": options.epochs,
-        "image_size": encoder.spec.image_size,
-        "classes": len(sets.classes),
-        "encoder_digest": digest(classifier),
-        "validation_digest": sets.val.digest,
-    }
-    with summarised(options.out, stage, sets.train, [sets.val], **facts):
-        if options.resume and (folder / CONFIG).is_file():
-            return load_classifier(folder)[0]
-        compiled = resolve_compile(options.compile, optimiser_steps(len(sets.train), options, options.epochs))
-        rate = scaled_rate(options.blr, len(sets.train), options)
-        task = FinetuneTask(classifier, shared(FinetuneRecipe, options), lr=rate, compiled=compiled)
-        classes = sets.train_targets.tolist() if options.balanced else None
-        loader = training_loader(crops_of(options, encoder, sets), options, classes, rate)
-        how = fit_options(options, options.out, stage, options.epochs, options.clip)
-        fit(task, loader, how, options.resume, validation(options, task, sets))
-        if is_rank_zero():
-            crop_pct = eval_crop(options, classifier)
-            learned = image_keys(sets.train)
-            save_classifier(task.result, folder, sets.classes, crop_pct, about(options, sets, crop_pct), learned)
-        return task.result
-
-
-def crops_of(options: FinetuneOptions, encoder: Encoder, sets: TrainVal) -> LabelledCrops:
-    """The training images' crops."""
-    size = encoder.spec.image_size
-    return LabelledCrops(
-        sets.train,
-        sets.train_targets,
-        size,
-        scale=(options.crop_scale, 1.0),
+def measure_only(options: FinetuneOptions) -> Path:
+    """Measure the classifier of the finished run --encoder on --data, without training."""
+    whose = described(options.encoder)
+    folder = find_classifier(options.encoder)
+    classifier, classes = read_classifier(folder)
+    measured_on = crop_share(folder / CONFIG, read_extra(folder))
+    size = options.image_size or classifier.encoder.spec.image_size
+    check_image_size(size, classifier.encoder.patch_size)
+    batch = max(1, options.batch_size // options.batches)  # what fits while training
+    crops = CentreCrops(size, options.crop_pct or measured_on, batch, options.workers)
+    images, split = open_unlearned(
+        options.data,
+        read_learned(folder),
+        whose,
+        limit=options.limit,
         seed=options.seed,
-        policy=augmentation(options.augment, size, encoder.spec.mean),
+        workers=options.workers,
     )
-
-
-def validation(options: FinetuneOptions, task: FinetuneTask, sets: TrainVal) -> Evaluation | None:
-    """What is measured while training goes on; None where nothing is asked for."""
-    if not options.val_every:
-        return None
-    return Evaluation(lambda: validate(options, task.result, sets.val, sets.val_targets), options.val_every)
-
-
-def about(options: FinetuneOptions, sets: TrainVal, crop_pct: float) -> dict[str, Any]:
-    """What the saved classifier tells of itself: how it was trained and measured."""
-    return {
-        "stage": STAGE,
-        "images": len(sets.train),
-        "crop_pct": crop_pct,
-        "val_share": options.val_share,
-        "seed": options.seed,
-    }
-
-
-def protocol_of(options: FinetuneOptions, classifier: Classifier, sets: TrainVal) -> dict[str, Any]:
-    """How it was trained and measured."""
-    told_options = (
-        *("preset", "epochs", "batch_size", "blr", "min_lr", "warmup_share", "layer_decay", "weight_decay", "clip"),
-        *("pooling", "drop_path", "augment", "crop_scale", "mixup", "cutmix", "erasing", "label_smoothing", "ema"),
-        *("balanced", "precision", "encoder", "data", "seed"),
-    )
-    return {
-        "method": "fine-tuning, all weights; the last epoch is measured",
-        "image_size": classifier.encoder.spec.image_size,
-        "crop_pct": eval_crop(options, classifier),
-        "split": sets.split,
-        **{name: getattr(options, name) for name in told_options},
-        "batch_size": effective_batch(len(sets.train), options),
-    }
+    targets = target_indices(options.data, images, classes, whose)
+    with run_folder(options) as out:
+        measured = measure_classifier(classifier, images, targets, classes, crops)
+        about = {
+            "method": "a fine-tuned classifier, measured without training",
+            "image_size": size,
+            "crop_pct": crops.crop_pct,
+            "data": described(options.data),
+            "seed": options.seed,
+            "split": split,
+            **encoder_facts(options.encoder, without_head(classifier)),
+        }
+        write_measured(out, about, {OWN: measured}, [images])
+        write_report(out)
+    return options.out

@@ -19,7 +19,7 @@ from semmae.options.teacher import TeacherOptions
 from semmae.options.values import check_values
 from semmae.run.stages import parts_stage, teacher_stage
 from semmae.verbs.pretrain import check_recipe
-from semmae.verbs.segment_options import stride_of
+from semmae.verbs.segment import protocol_of
 from semmae.verbs.teacher import check_teacher
 
 ALL = [(verb, name) for verb in VERBS for name in presets_of(verb)]
@@ -110,7 +110,8 @@ def test_segmentation_on_ade20k_slides_as_the_recipes_it_is_from() -> None:
     kind = kind_of("segment")
     for name in ("ade20k-vit-b16", "linear"):
         options = kind(data="photos", encoder="run", out=Path("out"), **preset_options("segment", name))
-        assert (stride_of(options, options.image_size), options.batch_size, options.steps) == (341, 16, 160_000)
+        assert protocol_of(options, options.image_size).windows.step == 341
+        assert (options.batch_size, options.steps) == (16, 160_000)
         assert options.warmup_share * options.steps == pytest.approx(1500)
 
 

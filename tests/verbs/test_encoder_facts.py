@@ -44,11 +44,11 @@ def whose(out: Path) -> str:
 def test_results_name_the_weights_that_were_given(verb: str, encoder: Path, creatures: Path, tmp_path: Path) -> None:
     data = creatures if verb in ("segment", "evaluate") else creatures / "images"
 
-    out = getattr(semmae, verb)(encoder=str(encoder), data=str(data), out=tmp_path / "out", **VERBS[verb])
+    out = getattr(semmae, verb)(encoder=str(encoder), data=str(data), out=tmp_path / "out", **VERBS[verb]).path
 
     assert whose(out) == checkpoint.digest(load_encoder(encoder))
     if verb in ("finetune", "segment"):  # measured again, it is the encoder that became of it
         again = getattr(semmae, verb)(
             encoder=str(out), data=str(data), out=tmp_path / "again", eval_only=True, workers=0
-        )
+        ).path
         assert whose(again) == checkpoint.digest(load_encoder(out))

@@ -1,0 +1,182 @@
+"""Fine-tuning: the encoder trained on, with a head, to classify; and how well it then does."""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from semmae.data.augment import LabelledCrops, augmentation
+from semmae.data.classes import TrainVal, image_keys
+from semmae.errors import UserError
+from semmae.evaluation.accuracy import rank_report
+from semmae.evaluation.classifier import CentreCrops, measure_classifier, predict, usual_crop
+from semmae.evaluation.protocols import OWN
+from semmae.evaluation.protocols.shape import Measured, Protocol
+from semmae.formats.folders import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
+from semmae.formats.open import load_classifier
+from semmae.models.classifier import Classifier, set_drop_path
+from semmae.models.head import Pooling
+from semmae.models.vit import Encoder
+from semmae.models.weights import NORM_EPS, set_norm_eps
+from semmae.options.finetune import FinetuneRecipe
+from semmae.run.ranks import is_rank_zero
+from semmae.train.batches import Training
+from semmae.train.compiling import Compile, resolve_compile
+from semmae.train.finetune import FinetuneTask
+from semmae.train.summary import summarised
+from semmae.train.trainer import Evaluation, barrier, fit
+
+STAGE = "finetune"
+
+
+@dataclass(frozen=True)
+class Finetune(Protocol[TrainVal]):
+    """All weights trained, with a head; the last epoch is measured."""
+
+    recipe: FinetuneRecipe
+    training: Training
+    image_size: int
+    epochs: int
+    blr: float
+    clip: float
+    pooling: Pooling
+    drop_path: float
+    augment: str
+    crop_scale: float
+    balanced: bool
+    val_share: float
+    val_every: int
+    crop_pct: float | None = None  # shown when measured; None: as MAE does
+    checkpointing: bool = False
+    compile: Compile = "auto"
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        if not isinstance(encoder.vit, VisionTransformer):
+            raise UserError(
+                f"--encoder: of timm's class {type(encoder.vit).__name__} (DINOv3, EVA), which cannot be fine-tuned "
+                "here, for it could not be saved; choose a VisionTransformer, such as DINO's or MAE's"
+            )
+
+    def prepare(self, encoder: Encoder) -> None:
+        """Image size, and norms that a saved classifier can describe.
+
+        Raises:
+            UserError: it could not be saved afterwards.
+        """
+        if any(layer.eps < NORM_EPS for layer in encoder.modules() if isinstance(layer, torch.nn.LayerNorm)):
+            # Of Hugging Face's ViTs, 1e-12: timm has no word for it, and training on evens the difference out.
+            set_norm_eps(encoder, NORM_EPS)
+        if encoder.spec.image_size != self.image_size:
+            encoder.set_image_size(self.image_size)
+        classifier_config(Classifier(copy.deepcopy(encoder), 2, self.pooling), ("one", "other"))
+
+    def check(self, data: TrainVal) -> None:
+        """Refuse more batches than images, and a rate that would rise in the end."""
+        images = len(data.train)
+        self.training.check_images(images)
+        rate = self.training.scaled_rate(self.blr, images)
+        if self.recipe.min_lr > rate:
+            raise UserError(
+                f"--min-lr {self.recipe.min_lr} is above the learning rate {rate:.3g} (--blr {self.blr} · batch size "
+                f"{self.training.effective(images)} / 256); lower it, or raise --blr"
+            )
+
+    def run(self, encoder: Encoder, data: TrainVal, out: Path, name: str = OWN) -> Measured | None:
+        """Leaves `classifier/` in `out`; one that lies there already is read, where a run is resumed."""
+        out.mkdir(exist_ok=True)
+        classifier = self.train(self.new_classifier(encoder, len(data.classes)), data, out, name)
+        found = None
+        if is_rank_zero():
+            found = measure_classifier(classifier, data.val, data.val_targets, data.classes, self.crops)
+        barrier()
+        return found
+
+    def new_classifier(self, encoder: Encoder, classes: int) -> Classifier:
+        """The encoder with a new head, made ready for training."""
+        torch.manual_seed(self.recipe.seed)
+        classifier = Classifier(encoder, classes, self.pooling)
+        set_drop_path(classifier.vit, self.drop_path)
+        classifier.checkpointing = self.checkpointing
+        return classifier
+
+    def train(self, classifier: Classifier, data: TrainVal, out: Path, name: str) -> Classifier:
+        """Train in `out` and write `classifier/`."""
+        folder, images = out / CLASSIFIER, len(data.train)
+        stage = STAGE if name == OWN else name
+        facts = {
+            "epochs": self.epochs,
+            "image_size": self.image_size,
+            "classes": len(data.classes),
+            "encoder_digest": digest(classifier),
+            "validation_digest": data.val.digest,
+        }
+        with summarised(out, stage, data.train, [data.val], **facts):
+            if self.training.resume and (folder / CONFIG).is_file():
+                return load_classifier(folder)[0]
+            compiled = resolve_compile(self.compile, self.training.optimiser_steps(images, self.epochs))
+            rate = self.training.scaled_rate(self.blr, images)
+            task = FinetuneTask(classifier, self.recipe, lr=rate, compiled=compiled)
+            classes = data.train_targets.tolist() if self.balanced else None
+            loader = self.training.loader(self.train_crops(classifier.encoder, data), rate, classes)
+            options = self.training.fit_options(out, stage, self.epochs, self.clip)
+            fit(task, loader, options, self.training.resume, self.validation(task, data))
+            if is_rank_zero():
+                about = {
+                    "stage": STAGE,
+                    "images": images,
+                    "crop_pct": self.crops.crop_pct,
+                    "val_share": self.val_share,
+                    "seed": self.recipe.seed,
+                }
+                learned = image_keys(data.train)
+                save_classifier(task.result, folder, data.classes, self.crops.crop_pct, about, learned)
+            return task.result
+
+    def train_crops(self, encoder: Encoder, data: TrainVal) -> LabelledCrops:
+        """The training images' crops."""
+        return LabelledCrops(
+            data.train,
+            data.train_targets,
+            self.image_size,
+            scale=(self.crop_scale, 1.0),
+            seed=self.recipe.seed,
+            policy=augmentation(self.augment, self.image_size, encoder.spec.mean),
+        )
+
+    def validation(self, task: FinetuneTask, data: TrainVal) -> Evaluation | None:
+        """What is measured while training goes on; None where nothing is asked for."""
+        if not self.val_every:
+            return None
+
+        def validated() -> dict[str, float]:
+            predictions = predict(task.result, data.val, data.val_targets, self.crops)
+            report = rank_report(predictions.ranks, data.val_targets, len(data.classes))
+            return {"val_top1": report["top1"], "val_mean_class": report["mean_class"]}
+
+        return Evaluation(validated, self.val_every)
+
+    @property
+    def crops(self) -> CentreCrops:
+        """How the images are shown that are measured on, as many at a time as fit while training."""
+        batch = max(1, self.training.batch_size // self.training.batches)
+        crop_pct = self.crop_pct or usual_crop(self.image_size)
+        return CentreCrops(self.image_size, crop_pct, batch, self.training.workers)
+
+    def describe(self, data: TrainVal) -> dict[str, Any]:
+        recipe = dataclasses.asdict(self.recipe)
+        del recipe["seed"]  # of the whole run
+        chosen = ("epochs", "blr", "clip", "pooling", "drop_path", "augment", "crop_scale", "balanced")
+        return {
+            "method": "fine-tuning, all weights; the last epoch is measured",
+            "image_size": self.image_size,
+            "crop_pct": self.crops.crop_pct,
+            "split": data.split,
+            **recipe,
+            **{name: getattr(self, name) for name in chosen},
+            "precision": self.training.precision,
+            "batch_size": self.training.effective(len(data.train)),
+        }

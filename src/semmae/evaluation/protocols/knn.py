@@ -1,0 +1,57 @@
+"""k-NN: what an image's nearest neighbours say of its class, without training anything."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semmae.data.classes import TrainVal
+from semmae.evaluation.accuracy import rank_report
+from semmae.evaluation.features import Embedding, View, device_of, image_features
+from semmae.evaluation.knn import knn_ranks
+from semmae.evaluation.protocols import OWN
+from semmae.evaluation.protocols.shape import Figures, Measured, Protocol
+from semmae.models.vit import Encoder
+
+
+@dataclass(frozen=True)
+class Knn(Protocol[TrainVal]):
+    """What val's neighbours in train say of its classes, or every image's among all others."""
+
+    view: View
+    k: int = 20
+    temperature: float = 0.07
+    embed: Embedding = image_features
+
+    def run(self, encoder: Encoder, data: TrainVal, out: Path, name: str = OWN) -> Measured:
+        train = self.embed(encoder, data.train, self.view)
+        val = train if data.leaves_one_out else self.embed(encoder, data.val, self.view)
+        return Measured(self.figures(train, val, data, device_of(encoder)))
+
+    def figures(self, train: Tensor, val: Tensor, data: TrainVal, device: torch.device) -> Figures:
+        """Of features (N, C) that vote and (M, C) that ask, whatever they come from; searched on `device`."""
+        ranks = knn_ranks(
+            train.to(device),
+            data.train_targets,
+            val,
+            data.val_targets,
+            num_classes=len(data.classes),
+            k=self.k,
+            temperature=self.temperature,
+            leave_one_out=data.leaves_one_out,
+        )
+        report = rank_report(ranks, data.val_targets, len(data.classes))
+        del report["per_class"]  # a thousand numbers, where one figure is asked for
+        return {**report, "images": len(data.val), "classes": len(data.classes)}
+
+    def describe(self, data: TrainVal) -> dict[str, Any]:
+        return {
+            "method": "k-NN, cosine similarity",
+            "k": self.k,
+            "temperature": self.temperature,
+            **self.view.describe(),
+            "interval": "95 %, Wilson",
+            "split": data.split,
+        }

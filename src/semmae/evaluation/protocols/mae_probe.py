@@ -1,0 +1,79 @@
+"""MAE's linear probe: a linear head on random crops that a frozen encoder looks at, trained for hours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semmae.data.classes import TrainVal
+from semmae.data.loaders import CropDataset
+from semmae.errors import UserError
+from semmae.evaluation.features import View
+from semmae.evaluation.protocols import OWN
+from semmae.evaluation.protocols.probe import measure_head
+from semmae.evaluation.protocols.shape import Measured, Protocol
+from semmae.formats.folders import digest
+from semmae.models.head import HeadSpec, LinearHead
+from semmae.models.vit import Encoder
+from semmae.options.probe import ProbeRecipe
+from semmae.run.ranks import is_rank_zero
+from semmae.train.batches import Training
+from semmae.train.probe import ProbeTask
+from semmae.train.summary import summarised
+from semmae.train.trainer import fit
+
+CROP_PCT = 224 / 256
+EPOCHS = 90
+
+
+@dataclass(frozen=True)
+class MaeProbe(Protocol[TrainVal]):
+    """A linear head trained by LARS; its figures do not compare with those of `Probe`."""
+
+    view: View  # of the images that are measured on
+    training: Training
+    epochs: int = EPOCHS
+    blr: float = 0.1
+    warmup_share: float = 10 / 90
+    crop_scale: float = 0.08  # share of an image's area that a training crop shows at least
+
+    def check(self, data: TrainVal) -> None:
+        training, images = self.training, len(data.train)
+        if training.effective(images) < 2 * training.batches:
+            raise UserError(
+                f"--batch-size {training.batch_size}: of {images} images, in {training.batches} batches a step, each "
+                "has a single one, and BatchNorm needs two; use a larger batch, fewer of them, or more images"
+            )
+
+    def run(self, encoder: Encoder, data: TrainVal, out: Path, name: str = OWN) -> Measured | None:
+        head = self.train(encoder, data, out)
+        return measure_head(head, encoder, data, self.view) if is_rank_zero() else None
+
+    def train(self, encoder: Encoder, data: TrainVal, out: Path) -> LinearHead:
+        """The head, begun in `out` or gone on with."""
+        torch.manual_seed(self.training.seed)
+        head = LinearHead(HeadSpec(encoder.width, tuple(data.classes), self.view.pooling))
+        size = self.view.image_size
+        dataset = CropDataset(data.train, size, scale=(self.crop_scale, 1.0), seed=self.training.seed)
+        rate = self.training.scaled_rate(self.blr, len(data.train))
+        loader = self.training.loader(dataset, rate)
+        task = ProbeTask(encoder, head, data.train_targets, ProbeRecipe(warmup_share=self.warmup_share), lr=rate)
+        out.mkdir(parents=True, exist_ok=True)
+        facts = {"epochs": self.epochs, "image_size": size, "encoder_digest": digest(encoder)}
+        with summarised(out, "probe", data.train, [data.val], **facts):
+            fit(task, loader, self.training.fit_options(out, "probe", self.epochs), self.training.resume)
+        return head
+
+    def describe(self, data: TrainVal) -> dict[str, Any]:
+        return {
+            "method": "linear probe as in MAE: BatchNorm without affine, linear, LARS, random crops and flips",
+            "epochs": self.epochs,
+            "batch_size": self.training.effective(len(data.train)),
+            "blr": self.blr,
+            "warmup_share": self.warmup_share,
+            "crop_scale": self.crop_scale,
+            **self.view.describe(),
+            "interval": "95 %, Wilson",
+            "split": data.split,
+        }

@@ -1,0 +1,113 @@
+"""The fast linear probe: heads on features of one centre crop an image, computed once, the best of several rates."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semmae.data.classes import TrainVal
+from semmae.data.manifest import ImageSet
+from semmae.data.splits import held_out
+from semmae.errors import UserError
+from semmae.evaluation.accuracy import rank_report
+from semmae.evaluation.classifying import classify_features
+from semmae.evaluation.features import Embedding, View, device_of, image_features
+from semmae.evaluation.linear import BATCH, EPOCHS, RATES, TrainedHead, probe_features
+from semmae.evaluation.protocols import OWN
+from semmae.evaluation.protocols.shape import Classified, Measured, Protocol
+from semmae.models.head import HeadSpec, LinearHead
+from semmae.models.vit import Encoder
+
+CROP_PCT = 1.0  # as k-NN has it
+CHOICE_SHARE = 0.1  # of each class of the training images, on which the learning rate is chosen
+
+_log = logging.getLogger("semmae")
+
+
+@dataclass(frozen=True)
+class Probe(Protocol[TrainVal]):
+    """A linear head on features that are computed once and kept in memory."""
+
+    view: View
+    epochs: int = EPOCHS
+    lr: float | None = None  # instead of the best of several
+    choice_share: float = CHOICE_SHARE
+    flip: bool = False  # learn from mirrored images too
+    seed: int = 0
+    embed: Embedding = image_features
+
+    def check(self, data: TrainVal) -> None:
+        if self.lr is None and not choice_rows(data.train, self.choice_share, self.seed):
+            raise UserError(
+                f"{data.name}: no class has two training images, so no learning rate can be chosen; give --lr"
+            )
+
+    def run(self, encoder: Encoder, data: TrainVal, out: Path, name: str = OWN) -> Measured:
+        trained = self.train(encoder, data)
+        measured = measure_head(trained.head, encoder, data, self.view, self.embed)
+        tried = {"rate": trained.rate, "sweep": [list(pair) for pair in trained.sweep]}
+        return Measured(measured.figures | tried, measured.details, trained.head)
+
+    def train(self, encoder: Encoder, data: TrainVal) -> TrainedHead:
+        """The head, its rate chosen on images of `data.train`."""
+        features, targets = self.embed(encoder, data.train, self.view), data.train_targets
+        chosen_on = [] if self.lr is not None else choice_rows(data.train, self.choice_share, self.seed)
+        if self.flip:
+            mirrored = self.embed(encoder, data.train, self.view, flip=True)
+            features, targets = torch.cat([features, mirrored]), targets.repeat(2)
+            # Or the choice would see its own images.
+            chosen_on = [*chosen_on, *(row + len(data.train) for row in chosen_on)]
+        trained = probe_features(
+            features,
+            targets,
+            HeadSpec(encoder.width, tuple(data.classes), self.view.pooling),
+            chosen_on,
+            rates=self.rates,
+            epochs=self.epochs,
+            seed=self.seed,
+            device=device_of(encoder),
+        )
+        if self.lr is None and trained.rate in (RATES[0], RATES[-1]):
+            end = "lowest" if trained.rate == RATES[0] else "highest"
+            _log.info(
+                "the learning rate chosen, %s, is the %s tried: one beyond may be better (--lr)", trained.rate, end
+            )
+        return trained
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates to choose from."""
+        return list(RATES) if self.lr is None else [self.lr]
+
+    def describe(self, data: TrainVal) -> dict[str, Any]:
+        best = "" if self.lr is not None else ", best of several learning rates"
+        share = f"{self.choice_share:.0%} of each class of the training images".replace("%", " %")
+        return {
+            "method": f"linear probe on features computed once: standardised, linear, SGD{best}",
+            "epochs": self.epochs,
+            "batch_size": BATCH,
+            "rates": self.rates,
+            "rate_chosen_on": None if self.lr is not None else share,
+            "flip": self.flip,
+            **self.view.describe(),
+            "interval": "95 %, Wilson",
+            "split": data.split,
+        }
+
+
+def choice_rows(train: ImageSet, share: float, seed: int) -> list[int]:
+    """The training images on which the rate is chosen: a share of each class; of a class of a single image nothing."""
+    return held_out(train.labels or (), share, seed)[1]
+
+
+def measure_head(
+    head: LinearHead, encoder: Encoder, data: TrainVal, view: View, embed: Embedding = image_features
+) -> Measured:
+    """How well a head classifies the images to measure on."""
+    found = classify_features(head.cpu().eval(), embed(encoder, data.val, view), data.val_targets)
+    report = rank_report(found.ranks, data.val_targets, len(data.classes))
+    del report["per_class"]  # by name in a table of its own
+    figures = {**report, "images": len(data.val), "classes": len(data.classes)}
+    return Measured(figures, Classified(data.classes, found.chosen, data.val_targets), head)

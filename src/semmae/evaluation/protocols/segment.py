@@ -1,0 +1,237 @@
+"""Semantic segmentation: UPerNet with the whole encoder trained, or a linear head on its frozen patch tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils.data import DataLoader
+
+from semmae.data.classes import image_keys
+from semmae.data.loaders import make_loader
+from semmae.data.manifest import sample_rows
+from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler, WholeLabelled
+from semmae.data.segmentation import LabelledImages, MeasuredData, SegmentationData
+from semmae.errors import UserError
+from semmae.evaluation.protocols import OWN, UNTRAINED
+from semmae.evaluation.protocols.shape import Measured, Protocol, Segmented
+from semmae.evaluation.segmentation import evaluate, figures
+from semmae.formats.folders import check_saveable, digest, save_segmenter
+from semmae.models.classifier import set_drop_path
+from semmae.models.segmenter import LEVELS, Segmenter, SegmenterSpec, smallest_image, usual_blocks
+from semmae.models.vit import Encoder
+from semmae.options.segment import Head, SegmentRecipe
+from semmae.run.ranks import is_rank_zero
+from semmae.train.batches import Training
+from semmae.train.precision import Precision, resolve_precision
+from semmae.train.segment import SegmentTask
+from semmae.train.summary import summarised
+from semmae.train.trainer import Evaluation, fit
+
+_ROUNDS = 10  # that a training has, where steps between validations are not given
+_RATES: dict[Head, float] = {"upernet": 1e-4, "linear": 1e-2}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a segmenter is measured: windows slid over whole images."""
+
+    image_size: int  # pixels a side of a window
+    stride: float = 2 / 3  # distance of windows, in sides of one
+    pictures: int = 8  # images whose predictions are kept, to be shown
+    precision: Precision = "auto"
+    workers: int = 2
+    seed: int = 0
+    ignore_index: int = 255
+    reduce_zero_label: bool = False
+
+    @property
+    def step(self) -> int:
+        """Pixels between windows."""
+        return max(1, round(self.stride * self.image_size))
+
+    def measure(self, segmenter: Segmenter, val: LabelledImages) -> Measured:
+        """Slide the segmenter over the validation images."""
+        spec = segmenter.encoder.spec
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        counts, predictions = evaluate(
+            segmenter.to(device),
+            make_loader(WholeLabelled(val, self.image_size), 1, workers=self.workers),
+            classes=len(segmenter.spec.classes),
+            size=self.image_size,
+            stride=self.step,
+            mean=spec.mean,
+            std=spec.std,
+            device=device,
+            dtype=_DTYPES.get(resolve_precision(self.precision)),
+            keep=sample_rows(len(val), self.pictures, self.seed) if self.pictures else [],
+            total=len(val),
+        )
+        found = figures(counts, segmenter.spec.classes) | {"images": len(val)}
+        return Measured(found, Segmented(val, predictions))
+
+    def describe(self, head: Head, data: MeasuredData) -> dict[str, Any]:
+        """For results.json."""
+        size = self.image_size
+        return {
+            "method": "UPerNet, encoder fine-tuned" if head == "upernet" else "linear head on frozen patch tokens",
+            "image_size": size,
+            "measured": f"windows of {size} pixels every {self.step}, short side {size}; masks' own size",
+            "classes": len(data.names),
+            "arithmetic": resolve_precision(self.precision),
+            "interval": "95 %, bootstrap over images",
+            "ignore_index": self.ignore_index,
+            "reduce_zero_label": self.reduce_zero_label,
+            "split": data.split,
+        }
+
+
+@dataclass(frozen=True)
+class Segment(Protocol[SegmentationData]):
+    """A head trained for a number of steps; the last one is measured."""
+
+    recipe: SegmentRecipe
+    training: Training
+    windows: Windows
+    source: str  # what messages and the saved network call the encoder
+    head: Head = "upernet"
+    steps: int = 2000
+    val_steps: int | None = None  # between validations; None: about a tenth
+    lr: float | None = None  # None: by the head
+    drop_path: float = 0.1
+    clip: float = 0.0
+    checkpointing: bool = False
+    blocks: str | None = None  # "3,5,7,11"; None: the usual ones
+    decoder_channels: int | None = None  # None: by the encoder's width
+    min_scale: float = 0.5
+    max_scale: float = 2.0
+    most_of_one: float = 0.75
+    colour: bool = True
+
+    def check_settings(self) -> None:
+        """Refuse what contradicts itself, whatever the encoder and the data."""
+        self.training.check()
+        together = self.training.batch_size // self.training.batches
+        if self.head == "upernet" and together < 2:
+            raise UserError(
+                f"--batch-size {self.training.batch_size}: UPerNet norms need two images together; at least "
+                f"{2 * self.training.batches}"
+            )
+        if self.val_steps and self.steps % self.val_steps:
+            raise UserError(
+                f"--val-steps {self.val_steps} does not divide --steps {self.steps}; use {self.steps // self.rounds}"
+            )
+        if self.min_scale > self.max_scale:
+            raise UserError(f"--min-scale {self.min_scale} is above --max-scale {self.max_scale}; exchange them")
+
+    @property
+    def rounds(self) -> int:
+        """How many equal rounds of steps a training has: ten, or what was asked for, or the nearest that divides."""
+        wanted = self.steps / self.val_steps if self.val_steps else min(_ROUNDS, self.steps)
+        most = min(self.steps, 2 * round(wanted) + 1)
+        divisors = [count for count in range(1, most + 1) if self.steps % count == 0]
+        return min(divisors, key=lambda count: (abs(count - wanted), -count))
+
+    @property
+    def rate(self) -> float:
+        """The learning rate: as given, else by the head."""
+        return _RATES[self.head] if self.lr is None else self.lr
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Refuse an encoder too short, or a size too small, for UPerNet, and one that could not be saved."""
+        depth, patch, size = encoder.spec.depth, encoder.patch_size, self.windows.image_size
+        if self.head == "upernet":
+            if depth < LEVELS:
+                raise UserError(f"--encoder {self.source}: {depth} blocks, UPerNet reads four; use --head linear")
+            if size < smallest_image(patch):
+                least = smallest_image(patch)
+                raise UserError(f"--image-size {size}: at least {least} for UPerNet on patches of {patch}")
+            self.read_blocks(depth)
+        check_saveable(encoder)
+
+    def read_blocks(self, depth: int) -> tuple[int, ...]:
+        """The blocks asked for, or the usual ones of an encoder of that depth."""
+        if self.blocks is None:
+            return usual_blocks(depth)
+        try:
+            blocks = tuple(int(number) for number in self.blocks.split(","))
+        except ValueError:
+            blocks = ()
+        if len(blocks) != LEVELS or list(blocks) != sorted(set(blocks)) or not 0 <= blocks[0] <= blocks[-1] < depth:
+            usual = ",".join(map(str, usual_blocks(depth)))
+            raise UserError(
+                f"--blocks {self.blocks!r}: must be four rising numbers from 0 to {depth - 1}, such as {usual}"
+            )
+        return blocks
+
+    def prepare(self, encoder: Encoder) -> None:
+        encoder.set_image_size(self.windows.image_size)
+
+    def run(self, encoder: Encoder, data: SegmentationData, out: Path, name: str = OWN) -> Measured | None:
+        """Leaves `segmenter/` in `out`, and measures it as the last validation did."""
+        segmenter = self.new_segmenter(encoder, data.names)
+        last: list[Measured] = []
+
+        def validated() -> dict[str, float]:
+            last[:] = [self.windows.measure(segmenter, data.val)]
+            return {each: last[0].figures[each] for each in ("miou", "pixel_accuracy")}
+
+        facts = {"steps": self.steps, "head": self.head, "masks_digest": data.digest}
+        facts |= {"encoder_digest": digest(encoder)}  # as it is before it is trained
+        out.mkdir(parents=True, exist_ok=True)
+        stage = UNTRAINED if name == UNTRAINED else "segment"
+        with summarised(out, stage, data.train.images, [data.val.images], **facts):
+            options = self.training.fit_options(out, stage, self.rounds, self.clip, unit="round")
+            task = SegmentTask(segmenter, self.recipe, lr=self.rate)
+            fit(task, self.loader(encoder, data), options, self.training.resume, Evaluation(validated, 1))
+            if not is_rank_zero():
+                return None
+            about = {"encoder": self.source, "steps": self.steps}
+            save_segmenter(segmenter, out / "segmenter", about, image_keys(data.train.images))
+        # A run resumed at its end has validated nothing.
+        return last[0] if last else self.windows.measure(segmenter, data.val)
+
+    def new_segmenter(self, encoder: Encoder, classes: tuple[str, ...]) -> Segmenter:
+        """The encoder with a new head."""
+        torch.manual_seed(self.recipe.seed)
+        if self.head == "upernet":
+            set_drop_path(cast(VisionTransformer, encoder.vit), self.drop_path)
+        spec = SegmenterSpec(
+            classes,
+            self.head,
+            self.read_blocks(encoder.spec.depth) if self.head == "upernet" else (),
+            self.decoder_channels or _usual_channels(encoder.width),
+            auxiliary=self.head == "upernet" and self.recipe.aux_weight > 0,
+        )
+        segmenter = Segmenter(encoder, spec)
+        segmenter.checkpointing = self.checkpointing
+        return segmenter.train()  # Lightning leaves every layer in the mode it comes in
+
+    def loader(self, encoder: Encoder, data: SegmentationData) -> DataLoader[dict[str, Any]]:
+        """Crops of the training images; around small ones there is the mean colour."""
+        training, seed = self.training, self.recipe.seed
+        red, green, blue = (round(255 * value) for value in encoder.spec.mean)
+        scales = (self.min_scale, self.max_scale)
+        size = self.windows.image_size
+        how = Augmentation(size, scales, self.most_of_one, self.colour, (red, green, blue))
+        crops = SegmentCrops(data.train, how, seed)
+        sampler = StepSampler(len(crops), seed, steps=self.steps // self.rounds, batch_size=training.batch_size)
+        together = training.batch_size // training.batches
+        return make_loader(crops, together, sampler=sampler, workers=training.workers, drop_last=True)
+
+    def describe(self, data: SegmentationData) -> dict[str, Any]:
+        of_upernet = {"layer_decay": self.recipe.layer_decay, "drop_path": self.drop_path}
+        return self.windows.describe(self.head, data) | {
+            "steps": self.steps,
+            "batch_size": self.training.batch_size,
+            "lr": self.rate,
+            "weight_decay": self.recipe.weight_decay,
+            "weights": "of the last step",
+            **(of_upernet if self.head == "upernet" else {}),
+        }
+
+
+def _usual_channels(width: int) -> int:
+    return 512 if width >= 768 else 256 if width >= 384 else 128

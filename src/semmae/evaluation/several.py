@@ -1,0 +1,94 @@
+"""An encoder measured by several protocols, the figures of each kept as soon as it is finished."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semmae.errors import UserError
+from semmae.evaluation.protocols import PROTOCOLS
+from semmae.evaluation.protocols.shape import Figures, Measured, Protocol
+from semmae.files import Fields, read_json, write_json
+from semmae.formats.folders import digest
+from semmae.models.vit import Encoder
+
+_FIGURES = "figures.json"  # of one encoder, those of the protocols that are finished
+
+
+class Step(NamedTuple):
+    """A protocol by its name in `PROTOCOLS`, and the data that it measures by."""
+
+    name: str
+    protocol: Protocol[Any]
+    data: Any
+
+
+def measure_by(
+    steps: Iterable[Step],
+    encoder: Encoder,
+    out: Path,
+    digests: Mapping[str, Any],
+    *,
+    resume: bool,
+    written: Callable[[Path, Measured], None],
+) -> Figures:
+    """Every figure, under names that its protocol is told by.
+
+    Args:
+        steps: taken one after the other.
+        encoder: brought by each to what it trains on.
+        out: holds figures.json, and what the protocols leave in folders of their own.
+        digests: of the data, by which a stopped run knows that nothing has changed.
+        resume: leave out the protocols whose figures lie in `out`.
+        written: writes what lies behind the figures of one that is finished.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {"encoder_digest": digest(encoder), **digests}
+    kept = finished_figures(out, facts) if resume else {}
+    for name, protocol, data in steps:
+        if name not in kept:
+            protocol.prepare(encoder)
+            measured = protocol.run(encoder, data, out / name)
+            assert measured is not None, "a single process measures"
+            written(out / name, measured)
+            kept[name] = {PROTOCOLS[name].prefix + each: value for each, value in measured.figures.items()}
+            write_json(out / _FIGURES, {**facts, "figures": kept})
+    return {name: value for figures in kept.values() for name, value in figures.items()}
+
+
+def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, Figures]:
+    """By protocol, the figures that the run in `out` has found before it was stopped.
+
+    Raises:
+        UserError: they are of other images, annotations, or another encoder; or what was written there is no figure.
+    """
+    path = out / _FIGURES
+    if not path.is_file():
+        return {}
+    earlier = read_json(path)
+    figures: dict[str, Figures] = Fields(path, earlier).need("figures", dict)
+    for protocol in figures:
+        of_protocol = Fields(path, Fields(path, figures).need(protocol, dict))
+        for name in figure_names(protocol):
+            of_protocol.get(name, (int, float, type(None)))
+    changed = next((name for name in facts if earlier.get(name) != facts[name]), None)
+    if changed:
+        raise UserError(
+            f"{path}: was found with other {changed.replace('_digest', ' weights')}; restore what has changed, or use "
+            "another --out"
+        )
+    return figures
+
+
+def figure_names(protocol: str) -> list[str]:
+    """Names of the figures that stand in the table, of a protocol that is known."""
+    row = PROTOCOLS.get(protocol)
+    return [] if row is None else [row.prefix + name for name in row.summary]
+
+
+def describe_by(steps: Iterable[Step], common: Mapping[str, Any]) -> dict[str, Any]:
+    """How everything was measured, by protocol; what is the same for all of them stands before them."""
+    described = {
+        name: {key: value for key, value in protocol.describe(data).items() if key not in common}
+        for name, protocol, data in steps
+    }
+    return {**common, **described}
