@@ -404,7 +404,7 @@ def test_only_a_file_of_its_own_is_replaced_and_only_when_told_to(
     given = ["embed", "--encoder", str(encoder), "--data", str(creatures / "images"), "--workers", "0", "--limit"]
     for out, named in (("a.npz", "a.npz"), ("b.safetensors", "b.paths.csv")):
         for more in ((), ("--overwrite",), ("--resume",)):
-            refuse([*given, "4", "--out", str(tmp_path / out), *more], named, tmp_path, capsys)
+            refuse([*given, "4", "--out", str(tmp_path / out), *more], f"{named}|no run to resume", tmp_path, capsys)
         (tmp_path / named).unlink()
         command = [*given, "4", "--out", str(tmp_path / out)]
         assert run(command) == 0

@@ -182,5 +182,5 @@ def test_only_training_is_shared(
 
     measured = ["--masks", str(whole_run)] if option == "--quality-only" else []
     assert run(["parts", "--out", str(whole_run / "parts"), option, "--nodes", "2", *measured]) == 2
-    assert "--nodes 2: only training is shared by several nodes" in capsys.readouterr().err
+    assert "--nodes 2: " in capsys.readouterr().err
     assert tiny.listing(whole_run) == before
