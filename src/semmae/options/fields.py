@@ -5,7 +5,6 @@ lr: float = option(1e-3, low=0, high=1000)
 """
 
 import dataclasses
-import functools
 import math
 import typing
 from collections.abc import Mapping
@@ -119,9 +118,17 @@ class Option:
         return f"at least {low}" if high == MOST else f"from {low} to {high}"
 
 
-@functools.cache
+_declared_by: dict[type[Any], Mapping[str, Option]] = {}  # for mypy, functools.cache takes no classes
+
+
 def options_of(kind: type[Any]) -> Mapping[str, Option]:
     """The options that a class declares or inherits, by name, in the order of the declarations."""
+    if kind not in _declared_by:
+        _declared_by[kind] = MappingProxyType(_declared(kind))
+    return _declared_by[kind]
+
+
+def _declared(kind: type[Any]) -> dict[str, Option]:
     hints = typing.get_type_hints(kind)
     groups: dict[str, str] = {}
     for base in reversed(kind.__mro__):
@@ -132,7 +139,7 @@ def options_of(kind: type[Any]) -> Mapping[str, Option]:
         if not facts.group:
             facts = dataclasses.replace(facts, group=groups[field.name])
         found[field.name] = Option(field.name, hints[field.name], field.default, facts)
-    return MappingProxyType(found)
+    return found
 
 
 def command_options(kind: type[Any]) -> Mapping[str, Option]:
