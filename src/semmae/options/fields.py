@@ -118,14 +118,14 @@ class Option:
         return f"at least {low}" if high == MOST else f"from {low} to {high}"
 
 
-_known: dict[type[Any], Mapping[str, Option]] = {}
+_declared_by: dict[type[Any], Mapping[str, Option]] = {}  # for mypy, functools.cache takes no classes
 
 
 def options_of(kind: type[Any]) -> Mapping[str, Option]:
     """The options that a class declares or inherits, by name, in the order of the declarations."""
-    if kind not in _known:
-        _known[kind] = MappingProxyType(_declared(kind))
-    return _known[kind]
+    if kind not in _declared_by:
+        _declared_by[kind] = MappingProxyType(_declared(kind))
+    return _declared_by[kind]
 
 
 def _declared(kind: type[Any]) -> dict[str, Option]:
