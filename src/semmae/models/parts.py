@@ -29,9 +29,7 @@ class PartsSpec:
     background: bool = True  # one more label, 0, for what belongs to no part
     head_dim: int = 64  # channels of one part's query and key
     blur: int = 3  # cells a side of the low-pass kernel over the patch grid, odd; 1 = none
-    normalise: Literal["parts", "patches"] = "parts"  # what a label's share of a patch competes with
     decoder_width: int = 96  # channels at the patch grid, halved at every doubling, at least 32
-    output: Literal["half", "full"] = "half"  # reconstruction's side: at least that of half the image, or of the image
     target: Literal["pixels", "features"] = "pixels"  # what the decoder rebuilds
 
     @property
@@ -44,8 +42,7 @@ class PartsSpec:
         """How often the decoder doubles the patch grid; past the wanted side where a patch is no power of two."""
         if self.target == "features":
             return 0
-        to_full = (self.patch_size - 1).bit_length()
-        return to_full if self.output == "full" else max(1, to_full - 1)
+        return max(1, (self.patch_size - 1).bit_length() - 1)  # to half the image's side at least
 
     @property
     def label_names(self) -> list[str]:
@@ -184,7 +181,7 @@ class PartLearner(nn.Module):
     def part_maps(self, features: Features) -> Tensor:
         """Soft parts of a batch: (B, M, g, g), background first.
 
-        Normalised over the parts they sum to 1 at every patch; over the patches, each to L/M over the image.
+        They sum to 1 at every patch, for which parts compete.
         """
         logits = self.attention(features.cls, features.patches)
         # A head's softmax runs over patches and ignores its mean; parts are compared at equal mean.
@@ -192,11 +189,8 @@ class PartLearner(nn.Module):
         if self.background is not None:
             bias, scale = self.background.to(logits.dtype)
             logits = torch.cat([bias - scale * logits.mean(1, keepdim=True), logits], dim=1)
-        count, length = logits.shape[1:]
-        over_parts = self.spec.normalise == "parts"
-        shares = logits.softmax(dim=1) if over_parts else logits.softmax(dim=2) * (length / count)
-        side = int(length**0.5)
-        return self._blur(shares.unflatten(2, (side, side)))
+        side = int(logits.shape[2] ** 0.5)
+        return self._blur(logits.softmax(dim=1).unflatten(2, (side, side)))
 
     def _blur(self, maps: Tensor) -> Tensor:
         margin, count = self.spec.blur // 2, maps.shape[1]
