@@ -187,7 +187,6 @@ class MaskMeter:
         return {"blend": self._blend, "steps": self._steps, "patches": self._patches}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The way back of `state`."""
         self._blend, self._steps, self._patches = state["blend"], state["steps"], state["patches"]
 
     def read(self) -> dict[str, float]:

@@ -91,7 +91,6 @@ class Heads(nn.Module):
         return head
 
     def last_layers(self) -> list[nn.Parameter]:
-        """The weights of the last layers, onto the prototypes."""
         heads = [self.cls] if self.own_patches is None else [self.cls, self.own_patches]
         return [parameter for head in heads for parameter in head.last_layer.parameters()]
 
@@ -163,7 +162,6 @@ class TeacherTask(pl.LightningModule):
                 parameter.grad = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, warm-up, cosine to zero."""
         total = self._total_steps()
         return adamw_warmup_cosine(
             self,

@@ -183,7 +183,6 @@ class Meter(pl.Callback):
         return {name: torch.stack(values).cpu() for name, values in unreported.items() if values}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The way back of `state_dict`."""
         self._losses, self._norms = (list(state_dict.get(name, ())) for name in ("losses", "norms"))
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
