@@ -149,15 +149,7 @@ class _LogFile(logging.FileHandler):
 
 
 class Progress:
-    """Counts work done inside a `with` block.
-
-    Args:
-        total: how many units there are; None when unknown.
-        unit: what is counted, plural.
-        label: what is being done, at the start of the line.
-        stream: where to write; None is stderr, looked up on entry.
-        clock: seconds, monotonic.
-    """
+    """Counts work done inside a `with` block; `total` is None where nobody knows it."""
 
     def __init__(
         self,

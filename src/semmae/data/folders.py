@@ -173,11 +173,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Paths of the files below `root`. Links are followed, each real folder once, so that loops end.
-
-    Raises:
-        UserError: a folder cannot be listed: its images would be missing without a word.
-    """
+    """Paths of the files below `root`. Links are followed, each real folder once, so that loops end."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_refuse_unlisted, followlinks=True):
         real = os.path.realpath(folder)

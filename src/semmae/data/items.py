@@ -46,10 +46,7 @@ class Examined(NamedTuple):
 
 
 class ItemSource:
-    """The items of a map-style object. `read` gives uint8 (3, H, W): nothing is left to decode.
-
-    Classes and stamps are known once the items are examined.
-    """
+    """The items of a map-style object, uint8 (3, H, W). Classes and stamps are known once they are examined."""
 
     modified: npt.NDArray[np.int64]
 
@@ -73,10 +70,7 @@ class ItemSource:
         return self._item(i)[0]
 
     def examine(self, workers: int, progress: bool = True) -> dict[int, str]:
-        """Read each item once: row → why it cannot be read. Labels and stamps are kept.
-
-        UserError where an item is no image, or another one when it is read again.
-        """
+        """Read each item once: row → why it cannot be read. Labels and stamps are kept."""
         found: list[Examined] = []
         with Progress(len(self) if progress else 0, label=f"checking {self.root}") as line:
             for batch in self._batches(workers):

@@ -61,10 +61,7 @@ class Listing:
 
 
 def find_listing(folder: Path) -> Listing | None:
-    """What `folder`, or the only folder in it, is as one of these data sets; None where it is none.
-
-    UserError where it is one, and a file lacks or cannot be read.
-    """
+    """What `folder`, or the only folder in it, is as one of these data sets; None where it is none."""
     if not folder.is_dir():
         return None
     for root in (folder, *_unpacked(folder)):

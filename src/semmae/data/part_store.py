@@ -83,10 +83,8 @@ class PartStore:
     ) -> "PartStore":
         """A store with no row computed; one begun with the same arguments is taken up again, rows kept.
 
-        One begun without attention, its cells a side, gets it: all rows lack it then, and keep their labels.
-
-        Raises:
-            UserError: one begun with others is there, every difference is named; or its arrays are not its own.
+        One begun without attention, its cells a side, gets it: all rows lack it then, and keep their labels. UserError
+        where one begun with others is there.
         """
         if not 1 <= len(label_names) <= UNKNOWN:
             raise ValueError(f"{len(label_names)} labels do not fit one byte; 1 to {UNKNOWN} do")
@@ -121,11 +119,7 @@ class PartStore:
 
     @classmethod
     def open(cls, path: Path, *, manifest_digest: str | None = None) -> "PartStore":
-        """A complete store, read-only; its arrays are read once, see above.
-
-        Raises:
-            UserError: it is missing, unfinished, damaged, or made for other images.
-        """
+        """A complete store, read-only, made for these images; its arrays are read once, see above."""
         path = Path(path)
         if not (path / "parts.json").exists():
             raise UserError(f"{path}: no part labels (parts.json); make them with `semmae parts`")
@@ -163,10 +157,7 @@ class PartStore:
 
     @property
     def attention(self) -> Rows:
-        """Attention (images, a, a), ranks from 0 to `MOST_ATTENDED`.
-
-        UserError where the store holds none.
-        """
+        """Attention (images, a, a), ranks from 0 to `MOST_ATTENDED`; UserError where the store holds none."""
         if self._attention is None:
             remedy = f"add it with `semmae parts --out {self.path} --labels-only`"
             if "tokens" in self.extra:
@@ -247,13 +238,9 @@ def _map(path: Path, name: str, size: tuple[int, int], mode: str) -> Rows:
 
 
 def _header(path: Path) -> tuple[int, str]:
-    """Where the numbers of an array begin in its file, and what they are in words.
+    """Where the numbers of an array begin in its file, and what they are in words; OSError or ValueError for others.
 
     Not by `np.load`, which unpacks archives too, and not by `open_memmap`, which fills up a file that was cut.
-
-    Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: it holds no array, or not the whole of one.
     """
     with open_regular(path) as file:
         try:
@@ -313,10 +300,7 @@ def _unknown(rows: np.ndarray) -> np.ndarray:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The content of a store's `parts.json`, every value checked.
-
-    UserError where it cannot be read, lacks something, or holds what no store has.
-    """
+    """The content of a store's `parts.json`, every value checked."""
     file = path / "parts.json"
     content = read_json(file)
     fields = Fields(file, content)

@@ -93,8 +93,7 @@ def open_segmentation(
     """The pairs of `data`, all of them checked; nothing is written but the cache of readable images.
 
     `data` holds `images` and `masks` (or `annotations`), or the images alone where `masks` is a folder elsewhere.
-    `val_share` of the images is held out where there are no folders of splits; `limit` is of each split. UserError
-    where a folder or a mask is missing, a mask is not of its image's size, or holds what is no class.
+    `val_share` of the images is held out where there are no folders of splits; `limit` is of each split.
     """
     pairs = _Pairs.at(data, masks)
     train, val = (pairs.split_folder(split) for split in ("train", "val"))
@@ -129,7 +128,6 @@ def open_measured(
     """The pairs of `data` that a trained network is measured on: of the folder `val`, or all where nothing is split.
 
     `keep`: which rows to measure, those that the network has not been trained on. A folder `train` is not looked at.
-    UserError as of `open_segmentation`, and where no row is to be kept.
     """
     pairs = _Pairs.at(data, None)
     val = pairs.split_folder("val")
@@ -191,11 +189,7 @@ def _checked(
 
 
 def read_mask(path: Path) -> Labels:
-    """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it.
-
-    Raises:
-        UserError: it cannot be read, or is not an image of labels of 8 bits or fewer.
-    """
+    """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it."""
     try:
         return decode_labels(read_bytes(path, MOST_BYTES))
     except (OSError, ValueError) as error:
@@ -209,8 +203,7 @@ def read_mask(path: Path) -> Labels:
 def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int = 2) -> npt.NDArray[np.int64]:
     """How often each number occurs in the masks: int64 (256,). Reads every mask, and the header of every image.
 
-    `digest` is given of each mask in turn its file's name and how often each number occurs. UserError where a mask
-    cannot be read, or is not of its image's size.
+    `digest` is given of each mask in turn its file's name and how often each number occurs.
     """
     with (
         Progress(len(labelled), "masks", f"checking {labelled.images.source.root.name} masks") as progress,

@@ -71,8 +71,7 @@ def has_split(data: object) -> bool:
 def splits_of(data: object) -> tuple[str | None, ...]:
     """The splits to open: ("train", "val") where `data` holds both, else (None,), which stands for all images.
 
-    UserError where a folder is a split and lacks its counterpart. A file, a pattern, a name of the hub or an object
-    means just what it says.
+    A folder that is a split and lacks its counterpart is refused; a file, a pattern or an object means what it says.
     """
     names = split_names(data)
     if isinstance(data, str | os.PathLike) and Path(data).expanduser().is_dir():

@@ -47,14 +47,7 @@ class Column:
 
 
 class TokenFile:
-    """A safetensors file of arrays (rows, *shape), filled row by row.
-
-    Args:
-        path: of the file, which need not exist.
-        rows: images.
-        columns: the arrays.
-        info: about them, anything that JSON can hold; kept in the header under "semmae".
-    """
+    """A safetensors file of arrays (rows, *shape), filled row by row; `info` is kept in its header as "semmae"."""
 
     def __init__(self, path: Path, rows: int, columns: Sequence[Column], info: Mapping[str, Any]) -> None:
         self.path, self.rows, self.columns, self.info = path, rows, list(columns), dict(info)

@@ -33,16 +33,7 @@ def readable(name: str) -> str:
 
 
 def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
-    """The path that a user gave, `~` expanded; whether anything lies there is for the caller to ask.
-
-    Args:
-        text: as given.
-        option: that it was given to, for the messages.
-
-    Raises:
-        UserError: it can be no path, or nobody but the system knows what lies there: it is empty, too long, names an
-            unknown user or leads through a folder that may not be entered.
-    """
+    """The path that a user gave to an option, `~` expanded; whether anything lies there is for the caller to ask."""
     given = os.fspath(text)
     named = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
     if not given.strip():

@@ -65,9 +65,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one JSON object a line; a number may be NaN or infinite, as a loss that broke.
 
     The last line may be half of one, of a process that is writing or was killed as it wrote: it is left out.
-
-    Raises:
-        UserError: another line is no object, which is named.
     """
     lines = read_text(path).splitlines(keepends=True)
     records = []
@@ -151,22 +148,13 @@ def check_bounds(content: Any) -> None:
 
 
 class Fields:
-    """Values of a mapping that a file held, each checked as it is taken: a file may have been edited.
-
-    Args:
-        path: of the file, for the messages.
-        content: what it held.
-    """
+    """Values of a mapping that a file held, each checked as it is taken: a file may have been edited."""
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path, self.content = path, content
 
     def get(self, name: str, kind: Any, default: Any = None) -> Any:
-        """The value under a name, which must be of this type (or one of these); `default` where there is none.
-
-        Raises:
-            UserError: it is of another type.
-        """
+        """The value under a name, which must be of this type (or one of these); `default` where there is none."""
         if name not in self.content:
             return default
         value = self.content[name]

@@ -40,11 +40,7 @@ def applies(block: nn.Module, tokens: Tensor) -> bool:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a block is MAE's, and all that it consists of what is computed here.
-
-    Layer norms with weight and bias, linear layers with biases, no layer scale, no dropout (but drop path), no norms
-    inside attention and MLP, exact GELU, no hooks.
-    """
+    """Whether a block is MAE's, and all that it consists of what is computed here."""
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
         return False
     if not all(map(_is_layer_norm, (block.norm1, block.norm2))):

@@ -34,11 +34,7 @@ class HeadWeights(NamedTuple):
 
 
 def check_readable(vit: nn.Module) -> ViT:
-    """The model itself, if its tokens and the attention of every block can be read.
-
-    Raises:
-        ValueError: it is of another family, has no class token, or heads that share their keys.
-    """
+    """The model itself, if its tokens and the attention of every block can be read; else ValueError."""
     if not isinstance(vit, VisionTransformer | Eva):
         raise ValueError(f"its class in timm is {type(vit).__name__}, neither VisionTransformer nor Eva")
     if vit.cls_token is None:

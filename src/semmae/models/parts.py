@@ -92,9 +92,6 @@ class PartAttention(nn.Module):
 
         Parts beyond the number of heads repeat the heads with noise half as large as the weights
         (our choice; the paper has as many parts as heads).
-
-        Raises:
-            ValueError: the encoder's logits are not linear in its patches (see `Encoder.last_heads`).
         """
         for own, heads in zip(
             (self.query_weight, self.query_bias, self.key_weight, self.key_bias), encoder.last_heads(), strict=True

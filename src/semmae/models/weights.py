@@ -48,9 +48,6 @@ def vit_arguments(state: State, num_heads: int) -> dict[str, Any]:
 
     Options appear only where they differ from timm's defaults; they can be written as JSON. Where the number of
     positions is a square, the grid is taken to be one: bare weights do not show that 16 positions were 8 × 2.
-
-    Raises:
-        ValueError: the tensors are not those of a ViT with a class token and square patches.
     """
     _check_is_vit(state)
     width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
@@ -164,11 +161,7 @@ def encoder_from_weights(
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
     norm_eps: float = NORM_EPS,
 ) -> Encoder:
-    """The encoder, in eval mode, of tensors in timm's names; sizes are those of the tensors.
-
-    Raises:
-        ValueError: no such ViT, or tensors missing, unexpected or of another shape.
-    """
+    """The encoder, in eval mode, of tensors in timm's names; sizes are those of the tensors."""
     arguments = vit_arguments(state, num_heads)
     if has_swiglu(state):
         arguments |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
