@@ -1,8 +1,6 @@
 """Part labels on disk: `parts.npy` (uint8, images × grid × grid, memory-mapped) and `parts.json`.
 
-Beside them, where the labels were computed, `attention.npy` (uint8, images × side × side): how much the encoder's
-class token attends to each place, as ranks inside the image (`data/attention.py`).
-
+Beside them, where the labels were computed, `attention.npy` (uint8, images × side × side), see `data/attention.py`.
 Row i belongs to line i of the image manifest, whose digest is kept: with other images, the store refuses.
 255 = not yet computed, so that labelling resumes where it stopped and several processes may write disjoint rows.
 
@@ -11,9 +9,8 @@ What a killed process leaves behind is sound: `parts.npy` and `attention.npy` ap
 a store marked complete is read.
 
 `parts.json` of a complete store holds the digest of each array, and both are compared when it is opened: an array
-from elsewhere, or a damaged one, would be learned from without a word. That reads the arrays once, as fast as the disk
-is and every core hashes 1 GB a second: for ImageNet's 1.25 GB 3 s were measured on two busy cores. Worker processes,
-which get the opened store, read no row before it is asked for.
+from elsewhere, or a damaged one, would be learned from without a word. That reads the arrays once: for ImageNet's
+1.25 GB 3 s were measured on two busy cores. Worker processes, which get the opened store, read nothing by it.
 """
 
 import hashlib
@@ -83,8 +80,7 @@ class PartStore:
     ) -> "PartStore":
         """A store with no row computed; one begun with the same arguments is taken up again, rows kept.
 
-        One begun without attention, its cells a side, gets it: all rows lack it then, and keep their labels. UserError
-        where one begun with others is there.
+        One begun without attention, its cells a side, gets it: all rows lack it then, and keep their labels.
         """
         if not 1 <= len(label_names) <= UNKNOWN:
             raise ValueError(f"{len(label_names)} labels do not fit one byte; 1 to {UNKNOWN} do")
@@ -196,7 +192,6 @@ class PartStore:
 
     @property
     def _arrays(self) -> dict[str, Rows]:
-        """By the names of their files."""
         return {"parts.npy": self.labels} | ({} if self._attention is None else {"attention.npy": self._attention})
 
     def _highest(self, name: str) -> int:

@@ -17,10 +17,7 @@ def encoded(text: str) -> bytes:
 
 
 def on_disk(name: str) -> bytes:
-    """The bytes by which the file system knows a name, in any locale.
-
-    The same file may be named "ä" by a text that holds its name, and by two surrogate escapes where the locale is C.
-    """
+    """The bytes by which the file system knows a name, "ä" or, where the locale is C, two surrogate escapes."""
     try:
         return os.fsencode(name)
     except UnicodeEncodeError:

@@ -39,10 +39,7 @@ def open_regular(path: Path | str) -> BinaryIO:
 
 
 def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
-    """A text file in UTF-8; UserError when it cannot be read or is in another encoding.
-
-    With `errors` "surrogateescape" bytes that are no UTF-8 are taken as Python takes them in names of files.
-    """
+    """A text file in UTF-8; with `errors` "surrogateescape" others are taken as Python takes them in names of files."""
     try:
         return read_bytes(path, most).decode("utf-8-sig", errors)
     except OSError as error:
@@ -112,10 +109,7 @@ def _value(path: Path, text: str, place: str = "", *, constant: Callable[[str], 
 def parse_json(
     path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
 ) -> dict[str, Any]:
-    """The object of a text in JSON that a file holds, at `place` in it; UserError when there is none.
-
-    `constant` makes something of NaN and Infinity, which are refused without.
-    """
+    """The object of a text in JSON, at `place` in a file; `constant` reads NaN and Infinity, refused without it."""
     content = _value(path, text, place, constant=constant)
     if not isinstance(content, dict):
         raise UserError(f"{path}{place}: holds no JSON object; restore it, or remove it")

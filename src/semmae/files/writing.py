@@ -171,10 +171,7 @@ def is_disk_fault(error: BaseException) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named.
-
-    What else the system refuses there, such as a folder that one may not write in, is the user's to mend.
-    """
+    """Errors of the disk, from whichever library, as `DiskError`; what else is refused is for the user to mend."""
     try:
         yield
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:

@@ -74,10 +74,7 @@ def _is_linear(layer: nn.Module) -> bool:
 
 
 def run_block(block: Any, tokens: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """One plain block of timm's: tokens float32 (B, T, C) → float32 (B, T, C).
-
-    Norms and the sum over blocks are in float32, products in `dtype`.
-    """
+    """One plain block of timm's: tokens float32 (B, T, C) → float32 (B, T, C), products in `dtype`."""
     attended = attention(norm_linear(tokens, block.norm1, block.attn.qkv, dtype), block.attn.num_heads)
     tokens = tokens + block.drop_path1(linear(attended, block.attn.proj))
     hidden = norm_linear(tokens, block.norm2, block.mlp.fc1, dtype)

@@ -30,7 +30,6 @@ class DecoderSpec:
 
     @classmethod
     def named(cls, model: str) -> "DecoderSpec":
-        """The specification that goes with an encoder of that size of `MODELS`."""
         return DECODERS[model]
 
 
@@ -49,10 +48,10 @@ DECODERS = {
 class MAEOutput:
     """The loss, and the predictions of hidden patches."""
 
-    loss: Tensor
-    hidden_pred: Tensor
-    hidden: Tensor
-    num_patches: int
+    loss: Tensor  # scalar, mean squared error on hidden patches
+    hidden_pred: Tensor  # (B, H, p·p·3), rows in the order of `hidden`
+    hidden: Tensor  # (B, H) indices, ascending
+    num_patches: int  # L
 
     @property
     def pred(self) -> Tensor:
@@ -81,10 +80,7 @@ def _hidden_in_a_row(mask: Tensor) -> int:
 
 
 class MaskedAutoencoder(nn.Module):
-    """Encoder, and a light decoder with one learned token for every hidden patch.
-
-    With `norm_pix_loss` it predicts pixels normalised per patch.
-    """
+    """Encoder, and a light decoder; with `norm_pix_loss` it predicts pixels normalised per patch."""
 
     def __init__(self, encoder: Encoder, decoder: DecoderSpec, norm_pix_loss: bool = True) -> None:
         super().__init__()

@@ -5,8 +5,7 @@ Notable here:
   names, so that an encoder written by this project loads in timm as it is; `blocks` knows timm's families;
 - any image size divisible by the patch size: positions are interpolated where the size differs from
   the one trained at;
-- `encode_visible` projects only the patches it is given: the encoder half of MAE;
-- the attention of every block and head, and the weights of the last block's heads for the part learner.
+- `encode_visible` projects only the patches it is given: the encoder half of MAE.
 """
 
 from collections.abc import Callable, Iterator
@@ -68,7 +67,6 @@ class EncoderSpec:
 
     @classmethod
     def named(cls, model: str, image_size: int, patch_size: int) -> "EncoderSpec":
-        """The specification of a size of `MODELS`."""
         width, depth, heads = MODELS[model]
         return cls(image_size, patch_size, width, depth, heads)
 
@@ -100,12 +98,10 @@ class Encoder(nn.Module):
 
     @property
     def patch_size(self) -> int:
-        """Pixels a side of one patch."""
         return self.spec.patch_size
 
     @property
     def width(self) -> int:
-        """Channels of a token."""
         return self.spec.width
 
     def forward(self, images: Tensor) -> Features:

@@ -215,10 +215,7 @@ def _eva_sizes(vit: Eva) -> dict[str, Any]:
 
 
 def fitted(make: Callable[[], ModuleT], state: State) -> ModuleT:
-    """The module that `make` builds, with these tensors.
-
-    It is built without memory first: sizes that a file claims, and its tensors have not, cost nothing.
-    """
+    """The module that `make` builds, with these tensors; built without memory first: false sizes cost nothing."""
     with torch.device("meta"):
         _check_fits(make(), state)
     module = make()
@@ -227,13 +224,10 @@ def fitted(make: Callable[[], ModuleT], state: State) -> ModuleT:
 
 
 def load_strictly(module: nn.Module, state: State) -> None:
-    """Copy `state` into the module: the same names, shapes and kinds of numbers, or ValueError naming the faults.
-
-    The values must be finite in the module's own precision, too: float32 has no 1e300.
-    """
+    """Copy `state` into the module: the same names, shapes and kinds of numbers, or ValueError naming the faults."""
     _check_fits(module, state)
     module.load_state_dict({name: tensor.detach() for name, tensor in state.items()})
-    if broken := not_finite(module.state_dict()):
+    if broken := not_finite(module.state_dict()):  # in the module's own precision: float32 has no 1e300
         raise ValueError(f"tensors with values that are infinite or no numbers: {listed(broken)}")
 
 
