@@ -34,7 +34,6 @@ class PartsSpec:
 
     @property
     def num_maps(self) -> int:
-        """Parts, and the background where there is one."""
         return self.num_parts + self.background
 
     @property
@@ -46,7 +45,6 @@ class PartsSpec:
 
     @property
     def label_names(self) -> list[str]:
-        """Names of the labels in the order of the maps."""
         parts = [f"part {number}" for number in range(1, self.num_parts + 1)]
         return ["background", *parts] if self.background else parts
 
@@ -89,9 +87,6 @@ class PartAttention(nn.Module):
 
         Parts beyond the number of heads repeat the heads with noise half as large as the weights
         (our choice; the paper has as many parts as heads).
-
-        Raises:
-            ValueError: the encoder's logits are not linear in its patches (see `Encoder.last_heads`).
         """
         for own, heads in zip(
             (self.query_weight, self.query_bias, self.key_weight, self.key_bias), encoder.last_heads(), strict=True
@@ -105,10 +100,7 @@ class PartAttention(nn.Module):
 
 
 class StyleDecoder(nn.Module):
-    """Part maps → image: convolutions carry the layout, AdaIN the look (StyleGAN, arXiv 1812.04948).
-
-    Rebuilding the encoder's features instead, it stays on the patch grid: one layer that doubles nothing.
-    """
+    """Part maps → image: convolutions carry the layout, AdaIN the look (StyleGAN, arXiv 1812.04948)."""
 
     def __init__(self, spec: PartsSpec) -> None:
         super().__init__()
@@ -119,7 +111,7 @@ class StyleDecoder(nn.Module):
             narrower = max(width // 2, 32)
             self.layers.append(StyleLayer(width, narrower, spec.width))
             width = narrower
-        if not spec.doublings:
+        if not spec.doublings:  # features stay on the patch grid
             self.layers.append(StyleLayer(width, width, spec.width, scale=1))
         self.last = nn.Conv2d(width, 3 if spec.target == "pixels" else spec.width, 1)
 
@@ -199,11 +191,9 @@ class PartLearner(nn.Module):
         return functional.conv2d(padded, kernel, groups=count)
 
     def labels(self, features: Features, grid: int) -> Tensor:
-        """Hard parts of a batch on a grid × grid raster: uint8 (B, grid, grid).
-
-        The soft maps are upsampled before the argmax, so that borders fall between patches.
-        """
+        """Hard parts of a batch on a grid × grid raster: uint8 (B, grid, grid)."""
         maps = self.part_maps(features)
+        # Upsampled before the argmax, so that borders fall between patches.
         maps = functional.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
         return maps.argmax(dim=1).to(torch.uint8)
 
