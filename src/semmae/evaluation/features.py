@@ -21,9 +21,9 @@ from semmae.formats.open import load_encoder
 from semmae.models.head import Pooling, pool
 from semmae.models.vit import Encoder
 from semmae.objects import described
-from semmae.options.shared import AnyPooling
+from semmae.options.shared import AnyPooling, Precision
 from semmae.progress import Progress
-from semmae.train.precision import Precision, autocast, resolve_precision
+from semmae.train.precision import autocast, resolve_precision
 
 Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S), "row" int64 (B,)
 

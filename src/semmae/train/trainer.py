@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from semmae.errors import UserError
 from semmae.files import Fields, read_records, read_text, write_text
 from semmae.memory import keep_freed_memory
+from semmae.options.shared import Precision
 from semmae.progress import is_terminal, shown_rate, write
 from semmae.run.ranks import is_rank_zero
 from semmae.run.signals import Interrupted
@@ -44,7 +45,7 @@ from semmae.train.checkpoints import CheckedCheckpointIO
 from semmae.train.loggers import open_loggers
 from semmae.train.nodes import cluster
 from semmae.train.optimizer import clip_gradients
-from semmae.train.precision import Precision, resolve_precision
+from semmae.train.precision import resolve_precision
 from semmae.train.stopping import PATIENCE, Keeper
 
 LOG_EVERY = 10  # steps
