@@ -18,13 +18,12 @@ from semmae.data.transform import ImageTransform
 from semmae.errors import UserError
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
-from semmae.formats.pooling import pooling_of
 from semmae.models.head import Pooling, pool
 from semmae.models.vit import Encoder
 from semmae.objects import described
-from semmae.options.shared import AnyPooling
+from semmae.options.shared import AnyPooling, Precision
 from semmae.progress import Progress
-from semmae.train.precision import Precision, autocast, resolve_precision
+from semmae.train.precision import autocast, resolve_precision
 
 Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S), "row" int64 (B,)
 
@@ -91,9 +90,9 @@ def encoder_facts(spec: Any, encoder: Encoder) -> dict[str, str]:
     return {"encoder": described(spec), "encoder_digest": digest(encoder)}
 
 
-def resolve_pooling(pooling: AnyPooling, spec: Any) -> Pooling:
-    """What `auto` means for the encoder that was loaded from `spec`; `cls` and `mean` mean themselves."""
-    return pooling_of(spec) if pooling == "auto" else pooling
+def resolve_pooling(pooling: AnyPooling, encoder: Encoder) -> Pooling:
+    """What `auto` means for this encoder; `cls` and `mean` mean themselves."""
+    return encoder.pooling if pooling == "auto" else pooling
 
 
 def extract(

@@ -23,9 +23,10 @@ from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
 from semmae.options.finetune import FinetuneRecipe
+from semmae.options.shared import Compile
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
-from semmae.train.compiling import Compile, resolve_compile
+from semmae.train.compiling import resolve_compile
 from semmae.train.finetune import FinetuneTask
 from semmae.train.summary import summarised
 from semmae.train.trainer import Evaluation, barrier, fit
@@ -53,6 +54,7 @@ class Finetune(Protocol[TrainVal]):
     crop_pct: float | None = None  # shown when measured; None: as MAE does
     checkpointing: bool = False
     compile: Compile = "auto"
+    preset: str | None = None  # what its recipe is called
 
     def check_encoder(self, encoder: Encoder) -> None:
         if not isinstance(encoder.vit, VisionTransformer):
@@ -177,6 +179,7 @@ class Finetune(Protocol[TrainVal]):
             "split": data.split,
             **recipe,
             **{name: getattr(self, name) for name in chosen},
+            "preset": self.preset,
             "precision": self.training.precision,
             "batch_size": self.training.effective(len(data.train)),
         }

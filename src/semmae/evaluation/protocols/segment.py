@@ -22,9 +22,10 @@ from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import LEVELS, Segmenter, SegmenterSpec, smallest_image, usual_blocks
 from semmae.models.vit import Encoder
 from semmae.options.segment import Head, SegmentRecipe
+from semmae.options.shared import Precision
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
-from semmae.train.precision import Precision, resolve_precision
+from semmae.train.precision import resolve_precision
 from semmae.train.segment import SegmentTask
 from semmae.train.summary import summarised
 from semmae.train.trainer import Evaluation, fit
@@ -109,6 +110,7 @@ class Segment(Protocol[SegmentationData]):
     max_scale: float = 2.0
     most_of_one: float = 0.75
     colour: bool = True
+    preset: str | None = None  # what its recipe is called
 
     def check_settings(self) -> None:
         """Refuse what contradicts itself, whatever the encoder and the data."""
@@ -229,6 +231,7 @@ class Segment(Protocol[SegmentationData]):
             "lr": self.rate,
             "weight_decay": self.recipe.weight_decay,
             "weights": "of the last step",
+            "preset": self.preset,
             **(of_upernet if self.head == "upernet" else {}),
         }
 
