@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11, pip and nothing else: they set up .venv/ first, once per lock file.
+# `make demo` and `make test` need Python 3.11 or newer, pip and nothing else: they set up .venv/ first, once per lock file.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -7,7 +7,7 @@ LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow attacks check format docs stub bench lock
+.PHONY: help setup demo test test-slow attacks check format docs package stub bench lock
 
 help:
 	@echo "make demo        the whole way on drawn images, into runs/demo (DATA=DIR: on your own)"
@@ -17,6 +17,7 @@ help:
 	@echo "make check       ruff, mypy, import-linter"
 	@echo "make format      let ruff mend what it can"
 	@echo "make docs        the documentation site, into site/"
+	@echo "make package     sdist and wheel, into dist/, looked into and run in a fresh environment"
 	@echo "make stub        src/semmae/__init__.pyi and the tables of docs/api, after a change of options or docstrings"
 	@echo "make bench       the benchmarks, into benchmarks/results and docs/images (IMAGES=DIR: JPEG files to load)"
 	@echo "make lock        write $(LOCK) anew from pyproject.toml (UPGRADE=1: to the newest versions)"
@@ -58,6 +59,9 @@ format: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+package: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/check_package.py
+
 # What type checkers and editors see of semmae, and the tables of the reference; tests tell when they no longer fit.
 stub: $(STAMP)
 	$(BIN)/python tools/stub.py
@@ -72,6 +76,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/loading.py $(if $(IMAGES),--images "$(IMAGES)")
 	$(BIN)/python benchmarks/lightning_cost.py
 	$(BIN)/python benchmarks/labelling.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/tables.py --write
 

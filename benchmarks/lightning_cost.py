@@ -38,10 +38,12 @@ from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.masks import mask_seed
 from semmae.train.optimizer import adamw, warmup_cosine_rate
 from semmae.train.precision import resolve_precision
-from semmae.train.pretrain import PretrainRecipe, PretrainTask
+from semmae.train.pretrain import BETAS, PretrainTask
+from semmae.options.pretrain import PretrainRecipe
 from semmae.train.trainer import FitOptions, fit
 
 LABELS = 7
+RATE = 1.5e-4  # MAE's, of 256 images
 Moment = tuple[float, float]  # by the clock, and of the processor
 
 
@@ -129,7 +131,7 @@ def preloaded(case: Case) -> list[dict[str, Tensor]]:
 
 def by_lightning(mae: MaskedAutoencoder, batches: list[dict[str, Tensor]]) -> list[Moment]:
     """When the first and when the last step ended."""
-    task = Timed(mae, PretrainRecipe(num_labels=LABELS), len(batches))
+    task = Timed(mae, PretrainRecipe(), len(batches))
     loader: DataLoader[dict[str, Any]] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as out:
         fit(task, loader, FitOptions(out=Path(out), stage="pretrain", epochs=1), resume=False)
@@ -140,7 +142,7 @@ class Timed(PretrainTask):
     """Notes when the first and when the last of so many steps ends."""
 
     def __init__(self, mae: MaskedAutoencoder, recipe: PretrainRecipe, steps: int) -> None:
-        super().__init__(mae, recipe)
+        super().__init__(mae, recipe, lr=RATE, label_names=[str(label) for label in range(LABELS)])
         self.steps = steps
         self.moments: list[Moment] = []
 
@@ -154,7 +156,7 @@ def by_plain_loop(mae: MaskedAutoencoder, batches: list[dict[str, Tensor]]) -> l
     """When the first and when the last step ended."""
     loss_of = load_example().masked_loss
     recipe, steps = PretrainRecipe(), len(batches)
-    optimizer = adamw(mae, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    optimizer = adamw(mae, lr=RATE, betas=BETAS, weight_decay=recipe.weight_decay)
     rate = warmup_cosine_rate(optimizer, total_steps=steps, warmup_steps=round(recipe.warmup_share * steps))
     bf16 = resolve_precision("auto") == "bf16"
     moments = []

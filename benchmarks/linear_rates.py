@@ -29,10 +29,11 @@ from semmae.formats.open import load_encoder
 from semmae.models.fresh import fresh_like
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder
+from semmae.options.segment import SegmentRecipe
 from semmae.train.optimizer import layer_decay_groups
 from semmae.train.precision import resolve_precision
 from semmae.train.schedules import warmup_poly
-from semmae.train.segment import SegmentRecipe, pixel_loss
+from semmae.train.segment import BETAS, pixel_loss
 
 _BATCH, _WARMUP, _STRIDE = 16, 0.05, 2 / 3  # as `semmae evaluate` has them
 _BF16 = torch.bfloat16 if resolve_precision("auto") == "bf16" else None
@@ -87,11 +88,9 @@ def new_head(encoder: Encoder, classes: Sequence[str], rate: float, steps: int, 
     torch.manual_seed(seed)
     segmenter = Segmenter(encoder, SegmenterSpec(tuple(classes), "linear")).train()
     groups = layer_decay_groups(segmenter, lr=rate, weight_decay=SegmentRecipe.weight_decay, layer_decay=1.0)
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=SegmentRecipe.betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
     warmup = round(_WARMUP * steps)
-    schedule = LambdaLR(
-        optimizer, lambda step: warmup_poly(step, total=steps, warmup=warmup, power=SegmentRecipe.power)
-    )
+    schedule = LambdaLR(optimizer, lambda step: warmup_poly(step, total=steps, warmup=warmup))
     return Contestant(rate, steps, segmenter, optimizer, schedule)
 
 

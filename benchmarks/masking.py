@@ -23,9 +23,11 @@ from torch import Tensor
 from semmae.masking import attention_mask, block_mask, random_mask, semantic_mask
 from semmae.models.mae import DECODERS, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.train.masks import MASKINGS, MaskContext, MaskMeter
+from semmae.options.maskings import MASKINGS
+from semmae.train.masks import MaskMeter, draw_mask
 from semmae.train.precision import resolve_precision
-from semmae.train.pretrain import PretrainRecipe
+from semmae.train.pretrain import blend_at, mask_context
+from semmae.options.pretrain import PretrainRecipe
 
 RATIO, BLENDS, BOXES = 0.75, (0.0, 0.5, 1.0), 16
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -132,11 +134,13 @@ def batch_works(images: int, parts: int) -> dict[str, Callable[[], object]]:
         MaskMeter([str(part) for part in range(parts)]),
     )
 
+    batch = {"parts": labels, "attention": attention}
+
     def work(recipe: PretrainRecipe) -> None:
         generator = torch.Generator(device=DEVICE)
         generator.manual_seed(0)
-        context = MaskContext(shape, RATIO, 0.5, generator, num_labels=parts, parts=labels, attention=attention)
-        meter.add(recipe.mask(context), labels, recipe.blend_at(0.5))
+        context = mask_context(recipe, batch, shape, progress=0.5, generator=generator, num_labels=parts)
+        meter.add(draw_mask(recipe.masking, context), labels, blend_at(recipe, 0.5))
 
     return {masking: functools.partial(work, PretrainRecipe(masking=masking)) for masking in MASKINGS}
 

@@ -32,7 +32,9 @@ from semmae.formats.open import load_encoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, Features
 from semmae.train.optimizer import adamw_warmup_cosine
-from semmae.train.part_losses import PartsRecipe, parts_losses
+from semmae.train.part_losses import parts_losses
+from semmae.options.parts import PartsRecipe
+from semmae.train.parts import BETAS
 from semmae.train.schedules import warmup_cosine
 from semmae.evaluation.parts import Truth, measure, read_truth, score
 
@@ -161,7 +163,7 @@ def train(
     optimizer: Any = adamw_warmup_cosine(
         learner,
         lr=recipe.lr,
-        betas=recipe.betas,
+        betas=BETAS,
         weight_decay=recipe.weight_decay,
         total_steps=total,
         warmup_steps=warmup,

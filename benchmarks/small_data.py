@@ -142,7 +142,7 @@ def train(mae: MaskedAutoencoder, images: list[Tensor], options: PretrainOptions
         )
         for group in optimizer.param_groups:
             group["lr"] = lr * share
-        mask = draw_mask(options.masking, MaskContext(shape, options.mask_ratio, spent, generator))  # type: ignore[arg-type]
+        mask = draw_mask(options.masking, MaskContext(shape, options.mask_ratio, spent, generator))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = mae(normalise(batch, spec.mean, spec.std), mask).loss
         optimizer.zero_grad()

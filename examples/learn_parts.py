@@ -30,14 +30,12 @@ def learn(
     sizes = semmae.PartsSpec(spec.width, spec.patch_size, head_dim=spec.width // spec.num_heads)
     # Parts start as the heads of the encoder's last block; semmae.PartLearner(sizes) alone would start at random.
     learner = semmae.PartLearner(sizes, encoder, torch.Generator().manual_seed(seed)).to(device)
-    crops = semmae.CropDataset(
-        images, spec.image_size, views=recipe.views, scale=(0.5, 1.0), seed=seed, colour=True, hue=0.5
-    )
+    crops = semmae.CropDataset(images, spec.image_size, views=2, scale=(0.5, 1.0), seed=seed, colour=True, hue=0.5)
     sampler = semmae.EpochSampler(len(images), seed)
     loader = semmae.make_loader(crops, batch_size, sampler=sampler, workers=workers, drop_last=True)
     steps = epochs * len(loader)
     assert steps, f"{len(images)} images make no batch of {batch_size}"
-    optimizer = semmae.adamw(learner, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    optimizer = semmae.adamw(learner, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
     rate = semmae.warmup_cosine_rate(optimizer, total_steps=steps, warmup_steps=round(recipe.warmup_share * steps))
     told: list[Tensor] = []
     for epoch in range(epochs):

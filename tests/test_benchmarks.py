@@ -230,6 +230,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "loading": ("--rounds", "1", "--workers", "0"),
     "lightning_cost": (*TINY, "--rounds", "1", "--steps", "2"),
     "labelling": ("--images", "4", "--rounds", "1", "--workers", "0"),
+    "startup": ("--rounds", "1", "--only", "an unknown verb"),
 }
 
 

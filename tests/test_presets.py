@@ -17,7 +17,8 @@ from semmae.options.parts import PartsOptions
 from semmae.options.presets import preset_list, preset_options, presets_of
 from semmae.options.teacher import TeacherOptions
 from semmae.options.values import check_values
-from semmae.verbs.pretrain import check_recipe, parts_stage, teacher_stage
+from semmae.run.stages import parts_stage, teacher_stage
+from semmae.verbs.pretrain import check_recipe
 from semmae.verbs.segment import protocol_of
 from semmae.verbs.teacher import check_teacher
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         open_segmentation as open_segmentation,
     )
     from semmae.data.splits import held_out as held_out
+    from semmae.data.transform import ImageTransform as ImageTransform
     from semmae.errors import UserError as UserError
     from semmae.evaluation.accuracy import class_report as class_report, confusion_matrix as confusion_matrix
     from semmae.evaluation.baselines import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         fit_clusters as fit_clusters,
         head_labels as head_labels,
     )
-    from semmae.evaluation.features import extract as extract, raw_pixels as raw_pixels
+    from semmae.evaluation.features import embed_images as embed_images, extract as extract, raw_pixels as raw_pixels
     from semmae.evaluation.keypoints import keypoint_quality as keypoint_quality, read_keypoints as read_keypoints
     from semmae.evaluation.knn import knn_accuracy as knn_accuracy, knn_scores as knn_scores
     from semmae.evaluation.linear import probe_features as probe_features
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from semmae.models.parts import PartLearner as PartLearner, PartsOutput as PartsOutput, PartsSpec as PartsSpec
     from semmae.models.segmenter import Segmenter as Segmenter, SegmenterSpec as SegmenterSpec
     from semmae.models.vit import Encoder as Encoder, EncoderSpec as EncoderSpec, Features as Features
+    from semmae.options.parts import PartsRecipe as PartsRecipe
     from semmae.reporting.pictures import (
         masks_picture as masks_picture,
         parts_picture as parts_picture,
@@ -111,11 +113,7 @@ if TYPE_CHECKING:
     )
     from semmae.train.masks import MaskContext as MaskContext, draw_mask as draw_mask, mask_seed as mask_seed
     from semmae.train.optimizer import adamw as adamw, warmup_cosine_rate as warmup_cosine_rate
-    from semmae.train.part_losses import (
-        PartsRecipe as PartsRecipe,
-        agreement_loss as agreement_loss,
-        parts_losses as parts_losses,
-    )
+    from semmae.train.part_losses import agreement_loss as agreement_loss, parts_losses as parts_losses
     from semmae.train.precision import resolve_precision as resolve_precision
 
 __version__ = "0.1.0"

@@ -208,7 +208,7 @@ def part_quotas(counts: Tensor, order_noise: Tensor, ratio: float, blend: float)
 
 
 def _quotas(counts: Tensor, order_noise: Tensor, total: int, ratio: float, blend: float) -> Tensor:
-    """`part_quotas` of rows whose sum is told: to ask the device for it would be to wait for it."""
+    """`part_quotas` of rows whose sum is given: to ask the device for it would be to wait for it."""
     if not 0.0 <= blend <= 1.0:
         raise ValueError(f"blend {blend} is outside [0, 1]")
     hidden = num_hidden(total, ratio)

@@ -6,16 +6,15 @@ Standard library only: options are checked before anything that computes is impo
 import os
 from collections.abc import Mapping
 
-_MOST = 80  # characters of what a message calls an object
+_MOST = 40  # letters of a class's name in a message
 
 
 def recordable(data: object) -> str | list[str] | None:
     """What `config.yaml` can hold of `data`, so that a run resumes by itself: a path, or a list of paths, else None."""
-    if isinstance(data, str | os.PathLike):
-        return os.fspath(data) if isinstance(os.fspath(data), str) else None
-    if isinstance(data, list | tuple) and all(isinstance(item, str | os.PathLike) for item in data):
-        return [str(os.fspath(item)) for item in data]
-    return None
+    if isinstance(data, list | tuple):
+        paths = [_path(item) for item in data]
+        return None if None in paths else [path for path in paths if path is not None]
+    return _path(data)
 
 
 def described(data: object) -> str:
@@ -23,12 +22,15 @@ def described(data: object) -> str:
     recorded = recordable(data)
     if isinstance(recorded, str):
         return recorded
-    kind = type(data).__name__
+    kind = type(data).__name__[:_MOST]
     try:
         count = len(data)  # type: ignore[arg-type]
     except Exception:  # of a foreign class: many have none, some raise what they like
-        return kind[:_MOST]
-    unit = "paths" if recorded else "splits" if isinstance(data, Mapping) else "images"
-    if count == 1:
-        unit = unit[:-1]
-    return f"{kind[: _MOST - 40]} of {count} {unit}"
+        return kind
+    unit = "path" if recorded else "split" if isinstance(data, Mapping) else "image"
+    return f"{kind} of {count} {unit}{'' if count == 1 else 's'}"
+
+
+def _path(item: object) -> str | None:
+    path = os.fspath(item) if isinstance(item, str | os.PathLike) else None
+    return path if isinstance(path, str) else None

@@ -262,7 +262,7 @@ def test_what_is_missing_is_named(cub: Path, cars: Path, tmp_path: Path, write_i
         refused(cub, rf"CUB_200_2011/{name}: missing; put it there")
         (cub / "away").rename(cub / name)
     (cub / "image_class_labels.txt").write_text("1 2\n2 1\n4 7\n")
-    refused(cub, r"image_class_labels\.txt: tells nothing of image 3 \(001.*a_10\.jpg\)")
+    refused(cub, r"image_class_labels\.txt: lists nothing of image 3 \(001.*a_10\.jpg\)")
     (cub / "classes.txt").write_text("1\n")
     refused(cub, r"classes\.txt, line 1: '1' is no number and value")
 

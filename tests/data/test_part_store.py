@@ -142,7 +142,7 @@ ARRAYS: dict[str, tuple[Callable[[Path], object], str]] = {
         "parts.npy cannot be read",
     ),
     "fewer images": (lambda path: np.save(path / "parts.npy", random_labels(5)), "holds uint8 (5, 4, 4), parts.json"),
-    "by columns": (by_columns, "holds uint8 (6, 4, 4) by columns, parts.json tells"),
+    "by columns": (by_columns, "holds uint8 (6, 4, 4) by columns, parts.json says"),
     "a FIFO": (fifo, "parts.npy cannot be read"),
     "a folder": (lambda path: ((path / "parts.npy").unlink(), (path / "parts.npy").mkdir()), "cannot be read"),
     "missing": (lambda path: (path / "parts.npy").unlink(), "parts.npy cannot be read"),
@@ -309,7 +309,7 @@ def test_attention_lies_beside_the_labels(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="attention_grid 2, not 3"):
         create(tmp_path / "p", attention_grid=3)
     np.save(tmp_path / "p" / "attention.npy", np.zeros((6, 3, 3), np.uint8))
-    with pytest.raises(UserError, match=r"attention.npy holds uint8 \(6, 3, 3\), parts.json tells uint8 \(6, 2, 2\)"):
+    with pytest.raises(UserError, match=r"attention.npy holds uint8 \(6, 3, 3\), parts.json says uint8 \(6, 2, 2\)"):
         PartStore.open(tmp_path / "p")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from semmae.data.sources import Selection, has_split, open_source
+from semmae.data.selection import Selection
+from semmae.data.sources import has_split, open_source
 from semmae.errors import UserError
 
 WriteImages = Callable[..., Path]
@@ -162,7 +163,8 @@ def test_what_holds_no_images(tmp_path: Path, write_images: WriteImages, write_t
 def test_what_can_be_no_place_of_images(tmp_path: Path, write_images: WriteImages) -> None:
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "a.txt").write_text("a")
+    for name in ("a.txt", "a.md"):
+        (tmp_path / name).write_text("a")
     for name in ("a.zip", "a.tar.gz", "a.7z", "a.rar"):
         (tmp_path / name).write_bytes(b"PK")
     for data, message in (
@@ -176,7 +178,7 @@ def test_what_can_be_no_place_of_images(tmp_path: Path, write_images: WriteImage
         (tmp_path / "a.txt" / "b", "no such file or folder"),
         (tmp_path / "pipe", "a device, a socket or a pipe; give a folder"),
         ("/dev/null", "a device, a socket or a pipe; give a folder"),
-        (tmp_path / "a.txt", r"no images, found 1 files \(1 \.txt\)"),
+        (tmp_path / "a.md", r"no images, found 1 files \(1 \.md\)"),
         *(
             (tmp_path / name, "an archive, which is not read; unpack it")
             for name in ("a.zip", "a.tar.gz", "a.7z", "a.rar")

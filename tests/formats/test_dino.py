@@ -5,6 +5,7 @@ import timm
 import torch
 
 from semmae.formats import dino
+from semmae.formats.choose import without_heads
 from semmae.models.weights import encoder_from_weights
 
 
@@ -16,7 +17,7 @@ def test_heads_and_hidden_patch_tokens_are_dropped_under_the_names_of_the_file()
         "head.last_layer.weight_g": torch.zeros(2, 1),
     }
 
-    kept, dropped = dino.to_encoder(state)
+    kept, dropped = without_heads(state)
 
     assert list(kept) == ["norm.weight"]
     assert dropped == [name for name in state if name != "norm.weight"]
@@ -34,7 +35,8 @@ def test_registers_of_dinov2_are_read_as_timm_reads_them() -> None:
     by_timm.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(dict(released), by_timm))
     images = torch.randn(2, 3, 28, 28)
 
-    kept, dropped = dino.to_encoder(released)
+    bare, dropped = without_heads(released)
+    kept, _ = dino.to_encoder(bare)
     features = encoder_from_weights(kept, num_heads=2)(images)
 
     tokens = by_timm.eval().forward_features(images)
@@ -59,7 +61,7 @@ def test_the_gated_mlps_of_dinov2_are_read_as_timm_reads_them(chunked: bool) -> 
         assert "blocks.1.2.mlp.w12.weight" in released
     images = torch.randn(2, 3, 28, 28)
 
-    kept, _ = dino.to_encoder(released)
+    kept, _ = dino.to_encoder(without_heads(released)[0])
     features = encoder_from_weights(kept, num_heads=2)(images)
 
     tokens = by_timm.eval().forward_features(images)

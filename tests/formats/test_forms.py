@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from semmae.errors import UserError
 from semmae.formats.open import load_encoder, load_mae
+from semmae.formats.pooling import pooling_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 
@@ -226,6 +227,11 @@ FORMS: dict[Form, tuple[str, str]] = {
 }
 
 
+# These need a stand-in for a library.
+MMENGINE = (mmpretrain, mmengine_ema)
+WITH_DECODER = (mmpretrain_mae, mmengine_ema)
+
+
 class HistoryBuffer:
     """As mmengine's: an array, and functions that are found by name."""
 
@@ -265,6 +271,7 @@ def test_the_network_that_a_project_evaluates_is_read(
     tokens = wanted.forward_features(images)
     assert torch.equal(encoder(images).cls, tokens[:, 0])
     assert torch.equal(encoder(images).patches, tokens[:, 1:])
+    assert encoder.pooling == pooling_of(tmp_path / "some.pth") == ("mean" if form in WITH_DECODER else "cls")
     taken, left = FORMS[form]
     told = next(message for message in caplog.messages if "weights taken from" in message)
     assert told.endswith(f"taken from {taken}" + (f", not from {left}" if left else ""))

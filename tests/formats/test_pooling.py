@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from semmae.formats.folders import save_autoencoder, save_classifier, save_encoder, save_segmenter
+from semmae.formats.open import load_encoder
 from semmae.formats.pooling import pooling_of
 from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -40,16 +41,16 @@ def test_our_own_folders(tmp_path: Path) -> None:
         run = tmp_path / str(stage)
         save_encoder(encoder, run / "encoder", {"stage": stage} if stage else None)
         for place in (run, run / "encoder", run / "encoder" / "model.safetensors"):
-            assert pooling_of(place) == expected
+            assert pooling_of(place) == load_encoder(place).pooling == expected
     save_autoencoder(MaskedAutoencoder(encoder, DecoderSpec(16, 1, 2), True), tmp_path / "mae" / "autoencoder")
-    assert pooling_of(tmp_path / "mae") == "mean"
+    assert pooling_of(tmp_path / "mae") == load_encoder(tmp_path / "mae").pooling == "mean"
     for pooling in ("cls", "mean"):
         save_classifier(Classifier(Encoder(SPEC), 2, pooling), tmp_path / pooling / "classifier", ["a", "b"])
-        assert pooling_of(tmp_path / pooling) == pooling
+        assert pooling_of(tmp_path / pooling) == load_encoder(tmp_path / pooling).pooling == pooling
     save_segmenter(
         Segmenter(Encoder(SPEC), SegmenterSpec(("a", "b"), "linear", (), 8, False)), tmp_path / "s/segmenter"
     )
-    assert pooling_of(tmp_path / "s") == "mean"
+    assert pooling_of(tmp_path / "s") == load_encoder(tmp_path / "s").pooling == "mean"
 
 
 def test_a_run_under_way_is_known_by_its_verb(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_files_in_the_grids_order_tell_no_attention(images: ImageSet, tmp_path: 
         np.save(path, packed[packed[:, 14].argsort()])
     store = import_tokens(tmp_path / "tokens", images, tmp_path / "out")
     assert not (tmp_path / "out" / "attention.npy").exists()
-    with pytest.raises(UserError, match="its token files told none; .*`semmae parts --teacher`"):
+    with pytest.raises(UserError, match="its token files held none; .*`semmae parts --teacher`"):
         store.attention  # noqa: B018
 
 

@@ -17,6 +17,7 @@ from reporting.test_run_page import labels, photos, write_metrics
 
 from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
+from semmae.evaluation.embedding import state_of
 from semmae.evaluation.several import finished_figures
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.reporting import part_samples
@@ -25,9 +26,8 @@ from semmae.reporting.part_samples import FILE, read_samples
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.pictures import parts_picture
 from semmae.reporting.run_page import write_report
+from semmae.train.summary import summarised
 from semmae.verbs.demo import table
-from semmae.verbs.embed import _begun
-from semmae.verbs.training import summarised
 
 SECONDS = 2.0
 FIGURES = {"top1": 41.25, "top1_low": 38.0, "top1_high": 44.5, "top5": 70.0, "images": 1200}
@@ -93,7 +93,7 @@ USERS: dict[str, list[Callable[[Path], object]]] = {
     "parts/parts.png": [write_report],
     f"parts/{FILE}": [lambda run: write_parts_page(run / "parts")],
     "figures.json": [lambda run: finished_figures(run, {"encoder_digest": "d1"})],
-    "state.json": [lambda run: (_begun(run).need("rows", int), _begun(run).need("info", dict))],
+    "state.json": [lambda run: (state_of(run).need("rows", int), state_of(run).need("info", dict))],
 }
 VALUES = ["x", "", -1, 0, 1e300, -1e38, True, None, [], [1, 2], {}, {"a": 1}, "y" * 100_000, "\udcff", "<b>", 2**63]
 

@@ -10,9 +10,10 @@ from semmae.errors import UserError
 from semmae.masking import random_mask
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options.pretrain import PretrainRecipe
 from semmae.train import compiling
 from semmae.train.compiling import check_compile, compile_pays, missing_for_compile, resolve_compile
-from semmae.train.pretrain import PretrainRecipe, PretrainTask
+from semmae.train.pretrain import PretrainTask
 
 TINY = EncoderSpec(image_size=16, patch_size=4, width=24, depth=1, num_heads=3)
 
@@ -47,7 +48,7 @@ def test_a_gpu_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_compiled_task_has_the_names_of_a_plain_one() -> None:
     mae = MaskedAutoencoder(Encoder(TINY), DecoderSpec(24, 1, 3))
-    plain, compiled = (PretrainTask(mae, PretrainRecipe(), compiled=choice) for choice in (False, True))
+    plain, compiled = (PretrainTask(mae, PretrainRecipe(), lr=1e-3, compiled=choice) for choice in (False, True))
 
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     assert [name for name, _ in plain.named_parameters()] == [name for name, _ in compiled.named_parameters()]
@@ -62,7 +63,7 @@ def test_compiled_losses_and_gradients_are_the_same(bf16: bool) -> None:
     images, mask = torch.randn(4, 3, 16, 16), random_mask(torch.rand(4, 16), 0.75)
     found = []
     for compiled in (False, True):
-        task = PretrainTask(mae, PretrainRecipe(masking="random"), compiled=compiled)
+        task = PretrainTask(mae, PretrainRecipe(masking="random"), lr=1e-3, compiled=compiled)
         mae.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = task._forward(images, mask).loss

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 import semmae
 from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.train.finetune import FinetuneRecipe, FinetuneTask, disturbed
+from semmae.options.finetune import FinetuneRecipe
+from semmae.train.finetune import FinetuneTask, disturbed
 from semmae.train.optimizer import layer_decay_groups
 from semmae.train.trainer import FitOptions, fit
 
@@ -109,18 +110,20 @@ class Colours(Dataset[dict[str, Any]]):
         return {"images": image.to(torch.uint8), "targets": row % 4, "row": row}
 
 
-def trained(recipe: FinetuneRecipe, out: Path, epochs: int = 2, accumulate: int = 1, drop: float = 0.0) -> FinetuneTask:
+def trained(
+    recipe: FinetuneRecipe, out: Path, epochs: int = 2, accumulate: int = 1, drop: float = 0.0, lr: float = 5e-4
+) -> FinetuneTask:
     model = classifier().eval()  # as a loaded encoder comes
     set_drop_path(model.vit, drop)
-    task = FinetuneTask(model, recipe)
+    task = FinetuneTask(model, recipe, lr=lr)
     loader = DataLoader(Colours(), batch_size=8 // accumulate)
     fit(task, loader, FitOptions(out, "finetune", epochs, "float32", accumulate=accumulate), resume=False)
     return task
 
 
 def test_it_learns_to_tell_colours(tmp_path: Path) -> None:
-    recipe = FinetuneRecipe(lr=3e-3, layer_decay=0.9, mixup=0, cutmix=0, erasing=0)
-    task = trained(recipe, tmp_path, epochs=10)
+    recipe = FinetuneRecipe(layer_decay=0.9, mixup=0, cutmix=0, erasing=0)
+    task = trained(recipe, tmp_path, epochs=10, lr=3e-3)
     items = [Colours()[row] for row in range(32)]
     images = torch.stack([item["images"] for item in items]).float()
     spec = task.result.encoder.spec
@@ -138,8 +141,8 @@ def test_the_average_follows_every_optimiser_step(tmp_path: Path, monkeypatch: p
         seen.append(task.classifier.vit.head.weight.detach().clone())
 
     monkeypatch.setattr(FinetuneTask, "on_train_batch_end", watch)
-    recipe = FinetuneRecipe(lr=1e-2, ema=0.9)
-    task = trained(recipe, tmp_path, accumulate=2)
+    recipe = FinetuneRecipe(ema=0.9)
+    task = trained(recipe, tmp_path, accumulate=2, lr=1e-2)
 
     average = seen[1]
     for step, weights in enumerate(seen[3::2], start=2):  # after each second batch

@@ -11,9 +11,11 @@ from torch import Tensor
 from semmae.errors import UserError
 from semmae.masking import attention_mask, block_mask, num_hidden, random_mask, semantic_mask
 from semmae.options.fields import options_of
+from semmae.options.maskings import MASKINGS
+from semmae.options.pretrain import PretrainRecipe
 from semmae.options.shared import SeedOptions
-from semmae.train.masks import MASKINGS, CheckedMask, MaskContext, MaskMeter, draw_mask, mask_seed
-from semmae.train.pretrain import PretrainRecipe
+from semmae.train.masks import CheckedMask, MaskContext, MaskMeter, draw_mask, mask_function, mask_seed
+from semmae.train.pretrain import blend_at, mask_context
 
 
 def a_context(seed: int = 0, **changes: object) -> MaskContext:
@@ -36,15 +38,48 @@ def test_the_highest_seed_is_one_for_all_that_take_it() -> None:
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_every_masking_is_exact_and_a_function_of_its_noise(masking: str) -> None:
-    recipe = PretrainRecipe(masking=masking, attention_hint=0.5)  # type: ignore[arg-type]
+def test_every_row_is_a_masking(masking: str) -> None:
+    """Exact, a function of its noise, one that reads what its row says and nothing else."""
+    row = MASKINGS[masking]
+    assert row.name == masking and row.words
+    others = {name: None for name in ("parts", "attention") if name != row.reads}
+    blend = row.blend if row.blend is not None else 0.25
 
-    mask = recipe.mask(a_context())
+    mask = draw_mask(masking, a_context(**others, blend=blend, hint=0.5))
 
-    assert mask.dtype == torch.bool
+    assert mask.dtype == torch.bool and mask.shape == (4, 36)
     assert mask.sum(1).tolist() == [num_hidden(36, 0.75)] * 4
-    assert torch.equal(mask, recipe.mask(a_context()))
-    assert not torch.equal(mask, recipe.mask(a_context(seed=1))) or masking == "attention"
+    assert torch.equal(mask, draw_mask(masking, a_context(blend=blend, hint=0.5)))
+    assert not torch.equal(mask, draw_mask(masking, a_context(seed=1, blend=blend, hint=0.5)))
+    if row.reads is not None:
+        with pytest.raises(ValueError, match=row.reads):
+            draw_mask(masking, a_context(**{row.reads: None}))
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_the_facts_of_a_row_are_those_of_its_function(masking: str) -> None:
+    row = MASKINGS[masking]
+
+    def moves(field: str) -> bool:
+        return not torch.equal(*(draw_mask(masking, a_context(**{field: value})) for value in (0.1, 0.9)))
+
+    assert moves("blend") == row.scheduled
+    assert moves("hint") == row.hints
+    if row.blend is not None:
+        assert torch.equal(draw_mask(masking, a_context()), draw_mask("semantic", a_context(blend=row.blend)))
+    subset = a_context().most_attended(20)  # no square
+    if row.whole_grid:
+        with pytest.raises(AssertionError, match="square grid"):
+            draw_mask(masking, subset)
+    else:
+        assert draw_mask(masking, subset).sum(1).tolist() == [num_hidden(20, 0.75)] * 4
+
+
+def test_an_own_function_is_found_by_its_place() -> None:
+    draw = mask_function(f"{__name__}:stripes")
+
+    assert torch.equal(draw(a_context()), stripes(a_context()))
+    assert isinstance(draw, CheckedMask)
 
 
 def test_a_masking_is_the_function_of_its_name() -> None:
@@ -61,24 +96,31 @@ def test_a_masking_is_the_function_of_its_name() -> None:
     assert torch.equal(draw_mask("random", a_context()), random_mask(noise, 0.75))
     assert torch.equal(draw_mask("block", a_context()), block_mask(noise, boxes, 0.75))
     wanted = attention_mask(context.attention, noise, hint, 0.75, 0.5)
-    assert torch.equal(draw_mask("attention", a_context(), hint=0.5), wanted)
+    assert torch.equal(draw_mask("attention", a_context(hint=0.5)), wanted)
     for masking, blend in (("intra", 0.0), ("inter", 1.0), ("semantic", 0.25)):
-        recipe = PretrainRecipe(masking=masking)  # type: ignore[arg-type]
-        assert torch.equal(recipe.mask(a_context()), semantic_mask(context.parts, noise, order, 0.75, blend))
+        batch = {"parts": context.parts, "attention": context.attention}
+        drawn = draw_mask(
+            masking,
+            mask_context(
+                PretrainRecipe(masking=masking), batch, (4, 36),
+                progress=0.5, generator=torch.Generator().manual_seed(0), num_labels=7,
+            ),
+        )  # fmt: skip
+        assert torch.equal(drawn, semantic_mask(context.parts, noise, order, 0.75, blend))
 
 
 def test_a_fixed_blend_stands_in_place_of_the_schedule() -> None:
     moving, fixed = PretrainRecipe(gamma=3.0), PretrainRecipe(blend=0.3)
 
-    assert [moving.blend_at(point) for point in (0.0, 0.5, 1.0)] == [0.0, 0.125, 1.0]
-    assert [fixed.blend_at(point) for point in (0.0, 0.5, 1.0)] == [0.3] * 3
-    assert torch.equal(fixed.mask(a_context()), draw_mask("semantic", a_context(), blend=0.3))
+    assert [blend_at(moving, point) for point in (0.0, 0.5, 1.0)] == [0.0, 0.125, 1.0]
+    assert [blend_at(fixed, point) for point in (0.0, 0.5, 1.0)] == [0.3] * 3
+    ends = [blend_at(PretrainRecipe(masking=masking), 0.5) for masking in ("intra", "inter", "random", "own:masks")]
+    assert ends == [0.0, 1.0, None, None]
 
 
-@pytest.mark.parametrize(("masking", "lacks"), [("semantic", "parts"), ("attention", "attention")])
-def test_a_batch_without_what_is_read_is_refused(masking: str, lacks: str) -> None:
-    with pytest.raises(ValueError, match=masking):
-        draw_mask(masking, a_context(**{lacks: None}))  # type: ignore[arg-type]
+def test_a_subset_is_chosen_by_attention() -> None:
+    with pytest.raises(ValueError, match="attention"):
+        a_context(attention=None).most_attended(20)
 
 
 def stripes(context: MaskContext) -> Tensor:

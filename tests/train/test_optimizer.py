@@ -7,9 +7,10 @@ from torch import nn
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options.teacher import TeacherRecipe
 from semmae.train.optimizer import adamw_warmup_cosine, clip_gradients, layer_decay_groups, set_weight_decay
 from semmae.train.schedules import warmup_cosine
-from semmae.train.teacher import TeacherRecipe, TeacherTask
+from semmae.train.teacher import TeacherTask
 
 TINY = EncoderSpec(image_size=16, patch_size=8, width=24, depth=1, num_heads=3)
 
@@ -77,7 +78,7 @@ def test_tokens_and_learned_positions_decay_in_pretraining_and_not_in_finetuning
 
 
 def test_a_teachers_mask_token_decays_as_ibots_does() -> None:
-    task = TeacherTask(Encoder(TINY), TeacherRecipe(prototypes=8, head_width=8))
+    task = TeacherTask(Encoder(TINY), TeacherRecipe(prototypes=8, head_width=8), lr=1e-3)
 
     assert decays(task)["mask_token"] == 0.05
 

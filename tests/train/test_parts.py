@@ -11,7 +11,8 @@ from torch.nn import functional
 from semmae.data.crop import Crop
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Features
-from semmae.train.part_losses import PartsRecipe, agreement_loss, parts_losses
+from semmae.options.parts import PartsRecipe
+from semmae.train.part_losses import agreement_loss, parts_losses
 
 # A fixed seed on a CPU. A refactor leaves them as they are; an intended change says why beside the new ones.
 # Agreement, its second view and its changes of colour came after the first release of these numbers.

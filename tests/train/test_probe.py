@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import semmae
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.train.probe import ProbeRecipe, ProbeTask, lars
+from semmae.options.probe import ProbeRecipe
+from semmae.train.probe import ProbeTask, lars
 
 SPEC = EncoderSpec(16, 8, 16, 2, 2)
 GOLDEN = [2.07682943, 2.11894608, 2.05093408, 2.10485578, 2.06976962]
@@ -35,7 +36,7 @@ def slow_lars(values: list[list[float]], gradients: list[list[list[float]]], rat
 
 def stepped(parameter: nn.Parameter, gradients: list[Tensor], rate: float) -> Tensor:
     module = nn.ParameterList([parameter])
-    optimizer = lars(module, lr=rate, momentum=0.9)
+    optimizer = lars(module, lr=rate)
     for gradient in gradients:
         parameter.grad = gradient.clone()
         optimizer.step()
@@ -74,7 +75,7 @@ def test_the_head_begins_as_in_the_release() -> None:
 def test_a_step_sees_frozen_features_and_the_classes_of_its_rows() -> None:
     encoder, targets = Encoder(SPEC), torch.tensor([2, 0, 1, 1, 2, 0])
     head = LinearHead(HeadSpec(16, ("a", "b", "c"), "mean"))
-    task = ProbeTask(encoder, head, targets, ProbeRecipe())
+    task = ProbeTask(encoder, head, targets, ProbeRecipe(), lr=6.4)
     task.log_dict = lambda *_: None  # type: ignore[method-assign]  # there is no Trainer to log to
     task.train()
     before = copy.deepcopy(encoder.state_dict())

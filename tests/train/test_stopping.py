@@ -147,20 +147,6 @@ def pulled(at: int) -> Callable[..., None]:
     return stop
 
 
-@pytest.mark.usefixtures("every_four")
-def test_a_checkpoint_of_the_version_before_is_gone_on_with(tmp_path: Path) -> None:
-    """It was written at an epoch's end by Lightning's callback, and has nothing of ours."""
-    expected = train(tmp_path / "whole")
-    with tiny.interrupted("regression", 6):
-        train(tmp_path / "run")
-    path = tmp_path / "run" / "checkpoints" / trainer.LAST
-    state = tiny.saved_state(tmp_path / "run")
-    state["callbacks"] = {"ModelCheckpoint{'monitor': None}": {"best_model_path": str(path)}}
-    torch.save(state, path)
-    assert torch.equal(train(tmp_path / "run"), expected)
-    assert told(tmp_path / "run") == told(tmp_path / "whole")
-
-
 def test_small_data_is_not_written_every_epoch(tmp_path: Path, saved_at: list[int]) -> None:
     train(tmp_path)
     assert saved_at == [6, 18]  # after the first epoch, so that there is one, and after the last

@@ -31,10 +31,10 @@ from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.data.token_file import TokenFile, _write_texts
+from semmae.evaluation import embedding
 from semmae.evaluation.tokens import TOKENS, image_tokens
 from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.verbs import embed as verb
 
 KINDS = (".parquet", ".npz", ".safetensors")
 SIZE, SIDE, WIDTH, PARTS = 32, 4, 24, 5
@@ -264,7 +264,7 @@ def suicide() -> None:
 
 def at_the_fourth_batch() -> None:
     """Its rows are on the disk, but not noted."""
-    verb._KEEP_EVERY = 0.0
+    embedding._KEEP_EVERY = 0.0
     real = TokenFile.write
 
     def dying(file: TokenFile, start: int, values: dict[str, Any]) -> None:

@@ -20,10 +20,8 @@ from semmae.formats.folders import save_encoder
 from semmae.formats.open import load_encoder
 from semmae.models.fresh import fresh_like
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.options.fields import shared
 from semmae.options.finetune import FinetuneOptions
 from semmae.options.presets import preset_options, presets_of
-from semmae.train.batches import Training
 from semmae.verbs.finetune import check_finetune
 
 # All that draws by chance is at work.
@@ -268,7 +266,7 @@ def test_the_published_recipes_have_the_published_rates() -> None:
     for name in presets_of("finetune"):
         options = FinetuneOptions(encoder="run", data="photos", out=Path("out"), **preset_options("finetune", name))
         check_finetune(options)
-        rate = shared(Training, options).rate(options.blr, 10**6)
+        rate = options.scaled_rate(options.blr, 10**6)
         assert rate == pytest.approx(rates.get(name, rate))
     # MAE's defaults are those of the verb, but for the batch.
     plain = FinetuneOptions(encoder="run", data="photos", out=Path("out"), batch_size=1024)

@@ -115,7 +115,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     ("told", "nodes", "devices", "line"),
     [
-        ({}, 2, 1, "--nodes 2: nothing tells which node this is; start it by torchrun or srun, or on every node with"),
+        ({}, 2, 1, "--nodes 2: nothing says which node this is; start it by torchrun or srun, or on every node with"),
         ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "4"}, 1, 2, "2 processes, and torchrun has started 4"),
         ({"SLURM_NTASKS": "1"}, 1, 4, "4 processes, and srun has started 1"),
         ({"SLURM_NTASKS": "4"}, 2, 2, "tasks per node are not given for Slurm; start the job with --ntasks-per-node=2"),

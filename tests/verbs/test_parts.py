@@ -17,7 +17,7 @@ from semmae.data.part_store import PartStore
 from semmae.evaluation.quality import quality, read_masks
 from semmae.files import short
 from semmae.formats.folders import read_learner
-from semmae.train.part_losses import PartsRecipe
+from semmae.options.parts import PartsRecipe
 
 
 def test_interrupted_and_resumed_is_as_never_interrupted(whole_run: Path, creatures: Path, tmp_path: Path) -> None:

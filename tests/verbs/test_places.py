@@ -131,13 +131,13 @@ def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_input_is_never_in_the_way_of_what_is_written(case: str, rooms: Path) -> None:
     out, inputs, images = INPUT_IN_THE_WAY[case]
     with pytest.raises(UserError, match=f"--out {out}"):
-        check_apart("--out", Path(out), {**inputs, "--data": images}, ["--data"])
+        check_apart([("--out", Path(out))], {**inputs, "--data": images}, ["--data"])
 
 
 @pytest.mark.parametrize("case", APART)
 def test_what_is_apart_passes(case: str, rooms: Path) -> None:
     out, inputs, images = APART[case]
-    check_apart("--out", Path(out), {**inputs, "--data": images}, ["--data"])
+    check_apart([("--out", Path(out))], {**inputs, "--data": images}, ["--data"])
 
 
 ATTACKS = [

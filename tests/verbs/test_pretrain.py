@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from semmae.cli import run
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.options.presets import preset_options
+from semmae.reporting import mask_pictures
 from semmae.train import pretrain as task
 from semmae.train.masks import MaskContext
 from semmae.train.trainer import LAST
@@ -163,14 +165,19 @@ Masked = list[tuple[Tensor, MaskContext]]
 def masked(monkeypatch: pytest.MonkeyPatch) -> Masked:
     """The masks of the runs of a test, and what they were made from."""
     seen: Masked = []
-    real = task.PretrainRecipe.mask
+    real = task.mask_function
 
-    def watched(recipe: task.PretrainRecipe, context: MaskContext) -> Tensor:
-        mask = real(recipe, context)
-        seen.append((mask, context))
-        return mask
+    def watched(masking: str) -> Callable[[MaskContext], Tensor]:
+        draw = real(masking)
 
-    monkeypatch.setattr(task.PretrainRecipe, "mask", watched)
+        def drawn(context: MaskContext) -> Tensor:
+            seen.append((draw(context), context))
+            return seen[-1][0]
+
+        return drawn
+
+    for user in (task, mask_pictures):
+        monkeypatch.setattr(user, "mask_function", watched)
     return seen
 
 

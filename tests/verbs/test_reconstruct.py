@@ -57,13 +57,13 @@ def test_the_file_of_another_project_is_drawn(creatures: Path, tmp_path: Path) -
     (tmp_path / "config.json").write_text('{"num_heads": 3, "decoder_num_heads": 4, "norm_pix_loss": false}')
     options: dict[str, Any] = {"autoencoder": tmp_path / "mae.pth", "data": creatures / "images", "images": 3}
 
-    out = semmae.reconstruct(**options, out=tmp_path / "a.png")
-    again = semmae.reconstruct(**options, out=tmp_path / "b.png")
-    other = semmae.reconstruct(**options, out=tmp_path / "c.png", seed=1)
+    out = semmae.reconstruct(**options, out=tmp_path / "a.png").path
+    again = semmae.reconstruct(**options, out=tmp_path / "b.png").path
+    other = semmae.reconstruct(**options, out=tmp_path / "c.png", seed=1).path
 
     assert out.read_bytes() == again.read_bytes() != other.read_bytes()
     colours = np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3)
-    grey = np.round(255 * np.array([0.485, 0.456, 0.406]))  # ImageNet's mean: the file tells no other
+    grey = np.round(255 * np.array([0.485, 0.456, 0.406]))  # ImageNet's mean: the file has no other
     assert (np.abs(colours - grey).max(1) <= 1).mean() > 0.05
 
 
@@ -83,7 +83,7 @@ def test_of_a_subset_only_so_many_patches_are_shown_and_hidden(creatures: Path, 
     checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=True), tmp_path / "run/autoencoder")
     seen: list[Any] = []
 
-    def look(pixels: Tensor, mask: Tensor, rebuilt: Tensor, out: Path) -> None:
+    def look(pixels: Tensor, mask: Tensor, rebuilt: Tensor, out: Path, description: str) -> None:
         seen.append((pixels, mask))
 
     options: dict[str, Any] = {"autoencoder": tmp_path / "run", "data": creatures / "images", "out": tmp_path / "a.png"}
@@ -100,7 +100,7 @@ def test_of_a_subset_only_so_many_patches_are_shown_and_hidden(creatures: Path, 
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "named"),
     [
         ({"token_subset": 17}, "--token-subset 17: an image of 32 pixels has 16 patches of 8; give at most so many"),
         ({"out": Path("a.jpg")}, "unknown kind of picture '.jpg'; use .png"),
@@ -109,8 +109,8 @@ def test_of_a_subset_only_so_many_patches_are_shown_and_hidden(creatures: Path, 
         ({"autoencoder": "encoder"}, "holds no masked autoencoder; give"),
     ],
 )
-def test_wrong_input_is_told_and_nothing_drawn(
-    changes: dict[str, Any], told: str, creatures: Path, tmp_path: Path
+def test_wrong_input_is_refused_and_nothing_drawn(
+    changes: dict[str, Any], named: str, creatures: Path, tmp_path: Path
 ) -> None:
     mae = tiny_mae(norm_pix_loss=True)
     checkpoint.save_autoencoder(mae, tmp_path / "run/autoencoder")
@@ -119,22 +119,36 @@ def test_wrong_input_is_told_and_nothing_drawn(
     if changes.get("autoencoder"):
         given["autoencoder"] = tmp_path / "encoder"
 
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=named) as error:
         semmae.reconstruct(data=creatures / "images", **given)
 
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_a_picture_is_replaced_only_when_asked(creatures: Path, tmp_path: Path) -> None:
+def test_a_picture_is_replaced_only_when_asked(
+    creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=True), tmp_path / "run/autoencoder")
-    semmae.reconstruct(autoencoder=tmp_path / "run", data=creatures / "images", out=tmp_path / "a.png", images=2)
+    given: dict[str, Any] = {"autoencoder": tmp_path / "run", "data": creatures / "images", "out": tmp_path / "a.png"}
+    semmae.reconstruct(**given, images=2)
     old = (tmp_path / "a.png").read_bytes()
 
-    with pytest.raises(UserError, match="exists; replace it with --overwrite"):
-        semmae.reconstruct(autoencoder=tmp_path / "run", data=creatures / "images", out=tmp_path / "a.png")
-    semmae.reconstruct(
-        autoencoder=tmp_path / "run", data=creatures / "images", out=tmp_path / "a.png", overwrite=True, images=1
-    )
+    with monkeypatch.context() as patch:  # the same again: nothing is computed
+        patch.delattr("semmae.verbs.reconstruct.reconstruct_pixels")
+        assert semmae.reconstruct(**given, images=2).path == tmp_path / "a.png"
+    assert "already finished" in capsys.readouterr().out
+    for other in ({"images": 1}, {"images": 2, "seed": 1}):
+        with pytest.raises(UserError, match="--overwrite"):
+            semmae.reconstruct(**given, **other)
+    checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=False), tmp_path / "run/autoencoder")
+    with pytest.raises(UserError, match="--overwrite"):  # of other weights
+        semmae.reconstruct(**given, images=2)
+    assert (tmp_path / "a.png").read_bytes() == old
 
+    semmae.reconstruct(**given, overwrite=True, images=1)
     assert Image.open(tmp_path / "a.png").size[0] > 32 and (tmp_path / "a.png").read_bytes() != old
+    (tmp_path / "a.png").write_text("mine")
+    with pytest.raises(UserError, match="a.png"):
+        semmae.reconstruct(**given, overwrite=True)
+    assert (tmp_path / "a.png").read_text() == "mine"

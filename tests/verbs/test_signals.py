@@ -12,10 +12,10 @@ import torch
 from forked import Forked
 
 from semmae.cli import run
+from semmae.evaluation import embedding
 from semmae.formats.folders import save_encoder
 from semmae.labels import blocks as label_blocks
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.verbs import embed as embedding
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ import torch
 
 import semmae
 from semmae.errors import UserError
-from semmae.options.teacher import TeacherOptions
+from semmae.options.fields import shared
+from semmae.options.teacher import TeacherOptions, TeacherRecipe
 from semmae.patches import sincos_positions
 from semmae.train.teacher import TeacherTask
-from semmae.verbs.teacher import load_init, local_size, new_encoder, recipe_of
+from semmae.verbs.teacher import load_init, local_size, new_encoder
 
 OPTIONS = {"epochs": tiny.EPOCHS, **tiny.SIZE, **tiny.TRAIN}
 
@@ -52,7 +53,7 @@ def options(**changes: Any) -> TeacherOptions:
 def test_init_begins_with_exactly_these_weights(whole_run: Path) -> None:
     encoder = load_init(options(init=str(whole_run / "encoder")))
     assert encoder is not None
-    task = TeacherTask(encoder, recipe_of(options(), images=10**6))
+    task = TeacherTask(encoder, shared(TeacherRecipe, options()), lr=1e-3)
     wanted = semmae.load_encoder(whole_run).state_dict()
     for network in (task.student, task.teacher):
         found = network.state_dict()
@@ -89,9 +90,9 @@ def test_a_run_begun_with_init_goes_on_from_there(whole_run: Path, creatures: Pa
 def test_init_of_another_size_is_refused(
     changes: dict[str, Any], named: list[str], whole_run: Path, creatures: Path, tmp_path: Path
 ) -> None:
-    told = {**OPTIONS, "init": str(whole_run), **changes}
+    given = {**OPTIONS, "init": str(whole_run), **changes}
     with pytest.raises(UserError) as caught:
-        semmae.teacher(data=creatures / "images", out=tmp_path / "run", **told)
+        semmae.teacher(data=creatures / "images", out=tmp_path / "run", **given)
     assert [name for name in named if name not in str(caught.value)] == []
     assert not (tmp_path / "run").exists()
 
@@ -107,11 +108,11 @@ def test_every_kind_of_run_is_resumed_exactly(creatures: Path, tmp_path: Path) -
         "local_crops": 2, "centering": "sinkhorn", "masking": "random", "shared_head": False, "teacher_temp": 0.07,
         "epochs": 2, "limit": 16, "knn_every": 1, "learned_positions": True,
     }  # fmt: skip
-    told = {**OPTIONS, "data": creatures / "images", **kind}
+    given = {**OPTIONS, "data": creatures / "images", **kind}
     with tiny.every_step():
-        semmae.teacher(out=tmp_path / "whole", **told)
+        semmae.teacher(out=tmp_path / "whole", **given)
         with tiny.interrupted("teacher", step=3):
-            semmae.teacher(out=tmp_path / "parted", **told)
+            semmae.teacher(out=tmp_path / "parted", **given)
         semmae.teacher(out=tmp_path / "parted", resume=True)
     assert tiny.losses(tmp_path / "parted") == tiny.losses(tmp_path / "whole")
     tiny.assert_same_weights(tmp_path / "parted" / "encoder", tmp_path / "whole" / "encoder")

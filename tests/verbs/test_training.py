@@ -9,8 +9,9 @@ from torch.utils.data import Dataset
 
 import semmae
 from semmae.data.loaders import EpochSampler
-from semmae.options.shared import TrainOptions
-from semmae.verbs.training import effective_batch, optimiser_steps, scaled_rate, training_loader
+from semmae.errors import UserError
+from semmae.options.shared import Batching
+from semmae.train.batches import training_loader
 
 
 class Numbered(Dataset[dict[str, Any]]):
@@ -26,18 +27,16 @@ class Numbered(Dataset[dict[str, Any]]):
         return {"row": key[1]}
 
 
-def options(**changes: Any) -> TrainOptions:
-    return TrainOptions(data="photos", out=Path("out"), **{"batch_size": 8, "workers": 0, **changes})
-
-
 @pytest.mark.parametrize("images", [1, 5, 7, 8, 9, 15, 31, 32])
 @pytest.mark.parametrize("split", [{}, {"accumulate": 2}, {"devices": 2}, {"nodes": 2, "devices": 2}])
 def test_rate_and_steps_are_those_of_the_loader(images: int, split: dict[str, int]) -> None:
     """Counted in the batches that every rank is given."""
-    how = options(**split)
+    how = Batching(batch_size=8, **split)
     if -(-images // how.processes) < how.accumulate:
-        pytest.skip("refused: more batches than images")
-    loader = training_loader(Numbered(images), how)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="--accumulate"):
+            training_loader(Numbered(images), how, seed=0, workers=0)  # type: ignore[arg-type]
+        return
+    loader = training_loader(Numbered(images), how, seed=0, workers=0)  # type: ignore[arg-type]
     sampler = loader.sampler
     assert isinstance(sampler, EpochSampler)
     seen, steps = 0, set()
@@ -46,18 +45,17 @@ def test_rate_and_steps_are_those_of_the_loader(images: int, split: dict[str, in
         batches = [len(batch["row"]) for batch in loader]
         seen += sum(batches)
         steps.add(len(batches) / how.accumulate)
-    assert steps == {optimiser_steps(images, how, epochs=1)}
-    assert seen == effective_batch(images, how) * steps.pop()
-    assert scaled_rate(0.1, images, how) == pytest.approx(0.1 * effective_batch(images, how) / 256)
-    assert (
-        effective_batch(images, how) == 8 if images >= 8 else effective_batch(images, how) <= max(images, how.batches)
-    )
+    effective = how.effective(images)
+    assert steps == {how.optimiser_steps(images, epochs=1)}
+    assert seen == effective * steps.pop()
+    assert how.scaled_rate(0.1, images) == pytest.approx(0.1 * effective / 256)
+    assert effective == 8 if images >= 8 else effective <= max(images, how.batches)
 
 
 @pytest.mark.parametrize("verb", ["teacher", "pretrain", "finetune"])
 def test_the_rate_follows_the_images_of_a_step(verb: str, whole_run: Path, creatures: Path, tmp_path: Path) -> None:
     """A large --batch-size trains as one that just takes all images: the same weights."""
-    told: dict[str, Any] = {
+    given: dict[str, Any] = {
         "data": creatures / "images",
         "limit": 10,
         "epochs": 1,
@@ -65,13 +63,13 @@ def test_the_rate_follows_the_images_of_a_step(verb: str, whole_run: Path, creat
         "precision": "float32",
     }
     if verb == "finetune":
-        told |= {"encoder": whole_run, "val_every": 0, "min_lr": 0.0}
+        given |= {"encoder": whole_run, "val_every": 0, "min_lr": 0.0}
         folder, images = "classifier", 7
     else:
-        told |= tiny.SIZE | ({"masking": "random", "warmup_share": 0.0} if verb == "pretrain" else {"knn_every": 0})
-        told |= {"warmup_share": 0.0}
+        given |= tiny.SIZE | ({"masking": "random", "warmup_share": 0.0} if verb == "pretrain" else {"knn_every": 0})
+        given |= {"warmup_share": 0.0}
         folder, images = "encoder", 10
     for batch in (images, 4096):
-        getattr(semmae, verb)(out=tmp_path / str(batch), batch_size=batch, **told)
+        getattr(semmae, verb)(out=tmp_path / str(batch), batch_size=batch, **given)
     assert [tiny.metrics(tmp_path / str(batch))[0]["step"] for batch in (images, 4096)] == [1, 1]
     tiny.assert_same_weights(tmp_path / str(images) / folder, tmp_path / "4096" / folder)

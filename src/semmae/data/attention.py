@@ -1,6 +1,6 @@
 """How much each place of an image is attended, as it is stored: ranks inside the image, one byte a cell.
 
-Attention has a heavy tail, a few patches hold most of it; as ranks, all of it is told in one byte, and what is
+Attention has a heavy tail, a few patches hold most of it; as ranks, all of it fits one byte, and what is
 read off it, an order of the patches, is kept.
 """
 

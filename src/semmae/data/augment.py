@@ -37,15 +37,9 @@ _RAND_AUGMENT = re.compile(r"rand(-(m|n|p|mstd|mmax|inc)\d+(\.\d+)?|-t[a-z0-9]+)
 class LabelledCrops(Dataset[dict[str, Any]]):
     """Random crops of images whose classes are known, for training.
 
-    Item: "images" uint8 (3, size, size), "targets" the class's number, "row".
-
-    Args:
-        images: N of them.
-        targets: their classes, integers (N,).
-        size: pixels a side.
-        scale: share of the image's area that a crop shows, from and to.
-        seed: of the crops and of what the policy does.
-        policy: what is done to a crop beside mirroring it; see `augmentation`.
+    Item: "images" uint8 (3, size, size), "targets" the class's number, "row". `targets`: the class of each image (N,);
+    `scale`: share of the image's area that a crop shows, from and to; `policy`: what is done to a crop beside mirroring
+    it, see `augmentation`.
     """
 
     def __init__(
@@ -79,13 +73,8 @@ class LabelledCrops(Dataset[dict[str, Any]]):
 def augmentation(name: str, size: int, mean: Sequence[float]) -> Policy | None:
     """A policy by timm's name for it, for crops of `size` pixels a side; None for "none".
 
-    Args:
-        name: such as "rand-m9-mstd0.5-inc1", "original", "3a", "augmix-m3-w3".
-        size: pixels a side.
-        mean: of the encoder's normalisation: the colour of what is moved in from outside.
-
-    Raises:
-        UserError: timm knows no such policy.
+    Names are such as "rand-m9-mstd0.5-inc1", "original", "3a", "augmix-m3-w3"; UserError where timm knows none such.
+    `mean`, of the encoder's normalisation, is the colour of what is moved in from outside.
     """
     if name == NO_POLICY:
         return None

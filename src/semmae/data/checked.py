@@ -25,10 +25,10 @@ _Table = npt.NDArray[np.int64]  # (N, 3)
 
 def cache_folder() -> Path | None:
     """Where these files lie unless given: below $SEMMAE_CACHE, or in the user's cache; None where that is no path."""
-    told = os.environ.get("SEMMAE_CACHE")
-    if told:
+    given = os.environ.get("SEMMAE_CACHE")
+    if given:
         try:
-            return user_path(told, "SEMMAE_CACHE") / "readable"
+            return user_path(given, "SEMMAE_CACHE") / "readable"
         except UserError as error:  # only speed depends on it
             _log.warning("%s; without it all images are checked again", error)
             return None
@@ -36,7 +36,7 @@ def cache_folder() -> Path | None:
 
 
 def cache_file(folder: Path, key: str) -> Path:
-    """The file of a data set, told by its key."""
+    """The file of a data set, by its key."""
     return folder / f"{hashlib.sha256(on_disk(key)).hexdigest()[:32]}.npy"
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor
 
 from semmae.data.manifest import ImageSet, open_images
-from semmae.data.sources import split_names
-from semmae.data.splits import TRAIN, check_whole, has_both, held_out
+from semmae.data.sources import splits_of
+from semmae.data.splits import TRAIN, held_out
 from semmae.errors import UserError, near_only
-from semmae.files import user_path
 from semmae.objects import described
 from semmae.options.shared import VAL_SHARE
 
@@ -52,13 +50,9 @@ def open_sets(data: Any, *, limit: int | None, seed: int, workers: int) -> list[
     Raises:
         UserError: a folder is a split and lacks its counterpart.
     """
-    names = split_names(data)
-    # A file, a pattern, a name of the hub or an object means just what it says.
-    if isinstance(data, str | os.PathLike) and user_path(data, "--data").is_dir():
-        check_whole(names, str(data))
-    splits = ("train", "val") if has_both(names) else (None,)
     return [
-        open_images(data, split=split, limit=limit, seed=seed, workers=workers, needs_classes=True) for split in splits
+        open_images(data, split=split, limit=limit, seed=seed, workers=workers, needs_classes=True)
+        for split in splits_of(data)
     ]
 
 

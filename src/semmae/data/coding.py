@@ -59,14 +59,9 @@ def coding_of(
 ) -> Coding:
     """The coding that was asked for, or, where 0 and 255 are all that the masks hold, that of two classes.
 
-    Args:
-        root: the data's folder.
-        coding: that was asked for; where it ignores 0, it is kept.
-        counts: pixels of every number in the files of each split, (256,).
-        named: what the folder tells: the file, and number in the masks → name.
-
-    Raises:
-        UserError: there are two classes, and names of others: nobody knows which of these are meant.
+    One that ignores 0 is kept. `counts`: pixels of every number in the files of each split, (256,); `named`: the file
+    that names classes, and number in the masks → name. UserError where there are two classes, and names of others:
+    nobody knows which of these are meant.
     """
     both, found = {0, IGNORED}, set(np.flatnonzero(np.sum(counts, 0)).tolist())
     if 0 in coding.unasked or not found <= both:
@@ -90,16 +85,10 @@ def names_of(
     counts: Sequence[npt.NDArray[np.int64]],
     named: tuple[Path, Mapping[int, str]] | None,
 ) -> tuple[str, ...]:
-    """Names of the classes 0 to K - 1: told by the folder, or else the numbers that the masks hold.
+    """Names of the classes 0 to K - 1: those of the folder, or else the numbers that the masks hold.
 
-    Args:
-        root: the data's folder.
-        coding: of the masks' numbers.
-        counts: pixels of every number in the files of each split, (256,).
-        named: what the folder tells: the file, and number in the masks → name.
-
-    Raises:
-        UserError: there are fewer than two classes, or some that cannot be or have no name.
+    `counts` and `named` as of `coding_of`. UserError where there are fewer than two classes, or some that cannot be
+    or have no name.
     """
     if coding.binary:
         both = named[1] if named else {}
@@ -124,7 +113,7 @@ def names_of(
         if beyond:
             raise UserError(
                 f"{root}: the masks hold {listed(beyond, 5)}, which {path.name} does not name (it names "
-                f"{min(known)} to {max(known)}); add the names, or tell --ignore-index or --reduce-zero-label"
+                f"{min(known)} to {max(known)}); add the names, or give --ignore-index or --reduce-zero-label"
             )
     first = int(coding.reduce_zero)
     names = tuple(known.get(number, str(number)) for number in range(first, max(known) + 1))

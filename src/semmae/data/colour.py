@@ -1,4 +1,4 @@
-"""Changes of colour for the views of one image, so that a teacher cannot tell images apart by colour alone.
+"""Changes of colour for the views of one image, so that a teacher cannot know images by colour alone.
 
 Kinds and strengths are those of DINO (Caron et al. 2021). Brightness, contrast, saturation and hue are affine in a
 pixel's colour, so one 3 × 4 matrix joins them: one pass instead of four. Hue turns colours about the gray axis, which

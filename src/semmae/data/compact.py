@@ -21,9 +21,8 @@ Rows = Sequence[int] | npt.NDArray[np.int64]
 class Names(Sequence[str]):
     """Texts that hardly repeat, read-only: one buffer of bytes and where each begins. Equal to a list of the same.
 
-    Args:
-        names: taken in one by one, and kept as the bytes that the file system knows them by; what is read again is
-            fit to open a file, also of a name that is no UTF-8, also where the locale is C.
+    Kept as the bytes that the file system knows them by; what is read again is fit to open a file, also of a name that
+    is no UTF-8, also where the locale is C.
     """
 
     __slots__ = ("_buffer", "_starts")
@@ -81,11 +80,7 @@ class Names(Sequence[str]):
 
 
 class Labels(Sequence[str]):
-    """The class of every row, read-only: a number each, and the names once. Equal to a list of the same.
-
-    Args:
-        labels: the class of each row, taken in one by one.
-    """
+    """The class of every row, read-only: a number each, and the names once. Equal to a list of the same."""
 
     __slots__ = ("_codes", "classes")
     _codes: npt.NDArray[np.int32]  # (N,)

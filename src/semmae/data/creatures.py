@@ -1,7 +1,7 @@
 """Draws a small data set of creatures and objects whose true parts are known.
 
 Notable:
-- eight classes told apart by shape: colours are drawn per image by one rule for all, so none names a class;
+- eight classes that differ in shape: colours are drawn per image by one rule for all, so none names a class;
 - six part labels shared by the classes, so that part quality can be measured across them;
 - one rule orders the colours of an image (heads are paler than bodies, limbs darker, wings of another hue),
   so that parts can be learned from pixels;

@@ -1,6 +1,6 @@
 """A crop as a value, applied alike to an image and to its part grid.
 
-A crop is told in fractions of the image, so that it fits any resolution: the photo, a grid of part labels.
+A crop is given in fractions of the image, so that it fits any resolution: the photo, a grid of part labels.
 Part labels are for the whole image stretched to a square: fractions of height and width are independent.
 """
 

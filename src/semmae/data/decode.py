@@ -131,7 +131,7 @@ def decode_labels(raw: bytes) -> npt.NDArray[np.uint8]:
 
 
 def upright_size(raw: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image as `decode` gives it, off the header where that tells them.
+    """Height and width of an encoded image as `decode` gives it, off the header where that has them.
 
     Raises:
         ValueError: it cannot be read.
@@ -156,6 +156,14 @@ def tell_slow_decoder() -> None:
             "torchvision %s has no image decoders; Pillow reads all images, more slowly: see --workers",
             torchvision.__version__,
         )
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """uint8 (3, H, W) RGB of an image that Pillow holds, as `decode` makes it of a file. ValueError as there."""
+    try:
+        return _to_tensor(image)
+    except Exception as error:  # of a file that is only read now
+        raise ValueError(_reason(error)) from error
 
 
 # Headers
@@ -193,7 +201,7 @@ def _decode_reduced(raw: bytes, least: int) -> Tensor | None:
         with _opened(raw) as opened:
             opened.draft(opened.mode, (least, least))
             return _to_tensor(opened)
-    except ValueError:  # whether anything is wrong with it, and what, decoding the whole will tell
+    except ValueError:  # decoding the whole will show whether anything is wrong with it, and what
         return None
 
 
@@ -201,7 +209,7 @@ def _to_tensor(opened: Image.Image) -> Tensor:
     """uint8 (3, H, W) of an image that Pillow has opened: loaded, made RGB, turned upright."""
     _check_memory(opened)
     opened.load()
-    return _upright(torch.from_numpy(_rgb_pixels(opened)).permute(2, 0, 1), _exif(opened))
+    return _upright(picture_pixels(opened), _exif(opened))
 
 
 def _check_memory(opened: Image.Image) -> None:
@@ -209,6 +217,11 @@ def _check_memory(opened: Image.Image) -> None:
     needed = opened.width * opened.height * (_NARROW.get(opened.mode, 4) + 3)
     if needed > _MOST_MEMORY:
         raise ValueError(f"{needed:,} bytes of pixels in memory, limit {_MOST_MEMORY:,}; scale it down")
+
+
+def picture_pixels(image: Image.Image) -> Tensor:
+    """uint8 (3, H, W) RGB of a picture of Pillow's, not turned. ValueError for pixels of an unknown range."""
+    return torch.from_numpy(_rgb_pixels(image)).permute(2, 0, 1)
 
 
 def _rgb_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -231,7 +244,7 @@ def _exif(opened: Image.Image) -> bytes:
 
 
 def _orientation(exif: bytes) -> int:
-    """1 to 8, as EXIF defines it; 1, upright, where the block does not tell it as EXIF wants it told.
+    """1 to 8, as EXIF defines it; 1, upright, where the block does not hold it as EXIF defines.
 
     Read here, for Pillow takes twenty times as long, and warns of other entries.
     """

@@ -6,7 +6,7 @@
 | Stanford Cars         | `cars_train/`, `cars_test/`, `devkit/*.mat`    | `cars_train/`  | `cars_test/`           |
 | … in one archive      | `cars_annos.mat`, `car_ims/`                   | `test` is 0    | `test` is 1            |
 | iNaturalist 2017–2019 | `trainYEAR.json`, `valYEAR.json`, their images | the first file | the second             |
-| Oxford Flowers-102    | `imagelabels.mat`, `setid.mat`, `jpg/`         | trnid + valid  | tstid, as transfer is told |
+| Oxford Flowers-102    | `imagelabels.mat`, `setid.mat`, `jpg/`         | trnid + valid  | tstid, as in transfer |
 
 Names are paths below the folder, sorted, as those of a plain folder are: part labels made of one stay valid.
 A folder is known by the files that no plain folder has; where others of them lack, the first is named.
@@ -32,12 +32,12 @@ _BESIDE = {"segmentations"}  # CUB's, of another archive
 _CUB = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
 _CARS = "annotations"  # the array in all files of Stanford Cars
 
-_Row = tuple[str, str | None, str]  # name, class (None: not told), "train" or "val"
+_Row = tuple[str, str | None, str]  # name, class (None: unknown), "train" or "val"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a data set as its own files tell them, sorted by name. The lists are of one length."""
+    """The images of a data set as its own files list them, sorted by name. The lists are of one length."""
 
     root: Path
     names: list[str]  # paths below root
@@ -48,8 +48,7 @@ class Listing:
     def rows(self, split: str | None) -> tuple[list[str], list[str] | None]:
         """Names and classes of all images or those of a split; no classes where some image has none.
 
-        Raises:
-            UserError: there are none of that split, or it was asked for and has no classes.
+        UserError where there are none of that split, or it was asked for and has no classes.
         """
         chosen = [split in (None, own) for own in self.splits]
         names = list(compress(self.names, chosen))
@@ -62,10 +61,9 @@ class Listing:
 
 
 def find_listing(folder: Path) -> Listing | None:
-    """What `folder`, or the only folder in it, tells as one of these data sets; None where it is none.
+    """What `folder`, or the only folder in it, is as one of these data sets; None where it is none.
 
-    Raises:
-        UserError: it is one, and a file lacks or cannot be read.
+    UserError where it is one, and a file lacks or cannot be read.
     """
     if not folder.is_dir():
         return None
@@ -116,7 +114,7 @@ def _cub(root: Path) -> Listing | None:
         number, train = classes.get(image), in_train.get(image)
         if number not in names or train not in ("0", "1"):
             wrong = _CUB[3] if train not in ("0", "1") else _CUB[1]
-            raise UserError(f"{root / wrong}: tells nothing of image {image} ({name}); restore the file")
+            raise UserError(f"{root / wrong}: lists nothing of image {image} ({name}); restore the file")
         rows.append((f"images/{name}", names[number], "train" if train == "1" else "val"))
     return _listing(root, _CUB[0], rows)
 
@@ -237,7 +235,7 @@ def _read_annotations(path: Path, split: str) -> list[_Row] | None:
         names = {number: f"{number:05d} {name}" for number, name in names.items()}
     wrong = next((name for image, name in images.items() if of_image.get(image) not in names), None)
     if wrong is not None:
-        raise UserError(f"{path}: tells no class of {wrong}; restore the file")
+        raise UserError(f"{path}: gives no class of {wrong}; restore the file")
     return [(name, names[of_image[image]], split) for image, name in images.items()]
 
 
@@ -256,8 +254,8 @@ def _read_mat(path: Path, variable: str, *fields: str) -> npt.NDArray[Any]:
             values = np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
         lacking = [name for name in fields if name not in (values.dtype.names or ())]
     except Exception as error:  # bytes that are no MATLAB file fail in as many ways as there are bytes
-        told = f"no variable {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: not readable ({told}); restore the file") from error
+        reason = f"no variable {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not readable ({reason}); restore the file") from error
     if lacking:
         raise UserError(f"{path}: {variable} lacks {', '.join(lacking)}; restore the file")
     return values

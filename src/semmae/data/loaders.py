@@ -5,10 +5,7 @@ the middle of an epoch it needs to know how many rows to leave out.
 Images stay uint8 until `normalise`, which runs on the device.
 """
 
-import atexit
-import signal
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,15 +23,14 @@ from semmae.data.colour import HUE, PLAIN_CHANCES, Chances, jitter
 from semmae.data.crop import WHOLE, Crop, centre_crop, crop_image, crop_parts, crop_scores, least_side, random_crop
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
-from semmae.memory import keep_freed_memory
+from semmae.data.workers import LOADERS, start_worker
 
-# On a machine of one core the default of two processes is no fault, and training itself tells when it waits for images.
+# On a machine of one core the default of two processes is no fault: training shows how long it waits for images.
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
 
 Key = int | tuple[int, int]  # a row, or (epoch, row)
 _PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
 _AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
-_LOADERS: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
 _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
 
 
@@ -261,8 +257,8 @@ class WholeDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         _, row = epoch_and_row(key)
-        image = self.images.read(row, 2 * self._resized)  # twice: hardly to be told from the whole photo, resized
-        fitted = _stretch(image, self.size) if self.fit == "stretch" else _centre(image, self._resized, self.size)
+        image = self.images.read(row, 2 * self._resized)  # twice: hardly another image than the whole photo, resized
+        fitted = _stretch(image, self.size) if self.fit == "stretch" else centre_square(image, self._resized, self.size)
         item = {"image": fitted, "row": row}
         if self.parts is not None and self.side is not None:
             cut = centre_crop(image.shape[1], image.shape[2], self.size / self._resized)
@@ -289,20 +285,11 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # its own: reading data must not move the global random numbers
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         collate_fn=collate,
     )
-    _LOADERS.add(loader)
+    LOADERS.add(loader)
     return loader
-
-
-@atexit.register  # after multiprocessing's own, so called before it, which would wait for the workers
-def _end_workers() -> None:
-    """End the workers of loaders that are still there when the process ends: no signal ends them, see below."""
-    for loader in list(_LOADERS):
-        iterator = getattr(loader, "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -325,9 +312,7 @@ def _planes(pixels: Tensor) -> Tensor:
 def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
     """uint8 (..., 3, S, S) → float32 of zero mean and unit deviation per channel, on the same device.
 
-    Raises:
-        ValueError: the images are of another type: whether they are 0..255 or 0..1, or normalised already, nothing
-            would tell.
+    ValueError where they are of another type: nothing would show whether they are 0..255, 0..1 or normalised already.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images of {images.dtype}, not torch.uint8; give them as decoded, 0 to 255")
@@ -354,18 +339,8 @@ def _stretch(image: Tensor, size: int) -> Tensor:
     return crop_image(image, WHOLE, size)
 
 
-def _centre(image: Tensor, short_side: int, size: int) -> Tensor:
+def centre_square(image: Tensor, short_side: int, size: int) -> Tensor:
+    """uint8 (3, H, W) → uint8 (3, size, size): resized (bicubic, antialiased) to the short side, the centre cut out."""
     resized = F.resize(image, [short_side], interpolation=InterpolationMode.BICUBIC, antialias=True)
     cut: Tensor = F.center_crop(resized, [size, size])
     return cut.contiguous()
-
-
-def _start_worker(_: int) -> None:
-    """One thread per worker, for they are the parallelism; signals that end a run are the main process's to answer.
-
-    A terminal sends Ctrl-C, and Slurm SIGTERM, to all processes: the step that is running needs its images.
-    """
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """The images of a run, in an order that stays; each was decoded once: no broken file stops a training.
 
 - `open_images` is the door: source → manifest → `ImageSet`, whose rows read as uint8 tensors.
-- What cannot be read is left out and listed; above 5 % the data set itself is at fault and the user is told.
+- What cannot be read is left out and listed; above 5 % the data set itself is at fault and refused.
 - What was readable is remembered (`semmae.data.checked`): only new and changed files are decoded the next time.
 - Names and classes are no Python objects (`semmae.data.compact`): a billion images, and processes that share them.
 """
@@ -26,9 +26,12 @@ from semmae.data.checked import cache_file, cache_folder, known_rows, read_known
 from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import decode, tell_slow_decoder, upright_size
 from semmae.data.endings import UNDECODED, counted, ending
-from semmae.data.sources import Selection, Source, open_source
+from semmae.data.items import ItemSource
+from semmae.data.selection import Selection, Source
+from semmae.data.sources import open_source
 from semmae.errors import UserError, listed
 from semmae.files import write_csv
+from semmae.objects import described
 from semmae.progress import Progress
 
 UNREADABLE_LIMIT = 0.05
@@ -44,7 +47,7 @@ class Manifest:
     """The readable images in the order of their rows, and those skipped as (name, reason)."""
 
     names: Names
-    sizes: npt.NDArray[np.int64]  # (N,), bytes of each encoded image
+    sizes: npt.NDArray[np.int64]  # (N,), bytes of each encoded image; of what an object gives, a hash of the pixels
     labels: Labels | None
     skipped: tuple[tuple[str, str], ...] = ()
 
@@ -80,10 +83,8 @@ class Manifest:
 class ImageSet:
     """A source and its manifest joined: row i is line i of the manifest. Picklable, fit for workers.
 
-    Args:
-        source: reads the images.
-        manifest: of images of the source, in their order unless `positions` are told.
-        positions: which of the source's images each row is, integers (N,).
+    `positions`: which of the source's images each row is, integers (N,); without them the manifest is of images of the
+    source in their order.
     """
 
     def __init__(self, source: Source, manifest: Manifest, positions: Rows | None = None) -> None:
@@ -116,13 +117,14 @@ class ImageSet:
 
         UserError when the file has gone or broken since it was checked.
         """
-        return self._decoded(row, lambda raw: decode(raw, least))
+        return self._decoded(row, lambda raw: raw if isinstance(raw, Tensor) else decode(raw, least))
 
     def size(self, row: int) -> tuple[int, int]:
         """Height and width of a row, upright, in pixels of the file. UserError as of `read`."""
-        return self._decoded(row, upright_size)
+        height, width = self._decoded(row, lambda raw: raw.shape[1:] if isinstance(raw, Tensor) else upright_size(raw))
+        return height, width
 
-    def _decoded(self, row: int, decoder: Callable[[bytes], Decoded]) -> Decoded:
+    def _decoded(self, row: int, decoder: Callable[[bytes | Tensor], Decoded]) -> Decoded:
         try:
             return decoder(self.source.read(int(self._positions[row])))
         except (OSError, ValueError) as error:
@@ -131,7 +133,7 @@ class ImageSet:
 
 
 def open_images(
-    data: str | Path,
+    data: object,
     *,
     split: str | None = None,
     limit: int | None = None,
@@ -141,23 +143,37 @@ def open_images(
 ) -> ImageSet:
     """The images of `data`, checked: all, one split, or `limit` drawn by `seed` (only these are decoded).
 
-    Why they have no classes, where there seem to be some, is told here, but with `needs_classes`: the caller refuses.
+    `data`: a path, `hf:NAME`, or one of the objects that `semmae.data.from_python` reads.
+    Why they have no classes, where there seem to be some, is logged here, but with `needs_classes`: the caller refuses.
     """
     source = open_source(data, split)
-    if source.labels is None and source.class_note and not needs_classes:
-        _log.info("%s: no classes: %s", data, source.class_note)
     if limit is not None and limit < len(source):
-        source = Selection(source, sample_rows(len(source), limit, seed))
-    return ImageSet(source, build_manifest(source, workers))
+        rows = sample_rows(len(source), limit, seed)
+        source = source.select(rows) if isinstance(source, ItemSource) else Selection(source, rows)
+    manifest = build_manifest(source, workers)
+    if source.labels is None and source.class_note and not needs_classes:
+        _log.info("%s: no classes: %s", described(data), source.class_note)
+    return ImageSet(source, manifest)
 
 
 def build_manifest(
     source: Source, workers: int, cache: Path | Literal["default"] | None = "default", progress: bool = True
 ) -> Manifest:
     """Decode every image once; UserError when over 5 % cannot be. `cache`: a folder, None for no cache."""
+    if isinstance(source, ItemSource):
+        reasons = source.examine(workers, progress)
+    else:
+        reasons = _unreadable(source, workers, cache_folder() if cache == "default" else cache, progress)
+    skipped = tuple((source.names[i], reason) for i, reason in reasons.items())
+    _judge(source, skipped)
+    whole = Manifest(source.names, source.sizes, source.labels, skipped)
+    return whole.select(np.delete(np.arange(len(source)), list(reasons))) if reasons else whole
+
+
+def _unreadable(source: Source, workers: int, cache: Path | None, progress: bool) -> dict[int, str]:
+    """Row → why it cannot be read, of those that cannot; images that the cache knows are not decoded."""
     tell_slow_decoder()
-    folder = cache_folder() if cache == "default" else cache
-    file = None if folder is None else cache_file(folder, source.key)
+    file = None if cache is None else cache_file(cache, source.key)
     found = stamps(source.names, source.sizes, source.modified)
     known = found[:0] if file is None else read_known(file)
     readable = known_rows(found, known)
@@ -172,10 +188,7 @@ def build_manifest(
     finally:  # also when interrupted: the next check goes on from here
         if file is not None and len(reasons) < len(todo):
             write_known(file, known, found[readable])  # those of other splits stay
-    skipped = tuple((source.names[i], reason) for i, reason in reasons.items())
-    _judge(source, skipped)
-    whole = Manifest(source.names, source.sizes, source.labels, skipped)
-    return whole.select(np.flatnonzero(readable)) if reasons else whole
+    return reasons
 
 
 def write_skipped(sets: Iterable[ImageSet], path: Path) -> None:
@@ -224,7 +237,9 @@ def _check(source: Source, rows: npt.NDArray[np.int64], workers: int, progress: 
 
     def reason(row: int) -> str | None:
         try:
-            decode(source.read(row), least=1)  # all bytes are parsed, fewer pixels computed
+            raw = source.read(row)
+            assert isinstance(raw, bytes)  # what objects give is examined by their own source
+            decode(raw, least=1)  # all bytes are parsed, fewer pixels computed
         except OSError as error:
             return error.strerror or type(error).__name__
         except ValueError as error:
@@ -241,7 +256,7 @@ def _check(source: Source, rows: npt.NDArray[np.int64], workers: int, progress: 
 
 
 def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
-    """UserError above the limit, else a warning that tells how many are left out."""
+    """UserError above the limit, else a warning of how many are left out."""
     if not skipped:
         return
     share = len(skipped) / len(source)

@@ -1,4 +1,4 @@
-"""Images in tables: Parquet files and hub data sets, through Hugging Face `datasets`, bytes never decoded.
+"""Images in tables: Parquet files, hub data sets and `Dataset` objects of Hugging Face `datasets`; bytes stay encoded.
 
 Column `image` holds the encoded bytes or a struct {bytes, path}; where bytes lack, the file at path, seen from the
 table's folder, is read. Column `label`, if there is one, holds the class: a text or a whole number.
@@ -9,7 +9,7 @@ import glob
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class TableSource:
         names: Names,
         modified: npt.NDArray[np.int64],
         data: str,
-        local: bool,
+        beside: Path | None,
         class_note: str = "",
     ) -> None:
         _check_columns(data, rows.features.arrow_schema)
@@ -51,12 +51,14 @@ class TableSource:
         self.root, self.key, self.names, self.modified = root, key, names, modified
         self.labels, self.class_note = _labels(rows, names)
         self.class_note = class_note or self.class_note
-        self._local = local  # a table of the hub names files of the machine that it was made on
+        # Paths of files are seen from here, and from a table's folder below. None: those of a table of the hub are of
+        # the machine that it was made on.
+        self._beside = beside
         self._rows = rows.select_columns(["image"]).with_format("arrow")
         lengths = (size for block in self._rows.iter(_BLOCK) for size in _lengths(block["image"]))
         self.sizes = np.fromiter(lengths, np.int64, len(rows))
-        if local:
-            self._measure_files()
+        if beside is not None:
+            self._measure_files(beside)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,27 +71,27 @@ class TableSource:
         path = cell.get("path")
         if cell["bytes"] or not path:
             return cell["bytes"] or b""
-        told = f"no bytes in the table, and no file {shown(path)} beside it: put it there"
-        if not self._local:
-            raise OSError(errno.ENOENT, told)
+        missing = f"no bytes in the table, and no file {shown(path)} beside it: put it there"
+        if self._beside is None:
+            raise OSError(errno.ENOENT, missing)
         try:
-            return read_bytes(self._file(i, path))
+            return read_bytes(self._file(self._beside, i, path))
         except (OSError, ValueError) as error:
-            raise OSError(errno.ENOENT, told) from error
+            raise OSError(errno.ENOENT, missing) from error
 
-    def _measure_files(self) -> None:
+    def _measure_files(self, beside: Path) -> None:
         """Sizes and times of the files that rows without bytes name."""
         for i in np.flatnonzero(self.sizes == 0).tolist():
             cell = self._rows[i]["image"][0].as_py()
             if isinstance(cell, dict) and cell.get("path"):
                 try:
-                    stat = os.stat(self._file(i, cell["path"]))
+                    stat = os.stat(self._file(beside, i, cell["path"]))
                 except (OSError, ValueError):
                     continue
                 self.sizes[i], self.modified[i] = stat.st_size, stat.st_mtime_ns
 
-    def _file(self, i: int, path: str) -> Path:
-        return (self.root / self.names[i].rpartition("#")[0]).parent / path
+    def _file(self, beside: Path, i: int, path: str) -> Path:
+        return (beside / self.names[i].rpartition("#")[0]).parent / path
 
 
 def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str) -> TableSource:
@@ -120,28 +122,50 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
         reason = one_line(error.__cause__ or error) or type(error).__name__
         raise UserError(f"{data}: Parquet not readable ({reason}); repair or remove the file") from error
     return TableSource(
-        rows, root=root, key=str(root.resolve()), names=names, modified=modified, data=data, local=True, class_note=note
+        rows,
+        root=root,
+        key=str(root.resolve()),
+        names=names,
+        modified=modified,
+        data=data,
+        beside=root,
+        class_note=note,
     )
 
 
-def open_hub(data: str, split: str | None) -> TableSource:
-    """A data set of the hub, "hf:NAME", all its splits in their order or one."""
+def load_hub(data: str) -> Mapping[str, "Dataset"]:
+    """A data set of the hub, "hf:NAME": its splits in their order."""
     if not data.removeprefix("hf:").strip():
         raise UserError(f"{shown(data)}: no name; give a data set of the hub as hf:NAME, or a folder")
     datasets = _datasets()
     try:
-        loaded = datasets.load_dataset(data.removeprefix("hf:"))
+        loaded: Mapping[str, Dataset] = datasets.load_dataset(data.removeprefix("hf:"))
     except Exception as error:  # hub, network and script errors have no common type
         reason = one_line(error) or type(error).__name__
         raise UserError(f"{data}: cannot be loaded from the hub: {reason}; check the name and the network") from error
+    return loaded
+
+
+def open_tables(
+    tables: Mapping[str, "Dataset"], split: str | None, data: str, *, key: str, beside: Path | None
+) -> TableSource:
+    """The rows of tables by name of split, all of them in their order or those of one split."""
     if split is not None:
-        wanted = pick_split(split, loaded, data)
-        loaded = {wanted: loaded[wanted]}
-    for part in loaded.values():
-        _check_columns(data, part.features.arrow_schema)
-    names = Names(f"{name}#{row}" for name, part in loaded.items() for row in range(len(part)))
-    rows, unknown = datasets.concatenate_datasets(list(loaded.values())), np.zeros(len(names), dtype=np.int64)
-    return TableSource(rows, root=Path(data), key=data, names=names, modified=unknown, data=data, local=False)
+        wanted = pick_split(split, tables, data)
+        tables = {wanted: tables[wanted]}
+    for table in tables.values():
+        _check_columns(data, table.features.arrow_schema)
+    names = Names(f"{name}#{row}" for name, table in tables.items() for row in range(len(table)))
+    if not names:
+        raise UserError(f"{data}: no rows; give a data set with images")
+    columns = ["image", "label"] if all("label" in table.column_names for table in tables.values()) else ["image"]
+    try:
+        rows = _datasets().concatenate_datasets([table.select_columns(columns) for table in tables.values()])
+    except Exception as error:  # of columns of different types
+        reason = one_line(error)[:120] or type(error).__name__
+        raise UserError(f"{data}: its splits do not fit together ({reason}); give one of them") from error
+    unknown = np.zeros(len(names), dtype=np.int64)
+    return TableSource(rows, root=Path(data), key=key, names=names, modified=unknown, data=data, beside=beside)
 
 
 def parquet_splits(files: Sequence[str]) -> dict[str, str]:
@@ -205,11 +229,18 @@ def _labels(rows: "Dataset", names: Names) -> tuple[Labels | None, str]:
     if "label" not in rows.column_names:
         return None, ""
     column = rows.select_columns(["label"]).with_format("arrow")
-    known = getattr(rows.features["label"], "names", None)
+    cells = (value for block in column.iter(_BLOCK) for value in block["label"].to_pylist())
+    return classes_of(cells, names, getattr(rows.features["label"], "names", None))
+
+
+def classes_of(cells: Iterable[object], names: Names, known: Sequence[str] | None) -> tuple[Labels | None, str]:
+    """The class that the cell of each row stands for; None where some row has none, then why, and the remedy.
+
+    `known`: names of the classes, where cells hold their numbers.
+    """
     missing: list[int] = []
 
     def classes() -> Iterator[str]:
-        cells = (value for block in column.iter(_BLOCK) for value in block["label"].to_pylist())
         for row, value in enumerate(cells):
             try:
                 name = _class_of(value, known)
@@ -223,12 +254,12 @@ def _labels(rows: "Dataset", names: Names) -> tuple[Labels | None, str]:
         labels = Labels(classes())
     except ValueError as error:
         return None, str(error)
-    if len(missing) == len(rows):
+    if len(missing) == len(names):
         return None, "no row has a label; fill the column `label`"
     if missing:
         return (
             None,
-            f"{len(missing)} of {len(rows)} rows have no label, such as {names[missing[0]]}; label or remove them",
+            f"{len(missing)} of {len(names)} rows have no label, such as {names[missing[0]]}; label or remove them",
         )
     return labels, ""
 
@@ -236,12 +267,7 @@ def _labels(rows: "Dataset", names: Names) -> tuple[Labels | None, str]:
 def _class_of(value: object, known: Sequence[str] | None) -> str | None:
     """The class that a cell stands for; None where it holds none: null, NaN, no text, or -1 as on the hub.
 
-    Args:
-        value: of the cell.
-        known: names of the classes, of which the cell tells the number; None where it tells the name.
-
-    Raises:
-        ValueError: it stands for no class, which the message says after the value, and the remedy.
+    ValueError where it stands for no class; the message continues "label VALUE of ROW".
     """
     if isinstance(value, float):
         if math.isnan(value):

@@ -97,7 +97,7 @@ class PartStore:
             begun = read_meta(path)
             lacks_attention = attention_grid > 0 and begun["attention_grid"] == 0
             changed = [
-                f"{name} {_told(begun[name])}, not {_told(meta[name])}"
+                f"{name} {_shown(begun[name])}, not {_shown(meta[name])}"
                 for name in _FIELDS
                 if begun[name] != meta[name] and not (lacks_attention and name == "attention_grid")
             ]
@@ -165,13 +165,12 @@ class PartStore:
     def attention(self) -> Rows:
         """Attention (images, a, a), ranks from 0 to `MOST_ATTENDED`.
 
-        Raises:
-            UserError: the store holds none.
+        UserError where the store holds none.
         """
         if self._attention is None:
             remedy = f"add it with `semmae parts --out {self.path} --labels-only`"
             if "tokens" in self.extra:
-                remedy = "its token files told none; label these images with `semmae parts --teacher`"
+                remedy = "its token files held none; label these images with `semmae parts --teacher`"
             raise UserError(f"{self.path}: holds no attention beside its part labels; {remedy}")
         return self._attention
 
@@ -214,7 +213,7 @@ class PartStore:
         return self.num_labels - 1 if name == "parts.npy" else UNKNOWN - 1
 
     def _check(self) -> None:
-        """Compare the arrays with what `parts.json` tells of them: all values, and of a complete store the digests."""
+        """Compare the arrays with what `parts.json` holds of them: all values, and of a complete store the digests."""
         for name, rows in self._arrays.items():
             try:
                 found = _digest(rows, self._highest(name), unknown=not self.complete)
@@ -243,7 +242,7 @@ def _map(path: Path, name: str, size: tuple[int, int], mode: str) -> Rows:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {name} cannot be read ({error}); {_anew(path)}") from error
     if found != f"uint8 {shape}":
-        raise UserError(f"{path}: {name} holds {found}, parts.json tells uint8 {shape}; {_anew(path)}")
+        raise UserError(f"{path}: {name} holds {found}, parts.json says uint8 {shape}; {_anew(path)}")
     return np.memmap(path / name, np.uint8, mode, start, shape)  # type: ignore[call-overload,no-any-return]
 
 
@@ -274,13 +273,7 @@ def _header(path: Path) -> tuple[int, str]:
 def _digest(rows: Rows, highest: int, *, unknown: bool = False) -> str:
     """SHA-256, in hexadecimal, of the SHA-256 of each block of rows; the blocks are read by several threads.
 
-    Args:
-        rows: uint8 (images, side, side).
-        highest: value that may occur.
-        unknown: `UNKNOWN` may occur too.
-
-    Raises:
-        ValueError: another value occurs.
+    `rows`: uint8 (images, side, side). ValueError where a value above `highest` occurs, but with `unknown` `UNKNOWN`.
     """
 
     def of_block(start: int) -> bytes:
@@ -300,8 +293,8 @@ def _anew(path: Path) -> str:
     return f"remove parts.json there and label anew with `{command('parts', out=path, labels_only=True)}`"
 
 
-def _told(value: Any) -> str:
-    """A fact as a message tells it: of a digest its beginning."""
+def _shown(value: Any) -> str:
+    """A fact as a message shows it: of a digest its beginning."""
     return short(value) if isinstance(value, str) else shown(value)
 
 
@@ -322,8 +315,7 @@ def _unknown(rows: np.ndarray) -> np.ndarray:
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of a store's `parts.json`, every value checked.
 
-    Raises:
-        UserError: it cannot be read, lacks something, or holds what no store has.
+    UserError where it cannot be read, lacks something, or holds what no store has.
     """
     file = path / "parts.json"
     content = read_json(file)

@@ -77,7 +77,7 @@ class WholeLabelled(Dataset[dict[str, Any]]):
 class StepSampler(EpochSampler):
     """(pass, row) of rounds of `steps` batches: one endless stream of shuffled passes, cut into equal rounds.
 
-    So a training is as long as told, in steps, whatever the number of images; and a round begun anew by a resumed
+    So a training is as long as given, in steps, whatever the number of images; and a round begun anew by a resumed
     run shows what it would have shown.
     """
 

@@ -6,10 +6,11 @@ Notable here:
 - SPLIT is `train` or `training`, and `val`, `validation`, `valid` or `test`; without such folders a share is held out;
 - a mask is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
 - what the numbers stand for is settled in `semmae.data.coding`, by all masks together;
-- `check_pairs` reads every mask once: what cannot be trained on is told in one line, before anything is written.
+- `check_pairs` reads every mask once: what cannot be trained on is refused in one line, before anything is written.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.data.splits import MASK_FOLDERS, TRAIN, VAL
 from semmae.errors import UserError
 from semmae.files import read_bytes, user_path
+from semmae.objects import described
 from semmae.progress import Progress
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
@@ -79,7 +81,7 @@ class SegmentationData(MeasuredData):
 
 
 def open_segmentation(
-    data: str | Path,
+    data: object,
     coding: Coding,
     *,
     masks: Path | None = None,
@@ -90,17 +92,9 @@ def open_segmentation(
 ) -> SegmentationData:
     """The pairs of `data`, all of them checked; nothing is written but the cache of readable images.
 
-    Args:
-        data: the folder that holds `images` and `masks` (or `annotations`).
-        coding: of the masks' numbers.
-        masks: the folder of masks, where they lie elsewhere; `data` then holds the images alone.
-        val_share: share of the images to hold out where there are no folders of splits.
-        limit: use only so many images of each split, drawn by `seed`.
-        seed: of what is drawn.
-        workers: threads that read.
-
-    Raises:
-        UserError: a folder or a mask is missing, a mask is not of its image's size, or holds what is no class.
+    `data` holds `images` and `masks` (or `annotations`), or the images alone where `masks` is a folder elsewhere.
+    `val_share` of the images is held out where there are no folders of splits; `limit` is of each split. UserError
+    where a folder or a mask is missing, a mask is not of its image's size, or holds what is no class.
     """
     pairs = _Pairs.at(data, masks)
     train, val = (pairs.split_folder(split) for split in ("train", "val"))
@@ -117,14 +111,14 @@ def open_segmentation(
     return SegmentationData(val_set, names, named, digest, words, train_set)
 
 
-def is_divided(data: str | Path, masks: Path | None = None) -> bool:
+def is_divided(data: object, masks: Path | None = None) -> bool:
     """Whether `open_segmentation` finds folders of splits, and so holds nothing out."""
     pairs = _Pairs.at(data, masks)
     return any(pairs.split_folder(split) for split in _SPLITS)
 
 
 def open_measured(
-    data: str | Path,
+    data: object,
     coding: Coding,
     keep: Callable[[ImageSet], Sequence[int]],
     *,
@@ -134,16 +128,8 @@ def open_measured(
 ) -> MeasuredData:
     """The pairs of `data` that a trained network is measured on: of the folder `val`, or all where nothing is split.
 
-    Args:
-        data: as of `open_segmentation`; a folder `train` is not looked at.
-        coding: of the masks' numbers.
-        keep: which rows to measure: those that the network has not been trained on.
-        limit: as of `open_segmentation`.
-        seed: of what is drawn.
-        workers: threads that read.
-
-    Raises:
-        UserError: as of `open_segmentation`, or no row is to be kept.
+    `keep`: which rows to measure, those that the network has not been trained on. A folder `train` is not looked at.
+    UserError as of `open_segmentation`, and where no row is to be kept.
     """
     pairs = _Pairs.at(data, None)
     val = pairs.split_folder("val")
@@ -169,10 +155,12 @@ class _Pairs:
     root: Path
     images: Path
     masks: Path
-    named: tuple[Path, Mapping[int, str]] | None  # what the folder tells of classes: the file, and number → name
+    named: tuple[Path, Mapping[int, str]] | None  # the file that names classes, and number → name
 
     @classmethod
-    def at(cls, data: str | Path, masks: Path | None) -> "_Pairs":
+    def at(cls, data: object, masks: Path | None) -> "_Pairs":
+        if not isinstance(data, str | os.PathLike):
+            raise UserError(f"{described(data)}: annotations lie beside images in a folder; give its path")
         root = user_path(data, "--data")
         if masks is not None and not masks.is_dir():
             raise UserError(f"{masks}: no such folder of masks; give one that mirrors {root}")
@@ -221,13 +209,8 @@ def read_mask(path: Path) -> Labels:
 def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int = 2) -> npt.NDArray[np.int64]:
     """How often each number occurs in the masks: int64 (256,). Reads every mask, and the header of every image.
 
-    Args:
-        labelled: images and masks.
-        digest: is told of each mask in turn its file's name and how often each number occurs.
-        workers: threads that read.
-
-    Raises:
-        UserError: a mask cannot be read, or is not of its image's size.
+    `digest` is given of each mask in turn its file's name and how often each number occurs. UserError where a mask
+    cannot be read, or is not of its image's size.
     """
     with (
         Progress(len(labelled), "masks", f"checking {labelled.images.source.root.name} masks") as progress,
@@ -247,9 +230,9 @@ def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.
         images = labelled.images
         mask, size = read_mask(labelled.masks[row]), images.size(row)
         if mask.shape != size:
-            told = [f"{width}×{height}" for height, width in (mask.shape, size)]
+            sizes = [f"{width}×{height}" for height, width in (mask.shape, size)]
             raise UserError(
-                f'the mask "{labelled.masks[row]}" is {told[0]} pixels, its image {told[1]}; '
+                f'the mask "{labelled.masks[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
                 "save it in the image's size, without smoothing"
             )
         return np.bincount(mask.ravel(), minlength=256)

@@ -1,4 +1,4 @@
-"""Which part of a data set is for training and which is held out, told by folder, file or hub names."""
+"""Which part of a data set is for training and which is held out, by names of folders, files or the hub."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,14 +8,14 @@ from semmae.errors import UserError, listed, near_only
 
 TRAIN = ("train", "training")
 _TRAIN_FOLDERS = (*TRAIN, "train_mini")  # iNaturalist 2021 gives a tenth of its images apart
-# In order of preference: where there is no validation set, the test set is what results are told on.
+# In order of preference: where there is no validation set, the test set is what results are measured on.
 VAL = ("val", "validation", "valid", "test")
 
 MASK_FOLDERS = ("masks", "annotations")  # beside a folder `images`, what belongs to these
 
 
 def are_splits(names: Iterable[str]) -> bool:
-    """Whether first-level names tell splits. `test`, `valid` or `training` alone may be a class or any other folder."""
+    """Whether first-level names are splits. `test`, `valid` or `training` alone may be a class or any other folder."""
     names = set(names)
     return not names.isdisjoint(("train", "val", "validation")) or ("training" in names and not names.isdisjoint(VAL))
 
@@ -39,12 +39,8 @@ def check_whole(names: Iterable[str], data: str) -> None:
 
     Taken together they would be one set of images to learn from and to measure on.
 
-    Args:
-        names: of the folders in `data`.
-        data: where they lie, for the message.
-
-    Raises:
-        UserError: validation images without training images, or training images beside anything but a validation set.
+    `names` are those of the folders in `data`. UserError for validation images without training images, and for
+    training images beside anything but a validation set.
     """
     names = set(names)
     train, val = (find_split(split, names) for split in ("train", "val"))

@@ -3,17 +3,21 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
+from semmae.data.transform import ImageTransform
+from semmae.errors import UserError
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
-from semmae.formats.pooling import pooling_of
 from semmae.models.head import Pooling, pool
 from semmae.models.vit import Encoder
 from semmae.objects import described
@@ -86,9 +90,9 @@ def encoder_facts(spec: Any, encoder: Encoder) -> dict[str, str]:
     return {"encoder": described(spec), "encoder_digest": digest(encoder)}
 
 
-def resolve_pooling(pooling: AnyPooling, spec: Any) -> Pooling:
-    """What `auto` means for the encoder that was loaded from `spec`; `cls` and `mean` mean themselves."""
-    return pooling_of(spec) if pooling == "auto" else pooling
+def resolve_pooling(pooling: AnyPooling, encoder: Encoder) -> Pooling:
+    """What `auto` means for an encoder; `cls` and `mean` mean themselves."""
+    return encoder.pooling if pooling == "auto" else pooling
 
 
 def extract(
@@ -124,6 +128,51 @@ def extract(
 
     with evaluating(encoder):
         return _collect(batches, embed, total, label)
+
+
+class Images(Protocol):
+    """A list of images, or a map-style data set that gives an image, (image, label) or {"image": …}."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
+def embed_images(
+    encoder: Encoder | str | Path, images: Images, *, pooling: Pooling | None = None, batch_size: int = 64
+) -> npt.NDArray[np.float32]:
+    """One vector an image, float32 (N, C): those that `semmae embed` writes.
+
+    Args:
+        encoder: loaded, and computed with where it lies; or what `load_encoder` takes.
+        images: each anything that `ImageTransform` takes.
+        pooling: the class token, or the mean of the patch tokens; None: what fits the encoder.
+        batch_size: images at a time.
+    """
+    if isinstance(images, str | Path):
+        raise UserError(f"images {images}: is one path; give a list of images, or semmae.embed(data=…) for a folder")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, and must be 1 at least")
+    if not isinstance(encoder, Encoder):
+        encoder = load_encoder(encoder).to("cuda" if torch.cuda.is_available() else "cpu")
+    spec, device = encoder.spec, next(encoder.parameters()).device
+    transform = ImageTransform(spec.image_size, spec.mean, spec.std)
+    vectors = np.empty((len(images), spec.width), np.float32)
+    with evaluating(encoder), torch.inference_mode(), Progress(len(images), label="embedding") as progress:
+        for begin in range(0, len(images), batch_size):
+            rows = range(begin, min(begin + batch_size, len(images)))
+            squares = transform.squares([_image(images[row]) for row in rows])
+            features = encoder(normalise(squares.to(device, non_blocking=True), spec.mean, spec.std))
+            vectors[rows.start : rows.stop] = pool(features, pooling or encoder.pooling).float().cpu().numpy()
+            progress.update(len(rows))
+    return vectors
+
+
+def _image(item: Any) -> Any:
+    """The image of what a data set gives."""
+    if isinstance(item, Mapping):
+        return item["image"]
+    return item[0] if isinstance(item, tuple) else item
 
 
 def raw_pixels(

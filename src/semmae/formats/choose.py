@@ -38,6 +38,12 @@ _KERNEL = re.compile(
     r"(|.*?\.)(?:patch_embed\.proj(?:ection)?|(?:(?:vit|dinov2|dinov2_with_registers)\.)?"
     r"embeddings\.patch_embeddings(?:\.projection)?)\.weight"
 )
+# Names of what encoders are trained beside: classifiers of timm and DeiT; projections and predictors of DINO, iBOT,
+# DINOv2 and MSN; the token of a hidden patch, which features do not need.
+_CLASSIFIERS = ("head.", "head_dist.", "pre_logits.")
+_PROJECTIONS = ("dino_head.", "ibot_head.", "fc.", "pred.")
+_HEADS = (*_CLASSIFIERS, *_PROJECTIONS, "masked_embed", "mask_token")
+_DECODER = "decoder_embed."  # in the names of MAE's decoder, in all forms
 _WRAPPED = re.compile(r"\b(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _DEEPEST = 4  # dictionaries within each other: {"model": {"teacher": {…}}}
 
@@ -53,6 +59,7 @@ class Chosen:
         dropped: names, as in the file, that lie beside it in the same dictionary: heads, other networks.
         others: sources of encoders that were not taken.
         arch: of the script, as saved by those of timm and MoCo v3; empty where it is not.
+        has_decoder: whether MAE's decoder lies anywhere in the checkpoint.
     """
 
     tensors: dict[str, Tensor]
@@ -61,18 +68,20 @@ class Chosen:
     dropped: list[str]
     others: list[str]
     arch: str
+    has_decoder: bool
 
 
 def choose(content: Mapping[str, Any]) -> Chosen:
     """The encoder that is meant of all that a checkpoint holds; without any, tensors as they lie."""
     held = [(place, _tensors(mapping)) for place, mapping in _dictionaries(content)]
+    has_decoder = holds_decoder(content)
     found = [(place, match[1], state) for place, state in held for name in state if (match := _KERNEL.fullmatch(name))]
     args, arch = content.get("args"), content.get("arch")
     options = vars(args) if isinstance(args, argparse.Namespace) else {}
     arch = arch if isinstance(arch, str) else ""
     if not found:
         most = max((state for _, state in held), key=len)
-        return Chosen(most, options, "", [], [], arch)
+        return Chosen(most, options, "", [], [], arch, has_decoder)
     ordered = sorted(found, key=lambda one: (_rank(one[0] + one[1]), len(one[0] + one[1])))
     place, prefix, state = ordered[0]
     networks = [other for at, other, _ in found if at == place and other != prefix]
@@ -85,7 +94,19 @@ def choose(content: Mapping[str, Any]) -> Chosen:
         dropped=[name for name in state if not name.startswith((prefix, *filter(None, networks)))],
         others=[at + other for at, other, _ in ordered[1:]],
         arch=arch,
+        has_decoder=has_decoder,
     )
+
+
+def without_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of an encoder alone, as far as names show it, and the names of the others."""
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(_HEADS)}
+    return kept, [name for name in state if name not in kept]
+
+
+def holds_decoder(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds MAE's decoder, in whatever it is wrapped."""
+    return any(_DECODER in str(name) for _, mapping in _dictionaries(content) for name in mapping)
 
 
 def _dictionaries(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,8 +1,7 @@
-"""The forms of DINO, iBOT, DINOv2 and MSN: timm's names, beside projection heads.
+"""The form of DINOv2's training scripts: blocks numbered within chunks, gated MLPs, registers under names of their own.
 
-What stands before the names, in full checkpoints of student and teacher, is taken off by `choose`. DINOv2's training
-scripts number blocks within chunks, and its ViT-g has gated MLPs under names of its own. MSN's heads are `fc.` and
-`pred.`.
+What its checkpoints hold beside the encoder, as those of DINO, iBOT and MSN do, is left out by `choose`; without that,
+the others bear timm's names.
 """
 
 import re
@@ -10,36 +9,47 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# iBOT calls the token of a hidden patch masked_embed, DINOv2 mask_token; features do not need it.
-_TRAINING_ONLY = ("head.", "masked_embed", "mask_token", "dino_head.", "ibot_head.", "fc.", "pred.")
+from semmae.formats.form import Form, Reading
+
 _RENAMES = (
     (re.compile(r"^blocks\.\d+\.(\d+)\."), r"blocks.\1."),  # chunks; the second number runs over all blocks
     (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),
     (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
 )
+_REGISTERS = "register_tokens"
+
+
+def is_dinov2(state: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors bear names that only DINOv2's scripts give."""
+    return any(name == _REGISTERS or pattern.search(name) for name in state for pattern, _ in _RENAMES)
 
 
 def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of the backbone, in timm's names, and the names of those dropped."""
+    """Tensors of the backbone, in timm's names; none are dropped."""
     kept: dict[str, Tensor] = {}
-    dropped = [name for name in state if name.startswith(_TRAINING_ONLY)]
-    for name in state:
-        if name not in dropped:
-            bare = name
-            for pattern, replacement in _RENAMES:
-                bare = pattern.sub(replacement, bare)
-            kept[bare] = state[name]
-    return with_registers(kept), dropped
+    for name, tensor in state.items():
+        for pattern, replacement in _RENAMES:
+            name = pattern.sub(replacement, name)
+        kept[name] = tensor
+    return with_registers(kept), []
 
 
 def with_registers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """DINOv2's registers under timm's name; there the class token carries its own position."""
-    if "register_tokens" not in state or "pos_embed" not in state:
+    if _REGISTERS not in state or "pos_embed" not in state:
         return state
-    positions, registers = state["pos_embed"], state["register_tokens"]
-    renamed = {name: tensor for name, tensor in state.items() if name != "register_tokens"}
+    positions, registers = state["pos_embed"], state[_REGISTERS]
+    renamed = {name: tensor for name, tensor in state.items() if name != _REGISTERS}
     return renamed | {
         "reg_token": registers,
         "cls_token": state["cls_token"] + positions[:, :1],
         "pos_embed": positions[:, 1:],
     }
+
+
+FORM = Form(
+    name="dino",
+    title="DINOv2's ViT",
+    projects=("DINOv2",),
+    reading=Reading(recognise=is_dinov2, to_encoder=to_encoder),
+)

@@ -64,8 +64,8 @@ def read_file(path: Path) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         _check_archive(path)
-        with torch.serialization.safe_globals(_known()), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: what matters is told below
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: what matters is raised below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path, or restore it") from error
@@ -90,7 +90,7 @@ class _Dtype:
 
 
 class _Passive:
-    """What stands for objects that no encoder needs; of what they are made and told, nothing is kept."""
+    """What stands for objects that no encoder needs; of what they are made of, nothing is kept."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -112,7 +112,7 @@ def _path(*parts: Any) -> str:
     return "/".join(part for part in parts if isinstance(part, str))
 
 
-def _known() -> list[Any]:
+def _allowed() -> list[Any]:
     """What is let in beside torch's own list: (what stands for it, its name in the file)."""
     names = {
         argparse.Namespace: ["argparse.Namespace"],  # options of released checkpoints
@@ -129,7 +129,7 @@ def _known() -> list[Any]:
             "builtins.getattr",
         ],
     }
-    return [(stand_in, name) for stand_in, known in names.items() for name in known]
+    return [(stand_in, name) for stand_in, own in names.items() for name in own]
 
 
 def _check_archive(path: Path) -> None:

@@ -59,10 +59,7 @@ _WITHIN = "encoder.vit."  # before the encoder's tensors in networks that hold o
 def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write an encoder as a folder that timm loads too, replacing an older one at the end.
 
-    Args:
-        encoder: its tensors are written under timm's names.
-        folder: where to; its parent is made.
-        extra: anything that JSON can hold, for `read_extra`.
+    `extra` is anything that JSON can hold, for `read_extra`.
 
     Raises:
         UserError: the folder holds other things, or the model cannot be described in timm's arguments.
@@ -72,11 +69,7 @@ def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = 
 
 
 def read_encoder(folder: Path) -> Encoder:
-    """The encoder of a folder by `save_encoder`, in eval mode.
-
-    Raises:
-        UserError: the folder holds none, or its tensors do not fit its configuration.
-    """
+    """The encoder of a folder by `save_encoder`, in eval mode; UserError where it holds none, or not what it says."""
     with _explained(folder):
         config, state = _read(folder, ENCODER)
         spec, build = _builder(config, state)
@@ -138,9 +131,9 @@ def save_classifier(
     Args:
         classifier: its tensors are written under timm's names.
         folder: where to.
-        classes: names of the head's outputs; timm finds them as `label_names`.
+        classes: of the head's outputs; timm finds them as `label_names`.
         crop_pct: what timm is to crop images by.
-        extra: as for `save_encoder`.
+        extra: for `read_extra`.
         learned: a key of each image that it learned from, for `read_learned`.
     """
     own = {"kind": CLASSIFIER, "spec": asdict(classifier.encoder.spec), "pooling": classifier.pooling}
@@ -223,11 +216,7 @@ def read_extra(folder: Path) -> dict[str, Any]:
 def read_learned(folder: Path) -> list[str] | None:
     """What was given as `learned` when the folder was written; None where nothing was."""
     path = folder / LEARNED
-    if path.is_file():
-        return read_text(path).split()
-    # As it was kept before there was a file of its own: keys of 12 characters, joined.
-    joined = Fields(folder / CONFIG, read_extra(folder)).get("learned", str)
-    return None if joined is None else [joined[start : start + 12] for start in range(0, len(joined), 12)]
+    return read_text(path).split() if path.is_file() else None
 
 
 def digest(module: nn.Module) -> str:
@@ -246,15 +235,9 @@ def digest(module: nn.Module) -> str:
 def _builder(
     config: dict[str, Any], state: Mapping[str, Tensor], prefix: str = ""
 ) -> tuple[EncoderSpec, Callable[[], VisionTransformer]]:
-    """What a folder's encoder is, and what builds it as its configuration says, which its tensors must show too.
+    """What a folder's encoder is, and what builds it as its configuration says; ValueError where its tensors differ.
 
-    Args:
-        config: of the folder.
-        state: its tensors.
-        prefix: of the encoder's among them.
-
-    Raises:
-        ValueError: they differ.
+    The names of the encoder's tensors begin with `prefix`.
     """
     spec = read_spec(EncoderSpec, config["semmae"].get("spec"))
     if min(spec.std) <= 0:
@@ -270,9 +253,9 @@ def _builder(
     sizes = {"img_size": spec.image_size, "patch_size": spec.patch_size, "embed_dim": spec.width, "depth": spec.depth}
     for name in {**shown_by_weights, **arguments}:
         wanted = shown_by_weights.get(name)
-        told = arguments.get(name) if arguments.get(name) != wanted else sizes.get(name, wanted)
-        if told != wanted:
-            raise ValueError(f"{shown(name)} is {shown(told)}, and by the weights {wanted}")
+        given = arguments.get(name) if arguments.get(name) != wanted else sizes.get(name, wanted)
+        if given != wanted:
+            raise ValueError(f"{shown(name)} is {shown(given)}, and by the weights {wanted}")
     return spec, lambda: _create(architecture, config.get("pretrained_cfg"), arguments)
 
 
@@ -313,9 +296,9 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        told = one_line(error)
+        reason = one_line(error)
         raise UserError(
-            f"{folder}: {WEIGHTS} or {CONFIG} was changed: {told}; restore the folder or save it again"
+            f"{folder}: {WEIGHTS} or {CONFIG} was changed: {reason}; restore the folder or save it again"
         ) from error
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from semmae.errors import UserError
 from semmae.files import write_text
-from semmae.formats import huggingface, mae, onnx
-from semmae.formats.folders import CONFIG, WEIGHTS
+from semmae.formats.table import WRITINGS
 from semmae.shell import quoted
 
 # What an export may consist of: of one in another form, pushed there before, nothing stays behind.
-FILES = [CONFIG, WEIGHTS, huggingface.PREPROCESSOR, mae.FILE, onnx.FILE, f"{onnx.FILE}.data"]
+FILES = sorted({name for writing in WRITINGS.values() for name in writing.files})
 CARD = "README.md"
 
 
@@ -38,8 +37,7 @@ def push_to_hub(folder: Path, name: str, *, private: bool, message: str, card: C
         card: the text of the model card for a repository's full name; written anew where `name` is not that.
 
     Raises:
-        UserError: the repository is public where a private one was asked for, or it was not uploaded; the message
-            tells why, and how to try again.
+        UserError: the repository is public where a private one was asked for, or it was not uploaded.
     """
     from huggingface_hub import HfApi
 

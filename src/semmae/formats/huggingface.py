@@ -4,32 +4,38 @@ Two sets of names are in use: files (and transformers 4) say `encoder.layer.0.at
 `intermediate.dense`; models of transformers 5 in memory say `layers.0.attention.q_proj`, `mlp.fc1`. Both are read, as
 is the `decoder.decoder_encoder.layer` that version 5 makes of MAE's `decoder.decoder_layers` when it saves; written are
 the names of files, which both versions load. Queries, keys and values are apart there and one tensor in timm.
-`config.json` beside the weights tells what they do not show.
+`config.json` beside the weights says what they do not show.
 """
 
-import math
+import logging
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from semmae.errors import listed
-from semmae.files import shown
+from semmae.files import shown, write_json
+from semmae.formats.beside import IMAGENET, Colour, Unseen, check_square, colours, is_number, read_beside
 from semmae.formats.dino import with_registers
-from semmae.models.mae import DecoderSpec
+from semmae.formats.folders import CONFIG, WEIGHTS, save_tensors
+from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
+from semmae.formats.mae import released
+from semmae.models.classifier import Classifier
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import EncoderSpec
+from semmae.models.weights import NO_QKV_BIAS, norm_epsilons
+from semmae.shell import python, text
 
-Colour = tuple[float, float, float]
-
+_LOG = logging.getLogger("semmae")
 MAE = "vit_mae"  # `model_type` of ViTMAEForPreTraining and ViTMAEModel
 PREPROCESSOR = "preprocessor_config.json"
 
 _HEAD = "head."  # of timm's classifiers
 _KERNEL = "embeddings.patch_embeddings.projection.weight"
 _DINOV3_KERNEL = "embeddings.patch_embeddings.weight"
-_DECODER_EMBED = "decoder.decoder_embed.weight"
 # No part of a masked autoencoder; of an encoder no more is its decoder, nor the token of a hidden patch.
 _HEADS = ("classifier.", "pooler.")
 _OTHER = (*_HEADS, "decoder.", "decoder_", "mask_token")
@@ -95,17 +101,8 @@ def is_huggingface(state: Mapping[str, Tensor]) -> bool:
     return any(name.endswith((_KERNEL, _DINOV3_KERNEL)) for name in state)
 
 
-def is_mae(state: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors, in the names of transformers, include MAE's decoder."""
-    return any(name.endswith(_DECODER_EMBED) for name in state)
-
-
 def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of the encoder, in timm's names, and the names of those dropped.
-
-    Raises:
-        ValueError: it is DINOv3, whose positions are rotary.
-    """
+    """Tensors of the encoder, in timm's names, and the names of those dropped; ValueError for DINOv3."""
     if any(name.endswith(_DINOV3_KERNEL) for name in state):
         raise ValueError("DINOv3, whose positions are rotary, is read from timm only")
     kept: dict[str, Tensor] = {}
@@ -127,11 +124,7 @@ def to_mae(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def from_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of an encoder, in timm's names, as a ViTModel's.
-
-    Raises:
-        ValueError: a tensor that ViTModel has not.
-    """
+    """Tensors of an encoder, in timm's names, as a ViTModel's; ValueError for one that it has no place for."""
     named = {_file_name(name): tensor for name, tensor in _split(state).items()}
     unknown = [name for name in named if not _KNOWN.fullmatch(name)]
     if unknown:
@@ -158,13 +151,7 @@ def to_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def encoder_config(spec: EncoderSpec, state: Mapping[str, Tensor], eps: float) -> dict[str, Any]:
-    """`config.json` of a ViTModel.
-
-    Args:
-        spec: sizes.
-        state: its tensors, in timm's names; they show what `spec` does not.
-        eps: of every layer norm.
-    """
+    """`config.json` of a ViTModel with these tensors, in timm's names, and this epsilon of every layer norm."""
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
@@ -269,53 +256,122 @@ def _join(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for whole, parts in _JOINED.items():
         for first in (name for name in state if parts[0] in name):
             names = [first.replace(parts[0], part) for part in parts]
-            if all(name in joined for name in names):  # else loading tells what is missing
+            if all(name in joined for name in names):  # else loading names what is missing
                 joined[first.replace(parts[0], whole)] = torch.cat([joined.pop(name) for name in names])
     return joined
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-    """ValueError where `config.json` describes what timm's blocks do not compute."""
+def unseen(path: Path, state: Mapping[str, Tensor]) -> Unseen:
+    """Colours and epsilon of the weights in this file, by `config.json` and `preprocessor_config.json` beside it.
+
+    Raises:
+        ValueError: `config.json` describes what timm's blocks do not compute.
+    """
+    config = read_beside(path)
+    check_square(config)
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu" and not config.get("use_swiglu_ffn"):
         raise ValueError(f"its activation is {str(activation)[:40]}, not gelu")
+    found = _normalisation(read_beside(path, PREPROCESSOR))
+    if found is None:
+        _LOG.warning("%s: no image_mean and image_std in %s beside it; ImageNet's are taken", path, PREPROCESSOR)
+    return Unseen(*(found or IMAGENET), _norm_eps(state, config))
 
 
-def norm_eps(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
-    """Epsilon of the layer norms: as configured, else the default of ViT or of DINOv2.
-
-    Raises:
-        ValueError: what is configured is none.
-    """
+def _norm_eps(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
+    """Epsilon of the layer norms: as configured, else the default of ViT or of DINOv2."""
     is_vit = any(".layernorm_before." in name for name in state)
     eps = config.get("layer_norm_eps", 1e-12 if is_vit else 1e-6)
-    if not _is_number(eps) or not 0 < eps < 1:
+    if not is_number(eps) or not 0 < eps < 1:
         raise ValueError(f"its layer_norm_eps is {shown(eps)}, not between 0 and 1")
     return float(eps)
 
 
-def normalisation(preprocessor: Mapping[str, Any]) -> tuple[Colour, Colour] | None:
-    """Mean and standard deviation of the images, of `preprocessor_config.json`, or None where it tells none."""
+def _normalisation(preprocessor: Mapping[str, Any]) -> tuple[Colour, Colour] | None:
+    """Mean and standard deviation of the images, of `preprocessor_config.json`; None where it has none."""
     if preprocessor.get("do_normalize") is False:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return colours(preprocessor.get("image_mean"), preprocessor.get("image_std"))
 
 
-def colours(mean: Any, std: Any) -> tuple[Colour, Colour] | None:
-    """Mean and standard deviation as found in a file of JSON, or None where there are none.
+def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
+    """`model.safetensors`, `config.json` and `preprocessor_config.json`, for a ViT of transformers."""
+    model, spec, state = subject.model, encoder_of(subject.model).spec, released(subject.model)
+    eps = next(iter(norm_epsilons(model)))
+    if isinstance(model, MaskedAutoencoder):
+        how: dict[str, Any] = {"mask_ratio": subject.ratio, "norm_pix_loss": model.norm_pix_loss}
+        config, tensors = mae_config(spec, model.decoder, state, eps, **how), from_mae(state)
+    elif isinstance(model, Classifier):
+        config, tensors = classifier_config(spec, state, eps, subject.classes), from_classifier(state)
+    else:
+        config, tensors = encoder_config(spec, state, eps), from_encoder(state)
+    save_tensors(tensors, folder / WEIGHTS)
+    write_json(folder / CONFIG, config)
+    write_json(folder / PREPROCESSOR, preprocessor_config(spec, subject.crop_pct))
+    return {}
 
-    Raises:
-        ValueError: they are not three numbers each, or a deviation is not positive.
-    """
-    if mean is None and std is None:
-        return None
-    for name, values in (("mean", mean), ("std", std)):
-        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
-            raise ValueError(f"its {name} of the images is {shown(values)}, not three numbers")
-    if min(std) <= 0:
-        raise ValueError(f"its std of the images is {shown(std)}, not positive")
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+def _command(folder: Path, decoder: bool, head: bool) -> str:
+    if decoder or head:
+        name, more = "ViTMAEForPreTraining" if decoder else "ViTForImageClassification", ""
+    else:
+        name, more = "ViTModel", ", add_pooling_layer=False"  # a pooler is none of ours, and would be random
+    return python(f"import transformers; print(transformers.{name}.from_pretrained({text(folder)}{more}))")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
+    processor = f'processor = AutoImageProcessor.from_pretrained("{place}")'
+    if isinstance(model, MaskedAutoencoder):
+        return (
+            "from transformers import AutoImageProcessor, ViTMAEForPreTraining",
+            "",
+            processor,
+            f'model = ViTMAEForPreTraining.from_pretrained("{place}")',
+            'loss = model(**processor(images=image, return_tensors="pt")).loss',
+        )
+    if classes:
+        return (
+            "from transformers import AutoImageProcessor, ViTForImageClassification",
+            "",
+            processor,
+            f'model = ViTForImageClassification.from_pretrained("{place}")',
+            'logits = model(**processor(images=image, return_tensors="pt")).logits',
+            "name = model.config.id2label[logits[0].argmax().item()]",
+        )
+    return (
+        "from transformers import AutoImageProcessor, ViTModel",
+        "",
+        processor,
+        "# There is no pooler: with one, transformers would begin a new one at random.",
+        f'model = ViTModel.from_pretrained("{place}", add_pooling_layer=False)',
+        'tokens = model(**processor(images=image, return_tensors="pt")).last_hidden_state',
+    )
+
+
+FORM = Form(
+    name="hf",
+    title="transformers' ViT",
+    projects=("Hugging Face",),
+    reading=Reading(
+        recognise=is_huggingface,
+        to_encoder=to_encoder,
+        to_autoencoder=to_mae,
+        to_head=to_head,
+        unseen=unseen,
+        norm_pix_loss=False,  # as transformers takes it
+        describes=lambda config: "model_type" in config and "architecture" not in config,
+        model_name=lambda config: config["model_type"],
+        weights=(WEIGHTS, "pytorch_model.bin"),
+    ),
+    writing=Writing(
+        write=write,
+        files=(CONFIG, WEIGHTS, PREPROCESSOR),
+        library="transformers",
+        command=_command,
+        use=_use,
+        decoder="asked",
+        head=True,
+        peculiar={NO_QKV_BIAS},
+        norm_eps="one",
+    ),
+)

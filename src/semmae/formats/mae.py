@@ -6,7 +6,7 @@ The SemMAE authors' checkpoints are of the same form, name by name, by their sou
 `models_mae_setting3.py`); no file that they released was tried. What their model adds to MAE's, parts and their order,
 comes with the images and is no tensor. Two things are their own. Both `pos_embed` count 28 × 28 positions whatever the
 patch size. With patches of 8 that is an image of 224 pixels, of which 196 patches were shown (packed as images of 112
-pixels, which is what its options tell): `patches_shown` finds that out. With patches of 16 it would be 448 pixels,
+pixels, which is what its options say): `patches_shown` finds that out. With patches of 16 it would be 448 pixels,
 which nothing else in their source speaks of, and their ViT-B/16 is measured at 224: a file with 14 × 14 positions
 needs no word, one with 28 × 28 is `doubtful_size`. And fine-tuned encoders do not add the class token's position
 (`model/models_vit.py`), which makes no difference: it is all zeros.
@@ -14,13 +14,19 @@ needs no word, one with 28 × 28 is `doubtful_size`. And fine-tuned encoders do 
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from semmae.models.mae import DecoderSpec
+from semmae.files import write_json
+from semmae.formats.folders import CONFIG
+from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.weights import MEAN_NORM
+from semmae.shell import python, text
 
 _LOG = logging.getLogger("semmae")
 FILE = "mae.pth"  # what an export in this form is called
@@ -51,12 +57,13 @@ def to_mae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
 
 
-def decoder_spec(state: Mapping[str, Tensor], num_heads: int) -> DecoderSpec:
-    """Sizes of the decoder, read off the release's tensors.
+def released(model: Model) -> dict[str, Tensor]:
+    """A model's tensors under the release's names; an encoder's are timm's."""
+    return to_mae(model.state_dict()) if isinstance(model, MaskedAutoencoder) else model.vit.state_dict()
 
-    Raises:
-        ValueError: the heads do not divide the width.
-    """
+
+def decoder_spec(state: Mapping[str, Tensor], num_heads: int) -> DecoderSpec:
+    """Sizes of the decoder, read off the release's tensors; ValueError where the heads do not divide its width."""
     width = state["decoder_embed.weight"].shape[0]
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"decoder_num_heads {num_heads} does not divide the decoder's width {width}")
@@ -65,11 +72,9 @@ def decoder_spec(state: Mapping[str, Tensor], num_heads: int) -> DecoderSpec:
 
 
 def patches_shown(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Patches of an image that the model was trained on, and all of them; None where these are the same, or untold.
+    """Patches of an image that the model was trained on, and all of them; None where these are the same, or unknown.
 
-    Args:
-        state: the release's tensors.
-        options: saved beside them.
+    `state` are the release's tensors, `options` what was saved beside them.
     """
     size, positions = options.get("input_size"), state.get("pos_embed")
     if not isinstance(size, int) or positions is None or "patch_embed.proj.weight" not in state:
@@ -80,10 +85,7 @@ def patches_shown(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tu
 
 
 def doubtful_size(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> int | None:
-    """Pixels a side that SemMAE's 28 × 28 positions stand for, where its patches are not those of 8; else None.
-
-    Arguments as those of `patches_shown`.
-    """
+    """Pixels a side that SemMAE's 28 × 28 positions stand for, where its patches are not those of 8; else None."""
     shown = patches_shown(state, options)
     if shown is None or shown[1] != _SEMMAE_SIDE**2:
         return None
@@ -92,13 +94,73 @@ def doubtful_size(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> in
 
 
 def is_doubtful(path: Path, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool:
-    """Whether the positions in this file leave open which images they are of; that is told."""
+    """Whether the positions in this file leave open which images they are of; that is logged."""
     size = doubtful_size(state, options)
     if size is not None:
         _LOG.warning(
-            "%s: positions for images of %d pixels, while its options tell %d: the SemMAE source has 28 × 28 of them "
+            "%s: positions for images of %d pixels, while its options say %d: the SemMAE source has 28 × 28 of them "
             "whatever the patches, so the file does not show what it was trained on; they are taken as they lie; "
             "compare with --image-size 224",
             path, size, options["input_size"],
         )  # fmt: skip
     return size is not None
+
+
+def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
+    """`mae.pth`, and what its tensors do not show in a config.json beside it."""
+    model, spec = subject.model, encoder_of(subject.model).spec
+    config: dict[str, Any] = {
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "num_heads": spec.num_heads,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+    if isinstance(model, MaskedAutoencoder):
+        config |= {"decoder_num_heads": model.decoder.num_heads, "norm_pix_loss": model.norm_pix_loss}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in released(model).items()}
+    torch.save({"model": state}, folder / FILE)
+    write_json(folder / CONFIG, config)
+    return {}
+
+
+def _command(folder: Path, decoder: bool, head: bool) -> str:
+    return python(f'import torch; print(*torch.load({text(folder / FILE)}, weights_only=True)["model"])')
+
+
+def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
+    loader = "load_mae" if isinstance(model, MaskedAutoencoder) else "load_encoder"
+    return (
+        "import torch",
+        "",
+        f'state = torch.load("{FILE}", weights_only=True)["model"]  # names of the MAE release',
+        "",
+        "import semmae",
+        "",
+        f'model = semmae.{loader}("{FILE}")  # reads config.json beside it',
+    )
+
+
+FORM = Form(
+    name="mae",
+    title="MAE's form",
+    projects=("MAE", "SemMAE"),
+    reading=Reading(
+        recognise=is_mae,
+        to_encoder=to_encoder,
+        to_autoencoder=lambda state: (dict(state), []),
+        describes=lambda config: not config or "num_heads" in config,  # as `write` leaves it
+        weights=(FILE,),
+    ),
+    writing=Writing(
+        write=write,
+        files=(CONFIG, FILE),
+        library="semmae",
+        command=_command,
+        use=_use,
+        decoder="always",
+        head=False,
+        peculiar={MEAN_NORM},
+        norm_eps="usual",
+    ),
+)

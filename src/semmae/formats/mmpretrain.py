@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from semmae.formats.form import Form, Reading
+
 _KERNEL = "patch_embed.projection.weight"
 _RENAMES = [
     (re.compile(pattern), replacement)
@@ -38,17 +40,24 @@ def is_mmpretrain(state: Mapping[str, Tensor]) -> bool:
 
 
 def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of the encoder, in timm's names, and the names of those dropped: the token of hidden patches."""
+    """Tensors of the encoder, in timm's names; none are dropped."""
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
         for pattern, replacement in _RENAMES:
             name = pattern.sub(replacement, name, count=1)
         kept[name] = tensor
-    dropped = [name for name in kept if name == "mask_token"]
-    return {name: tensor for name, tensor in kept.items() if name not in dropped}, dropped
+    return kept, []
 
 
 def num_heads(state: Mapping[str, Tensor]) -> int | None:
     """Heads where mmpretrain's are others than those of timm's model of that width: its "small" has 8 blocks of 8."""
     depth = sum(name.startswith("layers.") and name.endswith(".ln1.weight") for name in state)
     return _SMALL_HEADS if (state[_KERNEL].shape[0], depth) == _SMALL else None
+
+
+FORM = Form(
+    name="mmpretrain",
+    title="mmpretrain's ViT",
+    projects=("mmpretrain",),
+    reading=Reading(recognise=is_mmpretrain, to_encoder=to_encoder, num_heads=num_heads),
+)

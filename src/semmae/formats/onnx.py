@@ -13,9 +13,11 @@ import contextlib
 import copy
 import importlib.util
 import io
+import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from semmae.errors import UserError, one_line
+from semmae.formats.form import Form, Model, Subject, Writing, encoder_of
 from semmae.models.classifier import Classifier
+from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
+from semmae.shell import python, text
 
+_LOG = logging.getLogger("semmae")
 FILE = "model.onnx"
 INPUT, OUTPUTS, LOGITS = "images", ("cls", "patches"), "logits"
 LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
@@ -148,3 +154,61 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
+    """The graph, with what its user must know in its metadata; it is run and compared."""
+    model, spec = subject.model, encoder_of(subject.model).spec
+    assert not isinstance(model, MaskedAutoencoder), "ONNX has no place for a decoder"
+    metadata = {
+        "mean": json.dumps(list(spec.mean)),
+        "std": json.dumps(list(spec.std)),
+        "image_size": str(spec.image_size),
+        "patch_size": str(spec.patch_size),
+        "semmae": version("semmae"),
+    }
+    if isinstance(model, Classifier):
+        metadata |= {"classes": json.dumps(list(subject.classes)), "crop_pct": str(subject.crop_pct)}
+    _LOG.info("writing the graph, then comparing what onnxruntime computes; a large model takes a minute")
+    write_onnx(model, folder / FILE, metadata)
+    difference = check_onnx(model, folder / FILE)
+    _LOG.info("onnxruntime and torch differ by %.1e at most", difference)
+    return {"difference": difference}
+
+
+def _command(folder: Path, decoder: bool, head: bool) -> str:
+    session = f"onnxruntime.InferenceSession({text(folder / FILE)})"
+    return python(f"import onnxruntime; print([each.name for each in {session}.get_outputs()])")
+
+
+def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
+    size, given = encoder_of(model).spec.image_size, f'{{"{INPUT}": images}}'
+    return (
+        "import onnxruntime",
+        "",
+        f'session = onnxruntime.InferenceSession("{FILE}")',
+        f"# {INPUT}: float32 (B, 3, {size}, {size}), normalised as above (the file's metadata says so too)",
+        *(
+            ("# (B, classes), named in the file's metadata:", f'logits = session.run(["{LOGITS}"], {given})[0]')
+            if classes
+            else ("# (B, width) and (B, patches, width):", f'cls, patches = session.run(["cls", "patches"], {given})')
+        ),
+    )
+
+
+FORM = Form(
+    name="onnx",
+    title="ONNX",
+    writing=Writing(
+        write=write,
+        files=(FILE, f"{FILE}.data"),
+        library="onnx",
+        command=_command,
+        use=_use,
+        decoder="never",
+        head=True,
+        peculiar=None,
+        norm_eps="any",
+        missing=missing_libraries,
+    ),
+)

@@ -1,54 +1,69 @@
 """The door to every encoder and masked autoencoder: a timm name, a folder, a checkpoint file.
 
 Notable here:
-- nothing in a file is executed: `interop.files` reads tensors and plain values only;
+- nothing in a file is executed: `formats.files` reads tensors and plain values only;
+- forms of others are rows of `table.FORMS`, and none is named here;
 - sizes are those of the weights; the number of heads, which weights do not show, is asked for,
   read beside the file, or known by the width;
 - every tensor of the file is either loaded or named in the log as dropped, and so are positions that will be
-  interpolated.
+  interpolated;
+- an encoder carries what no weight shows: where it came from, which vector fits it, how images become its input.
 """
 
+import copy
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import timm
 from torch import Tensor, nn
 
+from semmae.data.transform import ImageTransform
 from semmae.errors import UserError, listed
-from semmae.files import read_json, user_path
-from semmae.formats import beside, dino, folders as checkpoint, huggingface, mae, mmpretrain, timm as timm_form
-from semmae.formats.choose import Chosen
+from semmae.files import user_path
+from semmae.formats import beside, folders as checkpoint, mae, timm as timm_form
+from semmae.formats.choose import Chosen, without_heads
 from semmae.formats.files import read_weights
+from semmae.formats.form import Reading
+from semmae.formats.pooling import pooling_by_name, pooling_of_file, pooling_of_folder
+from semmae.formats.table import projects, reading_of, reading_of_folder
 from semmae.formats.unfinished import is_unfinished, read_unfinished
 from semmae.models.classifier import Classifier, without_head
 from semmae.models.head import LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.segmenter import Segmenter
-from semmae.models.vit import Encoder, build_vit
-from semmae.models.weights import NORM_EPS, encoder_from_weights, fitted, load_strictly, set_norm_eps, vit_arguments
+from semmae.models.vit import Encoder, EncoderSpec, build_vit
+from semmae.models.weights import (
+    NORM_EPS,
+    encoder_from_weights,
+    fitted,
+    load_strictly,
+    norm_epsilons,
+    set_norm_eps,
+    vit_arguments,
+)
 
 _LOG = logging.getLogger("semmae")
-# Names of weights in a folder of transformers.
-_WEIGHTS = (checkpoint.WEIGHTS, "pytorch_model.bin")
 _ENCODERS = "a checkpoint file, a run of semmae, or timm:NAME"
-_FORMS = "MAE, DINO, iBOT, DINOv2, MoCo v3, MSN, timm, mmpretrain or Hugging Face"
 
 
-def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
+def load_encoder(spec: str | Path | Encoder, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
     """An encoder, in eval mode, from wherever it lies.
 
     Args:
         spec: `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or its `encoder`, `autoencoder`,
             `classifier` or `segmenter`; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file
-            (.pth, .pt, .bin, .safetensors) in one of the forms that `docs/checkpoints.md` lists.
-        num_heads: of a checkpoint file, where neither `config.json` beside it nor its width tells.
+            (.pth, .pt, .bin, .safetensors) in one of the forms that `docs/checkpoints.md` lists; or an encoder that
+            is loaded already, of which a copy is returned.
+        num_heads: of a checkpoint file, where neither `config.json` beside it nor its width shows it.
         image_size: pixels a side of the images it will be shown, where that is not the size it was trained at.
 
     Raises:
         UserError: there is no such encoder, or it is of another kind, or cannot take images of that size.
     """
-    encoder = _find_encoder(spec, num_heads)
+    if isinstance(spec, Encoder):
+        encoder = _named(copy.deepcopy(spec).eval(), spec.source)
+    else:
+        encoder = _named(_find_encoder(spec, num_heads), spec)
     if num_heads not in (None, encoder.spec.num_heads):
         raise UserError(f"{spec}: has {encoder.spec.num_heads} heads, not {num_heads}; leave num_heads out")
     if isinstance(encoder.vit.norm, nn.Identity) and not isinstance(encoder.vit.fc_norm, nn.Identity):
@@ -58,17 +73,42 @@ def load_encoder(spec: str | Path, *, num_heads: int | None = None, image_size: 
     return encoder
 
 
+def _named(encoder: Encoder, spec: str | Path) -> Encoder:
+    """The encoder, carrying where it came from and how images become its input."""
+    encoder.source, encoder.make_transform = str(spec), _transform_of
+    return encoder
+
+
+def _transform_of(spec: EncoderSpec) -> ImageTransform:
+    return ImageTransform(spec.image_size, spec.mean, spec.std)
+
+
 def _find_encoder(spec: str | Path, num_heads: int | None) -> Encoder:
     if str(spec).startswith("timm:"):
-        return timm_form.load_named(str(spec).removeprefix("timm:"))
+        encoder = timm_form.load_named(str(spec).removeprefix("timm:"))
+        encoder.pooling = pooling_by_name(str(spec))
+        return encoder
     path = _existing(spec)
-    if path.is_file() and not (path.name == checkpoint.WEIGHTS and _describes(path.parent)):
-        return _encoder_of_file(path, num_heads)
-    return _encoder_of_folder(path.parent if path.is_file() else path, num_heads)
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or _is_of_folder(path):
+        encoder = _encoder_of_folder(folder, num_heads)
+    else:
+        encoder = _encoder_of_file(path, num_heads)
+    if path.is_dir() or path.name == checkpoint.WEIGHTS:
+        encoder.pooling = pooling_of_folder(folder) or encoder.pooling
+    return encoder
 
 
-def _check_image_size(spec: str | Path, encoder: Encoder, image_size: int) -> None:
-    """Refuse images that do not divide into patches; tell where positions are interpolated."""
+def _is_of_folder(path: Path) -> bool:
+    """Whether a file is the weights of a folder whose config.json says how to build its model: ours, or timm's."""
+    if path.name != checkpoint.WEIGHTS:
+        return False
+    reading = reading_of_folder(beside.read_beside(path))
+    return reading is not None and reading.open_folder is not None
+
+
+def _check_image_size(spec: str | Path | Encoder, encoder: Encoder, image_size: int) -> None:
+    """Refuse images that do not divide into patches; log where positions are interpolated."""
     patch, trained = encoder.patch_size, encoder.spec.image_size
     if image_size < patch or image_size % patch:
         below = image_size // patch * patch
@@ -88,24 +128,20 @@ def load_mae(
 
     Args:
         path: a run, its `autoencoder` folder, a folder of Hugging Face, an export of ours, or a file.
-        num_heads: of a file's encoder, where neither `config.json` beside it nor its width tells.
+        num_heads: of a file's encoder, where neither `config.json` beside it nor its width shows it.
         decoder_num_heads: likewise of its decoder.
-
-    Raises:
-        UserError: there is none, e.g. the file holds an encoder without a decoder.
     """
-    path = _existing(path)
-    folder = _autoencoder_folder(path)
+    place = _existing(path)
+    folder, file = own_folder(place, checkpoint.AUTOENCODER), _foreign_file(place)
     if folder is not None:
-        return checkpoint.read_autoencoder(folder)
-    file = _foreign_file(path)
-    if file is None:
+        found = checkpoint.read_autoencoder(folder)
+    elif file is not None:
+        found = _autoencoder_of_file(file, num_heads, decoder_num_heads)
+    else:
         remedy = "give a run of semmae pretrain, or a file or folder in MAE's or ViTMAE's form"
         raise UserError(f"{path}: holds no masked autoencoder; {remedy}")
-    try:
-        return _autoencoder_of_file(file, num_heads, decoder_num_heads)
-    except ValueError as error:
-        raise UserError(f"{file}: {error}; give a checkpoint in the form of the MAE release or of ViTMAE") from error
+    _named(found.encoder, path).pooling = "mean"
+    return found
 
 
 def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
@@ -113,16 +149,16 @@ def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
 
     Args:
         spec: as for `load_encoder`.
-        num_heads: of the decoder, where neither the file, nor `config.json` beside it, nor its width tells.
+        num_heads: of the decoder, where neither the file, nor `config.json` beside it, nor its width shows it.
     """
     if str(spec).startswith("timm:"):
         return None
     path = _existing(spec)
-    folder = _autoencoder_folder(path)
+    folder = own_folder(path, checkpoint.AUTOENCODER)
     if folder is not None:
         return checkpoint.read_decoder_spec(folder)
     file = _foreign_file(path)
-    state = {} if file is None else _released(file)[0]
+    state = {} if file is None else _released(read_weights(file), file)
     if file is None or not mae.is_mae(state):
         return None
     width = state["decoder_embed.weight"].shape[0]
@@ -130,120 +166,106 @@ def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
 
 
 def load_head(path: str | Path) -> LinearHead:
-    """The linear head of a run of `semmae probe`, or of its `head` folder, in eval mode: `head(encoder(images))`.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = _existing(path)
-    for candidate in (folder, folder / checkpoint.HEAD):
-        if checkpoint.kind(candidate) == checkpoint.HEAD:
-            return checkpoint.read_head(candidate)
-    raise UserError(f"{path}: holds no linear head; give a run of semmae probe")
+    """The linear head of a run of `semmae probe`, or of its `head` folder, in eval mode: `head(encoder(images))`."""
+    folder = own_folder(_existing(path), checkpoint.HEAD)
+    if folder is None:
+        raise UserError(f"{path}: holds no linear head; give a run of semmae probe")
+    return checkpoint.read_head(folder)
 
 
 def load_segmenter(path: str | Path) -> Segmenter:
     """The network of a run of `semmae segment`, or of its `segmenter` folder, in eval mode.
 
     `segmenter(images)` gives the logits of the classes `segmenter.spec.classes` for every pixel.
-
-    Raises:
-        UserError: there is none.
     """
-    return checkpoint.read_segmenter(find_segmenter(path))
+    segmenter = checkpoint.read_segmenter(find_segmenter(path))
+    _named(segmenter.encoder, path).pooling = "mean"
+    return segmenter
 
 
 def find_segmenter(path: str | Path) -> Path:
     """The folder that `load_segmenter` reads; UserError where there is none."""
-    folder = _segmenter_folder(_existing(path))
+    folder = own_folder(_existing(path), checkpoint.SEGMENTER)
     if folder is None:
         raise UserError(f"{path}: holds no segmenter; give a run of semmae segment")
     return folder
 
 
-def _segmenter_folder(path: Path) -> Path | None:
-    """The folder of ours with a segmenter that is meant by a run, or that folder."""
-    candidates = (path, path / checkpoint.SEGMENTER)
-    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.SEGMENTER), None)
-
-
-def _autoencoder_folder(path: Path) -> Path | None:
-    """The folder of ours with a masked autoencoder that is meant by a run, that folder, or the weights in it."""
-    if path.is_file():
-        candidates = [path.parent] if path.name == checkpoint.WEIGHTS else []
-    else:
-        candidates = [path, path / checkpoint.AUTOENCODER]
-    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.AUTOENCODER), None)
+def own_folder(path: Path, kind: str) -> Path | None:
+    """The folder of ours with what is of this kind that is meant by a run, that folder, or the weights in it."""
+    if path.is_file() and path.name != checkpoint.WEIGHTS:
+        return None
+    candidates = [path.parent] if path.is_file() else [path, path / kind]
+    return next((folder for folder in candidates if checkpoint.kind(folder) == kind), None)
 
 
 def _foreign_file(path: Path) -> Path | None:
-    """The file itself, or that of a folder in the form of transformers, or of MAE as `semmae export` writes it."""
+    """The file itself, or the weights in a folder of a form that is read as a file."""
     if path.is_file():
         return path
-    names = [*(_WEIGHTS if "model_type" in beside.read_beside(path / checkpoint.CONFIG) else ()), mae.FILE]
+    reading = reading_of_folder(beside.read_beside(path / checkpoint.CONFIG))
+    names = () if reading is None or reading.open_folder else reading.weights
     return next((path / name for name in names if (path / name).is_file()), None)
 
 
 def _autoencoder_of_file(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> MaskedAutoencoder:
-    state, chosen, foreign = _released(path)
+    chosen = read_weights(path)
+    state, reading, options = _released(chosen, path), reading_of(chosen.tensors), chosen.options
     if not mae.is_mae(state):
         raise UserError(f"{path}: no decoder_embed.weight, so no masked autoencoder; load_encoder reads encoders")
-    options = chosen.options
-    encoder_heads = beside.encoder_heads(path, chosen, _width(state, "cls_token"), num_heads)
-    decoder_heads = beside.decoder_heads(path, _width(state, "mask_token"), decoder_num_heads)
-    mean, std, eps = beside.unseen(path, foreign)
-    beside.check_square(options)
-    kept, _ = mae.to_encoder(state)
-    encoder = encoder_from_weights(kept, encoder_heads, mean, std, norm_eps=eps)
-    norm_pix_loss = beside.norm_pix_loss(path, options, is_huggingface=foreign is not None)
-    spec = mae.decoder_spec(state, decoder_heads)
-    autoencoder = fitted(lambda: MaskedAutoencoder(encoder, spec, norm_pix_loss), mae.from_mae(state))
-    set_norm_eps(autoencoder, eps)
+    try:
+        decoder_heads = beside.decoder_heads(path, _width(state, "mask_token"), decoder_num_heads)
+        kept, _ = mae.to_encoder(state)
+        encoder = _built(path, chosen, kept, reading, num_heads)
+        norm_pix_loss = beside.norm_pix_loss(path, options, reading.norm_pix_loss)
+        spec = mae.decoder_spec(state, decoder_heads)
+        autoencoder = fitted(lambda: MaskedAutoencoder(encoder, spec, norm_pix_loss), mae.from_mae(state))
+        set_norm_eps(autoencoder, *norm_epsilons(encoder))  # one for both, in all forms
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; give a checkpoint in the form of the MAE release or of ViTMAE") from error
     if (shown := mae.patches_shown(state, options)) and not mae.is_doubtful(path, state, options):
-        told = "%s: trained on %d of the %d patches of an image; to go on like that: --token-subset %d"
-        _LOG.info(told, path, *shown, shown[0])
+        trained = "%s: trained on %d of the %d patches of an image; to go on like that: --token-subset %d"
+        _LOG.info(trained, path, *shown, shown[0])
     return autoencoder.eval()
 
 
-def _released(path: Path) -> tuple[dict[str, Tensor], Chosen, dict[str, Tensor] | None]:
-    """Tensors under the names of the MAE release, what was read of the file, and where they had transformers' names
-    those under which they lay.
-    """
-    chosen = read_weights(path)
-    bare = chosen.tensors
-    if not huggingface.is_mae(bare):
-        return bare, chosen, None
-    renamed, dropped = huggingface.to_mae(bare)
+def _released(chosen: Chosen, path: Path) -> dict[str, Tensor]:
+    """Tensors under the names of the MAE release, where they are a masked autoencoder's; else none."""
+    to_autoencoder = reading_of(chosen.tensors).to_autoencoder
+    state, dropped = ({}, []) if to_autoencoder is None else to_autoencoder(chosen.tensors)
+    if not mae.is_mae(state):
+        return {}
     if dropped:
         _LOG.info("%s: dropped, not part of a masked autoencoder: %s", path, listed(dropped))
-    return renamed, chosen, bare
+    return state
 
 
-def _width(state: Mapping[str, Tensor], token: str) -> int | None:
+def _built(path: Path, chosen: Chosen, state: dict[str, Tensor], reading: Reading, num_heads: int | None) -> Encoder:
+    """The encoder of tensors in timm's names, by what lies in the file and beside it."""
+    of_form = reading.num_heads(chosen.tensors)
+    heads = beside.encoder_heads(path, chosen, _width(state, "cls_token"), num_heads, of_form)
+    mean, std, eps = reading.unseen(path, chosen.tensors)
+    beside.check_square(chosen.options)
+    return encoder_from_weights(state, heads, mean, std, norm_eps=eps)
+
+
+def _width(state: dict[str, Tensor], token: str) -> int | None:
     return state[token].shape[-1] if token in state and state[token].ndim else None
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
-    """A classifier, in eval mode, and the names of its classes: a run of `semmae finetune`, or its `classifier` folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    return checkpoint.read_classifier(find_classifier(path))
+    """A classifier, in eval mode, and the names of its classes: a run of `semmae finetune`, or its folder of that."""
+    classifier, classes = checkpoint.read_classifier(find_classifier(path))
+    _named(classifier.encoder, path).pooling = classifier.pooling
+    return classifier, classes
 
 
 def find_classifier(spec: str | Path) -> Path:
     """The folder that `load_classifier` reads; UserError where there is none."""
-    folder = None if str(spec).startswith("timm:") else classifier_folder(_existing(spec))
+    folder = None if str(spec).startswith("timm:") else own_folder(_existing(spec), checkpoint.CLASSIFIER)
     if folder is None:
         raise UserError(f"{spec}: holds no classifier of semmae; give a finished run of semmae finetune")
     return folder
-
-
-def classifier_folder(path: Path) -> Path | None:
-    """The folder of ours with a classifier that is meant by a run, that folder, or the weights in it."""
-    candidates = [path.parent] if path.name == checkpoint.WEIGHTS else [path, path / checkpoint.CLASSIFIER]
-    return next((folder for folder in candidates if checkpoint.kind(folder) == checkpoint.CLASSIFIER), None)
 
 
 def _existing(spec: str | Path) -> Path:
@@ -264,26 +286,20 @@ def _existing(spec: str | Path) -> Path:
     raise UserError(f"{name}: neither a file nor a folder; give {_ENCODERS}")
 
 
-def _describes(folder: Path) -> bool:
-    """Whether the folder's config.json says how to build its model: ours, or timm's."""
-    config = folder / checkpoint.CONFIG
-    return config.is_file() and "architecture" in read_json(config)
-
-
 def _encoder_of_file(path: Path, num_heads: int | None) -> Encoder:
     chosen = read_weights(path)
+    state, heads = without_heads(chosen.tensors)
+    reading = reading_of(state)
     try:
-        kept, dropped = _to_encoder(chosen.tensors)
+        kept, dropped = reading.to_encoder(state)
         mae.is_doubtful(path, kept, chosen.options)
-        if dropped := chosen.dropped + dropped:
+        if dropped := chosen.dropped + heads + dropped:
             _LOG.info("%s: dropped, not part of an encoder: %s", path, listed(dropped))
-        heads = beside.encoder_heads(path, chosen, _width(kept, "cls_token"), num_heads)
-        foreign = chosen.tensors if huggingface.is_huggingface(chosen.tensors) else None
-        mean, std, eps = beside.unseen(path, foreign)
-        beside.check_square(chosen.options)
-        return encoder_from_weights(kept, heads, mean, std, norm_eps=eps)
+        encoder = _built(path, chosen, kept, reading, num_heads)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; give a ViT checkpoint in {_FORMS} form, or timm:NAME") from error
+        raise UserError(f"{path}: {error}; give a ViT checkpoint of {projects()}, or timm:NAME") from error
+    encoder.pooling = pooling_of_file(path, chosen.has_decoder)
+    return encoder
 
 
 def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
@@ -293,28 +309,29 @@ def _encoder_of_folder(folder: Path, num_heads: int | None) -> Encoder:
             return checkpoint.read_encoder(candidate)
         if kind == checkpoint.AUTOENCODER:
             return checkpoint.read_autoencoder(candidate).encoder
-    classifier = classifier_folder(folder)
+    classifier = own_folder(folder, checkpoint.CLASSIFIER)
     if classifier is not None:
         _LOG.info("%s: dropped, not part of an encoder: its head", classifier)
         return without_head(checkpoint.read_classifier(classifier)[0])
-    segmenter = _segmenter_folder(folder)
+    segmenter = own_folder(folder, checkpoint.SEGMENTER)
     if segmenter is not None:
         _LOG.info("%s: dropped, not part of an encoder: its segmentation head", segmenter)
         return checkpoint.read_segmenter(segmenter).encoder
     if is_unfinished(folder):
         return _encoder_under_way(folder)
-    if _describes(folder):
-        return timm_form.load_named(f"local-dir:{folder}")
-    file = _foreign_file(folder)
+    reading, file = reading_of_folder(beside.read_beside(folder / checkpoint.CONFIG)), _foreign_file(folder)
+    if reading is not None and reading.open_folder is not None:
+        return reading.open_folder(folder)
     if file is not None:
         return _encoder_of_file(file, num_heads)
-    if "model_type" in beside.read_beside(folder / checkpoint.CONFIG):
-        if shards := [name for name in _WEIGHTS if (folder / f"{name}.index.json").is_file()]:
+    if reading is not None and (folder / checkpoint.CONFIG).is_file():
+        if shards := [name for name in reading.weights if (folder / f"{name}.index.json").is_file()]:
             raise UserError(
                 f"{folder}: its weights are sharded ({shards[0]}.index.json), which is not read; save them as one: "
                 'model.save_pretrained(FOLDER, max_shard_size="100GB")'
             )
-        raise UserError(f"{folder}: holds a config.json without weights; add {' or '.join(_WEIGHTS)}, in one file")
+        remedy = f"add {' or '.join(reading.weights)}, in one file"
+        raise UserError(f"{folder}: holds a config.json without weights; {remedy}")
     raise UserError(f"{folder}: holds no encoder; give a run of semmae, its encoder folder, or a checkpoint file")
 
 
@@ -334,19 +351,5 @@ def _encoder_under_way(folder: Path) -> Encoder:
             load_strictly(encoder.vit, run.state)
     except ValueError as error:
         raise UserError(f"{folder}: its checkpoint does not fit its config.yaml ({error}); restore them") from error
-    _LOG.warning("%s: %s", folder, run.told)
+    _LOG.warning("%s: %s", folder, run.progress)
     return encoder.eval()
-
-
-def _to_encoder(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors in timm's names, and the names of those dropped, of any of the forms."""
-    bare, heads = dino.to_encoder(state)
-    if huggingface.is_huggingface(bare):
-        kept, dropped = huggingface.to_encoder(bare)
-    elif mmpretrain.is_mmpretrain(bare):
-        kept, dropped = mmpretrain.to_encoder(bare)
-    elif mae.is_mae(bare):
-        kept, dropped = mae.to_encoder(bare)
-    else:
-        kept, dropped = timm_form.to_encoder(bare)
-    return kept, heads + dropped

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,34 @@ from torch import Tensor
 
 from semmae.errors import UserError, listed, near, one_line
 from semmae.files import Fields, read_json
+from semmae.formats import dino, folders as checkpoint, mae
+from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
+from semmae.models.classifier import Classifier
 from semmae.models.specs import check_count
 from semmae.models.vit import Encoder
 from semmae.models.weights import not_finite, wrap_vit
+from semmae.shell import python, text
 
 _LOG = logging.getLogger("semmae")
 _LOCAL = "local-dir:"
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".tar")  # endings of what timm looks for in a folder
-# What classifiers have beyond the encoder.
-_CLASSIFIER = ("head.", "head_dist.", "pre_logits.")
 
 
-def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of the encoder, and the names of those dropped: the classifier's."""
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(_CLASSIFIER)}
-    return kept, [name for name in state if name not in kept]
+def is_timm(state: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors bear timm's names, and none that another form gives besides."""
+    return "patch_embed.proj.weight" in state and not mae.is_mae(state) and not dino.is_dinov2(state)
+
+
+def _tag(config: Mapping[str, Any]) -> object:
+    """What follows the architecture in a model's name: whose weights they are."""
+    cfg = config.get("pretrained_cfg")
+    return cfg.get("tag") if isinstance(cfg, Mapping) else None
 
 
 def load_named(name: str) -> Encoder:
-    """The encoder of a timm name with its hub weights, in eval mode.
+    """The encoder of a name as `timm.create_model` takes it, with its weights, in eval mode.
 
-    Args:
-        name: as `timm.create_model` takes it; also `local-dir:FOLDER` and `hf-hub:OWNER/NAME`.
+    That is also `local-dir:FOLDER` and `hf-hub:OWNER/NAME`.
 
     Raises:
         UserError: no such name, no ViT with a class token, or its weights are out of reach.
@@ -111,7 +117,7 @@ def _create(name: str, pretrained: bool) -> Any:
     except Exception as error:
         # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
         reason = one_line(error)[:300]
-        if name.startswith("local-dir:"):
+        if name.startswith(_LOCAL):
             raise UserError(f"timm:{name} cannot be loaded ({reason}); restore the folder") from error
         raise UserError(
             f"the weights of timm:{name} are not at hand ({reason}); download them once where the hub can be "
@@ -135,3 +141,59 @@ def _wrap(name: str, model: Any) -> Encoder:
 def _refusal(name: str, reason: str) -> str:
     remedy = "choose a ViT with a class token, e.g. vit_small_patch16_224.dino"
     return f"timm:{name} cannot be the encoder ({reason}); {remedy}"
+
+
+def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
+    """A folder of ours, which timm loads too."""
+    model = subject.model
+    if isinstance(model, Classifier):
+        # By this --eval-only measures it again. Which images it learned from is not for whoever gets the export.
+        about = {"crop_pct": subject.crop_pct}
+        checkpoint.save_classifier(model, folder, subject.classes, subject.crop_pct, about)
+    else:
+        encoder = encoder_of(model)
+        # By it the encoder of a masked autoencoder is known again.
+        checkpoint.save_encoder(encoder, folder, {"stage": "pretrain"} if encoder.pooling == "mean" else None)
+    return {}
+
+
+def _command(folder: Path, decoder: bool, head: bool) -> str:
+    return python(f"import timm; print(timm.create_model({text(f'{_LOCAL}{folder}')}, pretrained=True))")
+
+
+def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
+    prefix = "hf-hub:" if "/" in place else _LOCAL
+    answer = ("logits = model(images)  # (B, classes): those of model.pretrained_cfg['label_names']",)
+    return (
+        "import timm",
+        "",
+        f'model = timm.create_model("{prefix}{place}", pretrained=True).eval()',
+        *(answer if classes else ()),
+        "tokens = model.forward_features(images)  # (B, 1 + patches, width): class token first",
+    )
+
+
+FORM = Form(
+    name="timm",
+    title="timm's ViT",
+    projects=("timm", "DeiT", "DINO", "iBOT", "MoCo v3", "MSN"),
+    reading=Reading(
+        recognise=is_timm,
+        to_encoder=lambda state: (dict(state), []),
+        describes=lambda config: "architecture" in config,
+        model_name=_tag,
+        weights=(checkpoint.WEIGHTS,),
+        open_folder=lambda folder: load_named(f"{_LOCAL}{folder}"),
+    ),
+    writing=Writing(
+        write=write,
+        files=(checkpoint.CONFIG, checkpoint.WEIGHTS),
+        library="timm",
+        command=_command,
+        use=_use,
+        decoder="never",
+        head=True,
+        peculiar=None,
+        norm_eps="named",
+    ),
+)

@@ -1,7 +1,7 @@
 """A run of semmae that has not come to its end: its checkpoint → tensors of its encoder, in timm's names.
 
-Lightning keeps all networks of a run in one file. Which of them the run would leave behind as `encoder/` is told by its
-verb, and their sizes by its options, both in `config.yaml`. Nothing in the file is executed.
+Lightning keeps all networks of a run in one file. Which of them the run would leave behind as `encoder/`
+follows from its verb, and their sizes from its options, both in `config.yaml`. Nothing in the file is executed.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class UnfinishedRun:
     spec: EncoderSpec  # its sizes; of a run with `init`, colours are those of what it began with
     init: str | None  # what it began with, as for `load_encoder`
     num_heads: int | None  # of `init`
-    told: str  # how far it has come, in words
+    progress: str  # how far it has come, in words
 
 
 def is_unfinished(folder: Path) -> bool:
@@ -48,7 +48,7 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
     """What such a run has learned up to its last checkpoint.
 
     Raises:
-        UserError: it has kept no encoder yet; the message tells how to go on.
+        UserError: it has kept no encoder yet; the message says how to go on.
     """
     options = saved_options(folder)
     verb = str(options["verb"])
@@ -68,7 +68,7 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
     if model not in MODELS or min(sizes) < 1:
         raise UserError(f"{begun.path}: {shown(model)} with {sizes} pixels is no model; restore it, or {going_on}")
     step, epoch = held.need("global_step", int), held.need("epoch", int) + 1  # the epoch it is in, or has just ended
-    told = f"not finished: step {step}, in epoch {epoch} of {epochs}"
+    progress = f"not finished: step {step}, in epoch {epoch} of {epochs}"
     # Given together with a teacher, the number of heads is the teacher's.
     heads = None if begun.get("teacher", str | None) else begun.get("num_heads", int | None)
-    return UnfinishedRun(state, EncoderSpec.named(model, *sizes), begun.get("init", str | None), heads, told)
+    return UnfinishedRun(state, EncoderSpec.named(model, *sizes), begun.get("init", str | None), heads, progress)

@@ -74,7 +74,7 @@ def label_blocks(
     threads: int,
     device: torch.device | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Compute and store the labels of blocks; after each, tells (its rows, seconds waited for images).
+    """Compute and store the labels of blocks; yields of each (its rows, seconds waited for images).
 
     `threads` blocks at once, on a CPU.
     """

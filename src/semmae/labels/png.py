@@ -39,7 +39,7 @@ class _Export:
 def export_labels(store: PartStore, images: ImageSet, folder: Path, size: Size = "grid", workers: int = 2) -> None:
     """Write every image's labels as an 8-bit PNG with a palette: pixel value = label.
 
-    Beside them `labels.json` tells names and colours of the labels. PNGs that are there already stay: each was
+    Beside them `labels.json` has names and colours of the labels. PNGs that are there already stay: each was
     written at once. So an export that was stopped goes on.
 
     Args:

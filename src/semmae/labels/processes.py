@@ -47,7 +47,7 @@ def label_in_processes(job: Job, blocks: Sequence[int], count: int, networks: Ne
                 processes[receiver] = context.Process(target=_work, args=arguments)
                 processes[receiver].start()
                 sender.close()
-        for rows, waited in _told(processes):
+        for rows, waited in _results(processes):
             yield rows, waited / count
     finally:  # nothing is lost by ending them: what a row lacks is seen by the next run
         for process in processes.values():
@@ -57,14 +57,14 @@ def label_in_processes(job: Job, blocks: Sequence[int], count: int, networks: Ne
             process.join()
 
 
-def _told(processes: dict[Connection, SpawnProcess]) -> Iterator[tuple[int, float]]:
-    """What the processes tell, until the last one has ended."""
+def _results(processes: dict[Connection, SpawnProcess]) -> Iterator[tuple[int, float]]:
+    """What the processes send, until the last one has ended."""
     open_ends = dict(processes)
     while open_ends:
         for end in wait(list(open_ends)):
             assert isinstance(end, Connection)
             try:
-                told = end.recv()
+                result = end.recv()
             except EOFError:
                 process = open_ends.pop(end)
                 process.join()
@@ -74,9 +74,9 @@ def _told(processes: dict[Connection, SpawnProcess]) -> Iterator[tuple[int, floa
                         "fewer --devices or a smaller --batch-size, and go on with --resume"
                     ) from None
                 continue
-            if isinstance(told, Exception):
-                raise told
-            yield told
+            if isinstance(result, Exception):
+                raise result
+            yield result
 
 
 def _threads(count: int) -> int:
@@ -85,23 +85,23 @@ def _threads(count: int) -> int:
     return max(1, min(torch.get_num_threads(), cores // count))
 
 
-def _work(job: Job, blocks: Sequence[int], rank: int, threads: int, networks: Networks, told: Connection) -> None:
-    """One process: label blocks and tell of each; an error is told too, for the first process to show."""
+def _work(job: Job, blocks: Sequence[int], rank: int, threads: int, networks: Networks, results: Connection) -> None:
+    """One process: label blocks and send word of each; an error is sent too, for the first process to show."""
     logging.getLogger("semmae").setLevel(logging.ERROR)  # the first process has said it all
     try:
-        _label_blocks(job, blocks, rank, threads, networks, told)
+        _label_blocks(job, blocks, rank, threads, networks, results)
     except BrokenPipeError:
         pass  # the first process has been killed
     except UserError as error:
-        told.send(UserError(str(error)))
+        results.send(UserError(str(error)))
     except Exception:
-        told.send(RuntimeError(f"a labelling process failed:\n{traceback.format_exc()}"))
+        results.send(RuntimeError(f"a labelling process failed:\n{traceback.format_exc()}"))
     finally:
-        told.close()
+        results.close()
 
 
 def _label_blocks(
-    job: Job, blocks: Sequence[int], rank: int, threads: int, networks: Networks, told: Connection
+    job: Job, blocks: Sequence[int], rank: int, threads: int, networks: Networks, results: Connection
 ) -> None:
     teacher, num_heads, run = networks
     encoder, learner = load_encoder(teacher, num_heads=num_heads), read_learner(run / LEARNER)
@@ -115,7 +115,7 @@ def _label_blocks(
     for message in label_blocks(job, blocks, encoder, learner, threads=threads, device=device):
         if parent is not None and not parent.is_alive():
             return  # killed: the run that goes on will do the rest
-        told.send(message)
+        results.send(message)
 
 
 @contextmanager

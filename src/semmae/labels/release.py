@@ -7,19 +7,19 @@ There is one file an image, `train/CLASS/NAME.npy`, a float array (L, 15 + 3·p�
 | 0–6     | patches in each of the 7 parts, the same in every line      | counted again from the labels |
 | 7–13    | the patch's part, one-hot                                   | the label                     |
 | 14      | its position in the grid of patches, row-major              | the cell                      |
-| 15–     | its pixels, p × p × RGB                                     | tell p by their number        |
+| 15–     | its pixels, p × p × RGB                                     | p follows from their number   |
 
 Where that stands: `models_mae_setting3.py`, `forward_encoder` (`x[:, :, :7]`, `7:14`, `14:15`, `15:`) and
 `patchify`; `data/folder.py`, `pil_loader` (`np.load`); `engine_pretrain_setting3.py` and
-`model/models_vit.py` tell the shapes, 196 lines, and an older form (975 columns for p = 8) with 768 of a
+`model/models_vit.py` give the shapes, 196 lines, and an older form (975 columns for p = 8) with 768 of a
 position's embedding before the pixels, which is read too. Images are 224 pixels a side. Patches of 16 fill
 their grid of 14 × 14. Of the 28 × 28 patches of 8 the release keeps 196, those of highest attention: the
 others get a label of their own, for nothing is known of them.
 
 The lines stand in the order of attention, the most attended first: column 14 is called `sorted_index` there, and
 `random_masking_setting3`, which hides the first lines of every part, shuffles them before, lest the hidden ones be
-those of high attention (its comment). So the order tells the ranks that `attention.npy` holds; patches that are
-not kept are below all others. Files whose lines run through the grid row by row tell no attention.
+those of high attention (its comment). So the order gives the ranks that `attention.npy` holds; patches that are
+not kept are below all others. Files whose lines run through the grid row by row hold no attention.
 """
 
 import math
@@ -52,14 +52,14 @@ _BLOCK = 256  # files handed to the threads together
 
 
 class Tokens(NamedTuple):
-    """What one file tells: labels (g, g), 0 to 6, and 7 where it holds no patch; attention (g·g,), if it tells any."""
+    """What one file holds: labels (g, g), 0 to 6, and 7 where it has no patch; attention (g·g,), if it has any."""
 
     labels: npt.NDArray[np.uint8]
     attention: npt.NDArray[np.float32] | None
 
 
 def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = False, workers: int = 2) -> PartStore:
-    """A store of the parts of `images`, made in `out` or gone on with, from the token files below `folder`.
+    """A store of the parts of `images`, begun in `out` or resumed, from the token files below `folder`.
 
     Args:
         folder: holds the files at the images' relative paths.
@@ -101,16 +101,16 @@ def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = F
 
 
 def check_tokens(folder: Path, images: ImageSet, *, subset: bool) -> tuple[list[str], Tokens]:
-    """The file of each image, relative to the folder, and what the first tells; errors as `import_tokens`."""
+    """The file of each image, relative to the folder, and what the first holds; errors as `import_tokens`."""
     names = _paired(folder, images.names, subset)
     return names, read_tokens(folder / names[0])
 
 
 def read_tokens(path: Path) -> Tokens:
-    """What one file tells.
+    """What one file holds.
 
     Raises:
-        UserError: the file is missing or of another form; the message tells the shape.
+        UserError: the file is missing or of another form; the message gives the shape.
     """
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False).squeeze()

@@ -1,7 +1,7 @@
 """timm's Vision Transformers block by block: what differs between its two families, answered once.
 
 `VisionTransformer` (ViT, DINO, DINOv2, MAE, supervised …) adds positions to the tokens; `Eva` (DINOv3, EVA-02 …)
-may rotate queries and keys by position instead, which its blocks must be told, and stores biases otherwise.
+may rotate queries and keys by position instead, which its blocks must know, and stores biases otherwise.
 Elsewhere the family matters only where sizes are read off a model, and where one of the two is refused.
 """
 

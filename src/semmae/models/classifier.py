@@ -1,4 +1,4 @@
-"""An encoder with a linear head that tells classes: what fine-tuning trains.
+"""An encoder with a linear head that classifies: what fine-tuning trains.
 
 Notable here:
 - the network is timm's own, with timm's tensor names: pooling, norm and head are those of its VisionTransformer, so
@@ -27,13 +27,8 @@ _IN_TIMM: dict[Pooling, Literal["avg", "token"]] = {"mean": "avg", "cls": "token
 class Classifier(nn.Module):
     """Encoder, pooling, norm and a linear head; takes the encoder over and changes it.
 
-    Args:
-        encoder: around a timm VisionTransformer.
-        num_classes: outputs K of the head, which is new.
-        pooling: what the head looks at: the mean of the patch tokens, normed after it (`fc_norm`), or the class token.
-
-    Raises:
-        ValueError: the encoder is of another family, whose head stands elsewhere.
+    The head is new. It looks at the mean of the patch tokens, normed after it (`fc_norm`), or at the class token.
+    ValueError for an encoder that is no VisionTransformer of timm's: its head stands elsewhere.
     """
 
     def __init__(self, encoder: Encoder, num_classes: int, pooling: Pooling = "mean") -> None:

@@ -18,11 +18,7 @@ def fresh_like(encoder: Encoder, seed: int) -> Encoder:
     """An encoder of the same architecture and norms, in eval mode on the same device, that has learned nothing.
 
     A plain ViT begins as MAE's does, positions fixed. One with peculiarities (registers, layer scale, rotary
-    positions …) keeps them, and begins by `reset`.
-
-    Args:
-        encoder: what it is to be like; not changed.
-        seed: decides the weights; the global random numbers are not moved.
+    positions …) keeps them, and begins by `reset`. The global random numbers are not moved.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

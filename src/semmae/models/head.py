@@ -1,4 +1,4 @@
-"""One vector an image, and the linear head that tells classes from it: what a linear probe learns."""
+"""One vector an image, and the linear head that classifies it: what a linear probe learns."""
 
 from dataclasses import dataclass
 from typing import Literal

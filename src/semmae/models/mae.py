@@ -52,7 +52,7 @@ class MAEOutput:
     Attributes:
         loss: scalar, mean squared error on hidden patches.
         hidden_pred: (B, H, p·p·3), rows in the order of `hidden`.
-        hidden: (B, H) indices of the hidden patches; ascending, as a subset is told.
+        hidden: (B, H) indices of the hidden patches; ascending, as those of a subset are.
         num_patches: L.
     """
 
@@ -70,7 +70,7 @@ class MAEOutput:
 
 
 def split_mask(mask: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
-    """Mask bool (B, L) → ascending indices of visible (B, V) and hidden (B, H) patches; H is counted if not told.
+    """Mask bool (B, L) → ascending indices of visible (B, V) and hidden (B, H) patches; H is counted if not given.
 
     Raises:
         ValueError: H is to be counted, and rows hide different numbers of patches.
@@ -94,10 +94,7 @@ def _hidden_in_a_row(mask: Tensor) -> int:
 class MaskedAutoencoder(nn.Module):
     """Encoder, and a light decoder with one learned token for every hidden patch.
 
-    Args:
-        encoder: the encoder to pre-train.
-        decoder: sizes of the decoder.
-        norm_pix_loss: predict pixels normalised per patch.
+    With `norm_pix_loss` it predicts pixels normalised per patch.
     """
 
     def __init__(self, encoder: Encoder, decoder: DecoderSpec, norm_pix_loss: bool = True) -> None:

@@ -158,10 +158,8 @@ class StyleLayer(nn.Module):
 class PartLearner(nn.Module):
     """Part attention and style decoder over the tokens of a frozen encoder.
 
-    Args:
-        spec: sizes.
-        encoder: its last block's heads start the part tokens; without it they start at random.
-        generator: randomness of the parts beyond the number of heads.
+    The heads of the encoder's last block start the part tokens, `generator` those beyond; without an encoder all start
+    at random.
     """
 
     def __init__(

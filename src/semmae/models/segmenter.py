@@ -7,7 +7,7 @@ Notable here:
 - the decoder is UPerNet (arXiv 1807.10221) of segmentation-models-pytorch, which norms what it is given;
 - a second, small head on the third level (FCN) only helps to train;
 - the linear head reads the frozen encoder's last patch tokens, as DINOv2 (arXiv 2304.07193) evaluates: what can be
-  told from it is in the tokens already.
+  read off it is in the tokens already.
 """
 
 import math
@@ -52,12 +52,7 @@ class Scores(NamedTuple):
 
 
 class Segmenter(nn.Module):
-    """Encoder and head; takes the encoder over, to train what the head reads and freeze what it does not.
-
-    Args:
-        encoder: for images of the size to train at.
-        spec: of the head.
-    """
+    """Encoder and head; takes the encoder over, to train what the head reads and freeze what it does not."""
 
     def __init__(self, encoder: Encoder, spec: SegmenterSpec) -> None:
         super().__init__()
@@ -118,14 +113,7 @@ class Segmenter(nn.Module):
 
 
 class UPerNetHead(nn.Module):
-    """Maps of four blocks → pyramid → UPerNet → logits.
-
-    Args:
-        width: channels C of the maps.
-        patch_size: of the encoder; tells how far the maps are enlarged.
-        classes: K.
-        channels: of the decoder.
-    """
+    """Maps of four blocks, `width` channels → pyramid → UPerNet of `channels` → logits of so many classes."""
 
     def __init__(self, width: int, patch_size: int, classes: int, channels: int) -> None:
         super().__init__()

@@ -33,9 +33,9 @@ def read_spec(kind: type[SpecT], values: Any) -> SpecT:
         "missing": [name for name in needed if name not in values],
         "unknown": [shown(name) for name in values if name not in hints],
     }
-    told = [f"{fault}: {listed(names)}" for fault, names in faults.items() if names]
-    if told:
-        raise ValueError(f"sizes {'; '.join(told)}")
+    found = [f"{fault}: {listed(names)}" for fault, names in faults.items() if names]
+    if found:
+        raise ValueError(f"sizes {'; '.join(found)}")
     return kind(**{name: _checked(name, value, hints[name]) for name, value in values.items()})
 
 

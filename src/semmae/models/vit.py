@@ -9,16 +9,17 @@ Notable here:
 - the attention of every block and head, and the weights of the last block's heads for the part learner.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from semmae.files import shown
 from semmae.models.blocks import (
     AnyBlock,
     HeadWeights,
@@ -31,6 +32,9 @@ from semmae.models.blocks import (
     run_blocks,
 )
 from semmae.patches import patchify, resize_positions, sincos_positions
+
+if TYPE_CHECKING:
+    from semmae.models.head import Pooling  # which imports this module
 
 # name: (width, depth, heads)
 MODELS = {
@@ -82,6 +86,27 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.vit: ViT = build_vit(spec) if vit is None else vit
+        # What no weight shows, set by `load_encoder`: which vector says most of an image, where it was loaded from as
+        # that was given, and what makes the transform of a specification (networks know no files of images).
+        self.pooling: Pooling = "cls"
+        self.source = ""
+        self.make_transform: Callable[[EncoderSpec], Callable[[Any], Tensor]] | None = None
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        sizes = f"{spec.width} x {spec.depth}, {spec.image_size} px / {spec.patch_size}"
+        return f"Encoder({shown(self.source)[:40] + ', ' if self.source else ''}{sizes})"
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]:
+        """What makes input of images, see `ImageTransform`: for the size and colours that the encoder has now.
+
+        Raises:
+            ValueError: it was not loaded by `load_encoder`.
+        """
+        if self.make_transform is None:
+            raise ValueError("an encoder that was not loaded has no transform; make an ImageTransform by its spec")
+        return self.make_transform(self.spec)
 
     @property
     def patch_size(self) -> int:

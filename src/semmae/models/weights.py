@@ -29,7 +29,7 @@ State = Mapping[str, Tensor]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NORM_EPS = 1e-6  # of the layer norms of timm, MAE, DINO and our own models
 
-# What an encoder may have beyond the plain ViT of MAE, told by a part of a tensor's name.
+# What an encoder may have beyond the plain ViT of MAE, recognised by a part of a tensor's name.
 MEAN_NORM = "a final norm behind mean pooling"
 NO_QKV_BIAS = "queries, keys and values without biases"
 _PECULIAR = {
@@ -179,18 +179,14 @@ def encoder_from_weights(
 
 
 def wrap_vit(vit: nn.Module, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Encoder:
-    """An encoder around a timm model, specified by the model itself.
-
-    Raises:
-        ValueError: not a Vision Transformer of the kind whose tokens and attention `Encoder` can read.
-    """
+    """An encoder around a timm model, specified by the model itself; refused as by `check_readable`."""
     readable = check_readable(vit)
     sizes = _eva_sizes(readable) if isinstance(readable, Eva) else _vit_sizes(readable)
     return Encoder(EncoderSpec(**sizes, mean=mean, std=std), readable)
 
 
 def _vit_sizes(vit: VisionTransformer) -> dict[str, Any]:
-    """Sizes read off the weights, but that the grid is square, which only the model itself tells."""
+    """Sizes read off the weights, but that the grid is square, which only the model itself knows."""
     rows, columns = vit.patch_embed.grid_size or (0, 0)
     if rows != columns:
         patch = vit.patch_embed.patch_size
@@ -209,7 +205,7 @@ def _vit_sizes(vit: VisionTransformer) -> dict[str, Any]:
 
 
 def _eva_sizes(vit: Eva) -> dict[str, Any]:
-    """Sizes of a model that may have no positions among its tensors: its own options tell the grid."""
+    """Sizes of a model that may have no positions among its tensors: its own options give the grid."""
     embed = vit.patch_embed
     last: AnyBlock = vit.blocks[-1]
     for name, sides in (("images", embed.img_size), ("patches", embed.patch_size)):
@@ -229,9 +225,6 @@ def fitted(make: Callable[[], ModuleT], state: State) -> ModuleT:
     """The module that `make` builds, with these tensors.
 
     It is built without memory first: sizes that a file claims, and its tensors have not, cost nothing.
-
-    Raises:
-        ValueError: as `load_strictly`.
     """
     with torch.device("meta"):
         _check_fits(make(), state)
@@ -275,9 +268,9 @@ def _check_fits(module: nn.Module, state: State) -> None:
             if name in state and state[name].is_floating_point() != tensor.is_floating_point()
         ],
     }
-    told = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
-    if told:
-        raise ValueError("tensors " + "; ".join(told))
+    found = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
+    if found:
+        raise ValueError("tensors " + "; ".join(found))
 
 
 def _dtype(tensor: Tensor) -> str:

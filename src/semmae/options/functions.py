@@ -15,11 +15,7 @@ from semmae.errors import UserError, near
 
 
 def text_of(function: Callable[..., Any], option: str) -> str:
-    """The text by which `function_at` finds this very function.
-
-    Raises:
-        UserError: there is none: a lambda, an inner function, one of a script or a notebook.
-    """
+    """The text by which `function_at` finds this very function; refused: a lambda, an inner one, one of a notebook."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if module is None or name is None:
         raise UserError(
@@ -37,11 +33,7 @@ def text_of(function: Callable[..., Any], option: str) -> str:
 
 
 def function_at(text: str, option: str) -> Callable[..., Any]:
-    """Import the function that `package.module:name` names; the working directory is looked in last.
-
-    Raises:
-        UserError: no such module, nothing of that name in it, or no function.
-    """
+    """Import the function that `package.module:name` names; the working directory is looked in last."""
     place, _, name = text.partition(":")
     if not all([*place.split("."), *name.split(".")]) or place.endswith(".py"):
         raise UserError(f"{option} {text!r}: must be package.module:name of a function, without .py")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from semmae.options.fields import option
+from semmae.options.maskings import MASKINGS
 from semmae.options.shared import EPOCHS, PIXELS, RATE, CompileOptions, PresetOptions, SeedOptions, SizeOptions
 
 
@@ -30,6 +31,19 @@ class PretrainRecipe(SeedOptions):
     """Weight decay, but for biases and norms."""
     warmup_share: float = option(0.05, low=0, high=1)  # 40 of 800 epochs
     """Share of the steps in which the learning rate rises."""
+
+    @property
+    def is_own_masking(self) -> bool:
+        """Whether one's own function masks, `package.module:name`; it is given what there is."""
+        return ":" in self.masking
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What nothing can be masked without: "parts", "attention"."""
+        reads = {"attention"} if self.token_subset is not None else set()
+        if self.masking in MASKINGS and (own := MASKINGS[self.masking].reads):
+            reads.add(own)
+        return frozenset(reads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +88,12 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     a single one where only attention is read."""
     parts_preset: str | None = option(None)
     """Recipe of semmae parts, by name, when parts are learned; semmae-published: as the paper learns them."""
+
+    @property
+    def learns_parts(self) -> bool:
+        """Whether part labels are made here; one's own mask function gets some where --teacher asks for them."""
+        asked = self.is_own_masking and self.teacher is not None
+        return self.parts is None and (asked or bool(self.needs))
 
 
 # Presets

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from semmae.errors import UserError
 from semmae.options.fields import MOST, about, option
 
 Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
@@ -60,8 +61,8 @@ class PrecisionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(PrecisionOptions, ImageOptions):
-    """What every verb that trains takes."""
+class Batching:
+    """How the images of an optimiser step are divided: over nodes, their devices, and batches one after another."""
 
     GROUP: ClassVar[str] = "training"
 
@@ -73,10 +74,6 @@ class TrainOptions(PrecisionOptions, ImageOptions):
     """GPUs, or processes on a CPU; of each node."""
     nodes: int = option(1, low=1, high=2**16)
     """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
-    logger: str = option("tensorboard", on_resume="free")
-    """Where metrics go beside metrics.jsonl, divided by commas: tensorboard, wandb, mlflow, csv; or none."""
-    callbacks: tuple[Any, ...] = option((), python=True, control=True, on_resume="free")
-    """Callbacks of Lightning to train with, beside ours."""
 
     @property
     def processes(self) -> int:
@@ -87,6 +84,49 @@ class TrainOptions(PrecisionOptions, ImageOptions):
     def batches(self) -> int:
         """Batches that make one optimiser step, over all devices."""
         return self.processes * self.accumulate
+
+    def effective(self, images: int) -> int:
+        """Images that one optimiser step takes: --batch-size, or fewer where there are fewer images."""
+        if images >= self.batch_size:
+            return self.batch_size
+        return max(self.batches, images // self.batches * self.batches)
+
+    def scaled_rate(self, blr: float, images: int) -> float:
+        """The learning rate: `blr` is that of 256 images a step."""
+        return blr * self.effective(images) / 256
+
+    def optimiser_steps(self, images: int, epochs: int) -> int:
+        """Of a whole training."""
+        of_a_process = -(-images // self.processes)
+        return epochs * (of_a_process // (self.effective(images) // self.processes))
+
+    def check(self) -> None:
+        """Refuse a step that does not divide into batches of the same number of images."""
+        if self.batch_size % self.batches:
+            factors = {"--nodes": self.nodes, "--devices": self.devices, "--accumulate": self.accumulate}
+            shown = [f"{name} {factor}" for name, factor in factors.items() if factor > 1 or name == "--devices"]
+            raise UserError(
+                f"--batch-size {self.batch_size} is not divisible by {' · '.join(shown)}; use a multiple of "
+                f"{self.batches}"
+            )
+
+    def check_images(self, images: int) -> None:
+        """Refuse to make more batches of a step than there are images."""
+        most = -(-images // self.processes)  # of each device; where images are fewer than devices, some are seen twice
+        if self.accumulate > most:
+            raise UserError(f"--accumulate {self.accumulate}: more batches a step than images a device; at most {most}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Batching, PrecisionOptions, ImageOptions):
+    """What every verb that trains takes."""
+
+    GROUP: ClassVar[str] = "training"
+
+    logger: str = option("tensorboard", on_resume="free")
+    """Where metrics go beside metrics.jsonl, divided by commas: tensorboard, wandb, mlflow, csv; or none."""
+    callbacks: tuple[Any, ...] = option((), python=True, control=True, on_resume="free")
+    """Callbacks of Lightning to train with, beside ours."""
 
 
 @dataclass(frozen=True, kw_only=True)

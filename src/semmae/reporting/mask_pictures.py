@@ -11,12 +11,14 @@ from semmae.data.loaders import WholeDataset, denormalise, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.models.mae import MaskedAutoencoder
+from semmae.options.maskings import MASKINGS
+from semmae.options.pretrain import PretrainRecipe
 from semmae.patches import denormalize_patches, patchify, unpatchify
 from semmae.reporting.part_samples import spread
 from semmae.reporting.pictures import paste
 from semmae.reporting.run_page import masks_picture, reconstructions_picture
-from semmae.train.masks import MaskContext
-from semmae.train.pretrain import PretrainRecipe
+from semmae.train.masks import mask_function
+from semmae.train.pretrain import blend_at, mask_context
 
 _PICTURED = 8  # images in each picture
 
@@ -81,27 +83,25 @@ def _masks_along(
     recipe: PretrainRecipe, store: PartStore | None, rows: list[int], side: int
 ) -> list[tuple[str, Tensor, Tensor | None]]:
     """(title, mask, the subset of the patches it is over, if any) of these images at five points of the training."""
-    parts = attention = None
+    batch: dict[str, Tensor] = {}
     if store is not None:
-        parts = torch.stack([crop_parts(store.labels[row], WHOLE, side) for row in rows])
+        batch["parts"] = torch.stack([crop_parts(store.labels[row], WHOLE, side) for row in rows])
         if store.attention_grid:
-            attention = torch.stack([crop_scores(store.attention[row], WHOLE, side) for row in rows]) / MOST_ATTENDED
-    # Along a schedule the noise stays the same, so that only the blend changes; else it alone changes.
-    scheduled = callable(recipe.masking) or (recipe.masking == "semantic" and recipe.blend is None)
+            scores = torch.stack([crop_scores(store.attention[row], WHOLE, side) for row in rows])
+            batch["attention"] = scores / MOST_ATTENDED
+    labels = 0 if store is None else store.num_labels
+    # Along a schedule the noise stays the same, so that only the blend changes; else it alone changes. What one's own
+    # function follows is not known.
+    known = MASKINGS.get(recipe.masking)
+    scheduled = known is None or (known.scheduled and recipe.blend is None)
+    draw = mask_function(recipe.masking)
     masks: list[tuple[str, Tensor, Tensor | None]] = []
     for number, point in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
         generator = torch.Generator().manual_seed(recipe.seed if scheduled else recipe.seed + number)
-        context = MaskContext(
-            (len(rows), side * side),
-            recipe.mask_ratio,
-            progress=point,
-            generator=generator,
-            num_labels=recipe.num_labels,
-            parts=parts,
-            attention=attention,
+        context = mask_context(
+            recipe, batch, (len(rows), side * side), progress=point, generator=generator, num_labels=labels
         )
-        blend = f" · blend {recipe.blend_at(point):.2f}" if recipe.blends else ""
-        if recipe.token_subset is not None:
-            context = context.most_attended(recipe.token_subset)
-        masks.append((f"{point:.0%}{blend}", recipe.mask(context), context.subset))
+        blend = blend_at(recipe, point)
+        title = f"{point:.0%}" if blend is None else f"{point:.0%} · blend {blend:.2f}"
+        masks.append((title, draw(context), context.subset))
     return masks

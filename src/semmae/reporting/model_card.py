@@ -15,15 +15,15 @@ from semmae import files
 from semmae.errors import UserError
 from semmae.evaluation.protocols import OWN
 from semmae.files.yaml import read_yaml
-from semmae.formats import folders as checkpoint, mae, onnx
-from semmae.models.classifier import Classifier
+from semmae.formats import folders as checkpoint
+from semmae.formats.form import Model, encoder_of
+from semmae.formats.table import WRITINGS
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.reporting.page import figure_rows, flat, read_facts
 from semmae.reporting.results import markdown_table, protocol_lines
 
 RESULTS = "results.json"
-_LIBRARY = {"timm": "timm", "mae": "semmae", "hf": "transformers", "onnx": "onnx"}
 # Told in sentences of their own, or of no use to others.
 _UNTOLD = {"data", "out", "workers", "config", "resume", "overwrite", "export_png", "export_size"}
 # Options and facts that are places, whatever they look like.
@@ -55,7 +55,7 @@ class Card:
 
     title: str  # of a folder, or OWNER/NAME on the hub
     form: str
-    model: Encoder | MaskedAutoencoder | Classifier
+    model: Model
     source: str  # the --encoder that was exported
     run: Run | None
     results: Mapping[str, Mapping[str, Any]]  # beyond those of the run
@@ -66,7 +66,7 @@ class Card:
     @property
     def encoder(self) -> Encoder:
         """The encoder, of a masked autoencoder or a classifier too."""
-        return self.model if isinstance(self.model, Encoder) else self.model.encoder
+        return encoder_of(self.model)
 
 
 def find_run(spec: str) -> Run | None:
@@ -114,7 +114,7 @@ def _header(card: Card) -> list[str]:
     task = "image-classification" if card.classes else "image-feature-extraction"
     tags = ["semmae", "masked-image-modeling" if _is_mae(card) else task, "vision-transformer"]
     lines = [
-        f"library_name: {_LIBRARY[card.form]}",
+        f"library_name: {WRITINGS[card.form].library}",
         "license: unknown",
         f"pipeline_tag: {task}",
         "tags:",
@@ -224,77 +224,8 @@ def _images(card: Card) -> list[str]:
 
 
 def _use(card: Card) -> list[str]:
-    code = {"timm": _use_timm, "mae": _use_mae, "hf": _use_hf, "onnx": _use_onnx}[card.form](card)
+    code = WRITINGS[card.form].use(card.title, card.model, bool(card.classes))
     return ["```python", *code, "```", ""]
-
-
-def _use_timm(card: Card) -> Iterable[str]:
-    place = "hf-hub" if "/" in card.title else "local-dir"
-    answer = ("logits = model(images)  # (B, classes): those of model.pretrained_cfg['label_names']",)
-    return (
-        "import timm",
-        "",
-        f'model = timm.create_model("{place}:{card.title}", pretrained=True).eval()',
-        *(answer if card.classes else ()),
-        "tokens = model.forward_features(images)  # (B, 1 + patches, width): class token first",
-    )
-
-
-def _use_mae(card: Card) -> Iterable[str]:
-    loader = "load_mae" if _is_mae(card) else "load_encoder"
-    return (
-        "import torch",
-        "",
-        f'state = torch.load("{mae.FILE}", weights_only=True)["model"]  # names of the MAE release',
-        "",
-        "import semmae",
-        "",
-        f'model = semmae.{loader}("{mae.FILE}")  # reads config.json beside it',
-    )
-
-
-def _use_hf(card: Card) -> Iterable[str]:
-    place = card.title
-    if _is_mae(card):
-        return (
-            "from transformers import AutoImageProcessor, ViTMAEForPreTraining",
-            "",
-            f'processor = AutoImageProcessor.from_pretrained("{place}")',
-            f'model = ViTMAEForPreTraining.from_pretrained("{place}")',
-            'loss = model(**processor(images=image, return_tensors="pt")).loss',
-        )
-    if card.classes:
-        return (
-            "from transformers import AutoImageProcessor, ViTForImageClassification",
-            "",
-            f'processor = AutoImageProcessor.from_pretrained("{place}")',
-            f'model = ViTForImageClassification.from_pretrained("{place}")',
-            'logits = model(**processor(images=image, return_tensors="pt")).logits',
-            "name = model.config.id2label[logits[0].argmax().item()]",
-        )
-    return (
-        "from transformers import AutoImageProcessor, ViTModel",
-        "",
-        f'processor = AutoImageProcessor.from_pretrained("{place}")',
-        "# There is no pooler: with one, transformers would begin a new one at random.",
-        f'model = ViTModel.from_pretrained("{place}", add_pooling_layer=False)',
-        'tokens = model(**processor(images=image, return_tensors="pt")).last_hidden_state',
-    )
-
-
-def _use_onnx(card: Card) -> Iterable[str]:
-    size, given = card.encoder.spec.image_size, f'{{"{onnx.INPUT}": images}}'
-    return (
-        "import onnxruntime",
-        "",
-        f'session = onnxruntime.InferenceSession("{onnx.FILE}")',
-        f"# {onnx.INPUT}: float32 (B, 3, {size}, {size}), normalised as above (the file's metadata tells it too)",
-        *(
-            ("# (B, classes), named in the file's metadata:", f'logits = session.run(["{onnx.LOGITS}"], {given})[0]')
-            if card.classes
-            else ("# (B, width) and (B, patches, width):", f'cls, patches = session.run(["cls", "patches"], {given})')
-        ),
-    )
 
 
 def _licence() -> list[str]:

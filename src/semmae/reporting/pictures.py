@@ -174,15 +174,18 @@ def masks_picture(
     write_bytes(path, _png(_sheet(_interleave(columns), headers, groups=1, legend=legend)))
 
 
-def reconstructions_picture(images: Tensor, mask: Tensor, reconstruction: Tensor, path: Path) -> None:
+def reconstructions_picture(
+    images: Tensor, mask: Tensor, reconstruction: Tensor, path: Path, description: str = ""
+) -> None:
     """Writes a sheet, two images to a row: image | visible patches | reconstruction | image.
 
     reconstruction: uint8 (N, 3, S, S); of it the hidden patches are shown, pasted among the visible ones.
+    description: kept in the file, see `description_of`.
     """
     large, painted = _to_tile_size(images), _to_tile_size(paste(images, mask, reconstruction))
     tiles = _interleave([large, hide(large, mask), painted, large])
     headers = ("image", "visible", "reconstruction", "image")
-    write_bytes(path, _png(_sheet(tiles, headers, groups=min(2, len(images)), legend=[])))
+    write_bytes(path, _png(_sheet(tiles, headers, groups=min(2, len(images)), legend=[]), description))
 
 
 def segmentation_picture(
@@ -317,17 +320,19 @@ def _place_legend(
     return placed, y + _TEXT + _GAP if legend else top - 6
 
 
-def _png(sheet: Image.Image) -> bytes:
+def _png(sheet: Image.Image, description: str = "") -> bytes:
     buffer, about = io.BytesIO(), PngInfo()
     about.add_text("Software", _SOFTWARE)
+    if description:
+        about.add_text("Description", description)
     sheet.save(buffer, "PNG", optimize=True, pnginfo=about)
     return buffer.getvalue()
 
 
-def is_own(path: Path) -> bool:
-    """Whether a file is a PNG that this module drew."""
+def description_of(path: Path) -> str | None:
+    """What a PNG that this module drew says of itself; None of a file of another origin."""
     try:
         with open_regular(path) as file, Image.open(file, formats=["PNG"]) as picture:
-            return picture.info.get("Software") == _SOFTWARE
+            return str(picture.info.get("Description", "")) if picture.info["Software"] == _SOFTWARE else None
     except Exception:  # bytes of another origin fail in as many ways as there are bytes
-        return False
+        return None

@@ -28,13 +28,16 @@ def continues(options: Any) -> bool:
 
 def to_yaml(options: Any) -> str:
     """A verb and its options as YAML that `read_config` reads; how to begin is not part of it."""
-    kept = {"verb": verb_of(type(options))}
-    for name, option in options_of(type(options)).items():
-        if not option.facts.control:
-            kept[name] = _plain(option, getattr(options, name))
     from semmae.files.yaml import as_yaml
 
-    return as_yaml(kept)
+    return as_yaml(kept_values(options))
+
+
+def kept_values(options: Any) -> dict[str, Any]:
+    """A verb and its options as plain values; how to begin is not part of it."""
+    every = options_of(type(options)).items()
+    kept = {name: _plain(option, getattr(options, name)) for name, option in every if not option.facts.control}
+    return {"verb": verb_of(type(options)), **kept}
 
 
 def _plain(option: Option, value: Any) -> Any:

@@ -39,13 +39,16 @@ _NOTHING = {UNFINISHED, _LOCK}
 _FILES = _NOTHING | {
     CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "parts.html", "parts.png",
     "parts.npy", "attention.npy", "parts.json", "quality.json", "results.json", "results.md", "per_class.csv",
-    "confusion.png", "predictions.png", "figures.json", "features.safetensors", "state.json",
+    "confusion.png", "predictions.png", "figures.json", "features.safetensors", "state.json", "loggers.json",
 }  # fmt: skip
 _NETWORK = ("model.safetensors", "config.json", "learned.txt")
 _FOLDERS = {
     **dict.fromkeys(("encoder", "autoencoder", "learner", "head", "classifier", "segmenter"), _NETWORK),
     "checkpoints": ("last.ckpt",),
     "tensorboard": ("events.*", "hparams.yaml"),
+    "csv": ("version_*/metrics.csv", "version_*/hparams.yaml"),
+    "wandb": ("*",),
+    "mlruns": ("*",),
     "pictures": ("masks.png", "reconstructions.png", "parts.npz"),
     "creatures": ("images/*/*.png", "masks/*/*.png", "classes.json"),
 }
@@ -70,11 +73,12 @@ def owning_out(verb: Callable[[OptionsT], ResultT]) -> Callable[[OptionsT], Resu
 
 
 @contextmanager
-def claimed(options: OptionsT) -> Iterator[OptionsT]:
+def claimed(options: OptionsT, makes: Path | None = None) -> Iterator[OptionsT]:
     """The options to run with, `out` locked: values checked, the folder looked at, --resume filled in.
 
     --resume is filled in too where `out` holds a run that was begun with just these options and did not
     come to its end: the same command again goes on. Where the block fails, a folder that was only locked goes again.
+    `makes`: a file outside the folder in which the work is to end.
 
     Raises:
         UserError: a value out of bounds; an input in the way, or a folder, or a run at work there; nothing to resume.
@@ -82,7 +86,7 @@ def claimed(options: OptionsT) -> Iterator[OptionsT]:
     check_claim(options)
     if isinstance(options, TrainOptions):
         take_rank(options.nodes, options.devices)
-    check_inputs(options)
+    check_inputs(options, makes)
     settled(options)  # a folder that is refused is not even locked
     with ExitStack() as stack:
         if is_rank_zero():
@@ -105,8 +109,8 @@ def check_claim(options: RunOptions) -> None:
     check_place("--out", options.out)
 
 
-def check_inputs(options: Any) -> None:
-    """Refuse an output of a verb's options that is, holds or lies in one of their inputs."""
+def check_inputs(options: Any, makes: Path | None = None) -> None:
+    """Refuse an output of a verb's options that is, holds or lies in one of their inputs; `makes` is another output."""
     every = options_of(type(options))
     inputs = {
         option.flag: value
@@ -116,9 +120,8 @@ def check_inputs(options: Any) -> None:
     if continues(options):
         inputs.pop("--config", None)  # may be the run's own: nothing is deleted
     searched = [flag(name) for name in with_facts(type(options), reads="images")]
-    for name in with_facts(type(options), writes=True):
-        if getattr(options, name) is not None:
-            check_apart(flag(name), getattr(options, name), inputs, searched)
+    outputs = [(flag(name), getattr(options, name)) for name in with_facts(type(options), writes=True)]
+    check_apart([("--out", makes), *outputs], inputs, searched)
 
 
 def settled(options: OptionsT) -> OptionsT:

@@ -33,38 +33,42 @@ def check_place(option: str, folder: Path, given: Path | None = None) -> None:
 
 
 def check_apart(
-    option: str, out: Path, inputs: Mapping[str, str | Path | None], searched: Collection[str] = ()
+    outputs: Iterable[tuple[str, Path | None]],
+    inputs: Mapping[str, str | Path | None],
+    searched: Collection[str] = (),
 ) -> None:
     """Refuse an output that is an input, or holds one, or would be taken for one of the images.
 
     What is written may replace what lies there, and an input is never replaced; pictures that are written among the
     images become images, so that a run which goes on would find others than it began with. Links inside the inputs are
-    followed, as reading them does.
+    followed, as reading them does; however many outputs there are, each input is walked through once.
 
     Args:
-        option: that names the output, as written on the command line.
-        out: file or folder to write.
+        outputs: files and folders to write, each with its option as written on the command line.
         inputs: by option, what is read: a path, a glob, or a name that is no path.
         searched: those of the inputs in which images are looked for at any depth; annotations are found by name.
     """
-    place = user_path(out).resolve()
-    around = [path.stat() for path in (place, *place.parents) if path.exists()]
+    places = [(option, out, user_path(out).resolve()) for option, out in outputs if out is not None]
     for name, value in inputs.items():
-        among = value is not None and name in searched and _will_match(str(value), place)
-        for path in (path for root in existing(value) for path in _reached(root)):
-            if path == place or place in path.parents:
-                how = "is this very place" if path == place else "lies in it"
+        reached = [path for root in existing(value) for path in _reached(root)]
+        for option, out, place in places:
+            for path in reached:
+                if path == place or place in path.parents:
+                    how = "is this very place" if path == place else "lies in it"
+                    raise UserError(
+                        f"{option} {out}: {name} {value} {how}, and no input is ever overwritten; write elsewhere"
+                    )
+            if name in searched and (_lies_in(place, reached) or _will_match(value, place)):
                 raise UserError(
-                    f"{option} {out}: {name} {value} {how}, and no input is ever overwritten; write to another place"
+                    f"{option} {out}: lies in {name} {value}, where the pictures written there would become images; "
+                    "write to a place outside it"
                 )
-            # By what it is, not by its name: a folder may be mounted in two places.
-            inside = path.is_dir() and any(os.path.samestat(path.stat(), each) for each in around)
-            among = among or (inside and name in searched)
-        if among:
-            raise UserError(
-                f"{option} {out}: lies in {name} {value}, where the pictures written there would become images; write "
-                "to a place outside it"
-            )
+
+
+def _lies_in(place: Path, reached: Iterable[Path]) -> bool:
+    """Whether a place is below one of these folders: by what they are, for a folder may be mounted in two places."""
+    around = [path.stat() for path in (place, *place.parents) if path.exists()]
+    return any(path.is_dir() and any(os.path.samestat(path.stat(), each) for each in around) for path in reached)
 
 
 def newest(roots: Iterable[Path], apart: Path) -> tuple[float, Path] | None:
@@ -112,9 +116,9 @@ def _reached(root: Path) -> Iterator[Path]:
             left += [link for name in (*folders, *files) if os.path.islink(link := Path(folder, name))]
 
 
-def _will_match(images: str, place: Path) -> bool:
+def _will_match(images: str | Path | None, place: Path) -> bool:
     """Whether a glob may match what is going to be written at a place."""
-    if not (glob.has_magic(images) and is_path(images)) or (path := user_path(images)).exists():
+    if images is None or not (glob.has_magic(str(images)) and is_path(images)) or (path := user_path(images)).exists():
         return False
     for name, part in zip(place.parts, path.absolute().parts, strict=False):
         if part == "**":

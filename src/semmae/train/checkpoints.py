@@ -30,9 +30,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
     Lightning's own writes to the system's folder for temporary files and moves the result; from one file
     system to another that is a copy, which a kill cuts off in the middle of the only checkpoint. The new one is on
     the disk before it takes the old one's place, and so is the renaming before training goes on.
-
-    Args:
-        state: of the task that goes on, name → tensor: a checkpoint has the same names and shapes.
+    What fits has the names and shapes of `state`, that of the task that goes on.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
@@ -53,11 +51,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, _: storage,
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        """The checkpoint at `path`, nothing in it executed.
-
-        Raises:
-            UserError: it is damaged, not of this task, or holds numbers that are not finite.
-        """
+        """The checkpoint, nothing in it executed; one that is damaged, of another task or not finite is refused."""
         remedy = "restore it from a copy, or begin anew with --overwrite"
         try:
             open_regular(Path(path)).close()

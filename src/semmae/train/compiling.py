@@ -27,11 +27,7 @@ def compile_pays(gpu: bool, steps: int) -> bool:
 
 
 def check_compile(choice: Compile) -> None:
-    """Refuse `on` where something that compiling needs is missing.
-
-    Raises:
-        UserError: names what is missing.
-    """
+    """Refuse `on` where something that compiling needs is missing."""
     missing = missing_for_compile(torch.cuda.is_available()) if choice == "on" else None
     if missing:
         raise UserError(f"--compile on: needs {missing}, which is not here; install it, or use --compile off")

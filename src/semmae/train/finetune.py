@@ -7,7 +7,6 @@ Notable here:
 - a moving average of the weights, where there is one, follows every optimiser step and is the result.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,41 +21,24 @@ from semmae.data.augment import seeded
 from semmae.data.loaders import normalise
 from semmae.losses import class_loss
 from semmae.models.classifier import Classifier
+from semmae.options.finetune import FinetuneRecipe
 from semmae.train.masks import mask_seed
 from semmae.train.optimizer import can_fuse, layer_decay_groups, warmup_cosine_rate
 
-
-@dataclass(frozen=True)
-class FinetuneRecipe:
-    """The optimisation; the defaults are MAE's for ViT-B on ImageNet, but for the rate, which follows the batch."""
-
-    lr: float = 5e-4
-    min_lr: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.05
-    layer_decay: float = 0.65
-    warmup_share: float = 0.05  # 5 of 100 epochs
-    mixup: float = 0.8  # α of the Beta distribution of shares; 0 = none
-    cutmix: float = 1.0  # likewise; with both, either by chance
-    erasing: float = 0.25  # probability
-    label_smoothing: float = 0.1
-    ema: float = 0.0  # decay of the moving average; 0 = none
-    seed: int = 0
+BETAS = (0.9, 0.999)  # PyTorch's, which MAE's main_finetune.py leaves as they are
 
 
 class FinetuneTask(pl.LightningModule):
     """Trains a `Classifier` on batches {"images": uint8 (B, 3, S, S), "targets": int64 (B,)}.
 
-    Args:
-        classifier: trained in place, all of it.
-        recipe: optimisation and what happens to images and targets.
-        compiled: train through torch.compile.
+    All of it is trained, in place; `lr` is the highest rate, that of the head; `compiled`, through torch.compile.
     """
 
-    def __init__(self, classifier: Classifier, recipe: FinetuneRecipe, compiled: bool = False) -> None:
+    def __init__(self, classifier: Classifier, recipe: FinetuneRecipe, *, lr: float, compiled: bool = False) -> None:
         super().__init__()
+        self.recipe, self.lr = recipe, lr
         # Loaded models come in evaluation mode, which Lightning leaves them in: nothing would be dropped.
-        self.classifier, self.recipe = classifier.requires_grad_(True).train(), recipe
+        self.classifier = classifier.requires_grad_(True).train()
         # timm warms the decay up, so that short runs are not averaged with their beginning.
         self.average = ModelEmaV3(classifier, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         if self.average is not None:
@@ -81,7 +63,7 @@ class FinetuneTask(pl.LightningModule):
         images = normalise(batch["images"], spec.mean, spec.std)
         images, targets = disturbed(images, batch["targets"], self.recipe, self.classifier.num_classes, seed)
         loss = class_loss(self._forward(images), targets)
-        self.log("loss", loss.detach())
+        self.log("loss", loss.detach(), logger=False)
         return loss
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
@@ -94,10 +76,10 @@ class FinetuneTask(pl.LightningModule):
         """AdamW with a rate for each layer, warm-up, cosine to the least rate."""
         recipe, total = self.recipe, int(self.trainer.estimated_stepping_batches)
         groups = layer_decay_groups(
-            self.classifier.vit, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
+            self.classifier.vit, lr=self.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
         )
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=can_fuse(self.trainer))
-        warmup, end = round(recipe.warmup_share * total), recipe.min_lr / recipe.lr
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=BETAS, fused=can_fuse(self.trainer))
+        warmup, end = round(recipe.warmup_share * total), recipe.min_lr / self.lr
         rate = warmup_cosine_rate(optimizer, total_steps=total, warmup_steps=warmup, end=end)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
@@ -105,17 +87,9 @@ class FinetuneTask(pl.LightningModule):
 def disturbed(
     images: Tensor, targets: Tensor, recipe: FinetuneRecipe, num_classes: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Erase and mix a batch, and smooth its targets.
+    """Erase and mix normalised images (B, 3, S, S), in place, and smooth their classes (B,) to float32 (B, K) of sum 1.
 
-    Args:
-        images: normalised (B, 3, S, S); changed in place.
-        targets: classes (B,).
-        recipe: what to do to them.
-        num_classes: K.
-        seed: of the draws; the noise that erases comes from torch's own random numbers.
-
-    Returns:
-        Images (B, 3, S, S), and how much each is of each class, float32 (B, K), rows of sum 1.
+    `seed` is that of the draws; the noise that erases comes from torch's own random numbers.
     """
     with seeded(seed):
         if recipe.erasing:

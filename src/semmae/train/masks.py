@@ -1,7 +1,7 @@
-"""What pre-training hides: the maskings by name, one's own mask function, and what was hidden, part by part.
+"""What pre-training hides: the functions behind `MASKINGS`, one's own, and what was hidden, part by part.
 
-One's own function gets a `MaskContext` and returns bool (B, L), True = hidden, the same number of patches in every
-row of every batch. It draws its noise by `context.uniform`, so that a resumed run draws the same masks:
+A mask function gets a `MaskContext` and returns bool (B, L), True = hidden, the same number of patches in every row of
+every batch. It draws its noise by `context.uniform`, so that a resumed run draws the same masks. One of your own:
 
     def stripes(context):
         batch, patches = context.shape
@@ -11,19 +11,21 @@ row of every batch. It draws its noise by `context.uniform`, so that a resumed r
 """
 
 import dataclasses
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from semmae.errors import UserError
 from semmae.masking import attention_mask, block_mask, most_attended, part_counts, random_mask, semantic_mask
+from semmae.options.functions import function_at
+from semmae.options.maskings import MASKINGS
 
 Masking = Literal["semantic", "intra", "inter", "random", "block", "attention"]
-MASKINGS: tuple[Masking, ...] = get_args(Masking)
-BY_PARTS = ("semantic", "intra", "inter")  # those that read part labels
+BY_PARTS = tuple(row.name for row in MASKINGS.values() if row.reads == "parts")
 _BOXES = 16  # of a block mask: enough to hide three quarters
 
 
@@ -39,6 +41,8 @@ class MaskContext:
     parts: Tensor | None = None  # part label under each patch, int64 (B, L) in [0, K)
     attention: Tensor | None = None  # a teacher's attention to each patch, float (B, L), larger = more
     subset: Tensor | None = None  # where only some patches take part: which of the grid the L are, int64 (B, L)
+    blend: float = 0.0  # of masking by parts, now: 0 a share of every part, 1 whole parts
+    hint: float = 0.0  # of masking by attention: share of the most attended patches that stays visible
 
     @property
     def device(self) -> torch.device:
@@ -52,38 +56,65 @@ class MaskContext:
 
     def most_attended(self, count: int) -> "MaskContext":
         """The same of the `count` most attended patches alone; draws noise, for patches attended alike."""
-        if self.attention is None:
-            raise ValueError("a subset of the patches is chosen by attention, but the batch has none")
-        subset = most_attended(self.attention, self.uniform(), count)
+        scores = _needed(self.attention, "a subset of the patches", "attention")
+        subset = most_attended(scores, self.uniform(), count)
         parts = None if self.parts is None else self.parts.gather(1, subset)
-        attention, shape = self.attention.gather(1, subset), (self.shape[0], count)
+        attention, shape = scores.gather(1, subset), (self.shape[0], count)
         return dataclasses.replace(self, shape=shape, parts=parts, attention=attention, subset=subset)
 
 
 MaskFunction = Callable[[MaskContext], Tensor]
 
 
-def draw_mask(masking: Masking, context: MaskContext, blend: float = 0.0, hint: float = 0.0) -> Tensor:
-    """A mask of a known kind, bool (B, L), with the context's noise.
+def semantic(context: MaskContext) -> Tensor:
+    """From a share of every part to whole parts, as `context.blend` says."""
+    parts = _needed(context.parts, "masking by parts (semantic, intra, inter)", "part labels")
+    return semantic_mask(parts, context.uniform(), context.uniform(context.num_labels), context.ratio, context.blend)
 
-    Args:
-        masking: what to hide.
-        context: batch, ratio, noise.
-        blend: of semantic, intra and inter: 0 a share of every part, 1 whole parts.
-        hint: of attention: share of the most attended patches that stays visible.
-    """
-    noise = context.uniform()
-    if masking == "random":
-        return random_mask(noise, context.ratio)
-    if masking == "block":
-        return block_mask(noise, context.uniform(_BOXES, 4), context.ratio)
-    if masking == "attention":
-        if context.attention is None:
-            raise ValueError("masking attention reads attention, but the batch has none")
-        return attention_mask(context.attention, noise, context.uniform(), context.ratio, hint)
-    if context.parts is None:
-        raise ValueError(f"masking {masking} reads part labels, but the batch has none")
-    return semantic_mask(context.parts, noise, context.uniform(context.num_labels), context.ratio, blend)
+
+def intra(context: MaskContext) -> Tensor:
+    """A share of every part."""
+    return semantic(dataclasses.replace(context, blend=0.0))
+
+
+def inter(context: MaskContext) -> Tensor:
+    """Whole parts."""
+    return semantic(dataclasses.replace(context, blend=1.0))
+
+
+def random(context: MaskContext) -> Tensor:
+    """Any patches."""
+    return random_mask(context.uniform(), context.ratio)
+
+
+def block(context: MaskContext) -> Tensor:
+    """Rectangles."""
+    return block_mask(context.uniform(), context.uniform(_BOXES, 4), context.ratio)
+
+
+def attention(context: MaskContext) -> Tensor:
+    """The most attended patches, but for the hints."""
+    scores = _needed(context.attention, "masking by attention", "attention")
+    return attention_mask(scores, context.uniform(), context.uniform(), context.ratio, context.hint)
+
+
+def _needed(tensor: Tensor | None, what: str, reads: str) -> Tensor:
+    if tensor is None:
+        raise ValueError(f"{what} reads {reads}, but the batch has none")
+    return tensor
+
+
+def draw_mask(masking: str, context: MaskContext) -> Tensor:
+    """The mask, bool (B, L), of a name among `MASKINGS` or of your own `package.module:function`."""
+    return mask_function(masking)(context)
+
+
+def mask_function(masking: str) -> MaskFunction:
+    """The function of that name among `MASKINGS`, or your own, `package.module:function`, whose masks are checked."""
+    if masking in MASKINGS:
+        function: MaskFunction = pkgutil.resolve_name(MASKINGS[masking].function)
+        return function
+    return CheckedMask(function_at(masking, "--masking"))
 
 
 def mask_seed(seed: int, step: int, place: int) -> int:
@@ -105,18 +136,15 @@ class CheckedMask:
         self._hidden: int | None = None
 
     def __call__(self, context: MaskContext) -> Tensor:
-        """The function's mask, bool (B, L).
-
-        Raises:
-            UserError: it is no such mask, or hides another number in some row.
-        """
+        """The function's mask, bool (B, L); UserError where it is none, or hides another number in some row."""
         mask = self.function(context)
         name = getattr(self.function, "__qualname__", repr(self.function))
         if not isinstance(mask, Tensor):
             raise UserError(f"mask function {name} returned {type(mask).__name__}; return a bool tensor (B, L)")
         if mask.dtype != torch.bool or mask.shape != context.shape or mask.device != context.device:
+            kind = str(mask.dtype).removeprefix("torch.")
             raise UserError(
-                f"mask function {name} returned {_told(mask.dtype)} {tuple(mask.shape)} on {mask.device}; "
+                f"mask function {name} returned {kind} {tuple(mask.shape)} on {mask.device}; "
                 f"return bool {context.shape} on {context.device}, True = hidden"
             )
         self._count(mask, name)
@@ -139,10 +167,6 @@ class CheckedMask:
         self._hidden = most
 
 
-def _told(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 class MaskMeter:
     """Blend and hidden share of each part, summed up where they are and read now and then."""
 
@@ -157,7 +181,7 @@ class MaskMeter:
             self._blend, self._steps = self._blend + blend, self._steps + 1
         if parts is not None:
             labels = len(self.label_names)
-            # Visible and hidden patches of a part as two labels, so that one count tells both.
+            # Visible and hidden patches of a part as two labels, so that one count gives both.
             counts = part_counts((parts + labels * mask).view(1, -1), 2 * labels).view(2, labels)
             patches = torch.stack([counts[1], counts.sum(0)])
             # .to: what a checkpoint held comes on the CPU

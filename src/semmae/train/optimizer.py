@@ -33,7 +33,7 @@ def adamw(
     module: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float, fused: bool = True
 ) -> torch.optim.AdamW:
     """AdamW without decay on biases and norms, as MAE, DINO and iBOT pre-train: tokens and learned positions decay."""
-    # Asked for a decay of 1, timm tells which parameters decay also where the run's decay begins at 0.
+    # Asked for a decay of 1, timm says which parameters decay also where the run's decay begins at 0.
     groups = [
         {**group, _DECAYS: group["weight_decay"] > 0, "weight_decay": weight_decay * group["weight_decay"]}
         for group in param_groups_weight_decay(module, 1.0, no_weight_decay_list=_named(module, _BIASES))
@@ -51,7 +51,7 @@ def layer_decay_groups(
     with the last block. Biases, norms, tokens and positions do not decay.
 
     Args:
-        module: a timm ViT, or one that tells as it does (`group_matcher`) which layer a parameter belongs to.
+        module: a timm ViT, or one that says as it does (`group_matcher`) to which layer a parameter belongs.
         lr: of the head.
         weight_decay: of the weights that decay.
         layer_decay: rate of a layer, as a share of that of the layer above it.
@@ -59,7 +59,7 @@ def layer_decay_groups(
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         module, weight_decay, no_weight_decay_list=_named(module, _BIASES + _TOKENS), layer_decay=layer_decay
     )
-    # The highest rate first: that of the first group is what metrics tell.
+    # The highest rate first: that of the first group is the one in the metrics.
     groups.sort(key=lambda group: -float(group["lr_scale"]))
     return [{**group, "lr": lr * group["lr_scale"]} for group in groups]
 

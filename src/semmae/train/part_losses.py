@@ -6,7 +6,6 @@ a point of NMI on drawn creatures (docs/parts-measured.md). Concentration and to
 off by default.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,29 +24,14 @@ from semmae.losses import (
 )
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Features
+from semmae.options.parts import PartsRecipe
 
 Schedule = Literal["cosine", "constant"]
 
 
-@dataclass(frozen=True)
-class PartsRecipe:
-    """The objective and the optimisation of stage 1. The paper gives no numbers: every value is ours."""
-
-    lr: float = 3e-3
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    warmup_share: float = 0.05
-    schedule: Schedule = "cosine"
-    pixel_loss: Literal["mse", "l1"] = "mse"
-    diversity: float = 0.1  # λ_d
-    agreement: float = 0.3  # of two views; 0 = SemMAE as published, and one view is enough
-    concentration: float = 0.0
-    total_variation: float = 0.0
-
-    @property
-    def views(self) -> int:
-        """Crops of each image that a step looks at."""
-        return 2 if self.agreement else 1
+def views_of(recipe: PartsRecipe) -> int:
+    """Crops of each image that a step looks at."""
+    return 2 if recipe.agreement else 1
 
 
 def parts_losses(
@@ -55,18 +39,14 @@ def parts_losses(
 ) -> dict[str, Tensor]:
     """Every term of the objective that has a weight, and their weighted sum, "loss".
 
-    Args:
-        learner: what is trained.
-        recipe: the weights.
-        images: normalised first views (B, 3, S, S), which are rebuilt.
-        features: `Encoder.last_block_features` of each view.
-        crops: of each view as `Crop.numbers`, (B, views, 5).
+    `images` are the normalised first views (B, 3, S, S), which are rebuilt; `features` the `last_block_features` of
+    each view; `crops` where the views lie, as `Crop.numbers` (B, views, 5).
     """
     output = learner(features[0])
     if learner.spec.target == "features":
         rebuilt = feature_loss(output.reconstruction, features[0].patches)
     else:
-        rebuilt = reconstruction_loss(output.reconstruction, images, recipe.pixel_loss)
+        rebuilt = reconstruction_loss(output.reconstruction, images, "l1" if recipe.reconstruction == "l1" else "mse")
     terms = {"reconstruction": (1.0, rebuilt), "diversity": (recipe.diversity, diversity_loss(output.maps))}
     if recipe.agreement:
         pair = (output.maps, learner.part_maps(features[1]))

@@ -8,8 +8,11 @@ from torch import Tensor
 from semmae.data.loaders import normalise
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder, Features
+from semmae.options.parts import PartsRecipe
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
-from semmae.train.part_losses import PartsRecipe, parts_losses
+from semmae.train.part_losses import parts_losses
+
+BETAS = (0.9, 0.99)  # ours: the paper names no optimiser
 
 
 class PartsTask(pl.LightningModule):
@@ -35,7 +38,7 @@ class PartsTask(pl.LightningModule):
             seen = encoder.last_block_features(images)
         features = [Features(*view) for view in zip(seen.cls.chunk(views), seen.patches.chunk(views), strict=True)]
         losses = parts_losses(self.learner, self.recipe, images.chunk(views)[0], features, batch["crops"])
-        self.log_dict({name: value.detach() for name, value in losses.items()})
+        self.log_dict({name: value.detach() for name, value in losses.items()}, logger=False)
         return losses["loss"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -44,7 +47,7 @@ class PartsTask(pl.LightningModule):
         return adamw_warmup_cosine(
             self.learner,
             lr=self.recipe.lr,
-            betas=self.recipe.betas,
+            betas=BETAS,
             weight_decay=self.recipe.weight_decay,
             total_steps=total,
             warmup_steps=round(self.recipe.warmup_share * total),

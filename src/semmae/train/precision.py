@@ -33,11 +33,7 @@ def resolve_precision(precision: Precision) -> Arithmetic:
 
 
 def check_precision(precision: Precision) -> None:
-    """Refuse arithmetic that nothing here can train in.
-
-    Raises:
-        UserError: fp16, whose losses must be scaled, without a GPU.
-    """
+    """Refuse arithmetic that nothing here can train in."""
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError(
             "--precision fp16: needs a CUDA GPU, for its gradients underflow without loss scaling, and none is here; "
@@ -54,7 +50,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def processor_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """What the processor can do, as Linux tells; elsewhere nothing is known."""
+    """What the processor can do, as Linux lists it; elsewhere nothing is known."""
     if not path.is_file():
         return set()
     lines = (line.partition(":") for line in path.read_text(errors="replace").splitlines())

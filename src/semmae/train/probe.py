@@ -5,8 +5,6 @@ weights N(0, 0.01), cross-entropy, LARS of trust coefficient 0.001 without weigh
 plain SGD with momentum would.
 """
 
-from dataclasses import dataclass
-
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -17,45 +15,37 @@ from semmae.data.loaders import normalise
 from semmae.losses import class_loss
 from semmae.models.head import LinearHead, pool
 from semmae.models.vit import Encoder
+from semmae.options.probe import ProbeRecipe
 from semmae.train.optimizer import warmup_cosine_rate
 
-
-@dataclass(frozen=True)
-class ProbeRecipe:
-    """The optimisation; the defaults are MAE's, for a batch of 16384."""
-
-    lr: float = 6.4
-    momentum: float = 0.9
-    warmup_share: float = 10 / 90
+_MOMENTUM = 0.9
+_TRUST = 0.001
 
 
-def lars(module: nn.Module, *, lr: float, momentum: float) -> torch.optim.Optimizer:
+def lars(module: nn.Module, *, lr: float) -> torch.optim.Optimizer:
     """LARS as MoCo v3 and MAE have it: rates adapt for matrices alone, and there is no weight decay."""
     matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "always_adapt": True}, {"params": vectors, "always_adapt": False}]
     # eps is left out there: a gradient that is exactly zero is the one case it is for, and is asked for apart.
-    return Lars(groups, lr=lr, momentum=momentum, weight_decay=0.0, trust_coeff=0.001, eps=0.0)
+    return Lars(groups, lr=lr, momentum=_MOMENTUM, weight_decay=0.0, trust_coeff=_TRUST, eps=0.0)
 
 
 class ProbeTask(pl.LightningModule):
     """Trains a `LinearHead` on batches {"images": uint8 (B, 1, 3, S, S), "row": int64 (B,)}.
 
-    Args:
-        encoder: frozen; never trained, never in a checkpoint.
-        head: what is trained.
-        targets: the class of every row, int64 (N,).
-        recipe: the optimisation.
+    The encoder is frozen, and in no checkpoint; `targets` are the classes of all rows, int64 (N,); `lr` is the highest
+    rate.
     """
 
     targets: Tensor
 
-    def __init__(self, encoder: Encoder, head: LinearHead, targets: Tensor, recipe: ProbeRecipe) -> None:
+    def __init__(self, encoder: Encoder, head: LinearHead, targets: Tensor, recipe: ProbeRecipe, *, lr: float) -> None:
         super().__init__()
         self._frozen = (encoder.eval().requires_grad_(False),)  # in a tuple, where Lightning does not see it
         self.head = head
         self.register_buffer("targets", targets, persistent=False)
-        self.recipe = recipe
+        self.recipe, self.lr = recipe, lr
 
     def setup(self, stage: str) -> None:
         """Move the frozen encoder to the device."""
@@ -69,13 +59,14 @@ class ProbeTask(pl.LightningModule):
             pooled = pool(encoder(images), self.head.spec.pooling)
         logits, targets = self.head.logits(pooled), self.targets[batch["row"]]
         loss = class_loss(logits, targets)
-        self.log_dict({"loss": loss.detach(), "train_top1": 100 * (logits.argmax(1) == targets).float().mean()})
+        correct = 100 * (logits.argmax(1) == targets).float().mean()
+        self.log_dict({"loss": loss.detach(), "train_top1": correct}, logger=False)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """LARS, warm-up, cosine to zero."""
-        recipe, total = self.recipe, int(self.trainer.estimated_stepping_batches)
-        optimizer = lars(self.head, lr=recipe.lr, momentum=recipe.momentum)
-        warmup = round(recipe.warmup_share * total)
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer = lars(self.head, lr=self.lr)
+        warmup = round(self.recipe.warmup_share * total)
         rate = warmup_cosine_rate(optimizer, total_steps=total, warmup_steps=warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}

@@ -6,8 +6,6 @@ Notable here:
 - pixels without a class count neither in the sum nor in its divisor.
 """
 
-from dataclasses import dataclass
-
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -15,36 +13,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
+from semmae.data.coding import IGNORED
 from semmae.data.loaders import normalise
 from semmae.losses import in_float32
 from semmae.models.segmenter import Segmenter
+from semmae.options.segment import SegmentRecipe
 from semmae.train.masks import mask_seed
 from semmae.train.optimizer import can_fuse, layer_decay_groups
 from semmae.train.schedules import warmup_poly
 
-
-@dataclass(frozen=True)
-class SegmentRecipe:
-    """The optimisation; the defaults are those of BEiT's and MAE's UPerNet on ADE20K."""
-
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    layer_decay: float = 0.65
-    warmup_share: float = 1500 / 160_000  # of the steps
-    power: float = 1.0  # of the polynomial by which the rate falls to 0
-    auxiliary_weight: float = 0.4
-    ignored: int = 255  # label of pixels without a class
-    seed: int = 0
+BETAS = (0.9, 0.999)  # BEiT's UPerNet on ADE20K
 
 
 class SegmentTask(pl.LightningModule):
     """Trains a `Segmenter` on batches {"images": uint8 (B, 3, S, S), "labels": uint8 (B, S, S)}."""
 
-    def __init__(self, segmenter: Segmenter, recipe: SegmentRecipe) -> None:
+    def __init__(self, segmenter: Segmenter, recipe: SegmentRecipe, *, lr: float) -> None:
         super().__init__()
         self.segmenter = segmenter
-        self.recipe = recipe
+        self.recipe, self.lr = recipe, lr
 
     def setup(self, stage: str) -> None:
         """On several GPUs norms look at the images of all: one sees only a few of a step's."""
@@ -58,36 +45,31 @@ class SegmentTask(pl.LightningModule):
         torch.manual_seed(mask_seed(self.recipe.seed, self.global_step, place))
         spec = self.segmenter.encoder.spec
         scores = self.segmenter.scores(normalise(batch["images"], spec.mean, spec.std))
-        loss = pixel_loss(scores.main, batch["labels"], self.recipe.ignored)
-        self.log("pixel_loss", loss.detach())
+        loss = pixel_loss(scores.main, batch["labels"])
+        self.log("pixel_loss", loss.detach(), logger=False)
         if scores.auxiliary is not None:
-            loss = loss + self.recipe.auxiliary_weight * pixel_loss(
-                scores.auxiliary, batch["labels"], self.recipe.ignored
-            )
+            loss = loss + self.recipe.aux_weight * pixel_loss(scores.auxiliary, batch["labels"])
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with layer decay; warm-up, then a polynomial to zero."""
+        """AdamW with layer decay; warm-up, then a straight line to zero."""
         recipe, total = self.recipe, int(self.trainer.estimated_stepping_batches)
         warmup = round(recipe.warmup_share * total)
         groups = layer_decay_groups(
-            self.segmenter, lr=recipe.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
+            self.segmenter, lr=self.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
         )
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=can_fuse(self.trainer))
-        rate = LambdaLR(optimizer, lambda step: warmup_poly(step, total=total, warmup=warmup, power=recipe.power))
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=BETAS, fused=can_fuse(self.trainer))
+        rate = LambdaLR(optimizer, lambda step: warmup_poly(step, total=total, warmup=warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
 
 @in_float32
-def pixel_loss(logits: Tensor, labels: Tensor, ignored: int = 255) -> Tensor:
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of the pixels that have a class; 0 where none has.
 
-    Args:
-        logits: (B, K, h, w), brought to the size of the labels.
-        labels: integers (B, S, S), `ignored` where there is no class.
-        ignored: the label of no class.
+    Logits (B, K, h, w) are brought to the size of the labels, integers (B, S, S), `IGNORED` where there is no class.
     """
     resized = functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
     wanted = labels.long()
-    total = functional.cross_entropy(resized, wanted, ignore_index=ignored, reduction="sum")
-    return total / (wanted != ignored).sum().clamp_min(1)
+    total = functional.cross_entropy(resized, wanted, ignore_index=IGNORED, reduction="sum")
+    return total / (wanted != IGNORED).sum().clamp_min(1)

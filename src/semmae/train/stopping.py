@@ -6,7 +6,7 @@ Notable here:
 - Ctrl-C and SIGTERM (Slurm, containers) end the step that is running, keep it and stop; a second Ctrl-C does not wait;
 - a resumed run goes on with the very next batch: items are functions of (seed, epoch, row), so that the sampler needs
   no more than the place to begin at;
-- of several processes each tells the others what it wishes, and hears what they wished a step before: so all save
+- of several processes each sends the others what it wishes, and receives what they wished a step before: so all save
   and stop at the same step, and none of them waits.
 """
 
@@ -80,18 +80,18 @@ class Vote:
         self._pending: tuple[torch.distributed.Work, Tensor] | None = None
 
     def cast(self, wish: Wish) -> Wish:
-        """Tell one's wish, and learn what was wished at the last call; of a single process, its own at once."""
+        """Send one's wish, and learn what was wished at the last call; of a single process, its own at once."""
         if self._group is None:
             return wish
         answer = self._answer()
-        told = torch.tensor(int(wish))
-        work = torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        wished = torch.tensor(int(wish))
+        work = torch.distributed.all_reduce(wished, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
         assert work is not None
-        self._pending = work, told
+        self._pending = work, wished
         return answer
 
     def settle(self, wish: Wish) -> Wish:
-        """Tell one's wish, and wait for those of the others."""
+        """Send one's wish, and wait for those of the others."""
         self.cast(wish)
         return wish if self._group is None else self._answer()
 
@@ -102,10 +102,10 @@ class Vote:
     def _answer(self) -> Wish:
         if self._pending is None:
             return Wish.NOTHING
-        work, told = self._pending
+        work, wished = self._pending
         self._pending = None
         work.wait()
-        return Wish(int(told))
+        return Wish(int(wished))
 
 
 class Checked(Protocol):
@@ -115,12 +115,9 @@ class Checked(Protocol):
 
 
 class Keeper(Checkpoint):
-    """Writes the checkpoint whenever it is due, stops where that is asked for, and begins where the last one ended.
+    """Writes the one checkpoint whenever it is due, stops where that is asked for, begins where the last one ended.
 
-    Args:
-        path: of the checkpoint, the only one.
-        loader: what is trained on; resumed in mid-epoch, its sampler is an `EpochSampler`.
-        judge: raises where the state should not be kept.
+    To be resumed in mid-epoch, the loader has an `EpochSampler`. The judge raises where a state should not be kept.
     """
 
     def __init__(self, path: Path, loader: DataLoader[dict[str, Any]], judge: Checked) -> None:
@@ -134,7 +131,7 @@ class Keeper(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Show the loader its place: workers fetch the first batches before the epoch's number is told."""
+        """Show the loader its place: workers fetch the first batches before the epoch's number is set."""
         steps = len(self.loader) // trainer.accumulate_grad_batches
         epoch, done = divmod(checkpoint["global_step"], steps)
         self._held = {name: len(checkpoint[name]) for name in ("optimizer_states", "lr_schedulers")}
@@ -146,11 +143,7 @@ class Keeper(Checkpoint):
             raise TypeError(f"a loader with a {type(sampler).__name__} cannot be resumed in the middle of an epoch")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on there is something to keep.
-
-        Raises:
-            UserError: the checkpoint that this goes on with lacked an optimiser's state, or a schedule's.
-        """
+        """From here on there is something to keep; a checkpoint that lacked an optimiser or a schedule is refused."""
         wanted = {"optimizer_states": len(trainer.optimizers), "lr_schedulers": len(trainer.lr_scheduler_configs)}
         if self._held not in (None, wanted):
             raise UserError(f"{self.path}: its optimizer_states or lr_schedulers are of another training; restore it")
@@ -172,7 +165,7 @@ class Keeper(Checkpoint):
             self._save(trainer, wish)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After the epoch's last step, whose state has been checked as it was told of."""
+        """After the epoch's last step, whose state has been checked for its report."""
         self._vote.forget()
         last = trainer.current_epoch + 1 == trainer.max_epochs
         wish = self._vote.settle(self._wish(trainer, self._first or last or self._due()))

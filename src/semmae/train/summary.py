@@ -1,7 +1,7 @@
-"""summary.json of a training: what it was begun with, how long it took, whether it was finished."""
+"""summary.json and skipped.csv: what a stage of a run was trained on, for how long, and whether it came to its end."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,14 @@ def summarised(
     path, started = out / "summary.json", time.monotonic()
     facts = {"manifest": images.digest, **facts}
     earlier = Fields(path, read_json(path) if path.exists() else {})
-    _check_unchanged(out, earlier.content, facts)
-    before = earlier.get("minutes", (int, float), 0.0)
+    _check_unchanged(out, earlier, facts)
+    before = earlier.get("minutes", int | float, 0.0)
     counts = {"images": len(images), "skipped": len(images.manifest.skipped), "classes": len(set(images.labels or ()))}
-    summary = {"stage": stage, **counts, **facts}
 
     def write(finished: bool) -> None:
         if is_rank_zero():
             minutes = round(before + (time.monotonic() - started) / 60, 3)
-            write_json(path, summary | {"finished": finished, "minutes": minutes})
+            write_json(path, {"stage": stage, **counts, **facts, "finished": finished, "minutes": minutes})
 
     write(finished=False)  # already now: a killed run, too, knows what it was begun with
     if is_rank_zero():
@@ -48,12 +47,13 @@ def summarised(
     write(finished=True)
 
 
-def _check_unchanged(out: Path, earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def _check_unchanged(out: Path, earlier: Fields, facts: dict[str, Any]) -> None:
     digests = [name for name in facts if name == "manifest" or name.endswith("_digest")]
+    before = {name: earlier.get(name, str) for name in digests}
     changed = [
-        f"{name.removesuffix('_digest')} {short(str(earlier[name]))}, now {short(str(facts[name]))}"
-        for name in digests
-        if name in earlier and earlier[name] != facts[name]
+        f"{name.removesuffix('_digest')} {short(digest)}, now {short(str(facts[name]))}"
+        for name, digest in before.items()
+        if digest is not None and digest != facts[name]
     ]
     if changed:
         raise UserError(f"{out}: was begun with {'; '.join(changed)}; restore what has changed, or use another --out")

@@ -17,7 +17,6 @@ Notable here:
 
 import copy
 import warnings
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import pytorch_lightning as pl
@@ -33,12 +32,20 @@ from semmae.data.loaders import normalise
 from semmae.losses import in_float32
 from semmae.masking import block_order, hide_first, hide_highest, nums_hidden
 from semmae.models.vit import Encoder, Features
+from semmae.options.teacher import TeacherRecipe
 from semmae.train.masks import mask_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
 from semmae.train.schedules import cosine, linear_warmup
 
 Centering = Literal["centering", "sinkhorn"]
 PatchMasking = Literal["block", "random"]
+
+# DINO and iBOT (main_dino.py, main_ibot.py): AdamW with PyTorch's betas, the student's temperature, the centre's
+# inertia, the width of the heads' narrow layer.
+BETAS = (0.9, 0.999)
+STUDENT_TEMPERATURE = 0.1
+_CENTRE_MOMENTUM = 0.9
+_BOTTLENECK = 256
 
 _BOXES = 16  # drawn for a crop: of half of it they leave less than one patch in 98 to the refused ones
 
@@ -51,47 +58,18 @@ class Settings(NamedTuple):
     weight_decay: float
 
 
-@dataclass(frozen=True)
-class TeacherRecipe:
-    """The optimisation of stage 0."""
-
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_share: float = 0.1
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
-    momentum: float = 0.97  # of the average at the start; 1 at the end
-    teacher_temp: float = 0.04
-    warmup_teacher_temp: float = 0.04
-    temp_warmup_share: float = 0.1
-    student_temp: float = 0.1
-    centering: Centering = "centering"
-    prototypes: int = 1024
-    head_width: int = 1024
-    shared_head: bool = True  # one head for class and patch tokens
-    norm_last_layer: bool = True
-    frozen_share: float = 0.1  # of the steps, in which the last layer of the heads does not learn
-    clip: float = 3.0  # norm of each parameter's gradient; 0 = unlimited
-    koleo: float = 0.5  # weight of KoLeo; DINOv2's is 0.1
-    ibot: float = 1.0  # weight of the loss on hidden patches; 0 = DINO alone, nothing is hidden
-    masking: PatchMasking = "block"
-    mask_ratio: float = 0.3  # of the patches of a masked crop; varies from crop to crop
-    mask_spread: float = 0.2  # by at most so much
-    mask_share: float = 0.5  # of the global crops that are masked
-    seed: int = 0
-
-    def at(self, step: int, total: int) -> Settings:
-        """The schedules at `step` of `total`."""
-        return Settings(
-            momentum=cosine(step, total=total, start=self.momentum, end=1.0),
-            teacher_temp=linear_warmup(
-                step,
-                warmup=round(self.temp_warmup_share * total),
-                start=self.warmup_teacher_temp,
-                end=self.teacher_temp,
-            ),
-            weight_decay=cosine(step, total=total, start=self.weight_decay, end=self.weight_decay_end),
-        )
+def settings_at(recipe: TeacherRecipe, step: int, total: int) -> Settings:
+    """The schedules at `step` of `total`."""
+    return Settings(
+        momentum=cosine(step, total=total, start=recipe.momentum, end=1.0),
+        teacher_temp=linear_warmup(
+            step,
+            warmup=round(recipe.temp_warmup_share * total),
+            start=recipe.warmup_teacher_temp,
+            end=recipe.teacher_temp,
+        ),
+        weight_decay=cosine(step, total=total, start=recipe.weight_decay, end=recipe.weight_decay_end),
+    )
 
 
 class Outputs(NamedTuple):
@@ -124,12 +102,12 @@ class Heads(nn.Module):
 class TeacherTask(pl.LightningModule):
     """Trains an encoder on batches {"images": uint8 (B, 2, 3, S, S)[, "local": uint8 (B, N, 3, s, s)]}.
 
-    `teacher` is the result: the exponential moving average of the student.
+    `teacher` is the result: the exponential moving average of the student. `lr` is the highest rate.
     """
 
-    def __init__(self, encoder: Encoder, recipe: TeacherRecipe) -> None:
+    def __init__(self, encoder: Encoder, recipe: TeacherRecipe, *, lr: float) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.lr = recipe, lr
         self.student = encoder
         self.student_heads = Heads(encoder.width, recipe)
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
@@ -139,14 +117,14 @@ class TeacherTask(pl.LightningModule):
         if recipe.ibot:
             self.mask_token = nn.Parameter(torch.zeros(1, encoder.width))  # two dimensions, so that it decays: iBOT's
         # Of a centre that never moves from 0, only the softmax remains: the Sinkhorn algorithm takes its place.
-        inertia = 1.0 if recipe.centering == "sinkhorn" else 0.9
-        self.dino = DINOLoss(recipe.prototypes, student_temp=recipe.student_temp, center_momentum=inertia)
-        self.ibot = IBOTPatchLoss(recipe.prototypes, student_temp=recipe.student_temp, center_momentum=inertia)
+        inertia = 1.0 if recipe.centering == "sinkhorn" else _CENTRE_MOMENTUM
+        self.dino = DINOLoss(recipe.prototypes, student_temp=STUDENT_TEMPERATURE, center_momentum=inertia)
+        self.ibot = IBOTPatchLoss(recipe.prototypes, student_temp=STUDENT_TEMPERATURE, center_momentum=inertia)
         self.spread = KoLeoLoss()
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """One step of the student, or one batch of several that make it, after the teacher has followed the last."""
-        now = self.recipe.at(self.global_step, self._total_steps())
+        now = settings_at(self.recipe, self.global_step, self._total_steps())
         part = batch_index % self.trainer.accumulate_grad_batches
         if part == 0:
             update_momentum(self.student, self.teacher, m=now.momentum)
@@ -154,30 +132,30 @@ class TeacherTask(pl.LightningModule):
             set_weight_decay(self.trainer.optimizers[0], now.weight_decay)
         crops = self._pixels(batch["images"])
         mask = self._draw_mask(crops, part) if self.recipe.ibot else None
-        taught = self._teach(crops, mask, now.teacher_temp)
-        told = self._tell(crops, mask, batch.get("local"))
-        answers = centred(taught.cls, self.dino.center[0], now.teacher_temp)
-        terms = self.losses(taught, told, mask, now.teacher_temp)
+        targets = self._targets(crops, mask, now.teacher_temp)
+        predictions = self._predictions(crops, mask, batch.get("local"))
+        answers = centred(targets.cls, self.dino.center[0], now.teacher_temp)
+        terms = self.losses(targets, predictions, mask, now.teacher_temp)
         loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
-        self.log_dict({"loss": loss.detach()} | {f"loss_{name}": term.detach() for name, (_, term) in terms.items()})
-        self.log_dict({**now._asdict(), "teacher_information": information(answers)})
+        figures = {"loss": loss.detach()} | {f"loss_{name}": term.detach() for name, (_, term) in terms.items()}
+        self.log_dict({**figures, **now._asdict(), "teacher_information": information(answers)}, logger=False)
         return loss
 
     @in_float32
     def losses(
-        self, taught: Outputs, told: Outputs, mask: Tensor | None, temperature: float
+        self, targets: Outputs, predictions: Outputs, mask: Tensor | None, temperature: float
     ) -> dict[str, tuple[float, Tensor]]:
         """The terms of the loss as name → (weight, value)."""
-        views = len(told.cls) // (len(taught.cls) // 2)
-        terms = {"dino": (1.0, self.dino(taught.cls.chunk(2), told.cls.chunk(views), temperature))}
+        views = len(predictions.cls) // (len(targets.cls) // 2)
+        terms = {"dino": (1.0, self.dino(targets.cls.chunk(2), predictions.cls.chunk(views), temperature))}
         if mask is not None:
-            assert taught.patches is not None and told.patches is not None
+            assert targets.patches is not None and predictions.patches is not None
             side = int(mask.shape[1] ** 0.5)
             grid = mask.view(-1, side, side)
-            terms["ibot"] = self.recipe.ibot, self.ibot(taught.patches, told.patches, grid, temperature)
+            terms["ibot"] = self.recipe.ibot, self.ibot(targets.patches, predictions.patches, grid, temperature)
         if self.recipe.koleo:
             # Of each view alone: the two views of an image should not be kept apart.
-            spread = torch.stack([self.spread(view) for view in told.tokens.chunk(2)]).mean()
+            spread = torch.stack([self.spread(view) for view in predictions.tokens.chunk(2)]).mean()
             terms["koleo"] = self.recipe.koleo, spread
         return terms
 
@@ -192,15 +170,15 @@ class TeacherTask(pl.LightningModule):
         total = self._total_steps()
         return adamw_warmup_cosine(
             self,
-            lr=self.recipe.lr,
-            betas=self.recipe.betas,
+            lr=self.lr,
+            betas=BETAS,
             weight_decay=self.recipe.weight_decay,
             total_steps=total,
             warmup_steps=round(self.recipe.warmup_share * total),
             fused=can_fuse(self.trainer),
         )
 
-    def _teach(self, crops: Tensor, mask: Tensor | None, temperature: float) -> Outputs:
+    def _targets(self, crops: Tensor, mask: Tensor | None, temperature: float) -> Outputs:
         """The teacher on whole global crops (2 · B, 3, S, S); its logits balanced if the recipe says Sinkhorn."""
         features = self.teacher(crops)
         outputs = [self.teacher_heads.cls(features.cls)]
@@ -210,7 +188,7 @@ class TeacherTask(pl.LightningModule):
             outputs = [balanced(logits, temperature) for logits in outputs]
         return Outputs(outputs[0], outputs[1] if mask is not None else None, features.cls)
 
-    def _tell(self, crops: Tensor, mask: Tensor | None, local: Tensor | None) -> Outputs:
+    def _predictions(self, crops: Tensor, mask: Tensor | None, local: Tensor | None) -> Outputs:
         """The student on global crops (2 · B, 3, S, S), some of them masked, and on local ones (B, N, 3, s, s)."""
         features = self.student(crops) if mask is None else masked_features(self.student, crops, mask, self.mask_token)
         cls = features.cls if local is None else torch.cat([features.cls, self.student(self._pixels(local)).cls])
@@ -288,13 +266,13 @@ def balanced(logits: Tensor, temperature: float) -> Tensor:
 
 
 def information(answers: Tensor) -> Tensor:
-    """How much an answer tells of its image, in nats: the entropy of the mean less the mean entropy of answers (M, K).
+    """How much an answer says of its image, in nats: the entropy of the mean less the mean entropy of answers (M, K).
 
     0 where all images get the same answer, be it one prototype or all of them: the alarm for either collapse.
     """
     of_the_mean, of_each = (torch.special.entr(x).sum(-1) for x in (answers.mean(0), answers))
-    told: Tensor = of_the_mean - of_each.mean()
-    return told
+    nats: Tensor = of_the_mean - of_each.mean()
+    return nats
 
 
 def _head(width: int, recipe: TeacherRecipe) -> DINOProjectionHead:
@@ -304,7 +282,7 @@ def _head(width: int, recipe: TeacherRecipe) -> DINOProjectionHead:
         return DINOProjectionHead(
             width,
             hidden_dim=recipe.head_width,
-            bottleneck_dim=256,
+            bottleneck_dim=_BOTTLENECK,
             output_dim=recipe.prototypes,
             norm_last_layer=recipe.norm_last_layer,
         )

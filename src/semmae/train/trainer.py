@@ -4,9 +4,10 @@ Notable here:
 - `fit` runs a task to the end, or from its last checkpoint on; Lightning keeps loop, optimiser and
   schedule state, loaded with `weights_only=True`, so that a checkpoint executes nothing; when it is written
   `semmae.train.stopping` decides;
-- `Meter` writes metrics.jsonl and TensorBoard events and the line on the terminal, every `LOG_EVERY`
-  steps: between two of these nothing waits for the device. What it has not told yet is in the checkpoint, so that a
-  resumed run tells the same;
+- `Meter` writes metrics.jsonl, what loggers get (`semmae.train.loggers`) and the line on the terminal, every
+  `LOG_EVERY` steps: between two of these nothing waits for the device. Tasks log with `logger=False`, or Lightning
+  would write their figures a second time. What is not reported yet is in the checkpoint, so that a resumed run
+  reports the same;
 - a loss that is not finite stops the run, and so do weights: neither reaches a checkpoint. A step that loss scaling
   (fp16) leaves out changes no weight, and is no fault.
 """
@@ -20,14 +21,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -39,6 +41,7 @@ from semmae.progress import is_terminal, shown_rate, write
 from semmae.run.ranks import is_rank_zero
 from semmae.run.signals import Interrupted
 from semmae.train.checkpoints import CheckedCheckpointIO
+from semmae.train.loggers import open_loggers
 from semmae.train.nodes import cluster
 from semmae.train.optimizer import clip_gradients
 from semmae.train.precision import Precision, resolve_precision
@@ -46,7 +49,7 @@ from semmae.train.stopping import PATIENCE, Keeper
 
 LOG_EVERY = 10  # steps
 LAST = "last.ckpt"
-_LONG_WAIT = 0.2  # share of the time, of what a user should be told
+_LONG_WAIT = 0.2  # share of the time, of which a user should know
 
 _LIGHTNING_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -67,6 +70,9 @@ class FitOptions:
     clip_each: bool = False  # of each parameter's, not of all together
     accumulate: int = 1  # batches of the loader that make one optimiser step
     unit: str = "epoch"  # what the line on the terminal calls a pass over the loader
+    loggers: tuple[str, ...] = ("tensorboard",)  # names among LOGGERS
+    config: Mapping[str, Any] = field(default_factory=dict)  # what loggers show as the run's configuration
+    callbacks: Sequence[pl.Callback] = ()  # of the user's, called behind ours
 
 
 @dataclass(frozen=True)
@@ -86,45 +92,25 @@ def fit(
 ) -> None:
     """Train to the last epoch; with `resume` from `out/checkpoints/last.ckpt` on, if there is one.
 
+    The user's `callbacks` come after ours: at the end of a step they find the metrics written and the state kept.
+    Whether a resumed run ends as one that was never stopped is up to them too.
+
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; the step that was running is done and kept, unless Ctrl-C came twice.
-            In processes other than the first one `SystemExit`: it is the first one that tells.
+            In processes other than the first one `SystemExit`: the first one reports.
         UserError: the loss or a weight is not finite, or the checkpoint is damaged.
     """
-    precision = resolve_precision(options.precision)
-    processes = options.nodes * options.devices
-    _log.debug("%s: %s, %d batches a step on %d devices", options.stage, precision, options.accumulate, processes)
-    keep_freed_memory()
     last = options.out / "checkpoints" / LAST
-    meter = Meter(options, evaluation)
-    with warnings.catch_warnings():
-        # Lightning's advice on worker counts and log intervals is not the user's to act on.
-        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.optim.lr_scheduler")
-        for library in ("pytorch_lightning", "lightning_fabric"):
-            logging.getLogger(library).setLevel(logging.WARNING)
-        trainer = pl.Trainer(
-            # Not MPS: Apple's GPUs have no float64, in which masks count.
-            accelerator="cuda" if torch.cuda.is_available() else "cpu",
-            devices=options.devices,
-            num_nodes=options.nodes,
-            # After training the first process may label images for hours, and the others wait for it.
-            strategy=DDPStrategy(timeout=PATIENCE) if processes > 1 else "auto",
-            precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
-            max_epochs=options.epochs,
-            accumulate_grad_batches=options.accumulate,
-            logger=_events(options.out),
-            callbacks=[meter, Keeper(last, loader, meter)],
-            plugins=[CheckedCheckpointIO(task.state_dict()), *cluster()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,  # the sampler deals rows to ranks itself
-        )
+    names = options.loggers if is_rank_zero() else ()
+    with _quiet(), open_loggers(names, options.out, options.stage, options.config, resume) as loggers:
+        meter = Meter(options, evaluation)
+        trainer = _trainer(task, options, loggers, [meter, Keeper(last, loader, meter), *options.callbacks])
         previous = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(task, loader, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
         except (Interrupted, SystemExit) as stop:  # SystemExit: how Lightning answers Ctrl-C that does not wait
             if not is_rank_zero():
-                raise SystemExit(0) from stop  # another code, and Lightning kills the first one as it tells
+                raise SystemExit(0) from stop  # another code, and Lightning kills the first one as it reports
             raise Interrupted(getattr(stop, "signum", signal.SIGINT)) from stop
         finally:
             if threading.current_thread() is threading.main_thread():  # another one cannot, and has changed nothing
@@ -133,19 +119,40 @@ def fit(
             raise Interrupted
 
 
-def _events(out: Path) -> TensorBoardLogger | Literal[False]:
-    """Where TensorBoard's events go; nowhere in a locale without UTF-8 whose letters are in the folder's name."""
-    try:
-        str(out).encode()
-    except UnicodeEncodeError:
-        if is_rank_zero():
-            _log.warning(
-                "%s: TensorBoard opens no folder of this name in this locale, so no events are written (metrics.jsonl "
-                "has the same figures); set PYTHONUTF8=1 for them",
-                out,
-            )
-        return False
-    return TensorBoardLogger(out, name="", version="tensorboard")
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice on worker counts and log intervals is not the user's to act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.optim.lr_scheduler")
+        for library in ("pytorch_lightning", "lightning_fabric"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        yield
+
+
+def _trainer(
+    task: pl.LightningModule, options: FitOptions, loggers: list[Logger], callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    precision = resolve_precision(options.precision)
+    processes = options.nodes * options.devices
+    _log.debug("%s: %s, %d batches a step on %d devices", options.stage, precision, options.accumulate, processes)
+    keep_freed_memory()
+    return pl.Trainer(
+        # Not MPS: Apple's GPUs have no float64, in which masks count.
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=options.devices,
+        num_nodes=options.nodes,
+        # After training the first process may label images for hours, and the others wait for it.
+        strategy=DDPStrategy(timeout=PATIENCE) if processes > 1 else "auto",
+        precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
+        max_epochs=options.epochs,
+        accumulate_grad_batches=options.accumulate,
+        logger=loggers or False,
+        callbacks=callbacks,
+        plugins=[CheckedCheckpointIO(task.state_dict()), *cluster()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the sampler deals rows to ranks itself
+    )
 
 
 def barrier() -> None:
@@ -155,7 +162,7 @@ def barrier() -> None:
 
 
 def _cores() -> int:
-    """Cores that this process may use; macOS does not tell, and has them all."""
+    """Cores that this process may use; on macOS, which does not say, all that it has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -173,16 +180,16 @@ class Meter(pl.Callback):
         self._mark = self._since = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is to be told at the next report."""
-        told = {"losses": self._losses, "norms": self._norms}
-        return {name: torch.stack(values).cpu() for name, values in told.items() if values}
+        """What belongs to the next report."""
+        unreported = {"losses": self._losses, "norms": self._norms}
+        return {name: torch.stack(values).cpu() for name, values in unreported.items() if values}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The way back of `state_dict`."""
         self._losses, self._norms = (list(state_dict.get(name, ())) for name in ("losses", "norms"))
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Continue the file of metrics where the checkpoint was saved: later lines are told again."""
+        """Continue the file of metrics where the checkpoint was saved: later lines are written again."""
         self._restart_clock()
         # A checkpoint is read onto the CPU; what is added to these is on the device of training.
         self._losses, self._norms = (
@@ -231,11 +238,7 @@ class Meter(pl.Callback):
             self._report(trainer, self._evaluated(trainer))
 
     def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Refuse losses since the last report, and weights, that are not finite; waits for the device.
-
-        Raises:
-            UserError: one of them is not.
-        """
+        """Refuse losses since the last report, and weights, that are not finite; waits for the device."""
         if self._losses:
             self._checked_losses(trainer)
         self._check_weights(trainer, module)
@@ -273,7 +276,7 @@ class Meter(pl.Callback):
         self._restart_clock()
 
     def _advise(self, trainer: pl.Trainer, waiting: float) -> None:
-        """Tell once what to do about a run that waits for its images."""
+        """Say once what to do about a run that waits for its images."""
         workers, cores = int(getattr(trainer.train_dataloader, "num_workers", 0)), _cores()
         if self._advised or waiting < _LONG_WAIT or (workers + 1) * trainer.world_size >= cores:
             return
@@ -299,7 +302,7 @@ class Meter(pl.Callback):
         return {"grad_norm": sum(norms) / len(norms)} if norms else {}
 
     def _check_weights(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """A gradient that is not finite spoils the weights; of the last step before a checkpoint no loss would tell."""
+        """A gradient that is not finite spoils the weights; before a checkpoint no later loss shows it."""
         sums = torch.stack([parameter.detach().sum() for parameter in module.parameters()])
         if not math.isfinite(sums.sum()):
             raise UserError(non_finite("a weight is not finite", trainer.global_step, trainer, self.options))
@@ -308,8 +311,8 @@ class Meter(pl.Callback):
         place = {"stage": self.options.stage, "step": trainer.global_step, "epoch": trainer.current_epoch}
         with (self.options.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({**place, **{name: round(value, 8) for name, value in metrics.items()}}) + "\n")
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(dict(metrics), trainer.global_step)
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(metrics), trainer.global_step)
         self._show(trainer, metrics, evaluated)
 
     def _show(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
@@ -319,10 +322,10 @@ class Meter(pl.Callback):
         if not (ended or terminal):
             return
         left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * self._seconds_a_step()
-        told = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())
+        measured = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())
         line = (
             f"{self.options.stage}: {self.options.unit} {trainer.current_epoch + 1}/{self.options.epochs}, "
-            f"loss {metrics['loss']:.4f}, {told}{shown_rate(metrics['images_per_s'])} images/s, "
+            f"loss {metrics['loss']:.4f}, {measured}{shown_rate(metrics['images_per_s'])} images/s, "
             f"{metrics['data_wait']:.0%} waiting for data, {left / 60:.1f} min left"
         )
         write(sys.stderr, f"\r{line:<100}" + ("\n" if ended else "") if terminal else line + "\n")
@@ -338,7 +341,7 @@ class Meter(pl.Callback):
 
 
 def non_finite(fault: str, step: int, trainer: pl.Trainer, options: FitOptions) -> str:
-    """The line that tells a user of a loss or a weight that is not finite."""
+    """The line for a user whose loss or weight is not finite."""
     last = options.out / "checkpoints" / LAST
     kept = f"the last checkpoint is kept in {last}" if last.exists() else "no checkpoint was written"
     return (
@@ -351,9 +354,6 @@ def truncate_metrics(path: Path, step: int) -> None:
     """Drop lines past `step` from metrics.jsonl: they were written after the checkpoint resumed from.
 
     The last line may be half of one, where the process was killed as it wrote: it is dropped too.
-
-    Raises:
-        UserError: another line is no record of a step.
     """
     kept = [record for record in read_records(path) if Fields(path, record).need("step", int) <= step]
     content = "".join(json.dumps(record) + "\n" for record in kept)

@@ -60,7 +60,7 @@ def whole_demo(options: DemoOptions) -> list[str]:
         run = whole_way(pretrain_options(options, data, masks))
         images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
         measured: dict[str, Any] = {}
-        if len(set(images.labels or ())) > 1:  # of a single class every neighbour tells
+        if len(set(images.labels or ())) > 1:  # a single class has no wrong neighbour
             measured = compare_knn(options, data, images, run)
         write_report(run)
     return table(run, measured)

@@ -76,7 +76,7 @@ def evaluate(options: EvaluateOptions) -> Path:
         View,
         options,
         image_size=options.image_size or encoder.spec.image_size,
-        pooling=resolve_pooling(options.pooling, options.encoder),
+        pooling=resolve_pooling(options.pooling, encoder),
     )
     segmenting = segment_protocol(options, view.image_size)
     if options.masks is not None:

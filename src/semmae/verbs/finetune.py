@@ -27,10 +27,12 @@ from semmae.options.values import check_image_size
 from semmae.reporting.ending import ended
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
+from semmae.run.config import kept_values
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.batches import Training
+from semmae.train.batches import Training, check_batches
 from semmae.train.compiling import check_compile
+from semmae.train.loggers import logger_names
 
 
 @ended
@@ -47,7 +49,7 @@ def finetune(options: FinetuneOptions) -> Path:
         options,
         image_size=options.image_size or encoder.spec.image_size,
         recipe=shared(FinetuneRecipe, options),
-        training=shared(Training, options),
+        training=shared(Training, options, loggers=logger_names(options.logger), config=kept_values(options)),
     )
     protocol.check_encoder(encoder)
     protocol.prepare(encoder)
@@ -67,7 +69,7 @@ def finetune(options: FinetuneOptions) -> Path:
 
 def check_finetune(options: FinetuneOptions) -> None:
     """Refuse what contradicts itself or cannot be had here."""
-    shared(Training, options).check()
+    check_batches(options, options.precision, options.logger)
     check_compile(options.compile)
     augmentation(options.augment, 224, IMAGENET_DEFAULT_MEAN)  # only to learn whether timm knows it
 

@@ -27,7 +27,7 @@ def knn(options: KnnOptions) -> Path:
         View,
         options,
         image_size=options.image_size or encoder.spec.image_size,
-        pooling=resolve_pooling(options.pooling, options.encoder),
+        pooling=resolve_pooling(options.pooling, encoder),
     )
     protocol = Knn(view, options.k, options.temperature)
     sets = open_sets(options.data, limit=options.limit, seed=options.seed, workers=options.workers)

@@ -1,40 +1,44 @@
 """`semmae parts`: learn parts from a frozen encoder, label every image, measure, draw."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from semmae.data.loaders import CropDataset, WholeDataset, normalise
-from semmae.data.manifest import ImageSet
+from semmae.data.loaders import CropDataset
+from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.evaluation.parts import Truth, measure, read_truth
-from semmae.formats.folders import LEARNER, digest, read_learner, save_learner
+from semmae.formats.folders import LEARNER, digest, kind, read_learner, save_learner
 from semmae.formats.open import load_encoder
+from semmae.labels import labelling
+from semmae.labels.pictures import draw_parts
 from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
-from semmae.options.parts import PartsOptions
+from semmae.options.fields import shared
+from semmae.options.parts import PartsOptions, PartsRecipe
 from semmae.reporting.ending import ended
 from semmae.reporting.page import quality_text
-from semmae.reporting.part_samples import FILE as SAMPLES, collect, spread
+from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.parts_page import write_parts_page
-from semmae.reporting.run_page import parts_picture, write_report
+from semmae.reporting.run_page import write_report
+from semmae.run.config import kept_values
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.part_losses import PartsRecipe
+from semmae.train.batches import check_batches, training_loader
+from semmae.train.loggers import logger_names
+from semmae.train.part_losses import views_of
 from semmae.train.parts import PartsTask
-from semmae.train.trainer import fit
-from semmae.verbs.labelling import check_learner, has_learner, label_images, learner_facts, with_encoder
-from semmae.verbs.training import fit_options, open_training_images, summarised, training_loader
+from semmae.train.summary import summarised
+from semmae.train.trainer import FitOptions, fit
 
 _log = logging.getLogger("semmae")
 
-_PICTURED = 24  # images in parts.png
 _SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn from shows
 
 
@@ -42,47 +46,56 @@ _SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn from shows
 @owning_out
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""
-    told = with_encoder(options)
+    own = with_teacher(options)  # config.yaml keeps what was given
     encoder = None
-    if told.teacher is not None:
-        encoder = load_encoder(told.teacher, num_heads=told.num_heads, image_size=told.image_size)
-        check_learner(told, encoder)
-    images = open_training_images(options)
-    check_parts(told, images)
-    truth = true_parts(told, images)
+    if own.teacher is not None:
+        encoder = load_encoder(own.teacher, num_heads=own.num_heads, image_size=own.image_size)
+        labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
+    check_batches(options, options.precision, options.logger)
+    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    options.check_images(len(images))
+    check_parts(own, images)
+    truth = true_parts(own, images)
     with run_folder(options):
-        learn_parts(told, images, encoder, truth)
+        learn_parts(own, images, encoder, truth)
         if is_rank_zero():
             write_report(options.out)
     return options.out
 
 
-def check_parts(options: PartsOptions, images: ImageSet) -> None:
-    """Refuse what would fail only after minutes of work, or be ignored without a word.
+def with_teacher(options: PartsOptions) -> PartsOptions:
+    """The options with the encoder that --learner brings along; beside it --teacher says where that lies now."""
+    if options.learner is None:
+        if options.teacher is None and options.tokens is None:
+            raise UserError("parts needs --teacher, or --learner or --tokens in its place; see semmae parts --help")
+        return options
+    own = {name: getattr(options, name) or known for name, known in labelling.teacher_of(options.learner).items()}
+    if own["teacher"] is None:
+        raise UserError(f"--learner {options.learner}: does not say what its encoder is; add --teacher")
+    return dataclasses.replace(options, **own)
 
-    Raises:
-        UserError: an even blur, nothing to measure, options of a training that does not take place, token files
-            that are not those of the images, PNGs in the way.
-    """
+
+def check_parts(options: PartsOptions, images: ImageSet) -> None:
+    """Refuse what would fail only after minutes of work."""
     if options.blur % 2 == 0:
         raise UserError(f"--blur {options.blur}: must be odd, so that a patch is its middle; use {options.blur + 1}")
     if options.quality_only:
         if options.masks is None and options.keypoints is None:
             raise UserError("--quality-only: nothing to measure against; give --masks DIR or --keypoints FILE")
         PartStore.open(options.out, manifest_digest=images.digest)
-    source = "--learner" if options.learner is not None else "--tokens" if options.tokens is not None else None
     if options.tokens is not None:
         check_tokens(options.tokens, images, subset=options.limit is not None)
+    if options.teacher is not None:
+        labelling.check_devices(options.teacher, options.devices)
     if options.export_png is not None:
         check_folder(options.export_png)
-    if options.nodes > 1 and (source is not None or options.labels_only or options.quality_only):
-        raise UserError(
-            f"--nodes {options.nodes}: only training is shared by several nodes; use --nodes 1, --devices N"
-        )
+    trains = options.learner is None and options.tokens is None and not (options.labels_only or options.quality_only)
+    if options.nodes > 1 and not trains:
+        raise UserError(f"--nodes {options.nodes}: nodes share training alone; use --nodes 1, --devices N")
 
 
 def true_parts(options: PartsOptions, images: ImageSet) -> Truth | None:
-    """What --masks and --keypoints tell, read and checked; None without them."""
+    """The parts in --masks or --keypoints, read and checked; None without them."""
     if options.masks is None and options.keypoints is None:
         return None
     return read_truth(
@@ -91,118 +104,86 @@ def true_parts(options: PartsOptions, images: ImageSet) -> Truth | None:
 
 
 def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None, truth: Truth | None) -> None:
-    """Stage 1 in `options.out`, begun or gone on with: learner, labels, quality, pictures.
+    """Stage 1 in `options.out`, begun or resumed: learner, labels, quality, pictures.
 
     The encoder is None where the labels come from --tokens, the truth where nothing is to be measured.
     """
     out = options.out
-    if options.quality_only:
-        assert truth is not None, "check_parts asks for it"
-        _measure(options, PartStore.open(out), images, encoder, truth)
-        if (out / SAMPLES).exists():
-            write_parts_page(out)
-        return
     facts: dict[str, Any] = {}
     if encoder is not None:
         encoder.eval().requires_grad_(False)
         facts = {"teacher_digest": digest(encoder), "image_size": _size(options, encoder)}
-        if options.learner is None:
-            facts["epochs"] = options.epochs
-    with summarised(out, "parts", images, **facts):
-        if encoder is not None and not has_learner(options):
-            learner = train_learner(options, images, encoder)
-            if is_rank_zero():
-                save_learner(learner, out / LEARNER, learner_facts(options, encoder, _size(options, encoder)))
-        if not is_rank_zero():
-            return
-        store = part_labels(options, images, encoder)
-        if truth is not None:
-            _measure(options, store, images, encoder, truth)
-        draw_parts(options, store, images, encoder)
-        if options.export_png is not None:
-            export_labels(store, images, options.export_png, options.export_size, options.workers)
+        facts |= {"epochs": options.epochs} if options.learner is None else {}
+    if options.quality_only:
+        assert truth is not None, "check_parts asks for it"
+        _measure(options, PartStore.open(out), images, encoder, truth)
+    else:
+        with summarised(out, "parts", images, **facts):
+            if encoder is not None:
+                bring_learner(options, images, encoder)
+            if not is_rank_zero():
+                return
+            store = label_all(options, images, encoder)
+            if truth is not None:
+                _measure(options, store, images, encoder, truth)
+            draw_parts(out, store, images, encoder, _size(options, encoder))
+            if options.export_png is not None:
+                export_labels(store, images, options.export_png, options.export_size, options.workers)
     if (out / SAMPLES).exists():
-        write_parts_page(out)  # after the summary, which it tells
+        write_parts_page(out)  # after the summary, which stands there
+
+
+def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> None:
+    """Make `learner/` in --out, unless it is there: a copy of that of --learner, or trained."""
+    if kind(options.out / LEARNER) == LEARNER:
+        return
+    if options.learner is None:
+        learner = train_learner(options, images, encoder)
+        if is_rank_zero():
+            facts = labelling.learner_facts(options.teacher, encoder, _size(options, encoder))
+            save_learner(learner, options.out / LEARNER, facts)
+    elif is_rank_zero():
+        labelling.copy_learner(options.learner, options.out)
 
 
 def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> PartLearner:
     """Train the part learner on random crops of the images, or of a sample of them."""
     torch.manual_seed(options.seed)
     spec = PartsSpec(
-        width=encoder.width,
-        patch_size=encoder.patch_size,
-        num_parts=options.num_parts,
-        background=options.background,
-        head_dim=encoder.width // encoder.spec.num_heads,
-        blur=options.blur,
-        normalise=options.normalise,
-        decoder_width=options.decoder_width,
-        output=options.output,
+        width=encoder.width, patch_size=encoder.patch_size, head_dim=encoder.width // encoder.spec.num_heads,
+        num_parts=options.num_parts, background=options.background, blur=options.blur, normalise=options.normalise,
+        decoder_width=options.decoder_width, output=options.output,
         target="features" if options.reconstruction == "features" else "pixels",
-    )
+    )  # fmt: skip
     generator = torch.Generator().manual_seed(options.seed)
     try:
         learner = PartLearner(spec, encoder if options.start == "heads" else None, generator)
     except ValueError as error:
         raise UserError(f"--start heads: {error} with --start random") from error
-    recipe = _recipe(options)
+    recipe = shared(PartsRecipe, options)
     if options.sample is not None:
         images = ImageSet(images.source, images.manifest.subset(options.sample, options.seed))
     crops = CropDataset(
-        images, _size(options, encoder), views=recipe.views, scale=_SCALE, seed=options.seed,
-        colour=recipe.views > 1, hue=options.hue,
+        images, _size(options, encoder), views=views_of(recipe), scale=_SCALE, seed=options.seed,
+        colour=views_of(recipe) > 1, hue=options.hue,
     )  # fmt: skip
-    task = PartsTask(encoder, learner, recipe)
-    fit(
-        task,
-        training_loader(crops, options),
-        fit_options(options, options.out, "parts", options.epochs),
-        options.resume,
-    )
+    loader = training_loader(crops, options, seed=options.seed, workers=options.workers)
+    how = shared(FitOptions, options, stage="parts", loggers=logger_names(options.logger), config=kept_values(options))
+    fit(PartsTask(encoder, learner, recipe), loader, how, options.resume)
     return learner
 
 
-def _recipe(options: PartsOptions) -> PartsRecipe:
-    return PartsRecipe(
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        warmup_share=options.warmup_share,
-        schedule=options.schedule,
-        pixel_loss="l1" if options.reconstruction == "l1" else "mse",
-        diversity=options.diversity,
-        agreement=options.agreement,
-        concentration=options.concentration,
-        total_variation=options.total_variation,
-    )
-
-
-def part_labels(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> PartStore:
+def label_all(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> PartStore:
     """The labels of all images: read from token files, or computed."""
-    out = options.out
     if encoder is None:
-        assert options.tokens is not None, "with_encoder asks for one of the two"
-        return import_tokens(options.tokens, images, out, subset=options.limit is not None, workers=options.workers)
-    return label_images(options, images, encoder, read_learner(out / LEARNER), _size(options, encoder))
-
-
-def draw_parts(options: PartsOptions, store: PartStore, images: ImageSet, encoder: Encoder | None) -> None:
-    """parts.png: images spread over the data set, each beside its parts; and what parts.html shows."""
-    rows = spread(len(images), _PICTURED)
-    whole = WholeDataset(images, 224)
-    picture = options.out / "parts.png"
-    parts_picture(torch.stack([whole[row]["image"] for row in rows]), store.labels[rows], store.label_names, picture)
-    if encoder is None:
-        return
-    learner = read_learner(options.out / LEARNER)
-    device = next(encoder.parameters()).device
-    learner.to(device)
-
-    @torch.inference_mode()
-    def soft_maps(pixels: Tensor) -> Tensor:
-        seen = normalise(pixels.to(device), encoder.spec.mean, encoder.spec.std)
-        return learner.part_maps(encoder.last_block_features(seen))
-
-    collect(images, store, soft_maps, _size(options, encoder), options.out / SAMPLES)
+        assert options.tokens is not None, "with_teacher asks for one of the two"
+        subset = options.limit is not None
+        return import_tokens(options.tokens, images, options.out, subset=subset, workers=options.workers)
+    return labelling.label_images(
+        options.out, images, encoder, read_learner(options.out / LEARNER),
+        teacher=options.teacher, num_heads=options.num_heads, size=_size(options, encoder), grid=options.grid,
+        batch_size=options.batch_size, precision=options.precision, devices=options.devices, workers=options.workers,
+    )  # fmt: skip
 
 
 def _size(options: PartsOptions, encoder: Encoder | None) -> int:

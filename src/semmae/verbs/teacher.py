@@ -1,31 +1,33 @@
 """`semmae teacher`: an encoder from one's own images, to learn parts from."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from semmae.data.classes import class_indices
 from semmae.data.colour import GLOBAL_CHANCES
 from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader
-from semmae.data.manifest import ImageSet, sample_rows
+from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.errors import UserError
 from semmae.evaluation.features import extract
 from semmae.evaluation.knn import knn_accuracy
 from semmae.formats.folders import save_encoder
+from semmae.formats.init import init_encoder
 from semmae.masking import num_hidden
 from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
-from semmae.options.teacher import TeacherOptions
+from semmae.options.fields import shared
+from semmae.options.teacher import TeacherOptions, TeacherRecipe
 from semmae.options.values import check_image_size
 from semmae.reporting.ending import ended
 from semmae.reporting.run_page import write_report
+from semmae.run.config import kept_values
 from semmae.run.folder import owning_out, run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.teacher import TeacherRecipe, TeacherTask
-from semmae.train.trainer import Evaluation, fit
-from semmae.verbs.init import init_encoder
-from semmae.verbs.training import fit_options, open_training_images, scaled_rate, summarised, training_loader
+from semmae.train.batches import check_batches, training_loader
+from semmae.train.loggers import logger_names
+from semmae.train.summary import summarised
+from semmae.train.teacher import TeacherTask
+from semmae.train.trainer import Evaluation, FitOptions, fit
 
 _KNN_IMAGES = 2000  # at most, so that measuring stays short beside training
 _SMALLEST_LOCAL = 0.05  # share of an image's area: DINO's, iBOT's and DINOv2's
@@ -37,7 +39,9 @@ def teacher(options: TeacherOptions) -> Path:
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
     check_teacher(options)
     init = load_init(options)
-    images = open_training_images(options)
+    check_batches(options, options.precision, options.logger)
+    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    options.check_images(len(images))
     with run_folder(options):
         train_teacher(options, images, init)
         if is_rank_zero():
@@ -69,20 +73,27 @@ def local_size(options: TeacherOptions) -> int:
 
 def load_init(options: TeacherOptions) -> Encoder | None:
     """The encoder of --init, its positions resampled to this run's image size; None where none is asked for."""
-    return None if options.init is None else init_encoder(options.init, options, options.num_heads)
+    if options.init is None:
+        return None
+    return init_encoder(
+        options.init, model=options.model, image_size=options.image_size, patch_size=options.patch_size,
+        num_heads=options.num_heads,
+    )  # fmt: skip
 
 
 def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | None = None) -> None:
-    """Stage 0 in `options.out`, begun (with a new encoder or `init`) or gone on with: writes `encoder/`."""
+    """Stage 0 in `options.out`, begun (with a new encoder or `init`) or resumed: writes `encoder/`."""
     out = options.out
     torch.manual_seed(options.seed)
     encoder = init or new_encoder(options)
-    task = TeacherTask(encoder, recipe_of(options, len(images)))
+    rate = options.scaled_rate(options.blr, len(images))
+    task = TeacherTask(encoder, shared(TeacherRecipe, options), lr=rate)
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):
-        loader = training_loader(crops_of(options, images), options, rate=task.recipe.lr)
-        how = fit_options(options, out, "teacher", options.epochs, task.recipe.clip)
-        how = dataclasses.replace(how, clip_each=True)  # as DINO and iBOT do
+        crops = crops_of(options, images)
+        loader = training_loader(crops, options, seed=options.seed, workers=options.workers, rate=rate)
+        names = logger_names(options.logger)
+        how = shared(FitOptions, options, stage="teacher", loggers=names, config=kept_values(options), clip_each=True)
         fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
@@ -94,15 +105,6 @@ def new_encoder(options: TeacherOptions) -> Encoder:
     vit = build_vit(spec)
     init_as_dino(vit, options.learned_positions)
     return Encoder(spec, vit)
-
-
-def recipe_of(options: TeacherOptions, images: int) -> TeacherRecipe:
-    """The options as the task wants them: those of the same name, and the learning rate of a step's images."""
-    names = {field.name for field in dataclasses.fields(TeacherRecipe)}
-    same: dict[str, Any] = {
-        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names
-    }
-    return TeacherRecipe(lr=scaled_rate(options.blr, images, options), **same)
 
 
 def crops_of(options: TeacherOptions, images: ImageSet) -> CropDataset:

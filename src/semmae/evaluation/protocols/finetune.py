@@ -26,7 +26,7 @@ from semmae.options.finetune import FinetuneRecipe
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.compiling import Compile, resolve_compile
-from semmae.train.finetune import FinetuneRecipe as TaskRecipe, FinetuneTask
+from semmae.train.finetune import FinetuneTask
 from semmae.train.summary import summarised
 from semmae.train.trainer import Evaluation, barrier, fit
 
@@ -77,12 +77,12 @@ class Finetune(Protocol[TrainVal]):
     def check(self, data: TrainVal) -> None:
         """Refuse more batches than images, and a rate that would rise in the end."""
         images = len(data.train)
-        self.training.check_count(images)
-        rate = self.training.rate(self.blr, images)
+        self.training.check_images(images)
+        rate = self.training.scaled_rate(self.blr, images)
         if self.recipe.min_lr > rate:
             raise UserError(
                 f"--min-lr {self.recipe.min_lr} is above the learning rate {rate:.3g} (--blr {self.blr} · batch size "
-                f"{self.training.effective_batch(images)} / 256); lower it, or raise --blr"
+                f"{self.training.effective(images)} / 256); lower it, or raise --blr"
             )
 
     def run(self, encoder: Encoder, data: TrainVal, out: Path, name: str = OWN) -> Measured | None:
@@ -117,10 +117,9 @@ class Finetune(Protocol[TrainVal]):
         with summarised(out, stage, data.train, [data.val], **facts):
             if self.training.resume and (folder / CONFIG).is_file():
                 return load_classifier(folder)[0]
-            compiled = resolve_compile(self.compile, self.training.steps(images, self.epochs))
-            rate = self.training.rate(self.blr, images)
-            recipe = TaskRecipe(lr=rate, **dataclasses.asdict(self.recipe))
-            task = FinetuneTask(classifier, recipe, compiled)
+            compiled = resolve_compile(self.compile, self.training.optimiser_steps(images, self.epochs))
+            rate = self.training.scaled_rate(self.blr, images)
+            task = FinetuneTask(classifier, self.recipe, lr=rate, compiled=compiled)
             classes = data.train_targets.tolist() if self.balanced else None
             loader = self.training.loader(self.train_crops(classifier.encoder, data), rate, classes)
             options = self.training.fit_options(out, stage, self.epochs, self.clip)
@@ -179,5 +178,5 @@ class Finetune(Protocol[TrainVal]):
             **recipe,
             **{name: getattr(self, name) for name in chosen},
             "precision": self.training.precision,
-            "batch_size": self.training.effective_batch(len(data.train)),
+            "batch_size": self.training.effective(len(data.train)),
         }

@@ -16,9 +16,10 @@ from semmae.evaluation.protocols.shape import Measured, Protocol
 from semmae.formats.folders import digest
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder
+from semmae.options.probe import ProbeRecipe
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
-from semmae.train.probe import ProbeRecipe, ProbeTask
+from semmae.train.probe import ProbeTask
 from semmae.train.summary import summarised
 from semmae.train.trainer import fit
 
@@ -32,14 +33,14 @@ class MaeProbe(Protocol[TrainVal]):
 
     view: View  # of the images that are measured on
     training: Training
+    recipe: ProbeRecipe = ProbeRecipe()
     epochs: int = EPOCHS
     blr: float = 0.1
-    warmup_share: float = 10 / 90
     crop_scale: float = 0.08  # share of an image's area that a training crop shows at least
 
     def check(self, data: TrainVal) -> None:
         training, images = self.training, len(data.train)
-        if training.effective_batch(images) < 2 * training.batches:
+        if training.effective(images) < 2 * training.batches:
             raise UserError(
                 f"--batch-size {training.batch_size}: of {images} images, in {training.batches} batches a step, each "
                 "has a single one, and BatchNorm needs two; use a larger batch, fewer of them, or more images"
@@ -55,9 +56,9 @@ class MaeProbe(Protocol[TrainVal]):
         head = LinearHead(HeadSpec(encoder.width, tuple(data.classes), self.view.pooling))
         size = self.view.image_size
         dataset = CropDataset(data.train, size, scale=(self.crop_scale, 1.0), seed=self.training.seed)
-        rate = self.training.rate(self.blr, len(data.train))
+        rate = self.training.scaled_rate(self.blr, len(data.train))
         loader = self.training.loader(dataset, rate)
-        task = ProbeTask(encoder, head, data.train_targets, ProbeRecipe(lr=rate, warmup_share=self.warmup_share))
+        task = ProbeTask(encoder, head, data.train_targets, self.recipe, lr=rate)
         out.mkdir(parents=True, exist_ok=True)
         facts = {"epochs": self.epochs, "image_size": size, "encoder_digest": digest(encoder)}
         with summarised(out, "probe", data.train, [data.val], **facts):
@@ -68,9 +69,9 @@ class MaeProbe(Protocol[TrainVal]):
         return {
             "method": "linear probe as in MAE: BatchNorm without affine, linear, LARS, random crops and flips",
             "epochs": self.epochs,
-            "batch_size": self.training.effective_batch(len(data.train)),
+            "batch_size": self.training.effective(len(data.train)),
             "blr": self.blr,
-            "warmup_share": self.warmup_share,
+            "warmup_share": self.recipe.warmup_share,
             "crop_scale": self.crop_scale,
             **self.view.describe(),
             "interval": "95 %, Wilson",

@@ -25,7 +25,7 @@ from semmae.options.segment import Head, SegmentRecipe
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.precision import Precision, resolve_precision
-from semmae.train.segment import SegmentRecipe as TaskRecipe, SegmentTask
+from semmae.train.segment import SegmentTask
 from semmae.train.summary import summarised
 from semmae.train.trainer import Evaluation, fit
 
@@ -112,7 +112,6 @@ class Segment(Protocol[SegmentationData]):
 
     def check_settings(self) -> None:
         """Refuse what contradicts itself, whatever the encoder and the data."""
-        self.training.check()
         together = self.training.batch_size // self.training.batches
         if self.head == "upernet" and together < 2:
             raise UserError(
@@ -184,7 +183,7 @@ class Segment(Protocol[SegmentationData]):
         stage = UNTRAINED if name == UNTRAINED else "segment"
         with summarised(out, stage, data.train.images, [data.val.images], **facts):
             options = self.training.fit_options(out, stage, self.rounds, self.clip, unit="round")
-            task = SegmentTask(segmenter, self.train_recipe())
+            task = SegmentTask(segmenter, self.recipe, lr=self.rate)
             fit(task, self.loader(encoder, data), options, self.training.resume, Evaluation(validated, 1))
             if not is_rank_zero():
                 return None
@@ -220,17 +219,6 @@ class Segment(Protocol[SegmentationData]):
         sampler = StepSampler(len(crops), seed, steps=self.steps // self.rounds, batch_size=training.batch_size)
         together = training.batch_size // training.batches
         return make_loader(crops, together, sampler=sampler, workers=training.workers, drop_last=True)
-
-    def train_recipe(self) -> TaskRecipe:
-        """The recipe as the task wants it."""
-        return TaskRecipe(
-            lr=self.rate,
-            weight_decay=self.recipe.weight_decay,
-            layer_decay=self.recipe.layer_decay,
-            warmup_share=self.recipe.warmup_share,
-            auxiliary_weight=self.recipe.aux_weight,
-            seed=self.recipe.seed,
-        )
 
     def describe(self, data: SegmentationData) -> dict[str, Any]:
         of_upernet = {"layer_decay": self.recipe.layer_decay, "drop_path": self.drop_path}

@@ -1,0 +1,226 @@
+"""Images that Python objects give item by item: map-style data sets, lists of images, as uint8 (3, H, W).
+
+An item is an image, (image, label) or {"image": …, "label": …}. Nothing but its pixels shows whether it is the same
+image in another process, and each image is read once before a run anyway: a hash of the pixels stands where files have
+their size, so that the digest of a manifest covers all of them. A data set that draws (random crops) has another digest
+each time, and is refused: crops and flips are drawn here, by seed, epoch and row.
+"""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from semmae.data.compact import Labels, Names, Rows
+from semmae.data.decode import pixels_of
+from semmae.data.parquet import classes_of
+from semmae.data.workers import start_worker
+from semmae.errors import UserError, listed, one_line
+from semmae.files import shown
+from semmae.objects import described
+from semmae.progress import Progress
+
+_IMAGES = "give PIL images, uint8 arrays (height, width, 3), or uint8 or 0-to-1 float tensors (3, height, width)"
+_BATCH = 32  # rows that a process reads between two messages
+_FEWEST = 64  # rows from which on processes are started to read them
+_TWICE = 8  # rows that are read again, to see whether they stay
+_ROUNDING = 1e-3  # by which a float may lie outside of 0 to 1
+
+
+class Examined(NamedTuple):
+    """What reading an item showed."""
+
+    stamp: int = 0  # hash of the pixels
+    label: object = None
+    unreadable: str = ""  # why
+    fault: str = ""  # why the data set is none of images
+
+
+class ItemSource:
+    """The items of a map-style object. `read` gives uint8 (3, H, W): nothing is left to decode.
+
+    Classes and stamps are known once the items are examined.
+    """
+
+    modified: npt.NDArray[np.int64]
+
+    def __init__(self, items: Any, rows: Rows | None = None) -> None:
+        self._items = items
+        self._rows = np.asarray(range(len(items)) if rows is None else rows, dtype=np.int64)
+        self.root, self.key, self.class_note = Path(described(items)), "", ""  # without a key nothing is remembered
+        self.names = Names(str(row) for row in self._rows)
+        self.labels: Labels | None = None
+        self.sizes, self.modified = (np.zeros(len(self._rows), dtype=np.int64) for _ in range(2))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def select(self, rows: Rows) -> "ItemSource":
+        """These rows, in the order given."""
+        return ItemSource(self._items, self._rows[np.asarray(rows, dtype=np.int64)])
+
+    def read(self, i: int) -> Tensor:
+        """uint8 (3, H, W) of row i. ValueError where it cannot be read, UserError where it is no image."""
+        return self._item(i)[0]
+
+    def examine(self, workers: int, progress: bool = True) -> dict[int, str]:
+        """Read each item once: row → why it cannot be read. Labels and stamps are kept.
+
+        UserError where an item is no image, or another one when it is read again.
+        """
+        found: list[Examined] = []
+        with Progress(len(self) if progress else 0, label=f"checking {self.root}") as line:
+            for batch in self._batches(workers):
+                fault = next((examined.fault for examined in batch if examined.fault), None)
+                if fault is not None:
+                    raise UserError(fault)
+                found += batch
+                line.update(len(batch))
+        unreadable = {row: examined.unreadable for row, examined in enumerate(found) if examined.unreadable}
+        self.sizes = np.array([examined.stamp for examined in found], dtype=np.int64)
+        self._check_that_images_stay([row for row in range(len(self)) if row not in unreadable])
+        self._keep_labels(found, unreadable)
+        return unreadable
+
+    def examined(self, i: int) -> Examined:
+        """What reading row i shows."""
+        try:
+            pixels, label = self._item(i)
+        except UserError as error:
+            return Examined(fault=str(error))
+        except ValueError as error:
+            return Examined(unreadable=str(error))
+        shape, planes = np.array(pixels.shape, dtype="<i8"), np.ascontiguousarray(pixels.numpy())
+        digest = blake2b(shape.tobytes() + planes.tobytes(), digest_size=8).digest()
+        return Examined(int.from_bytes(digest, "little", signed=True), _cell(label))
+
+    def _item(self, i: int) -> tuple[Tensor, object]:
+        row = int(self._rows[i])
+        try:
+            item = self._items[row]
+        except Exception as error:  # of a foreign class: whatever it raises for a damaged file
+            raise ValueError(f"{type(error).__name__}: {one_line(error)}"[:120]) from error
+        place = f"{self.root}: item {row}"
+        image, label = _image_and_label(item, place)
+        return _pixels(image, place), label
+
+    def _batches(self, workers: int) -> "DataLoader[Any]":
+        # Images of a list are loaded here, once: processes would share the places in files that Pillow has open.
+        here = isinstance(self._items, list | tuple | np.ndarray | Tensor) or len(self) < _FEWEST
+        return DataLoader(
+            _Examination(self),
+            batch_size=_BATCH,
+            num_workers=0 if here else workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # its own: the global random numbers stay where they are
+            worker_init_fn=start_worker,
+        )
+
+    def _check_that_images_stay(self, rows: Sequence[int]) -> None:
+        for row in rows[:: max(1, len(rows) // _TWICE)][:_TWICE]:
+            if self.examined(row).stamp != self.sizes[row]:
+                raise UserError(
+                    f"{self.root}: item {self.names[row]} is another image each time that it is read; leave random "
+                    "transforms out: crops and flips are drawn in training"
+                )
+
+    def _keep_labels(self, found: Sequence[Examined], unreadable: Mapping[int, str]) -> None:
+        kept = [row for row in range(len(self)) if row not in unreadable]
+        if all(found[row].label is None for row in kept):
+            return
+        classes = getattr(self._items, "classes", None)
+        known = (
+            classes if isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes) else None
+        )
+        labels, self.class_note = classes_of([found[row].label for row in kept], self.names.take(kept), known)
+        if labels is not None:
+            of_row = dict(zip(kept, labels, strict=True))
+            self.labels = Labels(of_row.get(row, "") for row in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As processes that are started anew, not forked, get it; UserError where the object cannot be sent."""
+        try:
+            sent = bytes(ForkingPickler.dumps(self._items))
+        except Exception as error:  # whatever a foreign class raises
+            reason = (one_line(error) or type(error).__name__)[:120]
+            raise UserError(
+                f"{self.root}: cannot be sent to other processes ({reason}); give workers=0, or let it hold "
+                "nothing that cannot be pickled, such as a lambda or an open file"
+            ) from error
+        return {**self.__dict__, "_items": sent}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "_items": pickle.loads(state["_items"])}
+
+
+class _Examination(Dataset[Examined]):
+    def __init__(self, source: ItemSource) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> Examined:
+        return self._source.examined(i)
+
+
+def _image_and_label(item: object, place: str) -> tuple[object, object]:
+    if isinstance(item, Mapping):
+        if "image" not in item:
+            raise UserError(f'{place} holds {listed(item)}, and no "image"; name the image so')
+        return item["image"], item.get("label")
+    if isinstance(item, tuple | list):
+        if not 1 <= len(item) <= 2:
+            raise UserError(f"{place} holds {len(item)} values; give the image, or (image, label)")
+        return item[0], item[1] if len(item) == 2 else None
+    return item, None
+
+
+def _cell(label: object) -> object:
+    """A label as a cell of a table would hold it; of what is no label its type, in a list, which is none either."""
+    if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
+        label = label.item()
+    return label if label is None or isinstance(label, str | int | float) else [type(label).__name__]
+
+
+def _pixels(image: object, place: str) -> Tensor:
+    """uint8 (3, H, W) of what a data set gives as image, in memory of its own; a pixel's bytes lie side by side.
+
+    ValueError where it cannot be read, UserError where it is no image.
+    """
+    if isinstance(image, Image.Image):
+        return pixels_of(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not image.size or not (image.ndim == 2 or image.shape[2:] in ((3,), (4,))):
+            _refuse_kind(f"{place} is an array of {image.dtype} {image.shape}")
+        return pixels_of(Image.fromarray(image))
+    if not isinstance(image, Tensor):
+        _refuse_kind(f"{place} is {shown(image)}, of type {type(image).__name__}")
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
+        _refuse_kind(f"{place} is a tensor of {tuple(image.shape)}")
+    planes = image.detach().as_subclass(Tensor).cpu()
+    if planes.dtype.is_floating_point:
+        planes = planes.float()
+        low, high = float(planes.min()), float(planes.max())
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+            raise UserError(
+                f"{place} is a tensor from {low:.3g} to {high:.3g}, limits 0 and 1; leave Normalize out: images are "
+                "normalised as the encoder needs them"
+            )
+        planes = (255 * planes).round().clamp(0, 255).to(torch.uint8)
+    if planes.dtype != torch.uint8:
+        _refuse_kind(f"{place} is a tensor of {planes.dtype}")
+    return planes.expand(3, -1, -1).permute(1, 2, 0).clone(memory_format=torch.contiguous_format).permute(2, 0, 1)
+
+
+def _refuse_kind(fault: str) -> NoReturn:
+    raise UserError(f"{fault}; {_IMAGES}")

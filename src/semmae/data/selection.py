@@ -1,0 +1,43 @@
+"""What every source of images has, and some rows of one."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from semmae.data.compact import Labels, Names, Rows
+
+
+class Source(Protocol):
+    """Images in a fixed order: encoded, or of an object as uint8 (3, H, W). The four lists are of the same length."""
+
+    root: Path
+    key: str  # what the cache of the manifest goes by: the same data, the same key; empty where it cannot be known
+    names: Names  # stable and unique: path below the root, "file.parquet#row", or the row of an object
+    labels: Labels | None  # class of each image; None when there are no classes
+    sizes: npt.NDArray[np.int64]  # bytes of each encoded image; of what an object gives, a hash of the pixels
+    modified: npt.NDArray[np.int64]  # time of the last change in ns, 0 when unknown
+    class_note: str  # why there are no classes, or a single one, and the remedy; empty where nothing is odd
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> bytes | Tensor: ...
+
+
+class Selection:
+    """Some rows of a source, in the order given."""
+
+    def __init__(self, source: Source, rows: Rows) -> None:
+        self._source, self._rows = source, np.asarray(rows, dtype=np.int64)
+        self.root, self.key, self.class_note = source.root, source.key, source.class_note
+        self.names = source.names.take(self._rows)
+        self.labels = None if source.labels is None else source.labels.take(self._rows)
+        self.sizes, self.modified = source.sizes[self._rows], source.modified[self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, i: int) -> bytes | Tensor:
+        return self._source.read(int(self._rows[i]))

@@ -1,0 +1,93 @@
+"""One image, in whatever form it is at hand, → the input of an encoder, as features of whole images are made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from semmae.data.decode import MOST_BYTES, decode, picture_pixels
+from semmae.data.loaders import centre_square, normalise
+from semmae.errors import UserError
+from semmae.files import read_bytes, shown, user_path
+
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """An image → float32 (3, size, size): the short side resized, bicubic, the central square cut out, normalised.
+
+    `WholeDataset` with fit="centre" and `normalise` compute the same, bit for bit. A call takes, all in RGB or grey:
+
+    | what                                       | how it is read                                              |
+    |--------------------------------------------|-------------------------------------------------------------|
+    | a path                                     | decoded, upright by its EXIF block                          |
+    | a picture of Pillow's                      | as it is; transparency on white, 16 bits cut to 8           |
+    | an array, uint8 (H, W, 3) or (H, W)        |                                                             |
+    | a tensor, uint8 (3, H, W) or (1, H, W)     |                                                             |
+    | a tensor of floats from 0 to 1, the same   | rounded to 8 bits: encoders are trained on nothing between  |
+
+    or a list of such, for float32 (B, 3, size, size).
+    """
+
+    size: int  # pixels a side
+    mean: Colour  # for pixels from 0 to 1
+    std: Colour
+    crop_pct: float = 1.0  # share of the short side that the square shows
+
+    def __call__(self, images: Any) -> Tensor:
+        squares = self.squares(images if isinstance(images, list | tuple) else [images])
+        inputs = normalise(squares, self.mean, self.std)
+        return inputs if isinstance(images, list | tuple) else inputs[0]
+
+    def squares(self, images: Sequence[Any]) -> Tensor:
+        """uint8 (B, 3, size, size): what is left to do is `normalise`, best on the device."""
+        if not images:
+            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        resized = int(self.size / self.crop_pct)  # rounded as timm and MAE do
+        return torch.stack([centre_square(_pixels(image, 2 * resized), resized, self.size) for image in images])
+
+
+def _pixels(image: Any, least: int) -> Tensor:
+    """uint8 (3, H, W) of an image; of a file, a short side of `least` pixels is enough (see `decode`)."""
+    if isinstance(image, str | PathLike):
+        path = user_path(fspath(image))
+        try:
+            return decode(read_bytes(path, MOST_BYTES), least)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise UserError(f"{path}: cannot be read ({reason}); give an image file") from error
+    if isinstance(image, Image.Image):
+        try:
+            return picture_pixels(image)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{shown(image)}: cannot be read ({error}); give a picture of 8 bits a channel") from error
+    if isinstance(image, np.ndarray):
+        planes = torch.from_numpy(np.ascontiguousarray(image))
+        return _three(planes[None] if planes.ndim == 2 else planes.movedim(-1, 0), image)
+    if isinstance(image, Tensor):
+        return _three(_eight_bits(image) if image.is_floating_point() else image, image)
+    raise UserError(f"{shown(image)}: no image; give a path, a picture of Pillow's, an array (H, W, 3) or a tensor")
+
+
+def _eight_bits(image: Tensor) -> Tensor:
+    """Floats from 0 to 1 → uint8."""
+    low, high = image.aminmax() if image.numel() else (torch.zeros(()), torch.zeros(()))
+    if not (low >= 0 and high <= 1):
+        raise UserError(
+            f"a tensor of floats from {float(low):g} to {float(high):g}; give 0 to 1, not normalised, or uint8"
+        )
+    return (image * 255).round().to(torch.uint8)
+
+
+def _three(planes: Tensor, given: Any) -> Tensor:
+    """The three planes of a colour image, or three times that of a grey one; UserError where they are no image."""
+    if planes.dtype != torch.uint8 or planes.ndim != 3 or planes.shape[0] not in (1, 3) or planes.numel() == 0:
+        wanted = "(H, W, 3) or (H, W)" if isinstance(given, np.ndarray) else "(3, H, W) or (1, H, W)"
+        raise UserError(f"an image of {given.dtype} {tuple(given.shape)}; give uint8 {wanted}")
+    return planes.expand(3, -1, -1)

@@ -1,0 +1,169 @@
+"""Part labels and attention of every image, in the part-map store: begun or resumed, by one process or several.
+
+Labels are computed in blocks of rows that are always the same, each by one thread on a CPU: what a block's
+labels are depends neither on where an earlier run was killed nor on how many processes share the work.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semmae.data.attention import stored_side
+from semmae.data.manifest import ImageSet
+from semmae.data.part_store import PartStore
+from semmae.errors import UserError
+from semmae.files import Fields, short, user_path
+from semmae.formats.folders import CONFIG, LEARNER, digest, kind, read_extra, read_learner, save_learner
+from semmae.labels.blocks import Job, label_blocks, most_rows
+from semmae.labels.processes import label_in_processes
+from semmae.models.parts import PartLearner
+from semmae.models.vit import Encoder
+from semmae.objects import described, recordable
+from semmae.options.shared import Precision
+from semmae.progress import Progress
+from semmae.train.precision import resolve_precision
+
+
+def teacher_of(learner: Path) -> dict[str, Any]:
+    """`teacher`, `num_heads` and `image_size`: the encoder of a learner, as its run recorded it; None: not recorded."""
+    folder = learner_folder(learner)
+    facts = Fields(folder / CONFIG, read_extra(folder))
+    return {
+        "teacher": facts.get("teacher", str | None),
+        "num_heads": facts.get("num_heads", int | None),
+        "image_size": facts.get("image_size", int | None),
+    }
+
+
+def learner_folder(run: Path) -> Path:
+    """The folder of the learner of a run of `semmae parts`, or the folder itself."""
+    for folder in (run, run / LEARNER):
+        if kind(folder) == LEARNER:
+            return folder
+    nested = f" (did you mean {run / 'parts'}?)" if kind(run / "parts" / LEARNER) == LEARNER else ""
+    raise UserError(f"{run}: holds no part learner{nested}; give the --out of a `semmae parts` that has learned")
+
+
+def learner_facts(teacher: object, encoder: Encoder, size: int) -> dict[str, Any]:
+    """What is kept beside a learner, so that `--learner` needs nothing else; of a teacher that is an object its digest.
+
+    Args:
+        teacher: what `load_encoder` took.
+        encoder: what it gave.
+        size: pixels a side of the images that were learned from.
+    """
+    spec = recordable(teacher)
+    if isinstance(spec, str) and not spec.startswith("timm:"):
+        spec = str(user_path(spec, "--teacher").resolve())
+    heads = encoder.spec.num_heads
+    return {"teacher": spec, "num_heads": heads, "image_size": size, "teacher_digest": digest(encoder)}
+
+
+def check_learner(out: Path, learner: Path | None, encoder: Encoder, teacher: object, *, needed: bool = False) -> None:
+    """Refuse the learner in `out`, or else in the run `learner`, where it was trained on another encoder.
+
+    Raises:
+        UserError: names both digests, or both sizes; there is none, and `needed` is set (--labels-only).
+    """
+    folder = out / LEARNER
+    if kind(folder) != LEARNER:
+        if learner is None:
+            if needed:
+                raise UserError(
+                    f"--labels-only: {out} has not learned parts yet; go on with --resume, or label by the learner of "
+                    "another run: --learner RUN"
+                )
+            return
+        folder = learner_folder(learner)
+    spec, trained_on = read_learner(folder).spec, read_extra(folder).get("teacher_digest")
+    if trained_on is not None and trained_on != digest(encoder):
+        raise UserError(
+            f"{folder}: learned from the encoder {short(str(trained_on))}, and {described(teacher)} is "
+            f"{short(digest(encoder))}; restore that encoder, or learn anew in another --out"
+        )
+    if (spec.width, spec.patch_size) != (encoder.width, encoder.patch_size):
+        raise UserError(
+            f"{folder}: learned from an encoder {spec.width} wide with patches of {spec.patch_size}, and "
+            f"{described(teacher)} is {encoder.width} wide with patches of {encoder.patch_size}; give the same encoder"
+        )
+
+
+def copy_learner(run: Path, out: Path) -> None:
+    """Copy the learner of another run to `out`, which then is whole in itself."""
+    source = learner_folder(run)
+    save_learner(read_learner(source), out / LEARNER, read_extra(source))
+
+
+def check_devices(teacher: object, devices: int) -> None:
+    """Refuse to label by several processes with an encoder that each of them cannot load for itself."""
+    if devices > 1 and recordable(teacher) is None:
+        raise UserError(
+            f"--devices {devices}: each process that labels images loads the encoder itself, and teacher is an object "
+            f"of Python ({described(teacher)}); use devices=1, or save it and give its path"
+        )
+
+
+def label_images(
+    out: Path,
+    images: ImageSet,
+    encoder: Encoder,
+    learner: PartLearner,
+    *,
+    teacher: object,
+    num_heads: int | None,
+    size: int,
+    grid: int,
+    batch_size: int,
+    precision: Precision = "auto",
+    devices: int = 1,
+    workers: int = 0,
+) -> PartStore:
+    """Label every image that has no labels or no attention yet, whole and stretched to a square.
+
+    Args:
+        out: folder of the store, and of the learner where `devices` > 1.
+        images: to label.
+        encoder: frozen.
+        learner: of that encoder's features.
+        teacher: what `load_encoder` gave the encoder for; each of several processes loads it so again.
+        num_heads: likewise.
+        size: pixels a side of the images that the encoder sees.
+        grid: cells a side of the stored labels.
+        batch_size: images at a time at most.
+        precision: of the arithmetic.
+        devices: processes that share the work.
+        workers: processes of each that load images.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        UserError: labels are there already that other images, another encoder, learner or grid gave.
+    """
+    store = PartStore.create(
+        out,
+        images=len(images),
+        grid=grid,
+        label_names=learner.spec.label_names,
+        teacher_digest=digest(encoder),
+        learner_digest=digest(learner),
+        manifest_digest=images.digest,
+        attention_grid=stored_side(size // encoder.patch_size),
+        extra={"teacher": described(teacher)},
+    )
+    block = min(batch_size, most_rows())
+    job = Job(store, images, size, block, resolve_precision(precision), workers)
+    blocks = job.unfinished()
+    processes = min(devices, len(blocks))
+    with Progress(sum(len(job.rows(block)) for block in blocks), "images", "labelling") as progress:
+        if processes > 1:
+            check_devices(teacher, processes)
+            done = label_in_processes(job, blocks, processes, (str(teacher), num_heads, out))
+        else:
+            done = label_blocks(job, blocks, encoder, learner, threads=torch.get_num_threads())
+        for rows, waited in done:
+            progress.waited(waited)
+            progress.update(rows)
+    store.finish()
+    return store

@@ -1,0 +1,38 @@
+"""What is drawn of a data set that is labelled: images beside their parts, and the samples that parts.html shows."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from semmae.data.loaders import WholeDataset, normalise
+from semmae.data.manifest import ImageSet
+from semmae.data.part_store import PartStore
+from semmae.formats.folders import LEARNER, read_learner
+from semmae.models.vit import Encoder
+from semmae.reporting.part_samples import FILE, collect, spread
+from semmae.reporting.run_page import parts_picture
+
+_PICTURED = 24  # images in parts.png
+
+
+def draw_parts(out: Path, store: PartStore, images: ImageSet, encoder: Encoder | None, size: int) -> None:
+    """`parts.png`, images spread over the data set, each beside its parts; and what `parts.html` shows.
+
+    The latter by soft maps of images of `size` pixels a side, from the learner in `out`; without an encoder, nothing.
+    """
+    rows = spread(len(images), _PICTURED)
+    whole = WholeDataset(images, 224)
+    pixels = torch.stack([whole[row]["image"] for row in rows])
+    parts_picture(pixels, store.labels[rows], store.label_names, out / "parts.png")
+    if encoder is None:
+        return
+    device = next(encoder.parameters()).device
+    learner = read_learner(out / LEARNER).to(device)
+
+    @torch.inference_mode()
+    def soft_maps(pixels: Tensor) -> Tensor:
+        seen = normalise(pixels.to(device), encoder.spec.mean, encoder.spec.std)
+        return learner.part_maps(encoder.last_block_features(seen))
+
+    collect(images, store, soft_maps, size, out / FILE)

@@ -1,0 +1,71 @@
+"""What of a masking would fail at the first step, refused before anything is written or trained."""
+
+import dataclasses
+
+import torch
+
+from semmae.errors import UserError
+from semmae.masking import num_hidden, num_hints
+from semmae.options.functions import function_at
+from semmae.options.maskings import MASKINGS
+from semmae.options.values import check_choice
+from semmae.train.masks import CheckedMask, MaskContext
+
+
+def check_masking(masking: str, *, patches: int, ratio: float, hint: float) -> None:
+    """Refuse a masking that is neither known nor a function, and shares that hide or show no patch of so many."""
+    if ":" in masking:
+        function_at(masking, "--masking")
+    else:
+        check_choice("masking", masking, MASKINGS)
+    hidden = num_hidden(patches, ratio)
+    if masking == "attention":
+        num_hints(patches, hidden, hint)
+
+
+def patches_taking_part(masking: str, image_size: int, patch_size: int, token_subset: int | None) -> int:
+    """Patches of an image that are encoded or predicted.
+
+    Raises:
+        UserError: --token-subset is more than there are, or the masking is one of the whole grid.
+    """
+    patches = (image_size // patch_size) ** 2
+    if token_subset is None:
+        return patches
+    if token_subset > patches:
+        raise UserError(
+            f"--token-subset {token_subset}: images of {image_size} pixels have {patches} patches of {patch_size}; "
+            "give at most so many, or leave it out for all"
+        )
+    if masking in MASKINGS and MASKINGS[masking].whole_grid:
+        raise UserError(
+            f"--token-subset leaves gaps in the grid, and --masking {masking} hides {MASKINGS[masking].words}; leave "
+            "one out"
+        )
+    return token_subset
+
+
+def try_mask(
+    function: str, *, patches: int, ratio: float, token_subset: int | None, labels: int, seed: int, has_parts: bool
+) -> None:
+    """Call one's own mask function once, on labels and scores made up, before anything is written or trained.
+
+    Args:
+        function: `package.module:name`.
+        patches: of an image.
+        ratio: share of them to hide.
+        token_subset: how many take part, where not all do.
+        labels: that part labels have.
+        seed: of its noise.
+        has_parts: whether it will be given part labels and attention.
+
+    Raises:
+        UserError: what it returns is no mask.
+    """
+    context = MaskContext((2, patches), ratio, 0.0, torch.Generator().manual_seed(seed), labels)
+    if has_parts:
+        parts = (torch.arange(2 * patches) % labels).view(2, patches)
+        context = dataclasses.replace(context, parts=parts, attention=context.uniform())
+    if token_subset is not None:
+        context = context.most_attended(token_subset)
+    CheckedMask(function_at(function, "--masking"))(context)
