@@ -71,17 +71,17 @@ def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where annotations are given, segmentation and part quality."""
     check_precision(options.precision)
     encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
-    options = with_annotations(options)
+    found = with_annotations(options)
     view = shared(
         View,
         options,
         image_size=options.image_size or encoder.spec.image_size,
         pooling=resolve_pooling(options.pooling, encoder),
     )
-    segmenting = segment_protocol(options, view.image_size)
-    if options.masks is not None:
+    segmenting = segment_protocol(found, view.image_size)
+    if found.masks is not None:
         segmenting.check_encoder(encoder)
-    data = open_data(options)
+    data = open_data(found)
     facts = encoder_facts(options.encoder, encoder)  # now, for segmentation may resample its positions
     steps = functools.partial(steps_of, options, view, segmenting, data)
     measured = functools.partial(measure_by, digests=data.digests, resume=options.resume, written=write_own)
@@ -92,7 +92,7 @@ def evaluate(options: EvaluateOptions) -> Path:
             segmenting.prepare(encoder)
         if options.untrained:
             methods[UNTRAINED] = measured(steps(), fresh_like(encoder, options.seed), out / UNTRAINED)
-        about = describe_by(steps(), {**facts, "data": described(options.data), "seed": options.seed})
+        about = describe_by(steps(), {**facts, "data": described(found.data), "seed": options.seed})
         write_comparison(out, about, methods)
         write_skipped(data.sets, out / "skipped.csv")
         write_report(out)

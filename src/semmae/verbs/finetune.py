@@ -60,8 +60,7 @@ def finetune(options: FinetuneOptions) -> Path:
         untrained = options.seed if options.untrained else None
         methods = measure(protocol, encoder, data, out, untrained_seed=untrained)
         if is_rank_zero():
-            about = {**protocol.describe(data), "preset": options.preset, **facts}
-            about |= {"data": described(options.data), "seed": options.seed}
+            about = {**protocol.describe(data), **facts, "data": described(options.data), "seed": options.seed}
             write_measured(out, about, methods, data.sets)
             write_report(out)
     return options.out

@@ -53,6 +53,7 @@ class Finetune(Protocol[TrainVal]):
     crop_pct: float | None = None  # shown when measured; None: as MAE does
     checkpointing: bool = False
     compile: Compile = "auto"
+    preset: str | None = None  # what its recipe is called
 
     def check_encoder(self, encoder: Encoder) -> None:
         if not isinstance(encoder.vit, VisionTransformer):
@@ -177,6 +178,7 @@ class Finetune(Protocol[TrainVal]):
             "split": data.split,
             **recipe,
             **{name: getattr(self, name) for name in chosen},
+            "preset": self.preset,
             "precision": self.training.precision,
             "batch_size": self.training.effective(len(data.train)),
         }

@@ -109,6 +109,7 @@ class Segment(Protocol[SegmentationData]):
     max_scale: float = 2.0
     most_of_one: float = 0.75
     colour: bool = True
+    preset: str | None = None  # what its recipe is called
 
     def check_settings(self) -> None:
         """Refuse what contradicts itself, whatever the encoder and the data."""
@@ -228,6 +229,7 @@ class Segment(Protocol[SegmentationData]):
             "lr": self.rate,
             "weight_decay": self.recipe.weight_decay,
             "weights": "of the last step",
+            "preset": self.preset,
             **(of_upernet if self.head == "upernet" else {}),
         }
 
