@@ -35,11 +35,11 @@ from torch.utils.data import DataLoader
 from semmae.memory import keep_freed_memory
 from semmae.models.mae import DECODERS, DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options.pretrain import PretrainRecipe
 from semmae.train.masks import mask_seed
 from semmae.train.optimizer import adamw, warmup_cosine_rate
 from semmae.train.precision import resolve_precision
 from semmae.train.pretrain import BETAS, PretrainTask
-from semmae.options.pretrain import PretrainRecipe
 from semmae.train.trainer import FitOptions, fit
 
 LABELS = 7

@@ -24,10 +24,10 @@ from semmae.masking import attention_mask, block_mask, random_mask, semantic_mas
 from semmae.models.mae import DECODERS, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.maskings import MASKINGS
+from semmae.options.pretrain import PretrainRecipe
 from semmae.train.masks import MaskMeter, draw_mask
 from semmae.train.precision import resolve_precision
 from semmae.train.pretrain import blend_at, mask_context
-from semmae.options.pretrain import PretrainRecipe
 
 RATIO, BLENDS, BOXES = 0.75, (0.0, 0.5, 1.0), 16
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

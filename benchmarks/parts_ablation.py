@@ -28,15 +28,15 @@ from torch import Tensor
 from semmae.data.loaders import CropDataset, WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.evaluation.parts import Truth, measure, read_truth, score
 from semmae.formats.open import load_encoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, Features
+from semmae.options.parts import PartsRecipe
 from semmae.train.optimizer import adamw_warmup_cosine
 from semmae.train.part_losses import parts_losses
-from semmae.options.parts import PartsRecipe
 from semmae.train.parts import BETAS
 from semmae.train.schedules import warmup_cosine
-from semmae.evaluation.parts import Truth, measure, read_truth, score
 
 VIEW_PAIRS = 2  # pairs of views of each image whose tokens are kept
 GRID = 28

@@ -150,7 +150,7 @@ OTHERS = [
         "embed --encoder photo.pth --data images --out a.npz --resume",
         ["a.npz.partial: no run to resume", "without --resume"],
     ),
-    ("embed --encoder photo.pth --data images --out empty", ["empty: is a folder", "empty/features.parquet"]),
+    ("embed --encoder photo.pth --data images --out empty", ["--out empty", "folder", ".parquet"]),
     ("embed --encoder photo.pth --data images --out a.npz --tokens cls,prts", ["'prts'", 'did you mean "parts"?']),
     ("embed --encoder photo.pth --data images --out a.npz --tokens parts", ["--tokens parts", "--parts RUN"]),
     ("embed --encoder photo.pth --data images --out a.npz --parts empty", ["--parts", "--tokens mean,parts"]),
@@ -312,6 +312,6 @@ def test_the_hint_to_go_on_can_be_pasted(
         (out / "config.yaml").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semmae.run.start.run_verb", pressed)
+    monkeypatch.setattr("semmae.verbs.run_verb", pressed)
     assert run(["knn", "--encoder", "e", "--data", "d", "--out", str(out)]) == 130
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"semmae knn --out '{out}' --resume")

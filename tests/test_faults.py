@@ -82,7 +82,7 @@ def ended_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
     def verb(options: Any, given: Any) -> None:
         raise error
 
-    monkeypatch.setattr("semmae.run.start.run_verb", verb)
+    monkeypatch.setattr("semmae.verbs.run_verb", verb)
     return run(["knn", "--encoder", "e", "--data", "d", "--out", "out"])
 
 

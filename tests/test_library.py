@@ -44,6 +44,23 @@ def test_dir_and_all_tell_every_name_and_each_can_be_had() -> None:
         _ = semmae.random_maks  # type: ignore[attr-defined]
 
 
+def test_a_star_takes_every_name_and_help_shows_the_options() -> None:
+    """In a process of its own, as a user of a prompt does it."""
+    code = (
+        "from semmae import *\n"
+        "import contextlib, io, pickle, semmae\n"
+        "assert [name for name in semmae.VERBS if name not in globals()] == []\n"
+        "assert random_mask is semmae.random_mask and set(semmae.__all__) <= {*globals(), '__version__'}\n"
+        "page = io.StringIO()\n"
+        "with contextlib.redirect_stdout(page): help(semmae.knn)\n"
+        "assert 'temperature: float = 0.07' in page.getvalue() and semmae.knn.__doc__ in page.getvalue()\n"
+        "assert pickle.loads(pickle.dumps(semmae.knn)) is semmae.knn\n"
+        "assert repr(semmae.knn).startswith('<function knn')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 CALLS = {
     'pretrain(data=Path("photos"), out="runs/a", epochs=1, masking=own)': "",
     'pretrain(out="runs/a", resume=True)': "",

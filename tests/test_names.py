@@ -31,7 +31,7 @@ from semmae.reporting.part_samples import FILE, read_samples
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.results import draw_confusion, write_comparison, write_per_class, write_results
 from semmae.reporting.run_page import write_report
-from semmae.run.config import read_config, read_config as read_options, to_yaml
+from semmae.run.config import read_config, saved_options, to_yaml
 
 STRANGE = os.fsdecode(b"\xff")
 IMAGE, OTHER = f"cl{STRANGE}ass/im{STRANGE}age.jpg", "cl\u00e4ss/b.jpg"
@@ -44,7 +44,7 @@ def test_options_come_back_from_their_file(tmp_path: Path) -> None:
     options = KnnOptions(encoder=f"en{STRANGE}c", data=DATA, out=tmp_path)
     files.write_text(tmp_path / "config.yaml", to_yaml(options))
     assert read_config(tmp_path / "config.yaml", KnnOptions)["data"] == DATA
-    assert read_options(tmp_path)["encoder"] == f"en{STRANGE}c"
+    assert saved_options(tmp_path)["encoder"] == f"en{STRANGE}c"
 
 
 def test_results_and_the_pages_of_a_run(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_an_output_that_is_no_utf_8_is_refused(tmp_path: Path, capsys: pytest.Ca
     for out in (tmp_path / STRANGE, tmp_path / f"{STRANGE}.parquet", tmp_path / STRANGE / "run"):
         verb = "embed" if out.suffix else "knn"
         save_encoder(Encoder(EncoderSpec.named("vit_tiny", 16, 8)), tmp_path / verb)
-        asked = [verb, "--encoder", str(tmp_path / verb), "--data", DATA, "--out", str(out)]
+        asked = [verb, "--encoder", str(tmp_path / verb), "--data", str(tmp_path / verb), "--out", str(out)]
         assert "is no UTF-8" in tiny.refusal(asked, out, capsys)
 
 

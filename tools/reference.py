@@ -3,21 +3,19 @@
 The pages are to be read as files, too, where no program fills them. So the options of every verb stand in options.md,
 and in the other pages, for each module, what it holds and the first sentence about it: all of it between a comment
 `<!-- semmae.masking -->` and the next `<!-- end -->`. On the site docs/hooks.py puts the whole docstrings in place of
-the tables of modules. tests/test_docs.py tells when a page no longer fits the code.
+the tables of modules. tests/test_docs.py fails when a page no longer fits the code.
 """
 
 import dataclasses
 import functools
 import re
-import typing
 from pathlib import Path
 from typing import Any
 
 import griffe
-from semmae.verbs.options import choices
 
 from semmae.options import VERBS, kind_of
-from semmae.options.fields import flag
+from semmae.options.fields import command_options, flag
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
@@ -52,14 +50,14 @@ def options(package: Any) -> str:
 def table(verb: str, package: Any) -> str:
     """The options of a verb: option, default, help."""
     kind = kind_of(verb)
-    hints = typing.get_type_hints(kind)
+    known_options = command_options(kind)
     declared = package[f"options.{verb}.{kind.__name__}"]
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name in known_options}
     own = [name for name in fields if name in declared.members]
     lines = ["| option | default | what it is |", "|---|---|---|"]
     for name in [*own, *(name for name in fields if name not in own)]:
         text = " ".join(declared.all_members[name].docstring.value.split())
-        known = ", ".join(f"`{choice}`" for choice in choices(hints[name]))
+        known = ", ".join(f"`{choice}`" for choice in known_options[name].choices)
         told = f"{text} One of {known}." if known else text
         lines.append(f"| `{flag(name)}` | {default(fields[name])} | {cell(told)} |")
     return "\n".join(lines)

@@ -30,7 +30,7 @@ from semmae.results import (
     TeacherResult,
 )
 from semmae.run.config import made
-from semmae.run.start import run_verb
+from semmae.verbs import run_verb
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT", bound=Result)

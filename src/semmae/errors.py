@@ -7,7 +7,7 @@ _FEW = 20  # names that a message can list without hiding the fault; the verbs a
 
 
 class UserError(Exception):
-    """Bad input, told in one line: the value, the limit it broke, and the remedy. The command exits with code 2.
+    """Bad input, in one line: the value, the limit it broke, and the remedy. The command exits with code 2.
 
     Args:
         message: lines of a library's message within it are joined: no part of it is lost where one line is shown.
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 class DiskError(Exception):
-    """The disk is full, broken or read-only, told in one line. The command exits with code 1."""
+    """The disk is full, broken or read-only, in one line. The command exits with code 1."""
 
 
 def near(name: str, known: Iterable[str]) -> str:

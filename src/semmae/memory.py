@@ -1,6 +1,6 @@
 """Memory of the process, where the C library slows work on a CPU by how it hands it out.
 
-What is told to it holds for the whole process: also for what a notebook does after training. So the verbs called from
+Its settings hold for the whole process: also for what a notebook does after training. So the verbs called from
 Python give back what they kept when they return (`memory_given_back`); a process of the command line ends anyway.
 """
 
@@ -19,7 +19,7 @@ _kept = False
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees for the next step or image, which needs as much; whether it could be told.
+    """Let the process keep what it frees for the next step or image, which needs as much; whether it took the setting.
 
     glibc gives large blocks back to the system at once. Every step then asks for them anew, page by page, each
     cleared first: 4 to 34 % of a training step on a CPU, by the machine (docs/performance.md). The most that the
@@ -31,8 +31,8 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     # In this order: the trim threshold alone would stop glibc from adapting the other one, which begins low.
-    told = mallopt(_M_MMAP_THRESHOLD, _NEVER) or mallopt(_M_MMAP_THRESHOLD, _HIGHEST)
-    _kept = bool(told and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    taken = mallopt(_M_MMAP_THRESHOLD, _NEVER) or mallopt(_M_MMAP_THRESHOLD, _HIGHEST)
+    _kept = bool(taken and mallopt(_M_TRIM_THRESHOLD, _NEVER))
     return _kept
 
 
@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
 def memory_given_back() -> Iterator[None]:
     """What `keep_freed_memory` begins inside ends with the block: what is free goes to the system, then and later.
 
-    The thresholds become the highest that glibc takes by itself where large blocks are freed: it cannot be told to
+    The thresholds become the highest that glibc takes by itself where large blocks are freed: it cannot be made to
     adapt them again. What was kept already when the block began stays so.
     """
     global _kept

@@ -1,4 +1,7 @@
-"""What a verb returns in Python: where it wrote, and the figures that stand there."""
+"""What a verb returns in Python: where it wrote, and the figures that stand there.
+
+`reporting/results.py` writes these figures.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,8 +34,10 @@ class Result:
         return {}
 
     def __repr__(self) -> str:
-        figures = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "path"}
-        shown = [f"{name}={_shown(value)}" for name, value in figures.items() if value is not None]
+        figures = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.repr}
+        del figures["path"]
+        ordered = sorted(figures.items(), key=lambda figure: figure[0] == _UNTRAINED)  # its own figures first
+        shown = [f"{name}={_shown(value)}" for name, value in ordered if value is not None]
         return f"{type(self).__name__}({', '.join([str(self.path), *shown])})"
 
 
@@ -122,7 +127,7 @@ class EvaluateResult(MeasuredResult):
     knn_top1: float | None = None
     probe_top1: float | None = None
     segment_miou: float | None = None
-    figures: Figures | None = None
+    figures: Figures | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def figures_in(cls, path: Path) -> Figures:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from data import test_damaged
 from forked import Forked
-from verbs import test_places
+from run import test_places
 
 from attacks.desk import TRAIN, Desk, attack, child_of, refused, told, works
 from semmae.data.decode import decode

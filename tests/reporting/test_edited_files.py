@@ -21,13 +21,14 @@ from semmae.evaluation.embedding import state_of
 from semmae.evaluation.several import finished_figures
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.reporting import part_samples
+from semmae.reporting.ending import _demo_table
 from semmae.reporting.model_card import Card, find_run, write_card
 from semmae.reporting.part_samples import FILE, read_samples
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.pictures import parts_picture
 from semmae.reporting.run_page import write_report
+from semmae.run.finished import is_finished
 from semmae.train.summary import summarised
-from semmae.verbs.demo import table
 
 SECONDS = 2.0
 FIGURES = {"top1": 41.25, "top1_low": 38.0, "top1_high": 44.5, "top5": 70.0, "images": 1200}
@@ -37,7 +38,7 @@ FIGURES = {"top1": 41.25, "top1_low": 38.0, "top1_high": 44.5, "top5": 70.0, "im
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, its files written by hand."""
     folder = tmp_path_factory.mktemp("edited") / "run"
-    config = {"data": "photos", "model": "vit_tiny", "image_size": 32, "epochs": 10, "steps": None,
+    config = {"verb": "pretrain", "data": "photos", "model": "vit_tiny", "image_size": 32, "epochs": 10, "steps": None,
               "masking": "semantic", "mask_ratio": 0.75, "blend": [0.0, 1.0]}  # fmt: skip
     files: dict[str, Any] = {
         "config.yaml": yaml.safe_dump(config),
@@ -81,12 +82,12 @@ def resumed(run: Path, images: ImageSet) -> None:
 
 USERS: dict[str, list[Callable[[Path], object]]] = {
     "config.yaml": [write_report, card],
-    "summary.json": [write_report, card],
+    "summary.json": [write_report, card, is_finished],
     "metrics.jsonl": [write_report],
     "skipped.csv": [write_report],
     "encoder/config.json": [write_report],
     "results.json": [write_report, card],
-    "parts/quality.json": [write_report, lambda run: table(run, {})],
+    "parts/quality.json": [write_report, _demo_table],
     "parts/parts.json": [write_report],
     "parts/summary.json": [lambda run: write_parts_page(run / "parts")],
     "parts/metrics.jsonl": [lambda run: write_parts_page(run / "parts")],

@@ -10,7 +10,7 @@ import pytest
 from semmae.cli import run
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
-from semmae.verbs.demo import PART_ROWS
+from semmae.reporting.ending import _DEMO_PARTS
 
 TINY = [
     "--image-size",
@@ -40,7 +40,7 @@ def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     }
     measured = json.loads((out / "run" / "parts" / "quality.json").read_text())
     scores = json.loads((out / "run" / "results.json").read_text())
-    for key, name in PART_ROWS.items():
+    for key, name in _DEMO_PARTS.items():
         expected = [measured[key]["nmi"], measured[key]["ari"]]
         assert rows[name] == pytest.approx(expected, abs=0.051)
     intervals = {

@@ -45,7 +45,8 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "runs/birds"
     checkpoint.save_encoder(mae.encoder, folder / "encoder")
     checkpoint.save_autoencoder(mae, folder / "autoencoder")
-    options = {"data": "/home/me/photos", "out": str(folder), "epochs": 9, "mask_ratio": 0.6, "parts": "/home/me/p"}
+    options = {"verb": "pretrain", "data": "/home/me/photos", "epochs": 9, "mask_ratio": 0.6, "parts": "/home/me/p"}
+    options["out"] = str(folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(options))
     (folder / "summary.json").write_text(
         json.dumps({"stage": "pretrain", "images": 321, "minutes": 4.2, "finished": True})
@@ -311,7 +312,7 @@ def test_the_card_tells_the_table_of_evaluate(run: Path, tmp_path: Path) -> None
     (run / "evaluate").mkdir()
     (run / "evaluate/results.json").write_text(json.dumps(EVALUATED))
     options = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump(options | {"words": "1/2 or 1/3", "init": "elsewhere/mae.pth"}))
+    (run / "config.yaml").write_text(yaml.safe_dump(options | {"init": "elsewhere/mae.pth"}))
 
     card = (semmae.export(encoder=run, to="timm", out=tmp_path / "out") / "README.md").read_text()
 
@@ -321,7 +322,7 @@ def test_the_card_tells_the_table_of_evaluate(run: Path, tmp_path: Path) -> None
     assert "| segmentation, linear head, mIoU % | 12.5 | 1.5 |" in plain
     for told in (
         "- knn.method: k-NN, cosine", "- knn.k: 20", "- segment.lr: 1/4 of the rate", "- segment.preset: and/or",
-        "- parts.masks: masks\n", "- parts.labels: 7", "- data: photos\n", "- words: 1/2 or 1/3", "- init: mae.pth",
+        "- parts.masks: masks\n", "- parts.labels: 7", "- data: photos\n", "- init: mae.pth",
     ):  # fmt: skip
         assert told in card, told
     assert "/home/me" not in card and "{" not in card.split("## Figures")[1].split("## Images")[0]
@@ -353,7 +354,9 @@ def test_the_card_of_what_was_trained_on_tells_its_own_run(kind: str, tmp_path: 
         checkpoint.save_classifier(Classifier(encoder, 2), folder / kind, ["cat", "dog"])
     else:
         checkpoint.save_segmenter(Segmenter(encoder, SegmenterSpec(("cat", "dog"), "linear", (), 8)), folder / kind)
-    (folder / "config.yaml").write_text("epochs: 9\n")
+    (folder / "config.yaml").write_text(
+        {"classifier": "verb: finetune\nepochs: 9\n", "segmenter": "verb: segment\nsteps: 9\n"}[kind]
+    )
     (folder / "knn").mkdir()
     for place, top1 in ((folder, 61.25), (folder / "knn", 62.25)):
         (place / "results.json").write_text(json.dumps({"protocol": {"encoder_digest": "0" * 64}, "top1": top1}))
@@ -361,7 +364,7 @@ def test_the_card_of_what_was_trained_on_tells_its_own_run(kind: str, tmp_path: 
     out = semmae.export(encoder=folder / kind, to="timm", out=tmp_path / "out")
 
     card = (out / "README.md").read_text()
-    assert "the run `tuned`" in card and "- epochs: 9" in card and "61.2" in card and "62.2" not in card
+    assert "the run `tuned`" in card and ": 9\n" in card and "61.2" in card and "62.2" not in card
 
 
 def gradient(path: Path) -> ImageSet:
@@ -443,7 +446,7 @@ def test_the_card_of_a_file_says_what_is_not_known(run: Path, tmp_path: Path) ->
 
     card = (semmae.export(encoder=file, to="timm", out=tmp_path / "timm") / "README.md").read_text()
 
-    assert "from `mae.pth`" in card and "Not told by what was exported" in card and "nothing was measured" in card
+    assert "from `mae.pth`" in card and "Nothing is known of it" in card and "nothing was measured" in card
 
 
 def test_an_export_is_replaced_only_when_asked_and_nothing_else_is(run: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def tuned(folder: Path, pooling: Pooling, classes: list[str] = CLASSES) -> Path:
         nn.init.normal_(parameter, std=0.2)
     about = {"crop_pct": 0.8}
     checkpoint.save_classifier(classifier, folder / "classifier", classes, 0.8, about, learned=["0123456789ab"])
-    (folder / "config.yaml").write_text("data: /home/me/photos\nepochs: 9\n")
+    (folder / "config.yaml").write_text("verb: finetune\ndata: /home/me/photos\nepochs: 9\n")
     return folder
 
 

@@ -1,6 +1,6 @@
 """The command `semmae VERB`: arguments → options → the verb, and errors → one line and an exit code.
 
-Exit codes: 0; 2 for what the user must mend, 1 for a fault of the machine (disk, memory), each told in one line; 130
+Exit codes: 0; 2 for what the user must mend, 1 for a fault of the machine (disk, memory), each in one line; 130
 after Ctrl-C, 143 after SIGTERM; 1, with a traceback, for our own faults.
 
 The libraries of networks take seconds to import: only a verb whose options were checked does, so that help and
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = _Console()
     console.setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[console])
-    logging.getLogger("semmae").setLevel(logging.DEBUG)  # train.log tells more than the console
+    logging.getLogger("semmae").setLevel(logging.DEBUG)  # train.log holds more than the console shows
     code = run(arguments)
     for stream in (sys.stdout, sys.stderr):  # what libraries have printed there
         try:
@@ -115,7 +115,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
     try:
         with stoppable(stopped):
-            from semmae.run.start import run_verb
+            from semmae.verbs import run_verb
 
             run_verb(options, given)
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -129,7 +129,7 @@ def _ended(line: str, code: int) -> int:
 
 
 def _stopped(remedy: str, signum: int = signal.SIGINT) -> int:
-    """Tell that Ctrl-C, or another signal, stopped the run, and how to go on; returns the exit code."""
+    """Say that Ctrl-C, or another signal, stopped the run, and how to go on; returns the exit code."""
     write(sys.stderr, f"\nsemmae: stopped; {remedy}\n")
     return 128 + signum
 

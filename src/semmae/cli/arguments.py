@@ -1,4 +1,4 @@
-"""Arguments of a verb → its options; what is wrong with them is told in one line, in our words.
+"""Arguments of a verb → its options; what is wrong with them is one line, in our words.
 
 The options' one declaration is read: an argument becomes the value of a field, and goes on by the door of the Python
 call. Every option is given once and takes one value, but for those that are on or off.

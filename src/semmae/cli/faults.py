@@ -19,7 +19,7 @@ def message(error: Exception) -> str:
 
 
 def machine_fault(error: Exception) -> str | None:
-    """What to tell of a fault of the machine: disk, memory; None where it is none, and so ours.
+    """The line on a fault of the machine: disk, memory; None where it is none, and so ours.
 
     Args:
         error: of whichever library.

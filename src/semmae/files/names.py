@@ -44,9 +44,9 @@ def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
             unknown user or leads through a folder that may not be entered.
     """
     given = os.fspath(text)
-    told = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
+    named = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
     if not given.strip():
-        raise UserError(f"{option or 'path'} {given!r}: is empty; give a value, or leave the option out")
+        raise UserError(f"{option or 'path'} {shown(given)}: is empty; give a value, or leave the option out")
     if "\0" in given:
         raise UserError(f"{option} {shown(given)}: holds a NUL byte, which no path can; check the path".strip())
     if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in given):
@@ -57,10 +57,10 @@ def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
     except (FileNotFoundError, NotADirectoryError):
         return path
     except RuntimeError as error:  # expanduser
-        raise UserError(f"{told}: no such user ({given.split('/', 1)[0]}); write the path without ~") from error
+        raise UserError(f"{named}: no such user ({given.split('/', 1)[0]}); write the path without ~") from error
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"{told}: cannot be looked at ({reason}); check the path and its permissions") from error
+        raise UserError(f"{named}: cannot be looked at ({reason}); check the path and its permissions") from error
     return path
 
 

@@ -21,15 +21,7 @@ _LARGEST = 2**64  # of whole numbers: seeds; more does not fit a number of numpy
 
 
 def read_bytes(path: Path | str, most: int | None = None) -> bytes:
-    """A regular file's bytes.
-
-    Args:
-        path: of the file.
-        most: bytes; a longer file is refused before it is read.
-
-    Raises:
-        OSError: it cannot be read, or is no regular file: opening a FIFO would wait for ever.
-    """
+    """A regular file's bytes; OSError where it is none, cannot be read, or holds more than `most`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
@@ -123,16 +115,9 @@ def _value(path: Path, text: str, place: str = "", *, constant: Callable[[str], 
 def parse_json(
     path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
 ) -> dict[str, Any]:
-    """The object of a text in JSON that a file holds.
+    """The object of a text in JSON that a file holds, at `place` in it; UserError when there is none.
 
-    Args:
-        path: of the file, for the messages.
-        text: the JSON.
-        place: where in the file it stands, for the messages.
-        constant: what NaN and Infinity become; None refuses them.
-
-    Raises:
-        UserError: it is no JSON, or no object.
+    `constant` makes something of NaN and Infinity, which are refused without.
     """
     content = _value(path, text, place, constant=constant)
     if not isinstance(content, dict):

@@ -25,7 +25,7 @@ from semmae.files.names import encoded, on_disk, shown
 PART = ".semmae-part"
 _LONG = 50  # letters of a name: of four bytes each they leave room for what comes around it
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-# Libraries that write by themselves (torch, safetensors, Arrow) tell the same in words.
+# Libraries that write by themselves (torch, safetensors, Arrow) say the same in words.
 _FULL_WORDS = re.compile(
     r"no space left|os error (28|122|27|5)\b|disk quota|file too large"
     r"|PytorchStreamWriter|inline_container|iostream error",

@@ -14,7 +14,7 @@ class DemoOptions(RunOptions):
     data: str | None = option(None, reads="images", objects=True)
     """Your own images; default: drawn creatures, whose parts are known."""
     masks: Path | None = option(None, reads="annotations")
-    """Folder of PNG labels of true parts of your images, if there are any."""
+    """Folder of PNG annotations of the true parts of your images, if there are any."""
     images: int = option(800, low=1, high=10**6)
     """How many creatures to draw, or how many of your images to use at most."""
     model: Model = option("vit_tiny")

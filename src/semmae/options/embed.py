@@ -12,7 +12,7 @@ from semmae.options.shared import ViewOptions
 class EmbedOptions(ViewOptions):
     """Write features of every image to a .parquet, .npz or .safetensors file."""
 
-    out: Path = field(metadata=about(writes=True, file=True, on_resume="free"))
+    out: Path = field(metadata=about(writes=True, suffixes=(".parquet", ".npz", ".safetensors"), on_resume="free"))
     """File to write: .parquet, .npz or .safetensors."""
     tokens: str = option("auto")
     """What to write of every image, one or several divided by commas: cls (class token), mean (of the patch tokens), \

@@ -37,7 +37,7 @@ class Facts:
             ("more"), or yes, for nothing that is left in the folder depends on it ("free").
         reads: what lies at the path, or behind the name, that it takes: never written to.
         writes: a place that is written to.
-        file: that place is a file, and no folder.
+        suffixes: that place is a file, and no folder, with one of these at the end of its name.
         control: how a run begins, not what it does: not kept in config.yaml.
         continues: switches it on to go on with the run in --out, by that run's options.
         group: options that have an effect only together; by default those of the class that declares it.
@@ -55,7 +55,7 @@ class Facts:
     on_resume: OnResume = "same"
     reads: Reads | None = None
     writes: bool = False
-    file: bool = False
+    suffixes: tuple[str, ...] = ()
     control: bool = False
     continues: bool = False
     group: str = ""
@@ -168,15 +168,12 @@ def with_facts(kind: type[Any], **facts: Any) -> list[str]:
 
 def is_given(options: Any, name: str) -> bool:
     """Whether an option has another value than by default."""
-    return bool(getattr(options, name) != options_of(type(options))[name].default)
+    value, default = getattr(options, name), options_of(type(options))[name].default
+    # Only values of the kinds that defaults have: an array compares itself entry by entry.
+    return not isinstance(value, bool | int | float | str | Path | tuple | None) or bool(value != default)
 
 
 def shared(kind: type[KindT], options: Options, **own: Any) -> KindT:
     """Options of another class: those that both have as they are, all others by default; `own` wins over both."""
     names = options_of(kind).keys() & options_of(type(options)).keys()
     return kind(**{name: getattr(options, name) for name in names} | own)
-
-
-def as_path(value: Any) -> Path | None:
-    """A value that may be a path; None for any other."""
-    return value if isinstance(value, Path) else Path(value) if isinstance(value, str) else None

@@ -176,7 +176,7 @@ def small_data() -> dict[str, Any]:
     | this, new weights                                                          | 29.4, 19.9 to 41.1     | 17.6    |
     | this, new weights, all layers at the full rate                             | 17.6, 10.4 to 28.4     | 9.0     |
 
-    Always to say t-shirt gives 23.5. One draw of 68 photos: the intervals tell how little that decides. Hundreds of
+    Always to say t-shirt gives 23.5. One draw of 68 photos: the intervals show how little that decides. Hundreds of
     steps are needed, and nothing that makes the few photos harder. Of thousands of images: a larger batch (--batch-size
     64 --blr 4e-3, the same rate), --augment rand-m5-n1-mstd0.5-inc1.
     """

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from semmae.errors import UserError, near
+from semmae.files.names import shown
 
 
 def text_of(function: Callable[..., Any], option: str) -> str:
@@ -19,7 +20,7 @@ def text_of(function: Callable[..., Any], option: str) -> str:
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if module is None or name is None:
         raise UserError(
-            f"{option} {function!r}: has no name to find it by again; give its place as text, package.module:name"
+            f"{option} {shown(function)}: has no name to find it by again; give its place as text, package.module:name"
         )
     if module == "__main__" or "<" in name:  # <lambda>, <locals>
         raise UserError(
@@ -36,7 +37,7 @@ def function_at(text: str, option: str) -> Callable[..., Any]:
     """Import the function that `package.module:name` names; the working directory is looked in last."""
     place, _, name = text.partition(":")
     if not all([*place.split("."), *name.split(".")]) or place.endswith(".py"):
-        raise UserError(f"{option} {text!r}: must be package.module:name of a function, without .py")
+        raise UserError(f"{option} {shown(text)}: must be package.module:name of a function, without .py")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -45,7 +46,7 @@ def function_at(text: str, option: str) -> Callable[..., Any]:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise  # of what that module imports itself
         raise UserError(
-            f"{option} {text}: no module {error.name!r}; install it, or start in the folder that holds it"
+            f"{option} {text}: no module {shown(error.name)}; install it, or start in the folder that holds it"
         ) from error
     except SyntaxError as error:
         raise UserError(f"{option} {text}: {error.filename}, line {error.lineno}: {error.msg}; mend it") from error
@@ -53,7 +54,7 @@ def function_at(text: str, option: str) -> Callable[..., Any]:
         found = functools.reduce(getattr, name.split("."), module)
     except AttributeError as error:
         public = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
-        raise UserError(f"{option} {text}: {place} has no {name!r}{near(name, public)}") from error
+        raise UserError(f"{option} {text}: {place} has no {shown(name)}{near(name, public)}") from error
     if not callable(found):
         raise UserError(f"{option} {text}: is {type(found).__name__}, not a function; name a function")
     function: Callable[..., Any] = found

@@ -95,7 +95,7 @@ class PartsOptions(PartsRecipe, PresetOptions, LabelOptions):
     hue: float = option(0.5, low=0, high=0.5)  # turns either way: half of one reaches every hue
     """How far the colours of a view may turn, in turns of the colour circle: 0.5 is any colour, DINO's is 0.1."""
     masks: Path | None = option(None, reads="annotations", on_resume="more", group="measuring")
-    """Folder of PNG labels of true parts (same names, 0 = background), to measure against."""
+    """Folder of PNG annotations of true parts (same names, 0 = background), to measure against."""
     keypoints: Path | None = option(None, reads="file", on_resume="more", group="measuring")
     """CSV of true keypoints to measure against: columns image, part, x, y (pixels) and, if need be, visible; or \
     CUB's parts/part_locs.txt."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from semmae.errors import UserError, near
+from semmae.files.names import shown
 
 Preset = Callable[[], dict[str, Any]]
 
@@ -21,21 +22,12 @@ def presets_of(verb: str) -> dict[str, Preset]:
 
 
 def preset_options(verb: str, name: str | None, option: str = "--preset") -> dict[str, Any]:
-    """The options of a verb's preset; none where no preset is asked for.
-
-    Args:
-        verb: whose preset it is.
-        name: as `option` takes it.
-        option: by which it was asked for, to be named where there is none.
-
-    Raises:
-        UserError: the verb has no such preset; the near ones are named.
-    """
+    """The options of the preset that `option` names; none where it names none."""
     if name is None:
         return {}
     known = presets_of(verb)
     if name not in known:
-        raise UserError(f"{option}: semmae {verb} has no preset {name!r}{near(name, known)}")
+        raise UserError(f"{option}: semmae {verb} has no preset {shown(name)}{near(name, known)}")
     return known[name]()
 
 

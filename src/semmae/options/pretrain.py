@@ -78,7 +78,7 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     num_parts: int = option(6, low=1, high=254)
     """Parts to learn, when --parts is not given."""
     masks: Path | None = option(None, reads="annotations", on_resume="more")
-    """Folder of PNG labels of true parts, to measure learned parts against."""
+    """Folder of PNG annotations of true parts, to measure learned parts against."""
     teacher_epochs: int | None = option(None, low=1, high=EPOCHS)
     """Epochs of the teacher, when one is trained; default: a quarter of --epochs."""
     teacher_image_size: int | None = option(None, low=8, high=PIXELS)
@@ -103,7 +103,7 @@ def semmae_vit_b16() -> dict[str, Any]:
     """SemMAE as published: ViT-B/16, ImageNet-1k, 800 epochs, 16 GPUs.
 
     Source: arXiv 2206.10207, which changes the mask of MAE and no other setting, and the authors' repository
-    (ucasligang/SemMAE). The paper tells of 16 A100 for 3 days; its parts come from iBOT's ViT-S/16 (--teacher, or
+    (ucasligang/SemMAE). The paper reports 16 A100 for 3 days; its parts come from iBOT's ViT-S/16 (--teacher, or
     --parts made with it) and took 2 hours on one, which with --teacher are five epochs of `parts --preset
     semmae-published`. The authors report 83.35 % fine-tuning (released checkpoint) and
     65.0 % linear probing.

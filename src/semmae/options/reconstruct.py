@@ -15,7 +15,7 @@ class ReconstructOptions(SeedOptions):
     """Masked autoencoder: a run of semmae pretrain, a folder of ViTMAE, or a file in the form of MAE or SemMAE."""
     data: str = field(metadata=about(reads="images", objects=True))
     """Images: a folder of any depth, a list of files, Parquet file(s) with an `image` column, or hf:NAME."""
-    out: Path = field(metadata=about(writes=True))
+    out: Path = field(metadata=about(writes=True, suffixes=(".png",)))
     """Picture to write, .png."""
     images: int = option(8, low=1, high=10**6)
     """How many to draw, spread over the data."""

@@ -38,7 +38,7 @@ CURVES: tuple[tuple[str, str, float, dict[str, str]], ...] = (
     ("Hidden patches", " %", 100, {"hidden_share": "hidden"}),
     ("Teacher momentum", "", 1, {"momentum": "momentum"}),
     ("Teacher temperature", "", 1, {"teacher_temp": "temperature"}),
-    ("What the teacher tells of an image", " nats", 1, {"teacher_information": "0 = collapsed"}),
+    ("What the teacher's answer says of an image", " nats", 1, {"teacher_information": "0 = collapsed"}),
     ("Weight decay", "", 1, {"weight_decay": "weight decay"}),
     ("k-NN accuracy", " %", 1, {"knn_top1": "top-1", "knn_top5": "top-5"}),
     ("Validation accuracy", " %", 1, {"val_top1": "top-1", "val_mean_class": "mean of classes"}),
@@ -70,7 +70,7 @@ class Chart:
 
 
 def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The charts of one stage: those of CURVES that change. What stays the same is told by `constants`."""
+    """The charts of one stage: those of CURVES that change. What stays the same is in `constants`."""
     curves = [
         (f"{title},{unit}" if unit else title, _curves(records, factor, names)) for title, unit, factor, names in CURVES
     ]
@@ -87,12 +87,12 @@ def loss_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 def constants(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(title, value) of those of CURVES that stay the same: a flat line says less than a number."""
-    told = []
+    same = []
     for title, unit, factor, names in CURVES:
         lines = _curves(records, factor, names)
         if lines and all(_constant(line) for line in lines.values()):
-            told.append((title, ", ".join(number(line[0][1]) for line in lines.values()) + unit))
-    return told
+            same.append((title, ", ".join(number(line[0][1]) for line in lines.values()) + unit))
+    return same
 
 
 def finite(value: object) -> bool:

@@ -1,25 +1,18 @@
-"""How a verb ends: what it made, where the page is, a verdict where something was measured, what to do next.
+"""The last lines of a verb: its figures, the verdict on them, what was made, where the page is, what to do next.
 
-Notable here:
-- it is shown when everything is written and the run is marked as finished: a reader that closes the pipe costs nothing;
-- it is made of the run's files alone, so that a finished run that is asked for again says the same and computes
-  nothing.
+They are made of the run's files alone, so that a finished run that is asked for again says the same.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from semmae import files
-from semmae.errors import UserError
-from semmae.options.fields import Reads, options_of, with_facts
-from semmae.options.shared import RunOptions
 from semmae.progress import logged, say
-from semmae.reporting import outcome
-from semmae.reporting.page import read_facts
-from semmae.run.config import UNFINISHED, began_alike
-from semmae.run.places import existing, newest
+from semmae.reporting.next_steps import Step, next_steps
+from semmae.reporting.page import read_facts, with_intervals
+from semmae.reporting.verdicts import verdicts
+from semmae.run.config import saved_options
 from semmae.run.ranks import is_rank_zero
 
 # What a run leaves for other programs, and what it is.
@@ -35,102 +28,36 @@ _MADE = {
     "results.json": "figures and protocol",
     "per_class.csv": "every class by itself",
 }
-# What a training leaves, by its stage.
-_LEFT = {
-    "teacher": "encoder",
-    "parts": "parts.npy",
-    "pretrain": "encoder",
-    "finetune": "classifier",
-    "segment": "segmenter",
-}
-# Where in a run what an option reads lies.
-_INSIDE: dict[Reads | None, tuple[str, ...]] = {
-    "network": ("", "encoder", "autoencoder", "classifier", "segmenter", "checkpoints"),
-    "labels": ("", "parts"),
-    "learner": ("", "learner"),
-}
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npy")
 _PAGES = ("report.html", "parts.html", "parts/parts.html")
-OptionsT = TypeVar("OptionsT", bound=RunOptions)
+# Methods of quality.json and results.json that the demo shows.
+_DEMO_PARTS = {
+    "learned": "learned parts",
+    "heads": "attention heads",
+    "kmeans": "k-means of tokens",
+    "grid": "fixed grid",
+    "bands": "horizontal bands",
+}
+_DEMO_ENCODERS = {"untrained": "untrained encoder", "raw_pixels": "raw pixels"}
 
 
-def ended(verb: Callable[[OptionsT], Path]) -> Callable[[OptionsT], Path]:
-    """A verb that shows at its end what its run came to; where the run is finished already, that alone."""
-
-    @functools.wraps(verb)
-    def shown(options: OptionsT) -> Path:
-        if not already_finished(options):
-            end(verb(options))
-        return options.out
-
-    return shown
-
-
-def end(run: Path, table: Sequence[str] | None = None) -> None:
-    """Show how a run ended, and keep it in its train.log; by the first process alone.
-
-    Args:
-        run: its folder.
-        table: figures to show, in place of those of its results.md.
-    """
+def end(run: Path) -> None:
+    """Show how a run ended, and keep it in its train.log; by the first process alone."""
     if is_rank_zero():
         with logged(run / "train.log"):
-            say(ending(run, table))
+            say(ending(run))
 
 
-def already_finished(options: RunOptions) -> bool:
-    """Whether `options.out` holds this very run, finished; its ending is shown then, and nothing is to be done."""
-    if options.overwrite or not is_finished(options.out) or not began_alike(options, leaves_the_same=True):
-        return False
-    if any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume"):
-        return False  # labels or figures are asked for again
-    _refuse_stale(options)
-    if is_rank_zero():
-        told = f"{options.out}: already finished; nothing was computed (--overwrite begins it anew)"
-        say(f"{told}\n\n{ending(options.out)}")
-    return True
-
-
-def _refuse_stale(options: RunOptions) -> None:
-    """Refuse to call a run finished whose encoder, labels or images were changed since it began: it is of others."""
-    begun = (options.out / "config.yaml").stat().st_mtime
-    for name, option in options_of(type(options)).items():
-        value, reads = getattr(options, name), option.facts.reads
-        roots = existing(value) if isinstance(value, str | Path) and reads not in (None, "file") else []
-        if reads in _INSIDE:
-            places = [root / folder for root in roots for folder in _INSIDE[reads]]
-            files = (file for place in places for file in (place.iterdir() if place.is_dir() else [place]))
-            roots = [file for file in files if file.suffix in _WEIGHTS]
-        last = newest(roots, options.out)
-        if last is not None and last[0] > begun:
-            raise UserError(
-                f"--out {options.out}: finished, but {last[1]} was changed since it began; use --overwrite to begin it "
-                "anew, or another folder"
-            )
-
-
-def is_finished(run: Path) -> bool:
-    """Whether the folder holds a run that came to its good end, by the files that it leaves there."""
-    if not (run / "config.yaml").is_file() or (run / UNFINISHED).exists():
-        return False
-    summary = read_facts(run / "summary.json")
-    left = _LEFT.get(summary.get("stage", ""))
-    if left and not (run / left).exists() or read_facts(run / "parts.json").get("complete", True) is not True:
-        return False  # --resume makes it again
-    of_demo = read_facts(run / "run" / "summary.json")
-    return (run / "results.json").is_file() or any(each.get("finished") is True for each in (summary, of_demo))
-
-
-def ending(run: Path, table: Sequence[str] | None = None) -> str:
-    """The last lines of a verb that wrote the folder of a run; arguments as for `end`."""
-    inner = run / "run" if outcome.verb_of(run) == "demo" else run
+def ending(run: Path) -> str:
+    """The last lines of a verb that wrote the folder of a run."""
+    is_demo = saved_options(run).get("verb") == "demo"
+    inner = run / "run" if is_demo else run
     made = [f"{inner / name} ({what})" for name, what in _MADE.items() if (inner / name).exists()]
     pages = [str(inner / page) for page in _PAGES if (inner / page).is_file()]
-    steps = outcome.next_steps(run)
-    return lines(_table(inner) if table is None else table, outcome.verdicts(inner), made, pages, first(steps))
+    table = _demo_table(inner) if is_demo else _table(inner)
+    return lines(table, verdicts(inner), made, pages, first(next_steps(run)))
 
 
-def first(steps: Sequence[outcome.Step]) -> str:
+def first(steps: Sequence[Step]) -> str:
     """The command of the usual next step; empty where there is none."""
     return steps[0].command if steps else ""
 
@@ -164,3 +91,24 @@ def _table(run: Path) -> list[str]:
         elif rows:
             break
     return rows
+
+
+def _demo_table(run: Path) -> list[str]:
+    """Quality of the parts, and k-NN of the encoder, each beside its baselines; what was not measured is left out."""
+    lines: list[str] = []
+    quality = read_facts(run / "parts" / "quality.json")
+    if quality:
+        lines += [f"{'':24}{'NMI':>8}{'ARI':>8}"]
+        shown = {
+            name: quality[key] for key, name in _DEMO_PARTS.items() if {"nmi", "ari"} <= quality.get(key, {}).keys()
+        }
+        lines += [f"{name:24}{scores['nmi']:8.1f}{scores['ari']:8.1f}" for name, scores in shown.items()]
+    results = read_facts(run / "results.json")
+    if results:
+        lines += ["", f"{'k-NN, ' + str(results['classes']) + ' classes':24}{'top-1 %':>22}{'top-5 %':>22}"]
+        encoders: dict[str, Mapping[str, Any]] = {"this encoder": results}
+        encoders |= {name: results[key] for key, name in _DEMO_ENCODERS.items() if key in results}
+        for name, figures in encoders.items():
+            texts = with_intervals(figures)
+            lines.append(f"{name:24}{texts['top1']:>22}{texts['top5']:>22}")
+    return lines

@@ -1,9 +1,10 @@
 """The model card of an export: what the weights are, where they come from, what was measured, how to load them.
 
-Everything is read from the run: `config.yaml`, `summary.json`, and `results.json` of whatever measured it. What is
-not told there is not told here either; paths are shortened to their last name, which is all that others can use.
+Everything is read from the run: `config.yaml`, `summary.json`, and `results.json` of whatever measured it; what is not
+stated there is not stated here. Paths are shortened to their last name, which is all that others can use.
 """
 
+import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,24 +15,18 @@ from typing import Any
 from semmae import files
 from semmae.errors import UserError
 from semmae.evaluation.protocols import OWN
-from semmae.files.yaml import read_yaml
 from semmae.formats import folders as checkpoint
 from semmae.formats.form import Model, encoder_of
 from semmae.formats.table import WRITINGS
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
+from semmae.options import VERBS, kind_of
+from semmae.options.fields import options_of
 from semmae.reporting.page import figure_rows, flat, read_facts
 from semmae.reporting.results import markdown_table, protocol_lines
+from semmae.run.config import CONFIG, readable_value, saved_facts, saved_options
 
 RESULTS = "results.json"
-# Told in sentences of their own, or of no use to others.
-_UNTOLD = {"data", "out", "workers", "config", "resume", "overwrite", "export_png", "export_size"}
-# Options and facts that are places, whatever they look like.
-_PLACES = {
-    "data", "encoder", "masks", "keypoints", "parts", "out", "config", "init", "teacher", "learner", "tokens",
-    "export_png",
-}  # fmt: skip
-_PLACE_BEGINS = ("/", "~", "./", "../")  # places under any other name
 # What a run trains on from an encoder: its own figures are of these, and name the encoder as it was before.
 _TRAINED = (checkpoint.CLASSIFIER, checkpoint.SEGMENTER)
 
@@ -40,7 +35,7 @@ _LOG = logging.getLogger("semmae")
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder tells."""
+    """A run whose weights are exported."""
 
     name: str
     options: Mapping[str, Any]  # config.yaml
@@ -77,12 +72,12 @@ def find_run(spec: str) -> Run | None:
         folder = folder.parent
     elif path.is_file():
         return None
-    return _read_run(folder) if (folder / "config.yaml").is_file() else None
+    return _read_run(folder) if (folder / CONFIG).is_file() else None
 
 
 def _read_run(folder: Path) -> Run:
-    config = folder / "config.yaml"
-    options = read_yaml(config)
+    config = folder / CONFIG
+    options = {name: readable_value(value) for name, value in saved_options(folder).items()}
     ratio = files.Fields(config, options).get("mask_ratio", (int, float), 0.5)
     if not 0 <= ratio < 1:
         raise UserError(f"{config}: mask_ratio is {ratio}, must be from 0 to less than 1; restore it")
@@ -126,7 +121,7 @@ def _header(card: Card) -> list[str]:
 def _what(card: Card) -> list[str]:
     spec = card.encoder.spec
     count = sum(tensor.numel() for tensor in card.model.parameters()) / 1e6
-    decoder = f" with a head that tells {len(card.classes)} classes" if card.classes else ""
+    decoder = f" with a head of {len(card.classes)} classes" if card.classes else ""
     if isinstance(card.model, MaskedAutoencoder):
         sizes = card.model.decoder
         kind = "normalised pixels" if card.model.norm_pix_loss else "pixels"
@@ -134,21 +129,18 @@ def _what(card: Card) -> list[str]:
             f" with its decoder (width {sizes.width}, depth {sizes.depth}, {sizes.num_heads} heads), a masked "
             f"autoencoder that predicts {kind}"
         )
+    origin = f"the run `{card.run.name}`" if card.run else f"`{_public('encoder', card.source)}`"
     return [
         f"A Vision Transformer (width {spec.width}, depth {spec.depth}, {spec.num_heads} heads, patches of "
         f"{spec.patch_size} pixels, images of {spec.image_size}){decoder}: {count:.1f} million parameters. "
-        f"Exported by semmae {version('semmae')} from {_origin(card)}.",
+        f"Exported by semmae {version('semmae')} from {origin}.",
         "",
     ]
 
 
-def _origin(card: Card) -> str:
-    return f"the run `{card.run.name}`" if card.run else f"`{_public('encoder', card.source)}`"
-
-
 def _training(card: Card) -> list[str]:
     if card.run is None:
-        return ["Not told by what was exported.", ""]
+        return ["Nothing is known of it: what was exported is no run of semmae.", ""]
     options, summary = card.run.options, card.run.summary
     facts = [f"Stage: {summary['stage']}."] if "stage" in summary else []
     if "data" in options:
@@ -157,19 +149,26 @@ def _training(card: Card) -> list[str]:
     if "minutes" in summary:
         state = "" if summary.get("finished", True) else "; it had not come to its end"
         facts.append(f"Time: {summary['minutes']:.1f} minutes{state}.")
-    recipe = protocol_lines({name: _public(name, value) for name, value in flat(options) if name not in _UNTOLD})
+    recipe = protocol_lines({name: _public(name, value) for name, value in options.items() if name in _recipe(options)})
     return [" ".join(facts), "", "Recipe:", "", *recipe, ""] if facts else ["Recipe:", "", *recipe, ""]
+
+
+def _recipe(options: Mapping[str, Any]) -> set[str]:
+    """The options that shape the weights, but for the images, which have a sentence of their own."""
+    declared = saved_facts(options).values()
+    shaping = (each for each in declared if each.facts.on_resume == "same" and not each.facts.control)
+    return {option.name for option in shaping if option.facts.reads != "images"}
 
 
 def _figures(card: Card) -> list[str]:
     found = {**(card.run.results if card.run else {}), **card.results}
-    told = {place: content for place, content in found.items() if _is_of(card, place, content)}
-    lines = [line for place, content in told.items() for line in _result(place, content)]
+    own = {place: content for place, content in found.items() if _is_of(card, place, content)}
+    lines = [line for place, content in own.items() for line in _result(place, content)]
     return lines or ["None: nothing was measured that this export knows of.", ""]
 
 
 def _is_of(card: Card, place: str, content: Mapping[str, Any]) -> bool:
-    """Whether figures are of these weights, as far as is told; told in the log where they are not."""
+    """Whether figures are of these weights, or do not say of which; logged where they are of others."""
     protocol = content.get("protocol")
     found = protocol.get("encoder_digest") if isinstance(protocol, Mapping) else None
     trained_here = card.run is not None and place == card.run.own and place not in card.results
@@ -187,14 +186,14 @@ def _result(place: str, content: Mapping[str, Any]) -> list[str]:
     protocol = content.get("protocol")
     if not isinstance(protocol, Mapping):
         return []
-    told = {
+    settings = {
         name: _public(name, value)
         for name, value in flat(protocol)
         if name not in ("encoder", "encoder_digest", "method")
     }
     title = str(protocol.get("method", place))
     table = markdown_table(_methods(content))
-    return [f"### {title}", "", *table, "", *protocol_lines(told), ""]
+    return [f"### {title}", "", *table, "", *protocol_lines(settings), ""]
 
 
 def _methods(content: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -218,7 +217,7 @@ def _images(card: Card) -> list[str]:
         f"RGB, {side} × {side} pixels, scaled to 0–1, then normalised: mean "
         f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. semmae resizes the short side to "
         f"{int(side / card.crop_pct)} pixels, bicubic, and cuts out the central square of {side}; "
-        "where figures are of another share of it, their `crop pct` tells.",
+        "where figures are of another share of it, they name it as `crop pct`.",
         "",
     ]
 
@@ -250,5 +249,12 @@ def _public(name: str, value: Any) -> Any:
         return [_public(name, item) for item in value]
     if not isinstance(value, str) or (value.startswith(("timm:", "hf:")) and not value.startswith("timm:local-dir:")):
         return value
-    is_place = name.rpartition(".")[2] in _PLACES or value.startswith((*_PLACE_BEGINS, "timm:"))
+    is_place = name.rpartition(".")[2] in _places() or value.startswith(("/", "timm:"))
     return (Path(value).name or value) if is_place else value
+
+
+@functools.cache
+def _places() -> frozenset[str]:
+    """Names of the options of any verb that are places: protocols name their settings so."""
+    every = (option for verb in VERBS for option in options_of(kind_of(verb)).values())
+    return frozenset(option.name for option in every if option.facts.reads or option.facts.writes)

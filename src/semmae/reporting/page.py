@@ -1,4 +1,4 @@
-"""What the HTML pages share: reading a run's files, words and numbers, the table of part quality, the template.
+"""What the two HTML pages share: reading a run's files, words and numbers, the table of part quality, the template.
 
 A page is made of files only, so that it can be made again; page.html.jinja holds its style and frame.
 """
@@ -17,7 +17,7 @@ from semmae import files
 from semmae.errors import UserError
 from semmae.evaluation.protocols import PROTOCOLS
 from semmae.reporting.charts import finite, number
-from semmae.run.config import saved_options
+from semmae.run.config import CONFIG, readable_value, saved_options
 
 Record = Mapping[str, Any]
 
@@ -141,10 +141,9 @@ def read_facts(path: Path, form: str | None = None) -> dict[str, Any]:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The options of a run, nested ones under dotted names; {} when there is no file of them."""
-    options = {name: value for name, value in flat(saved_options(run)) if name != "verb"}
-    numbers = [name for name in options if name.rpartition(".")[2] in ("image_size", "epochs", "steps")]
-    _check_types(run / "config.yaml", options, dict.fromkeys(numbers, int), null=True)
+    """The options of a run as its pages show them; {} when there is no file of them."""
+    options = {name: readable_value(value) for name, value in saved_options(run).items() if name != "verb"}
+    _check_types(run / CONFIG, options, dict.fromkeys(("image_size", "epochs", "steps"), int), null=True)
     return options
 
 
@@ -165,15 +164,15 @@ def check_figures(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def _check_types(path: Path, content: Mapping[str, Any], kinds: Mapping[str, Any], *, null: bool = False) -> None:
-    """UserError where a value is there and of another type than told; with `null` it may be null."""
+    """UserError where a value is there and of another type than given here; with `null` it may be null."""
     fields = files.Fields(path, {name: value for name, value in content.items() if not null or value is not None})
     for name, kind in kinds.items():
         fields.get(name, kind)
 
 
-def flat(options: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted name, value) of every option, however deep."""
-    for name, value in options.items():
+def flat(protocol: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted name, value) of every setting, however deep."""
+    for name, value in protocol.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{name}.")
         else:
@@ -207,15 +206,6 @@ def called(figure: str) -> str:
         if row.prefix and figure.startswith(row.prefix):
             return row.full_words(figure.removeprefix(row.prefix))
     return next((row.words(figure) for row in PROTOCOLS.values() if figure in row.figures), figure.replace("_", " "))
-
-
-def find(config: Record, *names: str) -> Any:
-    """The first option of one of these names, however deep; None when there is none."""
-    for name in names:
-        for key, value in config.items():
-            if key.rpartition(".")[2] == name and value is not None:
-                return value
-    return None
 
 
 def read_records(path: Path) -> list[Record]:

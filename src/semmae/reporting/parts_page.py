@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from semmae.files import write_bytes
-from semmae.reporting import charts, outcome
+from semmae.reporting import charts
 from semmae.reporting.charts import number
 from semmae.reporting.page import (
     Record,
     by_step,
     duration,
-    find,
     quality,
     read_config,
     read_facts,
@@ -40,6 +39,7 @@ from semmae.reporting.pictures import (
     spotlight,
     webp,
 )
+from semmae.reporting.verdicts import verdicts
 from semmae.shell import again
 
 _HEAT_SIDE = 160  # pixels a side of a soft map's picture
@@ -91,18 +91,14 @@ def write_parts_page(run: Path) -> Path:
     """Writes `run`/parts.html and returns its path. UserError when pictures/parts.npz is missing or damaged."""
     run = Path(run)
     samples = read_samples(run / FILE)
-    config, summary, meta = (
-        read_config(run),
-        read_facts(run / "summary.json"),
-        read_facts(run / "parts.json"),
-    )
+    config, summary, meta = read_config(run), read_facts(run / "summary.json"), read_facts(run / "parts.json")
     parts = list(_parts(samples))
     shown = list(_shown(samples))
     first = spread(len(shown), _UNFOLDED)
     page = render(
         "parts.html.jinja",
         name=run.resolve().name,
-        verdicts=outcome.verdicts(run),
+        verdicts=verdicts(run),
         lead=_lead(samples, summary, meta),
         facts=_facts(config, summary, meta, parts),
         parts=parts,
@@ -136,15 +132,15 @@ def _lead(samples: PartSamples, summary: Record, meta: Record) -> str:
 
 def _facts(config: Record, summary: Record, meta: Record, parts: list[Part]) -> list[tuple[str, str]]:
     """(name, value) of the tiles at the top; what is not known is left out."""
-    size, epochs = summary.get("image_size") or find(config, "image_size"), summary.get("epochs")
+    size, epochs = summary.get("image_size") or config.get("image_size"), summary.get("epochs")
     facts = [
         ("Images", number(meta["images"]) if "images" in meta else ""),
         ("Image size", f"{size} × {size}" if size else ""),
         ("Labels in use", f"{_in_use(parts):.1f} of {len(parts)}"),
         ("Epochs", number(epochs) if epochs else ""),
         ("Time", duration(summary["minutes"]) if "minutes" in summary else ""),
-        ("Data", str(find(config, "data") or "")),
-        ("Teacher", str(meta.get("extra", {}).get("teacher") or find(config, "teacher") or "")),
+        ("Data", str(config.get("data") or "")),
+        ("Teacher", str(meta.get("extra", {}).get("teacher") or config.get("teacher") or "")),
     ]
     return [fact for fact in facts if fact[1]]
 

@@ -1,4 +1,4 @@
-"""What a measuring verb leaves behind: results.json for programs, results.md for people, one line a method."""
+"""The files of a measuring verb: results.json for programs; results.md, per_class.csv and confusion.png for people."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,10 +119,7 @@ def write_results(
 def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:
     """As `write_results`, for many figures of few encoders: a row a figure that has a name, a column an encoder.
 
-    Args:
-        out: the run's folder.
-        protocol: how it was measured; of each protocol that was used, a mapping under its name.
-        methods: by the encoder's name, its figures.
+    `protocol` holds a mapping for each protocol that was used, under its name.
     """
     content = {"protocol": dict(protocol), **methods}
     write_json(out / "results.json", content)
@@ -132,13 +129,13 @@ def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[st
 
 
 def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
-    """A line of Markdown for whatever the protocol tells, nested or not; of a digest its beginning."""
+    """A line of Markdown for each setting of a protocol, nested or not; of a digest its beginning."""
     facts = ((name, value[:12] if name == "encoder_digest" else value) for name, value in flat(protocol))
     return [f"- {name.replace('_', ' ')}: {value}" for name, value in facts if value is not None]
 
 
 def write_per_class(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:
-    """Write a CSV of each class: its images, how many were told right, what share that is, and its usual mistake.
+    """Write a CSV of each class: its images, how many were classified right, what share that is, and its usual mistake.
 
     Args:
         path: where to; written at once.

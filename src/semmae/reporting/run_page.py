@@ -1,4 +1,4 @@
-"""One page about a run: report.html, self-contained, made of what lies in the run's folder.
+"""The page about a run: report.html, self-contained, made of what lies in the run's folder.
 
 - Everything on the page is read from files (config.yaml, summary.json, metrics.jsonl, parts/, pictures/,
   results.json): `semmae report RUN` gives the same page again; a missing file only leaves its section out.
@@ -15,15 +15,15 @@ from typing import Any
 from semmae import files
 from semmae.errors import UserError
 from semmae.files import short, write_bytes
-from semmae.reporting import charts, outcome
+from semmae.reporting import charts
 from semmae.reporting.charts import finite, number
+from semmae.reporting.next_steps import Step, going_on, next_steps
 from semmae.reporting.page import (
     Record,
     Table,
     by_step,
     called,
     duration,
-    find,
     flat,
     quality,
     read_config,
@@ -35,6 +35,9 @@ from semmae.reporting.page import (
     with_intervals,
 )
 from semmae.reporting.pictures import masks_picture, overlay, parts_picture, reconstructions_picture
+from semmae.reporting.verdicts import verdicts
+from semmae.run.config import CONFIG
+from semmae.run.finished import PRODUCTS
 from semmae.shell import again
 
 __all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
@@ -68,15 +71,16 @@ PICTURES = (
     (
         "Confusion",
         ("confusion.png",),
-        "A row tells what the images of one class were taken for, in percent.",
+        "In a row, what the images of one class were taken for, in percent.",
     ),
     (
         "Predictions",
         ("predictions.png",),
-        "Validation images beside their true classes and those that were told; a colour is one class everywhere.",
+        "Validation images beside their true classes and the predicted ones; a colour is one class everywhere.",
     ),
 )
 
+_WITHIN = ("teacher", "parts", "untrained")  # stages that a run may hold as runs of their own
 _WIDEST = 1100  # pixels of a screen; of a wider table the figures stand below each other
 _PROTOCOL = "Protocol"
 _MOST_PICTURE = 2**26  # bytes of a picture
@@ -87,7 +91,7 @@ def write_report(run: Path) -> Path:
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; give the folder that a command wrote with --out")
-    if not any((run / name).exists() for name in ("config.yaml", "metrics.jsonl", "results.json", "parts.json")):
+    if not any((run / name).exists() for name in (CONFIG, "metrics.jsonl", "results.json", "parts.json")):
         raise UserError(
             f"{run}: not a run, it holds none of config.yaml, metrics.jsonl, parts.json, results.json; "
             "give the folder that a command wrote with --out"
@@ -100,7 +104,7 @@ def write_report(run: Path) -> Path:
     page = render(
         "report.html.jinja",
         name=run.resolve().name,
-        verdicts=outcome.verdicts(run),
+        verdicts=verdicts(run),
         lead=_lead(kind, config, basics),
         facts=_facts(run, config, basics, stages),
         notices=_notices(run, kind, stages),
@@ -131,8 +135,7 @@ def write_report(run: Path) -> Path:
 def _read_stages(run: Path) -> dict[str, list[Record]]:
     """Records per stage, in the order of STAGES, by step; a step logged again after a resume counts once."""
     found: dict[str, list[Record]] = {}
-    within = [(run / stage, stage) for stage in ("teacher", "parts", "untrained")]
-    for folder, default in [(run, "pretrain"), *within]:
+    for folder, default in [(run, "pretrain"), *((run / stage, stage) for stage in _WITHIN)]:
         for record in read_records(folder / "metrics.jsonl"):
             found.setdefault(str(record.get("stage", default)), []).append(record)
     order = [stage for stage in STAGES if stage in found] + [stage for stage in found if stage not in STAGES]
@@ -156,9 +159,9 @@ def _kind(run: Path, stages: Mapping[str, Any], summary: Record) -> str:
 
 
 def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, list[Record]]) -> dict[str, Any]:
-    """model, images, image_size, epochs, minutes: what the run says of itself, else what its files tell.
+    """model, images, image_size, epochs, minutes: by the run's summary, else inferred from its other files.
 
-    A training whose length is told in steps has "steps" in place of epochs.
+    A training whose length is given in steps has "steps" in place of epochs.
     """
     encoder = read_facts(run / "encoder" / "config.json")
     arguments = encoder.get("model_args", {})
@@ -166,14 +169,21 @@ def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, lis
     reached = int(last["epoch"]) + 1 if "epoch" in last else None
     parts = read_facts(run / "parts" / "parts.json") or read_facts(run / "parts.json")
     known = {
-        "model": find(config, "model", "arch") or encoder.get("architecture"),
+        "model": config.get("model") or encoder.get("architecture"),
         "images": parts.get("images"),
-        "image_size": find(config, "image_size") or arguments.get("img_size"),
-        "epochs": reached or find(config, "epochs"),
-        "steps": find(config, "steps") if stages else None,
+        "image_size": config.get("image_size") or arguments.get("img_size"),
+        "epochs": reached or config.get("epochs"),
+        "steps": config.get("steps") if stages else None,
     }
-    told = {name: summary.get(name, value) for name, value in known.items()} | {"minutes": outcome.minutes(run)}
-    return {**told, "epochs": None} if told["steps"] else told
+    basics = {name: summary.get(name, value) for name, value in known.items()} | {"minutes": _minutes(run)}
+    return {**basics, "epochs": None} if basics["steps"] else basics
+
+
+def _minutes(run: Path) -> float | None:
+    """How long all stages of a run took together; None where no summary says it."""
+    summaries = [read_facts(folder / "summary.json") for folder in (run, *(run / stage for stage in _WITHIN))]
+    minutes = [summary["minutes"] for summary in summaries if "minutes" in summary]
+    return sum(minutes) if minutes else None
 
 
 def _lead(kind: str, config: Record, basics: Record) -> str:
@@ -183,12 +193,12 @@ def _lead(kind: str, config: Record, basics: Record) -> str:
         "pretrain": f"A{model} was pre-trained as a masked autoencoder",
         "teacher": f"A{model} was trained as a teacher, by self-distillation without labels,",
         "parts": "Semantic parts were learned from a frozen encoder",
-        "finetune": "An encoder was fine-tuned to tell classes",
-        "segment": "An encoder was trained to tell the class of every pixel",
+        "finetune": "An encoder was fine-tuned to classify images",
+        "segment": "An encoder was trained to classify every pixel",
         "untrained": "A classifier was trained from new weights",
         "evaluation": "An encoder was measured",
     }[kind]
-    if kind == "pretrain" and (masking := find(config, "masking")):
+    if kind == "pretrain" and (masking := config.get("masking")):
         deed += f" with {masking} masking"
     if basics["images"]:
         deed += f" on {number(basics['images'])} images"
@@ -208,7 +218,7 @@ def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any])
         ("Epochs", number(basics["epochs"]) if basics["epochs"] else ""),
         ("Steps", number(basics["steps"]) if basics["steps"] else ""),
         ("Time, all stages" if len(stages) > 1 else "Time", duration(basics["minutes"]) if basics["minutes"] else ""),
-        ("Data", str(find(config, "data") or "")),
+        ("Data", str(config.get("data") or "")),
         ("Encoder", str(run / "encoder") if (run / "encoder").exists() else ""),
     ]
     return [fact for fact in facts if fact[1]]
@@ -217,12 +227,9 @@ def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any])
 def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[str]:
     """What a reader must not overlook: a run cut short, losses that were not finite, images left out."""
     notices = []
-    if kind in ("pretrain", "teacher") and not (run / "encoder").exists():
-        notices.append("This run is not finished: its encoder is not written yet.")
-    if kind in ("finetune", "untrained") and not (run / "classifier").exists():
-        notices.append("This run is not finished: its classifier is not written yet.")
-    if kind == "segment" and not (run / "segmenter").exists():
-        notices.append("This run is not finished: its segmenter is not written yet.")
+    product = _network_of(kind)
+    if product and not (run / product).exists():
+        notices.append(f"This run is not finished: its {product} is not written yet.")
     for stage, records in stages.items():
         bad = [int(record["step"]) for record in records if not finite(record.get("loss", 0.0))]
         if bad:
@@ -274,11 +281,11 @@ def _pictures(run: Path) -> Iterable[tuple[str, str, str]]:
 
 
 def _results(run: Path) -> Iterable[Table]:
-    """For each results.json in the run and its sub-folders: a table of scores and one of their protocol."""
+    """For each results.json in the run and its folders: a table of scores and one of their protocol."""
     for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
         content = read_facts(path)
         protocol = content.pop("protocol", {})
-        # Lists and dictionaries beside the figures tell more than a table holds, such as every class by itself.
+        # Lists and mappings beside the figures, such as every class by itself, are more than a table holds.
         scored = {name: _single(value) for name, value in content.items() if isinstance(value, dict)}
         single = _single(content)
         methods = ({"this encoder": single} if single else {}) | scored
@@ -290,7 +297,7 @@ def _results(run: Path) -> Iterable[Table]:
 
 
 def _settings(protocol: Record) -> Iterable[tuple[str, str]]:
-    """(name, value) of whatever a protocol tells; of a digest its beginning."""
+    """(name, value) of the settings of a protocol; of a digest its beginning."""
     for name, value in flat(protocol):
         yield name, short(str(value)) if name.endswith("_digest") else number(value)
 
@@ -310,9 +317,14 @@ def _single(values: Record) -> Record:
     return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
 
 
-def _steps(run: Path, kind: str) -> list[outcome.Step]:
+def _steps(run: Path, kind: str) -> list[Step]:
     """What this run can be used for next; of one that was stopped, how to go on."""
-    left = {"finetune": "classifier", "segment": "segmenter", "pretrain": "encoder", "teacher": "encoder"}.get(kind)
-    if left is None or (run / left).exists() or (run / "results.json").exists():
-        return outcome.next_steps(run, kind)
-    return [outcome.going_on(run, kind)] if (run / "checkpoints" / "last.ckpt").exists() else []
+    product = _network_of(kind)
+    if product is None or (run / product).exists() or (run / "results.json").exists():
+        return next_steps(run, kind)
+    return [going_on(run, kind)] if (run / "checkpoints" / "last.ckpt").exists() else []
+
+
+def _network_of(kind: str) -> str | None:
+    """The folder of the network that such a run leaves; None where it leaves none."""
+    return None if kind == "parts" else "classifier" if kind == "untrained" else PRODUCTS.get(kind)

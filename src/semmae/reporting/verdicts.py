@@ -1,21 +1,27 @@
-"""What figures say when a run went wrong without an error: one sentence, or None where nothing did.
+"""The verdict on a run in a sentence or two: what was measured, and what went wrong without an error.
 
-Plain functions of figures as the files of a run hold them, so that verbs and pages judge alike. The limits are ours,
-beside what they were found with.
+`verdicts` reads the run's files; what it asks are plain functions of figures, each a sentence or None. The limits are
+ours, beside what they were found with.
 """
 
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+
+from semmae.data.part_store import PartStore
 from semmae.evaluation.protocols import PROTOCOLS
+from semmae.reporting.page import by_step, quality, read_config, read_facts, read_records
 
 # On 400 flat drawings, 8 epochs of `teacher --preset small-drawings` end at 0.989 of the uniform answer's loss, and an
 # answer says 0.22 nats of its image, of 4.2 that it could; without KoLeo, whose k-NN stays at chance, 0.997 and 0.05.
 _UNIFORM = 0.995  # of the loss of the uniform answer: above, the student has learned nothing
 _CONSTANT = 0.1  # nats that an answer says of its image: below, all images get the same one
 _LAST = 0.1  # share of the records, from the end, that are judged
+_BLOCK = 65536  # rows of part labels that are counted together
 _UNUSED = 0.005  # of all patches: a label below does not count as in use
 # The figures by which encoders are compared, of a single protocol and of several, and what they are called.
 _COMPARED = {row.summary[0]: row.words(row.summary[0]) for row in PROTOCOLS.values() if row.prefix} | {
@@ -23,15 +29,38 @@ _COMPARED = {row.summary[0]: row.words(row.summary[0]) for row in PROTOCOLS.valu
 }
 
 
+def verdicts(run: Path) -> list[str]:
+    """A sentence for whatever was measured and whatever went wrong without an error, the worst first."""
+    wrong, found = [], []
+    for folder in (run, run / "teacher"):
+        prototypes = read_config(folder).get("prototypes")
+        if isinstance(prototypes, int):
+            wrong.append(teacher_collapsed(by_step(read_records(folder / "metrics.jsonl")), prototypes))
+    for folder in (run, run / "parts"):
+        wrong.append(_unused(folder))
+        compared = quality(read_facts(folder / "quality.json"))
+        found.append(compared[0] if compared else None)
+    results = read_facts(run / "results.json")
+    wrong.append(encoder_below_untrained(results))
+    found.append(encoder_above_untrained(results) if "untrained" in results else measured(results))
+    return [sentence for sentence in wrong + found if sentence]
+
+
+def _unused(folder: Path) -> str | None:
+    """The verdict on labels that no image has; None where there are no labels, or not yet those of all images."""
+    if not ((folder / "parts.npy").is_file() and read_facts(folder / "parts.json").get("complete")):
+        return None
+    store = PartStore.open(folder)
+    counts = np.zeros(store.num_labels, np.int64)
+    for start in range(0, store.images, _BLOCK):
+        counts += np.bincount(store.labels[start : start + _BLOCK].reshape(-1), minlength=store.num_labels)
+    return parts_unused(counts.tolist(), store.label_names)
+
+
 def teacher_collapsed(records: Iterable[Mapping[str, Any]], prototypes: int) -> str | None:
     """Whether a teacher gives every image the same answer, or its student has learned nothing of it.
 
-    Args:
-        records: of metrics.jsonl, in their order; those without "loss_dino" and "teacher_information" do not count.
-        prototypes: outputs of the head, K.
-
-    Returns:
-        A sentence, None where neither is so or nothing was recorded.
+    `records` are those of metrics.jsonl, in their order; `prototypes` is K, the outputs of the head.
     """
     known = [record for record in records if {"loss_dino", "teacher_information"} <= record.keys()]
     if not known:
@@ -51,27 +80,22 @@ def teacher_collapsed(records: Iterable[Mapping[str, Any]], prototypes: int) -> 
 
 
 def encoder_below_untrained(results: Mapping[str, Any]) -> str | None:
-    """Whether an encoder is measured below the same encoder with new weights.
-
-    Args:
-        results: of results.json: figures of the encoder at the top or under "this encoder", those of its untrained
-            self under "untrained"; top-1 and mIoU are compared, each beside its 95 % interval where it has one.
-
-    Returns:
-        A sentence that names every such figure; None where there is none, or nothing to compare with.
-    """
+    """Which figures of results.json are below those of the same encoder with new weights; None where none is."""
     below = _compared(results, operator.lt)
     return f"The encoder is below its untrained self: {'; '.join(below)}." if below else None
 
 
 def encoder_above_untrained(results: Mapping[str, Any]) -> str | None:
-    """Whether an encoder is measured at or above the same encoder with new weights; arguments and return as above."""
+    """Which figures are at or above those of the same encoder with new weights; None where none is."""
     above = _compared(results, operator.ge)
     return f"The encoder is at or above its untrained self: {'; '.join(above)}." if above else None
 
 
 def _compared(results: Mapping[str, Any], holds: Callable[[float, float], bool]) -> list[str]:
-    """In words, the figures of which this holds between the encoder and its untrained self."""
+    """In words, the figures of which this holds between the encoder and its untrained self.
+
+    The encoder's stand at the top of results.json, or under "this encoder" where it holds several protocols.
+    """
     own, untrained = results.get("this encoder", results), results.get("untrained")
     if not isinstance(own, Mapping) or not isinstance(untrained, Mapping):
         return []
@@ -83,14 +107,7 @@ def _compared(results: Mapping[str, Any], holds: Callable[[float, float], bool])
 
 
 def measured(results: Mapping[str, Any]) -> str | None:
-    """The figures by themselves, where there is nothing to compare them with: each measure, and what guessing gives.
-
-    Args:
-        results: as for `encoder_below_untrained`.
-
-    Returns:
-        A sentence; None where none of the measures is among the figures.
-    """
+    """The figures by themselves, where there is nothing to compare them with: each measure, and what guessing gives."""
     own = results.get("this encoder", results)
     if not isinstance(own, Mapping):
         return None
@@ -101,15 +118,7 @@ def measured(results: Mapping[str, Any]) -> str | None:
 
 
 def parts_unused(counts: Sequence[int], names: Sequence[str]) -> str | None:
-    """Whether some labels are hardly given to any patch.
-
-    Args:
-        counts: patches of all images that have each label.
-        names: of the labels.
-
-    Returns:
-        A sentence with the labels in use; None where all are, that is cover at least 0.5 % of the patches each.
-    """
+    """Which labels are in use, by how many patches have each; None where all are: 0.5 % of the patches or more."""
     assert len(counts) == len(names), "one count for each label"
     total = sum(counts)
     used = [index for index, count in enumerate(counts) if count >= _UNUSED * total]

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from semmae.errors import UserError
+from semmae.files import Fields
 from semmae.files.names import shown
 from semmae.objects import described, recordable
+from semmae.options import VERBS, kind_of
 from semmae.options.fields import Option, flag, options_of, verb_of, with_facts
 from semmae.options.presets import preset_options
 from semmae.options.shared import RunOptions
@@ -41,16 +43,35 @@ def kept_values(options: Any) -> dict[str, Any]:
 
 
 def _plain(option: Option, value: Any) -> Any:
-    if option.facts.objects:
+    """A value as config.yaml holds it; in place of an object of Python, its description under a name of its own."""
+    if option.facts.objects and value is not None and not is_object(value):
         plain = recordable(value)
-        return {_OBJECT: described(value)} if plain is None and value is not None else plain
+        return {_OBJECT: described(value)} if plain is None else plain
     return str(value) if isinstance(value, Path) else value
+
+
+def is_object(saved: Any) -> bool:
+    """Whether this value of a config.yaml stands for an object of Python, which no file can hold."""
+    return isinstance(saved, Mapping) and saved.keys() == {_OBJECT}
+
+
+def readable_value(saved: Any) -> Any:
+    """A value of a config.yaml as people read it: an object as what it was, such as "ImageFolder of 300 images"."""
+    return str(saved[_OBJECT]) if is_object(saved) else saved
 
 
 def saved_options(run: Path) -> Mapping[str, Any]:
     """What a run's config.yaml holds, the verb under "verb"; nothing where there is no such file, or not yet."""
     path = run / CONFIG
-    return _read(path) if path.is_file() and path.stat().st_size else {}
+    saved = _read(path) if path.is_file() and path.stat().st_size else {}
+    Fields(path, saved).get("verb", str)
+    return saved
+
+
+def saved_facts(saved: Mapping[str, Any]) -> Mapping[str, Option]:
+    """By name, the declarations of the options in a config.yaml; none where its verb is not one of ours."""
+    verb = saved.get("verb")
+    return options_of(kind_of(verb)) if verb in VERBS else {}
 
 
 def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
@@ -93,10 +114,10 @@ def with_defaults(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     own = preset_options(verb_of(kind), given.get("preset") or saved.get("preset"))
     found = {**own, **saved, **given}
     for name in with_facts(kind, objects=True):
-        if isinstance(found.get(name), Mapping) and _OBJECT in found[name]:
+        if is_object(found.get(name)):
             raise UserError(
-                f"{flag(name)}: the run was begun from Python with {found[name][_OBJECT]}, which no file can hold; "
-                f"resume it from Python, with {name}= given again"
+                f"{flag(name)}: the run was begun from Python with {readable_value(found[name])}, which no file can "
+                f"hold; resume it from Python, with {name}= given again"
             )
     return found
 
@@ -137,20 +158,24 @@ def check_resumed(options: Any) -> None:
     changed = _changed_since(options, path, ("more", "free"))
     if changed:
         name, was = changed
+        now = _plain(options_of(type(options))[name], getattr(options, name))
         raise UserError(
-            f"{flag(name)} {as_given(getattr(options, name))}: the run in {options.out} began with {as_given(was)}; "
-            "leave it out, or use another --out"
+            f"{flag(name)} {as_given(readable_value(now))}: the run in {options.out} began with "
+            f"{as_given(readable_value(was))}; leave it out, or use another --out"
         )
 
 
 def began_alike(options: Any, *, leaves_the_same: bool = False) -> bool:
     """Whether the run in `options.out` was begun with options under which it may be resumed.
 
-    With `leaves_the_same`: with options that leave the same files in the folder.
+    With `leaves_the_same`: with options that leave the same files in the folder, which nobody knows of objects: two
+    data sets may have one description.
     """
+    path = Path(options.out) / CONFIG
     try:
-        may_differ = ("free",) if leaves_the_same else ("more", "free")
-        return _changed_since(options, Path(options.out) / CONFIG, may_differ) is None
+        if leaves_the_same and any(map(is_object, saved_options(path.parent).values())):
+            return False
+        return _changed_since(options, path, ("free",) if leaves_the_same else ("more", "free")) is None
     except UserError:
         return False  # of another verb, or not written by one
 
@@ -162,10 +187,8 @@ def _changed_since(options: Any, path: Path, may_differ: tuple[str, ...]) -> tup
     for name, option in options_of(type(options)).items():
         if option.facts.on_resume in may_differ or (labelling and option.facts.group == "labelling"):
             continue  # labels are the same from any number of processes; training is not
-        was, now = saved.get(name, option.default), getattr(options, name)
-        if isinstance(was, Mapping):
-            now = {_OBJECT: described(now)}
-        if now != was:
+        was = saved.get(name, option.default)
+        if _plain(option, getattr(options, name)) != _plain(option, was):
             return name, was
     return None
 

@@ -1,4 +1,4 @@
-"""The run folder: claimed, refused, gone on with or begun anew, but never touched before what it is told is checked.
+"""The run folder: claimed, refused, gone on with or begun anew, but never touched before all options are checked.
 
 Notable here:
 - a run claims its folder before it looks at its data, by a lock of the system's in `.semmae-lock`, which is free again

@@ -1,15 +1,14 @@
-"""What can be said of a command before anything that computes is imported: mistakes are answered at once."""
+"""What is checked of a command before anything that computes is imported: mistakes are answered at once."""
 
 import glob
-import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from semmae.errors import UserError, near_only
-from semmae.files.names import user_path
-from semmae.options.fields import Reads, options_of, verb_of
+from semmae.files.names import shown, user_path
+from semmae.options.fields import Option, Reads, options_of
 from semmae.options.shared import RunOptions
 from semmae.options.values import check_given, check_values
 from semmae.run.config import began_alike
@@ -26,26 +25,22 @@ _REMEDIES: dict[Reads, str] = {
 }
 
 
-def run_verb(options: Any, given: Iterable[str] = ()) -> Path:
-    """Check options, then import their verb and run it; returns the folder or the file that it wrote.
-
-    Args:
-        options: of the verb.
-        given: names of those that the user gave, which are refused where they have no effect.
-    """
-    check_start(options, given)
-    verb = verb_of(type(options))
-    function: Callable[[Any], Path] = getattr(importlib.import_module(f"semmae.verbs.{verb}"), verb)
-    return function(options)
+def writes_run(options: Any) -> TypeGuard[RunOptions]:
+    """Whether the verb writes the folder of a run: some write a file, or a folder for other programs."""
+    return isinstance(options, RunOptions) and not options_of(type(options))["out"].facts.suffixes
 
 
 def check_start(options: Any, given: Iterable[str]) -> None:
-    """Refuse options that are wrong by themselves or beside each other, inputs that are not there, and a folder that
-    another run occupies; nothing is written.
+    """Refuse options that are wrong by themselves or beside each other, inputs that are not there, and a place that
+    cannot be written to, or is occupied by another run; nothing is written.
+
+    Args:
+        options: of a verb.
+        given: names of those that the user gave, which are refused where they have no effect.
     """
     check_values(options)
     check_given(options, given)
-    if isinstance(options, RunOptions) and not options_of(type(options))["out"].facts.file:
+    if writes_run(options):
         check_claim(options)
         # Of a run that is finished its verb says so; what may be deleted is looked at beside the inputs.
         if not (options.overwrite or began_alike(options, leaves_the_same=True)):
@@ -54,6 +49,17 @@ def check_start(options: Any, given: Iterable[str]) -> None:
         value = getattr(options, name)
         if option.facts.reads and isinstance(value, str | Path):
             _check_there(option.flag, value, option.facts.reads)
+        if option.facts.suffixes:
+            _check_suffix(option, value)
+
+
+def _check_suffix(option: Option, path: Path) -> None:
+    known = option.facts.suffixes
+    if path.is_dir():
+        raise UserError(f"{option.flag} {path}: is a folder; give a file, such as {path / f'out{known[0]}'}")
+    if path.suffix not in known:
+        kinds = " or ".join(filter(None, [", ".join(known[:-1]), known[-1]]))
+        raise UserError(f"{option.flag} {path}: unknown kind of file {shown(path.suffix)}; use {kinds}")
 
 
 def _check_there(option: str, value: str | Path, reads: Reads) -> None:

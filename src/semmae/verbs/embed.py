@@ -14,7 +14,7 @@ from typing import Any
 
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.data.token_file import WRITERS, TokenFile, finish, paths_beside, read_info
+from semmae.data.token_file import TokenFile, finish, paths_beside, read_info
 from semmae.errors import DiskError, UserError
 from semmae.evaluation.embedding import FEATURES, STATE, check_same, columns_of, fill
 from semmae.evaluation.tokens import TOKENS
@@ -32,7 +32,6 @@ from semmae.run.folder import claimed, run_folder
 from semmae.run.places import check_place
 from semmae.shell import python, text
 
-_KINDS = (*WRITERS, ".safetensors")
 _AUTO = "auto"
 
 
@@ -100,10 +99,6 @@ def _loading(out: Path) -> str:
 
 def _check_file(out: Path) -> None:
     """Refuse a place for the file that is none, or where another's file lies: only `embed`'s own are replaced."""
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; give a file, such as {out / 'features.parquet'}")
-    if out.suffix not in _KINDS:
-        raise UserError(f"--out {out}: unknown kind of file {out.suffix!r}; use .parquet, .npz or .safetensors")
     check_place("--out", out.absolute().parent, out)
     if os.path.lexists(out) and read_info(out) is None:
         raise UserError(f"--out {out}: exists, and was not written by semmae embed; choose another place")

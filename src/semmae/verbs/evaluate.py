@@ -34,10 +34,9 @@ from semmae.objects import described
 from semmae.options.evaluate import EvaluateOptions
 from semmae.options.fields import shared
 from semmae.options.segment import SegmentOptions
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_comparison, write_details
 from semmae.reporting.run_page import write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.train.precision import check_precision
 from semmae.verbs import segment as segment_verb
 
@@ -65,8 +64,6 @@ class EvaluationData(NamedTuple):
         return {"images": [images.digest for images in self.sets], **of_annotations}
 
 
-@ended
-@owning_out
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where annotations are given, segmentation and part quality."""
     check_precision(options.precision)

@@ -24,19 +24,15 @@ from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.finetune import FinetuneOptions, FinetuneRecipe
 from semmae.options.values import check_image_size
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.batches import Training, check_batches
+from semmae.train.batches import Training
 from semmae.train.compiling import check_compile
-from semmae.train.loggers import logger_names
 
 
-@ended
-@owning_out
 def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to classify (the first folders, or the label column), and measure it."""
     if options.eval_only:
@@ -49,7 +45,7 @@ def finetune(options: FinetuneOptions) -> Path:
         options,
         image_size=options.image_size or encoder.spec.image_size,
         recipe=shared(FinetuneRecipe, options),
-        training=shared(Training, options, loggers=logger_names(options.logger), config=kept_values(options)),
+        training=shared(Training, options, config=kept_values(options)),
     )
     protocol.check_encoder(encoder)
     protocol.prepare(encoder)
@@ -68,7 +64,7 @@ def finetune(options: FinetuneOptions) -> Path:
 
 def check_finetune(options: FinetuneOptions) -> None:
     """Refuse what contradicts itself or cannot be had here."""
-    check_batches(options, options.precision, options.logger)
+    shared(Training, options, config=kept_values(options)).check()
     check_compile(options.compile)
     augmentation(options.augment, 224, IMAGENET_DEFAULT_MEAN)  # only to learn whether timm knows it
 

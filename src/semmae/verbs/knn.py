@@ -9,15 +9,12 @@ from semmae.evaluation.protocols.shape import measure
 from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.knn import KnnOptions
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.train.precision import check_precision
 
 
-@ended
-@owning_out
 def knn(options: KnnOptions) -> Path:
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
     check_precision(options.precision)

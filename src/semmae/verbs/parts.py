@@ -22,28 +22,24 @@ from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder
 from semmae.options.fields import shared
 from semmae.options.parts import PartsOptions, PartsRecipe
-from semmae.reporting.ending import ended
 from semmae.reporting.page import quality_text
 from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.batches import check_batches, training_loader
-from semmae.train.loggers import logger_names
+from semmae.train.batches import Training
 from semmae.train.part_losses import views_of
 from semmae.train.parts import PartsTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.trainer import fit
 
 _log = logging.getLogger("semmae")
 
 _SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn from shows
 
 
-@ended
-@owning_out
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""
     own = with_teacher(options)  # config.yaml keeps what was given
@@ -51,7 +47,7 @@ def parts(options: PartsOptions) -> Path:
     if own.teacher is not None:
         encoder = load_encoder(own.teacher, num_heads=own.num_heads, image_size=own.image_size)
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
-    check_batches(options, options.precision, options.logger)
+    shared(Training, options).check()
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
     check_parts(own, images)
@@ -167,9 +163,9 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
         images, _size(options, encoder), views=views_of(recipe), scale=_SCALE, seed=options.seed,
         colour=views_of(recipe) > 1, hue=options.hue,
     )  # fmt: skip
-    loader = training_loader(crops, options, seed=options.seed, workers=options.workers)
-    how = shared(FitOptions, options, stage="parts", loggers=logger_names(options.logger), config=kept_values(options))
-    fit(PartsTask(encoder, learner, recipe), loader, how, options.resume)
+    training = shared(Training, options, config=kept_values(options))
+    how = training.fit_options(options.out, "parts", options.epochs)
+    fit(PartsTask(encoder, learner, recipe), training.loader(crops), how, options.resume)
     return learner
 
 

@@ -19,35 +19,26 @@ from semmae.options.fields import shared
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions, PretrainRecipe
 from semmae.options.values import check_image_size
-from semmae.reporting.ending import ended
 from semmae.reporting.mask_pictures import draw_masks
 from semmae.reporting.run_page import write_report
 from semmae.run.config import UNFINISHED, kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.run.stages import parts_stage, teacher_stage
-from semmae.train.batches import check_batches, training_loader
+from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, resolve_compile
-from semmae.train.loggers import logger_names
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import FitOptions, barrier, fit
+from semmae.train.trainer import barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
 from semmae.verbs.teacher import check_teacher, train_teacher
 
 
-@ended
 def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
-    return whole_way(options)
-
-
-@owning_out
-def whole_way(options: PretrainOptions) -> Path:
-    """What `pretrain` does, but for what it shows at its end."""
     check_recipe(options)
-    check_batches(options, options.precision, options.logger)
+    shared(Training, options).check()
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
     init = load_init(options)
@@ -142,7 +133,8 @@ def train_autoencoder(
     """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures."""
     torch.manual_seed(options.seed)
     mae = init or new_autoencoder(options)
-    rate = options.scaled_rate(options.blr, len(images))
+    training = shared(Training, options, config=kept_values(options))
+    rate = training.scaled_rate(options.blr, len(images))
     recipe = shared(PretrainRecipe, options)
     side = options.image_size // options.patch_size
     # One's own function gets what there is.
@@ -160,10 +152,9 @@ def train_autoencoder(
         "masking": options.masking,
     }
     with summarised(options.out, "pretrain", images, **facts):
-        loader = training_loader(dataset, options, seed=options.seed, workers=options.workers, rate=rate)
-        names = logger_names(options.logger)
-        how = shared(FitOptions, options, stage="pretrain", loggers=names, config=kept_values(options))
-        compiled = resolve_compile(options.compile, options.optimiser_steps(len(images), options.epochs))
+        loader = training.loader(dataset, rate)
+        how = training.fit_options(options.out, "pretrain", options.epochs, options.clip)
+        compiled = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
         task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled)

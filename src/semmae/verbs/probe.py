@@ -18,24 +18,20 @@ from semmae.models.vit import Encoder
 from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.probe import ProbeOptions, ProbeRecipe
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.batches import Training, check_batches
-from semmae.train.loggers import logger_names
+from semmae.train.batches import Training
 
 _AT_A_TIME = 256  # images that the encoder sees when nothing is learned
 _CROP_PCT = {"features": fast_probe.CROP_PCT, "mae": mae_probe.CROP_PCT}
 
 
-@ended
-@owning_out
 def probe(options: ProbeOptions) -> Path:
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
-    check_batches(options, options.precision, options.logger)
+    shared(Training, options, config=kept_values(options)).check()
     encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     facts = encoder_facts(options.encoder, encoder)
     protocol = protocol_of(options, encoder)
@@ -61,12 +57,12 @@ def protocol_of(options: ProbeOptions, encoder: Encoder) -> Probe | MaeProbe:
         View,
         options,
         image_size=options.image_size or encoder.spec.image_size,
-        pooling=resolve_pooling(options.pooling, encoder),
+        pooling=resolve_pooling(options.pooling, options.encoder),
         crop_pct=options.crop_pct or _CROP_PCT[options.protocol],
         batch_size=min(options.batch_size, _AT_A_TIME),
     )
     if options.protocol == "mae":
-        training = shared(Training, options, loggers=logger_names(options.logger), config=kept_values(options))
+        training = shared(Training, options, config=kept_values(options))
         recipe, epochs = shared(ProbeRecipe, options), options.epochs or mae_probe.EPOCHS
         return shared(MaeProbe, options, view=view, training=training, recipe=recipe, epochs=epochs)
     return shared(Probe, options, view=view, epochs=options.epochs or EPOCHS)

@@ -22,7 +22,7 @@ from semmae.options.values import check_image_size
 from semmae.progress import say
 from semmae.reporting.ending import lines
 from semmae.reporting.mask_pictures import faded, on_the_grid, reconstruct_pixels
-from semmae.reporting.outcome import free
+from semmae.reporting.next_steps import free
 from semmae.reporting.part_samples import spread
 from semmae.reporting.pictures import description_of, reconstructions_picture
 from semmae.run.folder import check_inputs

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from semmae.options.report import ReportOptions
 from semmae.progress import say
-from semmae.reporting.ending import first, is_finished, lines
-from semmae.reporting.outcome import next_steps, verdicts
+from semmae.reporting.ending import first, lines
+from semmae.reporting.next_steps import next_steps
 from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import write_report
+from semmae.reporting.verdicts import verdicts
+from semmae.run.finished import is_finished
 
 
 def report(options: ReportOptions) -> Path:

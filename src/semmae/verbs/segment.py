@@ -17,21 +17,17 @@ from semmae.models.segmenter import Segmenter
 from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.segment import SegmentOptions, SegmentRecipe
-from semmae.reporting.ending import ended
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.batches import Training, check_batches
-from semmae.train.loggers import logger_names
+from semmae.train.batches import Training
 from semmae.train.precision import check_precision
 
 _log = logging.getLogger("semmae")
 
 
-@ended
-@owning_out
 def segment(options: SegmentOptions) -> Path:
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
     if options.eval_only:
@@ -55,7 +51,6 @@ def segment(options: SegmentOptions) -> Path:
 
 def check_segment(options: SegmentOptions) -> None:
     """Refuse options that contradict each other."""
-    check_batches(options, options.precision, options.logger)
     protocol_of(options, 0).check_settings()
 
 
@@ -65,7 +60,7 @@ def protocol_of(options: SegmentOptions, image_size: int) -> Segment:
         Segment,
         options,
         recipe=shared(SegmentRecipe, options),
-        training=shared(Training, options, loggers=logger_names(options.logger), config=kept_values(options)),
+        training=shared(Training, options, config=kept_values(options)),
         windows=shared(Windows, options, image_size=image_size),
         source=described(options.encoder),
     )

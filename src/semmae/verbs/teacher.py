@@ -1,5 +1,6 @@
 """`semmae teacher`: an encoder from one's own images, to learn parts from."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -18,28 +19,24 @@ from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
 from semmae.options.fields import shared
 from semmae.options.teacher import TeacherOptions, TeacherRecipe
 from semmae.options.values import check_image_size
-from semmae.reporting.ending import ended
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
-from semmae.run.folder import owning_out, run_folder
+from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.train.batches import check_batches, training_loader
-from semmae.train.loggers import logger_names
+from semmae.train.batches import Training
 from semmae.train.summary import summarised
 from semmae.train.teacher import TeacherTask
-from semmae.train.trainer import Evaluation, FitOptions, fit
+from semmae.train.trainer import Evaluation, fit
 
 _KNN_IMAGES = 2000  # at most, so that measuring stays short beside training
 _SMALLEST_LOCAL = 0.05  # share of an image's area: DINO's, iBOT's and DINOv2's
 
 
-@ended
-@owning_out
 def teacher(options: TeacherOptions) -> Path:
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
     check_teacher(options)
     init = load_init(options)
-    check_batches(options, options.precision, options.logger)
+    shared(Training, options).check()
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
     with run_folder(options):
@@ -86,14 +83,14 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     out = options.out
     torch.manual_seed(options.seed)
     encoder = init or new_encoder(options)
-    rate = options.scaled_rate(options.blr, len(images))
+    training = shared(Training, options, config=kept_values(options))
+    rate = training.scaled_rate(options.blr, len(images))
     task = TeacherTask(encoder, shared(TeacherRecipe, options), lr=rate)
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):
-        crops = crops_of(options, images)
-        loader = training_loader(crops, options, seed=options.seed, workers=options.workers, rate=rate)
-        names = logger_names(options.logger)
-        how = shared(FitOptions, options, stage="teacher", loggers=names, config=kept_values(options), clip_each=True)
+        loader = training.loader(crops_of(options, images), rate)
+        how = training.fit_options(out, "teacher", options.epochs, options.clip)
+        how = dataclasses.replace(how, clip_each=True)  # as DINO and iBOT do
         fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})

@@ -113,6 +113,7 @@ class Segment(Protocol[SegmentationData]):
 
     def check_settings(self) -> None:
         """Refuse what contradicts itself, whatever the encoder and the data."""
+        self.training.check()
         together = self.training.batch_size // self.training.batches
         if self.head == "upernet" and together < 2:
             raise UserError(

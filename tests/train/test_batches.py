@@ -10,8 +10,7 @@ from torch.utils.data import Dataset
 import semmae
 from semmae.data.loaders import EpochSampler
 from semmae.errors import UserError
-from semmae.options.shared import Batching
-from semmae.train.batches import training_loader
+from semmae.train.batches import Training
 
 
 class Numbered(Dataset[dict[str, Any]]):
@@ -31,12 +30,12 @@ class Numbered(Dataset[dict[str, Any]]):
 @pytest.mark.parametrize("split", [{}, {"accumulate": 2}, {"devices": 2}, {"nodes": 2, "devices": 2}])
 def test_rate_and_steps_are_those_of_the_loader(images: int, split: dict[str, int]) -> None:
     """Counted in the batches that every rank is given."""
-    how = Batching(batch_size=8, **split)
+    how = Training(batch_size=8, workers=0, **split)
     if -(-images // how.processes) < how.accumulate:
         with pytest.raises(UserError, match="--accumulate"):
-            training_loader(Numbered(images), how, seed=0, workers=0)  # type: ignore[arg-type]
+            how.loader(Numbered(images))  # type: ignore[arg-type]
         return
-    loader = training_loader(Numbered(images), how, seed=0, workers=0)  # type: ignore[arg-type]
+    loader = how.loader(Numbered(images))  # type: ignore[arg-type]
     sampler = loader.sampler
     assert isinstance(sampler, EpochSampler)
     seen, steps = 0, set()

@@ -23,14 +23,16 @@ from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options import kind_of
 from semmae.options.knn import KnnOptions
-from semmae.reporting import ending, outcome
+from semmae.progress import logged
+from semmae.reporting import ending, next_steps
+from semmae.run.finished import is_done, is_finished
 
 FEW = ["--workers", "0", "--batch-size", "8"]
 
 
 def measured(whole_run: Path, creatures: Path, out: Path, **more: Any) -> Path:
     options: dict[str, Any] = {"encoder": whole_run, "data": creatures / "images", "workers": 0, **more}
-    return semmae.knn(out=out, **options)
+    return semmae.knn(out=out, **options).path
 
 
 def last_command(told: str) -> list[str]:
@@ -107,21 +109,21 @@ def test_finished_trainings_are_known(stage: str, whole_run: Path, capsys: pytes
 
 
 def test_what_is_not_finished_is_not_taken_for_it(whole_run: Path, tmp_path: Path) -> None:
-    assert ending.is_finished(whole_run)
+    assert is_finished(whole_run)
     (tmp_path / "config.yaml").write_text((whole_run / "config.yaml").read_text())
-    assert not ending.is_finished(tmp_path)  # as a copy without the hidden marker
+    assert not is_finished(tmp_path)  # as a copy without the hidden marker
     for finished in (False, True):
         (tmp_path / "summary.json").write_text(json.dumps({"finished": finished}))
-        assert ending.is_finished(tmp_path) == finished
+        assert is_finished(tmp_path) == finished
     (tmp_path / "summary.json").write_text(json.dumps({"finished": True, "stage": "pretrain"}))
-    assert not ending.is_finished(tmp_path)  # its encoder is gone: --resume writes it again
+    assert not is_finished(tmp_path)  # its encoder is gone: --resume writes it again
     (tmp_path / "encoder").mkdir()
-    assert ending.is_finished(tmp_path)
+    assert is_finished(tmp_path)
     (tmp_path / "parts.json").write_text(json.dumps({"complete": False}))
-    assert not ending.is_finished(tmp_path)
+    assert not is_finished(tmp_path)
     (tmp_path / "parts.json").unlink()
     (tmp_path / ".unfinished").touch()
-    assert not ending.is_finished(tmp_path)
+    assert not is_finished(tmp_path)
 
 
 def test_every_command_that_is_named_can_be_pasted(
@@ -175,13 +177,13 @@ def test_a_reader_that_has_gone_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_names_beside_a_run_are_free(tmp_path: Path) -> None:
-    assert outcome.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn"
-    assert outcome.fresh(tmp_path / "a-knn", "probe") == tmp_path / "a-probe"
+    assert next_steps.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn"
+    assert next_steps.fresh(tmp_path / "a-knn", "probe") == tmp_path / "a-probe"
     (tmp_path / "a-knn").mkdir()
     (tmp_path / "a-knn-2").touch()
-    assert outcome.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn-3"
+    assert next_steps.fresh(tmp_path / "a", "knn") == tmp_path / "a-knn-3"
     (tmp_path / "a-features.parquet").touch()
-    assert outcome.fresh(tmp_path / "a", "features.parquet") == tmp_path / "a-features-2.parquet"
+    assert next_steps.fresh(tmp_path / "a", "features.parquet") == tmp_path / "a-features-2.parquet"
 
 
 ODD = [
@@ -241,10 +243,8 @@ def test_commands_lead_to_the_data_from_wherever_they_are_asked_for(
     (images / "1.jpg").touch()
 
     def data(run: Path, out: str, given: str = "photos") -> str:
-        (run_ / "config.yaml").write_text(
-            f"temperature: 0.07\nout: {out}\ndata: '{given}'\nencoder: '{given}'\nseed: 0\n"
-        )
-        (step,) = outcome.next_steps(run)
+        (run_ / "config.yaml").write_text(f"verb: knn\nout: {out}\ndata: '{given}'\nencoder: '{given}'\nseed: 0\n")
+        (step,) = next_steps.next_steps(run)
         words = shlex.split(step.command)
         found = words[words.index("--data") + 1]
         assert words[words.index("--encoder") + 1] == {"IMAGES": "ENCODER"}.get(found, found)
@@ -265,11 +265,11 @@ def test_commands_lead_to_the_data_from_wherever_they_are_asked_for(
 
 def test_options_of_another_verb_are_no_finished_run(whole_run: Path) -> None:
     options = KnnOptions(encoder="x", data="y", out=whole_run)
-    assert not ending.already_finished(options)
+    assert not is_done(options)
 
 
 def test_the_log_takes_names_that_are_no_text(tmp_path: Path) -> None:
-    with ending.logged(tmp_path / "train.log"):
+    with logged(tmp_path / "train.log"):
         logging.getLogger("semmae").warning("%s", "cat\udcff.png")
     assert "cat\\xff.png" in (tmp_path / "train.log").read_text(encoding="utf-8")
 

@@ -1,0 +1,80 @@
+"""A finished run that is asked for again: known by its options and its files, so that nothing is computed twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from semmae.errors import UserError
+from semmae.files import Fields, read_json
+from semmae.options.fields import Reads, options_of, with_facts
+from semmae.options.shared import RunOptions
+from semmae.run.config import CONFIG, UNFINISHED, began_alike
+from semmae.run.places import existing, newest
+
+# What a training leaves in its folder at its good end, by its stage in summary.json.
+PRODUCTS = {
+    "teacher": "encoder",
+    "parts": "parts.npy",
+    "pretrain": "encoder",
+    "finetune": "classifier",
+    "segment": "segmenter",
+}
+# Where in a run what an option reads lies.
+_INSIDE: dict[Reads | None, tuple[str, ...]] = {
+    "network": ("", "encoder", "autoencoder", "classifier", "segmenter", "checkpoints"),
+    "labels": ("", "parts"),
+    "learner": ("", "learner"),
+}
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npy")
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the folder holds a run that came to its good end, by the files that it leaves there."""
+    if not (run / CONFIG).is_file() or (run / UNFINISHED).exists():
+        return False
+    summary = _fields(run / "summary.json")
+    product = PRODUCTS.get(summary.get("stage", str, ""))
+    if product and not (run / product).exists():
+        return False  # --resume makes it again
+    if not _fields(run / "parts.json").get("complete", bool, True):
+        return False
+    of_demo = _fields(run / "run" / "summary.json")
+    return (run / "results.json").is_file() or any(each.get("finished", bool, False) for each in (summary, of_demo))
+
+
+def _fields(path: Path) -> Fields:
+    return Fields(path, read_json(path) if path.is_file() else {})
+
+
+def is_done(options: RunOptions) -> bool:
+    """Whether `options.out` holds this very run, finished.
+
+    Raises:
+        UserError: it does, but what it was made of was changed since it began.
+    """
+    if options.overwrite or not is_finished(options.out) or not began_alike(options, leaves_the_same=True):
+        return False
+    if any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume"):
+        return False  # labels or figures are asked for again
+    begun = (options.out / CONFIG).stat().st_mtime
+    last = newest(_made_of(options), options.out)
+    if last is not None and last[0] > begun:
+        raise UserError(
+            f"--out {options.out}: finished, but {last[1]} was changed since it began; use --overwrite to begin it "
+            "anew, or another folder"
+        )
+    return True
+
+
+def _made_of(options: RunOptions) -> Iterator[Path]:
+    """The files and folders that a run is made of: images, annotations, and of other runs their weights and labels."""
+    for name, option in options_of(type(options)).items():
+        value, reads = getattr(options, name), option.facts.reads
+        if reads in (None, "file") or not isinstance(value, str | Path):
+            continue
+        for root in existing(value):
+            if reads not in _INSIDE:
+                yield root
+                continue
+            for place in (root / folder for folder in _INSIDE[reads]):
+                files = place.iterdir() if place.is_dir() else [place]
+                yield from (file for file in files if file.suffix in _WEIGHTS)
