@@ -114,7 +114,14 @@ NOT_DESCRIBED = {
     "segment": {"clip", "blocks", "decoder_channels", "min_scale", "max_scale", "most_of_one", "colour", "drop_path"},
     "parts": {"image_size"},
 }
-OTHERS: dict[str, Any] = {"pooling": "cls", "head": "upernet", "augment": "none", "lr": 0.5, "crop_pct": 0.5, "preset": "p"}
+OTHERS: dict[str, Any] = {
+    "pooling": "cls",
+    "head": "upernet",
+    "augment": "none",
+    "lr": 0.5,
+    "crop_pct": 0.5,
+    "preset": "p",
+}
 
 
 def other_than(name: str, value: Any) -> Any:

@@ -57,7 +57,7 @@ def protocol_of(options: ProbeOptions, encoder: Encoder) -> Probe | MaeProbe:
         View,
         options,
         image_size=options.image_size or encoder.spec.image_size,
-        pooling=resolve_pooling(options.pooling, options.encoder),
+        pooling=resolve_pooling(options.pooling, encoder),
         crop_pct=options.crop_pct or _CROP_PCT[options.protocol],
         batch_size=min(options.batch_size, _AT_A_TIME),
     )
