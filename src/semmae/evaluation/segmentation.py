@@ -62,7 +62,7 @@ def evaluate(
         total: images in all, for the progress line.
 
     Returns:
-        The counts, int64 (N, 3, K) on the CPU, in the order of the batches: pixels that are right, true ones, predicted ones.
+        The counts, int64 (N, 3, K) on the CPU, in the order of the batches: right, true and predicted pixels.
         The predictions kept, uint8 (H, W) each, by row.
     """
     counts: list[Tensor] = []
@@ -195,7 +195,7 @@ def figures(counts: Tensor, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _shares(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and share of right pixels of each class, percent (..., K), from counts (..., 3, K); NaN where it is absent."""
+    """IoU and share of right pixels by class, percent (..., K), from counts (..., 3, K); NaN where it is absent."""
     right, true, predicted = counts.unbind(-2)
     return 100 * right / (true + predicted - right), 100 * right / true
 
