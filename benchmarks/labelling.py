@@ -140,7 +140,7 @@ def jpegs(folder: Path, count: int) -> ImageSet:
             coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
             coarse.resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{number:04}.jpg", quality=90)
     source = open_source(folder)
-    return ImageSet(source, build_manifest(source, workers=1, cache=None, progress=False))
+    return ImageSet(source, build_manifest(source, workers=1, cache=None))
 
 
 def store_figures(folder: Path) -> dict[str, float]:

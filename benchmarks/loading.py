@@ -176,7 +176,7 @@ def random_parts(images: ImageSet, folder: Path) -> PartStore:
 def open_jpegs(folder: Path) -> ImageSet:
     """The images of a folder, checked, nothing kept."""
     source = open_source(folder)
-    return ImageSet(source, build_manifest(source, workers=1, cache=None, progress=False))
+    return ImageSet(source, build_manifest(source, workers=1, cache=None))
 
 
 def draw_photos(folder: Path, count: int, width: int, height: int) -> Path:

@@ -61,7 +61,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "decoder 192 wide": {"decoder_width": 192},
     "decoder without the class token": {"style": False},
     "features rebuilt instead of pixels": {"target": "features"},
-    "shares over patches": {"normalise": "patches"},
     "with concentration 1": {"concentration": 1.0},
     "with total variation 0.1": {"total_variation": 0.1},
 }

@@ -86,7 +86,8 @@ def test_what_was_not_measured_is_none(verb: str, tmp_path: Path) -> None:
 
 
 def test_a_real_run_has_them(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
-    found = semmae.knn(encoder=whole_run, data=creatures / "images", out=tmp_path / "knn", workers=0, untrained=True)
+    run = RESULTS["pretrain"].of(whole_run)  # a result is a path, too
+    found = semmae.knn(encoder=run, data=creatures / "images", out=tmp_path / "knn", workers=0, untrained=True)
     assert found.top1 == json.loads((tmp_path / "knn" / "results.json").read_text())["top1"]
     assert found.untrained is not None and found.images == 32
     assert RESULTS["teacher"].of(whole_run / "teacher").loss > 0  # type: ignore[attr-defined]

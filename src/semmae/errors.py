@@ -7,14 +7,10 @@ _FEW = 20  # names that a message can list without hiding the fault; the verbs a
 
 
 class UserError(Exception):
-    """Bad input, in one line: the value, the limit it broke, and the remedy. The command exits with code 2.
-
-    Args:
-        message: lines of a library's message within it are joined: no part of it is lost where one line is shown.
-    """
+    """Bad input, in one line: the value, the limit it broke, and the remedy. The command exits with code 2."""
 
     def __init__(self, message: object) -> None:
-        super().__init__(one_line(message))
+        super().__init__(one_line(message))  # a library's message within it may have several
 
 
 class DiskError(Exception):

@@ -6,9 +6,7 @@ Notable here:
   these are UTF-8, whatever the locale calls them;
 - nothing is written in the first two seconds, so that short work stays silent;
 - on a terminal one line is rewritten in place; elsewhere (a log file, Slurm) there is one line at the
-  end, and one a minute before it, so that a log neither fills up nor falls silent for hours;
-- `iterate` measures the wait for data; `rate` and `data_wait` can be logged too;
-- what was shown last goes to train.log, as does all that `say` shows.
+  end, and one a minute before it, so that a log neither fills up nor falls silent for hours.
 """
 
 import codecs
@@ -118,10 +116,7 @@ class _Held(logging.Handler):
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Append to a file what semmae logs meanwhile, with the time: what the terminal shows, and more.
-
-    What was `held` before goes first.
-    """
+    """Append to a file what semmae logs meanwhile, with the time; what was `held` before goes first."""
     handler = _LogFile(path, encoding="utf-8", errors=ESCAPED)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for keeper in _log.handlers:
@@ -149,15 +144,7 @@ class _LogFile(logging.FileHandler):
 
 
 class Progress:
-    """Counts work done inside a `with` block.
-
-    Args:
-        total: how many units there are; None when unknown.
-        unit: what is counted, plural.
-        label: what is being done, at the start of the line.
-        stream: where to write; None is stderr, looked up on entry.
-        clock: seconds, monotonic.
-    """
+    """Counts work done inside a `with` block; `total` is None where nobody knows it."""
 
     def __init__(
         self,
@@ -190,12 +177,10 @@ class Progress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since entry."""
         return self._clock() - self._started
 
     @property
     def rate(self) -> float:
-        """Units a second since entry."""
         return self.done / max(self.elapsed, 1e-9)
 
     @property
@@ -222,7 +207,6 @@ class Progress:
         self._waited = (self._waited or 0.0) + seconds
 
     def update(self, count: int = 1) -> None:
-        """`count` more units are done."""
         self.done += count
         pause = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
         if self.done == self.total and not self._terminal:

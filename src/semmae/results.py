@@ -21,6 +21,9 @@ class Result:
 
     path: Path
 
+    def __fspath__(self) -> str:
+        return str(self.path)  # so that a result is the path of the next call: knn(encoder=run, …)
+
     @classmethod
     def of(cls, path: Path) -> Self:
         """The result that lies at `path`; a figure that was not measured is None."""

@@ -235,7 +235,7 @@ def test_a_png_with_a_flipped_byte_is_listed(tmp_path: Path) -> None:
     raw = bytearray((tmp_path / "07.png").read_bytes())
     raw[len(raw) // 2] ^= 0xFF
     (tmp_path / "07.png").write_bytes(raw)
-    manifest = build_manifest(open_source(tmp_path), workers=2, cache=None, progress=False)
+    manifest = build_manifest(open_source(tmp_path), workers=2, cache=None)
     assert len(manifest) == 19 and [name for name, _ in manifest.skipped] == ["07.png"]
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from semmae.formats.choose import holds_decoder
+from semmae.formats.files import read_file
 from semmae.formats.folders import save_autoencoder, save_classifier, save_encoder, save_segmenter
 from semmae.formats.open import load_encoder
-from semmae.formats.pooling import pooling_of
+from semmae.formats.pooling import pooling_by_name, pooling_of_file, pooling_of_folder
 from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.segmenter import Segmenter, SegmenterSpec
@@ -26,13 +28,13 @@ SPEC = EncoderSpec(16, 8, 24, 2, 3)
         ("timm:vit_base_patch16_224.dino", "cls"),
         ("timm:vit_small_patch14_reg4_dinov2.lvd142m", "cls"),
         ("timm:vit_base_patch16_224.augreg_in21k", "cls"),
-        ("hf:facebook/vit-mae-base", "mean"),
-        ("hf:facebook/dinov2-small", "cls"),
-        ("hf:maelstrom/vit", "cls"),
+        ("timm:hf-hub:facebook/vit-mae-base", "mean"),
+        ("timm:hf-hub:facebook/dinov2-small", "cls"),
+        ("timm:hf-hub:maelstrom/vit", "cls"),
     ],
 )
 def test_by_name(name: str, expected: str) -> None:
-    assert pooling_of(name) == expected
+    assert pooling_by_name(name) == expected
 
 
 def test_our_own_folders(tmp_path: Path) -> None:
@@ -41,25 +43,25 @@ def test_our_own_folders(tmp_path: Path) -> None:
         run = tmp_path / str(stage)
         save_encoder(encoder, run / "encoder", {"stage": stage} if stage else None)
         for place in (run, run / "encoder", run / "encoder" / "model.safetensors"):
-            assert pooling_of(place) == load_encoder(place).pooling == expected
+            assert load_encoder(place).pooling == expected
     save_autoencoder(MaskedAutoencoder(encoder, DecoderSpec(16, 1, 2), True), tmp_path / "mae" / "autoencoder")
-    assert pooling_of(tmp_path / "mae") == load_encoder(tmp_path / "mae").pooling == "mean"
+    assert load_encoder(tmp_path / "mae").pooling == "mean"
     for pooling in ("cls", "mean"):
         save_classifier(Classifier(Encoder(SPEC), 2, pooling), tmp_path / pooling / "classifier", ["a", "b"])
-        assert pooling_of(tmp_path / pooling) == load_encoder(tmp_path / pooling).pooling == pooling
+        assert load_encoder(tmp_path / pooling).pooling == pooling
     save_segmenter(
         Segmenter(Encoder(SPEC), SegmenterSpec(("a", "b"), "linear", (), 8, False)), tmp_path / "s/segmenter"
     )
-    assert pooling_of(tmp_path / "s") == load_encoder(tmp_path / "s").pooling == "mean"
+    assert load_encoder(tmp_path / "s").pooling == "mean"
 
 
 def test_a_run_under_way_is_known_by_its_verb(tmp_path: Path) -> None:
-    for option, expected in (("norm_pix_loss", "mean"), ("prototypes", "cls")):
-        run = tmp_path / option
+    for verb, expected in (("pretrain", "mean"), ("teacher", "cls")):
+        run = tmp_path / verb
         run.mkdir()
         (run / ".unfinished").touch()
-        (run / "config.yaml").write_text(f"{option}: 1\n")
-        assert pooling_of(run) == expected
+        (run / "config.yaml").write_text(f"verb: {verb}\n")
+        assert pooling_of_folder(run) == expected
 
 
 def test_files_of_others(tmp_path: Path) -> None:
@@ -76,7 +78,8 @@ def test_files_of_others(tmp_path: Path) -> None:
     }
     for name, (content, expected) in files.items():
         torch.save(content, tmp_path / name)
-        assert pooling_of(tmp_path / name) == expected, name
+        has_decoder = holds_decoder(read_file(tmp_path / name))
+        assert pooling_of_file(tmp_path / name, has_decoder) == expected, name
 
 
 def test_folders_of_transformers_and_timm(tmp_path: Path) -> None:
@@ -91,4 +94,4 @@ def test_folders_of_transformers_and_timm(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
         save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
-        assert pooling_of(folder) == expected, name
+        assert (pooling_of_folder(folder) or "cls") == expected, name

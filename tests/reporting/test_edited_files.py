@@ -86,7 +86,7 @@ USERS: dict[str, list[Callable[[Path], object]]] = {
     "metrics.jsonl": [write_report],
     "skipped.csv": [write_report],
     "encoder/config.json": [write_report],
-    "results.json": [write_report, card],
+    "results.json": [write_report, card, _demo_table],
     "parts/quality.json": [write_report, _demo_table],
     "parts/parts.json": [write_report],
     "parts/summary.json": [lambda run: write_parts_page(run / "parts")],

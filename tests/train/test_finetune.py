@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from semmae.checkpoint import save_encoder
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -17,6 +16,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 import semmae
+from semmae.formats.folders import save_encoder
 from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.finetune import FinetuneRecipe

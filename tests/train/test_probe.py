@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from semmae.checkpoint import save_encoder
 from torch import Tensor, nn
 
 import semmae
+from semmae.formats.folders import save_encoder
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.probe import ProbeRecipe
@@ -76,7 +76,7 @@ def test_a_step_sees_frozen_features_and_the_classes_of_its_rows() -> None:
     encoder, targets = Encoder(SPEC), torch.tensor([2, 0, 1, 1, 2, 0])
     head = LinearHead(HeadSpec(16, ("a", "b", "c"), "mean"))
     task = ProbeTask(encoder, head, targets, ProbeRecipe(), lr=6.4)
-    task.log_dict = lambda *_: None  # type: ignore[method-assign]  # there is no Trainer to log to
+    task.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # there is no Trainer to log to
     task.train()
     before = copy.deepcopy(encoder.state_dict())
     rows = torch.tensor([4, 1, 3])

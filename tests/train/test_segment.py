@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from semmae.checkpoint import save_encoder
 from torch.nn import functional
 
 import semmae
+from semmae.formats.folders import save_encoder
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.optimizer import layer_decay_groups

@@ -156,7 +156,7 @@ def test_a_checkpoint_is_due_when_half_of_the_run_could_be_lost_or_ten_minutes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of 20 seconds by the keeper's clock."""
-    keeper = Keeper(tmp_path / trainer.LAST, make_loader(Rows(), 4), judge=None)  # type: ignore[arg-type]
+    keeper = Keeper(tmp_path / trainer.LAST, make_loader(Rows(), 4), check=None)  # type: ignore[arg-type]
     keeper._begun = keeper._saved = now = 0.0
     saved = []
     for now in range(20, 4000, 20):

@@ -120,7 +120,7 @@ def test_another_size_and_the_card(tmp_path: Path) -> None:
 
     assert load_classifier(out)[0].encoder.spec.image_size == 48
     card = (out / "README.md").read_text()
-    assert "with a head that tells 3 classes" in card and "pipeline_tag: image-classification" in card
+    assert "with a head of 3 classes" in card and "pipeline_tag: image-classification" in card
     assert "the short side to 60 pixels" in " ".join(card.split())
 
 

@@ -373,7 +373,7 @@ def test_crops_show_at_least_the_share_asked_for(
     class Seen(Exception):
         pass
 
-    def look(dataset: Any, options: Any, rate: float) -> None:
+    def look(dataset: Any, *rest: Any, **named: Any) -> None:
         raise Seen(*(dataset[row]["crops"][0, 2:4].prod().item() for row in range(tiny.COUNT)))
 
     monkeypatch.setattr("semmae.verbs.pretrain.training_loader", look)

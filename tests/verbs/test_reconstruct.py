@@ -103,7 +103,7 @@ def test_of_a_subset_only_so_many_patches_are_shown_and_hidden(creatures: Path, 
     ("changes", "named"),
     [
         ({"token_subset": 17}, "--token-subset 17: an image of 32 pixels has 16 patches of 8; give at most so many"),
-        ({"out": Path("a.jpg")}, "unknown kind of picture '.jpg'; use .png"),
+        ({"out": Path("a.jpg")}, "--out .*jpg.*; use .png"),
         ({"mask_ratio": 1.0}, "mask ratio 1.0 is outside"),
         ({"image_size": 33}, "--image-size 33 is not divisible by the patch size 8; use 32 or 40"),
         ({"autoencoder": "encoder"}, "holds no masked autoencoder; give"),

@@ -51,11 +51,7 @@ _SYNONYMS = {
 
 
 def parse(kind: type[Any], arguments: list[str]) -> tuple[Any, dict[str, Any]] | None:
-    """Arguments of a verb → its options, and those of them that were given; None when help was asked for and printed.
-
-    Raises:
-        UserError: an unknown option, a value of the wrong kind, a missing option.
-    """
+    """Arguments of a verb → its options, and those of them that were given; None where help was asked for and shown."""
     if {"-h", "--help"} & set(arguments):
         from semmae.cli.help import help_text
 
@@ -69,12 +65,7 @@ def parse(kind: type[Any], arguments: list[str]) -> tuple[Any, dict[str, Any]] |
 
 
 def read_arguments(kind: type[Any], arguments: list[str]) -> dict[str, Any]:
-    """The options that arguments give, by name; numbers are numbers, the rest is text.
-
-    Raises:
-        UserError: an unknown option, one given twice or without its value, no number where one is declared, or a
-            word that belongs to no option.
-    """
+    """The options that arguments give, by name; numbers are numbers, the rest is text."""
     given: dict[str, Any] = {}
     stray: list[str] = []
     words = arguments[::-1]
@@ -108,11 +99,7 @@ def read_arguments(kind: type[Any], arguments: list[str]) -> dict[str, Any]:
 
 
 def find_option(kind: type[Any], text: str) -> tuple[Option, bool]:
-    """What an option on the command line means, and whether it is on: False for `--no-…`.
-
-    Raises:
-        UserError: there is no such option; the near ones are named.
-    """
+    """What an option on the command line means, and whether it is on: False for `--no-…`."""
     every = command_options(kind)
     name = text.lstrip("-").replace("-", "_")
     if text.startswith("--") and name in every:

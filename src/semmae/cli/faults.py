@@ -19,11 +19,7 @@ def message(error: Exception) -> str:
 
 
 def machine_fault(error: Exception) -> str | None:
-    """The line on a fault of the machine: disk, memory; None where it is none, and so ours.
-
-    Args:
-        error: of whichever library.
-    """
+    """The line on a fault of the machine, whichever library raised it: disk, memory; None where it is ours."""
     if isinstance(error, UserError):
         return None
     if isinstance(error, DiskError):

@@ -20,10 +20,7 @@ def stored_side(side: int) -> int:
 
 
 def attention_ranks(attention: Tensor) -> Tensor:
-    """Attention (B, L) over a square grid of patches → uint8 (B, a, a), a = `stored_side`, 0 to `MOST_ATTENDED`.
-
-    A finer grid is averaged to 14 × 14 first.
-    """
+    """Attention (B, L) over a square grid → uint8 (B, a, a), 0 to `MOST_ATTENDED`; a finer one is averaged first."""
     side = math.isqrt(attention.shape[1])
     cells = functional.adaptive_avg_pool2d(attention.float().reshape(-1, side, side), stored_side(side))
     return ranks(cells.flatten(1)).view(cells.shape)

@@ -9,13 +9,8 @@ Rows = NDArray[np.int64]
 def balanced_rows(classes: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """As many rows as there are, drawn so that each class comes equally often, in a random order.
 
-    Args:
-        classes: the class of every row (N,).
-        rng: what the draw depends on.
-
-    Returns:
-        The rows (N,), and how often each had come before (N,). No row of a class comes again before all of its class
-        have come; which classes come once more, where their number does not divide N, is drawn.
+    Classes of rows (N,) → the rows (N,), and how often each had come before (N,). No row of a class comes again before
+    all of its class have come; which classes come once more, where their number does not divide N, is drawn.
     """
     present, sizes = np.unique(classes, return_counts=True)
     quotas = np.full(len(present), len(classes) // len(present))

@@ -67,14 +67,11 @@ def read_known(file: Path) -> _Table:
 
 
 def write_known(file: Path, *tables: _Table) -> None:
-    """Keep the stamps of these tables, a later one's where an image is in several.
-
-    Only speed is lost when the folder cannot be written.
-    """
+    """Keep the stamps of these tables, a later one's where an image is in several."""
     try:
         with whole(file) as beside, beside.open("wb") as handle:
             np.save(handle, _merged(tables))
-    except (OSError, DiskError, UserError) as error:
+    except (OSError, DiskError, UserError) as error:  # only speed is lost
         _log.warning("%s: cache not written (%s), images are checked again the next time", file, error)
 
 

@@ -21,9 +21,6 @@ def read_class_names(folder: Path) -> tuple[Path, Mapping[int, str]] | None:
     |                            | or such a list as "parts", beside other things; 255 beside 0     |
     |                            | alone: `{"0": "background", "255": "road"}`                      |
     | objectInfo150.txt or .csv  | ADE20K's table: number first, name last                         |
-
-    Raises:
-        UserError: the file holds something else.
     """
     for name in (*_JSON, *_LISTS):
         path = folder / name

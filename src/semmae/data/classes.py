@@ -40,16 +40,11 @@ class TrainVal(NamedTuple):
 
     @property
     def sets(self) -> list[ImageSet]:
-        """Each set of images once."""
         return [self.train] if self.leaves_one_out else [self.train, self.val]
 
 
 def open_sets(data: Any, *, limit: int | None, seed: int, workers: int) -> list[ImageSet]:
-    """The images of `data`: training and validation split, or, where it has none, one set of all; each with its limit.
-
-    Raises:
-        UserError: a folder is a split and lacks its counterpart.
-    """
+    """The images of `data`: training and validation split, or, where it has none, one set of all; each to its limit."""
     return [
         open_images(data, split=split, limit=limit, seed=seed, workers=workers, needs_classes=True)
         for split in splits_of(data)
@@ -67,9 +62,6 @@ def train_val(data: Any, sets: Sequence[ImageSet], *, val_share: float, limit: i
     """The sets that `open_sets` found in `data`, to learn from and to measure on.
 
     Of a single set `val_share` of each class is held out; which images it is depends on the seed alone.
-
-    Raises:
-        UserError: as `check_classes`; nothing is left to measure on; a share is to be held out of data with a split.
     """
     if len(sets) == 1:
         (images,) = sets
@@ -88,12 +80,7 @@ def train_val(data: Any, sets: Sequence[ImageSet], *, val_share: float, limit: i
 
 
 def voters(data: Any, sets: Sequence[ImageSet], *, limit: int | None) -> TrainVal:
-    """The sets that `open_sets` found in `data`, those that vote and those that ask; of a single set all but itself
-    vote for each image.
-
-    Raises:
-        UserError: as `check_classes`.
-    """
+    """The sets that vote and ask, as `open_sets` found them; of a single one all but itself vote for each image."""
     check_classes(data, sets, limit)
     train, val = sets[0], sets[-1]
     if train is not val:
@@ -131,9 +118,6 @@ def check_classes(data: Any, sets: Sequence[ImageSet], limit: int | None) -> Non
     """Refuse images without classes, and classes that nothing can be learned of.
 
     Of a part of the images, `limit`, a class may be left out by chance: that is warned of, and no reason to refuse.
-
-    Raises:
-        UserError: there are no classes, a single one, or one that only the validation images have.
     """
     for images in sets:
         _check_labelled(data, images)
@@ -170,8 +154,7 @@ def _named(classes: Sequence[str]) -> str:
 def image_keys(images: ImageSet) -> list[str]:
     """What a model keeps of the images that it learned from, for `unlearned_rows`: 12 characters of each.
 
-    A hash of the name below the root, the folder `train` left out, and of the number of bytes: it reveals no name, and
-    finds an image again where it is one of more, one of fewer, or where the folder was moved.
+    A hash of the name below the root, the folder `train` left out, and of the number of bytes: it reveals no name.
     """
     return [_image_key(*named) for named in zip(images.names, images.manifest.sizes, strict=True)]
 

@@ -60,8 +60,7 @@ def coding_of(
     """The coding that was asked for, or, where 0 and 255 are all that the masks hold, that of two classes.
 
     One that ignores 0 is kept. `counts`: pixels of every number in the files of each split, (256,); `named`: the file
-    that names classes, and number in the masks → name. UserError where there are two classes, and names of others:
-    nobody knows which of these are meant.
+    that names classes, and number in the masks → name.
     """
     both, found = {0, IGNORED}, set(np.flatnonzero(np.sum(counts, 0)).tolist())
     if 0 in coding.unasked or not found <= both:
@@ -85,11 +84,7 @@ def names_of(
     counts: Sequence[npt.NDArray[np.int64]],
     named: tuple[Path, Mapping[int, str]] | None,
 ) -> tuple[str, ...]:
-    """Names of the classes 0 to K - 1: those of the folder, or else the numbers that the masks hold.
-
-    `counts` and `named` as of `coding_of`. UserError where there are fewer than two classes, or some that cannot be
-    or have no name.
-    """
+    """Names of the classes 0 to K - 1: those of the folder, or else the numbers that the masks hold."""
     if coding.binary:
         both = named[1] if named else {}
         return both.get(0, "0"), both.get(IGNORED, str(IGNORED))

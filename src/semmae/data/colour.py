@@ -31,10 +31,7 @@ GLOBAL_CHANCES = (Chances(1.0), Chances(0.1, 0.2))
 
 
 def jitter(image: Tensor, rng: np.random.Generator, most_hue: float = HUE, chances: Chances = PLAIN_CHANCES) -> Tensor:
-    """uint8 (3, S, S) → the same, changed by chance: colours (80 %), gray (20 %), and by its chances.
-
-    Hue turns by at most `most_hue` of the colour circle either way; half of it reaches every hue.
-    """
+    """uint8 (3, S, S) → the same, changed by chance; hue by at most `most_hue` of the colour circle either way."""
     change, gray, blur, sigma = rng.random(4).tolist()
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
     if change < 0.8:

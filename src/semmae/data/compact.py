@@ -21,8 +21,7 @@ Rows = Sequence[int] | npt.NDArray[np.int64]
 class Names(Sequence[str]):
     """Texts that hardly repeat, read-only: one buffer of bytes and where each begins. Equal to a list of the same.
 
-    Kept as the bytes that the file system knows them by; what is read again is fit to open a file, also of a name that
-    is no UTF-8, also where the locale is C.
+    Kept as the bytes that the file system knows them by, also of a name that is no UTF-8, also where the locale is C.
     """
 
     __slots__ = ("_buffer", "_starts")
@@ -63,12 +62,10 @@ class Names(Sequence[str]):
         return _shown(self)
 
     def encoded(self) -> Iterator[bytes]:
-        """Every name as the bytes that it is kept in."""
         # Arrays are gone through number by number: a list of them would be millions of objects again.
         return (self._buffer[start:end] for start, end in zip(self._starts, self._starts[1:], strict=False))
 
     def take(self, rows: Rows) -> "Names":
-        """The names of these rows, in this order."""
         chosen = np.asarray(rows, dtype=np.int64)
         starts, ends = self._starts[chosen], self._starts[chosen + 1]
         buffer = bytearray()
@@ -113,7 +110,6 @@ class Labels(Sequence[str]):
         return _shown(self)
 
     def take(self, rows: Rows) -> "Labels":
-        """The classes of these rows, in this order."""
         taken = Labels()
         taken._codes, taken.classes = self._codes[np.asarray(rows, dtype=np.int64)], self.classes
         return taken

@@ -13,7 +13,6 @@ Notable:
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -345,38 +344,31 @@ def draw_creature(name: str, size: int, rng: np.random.Generator) -> tuple[Bytes
     return np.clip(np.asarray(picture) * light, 0, 255).astype(np.uint8), codes[middle, middle] // TONES
 
 
-def _drawings(count: int, size: int, seed: int, names: list[str]) -> Iterator[tuple[str, Bytes, Bytes]]:
-    """(CLASS/NUMBER.png, picture, mask) of every image; classes take turns."""
-    for i in range(count):
-        name = names[i % len(names)]
-        picture, mask = draw_creature(name, size, np.random.default_rng([seed, i]))
-        yield f"{name}/{i // len(names) + 1:04d}.png", picture, mask
-
-
-def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0, classes: int = 8) -> None:
+def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0) -> None:
     """Write `count` images of `size` pixels: out/{images,masks}/CLASS/0001.png and out/classes.json.
 
     A mask is an 8-bit PNG of indices into "parts" in classes.json, 0 for the background. "classes" lists the
-    classes, which take turns: image i depends on `seed`, `size`, `classes` and i only. `out` appears complete
-    or not at all. UserError: a number out of its limits, or an `out` that holds something already.
+    classes, which take turns: image i depends on `seed`, `size` and i only.
     """
     for option, value, low, high in (
         ("count", count, 1, 10_000_000),
         ("size", size, SMALLEST, 4096),
         ("seed", seed, 0, 2**63),
-        ("classes", classes, 1, len(CREATURES)),
     ):
         if not low <= value <= high:
             raise UserError(f"{option} is {value}, must be from {low} to {high}: choose a number in between")
     out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder, and nothing is overwritten: name a new folder")
-    names = list(CREATURES)[:classes]
+    names = list(CREATURES)
     with whole_folder(out) as made:
         for kind in ("images", "masks"):
             for name in names:
                 (made / kind / name).mkdir(parents=True)
-        for path, picture, mask in _drawings(count, size, seed, names):
+        for i in range(count):
+            name = names[i % len(names)]
+            picture, mask = draw_creature(name, size, np.random.default_rng([seed, i]))
+            path = f"{name}/{i // len(names) + 1:04d}.png"
             Image.fromarray(picture).save(made / "images" / path)
             Image.fromarray(mask).save(made / "masks" / path)
         write_json(made / "classes.json", {"classes": names, "parts": PARTS})

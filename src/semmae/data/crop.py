@@ -40,17 +40,16 @@ def random_crop(
     width: int,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (NARROWEST, 1 / NARROWEST),
-    flip_probability: float = 0.5,
 ) -> Crop:
     """A crop of an image of height × width pixels, distributed as torchvision's RandomResizedCrop and a flip.
 
-    The area is uniform in `scale`, log(width / height) uniform in that of `ratio`; when ten draws do not fit
+    The area is uniform in `scale`, log(width / height) uniform in that of 3/4 to 4/3; when ten draws do not fit
     into the image, the largest central crop with a permitted ratio is taken. The number of draws is fixed.
     """
     draws = rng.random(2 * _TRIES + 3).tolist()
-    flip = draws[-1] < flip_probability
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    flip = draws[-1] < 0.5
+    widest = 1 / NARROWEST
+    low, high = math.log(NARROWEST), math.log(widest)
     for attempt in range(_TRIES):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[2 * attempt])
         aspect = math.exp(low + (high - low) * draws[2 * attempt + 1])
@@ -59,10 +58,10 @@ def random_crop(
             top, left = int(draws[-3] * (height - h + 1)), int(draws[-2] * (width - w + 1))
             return Crop(top / height, left / width, h / height, w / width, flip)
     h, w = height, width
-    if width < ratio[0] * height:
-        h = round(width / ratio[0])
-    elif width > ratio[1] * height:
-        w = round(height * ratio[1])
+    if width < NARROWEST * height:
+        h = round(width / NARROWEST)
+    elif width > widest * height:
+        w = round(height * widest)
     return Crop((height - h) // 2 / height, (width - w) // 2 / width, h / height, w / width, flip)
 
 

@@ -83,10 +83,7 @@ def first_folders(names: Sequence[str]) -> set[str]:
 
 
 def _classes(names: Sequence[str], depth: int) -> tuple[Labels | None, str]:
-    """The folder at `depth` below the root for every image, and what is odd about these classes.
-
-    None when some image lies in no such folder, unless it is one that is not decoded and so left out.
-    """
+    """The folder at `depth` of every image, None when one that is decoded lies in none; and what is odd about them."""
     outside = [name for name in names if name.count("/") <= depth and ending(name) in SUFFIXES]
     if outside:
         return None, _unclassed(outside, len(names), depth)
@@ -173,11 +170,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Paths of the files below `root`. Links are followed, each real folder once, so that loops end.
-
-    Raises:
-        UserError: a folder cannot be listed: its images would be missing without a word.
-    """
+    """Paths of the files below `root`. Links are followed, each real folder once, so that loops end."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_refuse_unlisted, followlinks=True):
         real = os.path.realpath(folder)

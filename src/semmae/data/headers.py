@@ -40,11 +40,7 @@ _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # any other
 
 
 def jpeg_header(raw: bytes) -> Jpeg | None:
-    """Of a JPEG; None of anything else, and where libjpeg would find no frame and scan either.
-
-    Raises:
-        ValueError: it has too many pixels, or so much beside them that reading it would not end.
-    """
+    """Of a JPEG; None of anything else, and where libjpeg would find no frame and scan either; ValueError by bounds."""
     if not raw.startswith(JPEG):
         return None
     height, width, channels, several, exif, at = 0, 0, 0, False, b"", 2

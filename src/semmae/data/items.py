@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import pixels_of
@@ -46,10 +46,7 @@ class Examined(NamedTuple):
 
 
 class ItemSource:
-    """The items of a map-style object. `read` gives uint8 (3, H, W): nothing is left to decode.
-
-    Classes and stamps are known once the items are examined.
-    """
+    """The items of a map-style object, uint8 (3, H, W). Classes and stamps are known once they are examined."""
 
     modified: npt.NDArray[np.int64]
 
@@ -65,26 +62,22 @@ class ItemSource:
         return len(self._rows)
 
     def select(self, rows: Rows) -> "ItemSource":
-        """These rows, in the order given."""
         return ItemSource(self._items, self._rows[np.asarray(rows, dtype=np.int64)])
 
     def read(self, i: int) -> Tensor:
         """uint8 (3, H, W) of row i. ValueError where it cannot be read, UserError where it is no image."""
         return self._item(i)[0]
 
-    def examine(self, workers: int, progress: bool = True) -> dict[int, str]:
-        """Read each item once: row → why it cannot be read. Labels and stamps are kept.
-
-        UserError where an item is no image, or another one when it is read again.
-        """
+    def examine(self, workers: int) -> dict[int, str]:
+        """Read each item once: row → why it cannot be read. Labels and stamps are kept."""
         found: list[Examined] = []
-        with Progress(len(self) if progress else 0, label=f"checking {self.root}") as line:
+        with Progress(len(self), label=f"checking {self.root}") as progress:
             for batch in self._batches(workers):
                 fault = next((examined.fault for examined in batch if examined.fault), None)
                 if fault is not None:
                     raise UserError(fault)
                 found += batch
-                line.update(len(batch))
+                progress.update(len(batch))
         unreadable = {row: examined.unreadable for row, examined in enumerate(found) if examined.unreadable}
         self.sizes = np.array([examined.stamp for examined in found], dtype=np.int64)
         self._check_that_images_stay([row for row in range(len(self)) if row not in unreadable])
@@ -92,7 +85,6 @@ class ItemSource:
         return unreadable
 
     def examined(self, i: int) -> Examined:
-        """What reading row i shows."""
         try:
             pixels, label = self._item(i)
         except UserError as error:
@@ -103,6 +95,9 @@ class ItemSource:
         digest = blake2b(shape.tobytes() + planes.tobytes(), digest_size=8).digest()
         return Examined(int.from_bytes(digest, "little", signed=True), _cell(label))
 
+    def _examined(self, rows: Sequence[int]) -> list[Examined]:
+        return [self.examined(row) for row in rows]
+
     def _item(self, i: int) -> tuple[Tensor, object]:
         row = int(self._rows[i])
         try:
@@ -111,16 +106,17 @@ class ItemSource:
             raise ValueError(f"{type(error).__name__}: {one_line(error)}"[:120]) from error
         place = f"{self.root}: item {row}"
         image, label = _image_and_label(item, place)
-        return _pixels(image, place), label
+        return pixels(image, place), label
 
     def _batches(self, workers: int) -> "DataLoader[Any]":
         # Images of a list are loaded here, once: processes would share the places in files that Pillow has open.
         here = isinstance(self._items, list | tuple | np.ndarray | Tensor) or len(self) < _FEWEST
+        rows: Any = range(len(self))
         return DataLoader(
-            _Examination(self),
+            rows,
             batch_size=_BATCH,
             num_workers=0 if here else workers,
-            collate_fn=list,
+            collate_fn=self._examined,
             generator=torch.Generator(),  # its own: the global random numbers stay where they are
             worker_init_fn=start_worker,
         )
@@ -162,17 +158,6 @@ class ItemSource:
         self.__dict__ = {**state, "_items": pickle.loads(state["_items"])}
 
 
-class _Examination(Dataset[Examined]):
-    def __init__(self, source: ItemSource) -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, i: int) -> Examined:
-        return self._source.examined(i)
-
-
 def _image_and_label(item: object, place: str) -> tuple[object, object]:
     if isinstance(item, Mapping):
         if "image" not in item:
@@ -192,17 +177,14 @@ def _cell(label: object) -> object:
     return label if label is None or isinstance(label, str | int | float) else [type(label).__name__]
 
 
-def _pixels(image: object, place: str) -> Tensor:
-    """uint8 (3, H, W) of what a data set gives as image, in memory of its own; a pixel's bytes lie side by side.
-
-    ValueError where it cannot be read, UserError where it is no image.
-    """
+def pixels(image: object, place: str) -> Tensor:
+    """uint8 (3, H, W) of a picture, an array or a tensor, in memory of its own; a pixel's bytes lie side by side."""
     if isinstance(image, Image.Image):
         return pixels_of(image)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not image.size or not (image.ndim == 2 or image.shape[2:] in ((3,), (4,))):
+        if image.dtype != np.uint8 or not image.size or not (image.ndim == 2 or image.shape[2:] in ((1,), (3,), (4,))):
             _refuse_kind(f"{place} is an array of {image.dtype} {image.shape}")
-        return pixels_of(Image.fromarray(image))
+        return pixels_of(Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image))
     if not isinstance(image, Tensor):
         _refuse_kind(f"{place} is {shown(image)}, of type {type(image).__name__}")
     if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():

@@ -46,10 +46,7 @@ class Listing:
     lacking: str = ""  # the file without which there is no "val", or no class of its images
 
     def rows(self, split: str | None) -> tuple[list[str], list[str] | None]:
-        """Names and classes of all images or those of a split; no classes where some image has none.
-
-        UserError where there are none of that split, or it was asked for and has no classes.
-        """
+        """Names and classes of all images or those of a split, which must have some; None where some image has none."""
         chosen = [split in (None, own) for own in self.splits]
         names = list(compress(self.names, chosen))
         labels = [label for label in compress(self.labels, chosen) if label is not None]
@@ -61,10 +58,7 @@ class Listing:
 
 
 def find_listing(folder: Path) -> Listing | None:
-    """What `folder`, or the only folder in it, is as one of these data sets; None where it is none.
-
-    UserError where it is one, and a file lacks or cannot be read.
-    """
+    """What `folder`, or the only folder in it, is as one of these data sets; None where it is none."""
     if not folder.is_dir():
         return None
     for root in (folder, *_unpacked(folder)):

@@ -40,10 +40,7 @@ def open_list(file: Path) -> FolderSource:
 
 
 def open_paths(paths: Sequence[str], data: str, within: Path | None = None) -> FolderSource:
-    """The images of these files, in this order, without classes; names below `within` where all lie there.
-
-    `data` is what messages call the list.
-    """
+    """The images of these files, in this order, without classes; names below `within` where all lie there."""
     return _open(data, Path(), [(f"item {place}", path) for place, path in enumerate(paths)], within)
 
 

@@ -1,7 +1,6 @@
 """Rows → batches. An item is a pure function of (seed, epoch, row).
 
-The sampler yields (epoch, row): persistent workers hold no state, and a resumed run draws the same crops. To begin in
-the middle of an epoch it needs to know how many rows to leave out.
+The sampler yields (epoch, row): persistent workers hold no state, and a resumed run draws the same crops.
 Images stay uint8 until `normalise`, which runs on the device.
 """
 
@@ -258,11 +257,13 @@ class WholeDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         _, row = epoch_and_row(key)
         image = self.images.read(row, 2 * self._resized)  # twice: hardly another image than the whole photo, resized
-        fitted = _stretch(image, self.size) if self.fit == "stretch" else centre_square(image, self._resized, self.size)
+        if self.fit == "stretch":
+            crop, fitted = WHOLE, crop_image(image, WHOLE, self.size)
+        else:
+            crop = centre_crop(image.shape[1], image.shape[2], self.size / self._resized)
+            fitted = centre_square(image, self._resized, self.size)
         item = {"image": fitted, "row": row}
         if self.parts is not None and self.side is not None:
-            cut = centre_crop(image.shape[1], image.shape[2], self.size / self._resized)
-            crop = WHOLE if self.fit == "stretch" else cut
             item["parts"] = crop_parts(self.parts.labels[row], crop, self.side)
         return item
 
@@ -333,10 +334,6 @@ def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> 
 def epoch_and_row(key: Key) -> tuple[int, int]:
     """What a key of a sampler means; rows alone are of epoch 0."""
     return key if isinstance(key, tuple) else (0, key)
-
-
-def _stretch(image: Tensor, size: int) -> Tensor:
-    return crop_image(image, WHOLE, size)
 
 
 def centre_square(image: Tensor, short_side: int, size: int) -> Tensor:

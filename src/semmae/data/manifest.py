@@ -12,7 +12,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,11 +70,9 @@ class Manifest:
         return digest.hexdigest()
 
     def subset(self, limit: int, seed: int) -> "Manifest":
-        """`limit` images drawn by `seed`, in their order."""
         return self.select(sample_rows(len(self), limit, seed))
 
     def select(self, rows: Rows) -> "Manifest":
-        """The images of these rows, in this order."""
         labels = None if self.labels is None else self.labels.take(rows)
         return Manifest(self.names.take(rows), self.sizes[np.asarray(rows, dtype=np.int64)], labels, self.skipped)
 
@@ -109,18 +106,14 @@ class ImageSet:
         return self.manifest.digest
 
     def select(self, rows: Rows) -> "ImageSet":
-        """The images of these rows, in this order."""
         return ImageSet(self.source, self.manifest.select(rows), self._positions[np.asarray(rows, dtype=np.int64)])
 
     def read(self, row: int, least: int | None = None) -> Tensor:
-        """uint8 (3, H, W) of a row, a large photo at a fraction of its size where `least` allows (see `decode`).
-
-        UserError when the file has gone or broken since it was checked.
-        """
+        """uint8 (3, H, W) of a row, a large photo at a fraction of its size where `least` allows (see `decode`)."""
         return self._decoded(row, lambda raw: raw if isinstance(raw, Tensor) else decode(raw, least))
 
     def size(self, row: int) -> tuple[int, int]:
-        """Height and width of a row, upright, in pixels of the file. UserError as of `read`."""
+        """Height and width of a row, upright, in pixels of the file."""
         height, width = self._decoded(row, lambda raw: raw.shape[1:] if isinstance(raw, Tensor) else upright_size(raw))
         return height, width
 
@@ -156,21 +149,19 @@ def open_images(
     return ImageSet(source, manifest)
 
 
-def build_manifest(
-    source: Source, workers: int, cache: Path | Literal["default"] | None = "default", progress: bool = True
-) -> Manifest:
+def build_manifest(source: Source, workers: int, cache: Path | Literal["default"] | None = "default") -> Manifest:
     """Decode every image once; UserError when over 5 % cannot be. `cache`: a folder, None for no cache."""
     if isinstance(source, ItemSource):
-        reasons = source.examine(workers, progress)
+        reasons = source.examine(workers)
     else:
-        reasons = _unreadable(source, workers, cache_folder() if cache == "default" else cache, progress)
+        reasons = _unreadable(source, workers, cache_folder() if cache == "default" else cache)
     skipped = tuple((source.names[i], reason) for i, reason in reasons.items())
     _judge(source, skipped)
     whole = Manifest(source.names, source.sizes, source.labels, skipped)
     return whole.select(np.delete(np.arange(len(source)), list(reasons))) if reasons else whole
 
 
-def _unreadable(source: Source, workers: int, cache: Path | None, progress: bool) -> dict[int, str]:
+def _unreadable(source: Source, workers: int, cache: Path | None) -> dict[int, str]:
     """Row → why it cannot be read, of those that cannot; images that the cache knows are not decoded."""
     tell_slow_decoder()
     file = None if cache is None else cache_file(cache, source.key)
@@ -180,7 +171,7 @@ def _unreadable(source: Source, workers: int, cache: Path | None, progress: bool
     todo = np.flatnonzero(~readable)
     reasons: dict[int, str] = {}
     try:
-        for i, reason in zip(todo, _check(source, todo, workers, progress), strict=True):
+        for i, reason in zip(todo, _check(source, todo, workers), strict=True):
             if reason is None:
                 readable[i] = True
             else:
@@ -232,7 +223,7 @@ def _positions(names: Names, chosen: Names) -> npt.NDArray[np.int64]:
     return positions
 
 
-def _check(source: Source, rows: npt.NDArray[np.int64], workers: int, progress: bool) -> Iterator[str | None]:
+def _check(source: Source, rows: npt.NDArray[np.int64], workers: int) -> Iterator[str | None]:
     """Why each row cannot be read, None where it can. Threads: decoding frees the interpreter's lock."""
 
     def reason(row: int) -> str | None:
@@ -246,13 +237,14 @@ def _check(source: Source, rows: npt.NDArray[np.int64], workers: int, progress: 
             return str(error)
         return None
 
-    line = Progress(len(rows), label=f"checking {source.root}") if progress else nullcontext()
-    with ThreadPoolExecutor(max(workers, 1)) as pool, line as counter:
+    with (
+        ThreadPoolExecutor(max(workers, 1)) as pool,
+        Progress(len(rows), label=f"checking {source.root}") as progress,
+    ):
         for at in range(0, len(rows), _BLOCK):
             block = rows[at : at + _BLOCK].tolist()
             yield from pool.map(reason, block)
-            if counter:
-                counter.update(len(block))
+            progress.update(len(block))
 
 
 def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:

@@ -42,11 +42,9 @@ class TableSource:
         key: str,
         names: Names,
         modified: npt.NDArray[np.int64],
-        data: str,
         beside: Path | None,
         class_note: str = "",
     ) -> None:
-        _check_columns(data, rows.features.arrow_schema)
         assert len(rows) == len(names) == len(modified)
         self.root, self.key, self.names, self.modified = root, key, names, modified
         self.labels, self.class_note = _labels(rows, names)
@@ -127,7 +125,6 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
         key=str(root.resolve()),
         names=names,
         modified=modified,
-        data=data,
         beside=root,
         class_note=note,
     )
@@ -165,7 +162,7 @@ def open_tables(
         reason = one_line(error)[:120] or type(error).__name__
         raise UserError(f"{data}: its splits do not fit together ({reason}); give one of them") from error
     unknown = np.zeros(len(names), dtype=np.int64)
-    return TableSource(rows, root=Path(data), key=key, names=names, modified=unknown, data=data, beside=beside)
+    return TableSource(rows, root=Path(data), key=key, names=names, modified=unknown, beside=beside)
 
 
 def parquet_splits(files: Sequence[str]) -> dict[str, str]:
@@ -234,9 +231,9 @@ def _labels(rows: "Dataset", names: Names) -> tuple[Labels | None, str]:
 
 
 def classes_of(cells: Iterable[object], names: Names, known: Sequence[str] | None) -> tuple[Labels | None, str]:
-    """The class that the cell of each row stands for; None where some row has none, then why, and the remedy.
+    """The class that the cell of each row stands for, by the names `known` where cells hold their numbers.
 
-    `known`: names of the classes, where cells hold their numbers.
+    None where some row has none, then why, and the remedy.
     """
     missing: list[int] = []
 
@@ -257,18 +254,13 @@ def classes_of(cells: Iterable[object], names: Names, known: Sequence[str] | Non
     if len(missing) == len(names):
         return None, "no row has a label; fill the column `label`"
     if missing:
-        return (
-            None,
-            f"{len(missing)} of {len(names)} rows have no label, such as {names[missing[0]]}; label or remove them",
-        )
+        count = f"{len(missing)} of {len(names)} rows have no label"
+        return None, f"{count}, such as {names[missing[0]]}; label or remove them"
     return labels, ""
 
 
 def _class_of(value: object, known: Sequence[str] | None) -> str | None:
-    """The class that a cell stands for; None where it holds none: null, NaN, no text, or -1 as on the hub.
-
-    ValueError where it stands for no class; the message continues "label VALUE of ROW".
-    """
+    """The class that a cell stands for; None for null, NaN, no text, or -1 as on the hub; ValueError for others."""
     if isinstance(value, float):
         if math.isnan(value):
             return None

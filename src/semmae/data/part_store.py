@@ -1,8 +1,6 @@
 """Part labels on disk: `parts.npy` (uint8, images × grid × grid, memory-mapped) and `parts.json`.
 
-Beside them, where the labels were computed, `attention.npy` (uint8, images × side × side): how much the encoder's
-class token attends to each place, as ranks inside the image (`data/attention.py`).
-
+Beside them, where the labels were computed, `attention.npy` (uint8, images × side × side), see `data/attention.py`.
 Row i belongs to line i of the image manifest, whose digest is kept: with other images, the store refuses.
 255 = not yet computed, so that labelling resumes where it stopped and several processes may write disjoint rows.
 
@@ -11,9 +9,8 @@ What a killed process leaves behind is sound: `parts.npy` and `attention.npy` ap
 a store marked complete is read.
 
 `parts.json` of a complete store holds the digest of each array, and both are compared when it is opened: an array
-from elsewhere, or a damaged one, would be learned from without a word. That reads the arrays once, as fast as the disk
-is and every core hashes 1 GB a second: for ImageNet's 1.25 GB 3 s were measured on two busy cores. Worker processes,
-which get the opened store, read no row before it is asked for.
+from elsewhere, or a damaged one, would be learned from without a word. That reads the arrays once: for ImageNet's
+1.25 GB 3 s were measured on two busy cores. Worker processes, which get the opened store, read nothing by it.
 """
 
 import hashlib
@@ -84,9 +81,6 @@ class PartStore:
         """A store with no row computed; one begun with the same arguments is taken up again, rows kept.
 
         One begun without attention, its cells a side, gets it: all rows lack it then, and keep their labels.
-
-        Raises:
-            UserError: one begun with others is there, every difference is named; or its arrays are not its own.
         """
         if not 1 <= len(label_names) <= UNKNOWN:
             raise ValueError(f"{len(label_names)} labels do not fit one byte; 1 to {UNKNOWN} do")
@@ -121,11 +115,7 @@ class PartStore:
 
     @classmethod
     def open(cls, path: Path, *, manifest_digest: str | None = None) -> "PartStore":
-        """A complete store, read-only; its arrays are read once, see above.
-
-        Raises:
-            UserError: it is missing, unfinished, damaged, or made for other images.
-        """
+        """A complete store, read-only, made for these images; its arrays are read once, see above."""
         path = Path(path)
         if not (path / "parts.json").exists():
             raise UserError(f"{path}: no part labels (parts.json); make them with `semmae parts`")
@@ -163,10 +153,7 @@ class PartStore:
 
     @property
     def attention(self) -> Rows:
-        """Attention (images, a, a), ranks from 0 to `MOST_ATTENDED`.
-
-        UserError where the store holds none.
-        """
+        """Attention (images, a, a), ranks from 0 to `MOST_ATTENDED`; UserError where the store holds none."""
         if self._attention is None:
             remedy = f"add it with `semmae parts --out {self.path} --labels-only`"
             if "tokens" in self.extra:
@@ -205,7 +192,6 @@ class PartStore:
 
     @property
     def _arrays(self) -> dict[str, Rows]:
-        """By the names of their files."""
         return {"parts.npy": self.labels} | ({} if self._attention is None else {"attention.npy": self._attention})
 
     def _highest(self, name: str) -> int:
@@ -247,13 +233,9 @@ def _map(path: Path, name: str, size: tuple[int, int], mode: str) -> Rows:
 
 
 def _header(path: Path) -> tuple[int, str]:
-    """Where the numbers of an array begin in its file, and what they are in words.
+    """Where the numbers of an array begin in its file, and what they are in words; OSError or ValueError for others.
 
     Not by `np.load`, which unpacks archives too, and not by `open_memmap`, which fills up a file that was cut.
-
-    Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: it holds no array, or not the whole of one.
     """
     with open_regular(path) as file:
         try:
@@ -313,10 +295,7 @@ def _unknown(rows: np.ndarray) -> np.ndarray:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The content of a store's `parts.json`, every value checked.
-
-    UserError where it cannot be read, lacks something, or holds what no store has.
-    """
+    """The content of a store's `parts.json`, every value checked."""
     file = path / "parts.json"
     content = read_json(file)
     fields = Fields(file, content)

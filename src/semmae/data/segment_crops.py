@@ -7,8 +7,7 @@ Notable here:
   may come last (here brightness, contrast, saturation and hue are always applied in this order), brightness that is
   added (here colours are multiplied), contrast about black (here about the image's mean gray), the hue of HSV (here a
   turn about the gray axis) and the rounding between the steps; images are resized antialiased, unlike there;
-- labels are resized by nearest neighbour: there is no class between two classes;
-- an item is a pure function of (seed, pass over the data, row), as everywhere here.
+- labels are resized by nearest neighbour: there is no class between two classes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from torch.utils.data import Dataset
 
 from semmae.data.coding import IGNORED
 from semmae.data.colour import shift_colours
-from semmae.data.loaders import EpochSampler, Key
+from semmae.data.loaders import EpochSampler, Key, epoch_and_row
 from semmae.data.segmentation import LabelledImages
 
 _TRIES = 10  # crops drawn until one is mixed enough
@@ -53,7 +52,7 @@ class SegmentCrops(Dataset[dict[str, Any]]):
         return len(self.labelled)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, row = key if isinstance(key, tuple) else (0, key)
+        epoch, row = epoch_and_row(key)
         rng = np.random.default_rng((self.seed, epoch, row))
         image, labels = self.labelled.read(row, 2 * self.augmentation.size)
         image, labels = augmented(image, labels, self.augmentation, rng)

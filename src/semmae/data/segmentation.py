@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,18 +48,13 @@ class LabelledImages:
         return len(self.images)
 
     def read(self, row: int, least: int | None = None) -> tuple[Tensor, Tensor]:
-        """An image, uint8 (3, h, w), and the labels of its pixels, uint8 (H, W), `IGNORED` among them.
-
-        A large photo may come smaller than its labels (see `semmae.data.decode`).
-        """
+        """An image, uint8 (3, h, w), maybe smaller than its labels, uint8 (H, W), `IGNORED` among them."""
         return self.images.read(row, least), self.labels(row)
 
     def labels(self, row: int) -> Tensor:
-        """Labels of the pixels of a row's image, uint8 (H, W)."""
         return torch.from_numpy(self.coding.table[read_mask(self.masks[row])])
 
     def select(self, rows: Sequence[int]) -> "LabelledImages":
-        """These rows, in this order."""
         return LabelledImages(self.images.select(rows), tuple(self.masks[row] for row in rows), self.coding)
 
 
@@ -93,8 +89,7 @@ def open_segmentation(
     """The pairs of `data`, all of them checked; nothing is written but the cache of readable images.
 
     `data` holds `images` and `masks` (or `annotations`), or the images alone where `masks` is a folder elsewhere.
-    `val_share` of the images is held out where there are no folders of splits; `limit` is of each split. UserError
-    where a folder or a mask is missing, a mask is not of its image's size, or holds what is no class.
+    `val_share` of the images is held out where there are no folders of splits; `limit` is of each split.
     """
     pairs = _Pairs.at(data, masks)
     train, val = (pairs.split_folder(split) for split in ("train", "val"))
@@ -129,7 +124,6 @@ def open_measured(
     """The pairs of `data` that a trained network is measured on: of the folder `val`, or all where nothing is split.
 
     `keep`: which rows to measure, those that the network has not been trained on. A folder `train` is not looked at.
-    UserError as of `open_segmentation`, and where no row is to be kept.
     """
     pairs = _Pairs.at(data, None)
     val = pairs.split_folder("val")
@@ -150,8 +144,6 @@ def open_measured(
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Where images and masks lie."""
-
     root: Path
     images: Path
     masks: Path
@@ -178,10 +170,7 @@ class _Pairs:
 def _checked(
     pairs: _Pairs, sets: Sequence[LabelledImages], coding: Coding, workers: int
 ) -> tuple[list[LabelledImages], tuple[str, ...], bool, str]:
-    """The sets, read as their numbers are meant, names of the classes, whether these mean something, and the digest.
-
-    Reads all masks.
-    """
+    """Read all masks: the sets, as their numbers are meant, names of classes, whether these mean something, digest."""
     digest = hashlib.sha256()
     counts = [check_pairs(labelled, digest, workers) for labelled in sets]
     meant = coding_of(pairs.root, coding, counts, pairs.named)
@@ -191,11 +180,7 @@ def _checked(
 
 
 def read_mask(path: Path) -> Labels:
-    """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it.
-
-    Raises:
-        UserError: it cannot be read, or is not an image of labels of 8 bits or fewer.
-    """
+    """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it."""
     try:
         return decode_labels(read_bytes(path, MOST_BYTES))
     except (OSError, ValueError) as error:
@@ -207,17 +192,16 @@ def read_mask(path: Path) -> Labels:
 
 
 def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int = 2) -> npt.NDArray[np.int64]:
-    """How often each number occurs in the masks: int64 (256,). Reads every mask, and the header of every image.
+    """How often each number occurs in the masks, int64 (256,), each compared with its image's size.
 
-    `digest` is given of each mask in turn its file's name and how often each number occurs. UserError where a mask
-    cannot be read, or is not of its image's size.
+    `digest` is given of each mask in turn its file's name and how often each number occurs.
     """
     with (
         Progress(len(labelled), "masks", f"checking {labelled.images.source.root.name} masks") as progress,
         ThreadPoolExecutor(max(workers, 1)) as pool,
     ):
         counts = np.zeros(256, np.int64)
-        found = pool.map(_checked_counts(labelled), range(len(labelled)))
+        found = pool.map(partial(_checked_counts, labelled), range(len(labelled)))
         for path, numbers in zip(labelled.masks, found, strict=True):
             digest.update(f"{path.name}\0".encode("utf-8", "surrogateescape") + numbers.tobytes())
             counts += numbers
@@ -225,19 +209,15 @@ def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int 
     return counts
 
 
-def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.int64]]:
-    def counted(row: int) -> npt.NDArray[np.int64]:
-        images = labelled.images
-        mask, size = read_mask(labelled.masks[row]), images.size(row)
-        if mask.shape != size:
-            sizes = [f"{width}×{height}" for height, width in (mask.shape, size)]
-            raise UserError(
-                f'the mask "{labelled.masks[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
-                "save it in the image's size, without smoothing"
-            )
-        return np.bincount(mask.ravel(), minlength=256)
-
-    return counted
+def _checked_counts(labelled: LabelledImages, row: int) -> npt.NDArray[np.int64]:
+    mask, size = read_mask(labelled.masks[row]), labelled.images.size(row)
+    if mask.shape != size:
+        sizes = [f"{width}×{height}" for height, width in (mask.shape, size)]
+        raise UserError(
+            f'the mask "{labelled.masks[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
+            "save it in the image's size, without smoothing"
+        )
+    return np.bincount(mask.ravel(), minlength=256)
 
 
 def _masks_folder(root: Path) -> Path:
@@ -250,7 +230,8 @@ def _masks_folder(root: Path) -> Path:
 
 def _mask_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
     """The mask of every image: at the same place, with a suffix of masks."""
-    stems = {path.with_suffix(""): path for path in _lossless_below(masks)}
+    lossless = (path for path in sorted(masks.rglob("*")) if path.suffix.lower() in MASK_SUFFIXES)
+    stems = {path.with_suffix(""): path for path in lossless}
     paths = [stems.get((masks / name).with_suffix("")) for name in found.names]
     missing = [name for name, path in zip(found.names, paths, strict=True) if path is None]
     if missing:
@@ -259,10 +240,6 @@ def _mask_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
             f"add {(masks / missing[0]).with_suffix('.png')}, or remove the image"
         )
     return (path for path in paths if path is not None)
-
-
-def _lossless_below(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in MASK_SUFFIXES)
 
 
 def _held_out(everything: LabelledImages, share: float, seed: int, images: Path) -> list[LabelledImages]:

@@ -5,17 +5,14 @@
 | folder of any depth, glob    | path below the root | first folder (second, after split) | `train/`, `val/` |
 | Parquet file, folder of them | `file.parquet#row`  | column `label`                     | `train*`, `val*` |
 | `hf:NAME`                    | `split#row`         | column `label`                     | those of the hub |
-| CUB-200-2011 and its like    | path below the root | by its own files                   | by its own files |
+| CUB-200-2011 …, `layouts.py` | path below the root | by its own files                   | by its own files |
 | `FILE.txt`, `FILE.csv`       | path below a folder | column `label`                     | none             |
 | Python objects               | see `from_python`   |                                    | of a DatasetDict |
-
-CUB-200-2011 and its like are read as their authors pack them: see `data/layouts.py`; lists of paths: `data/lists.py`.
 """
 
 import logging
 import os
 from collections import Counter
-from pathlib import Path
 
 from semmae.data.compact import Labels
 from semmae.data.endings import counted, ending, sort_files
@@ -27,6 +24,7 @@ from semmae.data.parquet import load_hub, open_parquet, open_tables, parquet_spl
 from semmae.data.selection import Source
 from semmae.data.splits import check_whole, has_both
 from semmae.errors import UserError
+from semmae.files import user_path
 
 _log = logging.getLogger("semmae")
 
@@ -42,7 +40,8 @@ def open_source(data: object, split: str | None = None) -> Source:
     if listing is not None:
         return _open_listing(listing, split)
     if is_list(user_place(text)):
-        _refuse_split(text, split)
+        if split is not None:
+            raise UserError(f"{data}: no {split!r} split, for a list has none; give a folder with train and val")
         return open_list(user_place(text))
     root, files = find_files(text)
     found = sort_files(files)
@@ -71,11 +70,10 @@ def has_split(data: object) -> bool:
 def splits_of(data: object) -> tuple[str | None, ...]:
     """The splits to open: ("train", "val") where `data` holds both, else (None,), which stands for all images.
 
-    UserError where a folder is a split and lacks its counterpart. A file, a pattern, a name of the hub or an object
-    means just what it says.
+    A folder that is a split and lacks its counterpart is refused; a file, a pattern or an object means what it says.
     """
     names = split_names(data)
-    if isinstance(data, str | os.PathLike) and Path(data).expanduser().is_dir():
+    if isinstance(data, str | os.PathLike) and user_path(data, "--data").is_dir():
         check_whole(names, os.fspath(data))
     return ("train", "val") if has_both(names) else (None,)
 
@@ -96,14 +94,8 @@ def split_names(data: object) -> set[str]:
     return set(parquet_splits(found.tables).values()) if found.tables else first_folders(found.images)
 
 
-def _refuse_split(data: str, split: str | None) -> None:
-    if split is not None:
-        raise UserError(f"{data}: no {split!r} split, for a list has none; give a folder with train and val")
-
-
 def _open_listing(listing: Listing, split: str | None) -> Source:
     names, labels = listing.rows(split)
     if labels is None:
-        note = f"{listing.lacking} is missing; put it there"
-        return file_source(listing.root, names, None, note)
+        return file_source(listing.root, names, None, f"{listing.lacking} is missing; put it there")
     return file_source(listing.root, names, Labels(labels))

@@ -38,9 +38,6 @@ def check_whole(names: Iterable[str], data: str) -> None:
     """Refuse folders of which one is a split and another may be its misspelt counterpart.
 
     Taken together they would be one set of images to learn from and to measure on.
-
-    `names` are those of the folders in `data`. UserError for validation images without training images, and for
-    training images beside anything but a validation set.
     """
     names = set(names)
     train, val = (find_split(split, names) for split in ("train", "val"))

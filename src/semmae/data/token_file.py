@@ -47,14 +47,7 @@ class Column:
 
 
 class TokenFile:
-    """A safetensors file of arrays (rows, *shape), filled row by row.
-
-    Args:
-        path: of the file, which need not exist.
-        rows: images.
-        columns: the arrays.
-        info: about them, anything that JSON can hold; kept in the header under "semmae".
-    """
+    """A safetensors file of arrays (rows, *shape), filled row by row; `info` is kept in its header as "semmae"."""
 
     def __init__(self, path: Path, rows: int, columns: Sequence[Column], info: Mapping[str, Any]) -> None:
         self.path, self.rows, self.columns, self.info = path, rows, list(columns), dict(info)
@@ -62,12 +55,10 @@ class TokenFile:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row of all arrays."""
         return sum(column.row_bytes for column in self.columns)
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
         return len(self._header) + self.rows * self.row_bytes
 
     def create(self) -> None:
@@ -94,7 +85,6 @@ class TokenFile:
                 file.write(rows.data)
 
     def sync(self) -> None:
-        """Wait until what was written is on the disk."""
         with self.path.open("r+b") as file:
             _sync(file)
 
@@ -103,8 +93,7 @@ class TokenFile:
         with self.path.open("rb") as file:
             file.seek(self._starts[column.name])
             for count in self._counts(column.row_bytes):
-                raw = file.read(count * column.row_bytes)
-                yield np.frombuffer(raw, column.dtype).reshape(count, *column.shape)
+                yield _read_rows(file, column, count)
 
     def records(self) -> Iterator[tuple[int, dict[str, Array]]]:
         """Rows of all columns together, some at a time: number of the first, and the arrays (n, *shape)."""
@@ -114,13 +103,11 @@ class TokenFile:
                 values = {}
                 for column in self.columns:
                     file.seek(self._starts[column.name] + start * column.row_bytes)
-                    raw = file.read(count * column.row_bytes)
-                    values[column.name] = np.frombuffer(raw, column.dtype).reshape(count, *column.shape)
+                    values[column.name] = _read_rows(file, column, count)
                 yield start, values
                 start += count
 
     def _counts(self, row_bytes: int) -> list[int]:
-        """Rows of each block."""
         step = min(max(_BLOCK // row_bytes, 1), _MOST_ROWS)
         return [min(step, self.rows - at) for at in range(0, self.rows, step)]
 
@@ -142,6 +129,10 @@ class TokenFile:
         return head, {name: len(head) + start for name, start in starts.items()}
 
 
+def _read_rows(file: BinaryIO, column: Column, count: int) -> Array:
+    return np.frombuffer(file.read(count * column.row_bytes), column.dtype).reshape(count, *column.shape)
+
+
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
@@ -153,10 +144,7 @@ def paths_beside(out: Path) -> Path | None:
 
 
 def finish(file: TokenFile, names: Sequence[str], labels: Sequence[str] | None, out: Path) -> None:
-    """Make `out` of a filled file, which is used up; names and classes of the images go into it, or beside it.
-
-    `file` must be of the same file system as `out`.
-    """
+    """Make `out` of a filled file of its file system, which is used up; names and classes go into it, or beside it."""
     table = {"path": [readable(name) for name in names]}
     if labels is not None:
         table["label"] = [readable(label) for label in labels]

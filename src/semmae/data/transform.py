@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from semmae.data.decode import MOST_BYTES, decode, picture_pixels
+from semmae.data.items import pixels
 from semmae.data.loaders import centre_square, normalise
 from semmae.errors import UserError
 from semmae.files import read_bytes, shown, user_path
@@ -28,7 +28,7 @@ class ImageTransform:
     |--------------------------------------------|-------------------------------------------------------------|
     | a path                                     | decoded, upright by its EXIF block                          |
     | a picture of Pillow's                      | as it is; transparency on white, 16 bits cut to 8           |
-    | an array, uint8 (H, W, 3) or (H, W)        |                                                             |
+    | an array, uint8 (H, W, 3) or (H, W)        | transparency, a fourth channel, on white                    |
     | a tensor, uint8 (3, H, W) or (1, H, W)     |                                                             |
     | a tensor of floats from 0 to 1, the same   | rounded to 8 bits: encoders are trained on nothing between  |
 
@@ -67,27 +67,4 @@ def _pixels(image: Any, least: int) -> Tensor:
             return picture_pixels(image)
         except (OSError, ValueError) as error:
             raise UserError(f"{shown(image)}: cannot be read ({error}); give a picture of 8 bits a channel") from error
-    if isinstance(image, np.ndarray):
-        planes = torch.from_numpy(np.ascontiguousarray(image))
-        return _three(planes[None] if planes.ndim == 2 else planes.movedim(-1, 0), image)
-    if isinstance(image, Tensor):
-        return _three(_eight_bits(image) if image.is_floating_point() else image, image)
-    raise UserError(f"{shown(image)}: no image; give a path, a picture of Pillow's, an array (H, W, 3) or a tensor")
-
-
-def _eight_bits(image: Tensor) -> Tensor:
-    """Floats from 0 to 1 → uint8."""
-    low, high = image.aminmax() if image.numel() else (torch.zeros(()), torch.zeros(()))
-    if not (low >= 0 and high <= 1):
-        raise UserError(
-            f"a tensor of floats from {float(low):g} to {float(high):g}; give 0 to 1, not normalised, or uint8"
-        )
-    return (image * 255).round().to(torch.uint8)
-
-
-def _three(planes: Tensor, given: Any) -> Tensor:
-    """The three planes of a colour image, or three times that of a grey one; UserError where they are no image."""
-    if planes.dtype != torch.uint8 or planes.ndim != 3 or planes.shape[0] not in (1, 3) or planes.numel() == 0:
-        wanted = "(H, W, 3) or (H, W)" if isinstance(given, np.ndarray) else "(3, H, W) or (1, H, W)"
-        raise UserError(f"an image of {given.dtype} {tuple(given.shape)}; give uint8 {wanted}")
-    return planes.expand(3, -1, -1)
+    return pixels(image, "what is given")

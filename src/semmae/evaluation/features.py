@@ -21,9 +21,9 @@ from semmae.formats.open import load_encoder
 from semmae.models.head import Pooling, pool
 from semmae.models.vit import Encoder
 from semmae.objects import described
-from semmae.options.shared import AnyPooling
+from semmae.options.shared import AnyPooling, Precision
 from semmae.progress import Progress
-from semmae.train.precision import Precision, autocast, resolve_precision
+from semmae.train.precision import autocast, resolve_precision
 
 Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S), "row" int64 (B,)
 
@@ -91,7 +91,7 @@ def encoder_facts(spec: Any, encoder: Encoder) -> dict[str, str]:
 
 
 def resolve_pooling(pooling: AnyPooling, encoder: Encoder) -> Pooling:
-    """What `auto` means for an encoder; `cls` and `mean` mean themselves."""
+    """What `auto` means for this encoder; `cls` and `mean` mean themselves."""
     return encoder.pooling if pooling == "auto" else pooling
 
 

@@ -17,10 +17,7 @@ def encoded(text: str) -> bytes:
 
 
 def on_disk(name: str) -> bytes:
-    """The bytes by which the file system knows a name, in any locale.
-
-    The same file may be named "ä" by a text that holds its name, and by two surrogate escapes where the locale is C.
-    """
+    """The bytes by which the file system knows a name, "ä" or, where the locale is C, two surrogate escapes."""
     try:
         return os.fsencode(name)
     except UnicodeEncodeError:
@@ -33,16 +30,7 @@ def readable(name: str) -> str:
 
 
 def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
-    """The path that a user gave, `~` expanded; whether anything lies there is for the caller to ask.
-
-    Args:
-        text: as given.
-        option: that it was given to, for the messages.
-
-    Raises:
-        UserError: it can be no path, or nobody but the system knows what lies there: it is empty, too long, names an
-            unknown user or leads through a folder that may not be entered.
-    """
+    """The path that a user gave to an option, `~` expanded; whether anything lies there is for the caller to ask."""
     given = os.fspath(text)
     named = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
     if not given.strip():

@@ -39,10 +39,7 @@ def open_regular(path: Path | str) -> BinaryIO:
 
 
 def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
-    """A text file in UTF-8; UserError when it cannot be read or is in another encoding.
-
-    With `errors` "surrogateescape" bytes that are no UTF-8 are taken as Python takes them in names of files.
-    """
+    """A text file in UTF-8; with `errors` "surrogateescape" others are taken as Python takes them in names of files."""
     try:
         return read_bytes(path, most).decode("utf-8-sig", errors)
     except OSError as error:
@@ -65,9 +62,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one JSON object a line; a number may be NaN or infinite, as a loss that broke.
 
     The last line may be half of one, of a process that is writing or was killed as it wrote: it is left out.
-
-    Raises:
-        UserError: another line is no object, which is named.
     """
     lines = read_text(path).splitlines(keepends=True)
     records = []
@@ -115,10 +109,7 @@ def _value(path: Path, text: str, place: str = "", *, constant: Callable[[str], 
 def parse_json(
     path: Path, text: str, place: str = "", *, constant: Callable[[str], float] | None = None
 ) -> dict[str, Any]:
-    """The object of a text in JSON that a file holds, at `place` in it; UserError when there is none.
-
-    `constant` makes something of NaN and Infinity, which are refused without.
-    """
+    """The object of a text in JSON, at `place` in a file; `constant` reads NaN and Infinity, refused without it."""
     content = _value(path, text, place, constant=constant)
     if not isinstance(content, dict):
         raise UserError(f"{path}{place}: holds no JSON object; restore it, or remove it")
@@ -151,22 +142,13 @@ def check_bounds(content: Any) -> None:
 
 
 class Fields:
-    """Values of a mapping that a file held, each checked as it is taken: a file may have been edited.
-
-    Args:
-        path: of the file, for the messages.
-        content: what it held.
-    """
+    """Values of a mapping that a file held, each checked as it is taken: a file may have been edited."""
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path, self.content = path, content
 
     def get(self, name: str, kind: Any, default: Any = None) -> Any:
-        """The value under a name, which must be of this type (or one of these); `default` where there is none.
-
-        Raises:
-            UserError: it is of another type.
-        """
+        """The value under a name, which must be of this type (or one of these); `default` where there is none."""
         if name not in self.content:
             return default
         value = self.content[name]

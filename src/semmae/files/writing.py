@@ -1,8 +1,4 @@
-"""Whole-or-nothing writes: beside the place, then moved there.
-
-What lies beside its place bears a suffix that nobody else uses, so that `sweep` can remove what a killed process left,
-and nothing of the user's.
-"""
+"""Whole-or-nothing writes: beside the place, then moved there."""
 
 import csv
 import errno
@@ -37,12 +33,7 @@ _FULL_WORDS = re.compile(
 def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A path to write to: moved to `path` when the block ends well, removed when it does not.
 
-    Args:
-        path: of the file; its folder is made.
-        durable: the file is on the disk before it takes its place, and so is its name before the block returns.
-
-    Raises:
-        DiskError: the disk is full, broken or read-only.
+    `durable`: the file is on the disk before it takes its place, and so is its name before the block returns.
     """
     with _explained(path):
         make_folder(path.parent)
@@ -60,12 +51,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well.
-
-    Raises:
-        UserError: the folder cannot be moved, see `check_replaceable`.
-        DiskError: as `whole`.
-    """
+    """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well."""
     check_replaceable(folder)
     with _explained(folder):
         make_folder(folder.parent)
@@ -185,10 +171,7 @@ def is_disk_fault(error: BaseException) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Errors of the disk, from whichever library, as `DiskError`; in a folder that is written whole, it is named.
-
-    What else the system refuses there, such as a folder that one may not write in, is the user's to mend.
-    """
+    """Errors of the disk, from whichever library, as `DiskError`; what else is refused is for the user to mend."""
     try:
         yield
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:

@@ -48,15 +48,7 @@ def read_beside(path: Path, name: str = _CONFIG) -> dict[str, Any]:
 def encoder_heads(path: Path, chosen: Chosen, width: int | None, asked: int | None, of_form: int | None) -> int:
     """Heads of an encoder: as asked, else by `config.json` beside the file, by its project, or by its width.
 
-    Args:
-        path: of the weights.
-        chosen: what was read of them.
-        width: channels of a token; None where there is no class token.
-        asked: by the user.
-        of_form: where its form has others than are usual at the width.
-
-    Raises:
-        UserError: nothing shows it; names the option to give.
+    `width` is None where there is no class token; `of_form` is given where its form has others than are usual at it.
     """
     return _heads("num_heads", path, width, asked, _by_project(path, chosen, width, of_form), _HEADS)
 
@@ -110,22 +102,14 @@ def _by_project(path: Path, chosen: Chosen, width: int | None, of_form: int | No
 
 
 def colours_beside(path: Path, _: Mapping[str, Tensor]) -> Unseen:
-    """As an export of ours records them; released files have none beside them, and these are ImageNet's.
-
-    Raises:
-        ValueError: `config.json` beside the file describes images or patches that are not square.
-    """
+    """As an export of ours records them; released files have none beside them, and these are ImageNet's."""
     config = read_beside(path)
     check_square(config)
     return Unseen(*(colours(config.get("mean"), config.get("std")) or IMAGENET), NORM_EPS)
 
 
 def colours(mean: Any, std: Any) -> tuple[Colour, Colour] | None:
-    """Mean and standard deviation as found in a file of JSON, or None where there are none.
-
-    Raises:
-        ValueError: they are not three numbers each, or a deviation is not positive.
-    """
+    """Mean and standard deviation as found in a file of JSON, or None where there are none; ValueError for others."""
     if mean is None and std is None:
         return None
     for name, values in (("mean", mean), ("std", std)):

@@ -50,25 +50,15 @@ _DEEPEST = 4  # dictionaries within each other: {"model": {"teacher": {…}}}
 
 @dataclass(frozen=True)
 class Chosen:
-    """The encoder of a checkpoint.
+    """The encoder of a checkpoint."""
 
-    Attributes:
-        tensors: by name, without what stands before the names of this encoder.
-        options: of the training script, saved beside them.
-        source: what stood before the names, such as `state_dict.module.base_encoder.`; empty for a plain state dict.
-        dropped: names, as in the file, that lie beside it in the same dictionary: heads, other networks.
-        others: sources of encoders that were not taken.
-        arch: of the script, as saved by those of timm and MoCo v3; empty where it is not.
-        has_decoder: whether MAE's decoder lies anywhere in the checkpoint.
-    """
-
-    tensors: dict[str, Tensor]
-    options: Mapping[str, Any]
-    source: str
-    dropped: list[str]
-    others: list[str]
-    arch: str
-    has_decoder: bool
+    tensors: dict[str, Tensor]  # by name, without what stands before the names of this encoder
+    options: Mapping[str, Any]  # of the training script, saved beside them
+    source: str  # what stood before the names, such as `state_dict.module.base_encoder.`; empty for a plain state dict
+    dropped: list[str]  # names, as in the file, of what lies beside it in the same dictionary: heads, other networks
+    others: list[str]  # sources of encoders that were not taken
+    arch: str  # of the script, as saved by those of timm and MoCo v3; empty where it is not
+    has_decoder: bool  # whether MAE's decoder lies anywhere in the checkpoint
 
 
 def choose(content: Mapping[str, Any]) -> Chosen:

@@ -9,29 +9,24 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from semmae.formats.form import Form, Reading
+from semmae.formats.form import Form, Reading, renamed
 
 _RENAMES = (
-    (re.compile(r"^blocks\.\d+\.(\d+)\."), r"blocks.\1."),  # chunks; the second number runs over all blocks
-    (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),
-    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # chunks; the second number runs over all blocks
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
 )
 _REGISTERS = "register_tokens"
 
 
 def is_dinov2(state: Mapping[str, Tensor]) -> bool:
     """Whether the tensors bear names that only DINOv2's scripts give."""
-    return any(name == _REGISTERS or pattern.search(name) for name in state for pattern, _ in _RENAMES)
+    return any(name == _REGISTERS or re.search(pattern, name) for name in state for pattern, _ in _RENAMES)
 
 
 def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of the backbone, in timm's names; none are dropped."""
-    kept: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        for pattern, replacement in _RENAMES:
-            name = pattern.sub(replacement, name)
-        kept[name] = tensor
-    return with_registers(kept), []
+    return with_registers({renamed(name, _RENAMES): tensor for name, tensor in state.items()}), []
 
 
 def with_registers(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -39,8 +34,8 @@ def with_registers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if _REGISTERS not in state or "pos_embed" not in state:
         return state
     positions, registers = state["pos_embed"], state[_REGISTERS]
-    renamed = {name: tensor for name, tensor in state.items() if name != _REGISTERS}
-    return renamed | {
+    others = {name: tensor for name, tensor in state.items() if name != _REGISTERS}
+    return others | {
         "reg_token": registers,
         "cls_token": state["cls_token"] + positions[:, :1],
         "pos_embed": positions[:, 1:],

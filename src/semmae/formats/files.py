@@ -35,11 +35,7 @@ _SHARED = 4
 
 
 def read_weights(path: Path) -> Chosen:
-    """Tensors of the encoder in a checkpoint file, see `choose`.
-
-    Raises:
-        UserError: no checkpoint, one with code or other objects inside, or without tensors.
-    """
+    """Tensors of the encoder in a checkpoint file, see `choose`."""
     content = read_file(path)
     chosen = choose(content)
     if not chosen.tensors:
@@ -54,11 +50,7 @@ def read_weights(path: Path) -> Chosen:
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
-    """The dictionary that a checkpoint file holds; nothing of it is executed.
-
-    Raises:
-        UserError: no regular file, no checkpoint, or one with other things than tensors and plain values inside.
-    """
+    """The dictionary that a checkpoint file holds; UserError for other things than tensors and plain values in it."""
     try:
         open_regular(path).close()
         if path.suffix == ".safetensors":

@@ -57,12 +57,9 @@ _WITHIN = "encoder.vit."  # before the encoder's tensors in networks that hold o
 
 
 def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
-    """Write an encoder as a folder that timm loads too, replacing an older one at the end.
+    """Write an encoder as a folder that timm loads too, replacing an older one at the end, and no other files.
 
-    `extra` is anything that JSON can hold, for `read_extra`.
-
-    Raises:
-        UserError: the folder holds other things, or the model cannot be described in timm's arguments.
+    `extra` is anything that JSON can hold, for `read_extra`. UserError where timm's arguments cannot describe it.
     """
     config = timm_config(encoder) | {"semmae": {"kind": ENCODER, "spec": asdict(encoder.spec), "extra": extra or {}}}
     _write(folder, encoder.vit.state_dict(), config)
@@ -128,13 +125,8 @@ def save_classifier(
 ) -> None:
     """Write encoder and head as a folder that timm loads with its head; otherwise as `save_encoder`.
 
-    Args:
-        classifier: its tensors are written under timm's names.
-        folder: where to.
-        classes: of the head's outputs; timm finds them as `label_names`.
-        crop_pct: what timm is to crop images by.
-        extra: for `read_extra`.
-        learned: a key of each image that it learned from, for `read_learned`.
+    timm finds the classes as `label_names`, and crops images by `crop_pct`; `learned` has a key of each image that it
+    learned from, for `read_learned`.
     """
     own = {"kind": CLASSIFIER, "spec": asdict(classifier.encoder.spec), "pooling": classifier.pooling}
     config = classifier_config(classifier, classes) | {"semmae": {**own, "extra": extra or {}}}

@@ -4,7 +4,8 @@ A form is one file here, which ends in its row `FORM`, and that row's place in `
 uploads or describes checkpoints walks the table and names no form.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +22,16 @@ Renamed = tuple[dict[str, Tensor], list[str]]  # tensors under other names, and 
 Model = Encoder | MaskedAutoencoder | Classifier
 
 
+def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    """A tensor's name in another form, by patterns and what takes the place of the first match of each."""
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name, count=1)
+    return name
+
+
 def encoder_of(model: Model) -> Encoder:
     """The model itself, or the encoder below its decoder or head."""
     return model if isinstance(model, Encoder) else model.encoder
-
-
-def unknown_heads(_: State) -> int | None:
-    """For forms in which the number of heads is known by the width alone."""
-    return None
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Reading:
     to_encoder: Callable[[State], Renamed]  # into timm's names, heads being left out already (`choose.without_heads`)
     to_autoencoder: Callable[[State], Renamed] | None = None  # into the names of the MAE release, decoder and all
     to_head: Callable[[State], dict[str, Tensor]] | None = None  # a classifier's head, in timm's names
-    num_heads: Callable[[State], int | None] = unknown_heads  # where the project has others than usual at that width
+    num_heads: Callable[[State], int | None] | None = None  # where the project has others than usual at that width
     unseen: Callable[[Path, State], Unseen] = colours_beside  # colours and epsilon of the weights in that file
     norm_pix_loss: bool | None = None  # what an autoencoder does of which nothing says it; None: unknown
     # In a folder: whether its config.json is of this form, what that calls the model, the names of its weights, and

@@ -27,17 +27,8 @@ def check_hub_name(name: str) -> None:
 def push_to_hub(folder: Path, name: str, *, private: bool, message: str, card: Callable[[str], str]) -> str:
     """Upload a folder as one commit, making the repository where there is none; returns its address.
 
-    The token is the environment's (HF_TOKEN), or that of `hf auth login`.
-
-    Args:
-        folder: what to upload, a model card in it.
-        name: of the repository; without OWNER/ it is the token's owner's.
-        private: whether nobody else may see it.
-        message: of the commit.
-        card: the text of the model card for a repository's full name; written anew where `name` is not that.
-
-    Raises:
-        UserError: the repository is public where a private one was asked for, or it was not uploaded.
+    The token is the environment's (HF_TOKEN), or that of `hf auth login`; a name without OWNER/ is its owner's. `card`
+    makes the text of the model card of a repository's full name; it is written anew where `name` is not that.
     """
     from huggingface_hub import HfApi
 

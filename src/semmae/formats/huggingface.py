@@ -21,7 +21,7 @@ from semmae.files import shown, write_json
 from semmae.formats.beside import IMAGENET, Colour, Unseen, check_square, colours, is_number, read_beside
 from semmae.formats.dino import with_registers
 from semmae.formats.folders import CONFIG, WEIGHTS, save_tensors
-from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
+from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of, renamed
 from semmae.formats.mae import released
 from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -40,52 +40,46 @@ _DINOV3_KERNEL = "embeddings.patch_embeddings.weight"
 _HEADS = ("classifier.", "pooler.")
 _OTHER = (*_HEADS, "decoder.", "decoder_", "mask_token")
 
-_RENAMES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^(?:vit|dinov2|dinov2_with_registers)\.", ""),
-        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-        (r"^embeddings\.position_embeddings$", "pos_embed"),
-        (r"^embeddings\.", ""),
-        (r"^layernorm\.", "norm."),
-        (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
-        (r"^decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\1."),
-        (r"^decoder\.(decoder_|mask_token)", r"\1"),
-        (r"\.attention\.(?:attention\.)?(?:query|q_proj)\.", ".attn.q."),
-        (r"\.attention\.(?:attention\.)?(?:key|k_proj)\.", ".attn.k."),
-        (r"\.attention\.(?:attention\.)?(?:value|v_proj)\.", ".attn.v."),
-        (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"\.(?:intermediate\.dense|mlp\.weights_in)\.", ".mlp.fc1."),
-        (r"\.(?:output\.dense|mlp\.weights_out|mlp\.down_proj)\.", ".mlp.fc2."),
-        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-    )
-]
+_RENAMES = (
+    (r"^(?:vit|dinov2|dinov2_with_registers)\.", ""),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.", ""),
+    (r"^layernorm\.", "norm."),
+    (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
+    (r"^decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\1."),
+    (r"^decoder\.(decoder_|mask_token)", r"\1"),
+    (r"\.attention\.(?:attention\.)?(?:query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.(?:attention\.)?(?:key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.(?:attention\.)?(?:value|v_proj)\.", ".attn.v."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.(?:intermediate\.dense|mlp\.weights_in)\.", ".mlp.fc1."),
+    (r"\.(?:output\.dense|mlp\.weights_out|mlp\.down_proj)\.", ".mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+)
 _QKV = ".attn.qkv."
 # Tensors of timm that are several there, in the order of their rows.
 _JOINED = {_QKV: (".attn.q.", ".attn.k.", ".attn.v."), ".mlp.fc1.": (".mlp.gate_proj.", ".mlp.up_proj.")}
 
-_TO_FILE = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-        (r"^pos_embed$", "embeddings.position_embeddings"),
-        (r"^cls_token$", "embeddings.cls_token"),
-        (r"^norm\.", "layernorm."),
-        (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
-        (r"^decoder_blocks\.(\d+)\.", r"decoder.decoder_layers.\1."),
-        (r"^(decoder_(?:embed|pos_embed|norm|pred)|mask_token)\b", r"decoder.\1"),
-        (r"\.attn\.q\.", ".attention.attention.query."),
-        (r"\.attn\.k\.", ".attention.attention.key."),
-        (r"\.attn\.v\.", ".attention.attention.value."),
-        (r"\.attn\.proj\.", ".attention.output.dense."),
-        (r"\.norm1\.", ".layernorm_before."),
-        (r"\.norm2\.", ".layernorm_after."),
-        (r"\.mlp\.fc1\.", ".intermediate.dense."),
-        (r"\.mlp\.fc2\.", ".output.dense."),
-    )
-]
+_TO_FILE = (
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^cls_token$", "embeddings.cls_token"),
+    (r"^norm\.", "layernorm."),
+    (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
+    (r"^decoder_blocks\.(\d+)\.", r"decoder.decoder_layers.\1."),
+    (r"^(decoder_(?:embed|pos_embed|norm|pred)|mask_token)\b", r"decoder.\1"),
+    (r"\.attn\.q\.", ".attention.attention.query."),
+    (r"\.attn\.k\.", ".attention.attention.key."),
+    (r"\.attn\.v\.", ".attention.attention.value."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
 # Every name that ViTModel has (without its pooler), and ViTMAEForPreTraining (before `vit.` is put to the encoder's).
 _KNOWN = re.compile(
     r"embeddings\.(cls_token|position_embeddings|patch_embeddings\.projection\.(weight|bias))"
@@ -96,11 +90,6 @@ _KNOWN = re.compile(
 )
 
 
-def is_huggingface(state: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors bear the names of transformers."""
-    return any(name.endswith((_KERNEL, _DINOV3_KERNEL)) for name in state)
-
-
 def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of the encoder, in timm's names, and the names of those dropped; ValueError for DINOv3."""
     if any(name.endswith(_DINOV3_KERNEL) for name in state):
@@ -108,24 +97,24 @@ def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     kept: dict[str, Tensor] = {}
     dropped = []
     for name, tensor in state.items():
-        renamed = _rename(name)
-        if renamed.startswith(_OTHER):
+        in_timm = renamed(name, _RENAMES)
+        if in_timm.startswith(_OTHER):
             dropped.append(name)
         else:
-            kept[renamed] = tensor
+            kept[in_timm] = tensor
     return with_registers(_join(kept)), dropped
 
 
 def to_mae(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of a ViTMAEForPreTraining under the names of the MAE release, and the names of those dropped."""
-    renamed = {_rename(name): tensor for name, tensor in state.items()}
-    kept = {name: tensor for name, tensor in renamed.items() if not name.startswith(_HEADS)}
-    return _join(kept), [name for name in state if _rename(name) not in kept]
+    names = {name: renamed(name, _RENAMES) for name in state}
+    dropped = [name for name in state if names[name].startswith(_HEADS)]
+    return _join({names[name]: state[name] for name in state if name not in dropped}), dropped
 
 
 def from_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of an encoder, in timm's names, as a ViTModel's; ValueError for one that it has no place for."""
-    named = {_file_name(name): tensor for name, tensor in _split(state).items()}
+    named = {renamed(name, _TO_FILE): tensor for name, tensor in _split(state).items()}
     unknown = [name for name in named if not _KNOWN.fullmatch(name)]
     if unknown:
         raise ValueError(f"transformers' ViT has no place for {listed(unknown)}")
@@ -227,12 +216,6 @@ def preprocessor_config(spec: EncoderSpec, crop_pct: float = 1.0) -> dict[str, A
     }
 
 
-def _file_name(name: str) -> str:
-    for pattern, replacement in _TO_FILE:
-        name = pattern.sub(replacement, name, count=1)
-    return name
-
-
 def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `_join` for queries, keys and values; cloned, as safetensors stores no views of one tensor."""
     split: dict[str, Tensor] = {}
@@ -243,12 +226,6 @@ def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             split[name] = tensor
     return split
-
-
-def _rename(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        name = pattern.sub(replacement, name, count=1)
-    return name
 
 
 def _join(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -264,8 +241,7 @@ def _join(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def unseen(path: Path, state: Mapping[str, Tensor]) -> Unseen:
     """Colours and epsilon of the weights in this file, by `config.json` and `preprocessor_config.json` beside it.
 
-    Raises:
-        ValueError: `config.json` describes what timm's blocks do not compute.
+    ValueError where `config.json` describes what timm's blocks do not compute.
     """
     config = read_beside(path)
     check_square(config)
@@ -353,7 +329,7 @@ FORM = Form(
     title="transformers' ViT",
     projects=("Hugging Face",),
     reading=Reading(
-        recognise=is_huggingface,
+        recognise=lambda state: any(name.endswith((_KERNEL, _DINOV3_KERNEL)) for name in state),
         to_encoder=to_encoder,
         to_autoencoder=to_mae,
         to_head=to_head,

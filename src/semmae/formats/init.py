@@ -18,11 +18,7 @@ _LOG = logging.getLogger("semmae")
 def init_encoder(
     init: str | Encoder, *, model: Model, image_size: int, patch_size: int, num_heads: int | None
 ) -> Encoder:
-    """The encoder of --init, its positions resampled to this run's image size.
-
-    Raises:
-        UserError: there is none, or it is of another size than `model` or `patch_size` says.
-    """
+    """The encoder of --init, its positions resampled to this run's image size."""
     encoder = load_encoder(init, num_heads=num_heads)
     _check_sizes(init, encoder, model, patch_size)
     encoder.set_image_size(image_size)
@@ -42,19 +38,8 @@ def init_autoencoder(
 ) -> MaskedAutoencoder:
     """The encoder of --init with the decoder that lies beside it if it is of these sizes, else with a new one.
 
-    A new decoder draws from torch's global generator, as every new network.
-
-    Args:
-        init: whatever `load_encoder` takes.
-        decoder: sizes of the run's decoder.
-        norm_pix_loss: what the run predicts, whatever --init was trained to.
-        model: of the run's encoder.
-        image_size: of the run.
-        patch_size: of the run's encoder.
-        num_heads: of the encoder, where its file does not say.
-
-    Raises:
-        UserError: there is none, it is of another size than the run's, or MAE has no such encoder.
+    A new decoder draws from torch's global generator, as every new network. `norm_pix_loss` is the run's, whatever
+    --init was trained to.
     """
     found = None if isinstance(init, Encoder) else find_decoder(init, num_heads=decoder.num_heads)
     name = described(init)

@@ -8,7 +8,7 @@ comes with the images and is no tensor. Two things are their own. Both `pos_embe
 patch size. With patches of 8 that is an image of 224 pixels, of which 196 patches were shown (packed as images of 112
 pixels, which is what its options say): `patches_shown` finds that out. With patches of 16 it would be 448 pixels,
 which nothing else in their source speaks of, and their ViT-B/16 is measured at 224: a file with 14 × 14 positions
-needs no word, one with 28 × 28 is `doubtful_size`. And fine-tuned encoders do not add the class token's position
+needs no word, one with 28 × 28 is `is_doubtful`. And fine-tuned encoders do not add the class token's position
 (`model/models_vit.py`), which makes no difference: it is all zeros.
 """
 
@@ -84,26 +84,21 @@ def patches_shown(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tu
     return (shown, total) if 0 < shown < total and is_grid else None
 
 
-def doubtful_size(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> int | None:
-    """Pixels a side that SemMAE's 28 × 28 positions stand for, where its patches are not those of 8; else None."""
+def is_doubtful(path: Path, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool:
+    """Whether SemMAE's 28 × 28 positions, with other patches than those of 8, leave open what images they are of."""
     shown = patches_shown(state, options)
     if shown is None or shown[1] != _SEMMAE_SIDE**2:
-        return None
+        return False
     size = int(_SEMMAE_SIDE * state["patch_embed.proj.weight"].shape[-1])
-    return None if size == _SEMMAE_SIZE else size
-
-
-def is_doubtful(path: Path, state: Mapping[str, Tensor], options: Mapping[str, Any]) -> bool:
-    """Whether the positions in this file leave open which images they are of; that is logged."""
-    size = doubtful_size(state, options)
-    if size is not None:
-        _LOG.warning(
-            "%s: positions for images of %d pixels, while its options say %d: the SemMAE source has 28 × 28 of them "
-            "whatever the patches, so the file does not show what it was trained on; they are taken as they lie; "
-            "compare with --image-size 224",
-            path, size, options["input_size"],
-        )  # fmt: skip
-    return size is not None
+    if size == _SEMMAE_SIZE:
+        return False
+    _LOG.warning(
+        "%s: positions for images of %d pixels, while its options say %d: the SemMAE source has 28 × 28 of them "
+        "whatever the patches, so the file does not show what it was trained on; they are taken as they lie; "
+        "compare with --image-size 224",
+        path, size, options["input_size"],
+    )  # fmt: skip
+    return True
 
 
 def write(subject: Subject, folder: Path) -> Mapping[str, Any]:

@@ -5,48 +5,34 @@ before them; necks and heads, MAE's decoder among them, lie outside of it. DINOv
 `ffn` there.
 """
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from semmae.formats.form import Form, Reading
+from semmae.formats.form import Form, Reading, renamed
 
 _KERNEL = "patch_embed.projection.weight"
-_RENAMES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^patch_embed\.projection\.", "patch_embed.proj."),
-        (r"^pre_norm\.", "norm_pre."),
-        (r"^ln1\.", "norm."),
-        (r"^ln2\.", "fc_norm."),  # behind mean pooling, where fine-tuning MAE puts it
-        (r"^layers\.(\d+)\.", r"blocks.\1."),
-        (r"\.ln([12])\.", r".norm\1."),
-        (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
-        (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
-        (r"\.ffn\.w12\.", ".mlp.fc1."),
-        (r"\.ffn\.w3\.", ".mlp.fc2."),
-        (r"\.attn\.gamma1\.(?:weight|scale)$", ".ls1.gamma"),
-        (r"\.ffn\.gamma2\.(?:weight|scale)$", ".ls2.gamma"),
-    )
-]
+_RENAMES = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^pre_norm\.", "norm_pre."),
+    (r"^ln1\.", "norm."),
+    (r"^ln2\.", "fc_norm."),  # behind mean pooling, where fine-tuning MAE puts it
+    (r"^layers\.(\d+)\.", r"blocks.\1."),
+    (r"\.ln([12])\.", r".norm\1."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+    (r"\.ffn\.w12\.", ".mlp.fc1."),
+    (r"\.ffn\.w3\.", ".mlp.fc2."),
+    (r"\.attn\.gamma1\.(?:weight|scale)$", ".ls1.gamma"),
+    (r"\.ffn\.gamma2\.(?:weight|scale)$", ".ls2.gamma"),
+)
 # Its own "small", width and depth, whose heads are others than those of timm at that width.
 _SMALL, _SMALL_HEADS = (768, 8), 8
 
 
-def is_mmpretrain(state: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors bear the names of mmpretrain."""
-    return _KERNEL in state
-
-
 def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of the encoder, in timm's names; none are dropped."""
-    kept: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        for pattern, replacement in _RENAMES:
-            name = pattern.sub(replacement, name, count=1)
-        kept[name] = tensor
-    return kept, []
+    return {renamed(name, _RENAMES): tensor for name, tensor in state.items()}, []
 
 
 def num_heads(state: Mapping[str, Tensor]) -> int | None:
@@ -59,5 +45,5 @@ FORM = Form(
     name="mmpretrain",
     title="mmpretrain's ViT",
     projects=("mmpretrain",),
-    reading=Reading(recognise=is_mmpretrain, to_encoder=to_encoder, num_heads=num_heads),
+    reading=Reading(recognise=lambda state: _KERNEL in state, to_encoder=to_encoder, num_heads=num_heads),
 )

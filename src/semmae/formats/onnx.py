@@ -61,23 +61,9 @@ class _Graph(nn.Module):
         return cls, patches
 
 
-def missing_libraries() -> list[str]:
-    """Those that are needed and not installed."""
-    return [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-
-
 @torch.no_grad()
 def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the graph.
-
-    Args:
-        model: for images of its own size.
-        path: of the file; weights of more than 1.8 GB go to a second one, `.data` after the name.
-        metadata: goes into the file, for whoever runs it.
-
-    Raises:
-        UserError: the exporter knows no graph for this encoder.
-    """
+    """Write the graph, for images of the model's own size; weights of more than 1.8 GB go to a second file, `.data`."""
     graph = _Graph(model).eval()
     with _quiet():
         try:
@@ -101,11 +87,7 @@ def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, s
 
 @torch.no_grad()
 def check_onnx(model: Encoder | Classifier, path: Path) -> float:
-    """Run the graph for one image and for three; returns the largest difference, as a share of the largest number.
-
-    Raises:
-        UserError: onnxruntime computes something else than the model.
-    """
+    """Run the graph for one image and for three; returns the largest difference, as a share of the largest number."""
     graph, session = _Graph(model).eval(), _session(path)
     difference = max(_difference(graph, session, _images(batch, graph.side)) for batch in _CHECKED)
     if not difference <= TOLERANCE:
@@ -209,6 +191,6 @@ FORM = Form(
         head=True,
         peculiar=None,
         norm_eps="any",
-        missing=missing_libraries,
+        missing=lambda: [name for name in LIBRARIES if importlib.util.find_spec(name) is None],
     ),
 )

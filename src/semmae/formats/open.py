@@ -49,16 +49,11 @@ _ENCODERS = "a checkpoint file, a run of semmae, or timm:NAME"
 def load_encoder(spec: str | Path | Encoder, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
     """An encoder, in eval mode, from wherever it lies.
 
-    Args:
-        spec: `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or its `encoder`, `autoencoder`,
-            `classifier` or `segmenter`; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file
-            (.pth, .pt, .bin, .safetensors) in one of the forms that `docs/checkpoints.md` lists; or an encoder that
-            is loaded already, of which a copy is returned.
-        num_heads: of a checkpoint file, where neither `config.json` beside it nor its width shows it.
-        image_size: pixels a side of the images it will be shown, where that is not the size it was trained at.
-
-    Raises:
-        UserError: there is no such encoder, or it is of another kind, or cannot take images of that size.
+    That is `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or its `encoder`, `autoencoder`,
+    `classifier` or `segmenter`; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file (.pth,
+    .pt, .bin, .safetensors) in one of the forms that `docs/checkpoints.md` lists; or an encoder that is loaded
+    already, of which a copy is returned. `num_heads` is for files whose width does not show it; `image_size` is in
+    pixels a side, where images to come are not of the size it was trained at.
     """
     if isinstance(spec, Encoder):
         encoder = _named(copy.deepcopy(spec).eval(), spec.source)
@@ -126,10 +121,7 @@ def load_mae(
 ) -> MaskedAutoencoder:
     """A masked autoencoder, in eval mode: a run of ours, or of the forms of MAE, SemMAE and Hugging Face's ViTMAE.
 
-    Args:
-        path: a run, its `autoencoder` folder, a folder of Hugging Face, an export of ours, or a file.
-        num_heads: of a file's encoder, where neither `config.json` beside it nor its width shows it.
-        decoder_num_heads: likewise of its decoder.
+    Numbers of heads are for files whose widths, of encoder and decoder, do not show them.
     """
     place = _existing(path)
     folder, file = own_folder(place, checkpoint.AUTOENCODER), _foreign_file(place)
@@ -145,12 +137,7 @@ def load_mae(
 
 
 def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
-    """Sizes of the decoder that `load_mae` would find there; None where there is none.
-
-    Args:
-        spec: as for `load_encoder`.
-        num_heads: of the decoder, where neither the file, nor `config.json` beside it, nor its width shows it.
-    """
+    """Sizes of the decoder that `load_mae` would find there, with `num_heads` where nothing shows it; None: none."""
     if str(spec).startswith("timm:"):
         return None
     path = _existing(spec)
@@ -242,7 +229,7 @@ def _released(chosen: Chosen, path: Path) -> dict[str, Tensor]:
 
 def _built(path: Path, chosen: Chosen, state: dict[str, Tensor], reading: Reading, num_heads: int | None) -> Encoder:
     """The encoder of tensors in timm's names, by what lies in the file and beside it."""
-    of_form = reading.num_heads(chosen.tensors)
+    of_form = reading.num_heads(chosen.tensors) if reading.num_heads else None
     heads = beside.encoder_heads(path, chosen, _width(state, "cls_token"), num_heads, of_form)
     mean, std, eps = reading.unseen(path, chosen.tensors)
     beside.check_square(chosen.options)

@@ -8,32 +8,16 @@ DINOv2 and all others. A file that holds an encoder alone, as MAE's own release 
 import re
 from pathlib import Path
 
-from semmae.files import Fields, read_json, user_path
+from semmae.files import Fields, read_json
 from semmae.formats import folders as checkpoint
 from semmae.formats.beside import read_beside
-from semmae.formats.choose import holds_decoder
-from semmae.formats.files import read_file
-from semmae.formats.table import READINGS, reading_of_folder
-from semmae.formats.unfinished import is_unfinished, trains_autoencoder
+from semmae.formats.table import reading_of_folder
+from semmae.formats.unfinished import is_unfinished
 from semmae.models.head import Pooling
+from semmae.run.config import saved_options
 
 # In a name, a word of its own or behind "sem" or "vit": no part of "mael".
 _NAME = re.compile(r"(?<![a-z])(sem|vit[-_]?)?mae(?![a-z])", re.I)
-
-
-def pooling_of(spec: str | Path) -> Pooling:
-    """What fits the encoder that `load_encoder` reads there, which is to be called first: here nothing is refused."""
-    if str(spec).startswith(("timm:", "hf:")):
-        return pooling_by_name(str(spec))
-    path = user_path(spec)
-    if path.is_dir() or path.name == checkpoint.WEIGHTS:
-        found = pooling_of_folder(path if path.is_dir() else path.parent)
-        if found is not None:
-            return found
-    names = [name for reading in READINGS.values() for name in reading.weights]
-    places = [path] if path.is_file() else [path / name for name in names]
-    file = next((place for place in places if place.is_file()), None)
-    return "cls" if file is None else pooling_of_file(file, holds_decoder(read_file(file)))
 
 
 def pooling_by_name(name: str) -> Pooling:
@@ -59,7 +43,7 @@ def pooling_of_folder(folder: Path) -> Pooling | None:
         if kind in (checkpoint.AUTOENCODER, checkpoint.SEGMENTER):  # the latter classifies every pixel by its patch
             return "mean"
     if is_unfinished(folder):
-        return "mean" if trains_autoencoder(folder) else "cls"
+        return "mean" if saved_options(folder).get("verb") == "pretrain" else "cls"
     config = read_beside(folder / checkpoint.CONFIG)
     reading = reading_of_folder(config)
     model = None if reading is None or reading.model_name is None else reading.model_name(config)

@@ -9,7 +9,6 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from semmae.errors import UserError, listed, near, one_line
 from semmae.files import Fields, read_json
@@ -26,11 +25,6 @@ _LOCAL = "local-dir:"
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".tar")  # endings of what timm looks for in a folder
 
 
-def is_timm(state: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors bear timm's names, and none that another form gives besides."""
-    return "patch_embed.proj.weight" in state and not mae.is_mae(state) and not dino.is_dinov2(state)
-
-
 def _tag(config: Mapping[str, Any]) -> object:
     """What follows the architecture in a model's name: whose weights they are."""
     cfg = config.get("pretrained_cfg")
@@ -38,12 +32,9 @@ def _tag(config: Mapping[str, Any]) -> object:
 
 
 def load_named(name: str) -> Encoder:
-    """The encoder of a name as `timm.create_model` takes it, with its weights, in eval mode.
+    """The encoder of a name as `timm.create_model` takes it (also `local-dir:FOLDER` and `hf-hub:OWNER/NAME`).
 
-    That is also `local-dir:FOLDER` and `hf-hub:OWNER/NAME`.
-
-    Raises:
-        UserError: no such name, no ViT with a class token, or its weights are out of reach.
+    With its weights, in eval mode; UserError where there is no such name, no ViT with a class token, or no weights.
     """
     if name.startswith(_LOCAL):
         _check_folder(Path(name.removeprefix(_LOCAL)))
@@ -178,7 +169,9 @@ FORM = Form(
     title="timm's ViT",
     projects=("timm", "DeiT", "DINO", "iBOT", "MoCo v3", "MSN"),
     reading=Reading(
-        recognise=is_timm,
+        recognise=lambda state: (
+            "patch_embed.proj.weight" in state and not mae.is_mae(state) and not dino.is_dinov2(state)
+        ),
         to_encoder=lambda state: (dict(state), []),
         describes=lambda config: "architecture" in config,
         model_name=_tag,

@@ -39,17 +39,8 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / UNFINISHED).is_file() and saved_options(folder).get("verb") in LEAVE_ENCODER
 
 
-def trains_autoencoder(folder: Path) -> bool:
-    """Whether the folder is that of a run of pretrain."""
-    return saved_options(folder).get("verb") == "pretrain"
-
-
 def read_unfinished(folder: Path) -> UnfinishedRun:
-    """What such a run has learned up to its last checkpoint.
-
-    Raises:
-        UserError: it has kept no encoder yet; the message says how to go on.
-    """
+    """What such a run has learned up to its last checkpoint; UserError where it has kept no encoder yet."""
     options = saved_options(folder)
     verb = str(options["verb"])
     going_on = f"go on with: {command(verb, out=folder, resume=True)}"

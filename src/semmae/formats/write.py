@@ -53,8 +53,7 @@ def _fault(name: str, model: Model) -> str:
 def write_form(name: str, subject: Subject, folder: Path) -> Mapping[str, Any]:
     """Write a model into an empty folder; what weights it has, by their digest, and what else is worth recording.
 
-    Raises:
-        UserError: it does not read again, such as weights that are no numbers.
+    UserError where it does not read again, as with weights that are no numbers.
     """
     facts = WRITINGS[name].write(subject, folder)
     reading = FORMS[name].reading

@@ -40,11 +40,7 @@ def applies(block: nn.Module, tokens: Tensor) -> bool:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a block is MAE's, and all that it consists of what is computed here.
-
-    Layer norms with weight and bias, linear layers with biases, no layer scale, no dropout (but drop path), no norms
-    inside attention and MLP, exact GELU, no hooks.
-    """
+    """Whether a block is MAE's, and all that it consists of what is computed here."""
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
         return False
     if not all(map(_is_layer_norm, (block.norm1, block.norm2))):
@@ -78,10 +74,7 @@ def _is_linear(layer: nn.Module) -> bool:
 
 
 def run_block(block: Any, tokens: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """One plain block of timm's: tokens float32 (B, T, C) → float32 (B, T, C).
-
-    Norms and the sum over blocks are in float32, products in `dtype`.
-    """
+    """One plain block of timm's: tokens float32 (B, T, C) → float32 (B, T, C), products in `dtype`."""
     attended = attention(norm_linear(tokens, block.norm1, block.attn.qkv, dtype), block.attn.num_heads)
     tokens = tokens + block.drop_path1(linear(attended, block.attn.proj))
     hidden = norm_linear(tokens, block.norm2, block.mlp.fc1, dtype)

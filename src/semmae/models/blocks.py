@@ -34,11 +34,7 @@ class HeadWeights(NamedTuple):
 
 
 def check_readable(vit: nn.Module) -> ViT:
-    """The model itself, if its tokens and the attention of every block can be read.
-
-    Raises:
-        ValueError: it is of another family, has no class token, or heads that share their keys.
-    """
+    """The model itself, if its tokens and the attention of every block can be read; else ValueError."""
     if not isinstance(vit, VisionTransformer | Eva):
         raise ValueError(f"its class in timm is {type(vit).__name__}, neither VisionTransformer nor Eva")
     if vit.cls_token is None:
@@ -78,10 +74,7 @@ def run_block(block: AnyBlock, tokens: Tensor, rotary: Tensor | None = None) -> 
 
 
 def run_blocks(blocks: Iterable[AnyBlock], tokens: Tensor, checkpointing: bool = False) -> Tensor:
-    """Tokens (B, T, C) through blocks without rotary positions.
-
-    With `checkpointing` a block's activations are not kept for the backward pass, which computes them again.
-    """
+    """Tokens (B, T, C) through blocks without rotary positions; `checkpointing` computes activations again backward."""
     for block in blocks:
         if checkpointing and torch.is_grad_enabled():
             again: Tensor = checkpoint(run_block, block, tokens, use_reentrant=False)
@@ -117,10 +110,7 @@ def _fused_biases(attention: Any) -> list[Tensor | None]:
 
 
 def class_attention(block: AnyBlock, tokens: Tensor, rotary: Tensor | None, prefix: int) -> Tensor:
-    """Class-to-patch attention of a block, (B, heads, L), of the tokens (B, prefix + L, C) that enter it.
-
-    Only the class token's row is computed; its softmax runs over all tokens.
-    """
+    """Class-to-patch attention of a block, (B, heads, L), of the tokens (B, prefix + L, C) that enter it."""
     attention = block.attn
     normed = block.norm1(tokens)
     heads = head_weights(block)

@@ -47,7 +47,6 @@ class Classifier(nn.Module):
 
     @property
     def vit(self) -> VisionTransformer:
-        """timm's model, head and all."""
         assert isinstance(self.encoder.vit, VisionTransformer)
         return self.encoder.vit
 

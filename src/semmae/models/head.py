@@ -26,10 +26,7 @@ class HeadSpec:
 
 
 class LinearHead(nn.Module):
-    """An encoder's `Features` → logits of classes (B, K): BatchNorm without affine, then linear.
-
-    Initialised as the linear probe of the MAE release: weights N(0, 0.01) truncated, bias 0.
-    """
+    """An encoder's `Features` → logits of classes (B, K): the MAE release's linear probe, and its first weights."""
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()

@@ -30,7 +30,6 @@ class DecoderSpec:
 
     @classmethod
     def named(cls, model: str) -> "DecoderSpec":
-        """The specification that goes with an encoder of that size of `MODELS`."""
         return DECODERS[model]
 
 
@@ -47,19 +46,12 @@ DECODERS = {
 
 @dataclass(frozen=True)
 class MAEOutput:
-    """The loss, and the predictions of hidden patches.
+    """The loss, and the predictions of hidden patches."""
 
-    Attributes:
-        loss: scalar, mean squared error on hidden patches.
-        hidden_pred: (B, H, p·p·3), rows in the order of `hidden`.
-        hidden: (B, H) indices of the hidden patches; ascending, as those of a subset are.
-        num_patches: L.
-    """
-
-    loss: Tensor
-    hidden_pred: Tensor
-    hidden: Tensor
-    num_patches: int
+    loss: Tensor  # scalar, mean squared error on hidden patches
+    hidden_pred: Tensor  # (B, H, p·p·3), rows in the order of `hidden`
+    hidden: Tensor  # (B, H) indices, ascending
+    num_patches: int  # L
 
     @property
     def pred(self) -> Tensor:
@@ -70,11 +62,7 @@ class MAEOutput:
 
 
 def split_mask(mask: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
-    """Mask bool (B, L) → ascending indices of visible (B, V) and hidden (B, H) patches; H is counted if not given.
-
-    Raises:
-        ValueError: H is to be counted, and rows hide different numbers of patches.
-    """
+    """Mask bool (B, L) → ascending indices of visible (B, V) and hidden (B, H) patches; H is counted if not given."""
     # A stable sort of 0/1 puts visible before hidden and keeps the grid's order in both.
     order = mask.long().argsort(dim=1, stable=True)
     visible = mask.shape[1] - (_hidden_in_a_row(mask) if count is None else count)
@@ -92,10 +80,7 @@ def _hidden_in_a_row(mask: Tensor) -> int:
 
 
 class MaskedAutoencoder(nn.Module):
-    """Encoder, and a light decoder with one learned token for every hidden patch.
-
-    With `norm_pix_loss` it predicts pixels normalised per patch.
-    """
+    """Encoder, and a light decoder; with `norm_pix_loss` it predicts pixels normalised per patch."""
 
     def __init__(self, encoder: Encoder, decoder: DecoderSpec, norm_pix_loss: bool = True) -> None:
         super().__init__()
@@ -129,17 +114,10 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self, images: Tensor, mask: Tensor, subset: Tensor | None = None, count: int | None = None
     ) -> MAEOutput:
-        """Encode the visible patches, predict the hidden ones.
+        """Normalised images (B, 3, S, S) and a mask bool (B, L), the same count in every row, to predictions.
 
-        Args:
-            images: normalised (B, 3, S, S).
-            mask: bool (B, L), True = hidden, the same count in every row.
-            subset: indices (B, N) of the patches that take part, the mask then (B, N) over these; others are
-                neither encoded nor predicted. Default: all.
-            count: how many patches each row hides, where that is known: then nothing waits for a GPU.
-
-        Raises:
-            ValueError: the mask is not one of these patches, or its rows hide different numbers of them.
+        `subset`: indices (B, N) of the patches that take part, the mask then (B, N) over these. `count`: how many
+        each row hides, where that is known: then nothing waits for a GPU.
         """
         self._check_mask(images, mask, subset)
         visible, hidden = split_mask(mask, count)

@@ -29,14 +29,11 @@ class PartsSpec:
     background: bool = True  # one more label, 0, for what belongs to no part
     head_dim: int = 64  # channels of one part's query and key
     blur: int = 3  # cells a side of the low-pass kernel over the patch grid, odd; 1 = none
-    normalise: Literal["parts", "patches"] = "parts"  # what a label's share of a patch competes with
     decoder_width: int = 96  # channels at the patch grid, halved at every doubling, at least 32
-    output: Literal["half", "full"] = "half"  # reconstruction's side: at least that of half the image, or of the image
     target: Literal["pixels", "features"] = "pixels"  # what the decoder rebuilds
 
     @property
     def num_maps(self) -> int:
-        """Parts, and the background where there is one."""
         return self.num_parts + self.background
 
     @property
@@ -44,12 +41,10 @@ class PartsSpec:
         """How often the decoder doubles the patch grid; past the wanted side where a patch is no power of two."""
         if self.target == "features":
             return 0
-        to_full = (self.patch_size - 1).bit_length()
-        return to_full if self.output == "full" else max(1, to_full - 1)
+        return max(1, (self.patch_size - 1).bit_length() - 1)  # to half the image's side at least
 
     @property
     def label_names(self) -> list[str]:
-        """Names of the labels in the order of the maps."""
         parts = [f"part {number}" for number in range(1, self.num_parts + 1)]
         return ["background", *parts] if self.background else parts
 
@@ -92,9 +87,6 @@ class PartAttention(nn.Module):
 
         Parts beyond the number of heads repeat the heads with noise half as large as the weights
         (our choice; the paper has as many parts as heads).
-
-        Raises:
-            ValueError: the encoder's logits are not linear in its patches (see `Encoder.last_heads`).
         """
         for own, heads in zip(
             (self.query_weight, self.query_bias, self.key_weight, self.key_bias), encoder.last_heads(), strict=True
@@ -108,10 +100,7 @@ class PartAttention(nn.Module):
 
 
 class StyleDecoder(nn.Module):
-    """Part maps → image: convolutions carry the layout, AdaIN the look (StyleGAN, arXiv 1812.04948).
-
-    Rebuilding the encoder's features instead, it stays on the patch grid: one layer that doubles nothing.
-    """
+    """Part maps → image: convolutions carry the layout, AdaIN the look (StyleGAN, arXiv 1812.04948)."""
 
     def __init__(self, spec: PartsSpec) -> None:
         super().__init__()
@@ -122,7 +111,7 @@ class StyleDecoder(nn.Module):
             narrower = max(width // 2, 32)
             self.layers.append(StyleLayer(width, narrower, spec.width))
             width = narrower
-        if not spec.doublings:
+        if not spec.doublings:  # features stay on the patch grid
             self.layers.append(StyleLayer(width, width, spec.width, scale=1))
         self.last = nn.Conv2d(width, 3 if spec.target == "pixels" else spec.width, 1)
 
@@ -184,7 +173,7 @@ class PartLearner(nn.Module):
     def part_maps(self, features: Features) -> Tensor:
         """Soft parts of a batch: (B, M, g, g), background first.
 
-        Normalised over the parts they sum to 1 at every patch; over the patches, each to L/M over the image.
+        They sum to 1 at every patch, for which parts compete.
         """
         logits = self.attention(features.cls, features.patches)
         # A head's softmax runs over patches and ignores its mean; parts are compared at equal mean.
@@ -192,11 +181,8 @@ class PartLearner(nn.Module):
         if self.background is not None:
             bias, scale = self.background.to(logits.dtype)
             logits = torch.cat([bias - scale * logits.mean(1, keepdim=True), logits], dim=1)
-        count, length = logits.shape[1:]
-        over_parts = self.spec.normalise == "parts"
-        shares = logits.softmax(dim=1) if over_parts else logits.softmax(dim=2) * (length / count)
-        side = int(length**0.5)
-        return self._blur(shares.unflatten(2, (side, side)))
+        side = int(logits.shape[2] ** 0.5)
+        return self._blur(logits.softmax(dim=1).unflatten(2, (side, side)))
 
     def _blur(self, maps: Tensor) -> Tensor:
         margin, count = self.spec.blur // 2, maps.shape[1]
@@ -205,11 +191,9 @@ class PartLearner(nn.Module):
         return functional.conv2d(padded, kernel, groups=count)
 
     def labels(self, features: Features, grid: int) -> Tensor:
-        """Hard parts of a batch on a grid × grid raster: uint8 (B, grid, grid).
-
-        The soft maps are upsampled before the argmax, so that borders fall between patches.
-        """
+        """Hard parts of a batch on a grid × grid raster: uint8 (B, grid, grid)."""
         maps = self.part_maps(features)
+        # Upsampled before the argmax, so that borders fall between patches.
         maps = functional.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
         return maps.argmax(dim=1).to(torch.uint8)
 

@@ -6,8 +6,7 @@ Notable here:
   step up becomes a step down;
 - the decoder is UPerNet (arXiv 1807.10221) of segmentation-models-pytorch, which norms what it is given;
 - a second, small head on the third level (FCN) only helps to train;
-- the linear head reads the frozen encoder's last patch tokens, as DINOv2 (arXiv 2304.07193) evaluates: what can be
-  read off it is in the tokens already.
+- the linear head reads the frozen encoder's last patch tokens, as DINOv2 (arXiv 2304.07193) evaluates.
 """
 
 import math
@@ -86,7 +85,6 @@ class Segmenter(nn.Module):
         return Scores(self.head(levels), auxiliary)
 
     def train(self, mode: bool = True) -> "Segmenter":
-        """As ever, but a frozen encoder stays in eval mode."""
         super().train(mode)
         if self.spec.head == "linear":
             self.encoder.eval()

@@ -16,15 +16,7 @@ SpecT = TypeVar("SpecT")
 
 
 def read_spec(kind: type[SpecT], values: Any) -> SpecT:
-    """A frozen dataclass of sizes out of what JSON held.
-
-    Args:
-        kind: of numbers, truths, texts, choices of texts, and tuples of these.
-        values: by the names of its fields; lists stand for tuples.
-
-    Raises:
-        ValueError: names are missing or unknown, or a value is of another type, negative or absurdly large.
-    """
+    """A frozen dataclass of sizes out of what JSON held, lists for tuples; ValueError where it does not fit."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{shown(values)} in place of sizes by name")
     hints = get_type_hints(kind)

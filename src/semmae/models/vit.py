@@ -5,8 +5,7 @@ Notable here:
   names, so that an encoder written by this project loads in timm as it is; `blocks` knows timm's families;
 - any image size divisible by the patch size: positions are interpolated where the size differs from
   the one trained at;
-- `encode_visible` projects only the patches it is given: the encoder half of MAE;
-- the attention of every block and head, and the weights of the last block's heads for the part learner.
+- `encode_visible` projects only the patches it is given: the encoder half of MAE.
 """
 
 from collections.abc import Callable, Iterator
@@ -68,19 +67,12 @@ class EncoderSpec:
 
     @classmethod
     def named(cls, model: str, image_size: int, patch_size: int) -> "EncoderSpec":
-        """The specification of a size of `MODELS`."""
         width, depth, heads = MODELS[model]
         return cls(image_size, patch_size, width, depth, heads)
 
 
 class Encoder(nn.Module):
-    """A Vision Transformer with a class token.
-
-    Args:
-        spec: sizes and normalisation.
-        vit: an existing timm model to wrap; by default a new one with fixed sine-cosine positions and
-            MAE's initialisation.
-    """
+    """A Vision Transformer with a class token: the timm model given, or a new one (`build_vit`)."""
 
     def __init__(self, spec: EncoderSpec, vit: ViT | None = None) -> None:
         super().__init__()
@@ -99,23 +91,17 @@ class Encoder(nn.Module):
 
     @property
     def transform(self) -> Callable[[Any], Tensor]:
-        """What makes input of images, see `ImageTransform`: for the size and colours that the encoder has now.
-
-        Raises:
-            ValueError: it was not loaded by `load_encoder`.
-        """
+        """What makes input of images, see `ImageTransform`; ValueError where `load_encoder` did not load this."""
         if self.make_transform is None:
             raise ValueError("an encoder that was not loaded has no transform; make an ImageTransform by its spec")
         return self.make_transform(self.spec)
 
     @property
     def patch_size(self) -> int:
-        """Pixels a side of one patch."""
         return self.spec.patch_size
 
     @property
     def width(self) -> int:
-        """Channels of a token."""
         return self.spec.width
 
     def forward(self, images: Tensor) -> Features:
@@ -144,16 +130,9 @@ class Encoder(nn.Module):
         return self._split(block.norm1(tokens)), attention
 
     def attention(self, images: Tensor, block: int = -1) -> Tensor:
-        """Class-to-patch attention of one block: (B, heads, L), softmax over all tokens.
+        """Class-to-patch attention of one block: (B, heads, L); later blocks are not run.
 
         A row sums to less than 1: the class token attends to itself too, and to registers.
-
-        Args:
-            images: normalised (B, 3, S, S).
-            block: which one, counted as Python counts; later ones are not run.
-
-        Raises:
-            ValueError: the encoder has fewer blocks.
         """
         depth = self.spec.depth
         if not -depth <= block < depth:
@@ -167,11 +146,7 @@ class Encoder(nn.Module):
         return torch.stack([class_attention(*found, prefix) for found in self._blocks(images)])
 
     def last_heads(self) -> HeadWeights:
-        """Queries and keys of the last block's heads, linear in `last_block_features`.
-
-        Raises:
-            ValueError: the encoder normalises or rotates them, so that its logits are not linear.
-        """
+        """Queries and keys of the last block's heads; ValueError where logits are not linear in its features."""
         block: AnyBlock = self.vit.blocks[-1]
         if is_rotary(self.vit):
             raise ValueError("the encoder rotates its keys by position; start the parts at random")
@@ -199,16 +174,7 @@ class Encoder(nn.Module):
         return Features(tokens[:, 0], tokens[:, self.vit.num_prefix_tokens :])
 
     def encode_visible(self, images: Tensor, visible: Tensor, checkpointing: bool = False) -> Tensor:
-        """Encode only some patches: the encoder half of MAE.
-
-        Args:
-            images: normalised (B, 3, S, S).
-            visible: indices of the patches to encode (B, V).
-            checkpointing: as for `run_blocks`.
-
-        Returns:
-            (B, 1 + V, C): class token, then patches in the order of `visible`; after the final norm.
-        """
+        """Encode the patches of indices (B, V) only: (B, 1 + V, C), class token first, after the final norm."""
         vit = self.vit
         assert isinstance(vit, VisionTransformer) and vit.pos_embed is not None and vit.cls_token is not None
         # Gathered before the projection: three quarters of the patches are never multiplied.
@@ -252,11 +218,7 @@ def build_vit(spec: EncoderSpec) -> VisionTransformer:
 def init_as_dino(vit: VisionTransformer, learned_positions: bool = False) -> None:
     """Initialise a new model in place as DINO and iBOT do: truncated normal weights and tokens, deviation 0.02.
 
-    Biases are 0; the patch projection stays as torch draws it, weight and bias.
-
-    Args:
-        vit: by `build_vit`.
-        learned_positions: draw the positions likewise and let them learn, instead of fixed sine-cosine ones.
+    Biases are 0; the patch projection stays as torch draws it. With `learned_positions` these are drawn likewise.
     """
     assert vit.cls_token is not None and vit.pos_embed is not None
     for layer in vit.modules():

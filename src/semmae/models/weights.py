@@ -48,9 +48,6 @@ def vit_arguments(state: State, num_heads: int) -> dict[str, Any]:
 
     Options appear only where they differ from timm's defaults; they can be written as JSON. Where the number of
     positions is a square, the grid is taken to be one: bare weights do not show that 16 positions were 8 × 2.
-
-    Raises:
-        ValueError: the tensors are not those of a ViT with a class token and square patches.
     """
     _check_is_vit(state)
     width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
@@ -164,11 +161,7 @@ def encoder_from_weights(
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
     norm_eps: float = NORM_EPS,
 ) -> Encoder:
-    """The encoder, in eval mode, of tensors in timm's names; sizes are those of the tensors.
-
-    Raises:
-        ValueError: no such ViT, or tensors missing, unexpected or of another shape.
-    """
+    """The encoder, in eval mode, of tensors in timm's names; sizes are those of the tensors."""
     arguments = vit_arguments(state, num_heads)
     if has_swiglu(state):
         arguments |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
@@ -222,10 +215,7 @@ def _eva_sizes(vit: Eva) -> dict[str, Any]:
 
 
 def fitted(make: Callable[[], ModuleT], state: State) -> ModuleT:
-    """The module that `make` builds, with these tensors.
-
-    It is built without memory first: sizes that a file claims, and its tensors have not, cost nothing.
-    """
+    """The module that `make` builds, with these tensors; built without memory first: false sizes cost nothing."""
     with torch.device("meta"):
         _check_fits(make(), state)
     module = make()
@@ -234,13 +224,10 @@ def fitted(make: Callable[[], ModuleT], state: State) -> ModuleT:
 
 
 def load_strictly(module: nn.Module, state: State) -> None:
-    """Copy `state` into the module: the same names, shapes and kinds of numbers, or ValueError naming the faults.
-
-    The values must be finite in the module's own precision, too: float32 has no 1e300.
-    """
+    """Copy `state` into the module: the same names, shapes and kinds of numbers, or ValueError naming the faults."""
     _check_fits(module, state)
     module.load_state_dict({name: tensor.detach() for name, tensor in state.items()})
-    if broken := not_finite(module.state_dict()):
+    if broken := not_finite(module.state_dict()):  # in the module's own precision: float32 has no 1e300
         raise ValueError(f"tensors with values that are infinite or no numbers: {listed(broken)}")
 
 

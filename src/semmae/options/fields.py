@@ -29,43 +29,26 @@ class Options(Protocol):
 
 @dataclass(frozen=True)
 class Facts:
-    """What holds for an option beside its type and its default.
+    """What holds for an option beside its type and its default."""
 
-    Attributes:
-        low, high: least and highest value of a number.
-        on_resume: whether a run may be resumed with another value: no ("same"), yes, for it only adds files or figures
-            ("more"), or yes, for nothing that is left in the folder depends on it ("free").
-        reads: what lies at the path, or behind the name, that it takes: never written to.
-        writes: a place that is written to.
-        suffixes: that place is a file, and no folder, with one of these at the end of its name.
-        control: how a run begins, not what it does: not kept in config.yaml.
-        continues: switches it on to go on with the run in --out, by that run's options.
-        group: options that have an effect only together; by default those of the class that declares it.
-        idles: groups, or single options, that have no effect where this one is given.
-        only: values of other options without which it has no effect.
-        excludes: other options that cannot be given beside it.
-        positional: what to call it where it may be given without its name.
-        objects: a Python call may give an object that config.yaml cannot hold.
-        function: a Python call may give a function, which is kept as `package.module:name`.
-        python: it is of the Python call alone.
-    """
-
-    low: float = -math.inf
+    low: float = -math.inf  # least and highest value of a number
     high: float = math.inf
+    # Whether a run may be resumed with another value: no ("same"), yes, for it only adds files or figures ("more"), or
+    # yes, for nothing that is left in the folder depends on it ("free").
     on_resume: OnResume = "same"
-    reads: Reads | None = None
-    writes: bool = False
-    suffixes: tuple[str, ...] = ()
-    control: bool = False
-    continues: bool = False
-    group: str = ""
-    idles: tuple[str, ...] = ()
-    only: Mapping[str, Any] | None = None
-    excludes: tuple[str, ...] = ()
-    positional: str = ""
-    objects: bool = False
-    function: bool = False
-    python: bool = False
+    reads: Reads | None = None  # what lies at the path, or behind the name, that it takes: never written to
+    writes: bool = False  # a place that is written to
+    suffixes: tuple[str, ...] = ()  # that place is a file, and no folder, with one of these at the end of its name
+    control: bool = False  # how a run begins, not what it does: not kept in config.yaml
+    continues: bool = False  # switches it on to go on with the run in --out, by that run's options
+    group: str = ""  # options that have an effect only together; by default those of the class that declares it
+    idles: tuple[str, ...] = ()  # groups, or single options, that have no effect where this one is given
+    only: Mapping[str, Any] | None = None  # values of other options without which it has no effect
+    excludes: tuple[str, ...] = ()  # other options that cannot be given beside it
+    positional: str = ""  # what to call it where it may be given without its name
+    objects: bool = False  # a Python call may give an object that config.yaml cannot hold
+    function: bool = False  # a Python call may give a function, which is kept as `package.module:name`
+    python: bool = False  # it is of the Python call alone
 
 
 def option(default: Any, **facts: Any) -> Any:
@@ -118,14 +101,14 @@ class Option:
         return f"at least {low}" if high == MOST else f"from {low} to {high}"
 
 
-_known: dict[type[Any], Mapping[str, Option]] = {}
+_declared_by: dict[type[Any], Mapping[str, Option]] = {}  # for mypy, functools.cache takes no classes
 
 
 def options_of(kind: type[Any]) -> Mapping[str, Option]:
     """The options that a class declares or inherits, by name, in the order of the declarations."""
-    if kind not in _known:
-        _known[kind] = MappingProxyType(_declared(kind))
-    return _known[kind]
+    if kind not in _declared_by:
+        _declared_by[kind] = MappingProxyType(_declared(kind))
+    return _declared_by[kind]
 
 
 def _declared(kind: type[Any]) -> dict[str, Option]:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 from semmae.options.fields import MOST, option
 from semmae.options.shared import EPOCHS, PIXELS, RATE, WEIGHT, PresetOptions, TrainOptions
 
-Schedule = Literal["cosine", "constant"]
 Reconstruction = Literal["mse", "l1", "features"]
 PngSize = Literal["grid", "image"]
 
@@ -34,8 +33,6 @@ class PartsRecipe:
     """Weight decay of AdamW."""
     warmup_share: float = option(0.05, low=0, high=1)
     """Share of the steps in which the learning rate rises."""
-    schedule: Schedule = option("cosine")
-    """What the learning rate does after that: half a cosine to zero, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +81,10 @@ class PartsOptions(PartsRecipe, PresetOptions, LabelOptions):
     """One more label for what belongs to no part."""
     start: Literal["heads", "random"] = option("heads")
     """Where part tokens start: the heads of the encoder's last block, or random."""
-    normalise: Literal["parts", "patches"] = option("parts")
-    """Maps are shares of each patch, for which parts compete, or of each part, as an attention head's are."""
     blur: int = option(3, low=1, high=255)
     """Patches a side of the low-pass filter over the maps, odd; 1: none."""
     decoder_width: int = option(96, low=4, high=2**16)
     """Channels of the style decoder at the patch grid; halved at every doubling of its side, down to 32."""
-    output: Literal["half", "full"] = option("half")
-    """Side of the decoder's image: half the input's, or all of it."""
     hue: float = option(0.5, low=0, high=0.5)  # turns either way: half of one reaches every hue
     """How far the colours of a view may turn, in turns of the colour circle: 0.5 is any colour, DINO's is 0.1."""
     masks: Path | None = option(None, reads="annotations", on_resume="more", group="measuring")

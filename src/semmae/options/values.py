@@ -15,11 +15,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def check_values(options: Any) -> None:
-    """Check every option: of the declared kind, among the choices, within the limits.
-
-    Raises:
-        UserError: names the value, the limit and the near choices.
-    """
+    """Check every option: of the declared kind, among the choices, within the limits."""
     for name, option in options_of(type(options)).items():
         check_value(option, getattr(options, name))
 
@@ -49,11 +45,7 @@ def check_image_size(image_size: int, patch_size: int, name: str = "image_size")
 
 
 def check_given(options: Any, given: Iterable[str]) -> None:
-    """Refuse an option that was given and has no effect beside the others; what a preset or a file says is let pass.
-
-    Raises:
-        UserError: names it, and the other that stands in its way.
-    """
+    """Refuse an option that was given and has no effect beside the others; what a preset or a file says is let pass."""
     every = options_of(type(options))
     idling = [each for each in every.values() if each.facts.idles and is_given(options, each.name)]
     for name in given:
@@ -82,11 +74,7 @@ def _condition(option: Option, value: Any) -> str:
 
 
 def from_text(option: Option, text: str) -> Any:
-    """What a text of the command line means for an option: a number where one is declared, None, or the text.
-
-    Raises:
-        UserError: it is no number.
-    """
+    """What a text of the command line means for an option: a number where one is declared, None, or the text."""
     if text == "None" and type(None) in option.kinds:
         return None
     kind = int if int in option.kinds else float
@@ -100,9 +88,6 @@ def converted(option: Option, value: Any) -> Any:
     """A value as its option declares it, from whichever door: text as a path and the other way round, with the user's
     folder for `~`; 1e-3, which YAML takes for text, as a number; a scalar of NumPy, and a value of a class derived from
     one of Python's, such as an enumeration's, as Python's own, which alone YAML can write.
-
-    Raises:
-        UserError: a text that is empty, or names nothing that can be.
     """
     is_named = Path in option.kinds or str in option.kinds
     if is_named and isinstance(value, os.PathLike):
@@ -119,11 +104,7 @@ def converted(option: Option, value: Any) -> Any:
 
 
 def given_options(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options given by name, in a Python call or on the command line: known, as declared, and checked.
-
-    Raises:
-        UserError: an unknown option, or a value that its field does not take.
-    """
+    """Options given by name, in a Python call or on the command line: known, as declared, and checked."""
     every = options_of(kind)
     for name in values:
         if name not in every:

@@ -3,14 +3,14 @@
 They are made of the run's files alone, so that a finished run that is asked for again says the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from semmae import files
 from semmae.progress import logged, say
+from semmae.reporting.charts import number
 from semmae.reporting.next_steps import Step, next_steps
-from semmae.reporting.page import read_facts, with_intervals
+from semmae.reporting.page import read_facts, score, with_intervals
 from semmae.reporting.verdicts import verdicts
 from semmae.run.config import saved_options
 from semmae.run.ranks import is_rank_zero
@@ -104,11 +104,13 @@ def _demo_table(run: Path) -> list[str]:
         }
         lines += [f"{name:24}{scores['nmi']:8.1f}{scores['ari']:8.1f}" for name, scores in shown.items()]
     results = read_facts(run / "results.json")
-    if results:
-        lines += ["", f"{'k-NN, ' + str(results['classes']) + ' classes':24}{'top-1 %':>22}{'top-5 %':>22}"]
-        encoders: dict[str, Mapping[str, Any]] = {"this encoder": results}
-        encoders |= {name: results[key] for key, name in _DEMO_ENCODERS.items() if key in results}
-        for name, figures in encoders.items():
-            texts = with_intervals(figures)
-            lines.append(f"{name:24}{texts['top1']:>22}{texts['top5']:>22}")
+    encoders = {"this encoder": results, **{name: results.get(key) for key, name in _DEMO_ENCODERS.items()}}
+    measured = {
+        name: with_intervals(each) for name, each in encoders.items() if isinstance(each, dict) and "top1" in each
+    }
+    if measured:
+        lines += ["", f"{'k-NN, ' + number(results.get('classes')) + ' classes':24}{'top-1 %':>22}{'top-5 %':>22}"]
+        lines += [
+            f"{name:24}{score(texts['top1']):>22}{score(texts.get('top5')):>22}" for name, texts in measured.items()
+        ]
     return lines

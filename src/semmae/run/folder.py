@@ -10,13 +10,12 @@ Notable here:
 
 import errno
 import fcntl
-import functools
 import logging
 import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,17 +58,6 @@ ResultT = TypeVar("ResultT")
 _log = logging.getLogger("semmae")
 # Folders that this process has locked, and the thread that has: the system's lock does not keep it from itself.
 _held: dict[Path, int] = {}
-
-
-def owning_out(verb: Callable[[OptionsT], ResultT]) -> Callable[[OptionsT], ResultT]:
-    """A verb that writes a run's folder: called with checked options, `out` its own until it returns."""
-
-    @functools.wraps(verb)
-    def owner(options: OptionsT) -> ResultT:
-        with claimed(options) as own:
-            return verb(own)
-
-    return owner
 
 
 @contextmanager

@@ -32,9 +32,7 @@ class Training(Batching):
     config: Mapping[str, Any] = field(default_factory=dict)  # what loggers show as the run's configuration
 
     def check(self) -> None:
-        """Refuse arithmetic that is not to be had here, loggers that are not installed, processes that were not
-        started, batches that do not divide.
-        """
+        """Refuse what is not to be had here: arithmetic, loggers, processes; and batches that do not divide."""
         check_precision(self.precision)
         check_loggers(logger_names(self.logger))
         check_processes(self.nodes, self.devices)

@@ -39,9 +39,8 @@ class CheckedCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write `checkpoint` to `path`, a local file; there are no storage options."""
-        if storage_options is not None:
-            raise TypeError("a local file takes no storage options")
+        """Write `checkpoint` to `path`."""
+        assert storage_options is None, "a local file takes none"
         with whole(Path(path), durable=True) as beside:
             torch.save(checkpoint, beside)
 

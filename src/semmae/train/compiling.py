@@ -7,13 +7,11 @@ import shutil
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from semmae.errors import UserError
-
-Compile = Literal["auto", "on", "off"]
+from semmae.options.shared import Compile
 
 # Compiling forward and backward takes one to three minutes; a GPU's step gets some hundredths of a second shorter.
 _EARNED_BACK = 5_000  # steps

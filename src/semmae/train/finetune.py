@@ -73,7 +73,6 @@ class FinetuneTask(pl.LightningModule):
             self.average.update(self.classifier, step=self.global_step + 1)  # the step is counted after this
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a rate for each layer, warm-up, cosine to the least rate."""
         recipe, total = self.recipe, int(self.trainer.estimated_stepping_batches)
         groups = layer_decay_groups(
             self.classifier.vit, lr=self.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay

@@ -19,16 +19,12 @@ def check_masking(masking: str, *, patches: int, ratio: float, hint: float) -> N
     else:
         check_choice("masking", masking, MASKINGS)
     hidden = num_hidden(patches, ratio)
-    if masking == "attention":
+    if masking in MASKINGS and MASKINGS[masking].hints:
         num_hints(patches, hidden, hint)
 
 
 def patches_taking_part(masking: str, image_size: int, patch_size: int, token_subset: int | None) -> int:
-    """Patches of an image that are encoded or predicted.
-
-    Raises:
-        UserError: --token-subset is more than there are, or the masking is one of the whole grid.
-    """
+    """Patches of an image that are encoded or predicted."""
     patches = (image_size // patch_size) ** 2
     if token_subset is None:
         return patches
@@ -48,19 +44,9 @@ def patches_taking_part(masking: str, image_size: int, patch_size: int, token_su
 def try_mask(
     function: str, *, patches: int, ratio: float, token_subset: int | None, labels: int, seed: int, has_parts: bool
 ) -> None:
-    """Call one's own mask function once, on labels and scores made up, before anything is written or trained.
+    """Call one's own mask function, `package.module:name`, once, before anything is written or trained.
 
-    Args:
-        function: `package.module:name`.
-        patches: of an image.
-        ratio: share of them to hide.
-        token_subset: how many take part, where not all do.
-        labels: that part labels have.
-        seed: of its noise.
-        has_parts: whether it will be given part labels and attention.
-
-    Raises:
-        UserError: what it returns is no mask.
+    It is given labels and scores made up, where it will be given part labels and attention (`has_parts`).
     """
     context = MaskContext((2, patches), ratio, 0.0, torch.Generator().manual_seed(seed), labels)
     if has_parts:

@@ -14,7 +14,7 @@ import dataclasses
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ from semmae.masking import attention_mask, block_mask, most_attended, part_count
 from semmae.options.functions import function_at
 from semmae.options.maskings import MASKINGS
 
-Masking = Literal["semantic", "intra", "inter", "random", "block", "attention"]
-BY_PARTS = tuple(row.name for row in MASKINGS.values() if row.reads == "parts")
 _BOXES = 16  # of a block mask: enough to hide three quarters
 
 
@@ -118,10 +116,7 @@ def mask_function(masking: str) -> MaskFunction:
 
 
 def mask_seed(seed: int, step: int, place: int) -> int:
-    """One seed per (seed, step, place): a resumed run draws the masks it would have drawn.
-
-    The place of a batch among those that make the step: its rank, plus the number of ranks for each batch before it.
-    """
+    """A seed for a batch by its place in the step: its rank, plus the number of ranks for each batch before it."""
     return (seed * 1_000_003 + step) * 4_099 + place
 
 
@@ -192,7 +187,6 @@ class MaskMeter:
         return {"blend": self._blend, "steps": self._steps, "patches": self._patches}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The way back of `state`."""
         self._blend, self._steps, self._patches = state["blend"], state["steps"], state["patches"]
 
     def read(self) -> dict[str, float]:

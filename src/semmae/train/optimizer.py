@@ -48,13 +48,8 @@ def layer_decay_groups(
 
     Tokens, positions and patch projection are layer 0, block i is layer i + 1, the head and the norm behind the
     pooling are the last, depth + 1: the rate is lr · layer_decay^(depth + 1 - layer). A norm before the pooling goes
-    with the last block. Biases, norms, tokens and positions do not decay.
-
-    Args:
-        module: a timm ViT, or one that says as it does (`group_matcher`) to which layer a parameter belongs.
-        lr: of the head.
-        weight_decay: of the weights that decay.
-        layer_decay: rate of a layer, as a share of that of the layer above it.
+    with the last block. Biases, norms, tokens and positions do not decay. The module is a timm ViT, or one that says as
+    it does (`group_matcher`) to which layer a parameter belongs.
     """
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         module, weight_decay, no_weight_decay_list=_named(module, _BIASES + _TOKENS), layer_decay=layer_decay
@@ -95,12 +90,9 @@ def adamw_warmup_cosine(
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, each: bool = False) -> Tensor:
-    """Scale gradients down in place to a norm of `limit`: that of all of them together, or of each parameter's alone.
+    """Scale gradients down in place to a norm of `limit`; returns that of all together as it was, on their device.
 
     DINO and iBOT limit each (`clip_gradients` of their utils.py), so that one large gradient leaves the others alone.
-
-    Returns:
-        The norm of all of them together as it was, a scalar on their device.
     """
     if not each:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -110,10 +102,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, each: bool 
 
 
 def can_fuse(trainer: "pl.Trainer") -> bool:
-    """Whether the optimiser's step may be one kernel.
-
-    Such a step undoes the scaling of the loss (fp16) by itself: too late for the gradient's norm to be limited.
-    """
+    """Whether the optimiser's step may be one kernel."""
+    # Such a step undoes the scaling of the loss (fp16) by itself: too late for the gradient's norm to be limited.
     return trainer.precision != "16-mixed"
 
 

@@ -6,8 +6,6 @@ a point of NMI on drawn creatures (docs/parts-measured.md). Concentration and to
 off by default.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,8 +23,6 @@ from semmae.losses import (
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Features
 from semmae.options.parts import PartsRecipe
-
-Schedule = Literal["cosine", "constant"]
 
 
 def views_of(recipe: PartsRecipe) -> int:

@@ -42,7 +42,7 @@ class PartsTask(pl.LightningModule):
         return losses["loss"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW; warm-up, then cosine to zero or constant."""
+        """AdamW; warm-up, then cosine to zero."""
         total = int(self.trainer.estimated_stepping_batches)
         return adamw_warmup_cosine(
             self.learner,
@@ -52,5 +52,4 @@ class PartsTask(pl.LightningModule):
             total_steps=total,
             warmup_steps=round(self.recipe.warmup_share * total),
             fused=can_fuse(self.trainer),
-            end=0.0 if self.recipe.schedule == "cosine" else 1.0,
         )

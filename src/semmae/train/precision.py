@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 
 from semmae.errors import UserError
+from semmae.options.shared import Precision
 
-Precision = Literal["auto", "float32", "bf16", "fp16"]
 Arithmetic = Literal["float32", "bf16", "fp16"]
 
 # How Linux names the instructions: x86 multiplies bf16 by AVX-512 or AMX, ARM by its own.

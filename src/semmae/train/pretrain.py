@@ -103,11 +103,9 @@ class PretrainTask(pl.LightningModule):
         checkpoint[_COUNTED] = self._meter.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The way back of `on_save_checkpoint`."""
         self._meter.restore(checkpoint[_COUNTED])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, warm-up, cosine to zero."""
         recipe, total = self.recipe, int(self.trainer.estimated_stepping_batches)
         return adamw_warmup_cosine(
             self.mae,

@@ -42,17 +42,15 @@ class ProbeTask(pl.LightningModule):
 
     def __init__(self, encoder: Encoder, head: LinearHead, targets: Tensor, recipe: ProbeRecipe, *, lr: float) -> None:
         super().__init__()
-        self._frozen = (encoder.eval().requires_grad_(False),)  # in a tuple, where Lightning does not see it
+        self._frozen = (encoder.eval().requires_grad_(False),)  # in a tuple, where Lightning neither sees nor moves it
         self.head = head
         self.register_buffer("targets", targets, persistent=False)
         self.recipe, self.lr = recipe, lr
 
     def setup(self, stage: str) -> None:
-        """Move the frozen encoder to the device."""
         self._frozen[0].to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Cross-entropy of one batch."""
         encoder = self._frozen[0]
         images = normalise(batch["images"][:, 0], encoder.spec.mean, encoder.spec.std)
         with torch.no_grad():
@@ -64,7 +62,6 @@ class ProbeTask(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """LARS, warm-up, cosine to zero."""
         total = int(self.trainer.estimated_stepping_batches)
         optimizer = lars(self.head, lr=self.lr)
         warmup = round(self.recipe.warmup_share * total)

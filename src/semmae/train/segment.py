@@ -39,7 +39,6 @@ class SegmentTask(pl.LightningModule):
             self.segmenter = nn.SyncBatchNorm.convert_sync_batchnorm(self.segmenter)  # type: ignore[no-untyped-call]
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """One batch of crops."""
         part = batch_index % self.trainer.accumulate_grad_batches
         place = self.global_rank + part * self.trainer.world_size
         torch.manual_seed(mask_seed(self.recipe.seed, self.global_step, place))

@@ -14,12 +14,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -108,20 +109,19 @@ class Vote:
         return Wish(int(wished))
 
 
-class Checked(Protocol):
-    """Who vouches for the state that is to be kept."""
-
-    def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None: ...
-
-
 class Keeper(Checkpoint):
     """Writes the one checkpoint whenever it is due, stops where that is asked for, begins where the last one ended.
 
-    To be resumed in mid-epoch, the loader has an `EpochSampler`. The judge raises where a state should not be kept.
+    To be resumed in mid-epoch, the loader has an `EpochSampler`. `check` raises where a state should not be kept.
     """
 
-    def __init__(self, path: Path, loader: DataLoader[dict[str, Any]], judge: Checked) -> None:
-        self.path, self.loader, self.judge = path, loader, judge
+    def __init__(
+        self,
+        path: Path,
+        loader: DataLoader[dict[str, Any]],
+        check: Callable[[pl.Trainer, pl.LightningModule], None],
+    ) -> None:
+        self.path, self.loader, self.check = path, loader, check
         self.signals = Signals()
         self._begun = self._saved = time.monotonic()
         self._first = True
@@ -161,7 +161,7 @@ class Keeper(Checkpoint):
         wish = self._vote.cast(self._wish(trainer, self._due()))
         if wish:
             self._vote.forget()
-            self.judge.check(trainer, pl_module)
+            self.check(trainer, pl_module)
             self._save(trainer, wish)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -18,10 +18,8 @@ def summarised(
 ) -> Iterator[None]:
     """Write skipped.csv before, and summary.json before and after, one stage of a run; minutes add up over resumes.
 
-    In skipped.csv are those of `also` too, the images that the stage is measured on.
-
-    Raises:
-        UserError: the stage was begun with other images; so it is with every fact named `…_digest`.
+    In skipped.csv are those of `also` too, the images that the stage is measured on. A stage that was begun with other
+    images is refused; so it is with every fact named `…_digest`.
     """
     path, started = out / "summary.json", time.monotonic()
     facts = {"manifest": images.digest, **facts}

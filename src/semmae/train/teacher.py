@@ -17,7 +17,7 @@ Notable here:
 
 import copy
 import warnings
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -36,9 +36,6 @@ from semmae.options.teacher import TeacherRecipe
 from semmae.train.masks import mask_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
 from semmae.train.schedules import cosine, linear_warmup
-
-Centering = Literal["centering", "sinkhorn"]
-PatchMasking = Literal["block", "random"]
 
 # DINO and iBOT (main_dino.py, main_ibot.py): AdamW with PyTorch's betas, the student's temperature, the centre's
 # inertia, the width of the heads' narrow layer.
@@ -94,7 +91,6 @@ class Heads(nn.Module):
         return head
 
     def last_layers(self) -> list[nn.Parameter]:
-        """The weights of the last layers, onto the prototypes."""
         heads = [self.cls] if self.own_patches is None else [self.cls, self.own_patches]
         return [parameter for head in heads for parameter in head.last_layer.parameters()]
 
@@ -166,7 +162,6 @@ class TeacherTask(pl.LightningModule):
                 parameter.grad = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, warm-up, cosine to zero."""
         total = self._total_steps()
         return adamw_warmup_cosine(
             self,

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from semmae.errors import UserError
 from semmae.files import Fields, read_records, read_text, write_text
 from semmae.memory import keep_freed_memory
+from semmae.options.shared import Precision
 from semmae.progress import is_terminal, shown_rate, write
 from semmae.run.ranks import is_rank_zero
 from semmae.run.signals import Interrupted
@@ -44,7 +45,7 @@ from semmae.train.checkpoints import CheckedCheckpointIO
 from semmae.train.loggers import open_loggers
 from semmae.train.nodes import cluster
 from semmae.train.optimizer import clip_gradients
-from semmae.train.precision import Precision, resolve_precision
+from semmae.train.precision import resolve_precision
 from semmae.train.stopping import PATIENCE, Keeper
 
 LOG_EVERY = 10  # steps
@@ -95,16 +96,14 @@ def fit(
     The user's `callbacks` come after ours: at the end of a step they find the metrics written and the state kept.
     Whether a resumed run ends as one that was never stopped is up to them too.
 
-    Raises:
-        Interrupted: Ctrl-C or SIGTERM came; the step that was running is done and kept, unless Ctrl-C came twice.
-            In processes other than the first one `SystemExit`: the first one reports.
-        UserError: the loss or a weight is not finite, or the checkpoint is damaged.
+    Raises `Interrupted` after Ctrl-C or SIGTERM, when the step that was running is done and kept, unless Ctrl-C came
+    twice; in processes other than the first one `SystemExit`, for the first one reports.
     """
     last = options.out / "checkpoints" / LAST
     names = options.loggers if is_rank_zero() else ()
     with _quiet(), open_loggers(names, options.out, options.stage, options.config, resume) as loggers:
         meter = Meter(options, evaluation)
-        trainer = _trainer(task, options, loggers, [meter, Keeper(last, loader, meter), *options.callbacks])
+        trainer = _trainer(task, options, loggers, [meter, Keeper(last, loader, meter.check), *options.callbacks])
         previous = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(task, loader, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
@@ -185,7 +184,6 @@ class Meter(pl.Callback):
         return {name: torch.stack(values).cpu() for name, values in unreported.items() if values}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The way back of `state_dict`."""
         self._losses, self._norms = (list(state_dict.get(name, ())) for name in ("losses", "norms"))
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -241,7 +239,10 @@ class Meter(pl.Callback):
         """Refuse losses since the last report, and weights, that are not finite; waits for the device."""
         if self._losses:
             self._checked_losses(trainer)
-        self._check_weights(trainer, module)
+        # A gradient that is not finite spoils the weights; before a checkpoint no later loss shows it.
+        sums = torch.stack([parameter.detach().sum() for parameter in module.parameters()])
+        if not math.isfinite(sums.sum()):
+            raise UserError(non_finite("a weight is not finite", trainer.global_step, trainer, self.options))
 
     def _evaluated(self, trainer: pl.Trainer) -> dict[str, float]:
         """What is measured after this epoch, in time that does not count as training."""
@@ -301,12 +302,6 @@ class Meter(pl.Callback):
         norms = [norm for norm in torch.stack(self._norms).tolist() if math.isfinite(norm)] if self._norms else []
         return {"grad_norm": sum(norms) / len(norms)} if norms else {}
 
-    def _check_weights(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """A gradient that is not finite spoils the weights; before a checkpoint no later loss shows it."""
-        sums = torch.stack([parameter.detach().sum() for parameter in module.parameters()])
-        if not math.isfinite(sums.sum()):
-            raise UserError(non_finite("a weight is not finite", trainer.global_step, trainer, self.options))
-
     def _write(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         place = {"stage": self.options.stage, "step": trainer.global_step, "epoch": trainer.current_epoch}
         with (self.options.out / "metrics.jsonl").open("a") as file:
@@ -321,7 +316,9 @@ class Meter(pl.Callback):
         terminal = is_terminal(sys.stderr)
         if not (ended or terminal):
             return
-        left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * self._seconds_a_step()
+        steps = max(1, len(self._losses) // self.options.accumulate)
+        seconds_a_step = (time.monotonic() - self._since) / steps
+        left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * seconds_a_step
         measured = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())
         line = (
             f"{self.options.stage}: {self.options.unit} {trainer.current_epoch + 1}/{self.options.epochs}, "
@@ -331,9 +328,6 @@ class Meter(pl.Callback):
         write(sys.stderr, f"\r{line:<100}" + ("\n" if ended else "") if terminal else line + "\n")
         if ended:
             _log.debug("%s", line)
-
-    def _seconds_a_step(self) -> float:
-        return (time.monotonic() - self._since) / max(1, len(self._losses) // self.options.accumulate)
 
     def _restart_clock(self) -> None:
         self._images, self._waited = 0, 0.0

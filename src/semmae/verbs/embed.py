@@ -27,7 +27,7 @@ from semmae.options.embed import EmbedOptions
 from semmae.options.values import check_choice
 from semmae.progress import say
 from semmae.reporting.ending import lines
-from semmae.run.config import PARTIAL
+from semmae.run.config import CONFIG, PARTIAL
 from semmae.run.folder import claimed, run_folder
 from semmae.run.places import check_place
 from semmae.shell import python, text
@@ -37,11 +37,14 @@ _AUTO = "auto"
 
 def embed(options: EmbedOptions) -> Path:
     """Write features of every image to a .parquet, .npz or .safetensors file."""
-    _check_file(options.out)
+    check_place("--out", options.out.absolute().parent, options.out)
     partial = Path(f"{options.out}{PARTIAL}")
-    if options.resume and options.out.exists() and not partial.is_dir():
+    if options.out.exists() and (partial / STATE).is_file() and not (partial / FEATURES).exists():
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed when its file was whole
+    if options.resume and read_info(options.out) is not None and not partial.is_dir():
         return _already_whole(options.out)
     with claimed(dataclasses.replace(options, out=partial), makes=options.out) as run:
+        _check_own(options.out, partial)
         sweep_beside(options.out)
         return _embed(options, run)
 
@@ -97,15 +100,12 @@ def _loading(out: Path) -> str:
     )
 
 
-def _check_file(out: Path) -> None:
-    """Refuse a place for the file that is none, or where another's file lies: only `embed`'s own are replaced."""
-    check_place("--out", out.absolute().parent, out)
+def _check_own(out: Path, partial: Path) -> None:
+    """Refuse a place where another's file lies: only `embed`'s own are replaced."""
     if os.path.lexists(out) and read_info(out) is None:
         raise UserError(f"--out {out}: exists, and was not written by semmae embed; choose another place")
-    partial, listed = Path(f"{out}{PARTIAL}"), paths_beside(out)
-    if out.exists() and (partial / STATE).is_file() and not (partial / FEATURES).exists():
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed when its file was whole
-    if listed is not None and listed.exists() and not (out.exists() or partial.is_dir()):
+    listed = paths_beside(out)
+    if listed is not None and listed.exists() and not (out.exists() or (partial / CONFIG).exists()):
         raise UserError(f"--out {out}: {listed} exists, where its paths would be listed; choose another place")
 
 

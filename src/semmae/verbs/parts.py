@@ -147,8 +147,8 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
     torch.manual_seed(options.seed)
     spec = PartsSpec(
         width=encoder.width, patch_size=encoder.patch_size, head_dim=encoder.width // encoder.spec.num_heads,
-        num_parts=options.num_parts, background=options.background, blur=options.blur, normalise=options.normalise,
-        decoder_width=options.decoder_width, output=options.output,
+        num_parts=options.num_parts, background=options.background, blur=options.blur,
+        decoder_width=options.decoder_width,
         target="features" if options.reconstruction == "features" else "pixels",
     )  # fmt: skip
     generator = torch.Generator().manual_seed(options.seed)

@@ -23,9 +23,10 @@ from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
 from semmae.options.finetune import FinetuneRecipe
+from semmae.options.shared import Compile
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
-from semmae.train.compiling import Compile, resolve_compile
+from semmae.train.compiling import resolve_compile
 from semmae.train.finetune import FinetuneTask
 from semmae.train.summary import summarised
 from semmae.train.trainer import Evaluation, barrier, fit

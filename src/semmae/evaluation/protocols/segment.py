@@ -22,9 +22,10 @@ from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import LEVELS, Segmenter, SegmenterSpec, smallest_image, usual_blocks
 from semmae.models.vit import Encoder
 from semmae.options.segment import Head, SegmentRecipe
+from semmae.options.shared import Precision
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
-from semmae.train.precision import Precision, resolve_precision
+from semmae.train.precision import resolve_precision
 from semmae.train.segment import SegmentTask
 from semmae.train.summary import summarised
 from semmae.train.trainer import Evaluation, fit
