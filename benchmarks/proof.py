@@ -87,10 +87,12 @@ def collected(root: Path, command: str) -> dict[str, Any]:
         SystemExit: the run was made otherwise, or is not finished.
     """
     verb, *arguments = shlex.split(command)[1:]
-    asked = parse(verb, kind_of(verb), "", arguments)
+    parsed = parse(kind_of(verb), arguments)
+    assert parsed is not None, "no command asks for help"
+    asked, _ = parsed
     out = root / asked.out
     config = yaml.safe_load((out / "config.yaml").read_text())
-    del config["out"]  # a run may have been moved
+    del config["out"], config["verb"]  # a run may have been moved
     strange = {name: value for name, value in config.items() if not alike(value, getattr(asked, name, None))}
     if strange:
         raise SystemExit(f"{out}: was made with other options than its command tells: {strange}")

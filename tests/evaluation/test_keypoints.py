@@ -107,7 +107,7 @@ def test_keypoints_of_images_left_out_are_left_out(tmp_path: Path) -> None:
         (
             ["owl/1.jpg,eye,1,2,1", "owl/2.jpg,eye,1,2,1", "owl/1.jpg,eye,9,9,0"],
             None,
-            'line 4: keypoint "eye" of "owl/1.jpg" was told in line 2 already',
+            'line 4: keypoint "eye" of "owl/1.jpg" was given in line 2 already',
         ),
         (["owl/1.jpg,eye,one,2,1"], None, r"line 2: x 'one' is not a number"),
         (["owl/1.jpg,eye,1,,1"], None, "line 2: y '' is not a number; give pixels, or visible 0"),

@@ -29,7 +29,7 @@ from semmae.reporting.page import FIGURES, called
 from semmae.train.batches import Training
 
 VIEW = View(32, "mean", batch_size=16, precision="float32", workers=0)
-TRAINING = Training(8, precision="float32", workers=0)
+TRAINING = Training(batch_size=8, precision="float32", workers=0)
 # Given where something allows them: an interval of more than one image, a sweep where the rate is chosen …
 ENDS = ("_low", "_high")
 

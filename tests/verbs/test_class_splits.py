@@ -79,7 +79,7 @@ def test_a_class_that_is_only_in_train_is_told(encoder: Path, data: Path, caplog
     shutil.rmtree(first)
     shutil.rmtree(second)
     out = measure("knn", encoder, data)
-    assert f"class '{first.name}' and 1 more: no validation images, so nothing is told of it" in caplog.text
+    assert f"class '{first.name}' and 1 more: no validation images, so it is not measured" in caplog.text
     assert results(out)["images"] == 6
 
 

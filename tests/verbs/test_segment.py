@@ -263,7 +263,7 @@ def test_a_linear_head_learns_and_leaves_the_encoder_alone(encoder: Path, creatu
         (["--blocks", "a,b,c,d"], ("--blocks", "0 to 3")),
         (["--image-size", "24"], ("--image-size 24", "at least 32")),
         (["--image-size", "36"], ("36 pixels", "32 or 40")),
-        (["--head", "uper"], ("--head", "uper", "linear")),
+        (["--head", "uper"], ("--head", "upernet")),
         (["--eval-only"], ("--steps 6", "--eval-only")),
         (["--eval-only", "--steps", "2000"], ("holds no segmenter", "semmae segment")),
         (["--eval-only", "--steps", "2000", "--lr", "0.1"], ("--lr 0.1", "--eval-only")),

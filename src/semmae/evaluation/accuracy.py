@@ -1,4 +1,4 @@
-"""How often classes are told right: what every protocol that tells classes reports, and how sure it is.
+"""How often images are classified rightly: what every protocol of classes reports, and how sure it is.
 
 Notable here:
 - the true class's rank among the scores says all: top-1, top-5 and each class's recall come from it, and it
@@ -22,7 +22,7 @@ _TWO_SIDED = 1.96  # standard deviations either side of it
 
 
 def class_report(scores: Tensor, targets: Tensor) -> dict[str, Any]:
-    """How well scores tell classes, in percent.
+    """How well scores classify, in percent.
 
     Args:
         scores: (N, K), the higher the likelier; logits or probabilities.
@@ -38,7 +38,7 @@ def class_report(scores: Tensor, targets: Tensor) -> dict[str, Any]:
 
 
 def rank_report(ranks: Tensor, targets: Tensor, num_classes: int) -> dict[str, Any]:
-    """What `class_report` tells, from the ranks of the true classes.
+    """What `class_report` says, from the ranks of the true classes.
 
     Args:
         ranks: how many classes come before the true one, integers (N,); 0 is right.
@@ -101,7 +101,7 @@ def mean_interval(hits: Tensor, counts: Tensor) -> tuple[float, float]:
     1998) keep a class that is always right, or has a single image, from seeming certain.
 
     Args:
-        hits: images of each class that were told right, (K,).
+        hits: images of each class that were classified rightly, (K,).
         counts: images of each class, (K,), at least 1.
     """
     share = (hits + 2) / (counts + 4)

@@ -103,8 +103,8 @@ def read_keypoints(path: str | Path, names: Sequence[str], *, skipped: Collectio
         place = f"{path}, line {line.number}"
         earlier = first.setdefault((line.image, line.part), line.number)
         if earlier != line.number:
-            told = f'keypoint "{line.part}" of "{line.image}"'
-            raise UserError(f"{place}: {told} was told in line {earlier} already; keep one of the two")
+            named = f'keypoint "{line.part}" of "{line.image}"'
+            raise UserError(f"{place}: {named} was given in line {earlier} already; keep one of the two")
         if line.image in left_out:
             continue
         if line.image not in row_of:

@@ -105,7 +105,7 @@ def train_heads(
     """One head for each learning rate, by stochastic gradient descent with momentum and a cosine to zero.
 
     Args:
-        head: tells the classes, and standardises; not changed.
+        head: knows the classes, and standardises; not changed.
         features: float (N, C).
         targets: int64 (N,), on the same device.
         rows: which of them to learn from, int64 (M,) on the CPU.

@@ -23,7 +23,7 @@ from semmae.files import write_json
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
 
-MOST_IMAGES = 2000  # measured unless told otherwise: enough for the first decimal of every figure
+MOST_IMAGES = 2000  # measured unless given otherwise: enough for the first decimal of every figure
 
 Scores = dict[str, dict[str, float]]  # method → figure → value
 
@@ -76,7 +76,7 @@ def read_truth(
 
 
 def pixel_truth(labelled: LabelledImages, *, limit: int = MOST_IMAGES, seed: int = 0) -> Truth:
-    """True parts of images whose pixels have classes: 0 is background, and so is what is not to be told.
+    """True parts of images whose pixels have classes: 0 is background, and so is what is ignored.
 
     Args:
         labelled: images and their masks, checked; with `reduce_zero` every class is a part.
@@ -153,7 +153,7 @@ def measure_encoder(
     workers: int,
     seed: int,
 ) -> tuple[Scores, int]:
-    """Quality of the parts that an encoder tells without any learning: its heads, clusters of its tokens.
+    """Quality of the parts that an encoder shows without any learning: its heads, clusters of its tokens.
 
     Args:
         encoder: where it lies is where it computes.

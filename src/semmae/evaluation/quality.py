@@ -94,7 +94,7 @@ def agreement(parts: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.intege
     """
     table = _meetings(parts, labels)
     rows, columns = table.sum(1), table.sum(0)
-    # A variable's entropy is what it tells about itself.
+    # A variable's entropy is the information it has about itself.
     shared, known, guessed = (
         float(mutual_info_score(None, None, contingency=counts)) for counts in (table, np.diag(rows), np.diag(columns))
     )
@@ -189,7 +189,7 @@ def find_masks(names: Sequence[str], masks_dir: str | Path) -> dict[int, Path]:
         Index into `names`, ascending → file of the mask.
 
     Raises:
-        UserError: no mask belongs to any image, or it cannot be told which one does.
+        UserError: no mask belongs to any image, or it cannot be known which one does.
     """
     folder = Path(masks_dir)
     if not folder.is_dir():

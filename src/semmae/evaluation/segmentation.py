@@ -1,4 +1,4 @@
-"""Semantic segmentation measured: windows slid over whole images, and how well the pixels' classes are told.
+"""Semantic segmentation measured: windows slid over whole images, and how well pixels are classified.
 
 Notable here:
 - an image is shown at the scale of training, in overlapping windows of that size, whose logits are averaged: every
@@ -7,7 +7,7 @@ Notable here:
 - all figures come from three counts of pixels of each image and class, made on the device;
 - pixels of an image are alike: how sure a figure is depends on the number of images, so it is asked of samples of
   whole images, drawn from those measured (the bootstrap of Efron, 1979);
-- a class that is neither there nor told anywhere has no IoU, and does not count in the mean.
+- a class that is neither there nor predicted anywhere has no IoU, and does not count in the mean.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -62,7 +62,7 @@ def evaluate(
         total: images in all, for the progress line.
 
     Returns:
-        The counts, int64 (N, 3, K) on the CPU, in the order of the batches: pixels told right, true ones, told ones.
+        The counts, int64 (N, 3, K) on the CPU, in the order of the batches: right, true and predicted pixels.
         The predictions kept, uint8 (H, W) each, by row.
     """
     counts: list[Tensor] = []
@@ -72,19 +72,19 @@ def evaluate(
         for batch in progress.iterate(batches):
             image = normalise(batch["image"].to(device, non_blocking=True), mean, std)
             labels = batch["labels"].to(device, non_blocking=True)
-            told = most_likely(slide(segmenter, image, size, stride), *labels.shape[1:])
-            counts.append(pixel_counts(told.flatten(), labels.flatten().long(), classes))
+            predicted = most_likely(slide(segmenter, image, size, stride), *labels.shape[1:])
+            counts.append(pixel_counts(predicted.flatten(), labels.flatten().long(), classes))
             if (row := int(batch["row"])) in keep:
-                kept[row] = told[0].to(torch.uint8).cpu()
+                kept[row] = predicted[0].to(torch.uint8).cpu()
             progress.update()
     return torch.stack(counts).cpu(), kept
 
 
-def pixel_counts(told: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Pixels of each class that are told right, true ones and told ones: int64 (3, K).
+def pixel_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Pixels of each class that are right, true ones and predicted ones: int64 (3, K).
 
     Args:
-        told: a class for every pixel, int64 (P,) in [0, K).
+        predicted: a class for every pixel, int64 (P,) in [0, K).
         labels: true classes, int64 (P,), 255 where nothing is measured.
         classes: K.
     """
@@ -92,7 +92,7 @@ def pixel_counts(told: Tensor, labels: Tensor, classes: int) -> Tensor:
     # One class more takes what is not counted: a selection would make the device wait for its size.
     right, true, given = (
         torch.where(counted, values, classes)
-        for counted, values in ((known & (told == labels), labels), (known, labels), (known, told))
+        for counted, values in ((known & (predicted == labels), labels), (known, labels), (known, predicted))
     )
     return torch.stack([_occurring(values, classes) for values in (right, true, given)])
 
@@ -169,7 +169,7 @@ def figures(counts: Tensor, names: Sequence[str]) -> dict[str, Any]:
         names: of the K classes.
 
     Returns:
-        "miou", the mean intersection over union of the classes; "pixel_accuracy", the share of pixels told right;
+        "miou", the mean intersection over union of the classes; "pixel_accuracy", the share of pixels that are right;
         "mean_class", the mean of the classes' shares; of more than one image each with its "…_low" and "…_high",
         between which it lies with 95 % confidence (of the images as drawn, not of the training's seed); "per_class",
         of each class "class", its name, "iou", "accuracy" (None where undefined) and "pixels" that it has in truth.
@@ -195,9 +195,9 @@ def figures(counts: Tensor, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _shares(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and share told right of each class, percent (..., K), from counts (..., 3, K); NaN where it is absent."""
-    right, true, told = counts.unbind(-2)
-    return 100 * right / (true + told - right), 100 * right / true
+    """IoU and share of right pixels by class, percent (..., K), from counts (..., 3, K); NaN where it is absent."""
+    right, true, predicted = counts.unbind(-2)
+    return 100 * right / (true + predicted - right), 100 * right / true
 
 
 def _means(counts: Tensor) -> dict[str, Tensor]:

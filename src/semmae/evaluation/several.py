@@ -31,7 +31,7 @@ def measure_by(
     resume: bool,
     written: Callable[[Path, Measured], None],
 ) -> Figures:
-    """Every figure, under names that its protocol is told by.
+    """Every figure, under a name that says its protocol.
 
     Args:
         steps: taken one after the other.

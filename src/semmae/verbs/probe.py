@@ -17,7 +17,7 @@ from semmae.formats.folders import save_head
 from semmae.models.vit import Encoder
 from semmae.objects import described
 from semmae.options.fields import shared
-from semmae.options.probe import ProbeOptions
+from semmae.options.probe import ProbeOptions, ProbeRecipe
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
@@ -63,5 +63,6 @@ def protocol_of(options: ProbeOptions, encoder: Encoder) -> Probe | MaeProbe:
     )
     if options.protocol == "mae":
         training = shared(Training, options, config=kept_values(options))
-        return shared(MaeProbe, options, view=view, training=training, epochs=options.epochs or mae_probe.EPOCHS)
+        recipe, epochs = shared(ProbeRecipe, options), options.epochs or mae_probe.EPOCHS
+        return shared(MaeProbe, options, view=view, training=training, recipe=recipe, epochs=epochs)
     return shared(Probe, options, view=view, epochs=options.epochs or EPOCHS)

@@ -33,9 +33,9 @@ class MaeProbe(Protocol[TrainVal]):
 
     view: View  # of the images that are measured on
     training: Training
+    recipe: ProbeRecipe = ProbeRecipe()
     epochs: int = EPOCHS
     blr: float = 0.1
-    warmup_share: float = 10 / 90
     crop_scale: float = 0.08  # share of an image's area that a training crop shows at least
 
     def check(self, data: TrainVal) -> None:
@@ -58,7 +58,7 @@ class MaeProbe(Protocol[TrainVal]):
         dataset = CropDataset(data.train, size, scale=(self.crop_scale, 1.0), seed=self.training.seed)
         rate = self.training.scaled_rate(self.blr, len(data.train))
         loader = self.training.loader(dataset, rate)
-        task = ProbeTask(encoder, head, data.train_targets, ProbeRecipe(warmup_share=self.warmup_share), lr=rate)
+        task = ProbeTask(encoder, head, data.train_targets, self.recipe, lr=rate)
         out.mkdir(parents=True, exist_ok=True)
         facts = {"epochs": self.epochs, "image_size": size, "encoder_digest": digest(encoder)}
         with summarised(out, "probe", data.train, [data.val], **facts):
@@ -71,7 +71,7 @@ class MaeProbe(Protocol[TrainVal]):
             "epochs": self.epochs,
             "batch_size": self.training.effective(len(data.train)),
             "blr": self.blr,
-            "warmup_share": self.warmup_share,
+            "warmup_share": self.recipe.warmup_share,
             "crop_scale": self.crop_scale,
             **self.view.describe(),
             "interval": "95 %, Wilson",
