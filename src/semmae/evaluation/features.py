@@ -111,13 +111,9 @@ def extract(
     Args:
         encoder: normalised images (B, 3, S, S) → `Features`; on `device`. Run in evaluation mode,
             left in the mode it came in.
-        batches: "image" uint8 (B, 3, S, S) and "row" int64 (B,), each row once, in any order.
-        mean: of the encoder's normalisation, one number a channel, for pixels in 0 to 1.
-        std: likewise.
-        pooling: the class token, or the mean of the patch tokens.
-        device: where the encoder runs.
-        total: images in all, for the progress line; None when unknown.
-        label: what the progress line says is being done.
+        batches: each row once, in any order.
+        mean: of the encoder's normalisation, one number a channel, for pixels in 0 to 1; `std` likewise.
+        total: images in all, for the progress line named `label`.
 
     Returns:
         float32 (N, C) on the CPU.
@@ -146,8 +142,7 @@ def embed_images(
     Args:
         encoder: loaded, and computed with where it lies; or what `load_encoder` takes.
         images: each anything that `ImageTransform` takes.
-        pooling: the class token, or the mean of the patch tokens; None: what fits the encoder.
-        batch_size: images at a time.
+        pooling: None: what fits the encoder.
     """
     if isinstance(images, str | Path):
         raise UserError(f"images {images}: is one path; give a list of images, or semmae.embed(data=…) for a folder")
@@ -180,15 +175,8 @@ def raw_pixels(
 ) -> Tensor:
     """The images themselves as vectors: shrunk to `side` x `side` by area, each standardised over its values.
 
-    Args:
-        batches: as for `extract`.
-        side: pixels a side after shrinking.
-        total: as for `extract`.
-        label: as for `extract`.
-
-    Returns:
-        float32 (N, 3·side·side) in the order of the rows, mean 0 and deviation 1 each (an image of
-        a single colour gives zeros).
+    float32 (N, 3·side·side) in the order of the rows; an image of a single colour gives zeros. The other arguments
+    are as for `extract`.
     """
 
     def embed(images: Tensor) -> Tensor:
