@@ -40,19 +40,12 @@ def knn_scores(
     block: int = 1024,
     leave_one_out: bool = False,
 ) -> Tensor:
-    """Each class's share of the votes, for each query.
+    """Each class's share of the votes, for each query: float32 (M, num_classes) on the CPU.
 
-    Args:
-        train: features (N, C) of the images that vote, on the device to compute on.
-        train_labels: their classes, integers (N,) in [0, num_classes).
-        test: features (M, C) of the queries.
-        k: neighbours that vote; where there are fewer, all of them.
-        temperature: similarities are divided by it; the lower, the more the nearest decide.
-        block: queries at a time, at most.
-        leave_one_out: `test` is `train` itself, and no image votes for itself.
-
-    Returns:
-        float32 (M, num_classes) on the CPU; each row sums to 1.
+    Images with features (N, C) and classes, integers (N,), vote, on the device to compute on; `test` (M, C) are the
+    queries, at most `block` at a time. The k neighbours vote, or all where there are fewer. Similarities are divided
+    by the temperature: the lower, the more the nearest decide. With `leave_one_out` the queries are `train` itself,
+    and no image votes for itself.
     """
     neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
     assert len(train) == len(train_labels), "one class for each training image"

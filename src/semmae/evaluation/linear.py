@@ -61,13 +61,10 @@ def probe_features(
 ) -> TrainedHead:
     """Choose a learning rate on held-out training images, then train a head with it on all of them.
 
-    Args:
-        features: of the training images, float (N, C), pooled as `spec` says; they go to `device` as a whole.
-        targets: their classes, integers (N,).
-        held_out: rows on which the rate is chosen; of rates that are equally good on them, the lowest is.
-        rates: to choose from; a single one is taken as it is, and nothing held out.
-        epochs: passes over the features, of the choice and again of the head itself.
-        seed: of the order of batches.
+    The training images' features, float (N, C), pooled as `spec` says, go to `device` as a whole; targets are
+    integers (N,). The rate is chosen on the rows `held_out`, the lowest of those equally good; a single one is taken
+    as it is, and nothing held out. So many epochs take the choice and again the head itself; `seed` is of the order
+    of batches.
     """
     features, targets = features.to(device), targets.to(device).long()
     head = LinearHead(spec).to(device).eval()
