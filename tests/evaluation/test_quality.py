@@ -14,7 +14,6 @@ from semmae.evaluation.quality import (
     SAMPLE,
     _match,
     agreement,
-    compare,
     find_masks,
     fixed_grid,
     quality,
@@ -148,12 +147,10 @@ def test_parts_used_counts_even_and_uneven_areas() -> None:
     assert quality(fixed_grid(16, 64), masks)["parts_used"] == pytest.approx(16)
 
 
-def test_compare_treats_methods_alike() -> None:
+def test_a_tensor_or_one_grid_for_all_images_is_taken_too() -> None:
     masks, pred = some_masks(3), some_labels(3)
-    both = compare({"parts": torch.from_numpy(pred), "grid": fixed_grid(7, 28)}, masks)
-    assert both["parts"] == quality(pred, masks)
-    repeated = np.stack([fixed_grid(7, 28)] * 3)
-    assert both["grid"] == quality(repeated, masks)
+    assert quality(torch.from_numpy(pred), masks) == quality(pred, masks)
+    assert quality(fixed_grid(7, 28), masks) == quality(np.stack([fixed_grid(7, 28)] * 3), masks)
 
 
 def test_unfinished_labels_and_empty_masks_are_refused() -> None:
@@ -309,7 +306,8 @@ def test_position_alone_on_real_photographs() -> None:
     names = sorted(path.relative_to(FASHION).as_posix() for path in (FASHION / "images/val").glob("*.jpg"))
     rows, masks = read_masks(names, FASHION / "masks")
     assert len(rows) == len(names) > 0
-    scores = compare({"bands": fixed_grid(7, 28, rows=7), "squares": fixed_grid(9, 28)}, masks)
+    grids = {"bands": fixed_grid(7, 28, rows=7), "squares": fixed_grid(9, 28)}
+    scores = {name: quality(grid, masks) for name, grid in grids.items()}
     # Seen elsewhere, at another resolution of the masks: 28.7 and 21.9.
     assert scores["bands"]["nmi"] == pytest.approx(28.7, abs=1)
     assert scores["squares"]["nmi"] == pytest.approx(21.9, abs=1)

@@ -26,7 +26,7 @@ from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.presets import presets_of
 from semmae.options.segment import SegmentOptions
 from semmae.options.values import check_given
-from semmae.verbs.segment import check_segment
+from semmae.verbs.segment import protocol_of
 
 STEPS, EVERY = 4, 2
 SMALL: dict[str, Any] = {
@@ -298,7 +298,7 @@ def test_what_a_preset_holds_is_not_refused(preset: Any, tmp_path: Path) -> None
     for changed in ({"head": "linear"}, {"eval_only": True}):
         options = SegmentOptions(**given | preset() | changed)
         check_given(options, changed)
-        check_segment(options)
+        protocol_of(options, 0).check_settings()
 
 
 def test_wrong_data_writes_nothing(

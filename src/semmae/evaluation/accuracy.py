@@ -22,34 +22,17 @@ _TWO_SIDED = 1.96  # standard deviations either side of it
 
 
 def class_report(scores: Tensor, targets: Tensor) -> dict[str, Any]:
-    """How well scores classify, in percent.
-
-    Args:
-        scores: (N, K), the higher the likelier; logits or probabilities.
-        targets: true classes, integers (N,) in [0, K).
-
-    Returns:
-        As `rank_report`.
-
-    Raises:
-        UserError: a score is not finite.
-    """
+    """`rank_report` of scores (N, K), logits or probabilities, and true classes, integers (N,) in [0, K)."""
     return rank_report(class_ranks(scores, targets), targets, scores.shape[1])
 
 
 def rank_report(ranks: Tensor, targets: Tensor, num_classes: int) -> dict[str, Any]:
-    """What `class_report` says, from the ranks of the true classes.
+    """Figures in percent, from how many classes come before the true one, integers (N,), and true classes (N,).
 
-    Args:
-        ranks: how many classes come before the true one, integers (N,); 0 is right.
-        targets: true classes, integers (N,) in [0, num_classes).
-        num_classes: number of classes K.
-
-    Returns:
-        In percent, each with its "…_low" and "…_high", between which it lies with 95 % confidence (of the images
-        as drawn, not of the training's seed): "top1"; "top5", 100 where there are five classes or fewer;
-        "mean_class", the mean of the classes' recalls, in which rare classes count as much as frequent ones. And
-        "per_class", the list of K recalls, None for a class without images.
+    Each with its "…_low" and "…_high", between which it lies with 95 % confidence (of the images as drawn, not of
+    the training's seed): "top1"; "top5", 100 where there are five classes or fewer; "mean_class", the mean of the
+    classes' recalls, in which rare classes count as much as frequent ones. And "per_class", the list of K recalls,
+    None for a class without images.
     """
     assert len(ranks) == len(targets) > 0, "one rank for each image, and at least one image"
     right = ranks == 0
@@ -67,11 +50,8 @@ def rank_report(ranks: Tensor, targets: Tensor, num_classes: int) -> dict[str, A
 
 
 def class_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """How many classes come before the true one: int64 (N,) from scores (N, K) and classes (N,).
-
-    Raises:
-        UserError: a score is not finite; compared with it, every class would come first.
-    """
+    """How many classes come before the true one: int64 (N,) from scores (N, K) and classes (N,)."""
+    # Compared with a score that is not finite, every class would come first.
     broken = int((~scores.isfinite().all(1)).sum())
     if broken:
         raise UserError(
@@ -97,12 +77,9 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
 def mean_interval(hits: Tensor, counts: Tensor) -> tuple[float, float]:
     """Between which percentages the mean of the classes' recalls lies with 95 % confidence.
 
-    Each class is a draw of its own, so that the variances add up. Two more hits and two more misses (Agresti and Coull,
-    1998) keep a class that is always right, or has a single image, from seeming certain.
-
-    Args:
-        hits: images of each class that were classified rightly, (K,).
-        counts: images of each class, (K,), at least 1.
+    `hits` of `counts` images of each class, (K,), were right. Each class is a draw of its own, so that the variances
+    add up. Two more hits and two more misses (Agresti and Coull, 1998) keep a class that is always right, or has a
+    single image, from seeming certain.
     """
     share = (hits + 2) / (counts + 4)
     error = _TWO_SIDED * float((share * (1 - share) / counts).sum().sqrt()) / len(counts)
@@ -116,13 +93,7 @@ def _with_interval(name: str, right: Tensor) -> dict[str, float]:
 
 
 def confusion_matrix(pred: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """How often which class was taken for which: int64 (K, K), rows are true classes, columns those predicted.
-
-    Args:
-        pred: predicted classes, integers (N,) in [0, num_classes).
-        targets: true classes, likewise.
-        num_classes: number of classes K.
-    """
+    """How often which class was taken for which: int64 (K, K), rows are true classes, columns those predicted."""
     counts: Tensor = multiclass_confusion_matrix(pred.long(), targets.long(), num_classes)
     return counts
 

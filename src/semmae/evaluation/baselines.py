@@ -10,7 +10,7 @@ both are upsampled as its maps are, soft and before the argmax: neither content 
 difference. Neither is blurred: the blur is a part of the method. The baselines that see no image are in
 `quality.fixed_grid`.
 
-Memory is bounded: clusters are fitted to a sample of tokens, and labels are made batch by batch.
+Clusters are fitted to a sample of tokens: memory is bounded.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -39,17 +39,9 @@ _FIT_STARTS = 4  # runs of k-means from other centres, of which the tightest is 
 def head_labels(attention: Tensor, grid: int, *, background: bool) -> Tensor:
     """The head that looks at a place most.
 
-    Each head's attention is scaled to sum to 1 over the patches, so that heads which look at the class
-    token or at registers lose nothing by it; nothing else is normalised.
-
-    Args:
-        attention: class-to-patch attention of the heads (B, heads, L), patches in row-major order.
-        grid: points a side of the labels.
-        background: label 0 where all heads together look less than they do on average, heads from 1 on;
-            otherwise heads are labels from 0 on.
-
-    Returns:
-        uint8 (B, grid, grid).
+    Class-to-patch attention (B, heads, L) → uint8 (B, grid, grid). Each head's attention is scaled to sum to 1 over
+    the patches, so that heads which look at the class token or at registers lose nothing by it. With `background`
+    label 0 is where all heads together look less than they do on average, and heads are labels from 1 on.
     """
     maps = _upsampled(attention / attention.sum(-1, keepdim=True), grid)
     if background:
@@ -60,15 +52,9 @@ def head_labels(attention: Tensor, grid: int, *, background: bool) -> Tensor:
 
 
 def cluster_labels(patches: Tensor, centres: Tensor, grid: int) -> Tensor:
-    """The nearest centre, of tokens interpolated between the patches.
+    """The nearest of centres (K, C), K at most 255, of tokens (B, L, C) interpolated between the patches.
 
-    Args:
-        patches: tokens (B, L, C), in row-major order.
-        centres: of the clusters (K, C), K at most 255.
-        grid: points a side of the labels.
-
-    Returns:
-        uint8 (B, grid, grid).
+    uint8 (B, grid, grid).
     """
     # |f - c|² but for |f|², which all clusters share: linear in f, so upsampling it is upsampling f.
     nearness = 2 * patches @ centres.T - centres.square().sum(1)
@@ -101,14 +87,8 @@ def sample_tokens(
 ) -> dict[str, Tensor]:
     """Patch tokens of the last block's input, equally many of each image, `FIT_TOKENS` in all at most.
 
-    Args:
-        encoder: frozen.
-        batches: whole images, "image" uint8 (B, 3, S, S).
-        images: how many the batches hold in all.
-        generator: draws the tokens of an image.
-
-    Returns:
-        Clustering → its tokens (N, C), the same ones for each, on the encoder's device.
+    `images` is how many the batches hold in all. Clustering → its tokens (N, C), the same ones for each, on the
+    encoder's device.
     """
     chosen: dict[str, list[Tensor]] = {name: [] for name in _CLUSTERED}
     with evaluating(encoder), Progress(images, label="tokens for k-means") as progress:
@@ -128,18 +108,9 @@ def sample_tokens(
 def baseline_labels(
     encoder: Encoder, batches: Iterable[Batch], centres: Mapping[str, Tensor], grid: int, *, images: int
 ) -> dict[str, Labels]:
-    """Labels of every image by each baseline that looks at it.
+    """Labels of every image by each baseline that looks at it: uint8 (N, grid, grid) each, in the order of the batches.
 
-    Args:
-        encoder: frozen.
-        batches: whole images, "image" uint8 (B, 3, S, S).
-        centres: clustering → centres (K, C), from `fit_clusters` of its tokens.
-        grid: points a side of the labels.
-        images: how many the batches hold in all.
-
-    Returns:
-        "heads", "heads_background", "kmeans", "kmeans_centred": uint8 (N, grid, grid) each, in the order of the
-        batches.
+    By attention "heads" and "heads_background"; and by each clustering, of which `centres` has the centres (K, C).
     """
     labels: dict[str, list[Labels]] = {name: [] for name in ("heads", "heads_background", *centres)}
     with evaluating(encoder), Progress(images, label="baselines") as progress:

@@ -80,9 +80,6 @@ def open_unlearned(
 
     The validation split, or all images where there is none; but none that the classifier learned from, of which
     `learned` holds the keys. `whose` is what messages call it.
-
-    Raises:
-        UserError: it learned from all of them.
     """
     split = "val" if has_split(data) else None
     images = open_classes(data, split, limit=limit, seed=seed, workers=workers)
@@ -104,11 +101,7 @@ def open_unlearned(
 
 
 def target_indices(data: Any, images: ImageSet, classes: Sequence[str], whose: str) -> Tensor:
-    """The number, in `classes` of the classifier `whose`, of every image's class: int64 (N,).
-
-    Raises:
-        UserError: a class that the classifier was not trained on.
-    """
+    """The number, in `classes` of the classifier `whose`, of every image's class: int64 (N,)."""
     number = {name: index for index, name in enumerate(classes)}
     labels = images.labels or ()
     unknown = sorted(set(labels).difference(number))

@@ -37,17 +37,8 @@ def classify(
 ) -> Predictions:
     """Classify every image, in evaluation mode.
 
-    Args:
-        classifier: normalised images (B, 3, S, S) → logits (B, K); on `device`.
-        batches: "image" uint8 (B, 3, S, S) and "row" int64 (B,), each row once, in any order.
-        targets: true classes by row, int64 (N,).
-        mean: of the normalisation, one number a channel, for pixels in 0 to 1.
-        std: likewise.
-        device: where the classifier runs.
-        label: what the progress line says is being done.
-
-    Raises:
-        UserError: a score is not finite.
+    The classifier, on `device`, makes logits (B, K) of images normalised by `mean` and `std`; batches have each row
+    of `targets`, int64 (N,), once, in any order.
     """
     chosen, ranks = (torch.full_like(targets, -1) for _ in range(2))
     with evaluating(classifier), Progress(len(targets), label=label) as progress:
@@ -62,16 +53,7 @@ def classify(
 
 @torch.inference_mode()
 def classify_features(head: LinearHead, features: Tensor, targets: Tensor) -> Predictions:
-    """Classify features (N, C) by a linear head, pooled as it wants them, block by block.
-
-    Args:
-        head: in eval mode, on the features' device.
-        features: of every image.
-        targets: true classes, int64 (N,).
-
-    Raises:
-        UserError: a score is not finite.
-    """
+    """Classify features (N, C), pooled as the head wants them, by a linear head in eval mode, block by block."""
     size = max(1, SCORES // len(head.spec.classes))
     found = []
     for vectors, truths in zip(torch.split(features, size), torch.split(targets, size), strict=True):

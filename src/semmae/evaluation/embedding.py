@@ -72,18 +72,7 @@ def fill(
 ) -> None:
     """Compute the rows of a file that are not there yet; what lies at its place and is none of it is begun anew.
 
-    Args:
-        file: to fill.
-        encoder: of the features.
-        images: a row each.
-        store: the part labels of these images, where part tokens are written.
-        size: pixels a side of the images that the encoder sees.
-        crop_pct: share of their short side that the centre crop shows.
-        batch_size: images at a time.
-        workers: processes that load images.
-
-    Raises:
-        UserError: a number is not finite, or too large for float16.
+    A row an image, of `size` pixels a side. `store` has the part labels, where part tokens are written.
     """
     done = _begin(file)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -108,19 +108,10 @@ def extract(
 ) -> Tensor:
     """The features of every image, in the order of the rows.
 
-    Args:
-        encoder: normalised images (B, 3, S, S) → `Features`; on `device`. Run in evaluation mode,
-            left in the mode it came in.
-        batches: "image" uint8 (B, 3, S, S) and "row" int64 (B,), each row once, in any order.
-        mean: of the encoder's normalisation, one number a channel, for pixels in 0 to 1.
-        std: likewise.
-        pooling: the class token, or the mean of the patch tokens.
-        device: where the encoder runs.
-        total: images in all, for the progress line; None when unknown.
-        label: what the progress line says is being done.
-
-    Returns:
-        float32 (N, C) on the CPU.
+    float32 (N, C) on the CPU. The encoder, on `device`, makes `Features` of images (B, 3, S, S) normalised by `mean`
+    and `std`, one number a channel, for pixels in 0 to 1; it is run in evaluation mode, and left in the mode it came
+    in. Batches have "image" uint8 (B, 3, S, S) and "row" int64 (B,), each row once, in any order. The progress line,
+    `label`, counts to `total` images.
     """
 
     def embed(images: Tensor) -> Tensor:
@@ -143,19 +134,16 @@ def embed_images(
 ) -> npt.NDArray[np.float32]:
     """One vector an image, float32 (N, C): those that `semmae embed` writes.
 
-    Args:
-        encoder: loaded, and computed with where it lies; or what `load_encoder` takes.
-        images: each anything that `ImageTransform` takes.
-        pooling: the class token, or the mean of the patch tokens; None: what fits the encoder.
-        batch_size: images at a time.
+    The encoder is what `load_encoder` takes, or a loaded one, which computes where it lies; each image anything that
+    `ImageTransform` takes. Pooling None is what fits the encoder.
     """
     if isinstance(images, str | Path):
         raise UserError(f"images {images}: is one path; give a list of images, or semmae.embed(data=…) for a folder")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, and must be 1 at least")
     if not isinstance(encoder, Encoder):
-        encoder = load_encoder(encoder).to("cuda" if torch.cuda.is_available() else "cpu")
-    spec, device = encoder.spec, next(encoder.parameters()).device
+        encoder = open_encoder(encoder)
+    spec, device = encoder.spec, device_of(encoder)
     transform = ImageTransform(spec.image_size, spec.mean, spec.std)
     vectors = np.empty((len(images), spec.width), np.float32)
     with evaluating(encoder), torch.inference_mode(), Progress(len(images), label="embedding") as progress:
@@ -180,15 +168,8 @@ def raw_pixels(
 ) -> Tensor:
     """The images themselves as vectors: shrunk to `side` x `side` by area, each standardised over its values.
 
-    Args:
-        batches: as for `extract`.
-        side: pixels a side after shrinking.
-        total: as for `extract`.
-        label: as for `extract`.
-
-    Returns:
-        float32 (N, 3·side·side) in the order of the rows, mean 0 and deviation 1 each (an image of
-        a single colour gives zeros).
+    float32 (N, 3·side·side) in the order of the rows; an image of a single colour gives zeros. The other arguments
+    are as for `extract`.
     """
 
     def embed(images: Tensor) -> Tensor:

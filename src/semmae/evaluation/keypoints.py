@@ -46,15 +46,7 @@ class Keypoints:
         return replace(self, rows=indices, parts=self.parts[kept], places=self.places[kept])
 
     def relative(self, size_of: Callable[[int], tuple[int, int]], names: Sequence[str]) -> "Keypoints":
-        """Places as shares of the image's width and height.
-
-        Args:
-            size_of: height and width of an image, by its row; asked once an image.
-            names: of the images, for errors.
-
-        Raises:
-            UserError: a keypoint lies outside its image.
-        """
+        """Places as shares of the image's width and height; `size_of` a row gives height and width, asked once each."""
         images, which = np.unique(self.rows, return_inverse=True)
         heights, widths = np.array([size_of(row) for row in images.tolist()]).reshape(-1, 2)[which].T
         sizes = np.stack([widths, heights], axis=1)
@@ -88,11 +80,7 @@ def read_keypoints(path: str | Path, names: Sequence[str], *, skipped: Collectio
             image from its top left corner, and, where not all are visible, visible (1 or 0); others are
             not read. Of keypoints that are not visible x and y are not read either.
         names: of the images, relative paths such as `val/0006.jpg`; their index is the row.
-        skipped: of images that could not be read: their keypoints are left out.
-
-    Raises:
-        UserError: a column lacks, a value is none, an image is not among `names`, a keypoint is told
-            twice, none is visible.
+        skipped: names of images that could not be read: their keypoints are left out.
     """
     path = Path(path)
     row_of = {name: row for row, name in enumerate(names)}
@@ -124,17 +112,9 @@ def read_keypoints(path: str | Path, names: Sequence[str], *, skipped: Collectio
 
 
 def keypoint_quality(pred: npt.ArrayLike, keypoints: Keypoints) -> dict[str, float]:
-    """Compare the labels at keypoints with their names.
+    """Compare the labels at keypoints, `relative`, with their names: NMI and ARI in percent, over all together.
 
-    Args:
-        pred: labels, integers in 0 to 254, (N, G, G) over the whole image; or (G, G), one for all images.
-        keypoints: of these N images, `relative`.
-
-    Returns:
-        "keypoint_nmi", "keypoint_ari": in percent, over all keypoints together.
-
-    Raises:
-        UserError: labels are not all computed.
+    Labels are integers in 0 to 254, (N, G, G) over the whole image; or (G, G), one for all images.
     """
     grids: npt.NDArray[np.integer[Any]] = np.asarray(pred)
     side = grids.shape[-1]

@@ -40,23 +40,12 @@ def knn_scores(
     block: int = 1024,
     leave_one_out: bool = False,
 ) -> Tensor:
-    """Each class's share of the votes, for each query.
+    """Each class's share of the votes, for each query: float32 (M, num_classes) on the CPU.
 
-    Args:
-        train: features (N, C) of the images that vote, on the device to compute on.
-        train_labels: their classes, integers (N,) in [0, num_classes).
-        test: features (M, C) of the queries.
-        num_classes: number of classes.
-        k: neighbours that vote; where there are fewer, all of them.
-        temperature: similarities are divided by it; the lower, the more the nearest decide.
-        block: queries at a time, at most.
-        leave_one_out: `test` is `train` itself, and no image votes for itself.
-
-    Returns:
-        float32 (M, num_classes) on the CPU; each row sums to 1.
-
-    Raises:
-        UserError: features are not finite, or nobody is there to vote.
+    Images with features (N, C) and classes, integers (N,), vote, on the device to compute on; `test` (M, C) are the
+    queries, at most `block` at a time. The k neighbours vote, or all where there are fewer. Similarities are divided
+    by the temperature: the lower, the more the nearest decide. With `leave_one_out` the queries are `train` itself,
+    and no image votes for itself.
     """
     neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
     assert len(train) == len(train_labels), "one class for each training image"
@@ -79,11 +68,8 @@ def knn_ranks(
 ) -> Tensor:
     """How many classes get more votes than the right one, for each query: int64 (M,), 0 where it leads.
 
-    `test_labels` (M,) are the classes of the queries, in [0, num_classes); everything else is as for
-    `knn_scores`. Where no neighbour votes for the right one, the rank is `NO_VOTE`.
-
-    Raises:
-        UserError: as `knn_scores`.
+    `test_labels` (M,) are the classes of the queries; everything else is as for `knn_scores`. Where no neighbour
+    votes for the right one, the rank is `NO_VOTE`.
     """
     neighbours = _neighbours(train, test, k=k, block=block, leave_one_out=leave_one_out)
     assert len(train) == len(train_labels), "one class for each training image"
@@ -114,11 +100,7 @@ def knn_accuracy(
 ) -> dict[str, float]:
     """How often the right class leads, and how often it is among the first five; arguments as for `knn_ranks`.
 
-    Returns:
-        "top1" and "top5" in percent; a class without a vote is among no five.
-
-    Raises:
-        UserError: as `knn_scores`.
+    "top1" and "top5" in percent; a class without a vote is among no five.
     """
     ranks = knn_ranks(
         train,

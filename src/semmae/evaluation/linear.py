@@ -61,15 +61,10 @@ def probe_features(
 ) -> TrainedHead:
     """Choose a learning rate on held-out training images, then train a head with it on all of them.
 
-    Args:
-        features: of the training images, float (N, C), pooled as `spec` says; they go to `device` as a whole.
-        targets: their classes, integers (N,).
-        spec: of the head.
-        held_out: rows on which the rate is chosen; of rates that are equally good on them, the lowest is.
-        rates: to choose from; a single one is taken as it is, and nothing held out.
-        epochs: passes over the features, of the choice and again of the head itself.
-        seed: of the order of batches.
-        device: where to compute.
+    The training images' features, float (N, C), pooled as `spec` says, go to `device` as a whole; targets are
+    integers (N,). The rate is chosen on the rows `held_out`, the lowest of those equally good; a single one is taken
+    as it is, and nothing held out. So many epochs take the choice and again the head itself; `seed` is of the order
+    of batches.
     """
     features, targets = features.to(device), targets.to(device).long()
     head = LinearHead(spec).to(device).eval()
@@ -104,16 +99,8 @@ def train_heads(
 ) -> Heads:
     """One head for each learning rate, by stochastic gradient descent with momentum and a cosine to zero.
 
-    Args:
-        head: knows the classes, and standardises; not changed.
-        features: float (N, C).
-        targets: int64 (N,), on the same device.
-        rows: which of them to learn from, int64 (M,) on the CPU.
-        rates: learning rates, H.
-        epochs: passes over the rows.
-        seed: of their order.
-        label: what the progress line says is being done.
-        batch: rows a step.
+    They learn from `rows`, int64 (M,) on the CPU, of features (N, C) and targets, int64 (N,). `head` gives the
+    classes, and standardises; it is not changed. `seed` is of the order of rows, of which a step takes `batch`.
     """
     classes = len(head.spec.classes)
     together = max(1, SCORES // (batch * classes))

@@ -44,15 +44,8 @@ def read_truth(
 ) -> Truth:
     """Read and check true parts; to be called before anything long begins.
 
-    Args:
-        images: that are labelled.
-        masks: folder of masks, see `find_masks`.
-        keypoints: CSV file, see `read_keypoints`. One of the two at least.
-        limit: images with masks, and images with keypoints, that are measured at most.
-        seed: draws them.
-
-    Raises:
-        UserError: neither is given, or what is given cannot be used.
+    From a folder of masks (`find_masks`), a file of keypoints (`read_keypoints`), or both: of either at most `limit`
+    images are measured, which `seed` draws.
     """
     if masks is None and keypoints is None:
         raise UserError("no true parts to measure against; give --masks or --keypoints")
@@ -78,13 +71,7 @@ def read_truth(
 def pixel_truth(labelled: LabelledImages, *, limit: int = MOST_IMAGES, seed: int = 0) -> Truth:
     """True parts of images whose pixels have classes: 0 is background, and so is what is ignored.
 
-    Args:
-        labelled: images and their masks, checked; with `reduce_zero` every class is a part.
-        limit: images that are measured at most.
-        seed: draws them.
-
-    Raises:
-        UserError: no mask has a foreground.
+    With `reduce_zero` every class is a part.
     """
     rows = sample_rows(len(labelled), limit, seed)
     part_of_label = np.arange(256, dtype=np.uint8)
@@ -110,22 +97,11 @@ def measure(
     workers: int,
     seed: int,
 ) -> Scores:
-    """Part quality beside all baselines, on the same images and points; writes quality.json.
+    """Part quality beside all baselines, on the same images and points; writes quality.json to `path`.
 
-    Args:
-        store: complete labels of `images`.
-        images: that are labelled.
-        encoder: frozen, the one the parts were learned from; where it lies is where it computes. None where
-            there is none: then nothing of an encoder's is compared.
-        truth: from `read_truth` of these images.
-        path: of quality.json.
-        size: pixels a side of the images the encoder sees, as for the labels.
-        batch_size: images at a time.
-        workers: processes that load images.
-        seed: of k-means.
-
-    Returns:
-        Method → figure → value, as in the file.
+    `store` has complete labels of `images`, `truth` is of these. The encoder is the one that the parts were learned
+    from, and sees images of `size` pixels a side as it did for the labels; without one nothing of an encoder's is
+    compared. `seed` is of k-means.
     """
     protocol = truth.protocol | {"labels": store.num_labels, "grid": store.grid}
     scores = {"learned": _rounded(score(store.labels[truth.rows], truth))}
@@ -153,21 +129,9 @@ def measure_encoder(
     workers: int,
     seed: int,
 ) -> tuple[Scores, int]:
-    """Quality of the parts that an encoder shows without any learning: its heads, clusters of its tokens.
+    """Quality of the parts that an encoder tells without any learning: its heads, `labels` clusters of its tokens.
 
-    Args:
-        encoder: where it lies is where it computes.
-        images: that `truth` is of.
-        truth: from `read_truth`.
-        labels: clusters to find.
-        grid: points a side of the labels.
-        size: pixels a side of the images the encoder sees.
-        batch_size: images at a time.
-        workers: processes that load images.
-        seed: of k-means.
-
-    Returns:
-        Method → figure → value, and how many tokens the clusters were fitted to.
+    And how many tokens the clusters were fitted to.
     """
 
     def loader(rows: Sequence[int]) -> Iterable[Mapping[str, Tensor]]:

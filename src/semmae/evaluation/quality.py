@@ -56,9 +56,6 @@ def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, 
             everything, the number of labels when all are equally large.
         "nmi_all", "ari_all": as the first two, over all pixels, with the background as one more
             part. So PDiscoFormer (arXiv 2407.04538) measures on PartImageNet.
-
-    Raises:
-        UserError: labels are not all computed, or no mask has a foreground.
     """
     truth = np.stack([sample(mask) for mask in masks])  # (N, 64, 64)
     grids = np.asarray(pred)
@@ -83,14 +80,9 @@ def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, 
 
 
 def agreement(parts: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]]) -> tuple[float, float]:
-    """How well two namings of the same points agree, whatever the names.
+    """How well two namings of the same points agree, whatever the names: integers (n,) from 0 on each.
 
-    Args:
-        parts: true parts of the points (n,), integers from 0 on.
-        labels: predicted labels of the same points (n,), integers from 0 on.
-
-    Returns:
-        NMI and ARI in percent: scikit-learn's `normalized_mutual_info_score` and `adjusted_rand_score`.
+    NMI and ARI in percent: scikit-learn's `normalized_mutual_info_score` and `adjusted_rand_score`.
     """
     table = _meetings(parts, labels)
     rows, columns = table.sum(1), table.sum(0)
@@ -123,12 +115,6 @@ def _adjusted_rand(table: npt.NDArray[np.int64]) -> float:
     return (both - chance) / ((same_part + same_label) / 2 - chance)
 
 
-def compare(methods: Mapping[str, npt.ArrayLike], masks: Sequence[Labels] | Labels) -> dict[str, dict[str, float]]:
-    """`quality` of several methods, name → label grids, on the same masks: parts beside their baselines."""
-    sampled = np.stack([sample(mask) for mask in masks])
-    return {name: quality(grids, sampled) for name, grids in methods.items()}
-
-
 def sample(labels: npt.NDArray[Kind], size: int = SAMPLE) -> npt.NDArray[Kind]:
     """Labels (..., H, W) at `size` x `size` points spread over the image: (..., size, size)."""
     rows, columns = (
@@ -140,17 +126,11 @@ def sample(labels: npt.NDArray[Kind], size: int = SAMPLE) -> npt.NDArray[Kind]:
 
 
 def fixed_grid(labels: int, grid: int, *, rows: int | None = None) -> Labels:
-    """The baseline that sees no image: exactly `labels` cells in rows of equal height.
+    """The baseline that sees no image: (grid, grid), exactly `labels` cells in rows of equal height.
 
-    Args:
-        labels: number of cells, 1 to 255.
-        grid: points a side, at least √labels.
-        rows: the cells are spread evenly over that many rows; by default √labels, rounded, which
-            makes them nearly square. `rows=labels` gives horizontal bands: the better trap where
-            the objects stand upright.
-
-    Returns:
-        (grid, grid), labels 0 to `labels` - 1 in row-major order.
+    They are numbered in row-major order, and spread evenly over the rows. By default these are √labels, rounded,
+    which makes cells nearly square; `rows=labels` gives horizontal bands: the better trap where the objects stand
+    upright.
     """
     if rows is None:
         rows = round(math.sqrt(labels))
@@ -167,29 +147,17 @@ def fixed_grid(labels: int, grid: int, *, rows: int | None = None) -> Labels:
 def read_masks(
     names: Sequence[str], masks_dir: str | Path, *, size: int | None = SAMPLE
 ) -> tuple[list[int], list[Labels]]:
-    """The masks that belong to images: `find_masks`, then `load_masks`.
-
-    Returns:
-        Rows: indices into `names` of the images that have a mask, ascending. Masks: those of these.
-    """
+    """Rows, ascending, of the images that have a mask, and their masks: `find_masks`, then `load_masks`."""
     found = find_masks(names, masks_dir)
     return list(found), load_masks(found.values(), size=size)
 
 
 def find_masks(names: Sequence[str], masks_dir: str | Path) -> dict[int, Path]:
-    """Which mask belongs to which image; none is read yet.
+    """Which mask belongs to which image: index into `names`, ascending → file; none is read yet.
 
-    Args:
-        names: of the images, relative paths such as `val/0006.jpg`.
-        masks_dir: holds 8-bit images of labels, 0 = background, in folders of any depth. A mask
-            belongs to the image whose path without suffix agrees with its own in most trailing
-            components, and at least in the last one.
-
-    Returns:
-        Index into `names`, ascending → file of the mask.
-
-    Raises:
-        UserError: no mask belongs to any image, or it cannot be known which one does.
+    `names` are relative paths such as `val/0006.jpg`; masks are 8-bit images of labels, 0 = background, in folders of
+    any depth. A mask belongs to the image whose path without suffix agrees with its own in most trailing components,
+    and at least in the last one.
     """
     folder = Path(masks_dir)
     if not folder.is_dir():
@@ -208,12 +176,8 @@ def find_masks(names: Sequence[str], masks_dir: str | Path) -> dict[int, Path]:
 def load_masks(paths: Collection[Path], *, size: int | None = SAMPLE) -> list[Labels]:
     """Masks (H, W) uint8: palette indices and grey levels as stored, but for 255, which is 0 beside other parts.
 
-    Args:
-        paths: files of masks, all that are measured together: what 255 means is seen on all of them.
-        size: points a side at which masks are sampled, enough for `quality`; None keeps every pixel.
-
-    Raises:
-        UserError: a mask is not an image of labels of 8 bits or fewer.
+    `paths` are all that are measured together: what 255 means is seen on all of them. Masks are sampled at `size`
+    points a side, enough for `quality`; None keeps every pixel.
     """
     masks: list[Labels] = []
     with Progress(len(paths), "masks", "reading masks") as progress:
@@ -274,11 +238,10 @@ def _match(names: Sequence[str], paths: Sequence[str]) -> dict[int, str]:
 def _candidates(
     tail: tuple[str, ...], by_tail: Mapping[tuple[str, ...], list[str]]
 ) -> tuple[tuple[int, bool], list[str]]:
-    """The masks that share most trailing components with an image.
+    """The masks, none or more, that share most trailing components with an image, and their closeness.
 
-    Returns:
-        Closeness: how many components, and whether that is the image's whole path. The masks, none
-        or more; a mask whose whole path is shared stands before longer ones: alone.
+    That is how many components, and whether they are the image's whole path. A mask whose whole path is shared stands
+    before longer ones: alone.
     """
     for length in range(len(tail), 0, -1):
         paths = by_tail.get(tail[:length])

@@ -47,19 +47,10 @@ def evaluate(
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """How many pixels of each class every image has, and how many are given it and given it rightly.
 
-    Args:
-        segmenter: normalised images (B, 3, size, size) → logits (B, K, size, size); on `device`. Run in evaluation
-            mode, left in the mode it came in.
-        batches: one image each, at the scale to look at it, and its labels at their own size, 255 = not measured.
-        classes: K.
-        size: pixels a side of a window.
-        stride: pixels between windows.
-        mean: of the normalisation, one number a channel, for pixels in 0 to 1.
-        std: likewise.
-        device: where to compute.
-        dtype: of matrix products, where not float32.
-        keep: rows whose predictions are wanted.
-        total: images in all, for the progress line.
+    The segmenter, on `device`, makes logits (B, K, size, size) of images (B, 3, size, size) normalised by `mean` and
+    `std`, one number a channel, for pixels in 0 to 1; it is run in evaluation mode, and left in the mode it came in.
+    Batches have one image each, at the scale to look at it, and its labels at their own size, 255 = not measured.
+    `dtype` is that of matrix products, where not float32; `keep` are the rows whose predictions are wanted.
 
     Returns:
         The counts, int64 (N, 3, K) on the CPU, in the order of the batches: right, true and predicted pixels.
@@ -83,10 +74,7 @@ def evaluate(
 def pixel_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Pixels of each class that are right, true ones and predicted ones: int64 (3, K).
 
-    Args:
-        predicted: a class for every pixel, int64 (P,) in [0, K).
-        labels: true classes, int64 (P,), 255 where nothing is measured.
-        classes: K.
+    From a class for every pixel, int64 (P,), and true classes, 255 where nothing is measured.
     """
     known = labels != _IGNORED
     # One class more takes what is not counted: a selection would make the device wait for its size.
@@ -105,16 +93,10 @@ def _occurring(values: Tensor, classes: int) -> Tensor:
 
 
 def slide(segmenter: Callable[[Tensor], Tensor], image: Tensor, size: int, stride: int) -> Tensor:
-    """Logits of an image of any size, the mean over the windows that show a pixel.
+    """Logits of an image of any size, the mean over the windows that show a pixel: float32 (1, K, h, w).
 
-    Args:
-        segmenter: (B, 3, size, size) → (B, K, size, size).
-        image: normalised, (1, 3, h, w); where smaller than a window it is filled up with the mean colour.
-        size: pixels a side of a window.
-        stride: pixels between windows; the last one ends at the edge.
-
-    Returns:
-        float32 (1, K, h, w).
+    The image (1, 3, h, w) is normalised; where smaller than a window it is filled up with the mean colour. The
+    segmenter makes (B, K, size, size) of windows (B, 3, size, size).
     """
     height, width = image.shape[-2:]
     image = functional.pad(image, (0, max(0, size - width), 0, max(0, size - height)))
@@ -162,17 +144,12 @@ def most_likely(logits: Tensor, height: int, width: int) -> Tensor:
 
 
 def figures(counts: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """What counts of pixels say, in percent.
+    """What counts of pixels, int64 (N, 3, K) by `evaluate`, say of classes with these names, in percent.
 
-    Args:
-        counts: of each image, int64 (N, 3, K) by `evaluate`.
-        names: of the K classes.
-
-    Returns:
-        "miou", the mean intersection over union of the classes; "pixel_accuracy", the share of pixels that are right;
-        "mean_class", the mean of the classes' shares; of more than one image each with its "…_low" and "…_high",
-        between which it lies with 95 % confidence (of the images as drawn, not of the training's seed); "per_class",
-        of each class "class", its name, "iou", "accuracy" (None where undefined) and "pixels" that it has in truth.
+    "miou", the mean intersection over union of the classes; "pixel_accuracy", the share of pixels told right;
+    "mean_class", the mean of the classes' shares; of more than one image each with its "…_low" and "…_high", between
+    which it lies with 95 % confidence (of the images as drawn, not of the training's seed); "per_class", of each class
+    "class", its name, "iou", "accuracy" (None where undefined) and "pixels" that it has in truth.
     """
     whole = counts.sum(0).double()
     iou, accuracy = _shares(whole)

@@ -33,13 +33,9 @@ def measure_by(
 ) -> Figures:
     """Every figure, under a name that says its protocol.
 
-    Args:
-        steps: taken one after the other.
-        encoder: brought by each to what it trains on.
-        out: holds figures.json, and what the protocols leave in folders of their own.
-        digests: of the data, by which a stopped run knows that nothing has changed.
-        resume: leave out the protocols whose figures lie in `out`.
-        written: writes what lies behind the figures of one that is finished.
+    Each step brings the encoder to what it trains on. `out` holds figures.json, and what the protocols leave in
+    folders of their own; with `resume` those whose figures lie there are left out. By `digests` of the data a stopped
+    run knows that nothing has changed; `written` writes what lies behind the figures of a protocol that is finished.
     """
     out.mkdir(parents=True, exist_ok=True)
     facts = {"encoder_digest": digest(encoder), **digests}
@@ -56,11 +52,7 @@ def measure_by(
 
 
 def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, Figures]:
-    """By protocol, the figures that the run in `out` has found before it was stopped.
-
-    Raises:
-        UserError: they are of other images, annotations, or another encoder; or what was written there is no figure.
-    """
+    """By protocol, the figures that the run in `out` has found before it was stopped; refused where `facts` differ."""
     path = out / _FIGURES
     if not path.is_file():
         return {}
@@ -68,8 +60,9 @@ def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, Figures]:
     figures: dict[str, Figures] = Fields(path, earlier).need("figures", dict)
     for protocol in figures:
         of_protocol = Fields(path, Fields(path, figures).need(protocol, dict))
-        for name in figure_names(protocol):
-            of_protocol.get(name, (int, float, type(None)))
+        if protocol in PROTOCOLS:
+            for name in PROTOCOLS[protocol].summary:
+                of_protocol.get(PROTOCOLS[protocol].prefix + name, (int, float, type(None)))
     changed = next((name for name in facts if earlier.get(name) != facts[name]), None)
     if changed:
         raise UserError(
@@ -77,12 +70,6 @@ def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, Figures]:
             "another --out"
         )
     return figures
-
-
-def figure_names(protocol: str) -> list[str]:
-    """Names of the figures that stand in the table, of a protocol that is known."""
-    row = PROTOCOLS.get(protocol)
-    return [] if row is None else [row.prefix + name for name in row.summary]
 
 
 def describe_by(steps: Iterable[Step], common: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,16 +17,9 @@ COUNTS = "parts_count"  # beside "parts"
 def image_tokens(
     features: Features, tokens: Collection[str], labels: Tensor | None = None, num_labels: int = 0
 ) -> dict[str, Tensor]:
-    """What is asked for of a batch.
+    """Those of `TOKENS` that are asked for of a batch; for "parts" it needs the labels that `pool_parts` takes.
 
-    Args:
-        features: of an encoder: class token (B, C) and patch tokens (B, L, C).
-        tokens: some of `TOKENS`.
-        labels: the part of each patch, integers (B, L) below `num_labels`; for "parts".
-        num_labels: parts that there are, K.
-
-    Returns:
-        "cls" and "mean" (B, C), "patch" (B, L, C), "parts" (B, K, C) with "parts_count" int32 (B, K).
+    "cls" and "mean" (B, C), "patch" (B, L, C), "parts" (B, K, C) with "parts_count" int32 (B, K).
     """
     found: dict[str, Tensor] = {}
     if "cls" in tokens:
@@ -42,15 +35,9 @@ def image_tokens(
 
 
 def pool_parts(patches: Tensor, labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
-    """The mean of the patch tokens of each part.
+    """The mean (B, K, C) of the patch tokens (B, L, C) of each part, and how many they are, int32 (B, K).
 
-    Args:
-        patches: (B, L, C).
-        labels: the part of each patch, integers (B, L) from 0 to `num_labels` - 1.
-        num_labels: parts that there are, K.
-
-    Returns:
-        Means (B, K, C), zeros for a part that does not occur; patches of each part, int32 (B, K).
+    `labels` (B, L) are the parts of the patches, 0 to `num_labels` - 1; a part that does not occur gives zeros.
     """
     members = F.one_hot(labels.long(), num_labels).transpose(1, 2)  # (B, K, L)
     counts = members.sum(2)

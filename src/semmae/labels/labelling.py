@@ -48,10 +48,7 @@ def learner_folder(run: Path) -> Path:
 def learner_facts(teacher: object, encoder: Encoder, size: int) -> dict[str, Any]:
     """What is kept beside a learner, so that `--learner` needs nothing else; of a teacher that is an object its digest.
 
-    Args:
-        teacher: what `load_encoder` took.
-        encoder: what it gave.
-        size: pixels a side of the images that were learned from.
+    `teacher` is what `load_encoder` made the encoder of, `size` the pixels a side of the images learned from.
     """
     spec = recordable(teacher)
     if isinstance(spec, str) and not spec.startswith("timm:"):
@@ -63,8 +60,7 @@ def learner_facts(teacher: object, encoder: Encoder, size: int) -> dict[str, Any
 def check_learner(out: Path, learner: Path | None, encoder: Encoder, teacher: object, *, needed: bool = False) -> None:
     """Refuse the learner in `out`, or else in the run `learner`, where it was trained on another encoder.
 
-    Raises:
-        UserError: names both digests, or both sizes; there is none, and `needed` is set (--labels-only).
+    There must be one where it is `needed` (--labels-only).
     """
     folder = out / LEARNER
     if kind(folder) != LEARNER:
@@ -119,27 +115,10 @@ def label_images(
     devices: int = 1,
     workers: int = 0,
 ) -> PartStore:
-    """Label every image that has no labels or no attention yet, whole and stretched to a square.
+    """Label every image that has no labels or no attention yet, whole and stretched to a square of `size` pixels.
 
-    Args:
-        out: folder of the store, and of the learner where `devices` > 1.
-        images: to label.
-        encoder: frozen.
-        learner: of that encoder's features.
-        teacher: what `load_encoder` gave the encoder for; each of several processes loads it so again.
-        num_heads: likewise.
-        size: pixels a side of the images that the encoder sees.
-        grid: cells a side of the stored labels.
-        batch_size: images at a time at most.
-        precision: of the arithmetic.
-        devices: processes that share the work.
-        workers: processes of each that load images.
-
-    Returns:
-        The finished store.
-
-    Raises:
-        UserError: labels are there already that other images, another encoder, learner or grid gave.
+    `out` is the folder of the store, and of the learner where `devices` > 1: each of so many processes loads the
+    encoder again, by `teacher` and `num_heads`, and has `workers` of its own. `grid` is cells a side of the labels.
     """
     store = PartStore.create(
         out,

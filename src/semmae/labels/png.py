@@ -39,18 +39,9 @@ class _Export:
 def export_labels(store: PartStore, images: ImageSet, folder: Path, size: Size = "grid", workers: int = 2) -> None:
     """Write every image's labels as an 8-bit PNG with a palette: pixel value = label.
 
-    Beside them `labels.json` has names and colours of the labels. PNGs that are there already stay: each was
-    written at once. So an export that was stopped goes on.
-
-    Args:
-        store: complete labels of `images`.
-        images: give the names, and the size in pixels where it is asked for.
-        folder: receives the same folders and names as the images have; for a row of a table, its number.
-        size: of a PNG: the stored cells, or the image, each pixel with the label of its cell.
-        workers: threads.
-
-    Raises:
-        UserError: the folder holds other files, or labels of another origin.
+    The same folders and names as the images have; for a row of a table, its number. `size` is that of the stored
+    cells, or of the image, each pixel with the label of its cell. Beside them `labels.json` has names and colours of
+    the labels. PNGs that are there already stay: each was written at once. So an export that was stopped goes on.
     """
     colours = [colour or _BACKGROUND for colour in label_colours(store.label_names)]
     about = {

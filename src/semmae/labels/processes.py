@@ -30,11 +30,7 @@ Networks = tuple[str, int | None, Path]
 
 
 def label_in_processes(job: Job, blocks: Sequence[int], count: int, networks: Networks) -> Iterator[tuple[int, float]]:
-    """As `label_blocks`, by `count` processes; the seconds are those of all, divided by their number.
-
-    Raises:
-        UserError: a process met with one, or was killed; more GPUs are asked for than there are.
-    """
+    """As `label_blocks`, by `count` processes; the seconds are those of all, divided by their number."""
     if torch.cuda.is_available() and count > torch.cuda.device_count():
         raise UserError(f"--devices {count}: this machine has {torch.cuda.device_count()} GPUs; use at most so many")
     context = multiprocessing.get_context("spawn")

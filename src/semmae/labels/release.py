@@ -61,15 +61,8 @@ class Tokens(NamedTuple):
 def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = False, workers: int = 2) -> PartStore:
     """A store of the parts of `images`, begun in `out` or resumed, from the token files below `folder`.
 
-    Args:
-        folder: holds the files at the images' relative paths.
-        images: the images that the labels are for; each needs its file.
-        out: receives `parts.npy` and `parts.json`.
-        subset: files of no image are no fault: the images are some of a larger data set.
-        workers: threads that read.
-
-    Raises:
-        UserError: images without a file, files without an image, or a file of another form.
+    They lie at the images' relative paths. `subset`: files of no image are no fault, for the images are some of a
+    larger data set.
     """
     names, first = check_tokens(folder, images, subset=subset)
     grid, whole = len(first.labels), bool((first.labels < NUM_PARTS).all())
@@ -101,17 +94,29 @@ def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = F
 
 
 def check_tokens(folder: Path, images: ImageSet, *, subset: bool) -> tuple[list[str], Tokens]:
-    """The file of each image, relative to the folder, and what the first holds; errors as `import_tokens`."""
-    names = _paired(folder, images.names, subset)
-    return names, read_tokens(folder / names[0])
+    """The file of each image, relative to the folder, and what the first holds."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the one that holds the .npy token files")
+    wanted = companion_names(images.names, ".npy")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.npy")}
+    absent = [name for name in wanted if name not in found]
+    if absent:
+        have = f", such as {min(found)}" if found else ""
+        raise UserError(
+            f"{folder}: {len(absent)} of {len(wanted)} images have no token file, the first {absent[0]} "
+            f"({len(found)} .npy files there{have}); give the folder that mirrors --data"
+        )
+    unknown = sorted(found.difference(wanted))
+    if unknown and not subset:
+        raise UserError(
+            f"{folder}: {len(unknown)} of {len(found)} token files belong to no image, the first {unknown[0]}; "
+            "give the images they were made from, or remove them"
+        )
+    return wanted, read_tokens(folder / wanted[0])
 
 
 def read_tokens(path: Path) -> Tokens:
-    """What one file holds.
-
-    Raises:
-        UserError: the file is missing or of another form; the message gives the shape.
-    """
+    """What one file holds."""
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False).squeeze()
     except (OSError, ValueError, EOFError) as error:
@@ -147,28 +152,6 @@ def _patch_size(columns: int) -> int | None:
         if patch > 1 and pixels == 3 * patch**2 and IMAGE_SIZE % patch == 0:
             return patch
     return None
-
-
-def _paired(folder: Path, names: Iterable[str], subset: bool) -> list[str]:
-    """The file of each image, relative to the folder."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the one that holds the .npy token files")
-    wanted = companion_names(list(names), ".npy")
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.npy")}
-    absent = [name for name in wanted if name not in found]
-    if absent:
-        have = f", such as {min(found)}" if found else ""
-        raise UserError(
-            f"{folder}: {len(absent)} of {len(wanted)} images have no token file, the first {absent[0]} "
-            f"({len(found)} .npy files there{have}); give the folder that mirrors --data"
-        )
-    unknown = sorted(found.difference(wanted))
-    if unknown and not subset:
-        raise UserError(
-            f"{folder}: {len(unknown)} of {len(found)} token files belong to no image, the first {unknown[0]}; "
-            "give the images they were made from, or remove them"
-        )
-    return wanted
 
 
 def _check_alike(read: Iterable[Tokens], paths: list[Path], first: Tokens, labels: int) -> None:

@@ -24,9 +24,7 @@ from semmae.run.start import check_start, writes_run
 def run_verb(options: Any, given: Iterable[str] = ()) -> Path:
     """Check options, then import their verb and run it; returns the folder or the file that it wrote.
 
-    Args:
-        options: of the verb.
-        given: names of those that the user gave, which are refused where they have no effect.
+    Options named in `given`, which the user gave, are refused where they have no effect.
     """
     check_start(options, given)
     if writes_run(options):

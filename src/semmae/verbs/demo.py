@@ -13,6 +13,7 @@ from semmae.evaluation.protocols.knn import Knn
 from semmae.evaluation.protocols.shape import measure
 from semmae.evaluation.quality import read_masks
 from semmae.options.demo import DemoOptions
+from semmae.options.fields import shared
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.values import check_image_size
 from semmae.reporting.results import write_results
@@ -55,23 +56,16 @@ def _creatures(options: DemoOptions) -> tuple[str, Path]:
 
 def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> PretrainOptions:
     """The run that the demo makes, in `run/` below its folder."""
-    return PretrainOptions(
+    return shared(
+        PretrainOptions,
+        options,
         data=data,
         out=options.out / "run",
         masks=masks,
         limit=options.images,
-        seed=options.seed,
-        workers=options.workers,
+        config=None,
         resume=options.resume and (options.out / "run" / "config.yaml").exists(),
-        model=options.model,
-        image_size=options.image_size,
-        patch_size=options.patch_size,
-        epochs=options.epochs,
-        teacher_epochs=options.teacher_epochs,
-        teacher_image_size=options.teacher_image_size,
-        parts_epochs=options.parts_epochs,
-        batch_size=options.batch_size,
-        blr=options.blr,
+        overwrite=False,
     )
 
 

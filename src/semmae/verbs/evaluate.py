@@ -26,7 +26,6 @@ from semmae.evaluation.protocols.knn import Knn
 from semmae.evaluation.protocols.parts import Parts, TrueParts
 from semmae.evaluation.protocols.probe import CHOICE_SHARE, Probe, choice_rows
 from semmae.evaluation.protocols.segment import Segment
-from semmae.evaluation.protocols.shape import Measured
 from semmae.evaluation.several import Step, describe_by, measure_by
 from semmae.files import user_path
 from semmae.models.fresh import fresh_like
@@ -75,13 +74,19 @@ def evaluate(options: EvaluateOptions) -> Path:
         image_size=options.image_size or encoder.spec.image_size,
         pooling=resolve_pooling(options.pooling, encoder),
     )
-    segmenting = segment_protocol(found, view.image_size)
+    linear = shared(SegmentOptions, found, head="linear", batch_size=16, val_steps=options.steps, pictures=0)
+    segmenting = segment_verb.protocol_of(linear, view.image_size)
     if found.masks is not None:
         segmenting.check_encoder(encoder)
     data = open_data(found)
     facts = encoder_facts(options.encoder, encoder)  # now, for segmentation may resample its positions
     steps = functools.partial(steps_of, options, view, segmenting, data)
-    measured = functools.partial(measure_by, digests=data.digests, resume=options.resume, written=write_own)
+    measured = functools.partial(
+        measure_by,
+        digests=data.digests,
+        resume=options.resume,
+        written=lambda folder, figures: write_details(folder, {OWN: figures}),
+    )
     with run_folder(options) as out:
         methods = {OWN: measured(steps(), encoder, out)}
         if data.pixels is not None:
@@ -96,11 +101,6 @@ def evaluate(options: EvaluateOptions) -> Path:
     return options.out
 
 
-def write_own(out: Path, measured: Measured) -> None:
-    """What lies behind the figures of a protocol."""
-    write_details(out, {OWN: measured})
-
-
 def with_annotations(options: EvaluateOptions) -> EvaluateOptions:
     """Where --data holds images and annotations side by side, these two as --data and --masks."""
     if options.masks is not None or not isinstance(options.data, str | Path):
@@ -112,18 +112,8 @@ def with_annotations(options: EvaluateOptions) -> EvaluateOptions:
     return replace(options, data=str(root / "images"), masks=beside)
 
 
-def segment_protocol(options: EvaluateOptions, image_size: int) -> Segment:
-    """A linear head on the frozen encoder's patch tokens, as `semmae segment` trains it."""
-    linear = shared(SegmentOptions, options, head="linear", batch_size=16, val_steps=options.steps, pictures=0)
-    return segment_verb.protocol_of(linear, image_size)
-
-
 def open_data(options: EvaluateOptions) -> EvaluationData:
-    """Classes and annotations of the images, all of them checked.
-
-    Raises:
-        UserError: there are neither, or one of them is at fault.
-    """
+    """Classes and annotations of the images, all of them checked; one of the two there must be."""
     classes = open_class_data(options)
     probed = classes is not None and bool(choice_rows(classes.train, CHOICE_SHARE, options.seed))
     if classes is not None and not probed:
@@ -141,11 +131,7 @@ def open_data(options: EvaluateOptions) -> EvaluationData:
 
 
 def open_class_data(options: EvaluateOptions) -> TrainVal | None:
-    """The images by their classes; None where they have none to measure by.
-
-    Raises:
-        UserError: they cannot be measured by, and there are no annotations either.
-    """
+    """The images by their classes; None where they have none to measure by, but annotations."""
     name = described(options.data)
     sets = open_sets(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     labels = [images.labels or () for images in sets]

@@ -17,14 +17,13 @@ from semmae.errors import UserError, listed
 from semmae.evaluation.classifier import crop_share
 from semmae.files import Fields, check_replaceable, read_json, user_path, whole_folder, write_json, write_text
 from semmae.formats import folders as checkpoint
-from semmae.formats.form import Model, Subject, encoder_of
+from semmae.formats.form import Subject, encoder_of
 from semmae.formats.hub import CARD, FILES, check_hub_name, push_to_hub
 from semmae.formats.open import find_decoder, load_encoder, load_mae, own_folder
 from semmae.formats.table import WRITINGS
 from semmae.formats.write import check_form, write_form
 from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
-from semmae.models.vit import Encoder
 from semmae.options.export import ExportOptions
 from semmae.options.values import check_image_size, check_values
 from semmae.progress import say
@@ -46,7 +45,8 @@ def export(options: ExportOptions) -> Path:
     subject = _open_subject(options, run.options.get("mask_ratio", _MASK_RATIO) if run else _MASK_RATIO)
     model = subject.model
     check_form(options.to, model, options.encoder)
-    digest = checkpoint.digest(_headless(model))
+    headless = without_head(copy.deepcopy(model)) if isinstance(model, Classifier) else encoder_of(model)
+    digest = checkpoint.digest(headless)  # figures are of the encoder alone
     if options.image_size is not None:
         (model.encoder if isinstance(model, Classifier) else model).set_image_size(options.image_size)
     results = {} if options.results is None else {options.results.parent.name: read_facts(options.results, RESULTS)}
@@ -167,8 +167,3 @@ def _takes_decoder(options: ExportOptions) -> bool:
             f"--decoder with: {options.encoder} has no decoder; use --decoder without, or a run of pretrain"
         )
     return found
-
-
-def _headless(model: Model) -> Encoder:
-    """The encoder alone, of a classifier a copy: whose digest figures are of."""
-    return without_head(copy.deepcopy(model)) if isinstance(model, Classifier) else encoder_of(model)

@@ -32,7 +32,7 @@ def segment(options: SegmentOptions) -> Path:
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
     if options.eval_only:
         return measure_only(options)
-    check_segment(options)
+    protocol_of(options, 0).check_settings()
     encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     facts = encoder_facts(options.encoder, encoder)
     protocol = protocol_of(options, options.image_size or encoder.spec.image_size)
@@ -47,11 +47,6 @@ def segment(options: SegmentOptions) -> Path:
             write_measured(out, about, methods, [data.train.images, data.val.images])
             write_report(out)
     return options.out
-
-
-def check_segment(options: SegmentOptions) -> None:
-    """Refuse options that contradict each other."""
-    protocol_of(options, 0).check_settings()
 
 
 def protocol_of(options: SegmentOptions, image_size: int) -> Segment:
