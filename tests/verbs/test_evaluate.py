@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_listed(encoder: Path, creatures: Path, tmp_path:
 def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: Path, tmp_path: Path) -> None:
     images = next((creatures / "images").iterdir())
     before = tiny.listing(tmp_path)
-    with pytest.raises(UserError, match="no such folder of masks"):
+    with pytest.raises(UserError, match="no such folder of annotations"):
         evaluate(
             encoder=str(encoder),
             data=str(creatures / "images"),

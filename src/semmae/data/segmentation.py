@@ -4,9 +4,9 @@
 
 Notable here:
 - SPLIT is `train` or `training`, and `val`, `validation`, `valid` or `test`; without such folders a share is held out;
-- a mask is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
-- what the numbers stand for is settled in `semmae.data.coding`, by all masks together;
-- `check_pairs` reads every mask once: what cannot be trained on is refused in one line, before anything is written.
+- an annotation is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
+- what the numbers stand for is settled in `semmae.data.coding`, by all annotations together;
+- `check_pairs` reads every annotation once: what cannot be trained on is refused in one line, before anything is written.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _SPLITS = {"train": TRAIN, "val": VAL}
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images and their masks: row i of one belongs to row i of the other. Picklable, fit for workers."""
+    """Images and their annotations: row i of one belongs to row i of the other. Picklable, fit for workers."""
 
     images: ImageSet
     masks: tuple[Path, ...]
@@ -68,8 +68,8 @@ class MeasuredData:
 
     val: LabelledImages
     names: tuple[str, ...]  # of the K classes
-    named: bool  # whether the names mean something; else they are but the numbers in the masks, from 0 on
-    digest: str  # sha256 (hex) of what the masks hold: which numbers on how many pixels of which file
+    named: bool  # whether the names mean something; else they are but the numbers in the annotations, from 0 on
+    digest: str  # sha256 (hex) of what the annotations hold: which numbers on how many pixels of which file
     split: str  # in words, for the protocol
 
 
@@ -94,7 +94,7 @@ def open_segmentation(
 
     `data` holds `images` and `masks` (or `annotations`), or the images alone where `masks` is a folder elsewhere.
     `val_share` of the images is held out where there are no folders of splits; `limit` is of each split. UserError
-    where a folder or a mask is missing, a mask is not of its image's size, or holds what is no class.
+    where a folder or an annotation is missing, or one is not of its image's size, or holds what is no class.
     """
     pairs = _Pairs.at(data, masks)
     train, val = (pairs.split_folder(split) for split in ("train", "val"))
@@ -150,7 +150,7 @@ def open_measured(
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Where images and masks lie."""
+    """Where images and annotations lie."""
 
     root: Path
     images: Path
@@ -163,7 +163,7 @@ class _Pairs:
             raise UserError(f"{described(data)}: annotations lie beside images in a folder; give its path")
         root = user_path(data, "--data")
         if masks is not None and not masks.is_dir():
-            raise UserError(f"{masks}: no such folder of masks; give one that mirrors {root}")
+            raise UserError(f"{masks}: no such folder of annotations; give one that mirrors {root}")
         images, folder = (root / "images", _masks_folder(root)) if masks is None else (root, masks)
         return cls(root, images, folder, read_class_names(root if masks is None else masks.parent))
 
@@ -180,7 +180,7 @@ def _checked(
 ) -> tuple[list[LabelledImages], tuple[str, ...], bool, str]:
     """The sets, read as their numbers are meant, names of the classes, whether these mean something, and the digest.
 
-    Reads all masks.
+    Reads all annotations.
     """
     digest = hashlib.sha256()
     counts = [check_pairs(labelled, digest, workers) for labelled in sets]
@@ -201,19 +201,19 @@ def read_mask(path: Path) -> Labels:
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f'the mask "{path}" cannot be read: {reason}; save it as an 8-bit grey or palette PNG, '
+            f'the annotation "{path}" cannot be read: {reason}; save it as an 8-bit grey or palette PNG, '
             "0 = background, 1, 2, … = parts, or remove it"
         ) from error
 
 
 def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int = 2) -> npt.NDArray[np.int64]:
-    """How often each number occurs in the masks: int64 (256,). Reads every mask, and the header of every image.
+    """How often each number occurs in the annotations: int64 (256,). Reads them all, and the header of every image.
 
-    `digest` is given of each mask in turn its file's name and how often each number occurs. UserError where a mask
+    `digest` is given of each annotation in turn its file's name and how often each number occurs. UserError where one
     cannot be read, or is not of its image's size.
     """
     with (
-        Progress(len(labelled), "masks", f"checking {labelled.images.source.root.name} masks") as progress,
+        Progress(len(labelled), "annotations", f"checking {labelled.images.source.root.name} annotations") as progress,
         ThreadPoolExecutor(max(workers, 1)) as pool,
     ):
         counts = np.zeros(256, np.int64)
@@ -232,7 +232,7 @@ def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.
         if mask.shape != size:
             sizes = [f"{width}×{height}" for height, width in (mask.shape, size)]
             raise UserError(
-                f'the mask "{labelled.masks[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
+                f'the annotation "{labelled.masks[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
                 "save it in the image's size, without smoothing"
             )
         return np.bincount(mask.ravel(), minlength=256)
@@ -249,13 +249,13 @@ def _masks_folder(root: Path) -> Path:
 
 
 def _mask_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
-    """The mask of every image: at the same place, with a suffix of masks."""
+    """The annotation of every image: at the same place, with a lossless suffix."""
     stems = {path.with_suffix(""): path for path in _lossless_below(masks)}
     paths = [stems.get((masks / name).with_suffix("")) for name in found.names]
     missing = [name for name, path in zip(found.names, paths, strict=True) if path is None]
     if missing:
         raise UserError(
-            f"{images}: {len(missing)} of {len(paths)} images have no mask, the first is {missing[0]}; "
+            f"{images}: {len(missing)} of {len(paths)} images have no annotation, the first is {missing[0]}; "
             f"add {(masks / missing[0]).with_suffix('.png')}, or remove the image"
         )
     return (path for path in paths if path is not None)

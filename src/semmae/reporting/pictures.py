@@ -2,7 +2,7 @@
 
 - Images are uint8 (N, 3, S, S) RGB; part labels uint8 (N, G, G), 255 where not yet computed;
   masks bool (N, L), True = hidden.
-- A label has the same colour in every picture. Colour-blind readers can tell the first eight apart: Okabe and
+- A label has the same colour in every picture. Colour-blind readers can distinguish the first eight: Okabe and
   Ito's seven and Tol's indigo; each further one is the colour farthest from all before it.
 - Tiles are scaled before labels or masks are laid over them: the edges of parts and patches stay sharp.
 - Sheets are drawn with PIL: no global drawing state, and the pixels are what was asked for.
