@@ -193,7 +193,7 @@ def no_names(root: Path) -> None:
         (no_mask, r"images/validation: 1 of 2 images have no annotation, the first is 1\.jpg; add .*validation/1\.png"),
         (other_size, r'the annotation ".*training/2\.png" is 4×10 pixels, its image 6×10; save it'),
         (beyond, r"the annotations hold 9, which objectInfo150\.txt does not name \(it names 1 to 3\)"),
-        (colours, r'the annotation ".*training/0\.png" cannot be read: it holds no labels of 8 bits or fewer but mode RGB'),
+        (colours, r'the annotation ".*training/0\.png" cannot be read: it holds no labels of 8 bits.* but mode RGB'),
         (nothing, r"nothing but what is ignored, 0, 255; see --ignore-index"),
         (no_split, r"images: holds training, but no val; add that folder"),
         (no_masks, r"no folder masks; lay the data out"),

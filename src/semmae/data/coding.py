@@ -60,8 +60,8 @@ def coding_of(
     """The coding that was asked for, or, where 0 and 255 are all that the annotations hold, that of two classes.
 
     One that ignores 0 is kept. `counts`: pixels of every number in the files of each split, (256,); `named`: the file
-    that names classes, and number in the annotations → name. UserError where there are two classes, and names of others:
-    nobody knows which of these are meant.
+    that names classes, and number in the annotations → name. UserError where there are two classes, and names
+    of others: nobody knows which of these are meant.
     """
     both, found = {0, IGNORED}, set(np.flatnonzero(np.sum(counts, 0)).tolist())
     if 0 in coding.unasked or not found <= both:
@@ -72,7 +72,8 @@ def coding_of(
         return coding
     if named:
         raise UserError(
-            f"{root}: the annotations hold 0 and {IGNORED} only, and {named[0].name} names {listed(sorted(named[1]), 5)}; "
+            f"{root}: the annotations hold 0 and {IGNORED} only, and {named[0].name} names "
+            f"{listed(sorted(named[1]), 5)}; "
             f'name these two, {{"0": "background", "{IGNORED}": "object"}}, or write the class as another number'
         )
     _log.warning("%s: the annotations hold 0 and %d only: these are two classes, nothing is ignored", root, IGNORED)
@@ -102,8 +103,8 @@ def names_of(
     classes = sorted(set.union(*found))
     if classes[-1] == IGNORED:
         raise UserError(
-            f"{root}: an annotation holds {IGNORED}, which can be no class; give --ignore-index {IGNORED} to ignore it (with "
-            "--reduce-zero-label, to ignore 0 too), or write it as another number"
+            f"{root}: an annotation holds {IGNORED}, which can be no class; give --ignore-index {IGNORED} to ignore it "
+            "(with --reduce-zero-label, to ignore 0 too), or write it as another number"
         )
     if named is None:
         known: Mapping[int, str] = {number: str(number) for number in range(classes[-1] + 1)}

@@ -6,7 +6,7 @@ Notable here:
 - SPLIT is `train` or `training`, and `val`, `validation`, `valid` or `test`; without such folders a share is held out;
 - an annotation is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
 - what the numbers stand for is settled in `semmae.data.coding`, by all annotations together;
-- `check_pairs` reads every annotation once: what cannot be trained on is refused in one line, before anything is written.
+- `check_pairs` reads every annotation once: what cannot be trained on is refused before anything is written.
 """
 
 import hashlib
@@ -164,7 +164,7 @@ class _Pairs:
         root = user_path(data, "--data")
         if masks is not None and not masks.is_dir():
             raise UserError(f"{masks}: no such folder of annotations; give one that mirrors {root}")
-        images, folder = (root / "images", _masks_folder(root)) if masks is None else (root, masks)
+        images, folder = (root / "images", _annotations_folder(root)) if masks is None else (root, masks)
         return cls(root, images, folder, read_class_names(root if masks is None else masks.parent))
 
     def split_folder(self, split: str) -> str:
@@ -172,7 +172,7 @@ class _Pairs:
 
     def open(self, below: str, coding: Coding, limit: int | None, seed: int, workers: int) -> LabelledImages:
         found = open_images(self.images / below, limit=limit, seed=seed, workers=workers)
-        return LabelledImages(found, tuple(_mask_paths(found, self.images / below, self.masks / below)), coding)
+        return LabelledImages(found, tuple(_annotation_paths(found, self.images / below, self.masks / below)), coding)
 
 
 def _checked(
@@ -191,11 +191,7 @@ def _checked(
 
 
 def read_mask(path: Path) -> Labels:
-    """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it.
-
-    Raises:
-        UserError: it cannot be read, or is not an image of labels of 8 bits or fewer.
-    """
+    """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it."""
     try:
         return decode_labels(read_bytes(path, MOST_BYTES))
     except (OSError, ValueError) as error:
@@ -228,19 +224,19 @@ def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int 
 def _checked_counts(labelled: LabelledImages) -> Callable[[int], npt.NDArray[np.int64]]:
     def counted(row: int) -> npt.NDArray[np.int64]:
         images = labelled.images
-        mask, size = read_mask(labelled.masks[row]), images.size(row)
-        if mask.shape != size:
-            sizes = [f"{width}×{height}" for height, width in (mask.shape, size)]
+        annotation, size = read_mask(labelled.masks[row]), images.size(row)
+        if annotation.shape != size:
+            sizes = [f"{width}×{height}" for height, width in (annotation.shape, size)]
             raise UserError(
                 f'the annotation "{labelled.masks[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
                 "save it in the image's size, without smoothing"
             )
-        return np.bincount(mask.ravel(), minlength=256)
+        return np.bincount(annotation.ravel(), minlength=256)
 
     return counted
 
 
-def _masks_folder(root: Path) -> Path:
+def _annotations_folder(root: Path) -> Path:
     found = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
     if not (root / "images").is_dir() or not found:
         missing = "images" if not (root / "images").is_dir() else "masks"
@@ -248,7 +244,7 @@ def _masks_folder(root: Path) -> Path:
     return found[0]
 
 
-def _mask_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
+def _annotation_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
     """The annotation of every image: at the same place, with a lossless suffix."""
     stems = {path.with_suffix(""): path for path in _lossless_below(masks)}
     paths = [stems.get((masks / name).with_suffix("")) for name in found.names]
