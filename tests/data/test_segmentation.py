@@ -188,21 +188,21 @@ def no_names(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
-        (no_mask, r"images/validation: 1 of 2 images have no mask, the first is 1\.jpg; add .*validation/1\.png"),
-        (other_size, r'the mask ".*training/2\.png" is 4×10 pixels, its image 6×10; save it'),
-        (beyond, r"the masks hold 9, which objectInfo150\.txt does not name \(it names 1 to 3\)"),
-        (colours, r'the mask ".*training/0\.png" cannot be read: it holds no labels of 8 bits or fewer but mode RGB'),
+        (no_mask, r"images/validation: 1 of 2 images have no annotation, the first is 1\.jpg; add .*validation/1\.png"),
+        (other_size, r'the annotation ".*training/2\.png" is 4×10 pixels, its image 6×10; save it'),
+        (beyond, r"the annotations hold 9, which objectInfo150\.txt does not name \(it names 1 to 3\)"),
+        (colours, r'the annotation ".*training/0\.png" cannot be read: it holds no labels of 8 bits.* but mode RGB'),
         (nothing, r"nothing but what is ignored, 0, 255; see --ignore-index"),
         (no_split, r"images: holds training, but no val; add that folder"),
         (no_masks, r"no folder masks; lay the data out"),
         (no_names, r"classes\.json: not a list of names"),
     ],
 )
-def test_faults_are_told_in_one_line(fault: Callable[[Path], None], told: str, ade20k: Path) -> None:
+def test_a_fault_is_one_line(fault: Callable[[Path], None], message: str, ade20k: Path) -> None:
     fault(ade20k)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_segmentation(ade20k, Coding(reduce_zero=True))
     assert "\n" not in str(caught.value)
 
@@ -210,7 +210,7 @@ def test_faults_are_told_in_one_line(fault: Callable[[Path], None], told: str, a
 def test_what_can_be_no_class(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_pair(tmp_path, f"{split}/a", striped(0, 1, 255))
-    with pytest.raises(UserError, match="a mask holds 255, which can be no class; give --ignore-index 255"):
+    with pytest.raises(UserError, match="an annotation holds 255, which can be no class; give --ignore-index 255"):
         open_segmentation(tmp_path, Coding(ignore=0))
     with pytest.raises(UserError, match=r"a single class \(1\)"):
         open_segmentation(tmp_path, Coding(reduce_zero=True))

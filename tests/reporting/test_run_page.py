@@ -17,8 +17,17 @@ from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.reporting import charts, page, run_page as reporting
 from semmae.reporting.page import Table
-from semmae.reporting.pictures import HIDDEN_GREY, hide, label_colours, paste
-from semmae.reporting.run_page import masks_picture, overlay, parts_picture, reconstructions_picture, write_report
+from semmae.reporting.pictures import (
+    HIDDEN_GREY,
+    hide,
+    label_colours,
+    masks_picture,
+    overlay,
+    parts_picture,
+    paste,
+    reconstructions_picture,
+)
+from semmae.reporting.run_page import write_report
 
 SUMMARY = {"stage": "pretrain", "images": 1898, "minutes": 12.4}
 NAMES = ["background", "head", "body", "limb"]

@@ -55,9 +55,9 @@ class FolderSource:
 def open_folder(root: Path, names: list[str], split: str | None, data: str) -> FolderSource:
     """The image files of these names below `root`, all or those of one split, classes by folder."""
     folders = first_folders(names)
-    masks = sorted(folders.intersection(MASK_FOLDERS))
-    if masks and folders == {"images", *masks}:
-        raise UserError(f"{data}: holds images and their {masks[0]}, which are none to learn from; give {data}/images")
+    annotations = folders.intersection(MASK_FOLDERS)
+    if annotations and folders == {"images", *annotations}:
+        raise UserError(f"{data}: holds images and their annotations; give {data}/images, to learn from these alone")
     if {"train", "train_mini"} <= folders:  # iNaturalist 2021: the second holds images of the first
         _log.info("%s: train is taken, train_mini left out", data)
         names = [name for name in names if not name.startswith("train_mini/")]

@@ -4,9 +4,9 @@
 
 Notable here:
 - SPLIT is `train` or `training`, and `val`, `validation`, `valid` or `test`; without such folders a share is held out;
-- a mask is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
-- what the numbers stand for is settled in `semmae.data.coding`, by all masks together;
-- `check_pairs` reads every mask once: what cannot be trained on is refused in one line, before anything is written.
+- an annotation is an 8-bit grey or palette image of its image's size, whose pixels are numbers of classes;
+- what the numbers stand for is settled in `semmae.data.coding`, by all annotations together;
+- `check_pairs` reads every annotation once: what cannot be trained on is refused before anything is written.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _SPLITS = {"train": TRAIN, "val": VAL}
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images and their masks: row i of one belongs to row i of the other. Picklable, fit for workers."""
+    """Images and their annotations: row i of one belongs to row i of the other. Picklable, fit for workers."""
 
     images: ImageSet
     masks: tuple[Path, ...]
@@ -64,8 +64,8 @@ class MeasuredData:
 
     val: LabelledImages
     names: tuple[str, ...]  # of the K classes
-    named: bool  # whether the names mean something; else they are but the numbers in the masks, from 0 on
-    digest: str  # sha256 (hex) of what the masks hold: which numbers on how many pixels of which file
+    named: bool  # whether the names mean something; else they are but the numbers in the annotations, from 0 on
+    digest: str  # sha256 (hex) of what the annotations hold: which numbers on how many pixels of which file
     split: str  # in words, for the protocol
 
 
@@ -155,8 +155,8 @@ class _Pairs:
             raise UserError(f"{described(data)}: annotations lie beside images in a folder; give its path")
         root = user_path(data, "--data")
         if masks is not None and not masks.is_dir():
-            raise UserError(f"{masks}: no such folder of masks; give one that mirrors {root}")
-        images, folder = (root / "images", _masks_folder(root)) if masks is None else (root, masks)
+            raise UserError(f"{masks}: no such folder of annotations; give one that mirrors {root}")
+        images, folder = (root / "images", _annotations_folder(root)) if masks is None else (root, masks)
         return cls(root, images, folder, read_class_names(root if masks is None else masks.parent))
 
     def split_folder(self, split: str) -> str:
@@ -164,13 +164,13 @@ class _Pairs:
 
     def open(self, below: str, coding: Coding, limit: int | None, seed: int, workers: int) -> LabelledImages:
         found = open_images(self.images / below, limit=limit, seed=seed, workers=workers)
-        return LabelledImages(found, tuple(_mask_paths(found, self.images / below, self.masks / below)), coding)
+        return LabelledImages(found, tuple(_annotation_paths(found, self.images / below, self.masks / below)), coding)
 
 
 def _checked(
     pairs: _Pairs, sets: Sequence[LabelledImages], coding: Coding, workers: int
 ) -> tuple[list[LabelledImages], tuple[str, ...], bool, str]:
-    """Read all masks: the sets, as their numbers are meant, names of classes, whether these mean something, digest."""
+    """Read all annotations: the sets, as their numbers are meant, names of classes, whether these mean something, digest."""
     digest = hashlib.sha256()
     counts = [check_pairs(labelled, digest, workers) for labelled in sets]
     meant = coding_of(pairs.root, coding, counts, pairs.named)
@@ -186,18 +186,18 @@ def read_mask(path: Path) -> Labels:
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f'the mask "{path}" cannot be read: {reason}; save it as an 8-bit grey or palette PNG, '
+            f'the annotation "{path}" cannot be read: {reason}; save it as an 8-bit grey or palette PNG, '
             "0 = background, 1, 2, … = parts, or remove it"
         ) from error
 
 
 def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int = 2) -> npt.NDArray[np.int64]:
-    """How often each number occurs in the masks, int64 (256,), each compared with its image's size.
+    """How often each number occurs in the annotations, int64 (256,), each compared with its image's size.
 
-    `digest` is given of each mask in turn its file's name and how often each number occurs.
+    `digest` is given of each annotation in turn its file's name and how often each number occurs.
     """
     with (
-        Progress(len(labelled), "masks", f"checking {labelled.images.source.root.name} masks") as progress,
+        Progress(len(labelled), "annotations", f"checking {labelled.images.source.root.name} annotations") as progress,
         ThreadPoolExecutor(max(workers, 1)) as pool,
     ):
         counts = np.zeros(256, np.int64)
@@ -210,17 +210,17 @@ def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int 
 
 
 def _checked_counts(labelled: LabelledImages, row: int) -> npt.NDArray[np.int64]:
-    mask, size = read_mask(labelled.masks[row]), labelled.images.size(row)
-    if mask.shape != size:
-        sizes = [f"{width}×{height}" for height, width in (mask.shape, size)]
+    annotation, size = read_mask(labelled.masks[row]), labelled.images.size(row)
+    if annotation.shape != size:
+        sizes = [f"{width}×{height}" for height, width in (annotation.shape, size)]
         raise UserError(
-            f'the mask "{labelled.masks[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
+            f'the annotation "{labelled.masks[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
             "save it in the image's size, without smoothing"
         )
-    return np.bincount(mask.ravel(), minlength=256)
+    return np.bincount(annotation.ravel(), minlength=256)
 
 
-def _masks_folder(root: Path) -> Path:
+def _annotations_folder(root: Path) -> Path:
     found = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
     if not (root / "images").is_dir() or not found:
         missing = "images" if not (root / "images").is_dir() else "masks"
@@ -228,15 +228,15 @@ def _masks_folder(root: Path) -> Path:
     return found[0]
 
 
-def _mask_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
-    """The mask of every image: at the same place, with a suffix of masks."""
+def _annotation_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
+    """The annotation of every image: at the same place, with a lossless suffix."""
     lossless = (path for path in sorted(masks.rglob("*")) if path.suffix.lower() in MASK_SUFFIXES)
     stems = {path.with_suffix(""): path for path in lossless}
     paths = [stems.get((masks / name).with_suffix("")) for name in found.names]
     missing = [name for name, path in zip(found.names, paths, strict=True) if path is None]
     if missing:
         raise UserError(
-            f"{images}: {len(missing)} of {len(paths)} images have no mask, the first is {missing[0]}; "
+            f"{images}: {len(missing)} of {len(paths)} images have no annotation, the first is {missing[0]}; "
             f"add {(masks / missing[0]).with_suffix('.png')}, or remove the image"
         )
     return (path for path in paths if path is not None)

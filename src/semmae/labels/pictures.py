@@ -11,7 +11,7 @@ from semmae.data.part_store import PartStore
 from semmae.formats.folders import LEARNER, read_learner
 from semmae.models.vit import Encoder
 from semmae.reporting.part_samples import FILE, collect, spread
-from semmae.reporting.run_page import parts_picture
+from semmae.reporting.pictures import parts_picture
 
 _PICTURED = 24  # images in parts.png
 

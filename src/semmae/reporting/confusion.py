@@ -32,13 +32,7 @@ Shares = NDArray[np.float64]
 
 
 def confusion_picture(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Write the picture of a confusion matrix as a PNG.
-
-    Args:
-        confusion: counts, integers (K, K); rows are true classes, columns those predicted.
-        classes: names of the K classes.
-        path: where to; written at once.
-    """
+    """Write the picture of a confusion matrix, counts (K, K), true class by predicted class, as a PNG."""
     counts = confusion.cpu().numpy()
     assert counts.shape == (len(classes), len(classes)), "one name for each class"
     rows = most_confused(counts, SHOWN) if len(classes) > MOST_CLASSES else list(range(len(classes)))

@@ -15,8 +15,7 @@ from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
 from semmae.patches import denormalize_patches, patchify, unpatchify
 from semmae.reporting.part_samples import spread
-from semmae.reporting.pictures import paste
-from semmae.reporting.run_page import masks_picture, reconstructions_picture
+from semmae.reporting.pictures import masks_picture, paste, reconstructions_picture
 from semmae.train.masks import mask_function
 from semmae.train.pretrain import blend_at, mask_context
 
@@ -51,13 +50,9 @@ def draw_masks(
 
 @torch.inference_mode()
 def reconstruct_pixels(mae: MaskedAutoencoder, pixels: Tensor, mask: Tensor, subset: Tensor | None = None) -> Tensor:
-    """Hidden patches as the autoencoder predicts them, uint8 (B, 3, S, S); other patches mean nothing.
+    """Pixels uint8 (B, 3, S, S) → hidden patches as the autoencoder predicts them; other patches mean nothing.
 
-    Args:
-        mae: in eval mode.
-        pixels: uint8 (B, 3, S, S).
-        mask: bool (B, L), or (B, N) over the `subset` of the patches that takes part.
-        subset: indices (B, N).
+    `mask`: bool (B, L), or (B, N) over the patches that take part, whose indices (B, N) are in `subset`.
     """
     spec = mae.encoder.spec
     images = normalise(pixels, spec.mean, spec.std)

@@ -93,12 +93,13 @@ def _read_run(folder: Path) -> Run:
 
 def write_card(card: Card) -> str:
     """The text of README.md, with the header that the hub reads."""
+    code = WRITINGS[card.form].use(card.title, card.model, bool(card.classes))
     sections = [
         ("", _what(card)),
         ("Training", _training(card)),
         ("Figures", _figures(card)),
         ("Images", _images(card)),
-        ("Use", _use(card)),
+        ("Use", ["```python", *code, "```", ""]),
         ("Licence", _licence()),
     ]
     body = [line for title, lines in sections for line in ([f"## {title}", "", *lines] if title else lines)]
@@ -107,15 +108,16 @@ def write_card(card: Card) -> str:
 
 def _header(card: Card) -> list[str]:
     task = "image-classification" if card.classes else "image-feature-extraction"
-    tags = ["semmae", "masked-image-modeling" if _is_mae(card) else task, "vision-transformer"]
-    lines = [
+    kind = "masked-image-modeling" if isinstance(card.model, MaskedAutoencoder) else task
+    return [
+        "---",
         f"library_name: {WRITINGS[card.form].library}",
         "license: unknown",
         f"pipeline_tag: {task}",
         "tags:",
-        *(f"- {tag}" for tag in tags),
+        *(f"- {tag}" for tag in ("semmae", kind, "vision-transformer")),
+        "---",
     ]
-    return ["---", *lines, "---"]
 
 
 def _what(card: Card) -> list[str]:
@@ -150,7 +152,7 @@ def _training(card: Card) -> list[str]:
         state = "" if summary.get("finished", True) else "; it had not come to its end"
         facts.append(f"Time: {summary['minutes']:.1f} minutes{state}.")
     recipe = protocol_lines({name: _public(name, value) for name, value in options.items() if name in _recipe(options)})
-    return [" ".join(facts), "", "Recipe:", "", *recipe, ""] if facts else ["Recipe:", "", *recipe, ""]
+    return [*([" ".join(facts), ""] if facts else []), "Recipe:", "", *recipe, ""]
 
 
 def _recipe(options: Mapping[str, Any]) -> set[str]:
@@ -192,8 +194,7 @@ def _result(place: str, content: Mapping[str, Any]) -> list[str]:
         if name not in ("encoder", "encoder_digest", "method")
     }
     title = str(protocol.get("method", place))
-    table = markdown_table(_methods(content))
-    return [f"### {title}", "", *table, "", *protocol_lines(settings), ""]
+    return [f"### {title}", "", *markdown_table(_methods(content)), "", *protocol_lines(settings), ""]
 
 
 def _methods(content: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -222,21 +223,12 @@ def _images(card: Card) -> list[str]:
     ]
 
 
-def _use(card: Card) -> list[str]:
-    code = WRITINGS[card.form].use(card.title, card.model, bool(card.classes))
-    return ["```python", *code, "```", ""]
-
-
 def _licence() -> list[str]:
     return [
         "Not stated. The data, and weights that the training began with, may bind what these may be used for; whoever "
         "publishes them should state a licence here and in the header.",
         "",
     ]
-
-
-def _is_mae(card: Card) -> bool:
-    return isinstance(card.model, MaskedAutoencoder)
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -110,14 +110,9 @@ def _environment() -> jinja2.Environment:
 
 
 def read_facts(path: Path, form: str | None = None) -> dict[str, Any]:
-    """The object in one of a run's files, what is known of it checked; {} when there is no file.
+    """The object in one of a run's files, {} when there is no file; UserError where a value is of a wrong type.
 
-    Args:
-        path: of the file.
-        form: the name that such a file has in a run, where this one has another.
-
-    Raises:
-        UserError: it is not JSON, or a value is of another type than it should be: it was edited.
+    `form`: the name that such a file has in a run, where this one has another.
     """
     if not path.exists():
         return {}
@@ -136,7 +131,7 @@ def read_facts(path: Path, form: str | None = None) -> dict[str, Any]:
     elif form == "results.json":
         _check_types(path, content.get("protocol", {}), {"method": str, "encoder_digest": str})
         for figures in (content, *(value for value in content.values() if isinstance(value, dict))):
-            check_figures(path, figures)
+            _check_types(path, figures, dict.fromkeys(FIGURES, _NUMBER), null=True)
     return content
 
 
@@ -152,15 +147,9 @@ def read_skipped(path: Path) -> list[tuple[str, str]]:
     if not path.exists():
         return []
     header, *rows = files.read_csv(path) or [[]]
-    wrong = header != ["name", "reason"] or any(len(row) != 2 for row in rows)
-    if wrong:
+    if header != ["name", "reason"] or any(len(row) != 2 for row in rows):
         raise UserError(f"{path}: not the table of name and reason that was written; restore it, or remove it")
     return [(name, reason) for name, reason in rows]
-
-
-def check_figures(path: Path, figures: Mapping[str, Any]) -> None:
-    """UserError where what has the name of a figure is there, and neither a number nor null."""
-    _check_types(path, figures, dict.fromkeys(FIGURES, _NUMBER), null=True)
 
 
 def _check_types(path: Path, content: Mapping[str, Any], kinds: Mapping[str, Any], *, null: bool = False) -> None:
@@ -209,11 +198,7 @@ def called(figure: str) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The lines of metrics.jsonl; none when there is no file.
-
-    Raises:
-        UserError: a line is no JSON, or holds what is no figure.
-    """
+    """The lines of metrics.jsonl; none when there is no file. UserError where one holds what is no figure."""
     if not path.exists():
         return []
     records = files.read_records(path)
@@ -255,10 +240,7 @@ def score(value: object) -> str:
 
 
 def quality(measured: Mapping[str, Mapping[str, float]]) -> tuple[str, Table] | None:
-    """A verdict in words and the table, the best of each measure stressed; None when nothing was measured.
-
-    measured: quality.json, method → scores in percent.
-    """
+    """Of quality.json, method → scores in percent: a verdict and the table; None when nothing was measured."""
     methods = [method for method in QUALITY_ROWS if method in measured]
     if not methods:
         return None

@@ -85,12 +85,7 @@ class _Cut:
 def collect(images: ImageSet, store: PartStore, soft_maps: SoftMaps, size: int, path: Path) -> None:
     """Choose what parts.html shows of a finished store and write it to `path`, whole or not at all.
 
-    Args:
-        images: those of the store.
-        store: complete.
-        soft_maps: batches of whole images, stretched to size × size, → maps of all labels.
-        size: pixels a side that `soft_maps` takes.
-        path: `FILE` in the folder of the run.
+    `soft_maps` takes batches of whole images, stretched to size × size.
     """
     scanned, shown = spread(len(images), _SCANNED), spread(len(images), _SHOWN)
     labels = np.asarray(store.labels[scanned])

@@ -107,7 +107,8 @@ def write_parts_page(run: Path) -> Path:
         most_maps=_MOST_MAPS,
         percent=_percent,
         scanned=len(samples.shares),
-        bar_end=_bar_end(parts),
+        # The first whole tenth that no bar and no spread passes.
+        bar_end=max(math.ceil(10 * max(part.area.mean, part.area.high)) / 10 for part in parts),
         quality=quality(read_facts(run / "quality.json")),
         losses=charts.loss_charts(by_step(read_records(run / "metrics.jsonl"))),
         frame=charts,
@@ -149,11 +150,6 @@ def _in_use(parts: list[Part]) -> float:
     """The exponential of the entropy of the areas: 1 when one label covers everything."""
     areas = [part.area.mean for part in parts if part.area.mean > 0]
     return math.exp(-sum(area * math.log(area) for area in areas))
-
-
-def _bar_end(parts: list[Part]) -> float:
-    """The share at the right end of the bars: the first whole tenth that no bar and no spread passes."""
-    return max(math.ceil(10 * max(part.area.mean, part.area.high)) / 10 for part in parts)
 
 
 def _parts(samples: PartSamples) -> Iterator[Part]:

@@ -2,7 +2,7 @@
 
 - Images are uint8 (N, 3, S, S) RGB; part labels uint8 (N, G, G), 255 where not yet computed;
   masks bool (N, L), True = hidden.
-- A label has the same colour in every picture. Colour-blind readers can tell the first eight apart: Okabe and
+- A label has the same colour in every picture. Colour-blind readers can distinguish the first eight: Okabe and
   Ito's seven and Tol's indigo; each further one is the colour farthest from all before it.
 - Tiles are scaled before labels or masks are laid over them: the edges of parts and patches stay sharp.
 - Sheets are drawn with PIL: no global drawing state, and the pixels are what was asked for.
@@ -147,8 +147,7 @@ def parts_picture(images: Tensor, labels: Tensor | Pixels, label_names: Sequence
     """Writes a sheet of pairs, image | parts, four pairs to a row, with a legend."""
     large = _to_tile_size(images)
     tiles = _interleave([large, overlay(large, labels, label_names)])
-    pairs = min(4, len(images))
-    sheet = _sheet(tiles, ("image", "parts"), groups=pairs, legend=_legend(label_names))
+    sheet = _sheet(tiles, ("image", "parts"), groups=min(4, len(images)), legend=_legend(label_names))
     write_bytes(path, _png(sheet))
 
 
@@ -159,10 +158,7 @@ def masks_picture(
     masks: Sequence[tuple[str, Tensor]],
     path: Path,
 ) -> None:
-    """Writes a sheet with a row per image: image | parts | the image under every (title, mask bool (N, L)).
-
-    Without labels the column of parts and the legend are left out.
-    """
+    """Writes a sheet with a row per image: image | parts, where there are labels | under every (title, bool (N, L))."""
     large = _to_tile_size(images)
     columns, headers = [large], ["image"]
     if labels is not None:
@@ -179,8 +175,7 @@ def reconstructions_picture(
 ) -> None:
     """Writes a sheet, two images to a row: image | visible patches | reconstruction | image.
 
-    reconstruction: uint8 (N, 3, S, S); of it the hidden patches are shown, pasted among the visible ones.
-    description: kept in the file, see `description_of`.
+    Of the reconstruction, uint8 (N, 3, S, S), the hidden patches are shown. `description_of` reads the description.
     """
     large, painted = _to_tile_size(images), _to_tile_size(paste(images, mask, reconstruction))
     tiles = _interleave([large, hide(large, mask), painted, large])

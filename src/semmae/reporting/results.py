@@ -25,11 +25,7 @@ def write_measured(
 ) -> None:
     """Write all that a single protocol found: results.json and .md, tables and pictures of classes, skipped.csv.
 
-    Args:
-        out: the run's folder.
-        protocol: as of `write_results`.
-        methods: the encoder under `OWN`, first, and what it is compared with by name.
-        sets: the images that were learned from and measured on.
+    `methods`: the encoder under `OWN`, first, and what it is compared with by name.
     """
     figures = {name: measured.figures for name, measured in methods.items()}
     details: list[str] = []
@@ -101,19 +97,12 @@ def write_results(
 ) -> None:
     """Write `out`/results.json and `out`/results.md, whose first table is what a verb shows at its end.
 
-    Args:
-        out: the run's folder.
-        protocol: how it was measured: whatever one must know to measure it again.
-        figures: of the encoder itself: name → number.
-        others: likewise of what it is compared with, by name, such as "untrained".
-        details: lines of Markdown that stand below the table in the file.
+    `figures` are of the encoder itself, `others` of what it is compared with, by name, such as "untrained"; `details`
+    are lines of Markdown for below the table.
     """
-    methods = {OWN: figures, **(others or {})}
-    content = {"protocol": dict(protocol), **figures, **(others or {})}
-    write_json(out / "results.json", content)
-    lines = markdown_table(methods)
-    text = ["# Results", "", *lines, "", *details, "Protocol:", "", *protocol_lines(protocol)]
-    write_text(out / "results.md", "\n".join(text) + "\n")
+    others = others or {}
+    lines = [*markdown_table({OWN: figures, **others}), "", *details]
+    _write_both(out, protocol, {**figures, **others}, lines)
 
 
 def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:
@@ -121,10 +110,13 @@ def write_comparison(out: Path, protocol: Mapping[str, Any], methods: Mapping[st
 
     `protocol` holds a mapping for each protocol that was used, under its name.
     """
-    content = {"protocol": dict(protocol), **methods}
-    write_json(out / "results.json", content)
-    lines = markdown_table(figure_rows(methods))
-    text = ["# Results", "", *lines, "", "Protocol:", "", *protocol_lines(protocol)]
+    _write_both(out, protocol, methods, [*markdown_table(figure_rows(methods)), ""])
+
+
+def _write_both(out: Path, protocol: Mapping[str, Any], content: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """results.json, and results.md with these lines above the protocol."""
+    write_json(out / "results.json", {"protocol": dict(protocol), **content})
+    text = ["# Results", "", *lines, "Protocol:", "", *protocol_lines(protocol)]
     write_text(out / "results.md", "\n".join(text) + "\n")
 
 
@@ -137,11 +129,7 @@ def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
 def write_per_class(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:
     """Write a CSV of each class: its images, how many were classified right, what share that is, and its usual mistake.
 
-    Args:
-        path: where to; written at once.
-        classes: names of the K classes.
-        chosen: what every image was taken for, int64 (N,).
-        targets: its true class, int64 (N,).
+    `chosen`: what every image was taken for, int64 (N,); `targets`: its true class.
     """
     counts = (torch.bincount(found, minlength=len(classes)).tolist() for found in (targets, targets[chosen == targets]))
     mistaken = most_often_taken_for(targets, chosen)
@@ -163,10 +151,7 @@ def most_often_taken_for(targets: Tensor, chosen: Tensor) -> dict[int, tuple[int
 
 
 def draw_confusion(path: Path, classes: Sequence[str], chosen: Tensor, targets: Tensor) -> None:
-    """Draw which class is taken for which, as a PNG; not of more classes than `MOST_IN_PICTURE`.
-
-    Arguments are as for `write_per_class`.
-    """
+    """As `write_per_class`: a PNG of which class is taken for which; none of more classes than `MOST_IN_PICTURE`."""
     if len(classes) <= MOST_IN_PICTURE:
         confusion_picture(confusion_matrix(chosen, targets, len(classes)), classes, path)
 

@@ -34,13 +34,10 @@ from semmae.reporting.page import (
     score,
     with_intervals,
 )
-from semmae.reporting.pictures import masks_picture, overlay, parts_picture, reconstructions_picture
 from semmae.reporting.verdicts import verdicts
 from semmae.run.config import CONFIG
 from semmae.run.finished import PRODUCTS
 from semmae.shell import again
-
-__all__ = ["masks_picture", "overlay", "parts_picture", "reconstructions_picture", "write_report"]
 
 STAGES = {
     "teacher": "Teacher",
@@ -133,7 +130,7 @@ def write_report(run: Path) -> Path:
 
 
 def _read_stages(run: Path) -> dict[str, list[Record]]:
-    """Records per stage, in the order of STAGES, by step; a step logged again after a resume counts once."""
+    """Records per stage, in the order of STAGES."""
     found: dict[str, list[Record]] = {}
     for folder, default in [(run, "pretrain"), *((run / stage, stage) for stage in _WITHIN)]:
         for record in read_records(folder / "metrics.jsonl"):
@@ -293,13 +290,11 @@ def _results(run: Path) -> Iterable[Table]:
         title = path.parent.name if path.parent != run else ""
         yield _scores(title, methods)
         if isinstance(protocol, dict) and protocol:
-            yield Table(_PROTOCOL, ("Setting", "Value"), tuple(_settings(protocol)))
-
-
-def _settings(protocol: Record) -> Iterable[tuple[str, str]]:
-    """(name, value) of the settings of a protocol; of a digest its beginning."""
-    for name, value in flat(protocol):
-        yield name, short(str(value)) if name.endswith("_digest") else number(value)
+            settings = (
+                (name, short(str(value)) if name.endswith("_digest") else number(value))
+                for name, value in flat(protocol)
+            )
+            yield Table(_PROTOCOL, ("Setting", "Value"), tuple(settings))
 
 
 def _scores(title: str, methods: Mapping[str, Record]) -> Table:

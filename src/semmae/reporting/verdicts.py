@@ -66,7 +66,9 @@ def teacher_collapsed(records: Iterable[Mapping[str, Any]], prototypes: int) -> 
     if not known:
         return None
     last = known[-max(1, round(_LAST * len(known))) :]
-    loss, information = (_mean(last, name) for name in ("loss_dino", "teacher_information"))
+    loss, information = (
+        sum(float(record[name]) for record in last) / len(last) for name in ("loss_dino", "teacher_information")
+    )
     uniform = math.log(prototypes)
     if loss >= _UNIFORM * uniform:
         fault = (
@@ -157,7 +159,3 @@ def _chance(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float:
-    return sum(float(record[name]) for record in records) / len(records)

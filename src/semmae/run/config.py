@@ -75,11 +75,7 @@ def saved_facts(saved: Mapping[str, Any]) -> Mapping[str, Option]:
 
 
 def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
-    """Options of a YAML file, for the dataclass `kind`.
-
-    Raises:
-        UserError: no such file, no mapping, of another verb, or a key that is no option, with the near ones named.
-    """
+    """Options of a YAML file, for the dataclass `kind`; UserError where it is of another verb, or a key no option."""
     values = _read(path)
     verb = values.pop("verb", verb_of(kind))
     if verb != verb_of(kind):
@@ -101,10 +97,7 @@ def with_defaults(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options given, over those of --config or of the run to resume, over those of a preset.
 
     Where no run is to resume, stand-ins take the place of required options, so that `check_resumed` can say what is
-    wrong.
-
-    Raises:
-        UserError: one of these cannot be read, or the run was begun with an object of Python, which is not given again.
+    wrong. UserError where the run was begun with an object of Python, which is not given again.
     """
     saved: dict[str, Any] = {}
     if given.get("config"):
@@ -131,11 +124,7 @@ def _saved_for(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """The options of a verb: those given by name, over those of `with_defaults`.
-
-    Raises:
-        UserError: an unknown option, a value that its field does not take, or one that is missing.
-    """
+    """The options of a verb: those given by name, over those of `with_defaults`."""
     found = with_defaults(kind, given_options(kind, values))
     required = (option for name, option in options_of(kind).items() if option.is_required and name not in found)
     missing = [option.facts.positional or option.flag for option in required]
@@ -146,11 +135,7 @@ def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 def check_resumed(options: Any) -> None:
-    """Refuse to resume what is no run, or one that was begun with other options.
-
-    Raises:
-        UserError: names what differs.
-    """
+    """Refuse to resume what is no run, or one that was begun with other options."""
     path = Path(options.out) / CONFIG
     if not path.is_file():
         asked = next(flag(name) for name in with_facts(type(options), continues=True) if getattr(options, name))

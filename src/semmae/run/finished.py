@@ -46,11 +46,7 @@ def _fields(path: Path) -> Fields:
 
 
 def is_done(options: RunOptions) -> bool:
-    """Whether `options.out` holds this very run, finished.
-
-    Raises:
-        UserError: it does, but what it was made of was changed since it began.
-    """
+    """Whether `options.out` holds this very run, finished; UserError where what it was made of was changed since."""
     if options.overwrite or not is_finished(options.out) or not began_alike(options, leaves_the_same=True):
         return False
     if any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume"):

@@ -67,9 +67,6 @@ def claimed(options: OptionsT, makes: Path | None = None) -> Iterator[OptionsT]:
     --resume is filled in too where `out` holds a run that was begun with just these options and did not
     come to its end: the same command again goes on. Where the block fails, a folder that was only locked goes again.
     `makes`: a file outside the folder in which the work is to end.
-
-    Raises:
-        UserError: a value out of bounds; an input in the way, or a folder, or a run at work there; nothing to resume.
     """
     check_claim(options)
     if isinstance(options, TrainOptions):
@@ -166,11 +163,7 @@ def _is_folder(path: Path) -> bool:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """The folder is this process's alone; it is made, and goes again where nothing was written to it.
-
-    Raises:
-        UserError: another process is at work there.
-    """
+    """The folder is this process's alone; it is made, and goes again where nothing was written to it."""
     place = out.resolve()
     if _held.get(place, threading.get_ident()) != threading.get_ident():
         raise _at_work(out)

@@ -17,10 +17,7 @@ _NO_PATH = re.compile(r"^(timm|hf):|^[a-z][a-z0-9+.-]*://", re.I)
 def check_place(option: str, folder: Path, given: Path | None = None) -> None:
     """Refuse a folder that cannot be made or written in, or opened by safetensors and TensorBoard; nothing is touched.
 
-    Args:
-        option: that names the place, as written on the command line.
-        folder: to write in; it, and folders around it, may be still to be made.
-        given: what the option was given, where that is no folder but something in it.
+    `given`: what the option was given, where that is no folder but something in it.
     """
     if option == "--out" and not _is_utf8(place := str(given or folder)):
         raise UserError(f"--out {readable(place)}: is no UTF-8, and weights cannot be read from there; choose another")
@@ -43,10 +40,8 @@ def check_apart(
     images become images, so that a run which goes on would find others than it began with. Links inside the inputs are
     followed, as reading them does; however many outputs there are, each input is walked through once.
 
-    Args:
-        outputs: files and folders to write, each with its option as written on the command line.
-        inputs: by option, what is read: a path, a glob, or a name that is no path.
-        searched: those of the inputs in which images are looked for at any depth; annotations are found by name.
+    Each stands beside its option. `searched`: those of the inputs in which images are looked for at any depth;
+    annotations are found by name.
     """
     places = [(option, out, user_path(out).resolve()) for option, out in outputs if out is not None]
     for name, value in inputs.items():

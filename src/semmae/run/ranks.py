@@ -15,12 +15,7 @@ _node_begins_at: int | None = None  # of the process that begins another node th
 
 
 def check_processes(nodes: int, devices: int) -> None:
-    """Refuse another number of processes than was started.
-
-    Raises:
-        UserError: torchrun or srun has started more or fewer; or several nodes are asked for and nothing says which
-            one this is.
-    """
+    """Refuse another number of processes than was started, and nodes of which nothing says which one this is."""
     starter, count = started()
     asked = f"--nodes {nodes} --devices {devices}"
     if starter is not None and count != nodes * devices:

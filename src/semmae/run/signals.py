@@ -29,10 +29,8 @@ def stoppable(last_words: Callable[[int], object]) -> Iterator[None]:
     """Ctrl-C and SIGTERM raise `Stopped`; the second one ends the process at once, whatever it waits for.
 
     Nothing is lost by that: files are written whole or not at all. Training takes both over while it lasts
-    (`Signals`). A thread other than the main one changes nothing.
-
-    Args:
-        last_words: is called with the signal before the process ends at once.
+    (`Signals`). A thread other than the main one changes nothing. `last_words` is called with the signal before the
+    process ends at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

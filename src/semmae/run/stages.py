@@ -14,11 +14,7 @@ StageT = TypeVar("StageT", bound=TrainOptions)
 
 
 def parts_stage(options: PretrainOptions, teacher: Any) -> PartsOptions:
-    """Options of the part learner that is trained inside `out`, from the encoder `teacher`, a name or an object.
-
-    Raises:
-        UserError: `semmae parts` has no such preset.
-    """
+    """Options of the part learner that is trained inside `out`, from the encoder `teacher`, a name or an object."""
     recipe = preset_options("parts", options.parts_preset, "--parts-preset")
     # The labels, for which alone parts are learned.
     unread = not options.is_own_masking and "parts" not in options.needs

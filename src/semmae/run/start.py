@@ -32,11 +32,8 @@ def writes_run(options: Any) -> TypeGuard[RunOptions]:
 
 def check_start(options: Any, given: Iterable[str]) -> None:
     """Refuse options that are wrong by themselves or beside each other, inputs that are not there, and a place that
-    cannot be written to, or is occupied by another run; nothing is written.
-
-    Args:
-        options: of a verb.
-        given: names of those that the user gave, which are refused where they have no effect.
+    cannot be written to, or is occupied by another run; nothing is written. Those `given` by the user are refused where
+    they have no effect.
     """
     check_values(options)
     check_given(options, given)
@@ -69,6 +66,6 @@ def _check_there(option: str, value: str | Path, reads: Reads) -> None:
     if os.path.lexists(path) or (glob.has_magic(str(value)) and reads == "images"):
         return
     siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-    named = [f"timm:{value}"] if reads == "network" and str(value).startswith(("vit_", "deit", "eva")) else []
-    hint = near_only(path.name, siblings) or (f'; did you mean "{named[0]}"?' if named else f"; {_REMEDIES[reads]}")
+    is_timm = reads == "network" and str(value).startswith(("vit_", "deit", "eva"))
+    hint = near_only(path.name, siblings) or (f'; did you mean "timm:{value}"?' if is_timm else f"; {_REMEDIES[reads]}")
     raise UserError(f"{option} {str(value)[:200]}: no such file or folder{hint}")

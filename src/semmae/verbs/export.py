@@ -33,8 +33,8 @@ from semmae.reporting.page import read_facts
 from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 
-ABOUT = "export.json"  # tells what was exported; by it --overwrite knows an export
-_MASK_RATIO = 0.75  # where no run tells another: MAE's
+ABOUT = "export.json"  # what was exported; by it --overwrite knows an export
+_MASK_RATIO = 0.75  # MAE's, where no run gives another
 
 
 def export(options: ExportOptions) -> Path:
