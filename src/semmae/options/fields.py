@@ -18,7 +18,7 @@ KindT = TypeVar("KindT")
 MOST = 2**63 - 1  # of 64 bits: no limit but that of counting
 
 OnResume = Literal["same", "more", "free"]
-Reads = Literal["images", "annotations", "network", "labels", "learner", "file"]
+Reads = Literal["images", "annotations", "network", "labels", "learner", "run", "file"]
 
 
 class Options(Protocol):

@@ -10,5 +10,5 @@ from semmae.options.fields import about
 class ReportOptions:
     """Write report.html for a run: losses, learning rate, parts, masks, reconstructions; and its parts.html."""
 
-    run: Path = field(metadata=about(reads="file", positional="the folder of a run"))
+    run: Path = field(metadata=about(reads="run", positional="the folder of a run"))
     """Folder that a verb wrote with --out."""

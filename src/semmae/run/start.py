@@ -21,6 +21,7 @@ _REMEDIES: dict[Reads, str] = {
     "network": "give a run of semmae, timm:NAME, or a checkpoint file",
     "labels": "give a run of semmae parts or pretrain",
     "learner": "give a run of semmae parts",
+    "run": "give the folder that a command wrote with --out",
     "file": "check the path",
 }
 
