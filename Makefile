@@ -7,7 +7,7 @@ LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow attacks check format docs package stub bench lock
+.PHONY: help setup demo test test-slow attacks check format docs package reference bench lock
 
 help:
 	@echo "make demo        the whole way on drawn images, into runs/demo (DATA=DIR: on your own)"
@@ -18,7 +18,7 @@ help:
 	@echo "make format      let ruff mend what it can"
 	@echo "make docs        the documentation site, into site/"
 	@echo "make package     sdist and wheel, into dist/, looked into and run in a fresh environment"
-	@echo "make stub        src/semmae/__init__.pyi and the tables of docs/api, after a change of options or docstrings"
+	@echo "make reference   the tables of docs/api, after a change of options or docstrings"
 	@echo "make bench       the benchmarks, into benchmarks/results and docs/images (IMAGES=DIR: JPEG files to load)"
 	@echo "make lock        write $(LOCK) anew from pyproject.toml (UPGRADE=1: to the newest versions)"
 
@@ -62,9 +62,8 @@ docs: $(STAMP)
 package: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/check_package.py
 
-# What type checkers and editors see of semmae, and the tables of the reference; tests tell when they no longer fit.
-stub: $(STAMP)
-	$(BIN)/python tools/stub.py
+# The tables of the reference; a test asks for it when they no longer fit.
+reference: $(STAMP)
 	$(BIN)/python tools/reference.py
 
 # On a quiet machine, for these are figures of speed: half an hour on two cores, with 20 GB of memory.

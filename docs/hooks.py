@@ -2,7 +2,7 @@
 
 Links to them are written as they hold where the pages are read as files, `../examples/masks.py`, and become links of
 the site here. Lists may follow a line of text at once, as they do in docstrings. In the reference the whole docstrings
-take the place of the tables that `make stub` wrote for those who read the pages as files.
+take the place of the tables that `make reference` wrote for those who read the pages as files.
 """
 
 import re

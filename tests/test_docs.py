@@ -252,7 +252,7 @@ def test_the_tables_of_the_reference_are_those_of_the_code() -> None:
     pytest.importorskip("griffe")
     made = runpy.run_path(str(ROOT / "tools" / "reference.py"))
     stale = [path.name for path in made["PAGES"] if path.read_text() != made["page"](path.read_text())]
-    assert stale == [], "options or docstrings changed: make stub"
+    assert stale == [], "options or docstrings changed: make reference"
 
 
 class Assets(HTMLParser):

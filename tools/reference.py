@@ -1,4 +1,4 @@
-"""Writes the tables of docs/api/: `make stub`.
+"""Writes the tables of docs/api/: `make reference`.
 
 The pages are to be read as files, too, where no program fills them. So the options of every verb stand in options.md,
 and in the other pages, for each module, what it holds and the first sentence about it: all of it between a comment
