@@ -17,7 +17,7 @@ from typing import Any
 from semmae import __version__
 from semmae.cli.faults import machine_fault, message
 from semmae.errors import UserError, near
-from semmae.files.names import shown
+from semmae.names import shown
 from semmae.options import VERBS, kind_of
 from semmae.progress import ESCAPED, say, silence, write
 from semmae.run.signals import Interrupted, stoppable

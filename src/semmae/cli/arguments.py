@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from semmae.errors import UserError
-from semmae.files.names import shown
+from semmae.names import shown
 from semmae.options.fields import Option, command_options, flag, verb_of
 from semmae.options.values import from_text
 from semmae.progress import say

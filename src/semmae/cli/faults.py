@@ -3,7 +3,6 @@
 import re
 
 from semmae.errors import DiskError, UserError, one_line
-from semmae.files import is_disk_fault
 
 _NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|out of memory|bad_alloc", re.I)
 _WORKER_KILLED = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)", re.I)
@@ -24,6 +23,8 @@ def machine_fault(error: Exception) -> str | None:
         return None
     if isinstance(error, DiskError):
         return message(error)
+    from semmae.files import is_disk_fault  # not above: help needs none of it
+
     if is_disk_fault(error):
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         return f"{where}{message(error)}; free space there, or use another disk, and give the same command again"

@@ -7,10 +7,10 @@ import ast
 import codecs
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +21,7 @@ from semmae.options import shared
 from semmae.options.fields import Option, command_options, verb_of
 from semmae.options.presets import preset_list
 
+_NO_SOURCE = "builtins"  # tyro would look for comments in the source of the classes that are made here
 _NAMES = {bool: "", int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
 
 
@@ -33,6 +34,7 @@ def help_text(kind: type[Any]) -> str:
     tree = dataclasses.make_dataclass(
         "Options", [(name, Annotated[group, tyro.conf.OmitArgPrefixes]) for name, group in groups]
     )
+    tree.__module__ = _NO_SOURCE
     encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name  # tyro draws boxes of letters where it is not utf-8
     page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
@@ -76,7 +78,7 @@ def _group(group: type[Any], options: list[Option]) -> type[Any]:
         drawn = bool if option.is_switch else str  # which needs no value of ours: nothing is read here
         members.append((option.name, Annotated[drawn, argument], dataclasses.field(default=drawn())))
     made = dataclasses.make_dataclass(group.__name__, members, kw_only=True)
-    made.__doc__ = inspect.getdoc(group)
+    made.__doc__, made.__module__ = inspect.getdoc(group), _NO_SOURCE
     return made
 
 
@@ -101,8 +103,7 @@ def _hint(option: Option) -> str:
 
 def _texts(group: type[Any]) -> dict[str, str]:
     """The text under each field of a class, in one line."""
-    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
-    assert isinstance(declared, ast.ClassDef)
+    declared = _classes(str(sys.modules[group.__module__].__file__))[group.__name__]
     return {
         field.target.id: " ".join(str(text.value.value).split())
         for field, text in zip(declared.body, declared.body[1:], strict=False)
@@ -111,3 +112,10 @@ def _texts(group: type[Any]) -> dict[str, str]:
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
     }
+
+
+@functools.cache
+def _classes(file: str) -> dict[str, ast.ClassDef]:
+    """The classes of a file, by name: several are looked at, and `inspect` would read it anew for each."""
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -170,7 +170,7 @@ class _Pairs:
 def _checked(
     pairs: _Pairs, sets: Sequence[LabelledImages], coding: Coding, workers: int
 ) -> tuple[list[LabelledImages], tuple[str, ...], bool, str]:
-    """Read all annotations: sets, as their numbers are meant, names of classes, whether these mean something, digest."""
+    """Read all annotations: sets as their numbers are meant, names of classes, whether these mean something, digest."""
     digest = hashlib.sha256()
     counts = [check_pairs(labelled, digest, workers) for labelled in sets]
     meant = coding_of(pairs.root, coding, counts, pairs.named)

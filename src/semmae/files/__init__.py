@@ -10,15 +10,6 @@ Notable here:
 - names that are no UTF-8 (Python's surrogate escapes) are written as the bytes they are, in JSON as escapes.
 """
 
-from semmae.files.names import (
-    bytes_shown as bytes_shown,
-    encoded as encoded,
-    on_disk as on_disk,
-    readable as readable,
-    short as short,
-    shown as shown,
-    user_path as user_path,
-)
 from semmae.files.reading import (
     Fields as Fields,
     open_regular as open_regular,
@@ -47,4 +38,13 @@ from semmae.files.writing import (
     write_csv as write_csv,
     write_json as write_json,
     write_text as write_text,
+)
+from semmae.names import (
+    bytes_shown as bytes_shown,
+    encoded as encoded,
+    on_disk as on_disk,
+    readable as readable,
+    short as short,
+    shown as shown,
+    user_path as user_path,
 )

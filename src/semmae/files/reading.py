@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from semmae.errors import UserError
-from semmae.files.names import shown
+from semmae.names import shown
 
 # Bytes of a text file that is read at once; no file of ours comes near.
 MOST_TEXT = 256 * 2**20

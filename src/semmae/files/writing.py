@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from semmae.errors import DiskError, UserError
-from semmae.files.names import encoded, on_disk, shown
+from semmae.names import encoded, on_disk, shown
 
 # Of everything that lies beside its place while it is written.
 PART = ".semmae-part"

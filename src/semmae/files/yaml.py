@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from semmae.errors import UserError
-from semmae.files.names import shown
 from semmae.files.reading import check_bounds, read_text
+from semmae.names import shown
 
 _MOST = 2**20  # bytes: PyYAML is slow, and options are few
 

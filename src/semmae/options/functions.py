@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from semmae.errors import UserError, near
-from semmae.files.names import shown
+from semmae.names import shown
 
 
 def text_of(function: Callable[..., Any], option: str) -> str:

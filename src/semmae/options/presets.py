@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from semmae.errors import UserError, near
-from semmae.files.names import shown
+from semmae.names import shown
 
 Preset = Callable[[], dict[str, Any]]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semmae.errors import UserError, near, near_only
-from semmae.files.names import shown, user_path
+from semmae.names import shown, user_path
 from semmae.options.fields import Option, flag, is_given, options_of
 from semmae.options.functions import text_of
 

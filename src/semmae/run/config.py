@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from semmae.errors import UserError
 from semmae.files import Fields
-from semmae.files.names import shown
+from semmae.names import shown
 from semmae.objects import described, recordable
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import Option, flag, options_of, verb_of, with_facts

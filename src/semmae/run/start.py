@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from semmae.errors import UserError, near_only
-from semmae.files.names import shown, user_path
+from semmae.names import shown, user_path
 from semmae.options.fields import Option, Reads, options_of
 from semmae.options.shared import RunOptions
 from semmae.options.values import check_given, check_values
