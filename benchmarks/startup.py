@@ -27,7 +27,7 @@ from typing import NamedTuple
 from harness import median_ratio, turned, write_results
 from PIL import Image
 
-from semmae import VERBS
+from semmae.options import VERBS
 
 TYRO_ALONE = '''
 import dataclasses
