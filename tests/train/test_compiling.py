@@ -81,10 +81,12 @@ def test_compiled_losses_and_gradients_are_the_same(bf16: bool) -> None:
         )
 
 
-def test_a_run_that_cannot_compile_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_compile_touches_nothing(
+    creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import semmae
 
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="--compile on: needs"):
-        semmae.pretrain(data=tmp_path / "photos", out=tmp_path / "run", masking="random", compile="on")
+        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", compile="on")
     assert not (tmp_path / "run").exists()

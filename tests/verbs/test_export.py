@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> Path:
 def test_timm_loads_its_folder(run: Path, tmp_path: Path) -> None:
     images = torch.randn(2, 3, 32, 32)
 
-    out = semmae.export(encoder=run, to="timm", out=tmp_path / "out")
+    out = semmae.export(encoder=run, to="timm", out=tmp_path / "out").path
 
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     features = load_encoder(run)(images)
@@ -69,7 +69,7 @@ def test_timm_loads_its_folder(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("decoder", ["auto", "without"])
 def test_the_mae_file_holds_the_release_s_names_and_reads_back(decoder: str, run: Path, tmp_path: Path) -> None:
-    out = semmae.export(encoder=run, to="mae", out=tmp_path / "out", decoder=decoder)
+    out = semmae.export(encoder=run, to="mae", out=tmp_path / "out", decoder=decoder).path
 
     state = torch.load(out / "mae.pth", weights_only=True)["model"]
     wanted = load_mae(run)
@@ -91,7 +91,7 @@ def test_transformers_loads_the_encoder(run: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     images = torch.randn(2, 3, 32, 32)
 
-    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out")
+    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out").path
 
     model, told = transformers.ViTModel.from_pretrained(out, add_pooling_layer=False, output_loading_info=True)
     features = load_encoder(run)(images)
@@ -112,7 +112,7 @@ def test_transformers_loads_the_autoencoder(run: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
 
-    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out", decoder="with")
+    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out", decoder="with").path
 
     model, told = transformers.ViTMAEForPreTraining.from_pretrained(out, output_loading_info=True)
     wanted = model.eval()(images, noise=noise)
@@ -155,8 +155,8 @@ def test_the_release_of_mae_goes_to_transformers_and_back(shared: Path, tmp_path
     expected = load_file(shared / "vectors/mae-p8/expected.safetensors")
     path = shared / "vectors/mae-p8/checkpoint.pth"
 
-    theirs = semmae.export(encoder=path, to="hf", out=tmp_path / "hf", decoder="with")
-    back = semmae.export(encoder=theirs, to="mae", out=tmp_path / "mae")
+    theirs = semmae.export(encoder=path, to="hf", out=tmp_path / "hf", decoder="with").path
+    back = semmae.export(encoder=theirs, to="mae", out=tmp_path / "mae").path
 
     model = transformers.ViTMAEForPreTraining.from_pretrained(theirs).eval()
     # The release tells each patch's rank in its shuffled order, and noise is only ranked.
@@ -175,7 +175,7 @@ def test_a_dino_file_goes_to_transformers_as_it_is(shared: Path, tmp_path: Path)
     transformers = pytest.importorskip("transformers")
     expected = load_file(shared / "vectors/vit-flat/expected.safetensors")
 
-    out = semmae.export(encoder=shared / "vectors/vit-flat/checkpoint.pth", to="hf", out=tmp_path / "hf")
+    out = semmae.export(encoder=shared / "vectors/vit-flat/checkpoint.pth", to="hf", out=tmp_path / "hf").path
 
     model = transformers.ViTModel.from_pretrained(out, add_pooling_layer=False).eval()
     assert (model(expected["images"]).last_hidden_state - expected["tokens"]).abs().max() < 1e-5
@@ -187,7 +187,7 @@ def test_a_dino_file_goes_to_transformers_as_it_is(shared: Path, tmp_path: Path)
 @pytest.mark.parametrize("form", ["timm", "mae", "hf"])
 @torch.no_grad()
 def test_another_image_size_resamples_the_positions(form: str, run: Path, tmp_path: Path) -> None:
-    out = semmae.export(encoder=run, to=form, out=tmp_path / "out", image_size=48)
+    out = semmae.export(encoder=run, to=form, out=tmp_path / "out", image_size=48).path
 
     images, read = torch.randn(2, 3, 48, 48), load_encoder(out)
     assert read.spec.image_size == 48 and read.vit.pos_embed.shape[1] == 1 + 36
@@ -202,7 +202,7 @@ def test_onnx_is_for_any_batch_and_tells_its_colours(run: Path, tmp_path: Path) 
     onnxruntime = pytest.importorskip("onnxruntime")
     images = torch.randn(4, 3, 32, 32)
 
-    out = semmae.export(encoder=run, to="onnx", out=tmp_path / "out")
+    out = semmae.export(encoder=run, to="onnx", out=tmp_path / "out").path
 
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     cls, _ = session.run(["cls", "patches"], {"images": images.numpy()})
@@ -246,7 +246,7 @@ def test_what_a_form_cannot_hold_is_named(form: str, more: dict[str, Any], words
 def test_biases_that_are_not_there_are_for_transformers_only(tmp_path: Path) -> None:
     path = peculiar(tmp_path, qkv_bias=False)
 
-    out = semmae.export(encoder=path, to="hf", out=tmp_path / "hf")
+    out = semmae.export(encoder=path, to="hf", out=tmp_path / "hf").path
 
     assert json.loads((out / "config.json").read_text())["qkv_bias"] is False
     assert checkpoint.digest(load_encoder(out)) == checkpoint.digest(load_encoder(path))
@@ -259,7 +259,7 @@ def test_epsilons_of_other_norms_stay_with_transformers(run: Path, tmp_path: Pat
     sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
     transformers.ViTModel(transformers.ViTConfig(**sizes)).save_pretrained(tmp_path / "theirs")  # 1e-12
 
-    out = semmae.export(encoder=tmp_path / "theirs", to="hf", out=tmp_path / "hf")
+    out = semmae.export(encoder=tmp_path / "theirs", to="hf", out=tmp_path / "hf").path
 
     assert json.loads((out / "config.json").read_text())["layer_norm_eps"] == 1e-12
     for form in ("timm", "mae"):
@@ -283,7 +283,7 @@ def test_the_card_tells_the_run_and_no_paths(run: Path, tmp_path: Path) -> None:
     other = {"protocol": {"method": "linear segmentation", "seed": 1}, "miou": 12.5}
     (tmp_path / "segment/results.json").write_text(json.dumps(other))
 
-    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out", results=tmp_path / "segment/results.json")
+    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out", results=tmp_path / "segment/results.json").path
 
     card = (out / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
@@ -314,7 +314,7 @@ def test_the_card_tells_the_table_of_evaluate(run: Path, tmp_path: Path) -> None
     options = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(options | {"init": "elsewhere/mae.pth"}))
 
-    card = (semmae.export(encoder=run, to="timm", out=tmp_path / "out") / "README.md").read_text()
+    card = (semmae.export(encoder=run, to="timm", out=tmp_path / "out").path / "README.md").read_text()
 
     plain = " ".join(card.split())
     assert "| | this encoder | untrained |" in plain
@@ -337,7 +337,7 @@ def test_figures_of_other_weights_are_left_out(run: Path, tmp_path: Path, caplog
 
     with caplog.at_level("INFO", "semmae"):
         # Resampled positions are another digest, and the same training.
-        out = semmae.export(encoder=run, to="timm", out=tmp_path / "out", image_size=48)
+        out = semmae.export(encoder=run, to="timm", out=tmp_path / "out", image_size=48).path
 
     card = (out / "README.md").read_text()
     assert "61.2" in card and "62.2" not in card and "63.2" in card
@@ -361,7 +361,7 @@ def test_the_card_of_what_was_trained_on_tells_its_own_run(kind: str, tmp_path: 
     for place, top1 in ((folder, 61.25), (folder / "knn", 62.25)):
         (place / "results.json").write_text(json.dumps({"protocol": {"encoder_digest": "0" * 64}, "top1": top1}))
 
-    out = semmae.export(encoder=folder / kind, to="timm", out=tmp_path / "out")
+    out = semmae.export(encoder=folder / kind, to="timm", out=tmp_path / "out").path
 
     card = (out / "README.md").read_text()
     assert "the run `tuned`" in card and ": 9\n" in card and "61.2" in card and "62.2" not in card
@@ -382,8 +382,8 @@ def test_exported_forms_show_what_semmae_shows(run: Path, tmp_path: Path) -> Non
     wanted = normalise(WholeDataset(images, 32, fit="centre")[0]["image"][None], MEAN, STD)[0]
     image = Image.open(tmp_path / "images/one.png")
 
-    theirs = semmae.export(encoder=run, to="hf", out=tmp_path / "hf")
-    timms = semmae.export(encoder=run, to="timm", out=tmp_path / "timm")
+    theirs = semmae.export(encoder=run, to="hf", out=tmp_path / "hf").path
+    timms = semmae.export(encoder=run, to="timm", out=tmp_path / "timm").path
 
     processor = transformers.AutoImageProcessor.from_pretrained(theirs)
     of_transformers = processor(images=image, return_tensors="pt")["pixel_values"][0]
@@ -442,21 +442,21 @@ def test_the_folder_one_works_in_is_refused(run: Path, tmp_path: Path, monkeypat
 
 
 def test_the_card_of_a_file_says_what_is_not_known(run: Path, tmp_path: Path) -> None:
-    file = semmae.export(encoder=run, to="mae", out=tmp_path / "mae") / "mae.pth"
+    file = semmae.export(encoder=run, to="mae", out=tmp_path / "mae").path / "mae.pth"
 
-    card = (semmae.export(encoder=file, to="timm", out=tmp_path / "timm") / "README.md").read_text()
+    card = (semmae.export(encoder=file, to="timm", out=tmp_path / "timm").path / "README.md").read_text()
 
     assert "from `mae.pth`" in card and "Nothing is known of it" in card and "nothing was measured" in card
 
 
 def test_an_export_is_replaced_only_when_asked_and_nothing_else_is(run: Path, tmp_path: Path) -> None:
-    out = semmae.export(encoder=run, to="mae", out=tmp_path / "out")
+    out = semmae.export(encoder=run, to="mae", out=tmp_path / "out").path
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/one.jpg").write_text("precious")
 
     with pytest.raises(UserError, match="holds another export; use --overwrite"):
         semmae.export(encoder=run, to="timm", out=out)
-    assert semmae.export(encoder=run, to="mae", out=out) == out  # already finished
+    assert semmae.export(encoder=run, to="mae", out=out).path == out  # already finished
     with pytest.raises(UserError, match="holds no export of semmae"):
         semmae.export(encoder=run, to="timm", out=tmp_path / "photos", overwrite=True)
     semmae.export(encoder=run, to="timm", out=out, overwrite=True)
@@ -537,7 +537,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
 def test_the_whole_folder_goes_to_the_hub(
     hub: type[Hub], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out", push_to_hub="me/birds", private=True)
+    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out", push_to_hub="me/birds", private=True).path
 
     names = ["README.md", "config.json", "export.json", "model.safetensors", "preprocessor_config.json"]
     assert hub.calls == [
@@ -560,7 +560,7 @@ def test_a_public_repository_gets_nothing_that_was_to_be_private(hub: type[Hub],
 
 @pytest.mark.parametrize("form", ["timm", "hf"])
 def test_a_name_without_owner_is_told_in_full(form: str, hub: type[Hub], run: Path, tmp_path: Path) -> None:
-    out = semmae.export(encoder=run, to=form, out=tmp_path / "out", push_to_hub="birds")
+    out = semmae.export(encoder=run, to=form, out=tmp_path / "out", push_to_hub="birds").path
 
     card = (out / "README.md").read_text()
     assert "# token-owner/birds\n" in card
@@ -596,7 +596,7 @@ def test_timm_s_own_models_keep_their_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("semmae.verbs.export.load_encoder", lambda *_, **__: encoder)
     monkeypatch.setattr("semmae.verbs.export.find_decoder", lambda *_, **__: None)
 
-    out = semmae.export(encoder="timm:vit_base_patch32_clip_224", to="timm", out=tmp_path / "out")
+    out = semmae.export(encoder="timm:vit_base_patch32_clip_224", to="timm", out=tmp_path / "out").path
 
     read = checkpoint.read_encoder(out)
     images = torch.randn(1, 3, 224, 224)

@@ -44,7 +44,7 @@ def images() -> Tensor:
 def test_timm_tells_the_classes(pooling: Pooling, tmp_path: Path) -> None:
     run, shown = tuned(tmp_path / "run", pooling), images()
 
-    out = semmae.export(encoder=run, to="timm", out=tmp_path / "out")
+    out = semmae.export(encoder=run, to="timm", out=tmp_path / "out").path
 
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     assert torch.equal(model(shown), load_classifier(run)[0](shown))
@@ -57,7 +57,7 @@ def test_timm_tells_the_classes(pooling: Pooling, tmp_path: Path) -> None:
 def test_an_export_is_measured_as_the_run_is(creatures: Path, tmp_path: Path) -> None:
     data = creatures / "images"
     run = tuned(tmp_path / "run", "mean", sorted(path.name for path in data.iterdir()))
-    out = semmae.export(encoder=run, to="timm", out=tmp_path / "out")
+    out = semmae.export(encoder=run, to="timm", out=tmp_path / "out").path
 
     found = []
     for encoder in (run, out):
@@ -74,7 +74,7 @@ def test_transformers_tells_the_classes(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     run, shown = tuned(tmp_path / "run", "cls"), images()
 
-    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out")
+    out = semmae.export(encoder=run, to="hf", out=tmp_path / "out").path
 
     model, told = transformers.ViTForImageClassification.from_pretrained(out, output_loading_info=True)
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -92,7 +92,7 @@ def test_onnx_tells_the_classes(pooling: Pooling, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     run, shown = tuned(tmp_path / "run", pooling), images()
 
-    out = semmae.export(encoder=run, to="onnx", out=tmp_path / "out")
+    out = semmae.export(encoder=run, to="onnx", out=tmp_path / "out").path
 
     session = onnxruntime.InferenceSession(out / onnx.FILE)
     cls, patches, logits = session.run(["cls", "patches", "logits"], {"images": shown.numpy()})
@@ -106,7 +106,7 @@ def test_without_its_head_it_is_the_encoder(tmp_path: Path) -> None:
     run = tuned(tmp_path / "run", "cls")
 
     for form, head in (("timm", False), ("hf", False), ("mae", True)):
-        out = semmae.export(encoder=run, to=form, out=tmp_path / form, head=head)
+        out = semmae.export(encoder=run, to=form, out=tmp_path / form, head=head).path
         assert checkpoint.digest(load_encoder(out)) == checkpoint.digest(load_encoder(run))
         assert json.loads((out / "export.json").read_text())["head"] is False
         assert "classes" not in (out / "README.md").read_text()
@@ -116,7 +116,7 @@ def test_without_its_head_it_is_the_encoder(tmp_path: Path) -> None:
 def test_another_size_and_the_card(tmp_path: Path) -> None:
     run = tuned(tmp_path / "run", "mean")
 
-    out = semmae.export(encoder=run, to="timm", out=tmp_path / "out", image_size=48)
+    out = semmae.export(encoder=run, to="timm", out=tmp_path / "out", image_size=48).path
 
     assert load_classifier(out)[0].encoder.spec.image_size == 48
     card = (out / "README.md").read_text()
