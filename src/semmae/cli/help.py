@@ -1,58 +1,51 @@
-"""`semmae VERB --help`: the verb's own options first, then those that it shares, by subject; drawn by tyro.
+"""`semmae VERB --help`: the verb's own options first, then those that it shares, by subject; drawn by argparse.
 
-A subject is a class of options: its first sentence is the heading, and what it declares stands below.
+A subject is a class of options: its docstring is the heading, and what it declares stands below.
 """
 
-import ast
-import codecs
-import contextlib
-import dataclasses
-import functools
+import argparse
 import inspect
-import io
-import sys
+import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from semmae.options import shared
 from semmae.options.fields import Option, command_options, verb_of
 from semmae.options.presets import preset_list
+from semmae.options.texts import texts_of
 
-_NO_SOURCE = "builtins"  # tyro would look for comments in the source of the classes that are made here
 _NAMES = {bool: "", int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
+_WIDEST = 100  # columns: longer lines are hard to read
 
 
 def help_text(kind: type[Any]) -> str:
     """The help of a verb: usage with what it requires, description, presets, its options in groups."""
-    groups = [
-        (verb_of(kind) if group is kind else group.__name__.removesuffix("Options").lower(), _group(group, options))
-        for group, options in _declared(kind)
-    ]
-    tree = dataclasses.make_dataclass(
-        "Options", [(name, Annotated[group, tyro.conf.OmitArgPrefixes]) for name, group in groups]
+    width = min(_WIDEST, shutil.get_terminal_size().columns - 2)
+    about = textwrap.fill(inspect.cleandoc(kind.__doc__ or ""), width)
+    page = argparse.ArgumentParser(
+        usage=_usage(kind),
+        description=f"{about}\n\n{preset_list(verb_of(kind))}".rstrip(),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=width),
+        add_help=False,
     )
-    tree.__module__ = _NO_SOURCE
-    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name  # tyro draws boxes of letters where it is not utf-8
-    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
-    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
-        about = f"{kind.__doc__}\n\n{preset_list(verb_of(kind))}".rstrip()
-        tyro.cli(tree, prog=f"semmae {verb_of(kind)}", description=about, args=["--help"])
-    page.seek(0)
-    _, rest = page.read().split("\n\n", 1)  # tyro's own usage lists all options, or none
-    return f"{usage(kind)}\n\n{rest.rstrip()}"
+    for declared_by, options in _declared(kind):
+        heading = f"options of {verb_of(kind)}" if declared_by is kind else (declared_by.__doc__ or "").rstrip(".")
+        group, texts = page.add_argument_group(heading), texts_of(declared_by)
+        for option in options:
+            _add(group, option, f"{texts.get(option.name, '')} {_facts(option)}".strip())
+    return page.format_help().rstrip()
 
 
-def usage(kind: type[Any]) -> str:
+def _usage(kind: type[Any]) -> str:
     """One line: the verb and what it cannot do without."""
     every = command_options(kind).values()
     required = [option for option in every if option.is_required]
     if len(required) == len(every) == 1:
-        return f"usage: semmae {verb_of(kind)} {_kind_of(required[0])}"
+        return f"semmae {verb_of(kind)} {_kind_of(required[0])}"
     given = " ".join(f"{option.flag} {_kind_of(option)}" for option in reversed(required))
-    return f"usage: semmae {verb_of(kind)} {given} [options]"
+    return f"semmae {verb_of(kind)} {given} [options]"
 
 
 def _declared(kind: type[Any]) -> Iterator[tuple[type[Any], list[Option]]]:
@@ -67,19 +60,10 @@ def _declared(kind: type[Any]) -> Iterator[tuple[type[Any], list[Option]]]:
             yield group, own
 
 
-def _group(group: type[Any], options: list[Option]) -> type[Any]:
-    """The same options as tyro draws them: kind, default and limits in our words."""
-    texts = _texts(group)
-    members: list[Any] = []
-    for option in options:
-        argument = tyro.conf.arg(
-            metavar=_kind_of(option) or None, help=texts.get(option.name, ""), help_behavior_hint=_hint(option)
-        )
-        drawn = bool if option.is_switch else str  # which needs no value of ours: nothing is read here
-        members.append((option.name, Annotated[drawn, argument], dataclasses.field(default=drawn())))
-    made = dataclasses.make_dataclass(group.__name__, members, kw_only=True)
-    made.__doc__, made.__module__ = inspect.getdoc(group), _NO_SOURCE
-    return made
+def _add(group: argparse._ArgumentGroup, option: Option, text: str) -> None:
+    flags = [option.flag, option.flag.replace("--", "--no-")] if option.is_switch else [option.flag]
+    shown = {"action": "store_true"} if option.is_switch else {"metavar": _kind_of(option)}
+    group.add_argument(*flags, help=text.replace("%", "%%"), **shown)  # type: ignore[arg-type]
 
 
 def _kind_of(option: Option) -> str:
@@ -88,7 +72,7 @@ def _kind_of(option: Option) -> str:
     return next(word for kind, word in _NAMES.items() if kind in option.kinds)
 
 
-def _hint(option: Option) -> str:
+def _facts(option: Option) -> str:
     """`(default: 20; from 1 to 256)`."""
     if option.is_required:
         facts = ["required"]
@@ -99,23 +83,3 @@ def _hint(option: Option) -> str:
     if option.limits:
         facts.append(option.limits)
     return f"({'; '.join(facts)})" if facts else ""
-
-
-def _texts(group: type[Any]) -> dict[str, str]:
-    """The text under each field of a class, in one line."""
-    declared = _classes(str(sys.modules[group.__module__].__file__))[group.__name__]
-    return {
-        field.target.id: " ".join(str(text.value.value).split())
-        for field, text in zip(declared.body, declared.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }
-
-
-@functools.cache
-def _classes(file: str) -> dict[str, ast.ClassDef]:
-    """The classes of a file, by name: several are looked at, and `inspect` would read it anew for each."""
-    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -157,6 +157,8 @@ def began_alike(options: Any, *, leaves_the_same: bool = False) -> bool:
     data sets may have one description.
     """
     path = Path(options.out) / CONFIG
+    if not path.is_file():
+        return False
     try:
         if leaves_the_same and any(map(is_object, saved_options(path.parent).values())):
             return False
