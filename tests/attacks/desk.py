@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -120,6 +122,11 @@ def works(words: str | list[str]) -> str:
     code, out, err = command(words)
     assert code == 0, f"exit code {code}, {err}"
     return out + err
+
+
+def patched(module: ModuleType, name: str, function: Callable[..., object]) -> None:
+    """In a process of its own: another function in place of one that must be there."""
+    mock.patch.object(module, name, function).start()
 
 
 def child_of(words: str | list[str], prepare: Callable[[], object] = lambda: None) -> Forked:

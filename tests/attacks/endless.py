@@ -16,7 +16,7 @@ import torch
 from formats import test_files as hostile, test_forms as forms
 from verbs import test_damaged_resume
 
-from attacks.desk import SECONDS, TRAIN, Desk, attack, child_of, command, picture, refused, told, works
+from attacks.desk import SECONDS, TRAIN, Desk, attack, child_of, command, patched, picture, refused, told, works
 
 
 @attack("C1", "names that are not UTF-8, through knn, probe and embed, and again")
@@ -191,9 +191,9 @@ def _(desk: Desk) -> None:
     with desk.copy():
 
         def stopped() -> None:
-            from semmae.verbs import embed
+            from semmae.evaluation import embedding
 
-            embed._write = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
+            patched(embedding, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
         words = "embed --encoder run --data photos --out x.npz --workers 0"
         child = child_of(words, stopped)
@@ -232,7 +232,7 @@ def _(desk: Desk) -> int:
         def stopped() -> None:
             from semmae.labels import blocks as label_blocks
 
-            label_blocks._oldest = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
+            patched(label_blocks, "_oldest", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
         words = "parts --teacher own --data photos --out parts2 --workers 0 --epochs 1 --batch-size 8"
         child = child_of(words, stopped)
@@ -240,7 +240,7 @@ def _(desk: Desk) -> int:
         assert "go on with: semmae parts --out parts2 --resume" in told(child.told)
 
         def stuck() -> None:
-            from semmae.verbs import embed
+            from semmae.evaluation import embedding
 
             def wait(*_: object) -> None:
                 try:
@@ -249,7 +249,7 @@ def _(desk: Desk) -> int:
                     os.kill(os.getpid(), signal.SIGINT)
                     time.sleep(60)
 
-            embed._write = wait  # type: ignore[assignment]
+            patched(embedding, "_write", wait)
 
         began = time.monotonic()
         child = child_of("embed --encoder run --data photos --out x.npz --workers 0", stuck)
