@@ -20,7 +20,7 @@ import scaling
 from contestants import KINDS
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ("step", "step_profile", "memory", "masking", "loading", "lightning_cost")
+BENCHMARKS = ("step", "step_profile", "memory", "masking", "loading", "lightning_cost", "startup")
 PEERS = ("transformers", "lightly")
 SUBSET = "ours, a quarter of patches half the size"
 NOT_MEASURED = "not measured"
@@ -235,6 +235,12 @@ def other_rows() -> list[Row]:
         Row(
             "the same of three small models, by the processor's time on one core",
             lambda r: small_steps(r["lightning_cost"]),
+        ),
+        Row(
+            "`VERB --help` and what is wrong with a command: the slowest answer, by starting Python with tyro alone",
+            lambda r: f"{r['startup']['worst']['ratio']:.2f} of its time",
+            "≤ 1.3",
+            lambda r: r["startup"]["worst"]["ratio"] <= 1.3,
         ),
         Row(
             "ViT-B/16 and ViT-L/16 with `torch.compile` on a GPU; loading with 16 cores",

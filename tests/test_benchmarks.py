@@ -115,6 +115,7 @@ def test_the_files_tell_which_benchmark_they_are_of() -> None:
         (("loading", "ratios", "torchvision_pil"), 1.799, "loading on one core"),
         (("loading", "ratios", "share_of_bare_decode"), 0.699, "bare JPEG"),
         (("lightning_cost", "ratio"), 1.021, "through Lightning"),
+        (("startup", "worst", "ratio"), 1.301, "VERB --help"),
     ],
 )
 def test_a_target_is_missed_as_soon_as_its_figure_is_beyond_it(where: tuple[str, ...], value: float, row: str) -> None:
