@@ -1,6 +1,6 @@
 """What the benchmarks share: works that take turns, the machine they ran on, and the file of results.
 
-A figure of one work alone tells of the machine as much as of the work; so all works of a benchmark take turns, and
+A figure of one work alone says as much about the machine as about the work; so all works of a benchmark take turns, and
 what counts is their ratio in the same round: other load on the machine slows both.
 """
 
@@ -97,7 +97,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells, and which of its units compute in bf16."""
+    """The processor's name, where the system gives it, and which of its units compute in bf16."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -4,7 +4,7 @@
 
 It is the head of `semmae segment --head linear` and `semmae evaluate`, trained as they train it. All heads of an
 encoder see the same crops in the same order, so that the frozen encoder looks at each batch once. The training images
-alone are used: some are held out of the training, and what is told of the heads is how they do on these; so a rate can
+alone are used: some are held out of the training, and the heads' figures are those on these; so a rate can
 be chosen without a look at the validation images. Beside the encoder stands the same one with new weights.
 """
 
@@ -120,15 +120,15 @@ def learn(head: Contestant, loss: Tensor) -> None:
 
 
 def measure(head: Contestant, images: LabelledImages, classes: Sequence[str]) -> dict[str, Any]:
-    """mIoU, and share of pixels told right, on images held out of the training."""
+    """mIoU, and share of pixels classified right, on images held out of the training."""
     spec = head.segmenter.encoder.spec
     network: nn.Module = head.segmenter
     table, _ = evaluate(
         network, make_loader(WholeLabelled(images, spec.image_size), 1, workers=0), classes=len(classes),
         size=spec.image_size, stride=round(_STRIDE * spec.image_size), mean=spec.mean, std=spec.std, dtype=_BF16,
     )  # fmt: skip
-    told = figures(table, classes)
-    return {"steps": head.steps, "rate": head.rate, "miou": told["miou"], "pixel_accuracy": told["pixel_accuracy"]}
+    found = figures(table, classes)
+    return {"steps": head.steps, "rate": head.rate, "miou": found["miou"], "pixel_accuracy": found["pixel_accuracy"]}
 
 
 if __name__ == "__main__":

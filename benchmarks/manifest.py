@@ -48,16 +48,16 @@ def main() -> None:
     if options.contestant:
         print(json.dumps(measure(options.contestant, options.images)))
         return
-    told = {name: alone(name, options.images) for name in CONTESTANTS}
-    ratios = {name: round(told["ours"][name] / told["lists"][name], 3) for name in told["lists"]}
-    write_results("manifest", {"images": options.images, **told, "ratios": ratios})
+    measured = {name: alone(name, options.images) for name in CONTESTANTS}
+    ratios = {name: round(measured["ours"][name] / measured["lists"][name], 3) for name in measured["lists"]}
+    write_results("manifest", {"images": options.images, **measured, "ratios": ratios})
 
 
 def alone(contestant: str, images: int) -> dict[str, float]:
-    """What a new process tells."""
+    """What a new process measures."""
     command = [sys.executable, __file__, "--contestant", contestant, "--images", str(images)]
-    told: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return told
+    measured: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return measured
 
 
 def names_of(images: int) -> Iterator[str]:
@@ -109,15 +109,15 @@ def in_a_worker(work: Callable[[], None]) -> float:
     context = multiprocessing.get_context("fork")
     theirs, mine = context.Pipe(duplex=False)
 
-    def tell() -> None:
+    def send() -> None:
         work()
         mine.send(memory("Private_Dirty") + memory("Private_Clean"))
 
-    process = context.Process(target=tell)
+    process = context.Process(target=send)
     process.start()
-    told: float = theirs.recv()
+    measured: float = theirs.recv()
     process.join()
-    return told
+    return measured
 
 
 def opening(names: Names, labels: Labels, sizes: Any, modified: Any) -> dict[str, float]:

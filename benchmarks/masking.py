@@ -7,7 +7,7 @@
 - `loop_vs_semantic`: the same work image by image and part by part, as SemMAE's released code does it, written
   anew from its description: 75 % of every part rounded, the two quotas blended, an argsort that mends the count;
 - `share_of_step`: drawing the noise, the mask and the sums that are logged, for a batch of 16, by the seconds of a
-  training step of ViT-B/16 at 224 pixels, which is measured too unless `--step-seconds` tells it.
+  training step of ViT-B/16 at 224 pixels, which is measured too unless `--step-seconds` gives it.
 """
 
 import argparse

@@ -93,8 +93,8 @@ def main() -> None:
             started = time.monotonic()
             figures = score(learn(encoder, views, ROWS[row], options, seed), truth)
             found.setdefault(row, []).append(figures)
-            told = f"NMI {figures['nmi']:.1f}, ARI {figures['ari']:.1f}"
-            print(f"seed {seed}, {row}: {told}, {time.monotonic() - started:.0f} s", flush=True)
+            scores = f"NMI {figures['nmi']:.1f}, ARI {figures['ari']:.1f}"
+            print(f"seed {seed}, {row}: {scores}, {time.monotonic() - started:.0f} s", flush=True)
     report = {name: _summary(rows) for name, rows in found.items()}
     content = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "results": report}
     options.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -5,12 +5,12 @@
     python benchmarks/proof.py --tables                 # results/proof.json → tables of docs/
 
 Nothing is typed: results.json of a run is taken over as it lies, once its config.yaml is seen to be what the command
-asks for, and a table in docs/ stands between two comments that this script writes between. The machine that is told
+asks for, and a table in docs/ stands between two comments that this script writes between. The machine that is named
 is the one that collects: collect where the runs were made. A test compares the pages with results/proof.json.
 
 results/proof_full_rate.json holds what came of a trial: new weights trained with all layers at the full rate, in place
 of the recipe's layer decay. They did worse so. What stands against an encoder should be as strong as is known, so
-`--untrained` follows the recipe, and these are only told of.
+`--untrained` follows the recipe, and these are only mentioned.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def collected(root: Path, command: str) -> dict[str, Any]:
     del config["out"], config["verb"]  # a run may have been moved
     strange = {name: value for name, value in config.items() if not alike(value, getattr(asked, name, None))}
     if strange:
-        raise SystemExit(f"{out}: was made with other options than its command tells: {strange}")
+        raise SystemExit(f"{out}: was made with other options than its command gives: {strange}")
     found = [out / name for name in ("results.json", "summary.json") if (out / name).is_file()]
     if not found or (out / ".unfinished").exists():
         raise SystemExit(f"{out}: the run is not finished; make it:\n{command}")
@@ -103,7 +103,7 @@ def collected(root: Path, command: str) -> dict[str, Any]:
 
 
 def alike(found: Any, asked: Any) -> bool:
-    """Whether an option of config.yaml is what was asked for; a path may be told from further up."""
+    """Whether an option of config.yaml is what was asked for; a path may be given from further up."""
     if isinstance(asked, Path):
         asked = asked.as_posix()
     return bool(found == asked) or (isinstance(found, str) and f"/{found}".endswith(f"/{asked}"))
@@ -172,17 +172,17 @@ def summary(proof: Entry) -> list[str]:
     for protocol, data, name, figure in _SUMMARY:
         own, untrained = methods_of(proof[name]).values()
         count = own.get("images", own.get("segment_images"))
-        told = [with_interval(figures, figure) for figures in (own, untrained)]
-        lines.append(f"| {protocol} | {data} | {count:,} | {' | '.join(told)} |")
+        words = [with_interval(figures, figure) for figures in (own, untrained)]
+        lines.append(f"| {protocol} | {data} | {count:,} | {' | '.join(words)} |")
     return lines
 
 
 def with_interval(figures: Mapping[str, float], name: str) -> str:
     """A figure, and in brackets where it lies with 95 % confidence, if that is known."""
-    told = f"{figures[name]:.1f}"
+    words = f"{figures[name]:.1f}"
     if f"{name}_low" in figures:
-        told += f" ({figures[f'{name}_low']:.1f} to {figures[f'{name}_high']:.1f})"
-    return told
+        words += f" ({figures[f'{name}_low']:.1f} to {figures[f'{name}_high']:.1f})"
+    return words
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[Entry], list[str]]]] = {

@@ -92,8 +92,8 @@ def main() -> None:
             sizes = f"untrained, images of {options.image_size}, patches of {options.patch_size}"
             if len(found.get(sizes, ())) < seed + 1:
                 found.setdefault(sizes, []).append(accuracies(measured, features_of(mae, measured)))
-            told = train(mae, images, options, asked.seconds)
-            found.setdefault(name, []).append({**told, **accuracies(measured, features_of(mae, measured))})
+            trained = train(mae, images, options, asked.seconds)
+            found.setdefault(name, []).append({**trained, **accuracies(measured, features_of(mae, measured))})
             print(f"seed {seed}, {name}: {found[name][-1]}", flush=True)
     harness.write_results("small_data", {name: summary(runs) for name, runs in found.items()})
 

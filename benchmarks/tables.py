@@ -1,10 +1,10 @@
-"""Writes the figures in README.md and docs/ from `benchmarks/results/*.json`, so that no page tells another one.
+"""Writes the figures in README.md and docs/ from `benchmarks/results/*.json`, so that no page differs from them.
 
     python benchmarks/tables.py [--write]
 
 What stands between `<!-- result: NAME -->` and `<!-- end -->`, a table or a number within a sentence, is made here, by
 the function of `FIGURES` of that name. Whether a target is met is computed from the unrounded figure. A benchmark that
-was not run reads "not measured". Without `--write` it lists the pages that tell something else, and ends with 1.
+was not run reads "not measured". Without `--write` it lists the pages that differ, and ends with 1.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _MARKED = re.compile(r"(<!-- result: ([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTAL
 
 
 def main() -> int:
-    """Renew the pages, or tell which ones need it."""
+    """Renew the pages, or list those that need it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the pages anew")
     write = parser.parse_args().write

@@ -37,7 +37,7 @@ def learn(
     assert steps, f"{len(images)} images make no batch of {batch_size}"
     optimizer = semmae.adamw(learner, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
     rate = semmae.warmup_cosine_rate(optimizer, total_steps=steps, warmup_steps=round(recipe.warmup_share * steps))
-    told: list[Tensor] = []
+    recorded: list[Tensor] = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
         for batch in loader:
@@ -49,9 +49,9 @@ def learn(
             losses["loss"].backward()
             optimizer.step()
             rate.step()
-            told.append(losses["loss"].detach())
-        print(f"epoch {epoch + 1}/{epochs}, loss {told[-1]:.4f}")
-    return learner, torch.stack(told).tolist()
+            recorded.append(losses["loss"].detach())
+        print(f"epoch {epoch + 1}/{epochs}, loss {recorded[-1]:.4f}")
+    return learner, torch.stack(recorded).tolist()
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from semmae import MaskContext, hide_highest, num_hidden
 def disc(context: MaskContext) -> Tensor:
     """Hide the patches nearest to a place: bool (B, L), True = hidden, as many in every row.
 
-    The context tells how many patches there are and what share to hide; parts and attention too, where --parts gives
+    The context says how many patches there are and what share to hide; parts and attention too, where --parts gives
     them. Its noise is drawn by the run's seed and step: no other source of chance, or a resumed run would differ.
     """
     _, patches = context.shape

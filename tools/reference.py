@@ -43,7 +43,7 @@ def page(text: str) -> str:
 def options(package: Any) -> str:
     """A table for each verb: its own options, then those that it shares with others."""
     return "\n".join(
-        f"\n## {verb}\n\n{told[0].upper()}{told[1:]}.\n\n{table(verb, package)}" for verb, told in VERBS.items()
+        f"\n## {verb}\n\n{about[0].upper()}{about[1:]}.\n\n{table(verb, package)}" for verb, about in VERBS.items()
     )
 
 
@@ -58,8 +58,8 @@ def table(verb: str, package: Any) -> str:
     for name in [*own, *(name for name in fields if name not in own)]:
         text = " ".join(declared.all_members[name].docstring.value.split())
         known = ", ".join(f"`{choice}`" for choice in known_options[name].choices)
-        told = f"{text} One of {known}." if known else text
-        lines.append(f"| `{flag(name)}` | {default(fields[name])} | {cell(told)} |")
+        words = f"{text} One of {known}." if known else text
+        lines.append(f"| `{flag(name)}` | {default(fields[name])} | {cell(words)} |")
     return "\n".join(lines)
 
 
