@@ -156,7 +156,7 @@ OTHERS = [
     ("embed --encoder photo.pth --data images --out a.npz --parts empty", ["--parts", "--tokens mean,parts"]),
     ("embed --encoder photo.pth --data images --out a.npz --dtype half", ["'half'", "float32, float16"]),
     ("report", ["the folder of a run", "semmae report --help"]),
-    ("report nowhere", ["--init nowhere: no such file or folder", "timm:NAME"]),
+    ("report nowhere", ["nowhere: no such file or folder", "--out"]),
     ("report texts", ["texts: not a run", "--out"]),
     ("demo", ["--out", "semmae demo --help"]),
     ("demo --out out --images 0", ["--images 0", "from 1"]),

@@ -18,7 +18,7 @@ from semmae.errors import UserError
 from semmae.masking import random_mask
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import Facts, Option, flag, options_of
-from semmae.options.values import check_value, check_values, given_options
+from semmae.options.values import check_given, check_value, check_values, given_options
 from semmae.run.config import read_config, to_yaml, with_defaults
 
 
@@ -166,6 +166,40 @@ def test_only_a_mask_function_is_taken_as_a_function() -> None:
             for function in (print, int, in_one_line):
                 assert in_one_line(by_call(verb, name, function), name), (verb, name)
     assert given("pretrain", masking=random_mask) == {"masking": "semmae.masking:random_mask"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "beside"),
+    [
+        ("pretrain", {"num_parts": 4}, {"masking": "random"}),
+        ("pretrain", {"num_parts": 4}, {"parts": Path("labels")}),
+        ("pretrain", {"parts_epochs": 4}, {"masking": "block"}),
+        ("pretrain", {"parts_preset": "semmae-published"}, {"parts": Path("labels")}),
+        ("pretrain", {"teacher_epochs": 4}, {"teacher": "timm:vit_small_patch16_dinov3"}),
+        ("pretrain", {"teacher_image_size": 64}, {"masking": "random"}),
+        ("pretrain", {"num_heads": 4}, {}),
+        ("teacher", {"num_heads": 4}, {}),
+        ("teacher", {"local_size": 32}, {}),
+        ("teacher", {"mask_ratio": 0.4}, {"ibot": 0.0}),
+        ("teacher", {"shared_head": False}, {"ibot": 0.0}),
+    ],
+)
+def test_what_has_no_effect_beside_the_others_is_refused(
+    verb: str, given: dict[str, Any], beside: dict[str, Any]
+) -> None:
+    options = kind_of(verb)(**{"data": "photos", "out": Path("out"), **beside, **given})
+    (name,) = given
+    with pytest.raises(UserError, match=flag(name) if given[name] is not False else "--no-shared-head"):
+        check_given(options, [name, *beside])
+    check_given(options, beside)  # as it comes from a preset or a file
+    check_given(dataclasses.replace(options, **{name: options_of(type(options))[name].default}), [name, *beside])
+
+
+def test_what_an_option_needs_beside_it_is_there() -> None:
+    for verb in VERBS:
+        kind = kind_of(verb)
+        for option in options_of(kind).values():
+            assert all(hasattr(kind, other) or other in options_of(kind) for other in option.facts.beside), option.name
 
 
 # Paths

@@ -44,6 +44,8 @@ class Facts:
     group: str = ""  # options that have an effect only together; by default those of the class that declares it
     idles: tuple[str, ...] = ()  # groups, or single options, that have no effect where this one is given
     only: Mapping[str, Any] | None = None  # values of other options without which it has no effect
+    # Options, or properties of them, without any of which (None, 0, off) it has no effect.
+    beside: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()  # other options that cannot be given beside it
     positional: str = ""  # what to call it where it may be given without its name
     objects: bool = False  # a Python call may give an object that config.yaml cannot hold

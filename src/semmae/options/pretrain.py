@@ -73,20 +73,20 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     init: str | None = option(None, reads="network", objects=True)
     """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size; \
     with its decoder, if it has one of this run's sizes. Read again by --resume."""
-    num_heads: int | None = option(None, low=1, high=1024)
+    num_heads: int | None = option(None, low=1, high=1024, beside=("teacher", "init"))
     """Heads of --teacher, or else of --init, where its file does not say."""
-    num_parts: int = option(6, low=1, high=254)
+    num_parts: int = option(6, low=1, high=254, beside=("learns_parts",))
     """Parts to learn, when --parts is not given."""
     masks: Path | None = option(None, reads="annotations", on_resume="more")
     """Folder of PNG annotations of true parts, to measure learned parts against."""
-    teacher_epochs: int | None = option(None, low=1, high=EPOCHS)
+    teacher_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("trains_a_teacher",))
     """Epochs of the teacher, when one is trained; default: a quarter of --epochs."""
-    teacher_image_size: int | None = option(None, low=8, high=PIXELS)
+    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("trains_a_teacher",))
     """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster."""
-    parts_epochs: int | None = option(None, low=1, high=EPOCHS)
+    parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("learns_parts",))
     """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; \
     a single one where only attention is read."""
-    parts_preset: str | None = option(None)
+    parts_preset: str | None = option(None, beside=("learns_parts",))
     """Recipe of semmae parts, by name, when parts are learned; semmae-published: as the paper learns them."""
 
     @property
@@ -94,6 +94,11 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
         """Whether part labels are made here; one's own mask function gets some where --teacher asks for them."""
         asked = self.is_own_masking and self.teacher is not None
         return self.parts is None and (asked or bool(self.needs))
+
+    @property
+    def trains_a_teacher(self) -> bool:
+        """Whether the encoder to learn parts from is trained here."""
+        return self.learns_parts and self.teacher is None
 
 
 # Presets

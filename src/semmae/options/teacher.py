@@ -27,13 +27,13 @@ class TeacherRecipe(SeedOptions):
     """Momentum of the averaged encoder at the start; it ends at 1. Long runs on large data want 0.996."""
     ibot: float = option(1.0, low=0, high=WEIGHT)
     """Weight of the loss on hidden patches (iBOT); 0 = DINO alone, nothing is hidden."""
-    masking: PatchMasking = option("block")
+    masking: PatchMasking = option("block", beside=("ibot",))
     """What to hide from the student: rectangles of patches, or single ones."""
-    mask_ratio: float = option(0.3, low=0, high=1)  # which ratio hides a patch depends on how many there are
+    mask_ratio: float = option(0.3, low=0, high=1, beside=("ibot",))  # the grid decides which hides a patch
     """Share of the patches to hide in a masked crop."""
-    mask_spread: float = option(0.2, low=0, high=1)
+    mask_spread: float = option(0.2, low=0, high=1, beside=("ibot",))
     """How far --mask-ratio moves up and down from crop to crop."""
-    mask_share: float = option(0.5, low=0, high=1)
+    mask_share: float = option(0.5, low=0, high=1, beside=("ibot",))
     """Share of the global crops that are masked."""
     koleo: float = option(0.5, low=0, high=WEIGHT)
     """Weight of KoLeo, which keeps the images of a batch apart; DINOv2's is 0.1."""
@@ -49,7 +49,7 @@ class TeacherRecipe(SeedOptions):
     """Outputs of the head; the papers have 8,192 to 65,536 for millions of images."""
     head_width: int = option(1024, low=1, high=2**16)
     """Width of the head's hidden layers."""
-    shared_head: bool = option(True)
+    shared_head: bool = option(True, beside=("ibot",))
     """One head for class tokens and for patches."""
     norm_last_layer: bool = option(True)
     """Keep the weights of the head's last layer at norm 1: steadier, and a little weaker in long runs."""
@@ -69,14 +69,14 @@ class TeacherOptions(TeacherRecipe, PresetOptions, SizeOptions):
     """Share of an image's area: global crops show at least so much, local crops at most."""
     local_crops: int = option(0, low=0, high=256)
     """Small crops of each image, beside two global ones."""
-    local_size: int | None = option(None, low=1, high=PIXELS)
+    local_size: int | None = option(None, low=1, high=PIXELS, beside=("local_crops",))
     """Pixels a side of local crops; default: 3/7 of --image-size, as 96 of 224, in whole patches."""
     learned_positions: bool = option(False)
     """Learn the positions of patches, as the papers do; fixed sine-cosine ones suit small data. Those of --init are \
 learned."""
     init: str | None = option(None, reads="network", objects=True)
     """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size."""
-    num_heads: int | None = option(None, low=1, high=1024)
+    num_heads: int | None = option(None, low=1, high=1024, beside=("init",))
     """Heads of --init, where its file does not say."""
     knn_every: int = option(10, low=0, high=EPOCHS, on_resume="free")
     """Measure k-NN accuracy every so many epochs and at the end, where images have classes; 0 = never."""

@@ -55,13 +55,22 @@ def check_given(options: Any, given: Iterable[str]) -> None:
             raise UserError(f"{option.flag} and {flag(clashing)} exclude each other; give one of them")
         if not is_given(options, name):
             continue
-        given_as = option.flag if option.is_switch else f"{option.flag} {as_given(getattr(options, name))}"
+        given_as = _given_as(option, getattr(options, name))
         for other in idling:
             if {name, option.facts.group} & set(other.facts.idles):
                 raise UserError(f"{given_as}: has no effect with {other.flag}; leave one of them out")
+        if option.facts.beside and not any(getattr(options, other) for other in option.facts.beside):
+            needed = " or ".join(_needed(every, other) for other in option.facts.beside)
+            raise UserError(f"{given_as}: has an effect only {needed}; leave it out")
         for other_name, value in (option.facts.only or {}).items():
             if getattr(options, other_name) != value:
                 raise UserError(f"{given_as}: has an effect only {_condition(every[other_name], value)}; leave it out")
+
+
+def _given_as(option: Option, value: Any) -> str:
+    if option.is_switch:
+        return option.flag if value else flag("no-" + option.name)
+    return f"{option.flag} {as_given(value)}"
 
 
 def as_given(value: Any) -> str:
@@ -71,6 +80,14 @@ def as_given(value: Any) -> str:
 
 def _condition(option: Option, value: Any) -> str:
     return f"without {option.flag}" if value is None or value is False else f"with {option.flag} {value}"
+
+
+def _needed(every: Mapping[str, Option], name: str) -> str:
+    """An option that must be set, in words; a property such as `learns_parts` is named so that it reads as a clause."""
+    if name not in every:
+        return f"where a run {name.replace('_', ' ')}"
+    numeric = every[name].default is not None and not every[name].is_switch
+    return f"with {flag(name)}{' above 0' if numeric else ''}"
 
 
 def from_text(option: Option, text: str) -> Any:
