@@ -17,9 +17,9 @@ from semmae.options.parts import PartsOptions
 from semmae.options.presets import preset_list, preset_options, presets_of
 from semmae.options.teacher import TeacherOptions
 from semmae.options.values import check_values
-from semmae.run.stages import parts_stage, teacher_stage
 from semmae.verbs.pretrain import check_recipe
 from semmae.verbs.segment import protocol_of
+from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher
 
 ALL = [(verb, name) for verb in VERBS for name in presets_of(verb)]

@@ -24,7 +24,6 @@ from semmae.reporting.run_page import write_report
 from semmae.run.config import UNFINISHED, kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
-from semmae.run.stages import parts_stage, teacher_stage
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
@@ -32,6 +31,7 @@ from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import summarised
 from semmae.train.trainer import barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
+from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher, train_teacher
 
 
