@@ -2,17 +2,19 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from semmae.cli.help import help_text
 from semmae.errors import UserError
 from semmae.masking import attention_mask, block_mask, num_hidden, random_mask, semantic_mask
 from semmae.options.fields import options_of
 from semmae.options.maskings import MASKINGS
-from semmae.options.pretrain import PretrainRecipe
+from semmae.options.pretrain import PretrainOptions, PretrainRecipe
 from semmae.options.shared import SeedOptions
 from semmae.train.masks import CheckedMask, MaskContext, MaskMeter, draw_mask, mask_function, mask_seed
 from semmae.train.pretrain import blend_at, mask_context
@@ -41,7 +43,8 @@ def test_the_highest_seed_is_one_for_all_that_take_it() -> None:
 def test_every_row_is_a_masking(masking: str) -> None:
     """Exact, a function of its noise, one that reads what its row says and nothing else."""
     row = MASKINGS[masking]
-    assert row.name == masking and row.words
+    assert row.name == masking
+    assert f"{row.words} ({masking})" in " ".join(re.sub("[│|]", " ", help_text(PretrainOptions)).split())
     others = {name: None for name in ("parts", "attention") if name != row.reads}
     blend = row.blend if row.blend is not None else 0.25
 

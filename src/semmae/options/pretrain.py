@@ -15,8 +15,9 @@ class PretrainRecipe(SeedOptions):
     """What to hide, and the optimisation: MAE's, of which SemMAE changes the mask alone."""
 
     masking: str = option("semantic", function=True)
-    """What to hide: a share of every part (intra), whole parts (inter), from one to the other (semantic), any patches \
-    (random), rectangles (block), the most attended (attention), or what package.module:function of your own returns."""
+    """What to hide: from a share of every part to whole parts (semantic), a share of every part (intra), whole parts \
+    (inter), any patches (random), rectangles (block), the most attended (attention), or what package.module:function \
+    of your own returns."""
     mask_ratio: float = option(0.75, low=0, high=1)  # which ratio hides a patch and leaves one depends on the grid
     """Share of the patches to hide."""
     gamma: float = option(2.0, low=0, high=1000, only={"masking": "semantic", "blend": None})

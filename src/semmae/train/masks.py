@@ -65,19 +65,9 @@ MaskFunction = Callable[[MaskContext], Tensor]
 
 
 def semantic(context: MaskContext) -> Tensor:
-    """From a share of every part to whole parts, as `context.blend` says."""
+    """A share of every part, whole parts, or between the two, as `context.blend` says."""
     parts = _needed(context.parts, "masking by parts (semantic, intra, inter)", "part labels")
     return semantic_mask(parts, context.uniform(), context.uniform(context.num_labels), context.ratio, context.blend)
-
-
-def intra(context: MaskContext) -> Tensor:
-    """A share of every part."""
-    return semantic(dataclasses.replace(context, blend=0.0))
-
-
-def inter(context: MaskContext) -> Tensor:
-    """Whole parts."""
-    return semantic(dataclasses.replace(context, blend=1.0))
 
 
 def random(context: MaskContext) -> Tensor:
@@ -109,10 +99,12 @@ def draw_mask(masking: str, context: MaskContext) -> Tensor:
 
 def mask_function(masking: str) -> MaskFunction:
     """The function of that name among `MASKINGS`, or your own, `package.module:function`, whose masks are checked."""
-    if masking in MASKINGS:
-        function: MaskFunction = pkgutil.resolve_name(MASKINGS[masking].function)
-        return function
-    return CheckedMask(function_at(masking, "--masking"))
+    if masking not in MASKINGS:
+        return CheckedMask(function_at(masking, "--masking"))
+    row = MASKINGS[masking]
+    function: MaskFunction = pkgutil.resolve_name(row.function)
+    blend = row.blend
+    return function if blend is None else lambda context: function(dataclasses.replace(context, blend=blend))
 
 
 def mask_seed(seed: int, step: int, place: int) -> int:
