@@ -36,6 +36,7 @@ from semmae.memory import keep_freed_memory
 from semmae.models.mae import DECODERS, DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.pretrain import PretrainRecipe
+from semmae.train.batches import Training
 from semmae.train.masks import mask_seed
 from semmae.train.optimizer import adamw, warmup_cosine_rate
 from semmae.train.precision import resolve_precision
@@ -134,7 +135,7 @@ def by_lightning(mae: MaskedAutoencoder, batches: list[dict[str, Tensor]]) -> li
     task = Timed(mae, PretrainRecipe(), len(batches))
     loader: DataLoader[dict[str, Any]] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as out:
-        fit(task, loader, FitOptions(out=Path(out), stage="pretrain", epochs=1), resume=False)
+        fit(task, loader, FitOptions(Training(resume=False), Path(out), "pretrain", epochs=1, clip=0.0))
     return task.moments
 
 

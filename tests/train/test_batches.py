@@ -30,7 +30,7 @@ class Numbered(Dataset[dict[str, Any]]):
 @pytest.mark.parametrize("split", [{}, {"accumulate": 2}, {"devices": 2}, {"nodes": 2, "devices": 2}])
 def test_rate_and_steps_are_those_of_the_loader(images: int, split: dict[str, int]) -> None:
     """Counted in the batches that every rank is given."""
-    how = Training(batch_size=8, workers=0, **split)
+    how = Training(batch_size=8, workers=0, resume=False, **split)
     if -(-images // how.processes) < how.accumulate:
         with pytest.raises(UserError, match="--accumulate"):
             how.loader(Numbered(images))  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from semmae.formats.folders import save_encoder
 from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.finetune import FinetuneRecipe
+from semmae.train.batches import Training
 from semmae.train.finetune import FinetuneTask, disturbed
 from semmae.train.optimizer import layer_decay_groups
 from semmae.train.trainer import FitOptions, fit
@@ -117,7 +118,8 @@ def trained(
     set_drop_path(model.vit, drop)
     task = FinetuneTask(model, recipe, lr=lr)
     loader = DataLoader(Colours(), batch_size=8 // accumulate)
-    fit(task, loader, FitOptions(out, "finetune", epochs, "float32", accumulate=accumulate), resume=False)
+    training = Training(precision="float32", accumulate=accumulate, resume=False)
+    fit(task, loader, FitOptions(training, out, "finetune", epochs, clip=0.0))
     return task
 
 

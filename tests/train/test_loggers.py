@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
+from semmae.train.batches import Training
 from semmae.train.loggers import LOGGERS, check_loggers, open_loggers
 from semmae.train.trainer import FitOptions, fit
 
@@ -43,9 +44,9 @@ def train(
 ) -> None:
     rows = [{"images": torch.full((5,), float(row))} for row in range(2 * STEPS)]
     loader: DataLoader[dict[str, Any]] = DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
-    options = FitOptions(out=out, stage="mean", epochs=epochs, precision="float32", callbacks=callbacks or (), **how)
+    training = Training(precision="float32", resume=resume, callbacks=tuple(callbacks or ()), **how)
     with tiny.every_step():
-        fit(Mean(), loader, options, resume)
+        fit(Mean(), loader, FitOptions(training, out, "mean", epochs, clip=0.0))
 
 
 def events(folder: Path) -> list[float]:
@@ -60,7 +61,7 @@ def rows_of(path: Path) -> list[float]:
 
 
 def test_every_logger_has_the_figures_of_metrics_jsonl(tmp_path: Path) -> None:
-    train(tmp_path, loggers=("tensorboard", "csv"), config={"seed": 3})
+    train(tmp_path, logger="tensorboard,csv", hyperparameters={"seed": 3})
 
     losses = tiny.losses(tmp_path)
     assert len(losses) == STEPS
@@ -72,8 +73,8 @@ def test_every_logger_has_the_figures_of_metrics_jsonl(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_keeps_what_was_logged(tmp_path: Path) -> None:
-    train(tmp_path, loggers=("tensorboard", "csv"))
-    train(tmp_path, epochs=2, resume=True, loggers=("tensorboard", "csv"))
+    train(tmp_path, logger="tensorboard,csv")
+    train(tmp_path, epochs=2, resume=True, logger="tensorboard,csv")
 
     losses = tiny.losses(tmp_path)
     assert len(losses) == 2 * STEPS
@@ -83,7 +84,7 @@ def test_a_resumed_run_keeps_what_was_logged(tmp_path: Path) -> None:
 
 
 def test_no_logger_leaves_the_metrics_alone(tmp_path: Path) -> None:
-    train(tmp_path, loggers=())
+    train(tmp_path, logger="none")
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "checkpoints"}
 
 
@@ -164,9 +165,9 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
 
 
 def test_a_resumed_run_goes_on_with_its_run_of_wandb(wandb: Any, tmp_path: Path) -> None:
-    train(tmp_path / "run", loggers=("wandb",))
-    train(tmp_path / "run", epochs=2, resume=True, loggers=("wandb",))
-    train(tmp_path / "other", loggers=("wandb",))
+    train(tmp_path / "run", logger="wandb")
+    train(tmp_path / "run", epochs=2, resume=True, logger="wandb")
+    train(tmp_path / "other", logger="wandb")
 
     first, resumed, other = wandb.runs
     assert first.id == resumed.id != other.id
@@ -186,7 +187,7 @@ def test_a_run_that_fails_is_ended_as_one(wandb: Any, tmp_path: Path) -> None:
 
 def test_a_run_of_wandb_that_is_open_stays_open(wandb: Any, tmp_path: Path) -> None:
     own = wandb.init(id="own")
-    train(tmp_path, loggers=("wandb",))
+    train(tmp_path, logger="wandb")
     assert wandb.runs == [own] and own.ended is None and len(own.logged) == STEPS
 
 
@@ -196,7 +197,7 @@ def test_what_wandb_refuses_is_one_line(wandb: Any, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(UserError, match="--logger wandb: .*WANDB_MODE") as refused:
-        train(tmp_path, loggers=("wandb",))
+        train(tmp_path, logger="wandb")
     assert "\n" not in str(refused.value) and not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -226,9 +227,9 @@ def test_mlflow_keeps_its_runs_in_the_folder_unless_a_server_is_named(
     mlflow: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    train(tmp_path, loggers=("mlflow",))
+    train(tmp_path, logger="mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
-    train(tmp_path, epochs=2, resume=True, loggers=("mlflow",))
+    train(tmp_path, epochs=2, resume=True, logger="mlflow")
 
     first, resumed = mlflow
     assert first["tracking_uri"] == (tmp_path / "mlruns").as_uri() and first["experiment_name"] == "semmae"

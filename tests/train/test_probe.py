@@ -13,7 +13,7 @@ import semmae
 from semmae.formats.folders import save_encoder
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.options.probe import ProbeRecipe
+from semmae.options.probe import MaeProbeRecipe
 from semmae.train.probe import ProbeTask, lars
 
 SPEC = EncoderSpec(16, 8, 16, 2, 2)
@@ -75,7 +75,7 @@ def test_the_head_begins_as_in_the_release() -> None:
 def test_a_step_sees_frozen_features_and_the_classes_of_its_rows() -> None:
     encoder, targets = Encoder(SPEC), torch.tensor([2, 0, 1, 1, 2, 0])
     head = LinearHead(HeadSpec(16, ("a", "b", "c"), "mean"))
-    task = ProbeTask(encoder, head, targets, ProbeRecipe(), lr=6.4)
+    task = ProbeTask(encoder, head, targets, MaeProbeRecipe(), lr=6.4)
     task.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # there is no Trainer to log to
     task.train()
     before = copy.deepcopy(encoder.state_dict())

@@ -20,6 +20,7 @@ from semmae.errors import UserError
 from semmae.files import PART
 from semmae.run.signals import Interrupted
 from semmae.train import stopping, trainer
+from semmae.train.batches import Training
 from semmae.train.checkpoints import CheckedCheckpointIO
 from semmae.train.optimizer import adamw_warmup_cosine
 from semmae.train.stopping import Keeper
@@ -73,8 +74,8 @@ def train(out: Path, *, accumulate: int = 1, workers: int = 0, resume: bool = Tr
     sampler = EpochSampler(IMAGES, seed=4)
     loader = make_loader(Rows(), 4 // accumulate, sampler=sampler, workers=workers, drop_last=True)
     task = Regression(spoiled)
-    how = FitOptions(out=out, stage="regression", epochs=EPOCHS, precision="float32", clip=1.0, accumulate=accumulate)
-    fit(task, loader, how, resume)
+    training = Training(precision="float32", accumulate=accumulate, resume=resume)
+    fit(task, loader, FitOptions(training, out, "regression", EPOCHS, clip=1.0))
     return torch.cat([parameter.detach().flatten() for parameter in task.parameters()])
 
 

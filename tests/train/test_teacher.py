@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.teacher import TeacherRecipe
+from semmae.train.batches import Training
 from semmae.train.teacher import Outputs, TeacherTask, balanced, draw_mask, information, masked_features, settings_at
 from semmae.train.trainer import FitOptions, fit
 
@@ -50,8 +51,8 @@ def batches(local: int = 0) -> DataLoader[dict[str, Any]]:
 def train(task: TeacherTask, out: Path, local: int = 0) -> list[dict[str, Any]]:
     """One epoch; its metrics step by step."""
     with tiny.every_step():
-        how = FitOptions(out=out, stage="teacher", epochs=1, clip=3.0, clip_each=True)
-        fit(task, batches(local), how, resume=False)
+        how = FitOptions(Training(resume=False), out, "teacher", epochs=1, clip=3.0, clip_each=True)
+        fit(task, batches(local), how)
     return tiny.metrics(out)
 
 

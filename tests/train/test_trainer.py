@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
 from semmae.train import trainer
+from semmae.train.batches import Training
 from semmae.train.optimizer import adamw, adamw_warmup_cosine, can_fuse, warmup_cosine_rate
 from semmae.train.trainer import FitOptions, fit
 
@@ -51,11 +52,19 @@ def batches(size: int) -> DataLoader[dict[str, Any]]:
     return DataLoader([{"images": image} for image in images], batch_size=size)  # type: ignore[arg-type]
 
 
-def train(out: Path, size: int, task: pl.LightningModule | None = None, **options: Any) -> pl.LightningModule:
-    task = task or Regression()
-    options = {"stage": "regression", "epochs": 1, "precision": "float32", **options}
+def train(
+    out: Path,
+    size: int,
+    task: pl.LightningModule | None = None,
+    *,
+    epochs: int = 1,
+    clip: float = 0.0,
+    clip_each: bool = False,
+    **how: Any,
+) -> pl.LightningModule:
+    task, training = task or Regression(), Training(resume=False, **{"precision": "float32", **how})
     with tiny.every_step():
-        fit(task, batches(size), FitOptions(out=out, **options), resume=False)
+        fit(task, batches(size), FitOptions(training, out, "regression", epochs, clip, clip_each))
     return task
 
 
@@ -134,7 +143,7 @@ def test_a_run_that_waits_for_images_is_told_once_what_to_do(
 def test_metrics_are_told_every_so_many_steps_not_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "LOG_EVERY", 4)
 
-    fit(Regression(), batches(2), FitOptions(out=tmp_path, stage="s", epochs=2, accumulate=4), resume=False)
+    fit(Regression(), batches(2), FitOptions(Training(accumulate=4, resume=False), tmp_path, "s", epochs=2, clip=0.0))
 
     assert [line["step"] for line in tiny.metrics(tmp_path)] == [4, 6, 10, 12]
 

@@ -68,12 +68,20 @@ class MeasuredData:
     digest: str  # sha256 (hex) of what the annotations hold: which numbers on how many pixels of which file
     split: str  # in words, for the protocol
 
+    @property
+    def sets(self) -> list[ImageSet]:
+        return [self.val.images]
+
 
 @dataclass(frozen=True)
 class SegmentationData(MeasuredData):
     """What `open_segmentation` finds."""
 
     train: LabelledImages
+
+    @property
+    def sets(self) -> list[ImageSet]:
+        return [self.train.images, self.val.images]
 
 
 def open_segmentation(

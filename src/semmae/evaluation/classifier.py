@@ -20,6 +20,7 @@ from semmae.evaluation.protocols.shape import Classified, Measured
 from semmae.files import Fields
 from semmae.models.classifier import Classifier
 from semmae.objects import described
+from semmae.options.shared import WorkerOptions
 
 _UNTIL = 224  # pixels a side up to which MAE crops the middle out of a larger image
 
@@ -27,13 +28,12 @@ _log = logging.getLogger("semmae")
 
 
 @dataclass(frozen=True)
-class CentreCrops:
+class CentreCrops(WorkerOptions):
     """How a classifier is shown the images that it is measured on."""
 
     image_size: int  # pixels a side
     crop_pct: float  # share of the resized image's short side that is shown
     batch_size: int
-    workers: int = 2
 
 
 def usual_crop(image_size: int) -> float:

@@ -21,7 +21,7 @@ from semmae.formats.open import load_encoder
 from semmae.models.head import Pooling, pool
 from semmae.models.vit import Encoder
 from semmae.objects import described
-from semmae.options.shared import AnyPooling, Precision
+from semmae.options.shared import AnyPooling, PrecisionOptions, ViewOptions, WorkerOptions
 from semmae.progress import Progress
 from semmae.train.precision import autocast, resolve_precision
 
@@ -29,15 +29,11 @@ Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S), "row" int64 (B,)
 
 
 @dataclass(frozen=True)
-class View:
+class View(ViewOptions, PrecisionOptions, WorkerOptions):
     """How a frozen encoder is shown whole images, and what is made of each."""
 
     image_size: int  # pixels a side
     pooling: Pooling
-    crop_pct: float = 1.0  # share of the short side that the centre crop shows
-    batch_size: int = 128
-    precision: Precision = "auto"
-    workers: int = 2
 
     def describe(self) -> dict[str, Any]:
         """For results.json."""

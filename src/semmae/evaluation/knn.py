@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from semmae.errors import UserError
 from semmae.evaluation.accuracy import percent, ranks_of
+from semmae.options.knn import KnnRecipe
 
 SIMILARITIES = 2**26  # held at once at most: 256 MiB of float32
 PIECE = 2**20  # of them, those among which ties are settled at once; sorting takes some 25 bytes for each
@@ -35,8 +36,8 @@ def knn_scores(
     test: Tensor,
     *,
     num_classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = KnnRecipe.k,
+    temperature: float = KnnRecipe.temperature,
     block: int = 1024,
     leave_one_out: bool = False,
 ) -> Tensor:
@@ -61,8 +62,8 @@ def knn_ranks(
     test_labels: Tensor,
     *,
     num_classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = KnnRecipe.k,
+    temperature: float = KnnRecipe.temperature,
     block: int = 1024,
     leave_one_out: bool = False,
 ) -> Tensor:
@@ -93,8 +94,8 @@ def knn_accuracy(
     test_labels: Tensor,
     *,
     num_classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int = KnnRecipe.k,
+    temperature: float = KnnRecipe.temperature,
     block: int = 1024,
     leave_one_out: bool = False,
 ) -> dict[str, float]:

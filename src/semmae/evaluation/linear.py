@@ -17,11 +17,11 @@ from torch import Tensor
 
 from semmae.evaluation.accuracy import class_ranks, percent
 from semmae.models.head import HeadSpec, LinearHead
+from semmae.options.probe import USUAL_EPOCHS
 from semmae.progress import Progress
 
 # Weight decay is not swept: on 25,000 images logistic regression gained from ever less of it (docs/probe.md).
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-EPOCHS = 30
 BATCH = 256
 MOMENTUM = 0.9
 SCORES = 2**26  # logits held at once at most: 256 MiB of float32
@@ -55,7 +55,7 @@ def probe_features(
     held_out: Sequence[int],
     *,
     rates: Sequence[float] = RATES,
-    epochs: int = EPOCHS,
+    epochs: int = USUAL_EPOCHS["features"],
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> TrainedHead:

@@ -15,9 +15,8 @@ _FIGURES = "figures.json"  # of one encoder, those of the protocols that are fin
 
 
 class Step(NamedTuple):
-    """A protocol by its name in `PROTOCOLS`, and the data that it measures by."""
+    """A protocol, and the data that it measures by."""
 
-    name: str
     protocol: Protocol[Any]
     data: Any
 
@@ -40,7 +39,8 @@ def measure_by(
     out.mkdir(parents=True, exist_ok=True)
     facts = {"encoder_digest": digest(encoder), **digests}
     kept = finished_figures(out, facts) if resume else {}
-    for name, protocol, data in steps:
+    for protocol, data in steps:
+        name = protocol.name
         if name not in kept:
             protocol.prepare(encoder)
             measured = protocol.run(encoder, data, out / name)
@@ -75,7 +75,7 @@ def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, Figures]:
 def describe_by(steps: Iterable[Step], common: Mapping[str, Any]) -> dict[str, Any]:
     """How everything was measured, by protocol; what is the same for all of them stands before them."""
     described = {
-        name: {key: value for key, value in protocol.describe(data).items() if key not in common}
-        for name, protocol, data in steps
+        protocol.name: {key: value for key, value in protocol.describe(data).items() if key not in common}
+        for protocol, data in steps
     }
     return {**common, **described}

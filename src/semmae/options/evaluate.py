@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semmae.options.fields import option
+from semmae.options.knn import KnnRecipe
 from semmae.options.segment import CodingOptions
-from semmae.options.shared import STEPS, VAL_SHARE, NeighbourOptions
+from semmae.options.shared import STEPS, VAL_SHARE, EncoderOptions, PoolingOptions, PrecisionOptions, ViewOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(CodingOptions, NeighbourOptions):
+class EvaluateOptions(CodingOptions, KnnRecipe, PoolingOptions, PrecisionOptions, ViewOptions, EncoderOptions):
     """Measure an encoder by k-NN, linear probe and, where annotations are given, segmentation and part quality."""
 
     untrained: bool = option(True, on_resume="more")

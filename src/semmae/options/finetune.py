@@ -19,11 +19,15 @@ from semmae.options.shared import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneRecipe(SeedOptions):
+class FinetuneRecipe(PresetOptions, CompileOptions, SeedOptions):
     """The optimisation; the defaults are MAE's for ViT-B on ImageNet (its FINETUNE.md)."""
 
     GROUP: ClassVar[str] = "training"
 
+    epochs: int = option(100, low=1, high=EPOCHS)
+    """Passes over the images."""
+    blr: float = option(5e-4, low=0, high=RATE)
+    """Base learning rate: multiplied by batch size / 256."""
     min_lr: float = option(1e-6, low=0, high=RATE)
     """Learning rate at the end; a cosine leads there."""
     warmup_share: float = option(0.05, low=0, high=1)  # 5 of 100 epochs
@@ -32,31 +36,6 @@ class FinetuneRecipe(SeedOptions):
     """Each layer learns at so much of the rate of the one behind it; 1 = all alike."""
     weight_decay: float = option(0.05, low=0, high=100)
     """Weight decay, but for biases, norms, tokens and positions."""
-    mixup: float = option(0.8, low=0, high=100)
-    """How evenly two images are mixed (α of a Beta distribution); 0 = never."""
-    cutmix: float = option(1.0, low=0, high=100)
-    """Likewise, of a rectangle of one image put into another; 0 = never."""
-    erasing: float = option(0.25, low=0, high=1)
-    """Probability that a rectangle of an image is filled with noise."""
-    label_smoothing: float = option(0.1, low=0, high=0.99)
-    """Share of each target that is spread over all classes."""
-    ema: float = option(0.0, low=0, high=0.999999)
-    """Decay of a moving average of the weights, which then is what is measured and kept; 0 = none, 0.9999 is usual."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(FinetuneRecipe, PresetOptions, CompileOptions, EncoderOptions, TrainOptions):
-    """Fine-tune an encoder to classify (the first folders, or the label column), and measure it."""
-
-    GROUP: ClassVar[str] = "training"
-
-    crop_pct: float | None = option(None, low=0.1, high=1, group="measuring")
-    """Share of the resized image's short side that is shown when measured; default: 0.875, above 224 pixels 1, \
-    or, with --eval-only, as the classifier was measured."""
-    epochs: int = option(100, low=1, high=EPOCHS)
-    """Passes over the images."""
-    blr: float = option(5e-4, low=0, high=RATE)
-    """Base learning rate: multiplied by batch size / 256."""
     clip: float = option(0.0, low=0, high=10**6)
     """Highest norm of the gradient; 0 = unlimited."""
     pooling: Pooling = option("mean")
@@ -67,12 +46,33 @@ class FinetuneOptions(FinetuneRecipe, PresetOptions, CompileOptions, EncoderOpti
     """What is done to a crop, in timm's words: RandAugment, AutoAugment (original, 3a), AugMix; or none."""
     crop_scale: float = option(0.08, low=0.05, high=1)
     """Share of an image's area that a training crop shows at least; 1 = whole images."""
+    mixup: float = option(0.8, low=0, high=100)
+    """How evenly two images are mixed (α of a Beta distribution); 0 = never."""
+    cutmix: float = option(1.0, low=0, high=100)
+    """Likewise, of a rectangle of one image put into another; 0 = never."""
+    erasing: float = option(0.25, low=0, high=1)
+    """Probability that a rectangle of an image is filled with noise."""
+    label_smoothing: float = option(0.1, low=0, high=0.99)
+    """Share of each target that is spread over all classes."""
+    ema: float = option(0.0, low=0, high=0.999999)
+    """Decay of a moving average of the weights, which then is what is measured and kept; 0 = none, 0.9999 is usual."""
     balanced: bool = option(False)
     """Show each class equally often, for sets in which a few have most of the images."""
-    val_share: float = option(VAL_SHARE, low=0.01, high=0.99)
-    """Share of each class held out to measure on, where --data has no validation split."""
     val_every: int = option(5, low=0, high=EPOCHS, on_resume="free")
     """Measure every so many epochs too, not only at the end; 0 = never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(FinetuneRecipe, EncoderOptions, TrainOptions):
+    """Fine-tune an encoder to classify (the first folders, or the label column), and measure it."""
+
+    GROUP: ClassVar[str] = "training"
+
+    crop_pct: float | None = option(None, low=0.1, high=1, group="measuring")
+    """Share of the resized image's short side that is shown when measured; default: 0.875, above 224 pixels 1, \
+    or, with --eval-only, as the classifier was measured."""
+    val_share: float = option(VAL_SHARE, low=0.01, high=0.99)
+    """Share of each class held out to measure on, where --data has no validation split."""
     untrained: bool = option(False, on_resume="more")
     """Train beside it the same sizes from new weights, by the same recipe, to see what pre-training brought."""
     eval_only: bool = option(False, group="measuring", idles=("training", "precision"))

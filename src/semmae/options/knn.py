@@ -3,12 +3,26 @@
 from dataclasses import dataclass
 from typing import Any
 
-from semmae.options.shared import NeighbourOptions, PresetOptions
+from semmae.options.fields import option
+from semmae.options.shared import EncoderOptions, PoolingOptions, PrecisionOptions, PresetOptions, ViewOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnOptions(PresetOptions, NeighbourOptions):
+class KnnRecipe:
+    """Nearest neighbours."""
+
+    k: int = option(20, low=1, high=10**6)
+    """Neighbours that vote."""
+    temperature: float = option(0.07, low=0.0001, high=1000)
+    """Votes weigh exp(cosine similarity / temperature)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnOptions(KnnRecipe, PresetOptions, PoolingOptions, PrecisionOptions, ViewOptions, EncoderOptions):
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
+
+    untrained: bool = option(False, on_resume="more")
+    """Measure beside it the same encoder with new weights, to see what training brought."""
 
 
 # Presets

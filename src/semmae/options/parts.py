@@ -37,7 +37,7 @@ class PartsRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions(TrainOptions):
-    """What labelling needs to know."""
+    """Labels."""
 
     teacher: str | None = option(None, reads="network", objects=True)
     """Frozen encoder to learn from: timm:NAME, a run of semmae, or a checkpoint file."""

@@ -1,32 +1,59 @@
 """Options of `semmae probe`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from semmae.options.fields import option
-from semmae.options.shared import EPOCHS, RATE, VAL_SHARE, AnyPooling, EncoderOptions, PresetOptions, TrainOptions
+from semmae.options.shared import (
+    EPOCHS,
+    RATE,
+    VAL_SHARE,
+    EncoderOptions,
+    PoolingOptions,
+    PresetOptions,
+    SeedOptions,
+    TrainOptions,
+)
 
 Protocol = Literal["features", "mae"]
 _MAE, _FEATURES = {"protocol": "mae"}, {"protocol": "features"}
+# Defaults of --epochs and --crop-pct by protocol; k-NN shows as much of an image as "features" does.
+USUAL_EPOCHS: Mapping[Protocol, int] = {"features": 30, "mae": 90}
+USUAL_CROP_PCT: Mapping[Protocol, float] = {"features": 1.0, "mae": 224 / 256}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeRecipe:
+class ProbeRecipe(SeedOptions):
+    """A head on features that are computed once."""
+
+    lr: float | None = option(None, low=0, high=RATE, only=_FEATURES)
+    """features: this learning rate, instead of the best of several."""
+    choice_share: float = option(0.1, low=0.01, high=0.5, only=_FEATURES | {"lr": None})
+    """features: share of each class of the training images on which the learning rate is chosen."""
+    flip: bool = option(False, only=_FEATURES)
+    """features: learn from mirrored training images too; mae mirrors its crops in any case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaeProbeRecipe:
     """MAE's linear probe (facebookresearch/mae, main_linprobe.py)."""
 
+    blr: float = option(0.1, low=0, high=RATE, only=_MAE)
+    """mae: base learning rate, multiplied by batch size / 256."""
     warmup_share: float = option(10 / 90, low=0, high=1, only=_MAE)
     """mae: share of the steps in which the learning rate rises."""
+    crop_scale: float = option(0.08, low=0.05, high=1, only=_MAE)
+    """mae: share of an image's area that a crop shows at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeOptions(ProbeRecipe, PresetOptions, EncoderOptions, TrainOptions):
+class ProbeOptions(ProbeRecipe, MaeProbeRecipe, PoolingOptions, PresetOptions, EncoderOptions, TrainOptions):
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
 
     protocol: Protocol = option("features")
     """features: heads on features of one centre crop an image, the best of several rates, minutes; \
     mae: MAE's linear probe on random crops, hours. Figures of the one do not compare with the other's."""
-    pooling: AnyPooling = option("auto")
-    """One vector an image: the class token, or the mean of the patch tokens; auto: the mean of masked autoencoders."""
     batch_size: int = option(256, low=1, high=2**20)
     """Images per optimiser step of mae, over all devices; of features: that the encoder sees at a time."""
     accumulate: int = option(1, low=1, high=2**16, only=_MAE)
@@ -37,18 +64,8 @@ class ProbeOptions(ProbeRecipe, PresetOptions, EncoderOptions, TrainOptions):
     """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
     epochs: int | None = option(None, low=1, high=EPOCHS)
     """Passes over the training images, or their features; default: 90 of mae, 30 of features."""
-    blr: float = option(0.1, low=0, high=RATE, only=_MAE)
-    """mae: base learning rate, multiplied by batch size / 256."""
-    crop_scale: float = option(0.08, low=0.05, high=1, only=_MAE)
-    """mae: share of an image's area that a crop shows at least."""
     crop_pct: float | None = option(None, low=0.1, high=1)
     """Share of the short side that the centre crop shows on which is measured; default: 1, of mae 0.875."""
-    lr: float | None = option(None, low=0, high=RATE, only=_FEATURES)
-    """features: this learning rate, instead of the best of several."""
-    choice_share: float = option(0.1, low=0.01, high=0.5, only=_FEATURES | {"lr": None})
-    """features: share of each class of the training images on which the learning rate is chosen."""
-    flip: bool = option(False, only=_FEATURES)
-    """features: learn from mirrored training images too; mae mirrors its crops in any case."""
     val_share: float = option(VAL_SHARE, low=0.01, high=0.99)
     """Share of each class that is held out to measure on, where --data has no split."""
     untrained: bool = option(False, on_resume="more")

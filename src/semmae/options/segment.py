@@ -21,24 +21,50 @@ _UPERNET = {"head": "upernet"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentRecipe(SeedOptions):
-    """The optimisation."""
+class SegmentRecipe(PresetOptions, SeedOptions):
+    """The head and the optimisation."""
 
     GROUP: ClassVar[str] = "training"
 
-    weight_decay: float = option(0.05, low=0, high=100)
-    """Weight decay, but for biases, norms and tokens."""
-    layer_decay: float = option(0.65, low=0.01, high=1, only=_UPERNET)
-    """Learning rate of a block, as a share of that of the block above it."""
+    head: Head = option("upernet")
+    """UPerNet with the whole encoder trained, or one linear layer on the frozen encoder's last patch tokens."""
+    steps: int = option(2000, low=1, high=STEPS)
+    """Optimiser steps to train."""
+    val_steps: int | None = option(None, low=1, high=STEPS)
+    """Steps between validations; must divide --steps; default: about a tenth."""
+    lr: float | None = option(None, low=0, high=RATE)
+    """Learning rate, of any batch size; default: 1e-4, of a linear head 1e-2."""
     warmup_share: float = option(0.05, low=0, high=1)
     """Share of the steps in which the learning rate rises; afterwards it falls linearly to 0."""
+    layer_decay: float = option(0.65, low=0.01, high=1, only=_UPERNET)
+    """Learning rate of a block, as a share of that of the block above it."""
+    weight_decay: float = option(0.05, low=0, high=100)
+    """Weight decay, but for biases, norms and tokens."""
+    clip: float = option(0.0, low=0, high=10**6)
+    """Highest norm of the gradient; 0 = unlimited."""
+    drop_path: float = option(0.1, low=0, high=0.95, only=_UPERNET)
+    """Chance that the last block is left out for an image in training; less in those below it."""
+    blocks: str | None = option(None, only=_UPERNET)
+    """Four blocks whose tokens UPerNet reads, counted from 0; default: 3,5,7,11 of twelve."""
+    decoder_channels: int | None = option(None, low=1, high=2**16, only=_UPERNET)
+    """Channels of UPerNet; default: 512, for vit_small 256, for vit_tiny 128."""
     aux_weight: float = option(0.4, low=0, high=WEIGHT, only=_UPERNET)
     """Weight of the loss of a second, small head that helps to train; 0 = without."""
+    checkpointing: bool = option(False, on_resume="free", only=_UPERNET)
+    """Compute the blocks' activations again when they are needed, instead of keeping them: slower, less memory."""
+    min_scale: float = option(0.5, low=0.1, high=10)
+    """Short side of an image in training, in sides of the crop, at least."""
+    max_scale: float = option(2.0, low=0.1, high=10)
+    """And at most."""
+    most_of_one: float = option(0.75, low=0.01, high=1)
+    """Share of a crop that one class may fill; others are drawn instead, ten times at most. 1 = no limit."""
+    colour: bool = option(True)
+    """Change brightness, contrast, saturation and hue in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodingOptions:
-    """How the annotations of pixels are coded."""
+    """Annotations of pixels."""
 
     ignore_index: int = option(255, low=0, high=255)
     """Number in the annotations of pixels that neither train nor count."""
@@ -47,7 +73,19 @@ class CodingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentOptions(SegmentRecipe, CodingOptions, PresetOptions, EncoderOptions, TrainOptions):
+class WindowOptions(CodingOptions):
+    """Measuring."""
+
+    GROUP: ClassVar[str] = "measuring"
+
+    stride: float = option(2 / 3, low=0.1, high=1)
+    """Distance of the windows in measuring, in sides of a window."""
+    pictures: int = option(8, low=0, high=10**4, on_resume="more")
+    """Validation images to show in predictions.png."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions(SegmentRecipe, WindowOptions, EncoderOptions, TrainOptions):
     """Train semantic segmentation on an encoder, or only measure it: mIoU, IoU of each class, pictures."""
 
     GROUP: ClassVar[str] = "training"
@@ -61,38 +99,8 @@ annotations are 8-bit PNGs of class numbers."""
     """Pixels a side of the crops to train on and the windows to measure with; default: as the encoder was trained."""
     batch_size: int = option(16, low=1, high=2**20)
     """Images per optimiser step, over all devices."""
-    head: Head = option("upernet")
-    """UPerNet with the whole encoder trained, or one linear layer on the frozen encoder's last patch tokens."""
-    steps: int = option(2000, low=1, high=STEPS)
-    """Optimiser steps to train."""
-    val_steps: int | None = option(None, low=1, high=STEPS)
-    """Steps between validations; must divide --steps; default: about a tenth."""
-    lr: float | None = option(None, low=0, high=RATE)
-    """Learning rate, of any batch size; default: 1e-4, of a linear head 1e-2."""
-    drop_path: float = option(0.1, low=0, high=0.95, only=_UPERNET)
-    """Chance that the last block is left out for an image in training; less in those below it."""
-    clip: float = option(0.0, low=0, high=10**6)
-    """Highest norm of the gradient; 0 = unlimited."""
-    checkpointing: bool = option(False, on_resume="free", only=_UPERNET)
-    """Compute the blocks' activations again when they are needed, instead of keeping them: slower, less memory."""
-    blocks: str | None = option(None, only=_UPERNET)
-    """Four blocks whose tokens UPerNet reads, counted from 0; default: 3,5,7,11 of twelve."""
-    decoder_channels: int | None = option(None, low=1, high=2**16, only=_UPERNET)
-    """Channels of UPerNet; default: 512, for vit_small 256, for vit_tiny 128."""
     val_share: float = option(VAL_SHARE, low=0.01, high=0.99)
     """Share of the images held out to measure on, where the data has no folders of splits."""
-    min_scale: float = option(0.5, low=0.1, high=10)
-    """Short side of an image in training, in sides of the crop, at least."""
-    max_scale: float = option(2.0, low=0.1, high=10)
-    """And at most."""
-    most_of_one: float = option(0.75, low=0.01, high=1)
-    """Share of a crop that one class may fill; others are drawn instead, ten times at most. 1 = no limit."""
-    colour: bool = option(True)
-    """Change brightness, contrast, saturation and hue in training."""
-    stride: float = option(2 / 3, low=0.1, high=1, group="measuring")
-    """Distance of the windows in measuring, in sides of a window."""
-    pictures: int = option(8, low=0, high=10**4, on_resume="more", group="measuring")
-    """Validation images to show in predictions.png."""
     untrained: bool = option(False, on_resume="more")
     """Train beside it the same encoder with new weights, by the same recipe but for layer decay, to see what \
 pre-training brought."""

@@ -20,20 +20,26 @@ WEIGHT, RATE = 10**6, 1000  # of a loss; of learning
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOptions:
-    """What draws random numbers."""
+    """The seed."""
 
     seed: int = option(0, low=0, high=2**32 - 1)  # of steps and ranks are made from it, none above torch's 64 bits
     """Seed of everything random."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(SeedOptions):
-    """What every verb that writes a folder takes."""
+class WorkerOptions:
+    """Loading."""
+
+    workers: int = option(2, low=0, high=256, on_resume="free")
+    """Processes that load images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(WorkerOptions, SeedOptions):
+    """The run."""
 
     out: Path = field(metadata=about(writes=True, on_resume="free"))
     """Folder to write; must be new or empty, or see --resume and --overwrite."""
-    workers: int = option(2, low=0, high=256, on_resume="free")
-    """Processes that load images."""
     config: Path | None = option(None, reads="file", control=True, on_resume="free")
     """YAML file with options, such as the config.yaml of an earlier run; options given beside it win."""
     resume: bool = option(False, control=True, continues=True, on_resume="free")
@@ -44,7 +50,7 @@ class RunOptions(SeedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(RunOptions):
-    """What every verb takes that reads images."""
+    """Images."""
 
     data: str = field(metadata=about(reads="images", objects=True))
     """Images: a folder of any depth, a list of files, Parquet file(s) with an `image` column, or hf:NAME."""
@@ -54,7 +60,7 @@ class ImageOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionOptions:
-    """What every verb takes that computes with a network."""
+    """Arithmetic."""
 
     precision: Precision = option("auto")
     """Arithmetic: auto is bf16 where the processor computes in it, else float32; fp16 needs a GPU."""
@@ -62,7 +68,7 @@ class PrecisionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How the images of an optimiser step are divided: over nodes, their devices, and batches one after another."""
+    """How a step is divided: over nodes, their devices, and batches one after another."""
 
     GROUP: ClassVar[str] = "training"
 
@@ -118,8 +124,8 @@ class Batching:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Batching, PrecisionOptions, ImageOptions):
-    """What every verb that trains takes."""
+class LoggerOptions:
+    """Loggers."""
 
     GROUP: ClassVar[str] = "training"
 
@@ -130,8 +136,13 @@ class TrainOptions(Batching, PrecisionOptions, ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainOptions(LoggerOptions, Batching, PrecisionOptions, ImageOptions):
+    """Training."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SizeOptions(TrainOptions):
-    """What every verb that trains a new encoder takes."""
+    """The new encoder."""
 
     model: Model = option("vit_small")
     """Size of the encoder."""
@@ -143,7 +154,7 @@ class SizeOptions(TrainOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """What makes a step faster, or smaller in memory."""
+    """Speed and memory of a step."""
 
     GROUP: ClassVar[str] = "training"
 
@@ -155,7 +166,7 @@ class CompileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PresetOptions:
-    """What verbs take that have named recipes."""
+    """Recipes by name."""
 
     preset: str | None = option(None)
     """Recipe to begin with, by name; options given beside it, or in --config, win."""
@@ -163,7 +174,7 @@ class PresetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderOptions(ImageOptions):
-    """What every verb takes that begins with an encoder."""
+    """The encoder."""
 
     encoder: str = field(metadata=about(reads="network", objects=True))
     """Encoder: a run of semmae, timm:NAME, or a checkpoint file."""
@@ -174,8 +185,8 @@ class EncoderOptions(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewOptions(EncoderOptions):
-    """What verbs take that show whole images to a frozen encoder."""
+class ViewOptions:
+    """Whole images."""
 
     batch_size: int = option(128, low=1, high=2**20)
     """Images at a time."""
@@ -184,20 +195,8 @@ class ViewOptions(EncoderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions(PrecisionOptions, ViewOptions):
-    """What verbs take that need one vector an image."""
+class PoolingOptions:
+    """One vector an image."""
 
     pooling: AnyPooling = option("auto")
     """One vector an image: the class token, or the mean of the patch tokens; auto: the mean of masked autoencoders."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeighbourOptions(FeatureOptions):
-    """What verbs take that ask the nearest neighbours."""
-
-    k: int = option(20, low=1, high=10**6)
-    """Neighbours that vote."""
-    temperature: float = option(0.07, low=0.0001, high=1000)
-    """Votes weigh exp(cosine similarity / temperature)."""
-    untrained: bool = option(False, on_resume="more")
-    """Measure beside it the same encoder with new weights, to see what training brought."""

@@ -3,38 +3,36 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
-from semmae.options.shared import Batching, Precision
+from semmae.options.shared import Batching, LoggerOptions, PrecisionOptions, SeedOptions, WorkerOptions
 from semmae.run.ranks import check_processes, is_rank_zero
 from semmae.train.loggers import check_loggers, logger_names
 from semmae.train.precision import check_precision
-from semmae.train.trainer import FitOptions
 
 _log = logging.getLogger("semmae")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Batching):
+class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOptions):
     """What every training is given, whatever it trains."""
 
-    precision: Precision = "auto"
-    workers: int = 2  # processes that load images
-    seed: int = 0
-    resume: bool = False
-    logger: str = "tensorboard"  # names divided by commas
-    callbacks: tuple[Any, ...] = ()  # of Lightning, the user's own
-    config: Mapping[str, Any] = field(default_factory=dict)  # what loggers show as the run's configuration
+    resume: bool
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # what loggers show of the run
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Names among `LOGGERS`."""
+        return logger_names(self.logger)
 
     def check(self) -> None:
         """Refuse what is not to be had here: arithmetic, loggers, processes; and batches that do not divide."""
         check_precision(self.precision)
-        check_loggers(logger_names(self.logger))
+        check_loggers(self.loggers)
         check_processes(self.nodes, self.devices)
         super().check()
 
@@ -56,20 +54,3 @@ class Training(Batching):
             )
         sampler = EpochSampler(images, self.seed, multiple=size // self.processes, classes=classes)
         return make_loader(dataset, size // self.batches, sampler=sampler, workers=self.workers, drop_last=True)
-
-    def fit_options(self, out: Path, stage: str, epochs: int, clip: float = 0.0, unit: str = "epoch") -> FitOptions:
-        """The Trainer's options of one stage of a run."""
-        return FitOptions(
-            out=out,
-            stage=stage,
-            epochs=epochs,
-            precision=self.precision,
-            devices=self.devices,
-            nodes=self.nodes,
-            clip=clip,
-            accumulate=self.accumulate,
-            unit=unit,
-            loggers=logger_names(self.logger),
-            config=self.config,
-            callbacks=self.callbacks,
-        )

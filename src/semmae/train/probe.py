@@ -15,7 +15,7 @@ from semmae.data.loaders import normalise
 from semmae.losses import class_loss
 from semmae.models.head import LinearHead, pool
 from semmae.models.vit import Encoder
-from semmae.options.probe import ProbeRecipe
+from semmae.options.probe import MaeProbeRecipe
 from semmae.train.optimizer import warmup_cosine_rate
 
 _MOMENTUM = 0.9
@@ -40,7 +40,9 @@ class ProbeTask(pl.LightningModule):
 
     targets: Tensor
 
-    def __init__(self, encoder: Encoder, head: LinearHead, targets: Tensor, recipe: ProbeRecipe, *, lr: float) -> None:
+    def __init__(
+        self, encoder: Encoder, head: LinearHead, targets: Tensor, recipe: MaeProbeRecipe, *, lr: float
+    ) -> None:
         super().__init__()
         self._frozen = (encoder.eval().requires_grad_(False),)  # in a tuple, where Lightning neither sees nor moves it
         self.head = head

@@ -21,9 +21,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ from torch.utils.data import DataLoader
 from semmae.errors import UserError
 from semmae.files import Fields, read_records, read_text, write_text
 from semmae.memory import keep_freed_memory
-from semmae.options.shared import Precision
 from semmae.progress import is_terminal, shown_rate, write
 from semmae.run.ranks import is_rank_zero
 from semmae.run.signals import Interrupted
+from semmae.train.batches import Training
 from semmae.train.checkpoints import CheckedCheckpointIO
 from semmae.train.loggers import open_loggers
 from semmae.train.nodes import cluster
@@ -59,21 +59,15 @@ _log = logging.getLogger("semmae")
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What the Trainer has to know besides task and data."""
+    """One stage of a run, as the Trainer has to know it besides task and data."""
 
+    training: Training
     out: Path  # receives checkpoints/, metrics.jsonl and TensorBoard events
     stage: str  # name beside every metric
     epochs: int
-    precision: Precision = "auto"
-    devices: int = 1  # of each node
-    nodes: int = 1
-    clip: float = 0.0  # highest norm of the gradient; 0 = unlimited
+    clip: float  # highest norm of the gradient; 0 = unlimited
     clip_each: bool = False  # of each parameter's, not of all together
-    accumulate: int = 1  # batches of the loader that make one optimiser step
     unit: str = "epoch"  # what the line on the terminal calls a pass over the loader
-    loggers: tuple[str, ...] = ("tensorboard",)  # names among LOGGERS
-    config: Mapping[str, Any] = field(default_factory=dict)  # what loggers show as the run's configuration
-    callbacks: Sequence[pl.Callback] = ()  # of the user's, called behind ours
 
 
 @dataclass(frozen=True)
@@ -88,22 +82,21 @@ def fit(
     task: pl.LightningModule,
     loader: DataLoader[dict[str, Any]],
     options: FitOptions,
-    resume: bool,
     evaluation: Evaluation | None = None,
 ) -> None:
-    """Train to the last epoch; with `resume` from `out/checkpoints/last.ckpt` on, if there is one.
+    """Train to the last epoch; a training that is resumed from `out/checkpoints/last.ckpt` on, if there is one.
 
-    The user's `callbacks` come after ours: at the end of a step they find the metrics written and the state kept.
+    The user's callbacks come after ours: at the end of a step they find the metrics written and the state kept.
     Whether a resumed run ends as one that was never stopped is up to them too.
 
     Raises `Interrupted` after Ctrl-C or SIGTERM, when the step that was running is done and kept, unless Ctrl-C came
     twice; in processes other than the first one `SystemExit`, for the first one reports.
     """
-    last = options.out / "checkpoints" / LAST
-    names = options.loggers if is_rank_zero() else ()
-    with _quiet(), open_loggers(names, options.out, options.stage, options.config, resume) as loggers:
+    training, last = options.training, options.out / "checkpoints" / LAST
+    resume, names = training.resume, training.loggers if is_rank_zero() else ()
+    with _quiet(), open_loggers(names, options.out, options.stage, training.hyperparameters, resume) as loggers:
         meter = Meter(options, evaluation)
-        trainer = _trainer(task, options, loggers, [meter, Keeper(last, loader, meter.check), *options.callbacks])
+        trainer = _trainer(task, options, loggers, [meter, Keeper(last, loader, meter.check), *training.callbacks])
         previous = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(task, loader, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
@@ -131,20 +124,21 @@ def _quiet() -> Iterator[None]:
 def _trainer(
     task: pl.LightningModule, options: FitOptions, loggers: list[Logger], callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    precision = resolve_precision(options.precision)
-    processes = options.nodes * options.devices
-    _log.debug("%s: %s, %d batches a step on %d devices", options.stage, precision, options.accumulate, processes)
+    training = options.training
+    precision = resolve_precision(training.precision)
+    stage, processes = options.stage, training.processes
+    _log.debug("%s: %s, %d batches a step on %d devices", stage, precision, training.accumulate, processes)
     keep_freed_memory()
     return pl.Trainer(
         # Not MPS: Apple's GPUs have no float64, in which masks count.
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
-        devices=options.devices,
-        num_nodes=options.nodes,
+        devices=training.devices,
+        num_nodes=training.nodes,
         # After training the first process may label images for hours, and the others wait for it.
         strategy=DDPStrategy(timeout=PATIENCE) if processes > 1 else "auto",
         precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
         max_epochs=options.epochs,
-        accumulate_grad_batches=options.accumulate,
+        accumulate_grad_batches=training.accumulate,
         logger=loggers or False,
         callbacks=callbacks,
         plugins=[CheckedCheckpointIO(task.state_dict()), *cluster()],
@@ -171,6 +165,7 @@ class Meter(pl.Callback):
     def __init__(self, options: FitOptions, evaluation: Evaluation | None = None) -> None:
         self.options = options
         self.evaluation = evaluation
+        self._accumulate = options.training.accumulate
         self._losses: list[Tensor] = []  # of batches, each its share of its step's
         self._norms: list[Tensor] = []  # of the gradients of steps, before they are limited
         self._images = 0
@@ -221,11 +216,11 @@ class Meter(pl.Callback):
         """Keep the loss on its device; every `LOG_EVERY` steps look at it."""
         self._losses.append(outputs["loss"].detach())
         self._images += len(batch["images"]) * trainer.world_size
-        if len(self._losses) % self.options.accumulate == 0:
+        if len(self._losses) % self._accumulate == 0:
             # Lightning would hold the step's gradients until the next forward pass is over, the memory's peak.
             for optimizer in trainer.optimizers:
                 optimizer.zero_grad()
-        if len(self._losses) >= LOG_EVERY * self.options.accumulate and not trainer.is_last_batch:
+        if len(self._losses) >= LOG_EVERY * self._accumulate and not trainer.is_last_batch:
             self._report(trainer, {})
         self._mark = time.monotonic()
 
@@ -290,7 +285,7 @@ class Meter(pl.Callback):
     def _checked_losses(self, trainer: pl.Trainer) -> list[float]:
         """The loss of every optimiser step since the last report, finite; waits for the device."""
         # Lightning divides the losses of batches that make a step by their number: the step's is their sum.
-        losses = torch.stack(self._losses).float().view(-1, self.options.accumulate).sum(1).tolist()
+        losses = torch.stack(self._losses).float().view(-1, self._accumulate).sum(1).tolist()
         first = trainer.global_step - len(losses)
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
@@ -312,11 +307,11 @@ class Meter(pl.Callback):
 
     def _show(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         """One line: rewritten in place on a terminal, one an epoch elsewhere."""
-        ended = trainer.global_step % (int(trainer.num_training_batches) // self.options.accumulate) == 0
+        ended = trainer.global_step % (int(trainer.num_training_batches) // self._accumulate) == 0
         terminal = is_terminal(sys.stderr)
         if not (ended or terminal):
             return
-        steps = max(1, len(self._losses) // self.options.accumulate)
+        steps = max(1, len(self._losses) // self._accumulate)
         seconds_a_step = (time.monotonic() - self._since) / steps
         left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * seconds_a_step
         measured = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())

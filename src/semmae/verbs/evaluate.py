@@ -14,17 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semmae.data.classes import TrainVal, open_sets, train_val
+from semmae.data.classes import TrainVal
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.segmentation import SegmentationData
 from semmae.data.splits import MASK_FOLDERS
 from semmae.errors import UserError
-from semmae.evaluation.features import View, encoder_facts, image_features, open_encoder, resolve_pooling
+from semmae.evaluation.features import View, image_features, open_encoder
 from semmae.evaluation.parts import pixel_truth
 from semmae.evaluation.protocols import OWN, UNTRAINED
 from semmae.evaluation.protocols.knn import Knn
 from semmae.evaluation.protocols.parts import Parts, TrueParts
-from semmae.evaluation.protocols.probe import CHOICE_SHARE, Probe, choice_rows
+from semmae.evaluation.protocols.probe import Probe, choice_rows
 from semmae.evaluation.protocols.segment import Segment
 from semmae.evaluation.several import Step, describe_by, measure_by
 from semmae.files import user_path
@@ -32,12 +32,15 @@ from semmae.models.fresh import fresh_like
 from semmae.objects import described
 from semmae.options.evaluate import EvaluateOptions
 from semmae.options.fields import shared
+from semmae.options.knn import KnnRecipe
+from semmae.options.probe import USUAL_EPOCHS, ProbeRecipe
 from semmae.options.segment import SegmentOptions
 from semmae.reporting.results import write_comparison, write_details
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import run_folder
 from semmae.train.precision import check_precision
 from semmae.verbs import segment as segment_verb
+from semmae.verbs.measuring import divided, facts_of, open_class_sets, view_of
 
 _log = logging.getLogger("semmae")
 
@@ -54,7 +57,7 @@ class EvaluationData(NamedTuple):
     def sets(self) -> list[ImageSet]:
         """The images to learn from and to measure on, of classes and of pixels."""
         found = [] if self.classes is None else self.classes.sets
-        return found + ([] if self.pixels is None else [self.pixels.train.images, self.pixels.val.images])
+        return found + ([] if self.pixels is None else self.pixels.sets)
 
     @property
     def digests(self) -> dict[str, Any]:
@@ -68,18 +71,13 @@ def evaluate(options: EvaluateOptions) -> Path:
     check_precision(options.precision)
     encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     found = with_annotations(options)
-    view = shared(
-        View,
-        options,
-        image_size=options.image_size or encoder.spec.image_size,
-        pooling=resolve_pooling(options.pooling, encoder),
-    )
+    view = view_of(options, encoder)
     linear = shared(SegmentOptions, found, head="linear", batch_size=16, val_steps=options.steps, pictures=0)
     segmenting = segment_verb.protocol_of(linear, view.image_size)
     if found.masks is not None:
         segmenting.check_encoder(encoder)
     data = open_data(found)
-    facts = encoder_facts(options.encoder, encoder)  # now, for segmentation may resample its positions
+    facts = facts_of(found, encoder)
     steps = functools.partial(steps_of, options, view, segmenting, data)
     measured = functools.partial(
         measure_by,
@@ -94,8 +92,7 @@ def evaluate(options: EvaluateOptions) -> Path:
             segmenting.prepare(encoder)
         if options.untrained:
             methods[UNTRAINED] = measured(steps(), fresh_like(encoder, options.seed), out / UNTRAINED)
-        about = describe_by(steps(), {**facts, "data": described(found.data), "seed": options.seed})
-        write_comparison(out, about, methods)
+        write_comparison(out, describe_by(steps(), facts), methods)
         write_skipped(data.sets, out / "skipped.csv")
         write_report(out)
     return options.out
@@ -115,7 +112,7 @@ def with_annotations(options: EvaluateOptions) -> EvaluateOptions:
 def open_data(options: EvaluateOptions) -> EvaluationData:
     """Classes and annotations of the images, all of them checked; one of the two there must be."""
     classes = open_class_data(options)
-    probed = classes is not None and bool(choice_rows(classes.train, CHOICE_SHARE, options.seed))
+    probed = classes is not None and bool(choice_rows(classes.train, shared(ProbeRecipe, options)))
     if classes is not None and not probed:
         _log.warning(
             "%s: no class has two training images to choose the probe's learning rate on, so no probe is measured "
@@ -133,7 +130,7 @@ def open_data(options: EvaluateOptions) -> EvaluationData:
 def open_class_data(options: EvaluateOptions) -> TrainVal | None:
     """The images by their classes; None where they have none to measure by, but annotations."""
     name = described(options.data)
-    sets = open_sets(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    sets = open_class_sets(options)
     labels = [images.labels or () for images in sets]
     if not all(labels) or len(set().union(*labels)) < 2:
         if options.masks is None:
@@ -147,7 +144,7 @@ def open_class_data(options: EvaluateOptions) -> TrainVal | None:
     if options.masks is not None and (reason := _no_classes(labels)):
         _log.warning("%s: %s, so neither k-NN nor a probe is measured", name, reason)
         return None
-    return train_val(options.data, sets, val_share=options.val_share, limit=options.limit, seed=options.seed)
+    return divided(options, sets)
 
 
 def _no_classes(labels: Sequence[Sequence[str]]) -> str:
@@ -163,11 +160,11 @@ def steps_of(options: EvaluateOptions, view: View, segmenting: Segment, data: Ev
     # Kept for both protocols: features of a set of images are computed once.
     embed = functools.cache(image_features)
     if data.classes is not None:
-        yield Step("knn", Knn(view, options.k, options.temperature, embed), data.classes)
+        yield Step(Knn(view, shared(KnnRecipe, options), embed), data.classes)
         if data.probed:
-            yield Step("probe", Probe(view, seed=options.seed, embed=embed), data.classes)
+            yield Step(Probe(view, USUAL_EPOCHS["features"], shared(ProbeRecipe, options), embed), data.classes)
     embed.cache_clear()  # of a million images they are gigabytes
     if data.parts is not None:
-        yield Step("parts", shared(Parts, options, image_size=view.image_size), data.parts)
+        yield Step(Parts(view, seed=options.seed), data.parts)
         # Last, for it may resample the encoder's positions.
-        yield Step("segment", segmenting, data.pixels)
+        yield Step(segmenting, data.pixels)

@@ -33,7 +33,7 @@ from semmae.train.batches import Training
 from semmae.train.part_losses import views_of
 from semmae.train.parts import PartsTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import fit
+from semmae.train.trainer import FitOptions, fit
 
 _log = logging.getLogger("semmae")
 
@@ -163,9 +163,9 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
         images, _size(options, encoder), views=views_of(recipe), scale=_SCALE, seed=options.seed,
         colour=views_of(recipe) > 1, hue=options.hue,
     )  # fmt: skip
-    training = shared(Training, options, config=kept_values(options))
-    how = training.fit_options(options.out, "parts", options.epochs)
-    fit(PartsTask(encoder, learner, recipe), training.loader(crops), how, options.resume)
+    training = shared(Training, options, hyperparameters=kept_values(options))
+    how = FitOptions(training, options.out, "parts", options.epochs, clip=0.0)
+    fit(PartsTask(encoder, learner, recipe), training.loader(crops), how)
     return learner
 
 

@@ -29,7 +29,7 @@ from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import barrier, fit
+from semmae.train.trainer import FitOptions, barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher, train_teacher
@@ -133,7 +133,7 @@ def train_autoencoder(
     """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures."""
     torch.manual_seed(options.seed)
     mae = init or new_autoencoder(options)
-    training = shared(Training, options, config=kept_values(options))
+    training = shared(Training, options, hyperparameters=kept_values(options))
     rate = training.scaled_rate(options.blr, len(images))
     recipe = shared(PretrainRecipe, options)
     side = options.image_size // options.patch_size
@@ -153,12 +153,12 @@ def train_autoencoder(
     }
     with summarised(options.out, "pretrain", images, **facts):
         loader = training.loader(dataset, rate)
-        how = training.fit_options(options.out, "pretrain", options.epochs, options.clip)
+        how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip)
         compiled = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
         task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled)
-        fit(task, loader, how, options.resume)
+        fit(task, loader, how)
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)

@@ -7,23 +7,21 @@ from semmae.data.classes import check_val_share, unlearned_rows
 from semmae.data.coding import Coding
 from semmae.data.segmentation import MeasuredData, SegmentationData, is_divided, open_measured, open_segmentation
 from semmae.errors import UserError
-from semmae.evaluation.features import encoder_facts, open_encoder
+from semmae.evaluation.features import open_encoder
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.segment import Segment, Windows
-from semmae.evaluation.protocols.shape import measure
+from semmae.evaluation.protocols.shape import Measured
 from semmae.formats.folders import read_learned, read_segmenter
 from semmae.formats.open import find_segmenter
 from semmae.models.segmenter import Segmenter
 from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.segment import SegmentOptions, SegmentRecipe
-from semmae.reporting.results import write_measured
-from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
 from semmae.run.folder import run_folder
-from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.precision import check_precision
+from semmae.verbs.measuring import facts_of, measure_encoder, write_figures
 
 _log = logging.getLogger("semmae")
 
@@ -34,30 +32,23 @@ def segment(options: SegmentOptions) -> Path:
         return measure_only(options)
     protocol_of(options, 0).check_settings()
     encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
-    facts = encoder_facts(options.encoder, encoder)
-    protocol = protocol_of(options, options.image_size or encoder.spec.image_size)
-    protocol.check_encoder(encoder)
-    protocol.prepare(encoder)
-    data = open_data(options)
-    with run_folder(options) as out:
-        untrained = options.seed if options.untrained else None
-        methods = measure(protocol, encoder, data, out, untrained_seed=untrained)
-        if is_rank_zero():
-            about = {**protocol.describe(data), **facts, "data": described(options.data), "seed": options.seed}
-            write_measured(out, about, methods, [data.train.images, data.val.images])
-            write_report(out)
-    return options.out
+    return measure_encoder(
+        run_folder(options),
+        protocol_of(options, options.image_size or encoder.spec.image_size),
+        encoder,
+        lambda: open_data(options),
+        facts_of(options, encoder),
+        untrained=options.untrained,
+    )
 
 
 def protocol_of(options: SegmentOptions, image_size: int) -> Segment:
     """The protocol at an image size."""
-    return shared(
-        Segment,
-        options,
-        recipe=shared(SegmentRecipe, options),
-        training=shared(Training, options, config=kept_values(options)),
-        windows=shared(Windows, options, image_size=image_size),
-        source=described(options.encoder),
+    return Segment(
+        shared(SegmentRecipe, options),
+        shared(Training, options, hyperparameters=kept_values(options)),
+        shared(Windows, options, image_size=image_size),
+        described(options.encoder),
     )
 
 
@@ -92,16 +83,14 @@ def measure_only(options: SegmentOptions) -> Path:
         workers=options.workers,
     )
     check_same_classes(options, segmenter, data)
-    facts = encoder_facts(options.encoder, segmenter.encoder)
     windows = shared(Windows, options, image_size=segmenter.encoder.spec.image_size)
-    with run_folder(options) as out:
+    about = {**windows.describe(segmenter.spec.head, data), "preset": options.preset}
+
+    def measured(out: Path) -> dict[str, Measured]:
         _log.info("%s: measured on %s", options.data, data.split)
-        methods = {OWN: windows.measure(segmenter, data.val)}
-        about = {**windows.describe(segmenter.spec.head, data), "preset": options.preset, **facts}
-        about |= {"data": described(options.data), "seed": options.seed}
-        write_measured(out, about, methods, [data.val.images])
-        write_report(out)
-    return options.out
+        return {OWN: windows.measure(segmenter, data.val)}
+
+    return write_figures(run_folder(options), measured, about | facts_of(options, segmenter.encoder), data.sets)
 
 
 def check_same_classes(options: SegmentOptions, segmenter: Segmenter, data: MeasuredData) -> None:

@@ -1,6 +1,5 @@
 """`semmae teacher`: an encoder from one's own images, to learn parts from."""
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.summary import summarised
 from semmae.train.teacher import TeacherTask
-from semmae.train.trainer import Evaluation, fit
+from semmae.train.trainer import Evaluation, FitOptions, fit
 
 _KNN_IMAGES = 2000  # at most, so that measuring stays short beside training
 _SMALLEST_LOCAL = 0.05  # share of an image's area: DINO's, iBOT's and DINOv2's
@@ -83,15 +82,14 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     out = options.out
     torch.manual_seed(options.seed)
     encoder = init or new_encoder(options)
-    training = shared(Training, options, config=kept_values(options))
+    training = shared(Training, options, hyperparameters=kept_values(options))
     rate = training.scaled_rate(options.blr, len(images))
     task = TeacherTask(encoder, shared(TeacherRecipe, options), lr=rate)
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
     with summarised(out, "teacher", images, **facts):
         loader = training.loader(crops_of(options, images), rate)
-        how = training.fit_options(out, "teacher", options.epochs, options.clip)
-        how = dataclasses.replace(how, clip_each=True)  # as DINO and iBOT do
-        fit(task, loader, how, options.resume, knn_evaluation(options, images, task.teacher))
+        how = FitOptions(training, out, "teacher", options.epochs, options.clip, clip_each=True)  # as DINO and iBOT do
+        fit(task, loader, how, knn_evaluation(options, images, task.teacher))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
 

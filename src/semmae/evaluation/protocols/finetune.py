@@ -13,48 +13,38 @@ from semmae.data.augment import LabelledCrops, augmentation
 from semmae.data.classes import TrainVal, image_keys
 from semmae.errors import UserError
 from semmae.evaluation.accuracy import rank_report
-from semmae.evaluation.classifier import CentreCrops, measure_classifier, predict, usual_crop
+from semmae.evaluation.classifier import CentreCrops, measure_classifier, predict
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Measured, Protocol
 from semmae.formats.folders import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
 from semmae.formats.open import load_classifier
 from semmae.models.classifier import Classifier, set_drop_path
-from semmae.models.head import Pooling
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
 from semmae.options.finetune import FinetuneRecipe
-from semmae.options.shared import Compile
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.compiling import resolve_compile
 from semmae.train.finetune import FinetuneTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import Evaluation, barrier, fit
+from semmae.train.trainer import Evaluation, FitOptions, barrier, fit
 
 STAGE = "finetune"
+# Of the recipe: the whole run has one seed, and nothing measured depends on the others.
+_UNDESCRIBED = ("seed", "val_every", "checkpointing", "compile")
 
 
 @dataclass(frozen=True)
 class Finetune(Protocol[TrainVal]):
     """All weights trained, with a head; the last epoch is measured."""
 
+    name = "finetune"
+
     recipe: FinetuneRecipe
     training: Training
     image_size: int
-    epochs: int
-    blr: float
-    clip: float
-    pooling: Pooling
-    drop_path: float
-    augment: str
-    crop_scale: float
-    balanced: bool
-    val_share: float
-    val_every: int
-    crop_pct: float | None = None  # shown when measured; None: as MAE does
-    checkpointing: bool = False
-    compile: Compile = "auto"
-    preset: str | None = None  # what its recipe is called
+    crop_pct: float  # share of the short side that is shown when measured
+    val_share: float  # held out of each class; kept beside the classifier
 
     def check_encoder(self, encoder: Encoder) -> None:
         if not isinstance(encoder.vit, VisionTransformer):
@@ -74,16 +64,16 @@ class Finetune(Protocol[TrainVal]):
             set_norm_eps(encoder, NORM_EPS)
         if encoder.spec.image_size != self.image_size:
             encoder.set_image_size(self.image_size)
-        classifier_config(Classifier(copy.deepcopy(encoder), 2, self.pooling), ("one", "other"))
+        classifier_config(Classifier(copy.deepcopy(encoder), 2, self.recipe.pooling), ("one", "other"))
 
     def check(self, data: TrainVal) -> None:
         """Refuse more batches than images, and a rate that would rise in the end."""
-        images = len(data.train)
+        recipe, images = self.recipe, len(data.train)
         self.training.check_images(images)
-        rate = self.training.scaled_rate(self.blr, images)
-        if self.recipe.min_lr > rate:
+        rate = self.training.scaled_rate(recipe.blr, images)
+        if recipe.min_lr > rate:
             raise UserError(
-                f"--min-lr {self.recipe.min_lr} is above the learning rate {rate:.3g} (--blr {self.blr} · batch size "
+                f"--min-lr {recipe.min_lr} is above the learning rate {rate:.3g} (--blr {recipe.blr} · batch size "
                 f"{self.training.effective(images)} / 256); lower it, or raise --blr"
             )
 
@@ -100,17 +90,17 @@ class Finetune(Protocol[TrainVal]):
     def new_classifier(self, encoder: Encoder, classes: int) -> Classifier:
         """The encoder with a new head, made ready for training."""
         torch.manual_seed(self.recipe.seed)
-        classifier = Classifier(encoder, classes, self.pooling)
-        set_drop_path(classifier.vit, self.drop_path)
-        classifier.checkpointing = self.checkpointing
+        classifier = Classifier(encoder, classes, self.recipe.pooling)
+        set_drop_path(classifier.vit, self.recipe.drop_path)
+        classifier.checkpointing = self.recipe.checkpointing
         return classifier
 
     def train(self, classifier: Classifier, data: TrainVal, out: Path, name: str) -> Classifier:
         """Train in `out` and write `classifier/`."""
-        folder, images = out / CLASSIFIER, len(data.train)
+        folder, images, recipe = out / CLASSIFIER, len(data.train), self.recipe
         stage = STAGE if name == OWN else name
         facts = {
-            "epochs": self.epochs,
+            "epochs": recipe.epochs,
             "image_size": self.image_size,
             "classes": len(data.classes),
             "encoder_digest": digest(classifier),
@@ -119,23 +109,23 @@ class Finetune(Protocol[TrainVal]):
         with summarised(out, stage, data.train, [data.val], **facts):
             if self.training.resume and (folder / CONFIG).is_file():
                 return load_classifier(folder)[0]
-            compiled = resolve_compile(self.compile, self.training.optimiser_steps(images, self.epochs))
-            rate = self.training.scaled_rate(self.blr, images)
-            task = FinetuneTask(classifier, self.recipe, lr=rate, compiled=compiled)
-            classes = data.train_targets.tolist() if self.balanced else None
+            compiled = resolve_compile(recipe.compile, self.training.optimiser_steps(images, recipe.epochs))
+            rate = self.training.scaled_rate(recipe.blr, images)
+            task = FinetuneTask(classifier, recipe, lr=rate, compiled=compiled)
+            classes = data.train_targets.tolist() if recipe.balanced else None
             loader = self.training.loader(self.train_crops(classifier.encoder, data), rate, classes)
-            options = self.training.fit_options(out, stage, self.epochs, self.clip)
-            fit(task, loader, options, self.training.resume, self.validation(task, data))
+            options = FitOptions(self.training, out, stage, recipe.epochs, recipe.clip)
+            fit(task, loader, options, self.validation(task, data))
             if is_rank_zero():
                 about = {
                     "stage": STAGE,
                     "images": images,
-                    "crop_pct": self.crops.crop_pct,
+                    "crop_pct": self.crop_pct,
                     "val_share": self.val_share,
-                    "seed": self.recipe.seed,
+                    "seed": recipe.seed,
                 }
                 learned = image_keys(data.train)
-                save_classifier(task.result, folder, data.classes, self.crops.crop_pct, about, learned)
+                save_classifier(task.result, folder, data.classes, self.crop_pct, about, learned)
             return task.result
 
     def train_crops(self, encoder: Encoder, data: TrainVal) -> LabelledCrops:
@@ -144,14 +134,14 @@ class Finetune(Protocol[TrainVal]):
             data.train,
             data.train_targets,
             self.image_size,
-            scale=(self.crop_scale, 1.0),
+            scale=(self.recipe.crop_scale, 1.0),
             seed=self.recipe.seed,
-            policy=augmentation(self.augment, self.image_size, encoder.spec.mean),
+            policy=augmentation(self.recipe.augment, self.image_size, encoder.spec.mean),
         )
 
     def validation(self, task: FinetuneTask, data: TrainVal) -> Evaluation | None:
         """What is measured while training goes on; None where nothing is asked for."""
-        if not self.val_every:
+        if not self.recipe.val_every:
             return None
 
         def validated() -> dict[str, float]:
@@ -159,27 +149,22 @@ class Finetune(Protocol[TrainVal]):
             report = rank_report(predictions.ranks, data.val_targets, len(data.classes))
             return {"val_top1": report["top1"], "val_mean_class": report["mean_class"]}
 
-        return Evaluation(validated, self.val_every)
+        return Evaluation(validated, self.recipe.val_every)
 
     @property
     def crops(self) -> CentreCrops:
         """How the images are shown that are measured on, as many at a time as fit while training."""
         batch = max(1, self.training.batch_size // self.training.batches)
-        crop_pct = self.crop_pct or usual_crop(self.image_size)
-        return CentreCrops(self.image_size, crop_pct, batch, self.training.workers)
+        return CentreCrops(self.image_size, self.crop_pct, batch, workers=self.training.workers)
 
     def describe(self, data: TrainVal) -> dict[str, Any]:
         recipe = dataclasses.asdict(self.recipe)
-        del recipe["seed"]  # of the whole run
-        chosen = ("epochs", "blr", "clip", "pooling", "drop_path", "augment", "crop_scale", "balanced")
         return {
             "method": "fine-tuning, all weights; the last epoch is measured",
             "image_size": self.image_size,
-            "crop_pct": self.crops.crop_pct,
+            "crop_pct": self.crop_pct,
             "split": data.split,
-            **recipe,
-            **{name: getattr(self, name) for name in chosen},
-            "preset": self.preset,
+            **{name: value for name, value in recipe.items() if name not in _UNDESCRIBED},
             "precision": self.training.precision,
             "batch_size": self.training.effective(len(data.train)),
         }

@@ -14,15 +14,17 @@ from semmae.evaluation.knn import knn_ranks
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Figures, Measured, Protocol
 from semmae.models.vit import Encoder
+from semmae.options.knn import KnnRecipe
 
 
 @dataclass(frozen=True)
 class Knn(Protocol[TrainVal]):
     """What val's neighbours in train say of its classes, or every image's among all others."""
 
+    name = "knn"
+
     view: View
-    k: int = 20
-    temperature: float = 0.07
+    recipe: KnnRecipe = KnnRecipe()
     embed: Embedding = image_features
 
     def run(self, encoder: Encoder, data: TrainVal, out: Path, name: str = OWN) -> Measured:
@@ -38,8 +40,8 @@ class Knn(Protocol[TrainVal]):
             val,
             data.val_targets,
             num_classes=len(data.classes),
-            k=self.k,
-            temperature=self.temperature,
+            k=self.recipe.k,
+            temperature=self.recipe.temperature,
             leave_one_out=data.leaves_one_out,
         )
         report = rank_report(ranks, data.val_targets, len(data.classes))
@@ -49,8 +51,8 @@ class Knn(Protocol[TrainVal]):
     def describe(self, data: TrainVal) -> dict[str, Any]:
         return {
             "method": "k-NN, cosine similarity",
-            "k": self.k,
-            "temperature": self.temperature,
+            "k": self.recipe.k,
+            "temperature": self.recipe.temperature,
             **self.view.describe(),
             "interval": "95 %, Wilson",
             "split": data.split,

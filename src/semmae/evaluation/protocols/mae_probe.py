@@ -16,27 +16,24 @@ from semmae.evaluation.protocols.shape import Measured, Protocol
 from semmae.formats.folders import digest
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder
-from semmae.options.probe import ProbeRecipe
+from semmae.options.probe import MaeProbeRecipe
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.probe import ProbeTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import fit
-
-CROP_PCT = 224 / 256
-EPOCHS = 90
+from semmae.train.trainer import FitOptions, fit
 
 
 @dataclass(frozen=True)
 class MaeProbe(Protocol[TrainVal]):
     """A linear head trained by LARS; its figures do not compare with those of `Probe`."""
 
+    name = "probe-mae"
+
     view: View  # of the images that are measured on
     training: Training
-    recipe: ProbeRecipe = ProbeRecipe()
-    epochs: int = EPOCHS
-    blr: float = 0.1
-    crop_scale: float = 0.08  # share of an image's area that a training crop shows at least
+    epochs: int
+    recipe: MaeProbeRecipe = MaeProbeRecipe()
 
     def check(self, data: TrainVal) -> None:
         training, images = self.training, len(data.train)
@@ -55,14 +52,14 @@ class MaeProbe(Protocol[TrainVal]):
         torch.manual_seed(self.training.seed)
         head = LinearHead(HeadSpec(encoder.width, tuple(data.classes), self.view.pooling))
         size = self.view.image_size
-        dataset = CropDataset(data.train, size, scale=(self.crop_scale, 1.0), seed=self.training.seed)
-        rate = self.training.scaled_rate(self.blr, len(data.train))
+        dataset = CropDataset(data.train, size, scale=(self.recipe.crop_scale, 1.0), seed=self.training.seed)
+        rate = self.training.scaled_rate(self.recipe.blr, len(data.train))
         loader = self.training.loader(dataset, rate)
         task = ProbeTask(encoder, head, data.train_targets, self.recipe, lr=rate)
         out.mkdir(parents=True, exist_ok=True)
         facts = {"epochs": self.epochs, "image_size": size, "encoder_digest": digest(encoder)}
         with summarised(out, "probe", data.train, [data.val], **facts):
-            fit(task, loader, self.training.fit_options(out, "probe", self.epochs), self.training.resume)
+            fit(task, loader, FitOptions(self.training, out, "probe", self.epochs, clip=0.0))
         return head
 
     def describe(self, data: TrainVal) -> dict[str, Any]:
@@ -70,9 +67,9 @@ class MaeProbe(Protocol[TrainVal]):
             "method": "linear probe as in MAE: BatchNorm without affine, linear, LARS, random crops and flips",
             "epochs": self.epochs,
             "batch_size": self.training.effective(len(data.train)),
-            "blr": self.blr,
+            "blr": self.recipe.blr,
             "warmup_share": self.recipe.warmup_share,
-            "crop_scale": self.crop_scale,
+            "crop_scale": self.recipe.crop_scale,
             **self.view.describe(),
             "interval": "95 %, Wilson",
             "split": data.split,

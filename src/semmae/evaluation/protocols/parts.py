@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semmae.data.manifest import ImageSet
+from semmae.evaluation.features import View
 from semmae.evaluation.parts import Truth, measure_encoder, measure_grids
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Measured, Protocol
 from semmae.models.vit import Encoder
+from semmae.options.parts import PartsOptions
+from semmae.options.shared import SeedOptions
+
+# As `semmae parts` has them by default, which learns a background besides.
+LABELS, GRID = PartsOptions.num_parts + 1, PartsOptions.grid
 
 
 class TrueParts(NamedTuple):
@@ -17,27 +23,29 @@ class TrueParts(NamedTuple):
     images: ImageSet
     truth: Truth
 
+    @property
+    def sets(self) -> list[ImageSet]:
+        return [self.images]
+
 
 @dataclass(frozen=True)
-class Parts(Protocol[TrueParts]):
+class Parts(SeedOptions, Protocol[TrueParts]):
     """NMI and ARI of attention heads, of clusters of tokens, and of fixed grids."""
 
-    image_size: int
-    labels: int = 7  # as `semmae parts` has them: six parts and the background
-    grid: int = 28
-    batch_size: int = 128
-    workers: int = 2
-    seed: int = 0
+    name = "parts"
+
+    view: View
 
     def run(self, encoder: Encoder, data: TrueParts, out: Path, name: str = OWN) -> Measured:
+        view = self.view
         found, _ = measure_encoder(
-            encoder, data.images, data.truth, labels=self.labels, grid=self.grid, size=self.image_size,
-            batch_size=self.batch_size, workers=self.workers, seed=self.seed,
+            encoder, data.images, data.truth, labels=LABELS, grid=GRID, size=view.image_size,
+            batch_size=view.batch_size, workers=view.workers, seed=self.seed,
         )  # fmt: skip
-        found |= measure_grids(data.truth, labels=self.labels, grid=self.grid)
+        found |= measure_grids(data.truth, labels=LABELS, grid=GRID)
         return Measured(
             {f"{method}_{each}": scores[each] for method, scores in found.items() for each in ("nmi", "ari")}
         )
 
     def describe(self, data: TrueParts) -> dict[str, Any]:
-        return data.truth.protocol | {"labels": self.labels, "grid": self.grid}
+        return data.truth.protocol | {"labels": LABELS, "grid": GRID}

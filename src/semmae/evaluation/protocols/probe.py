@@ -14,14 +14,12 @@ from semmae.errors import UserError
 from semmae.evaluation.accuracy import rank_report
 from semmae.evaluation.classifying import classify_features
 from semmae.evaluation.features import Embedding, View, device_of, image_features
-from semmae.evaluation.linear import BATCH, EPOCHS, RATES, TrainedHead, probe_features
+from semmae.evaluation.linear import BATCH, RATES, TrainedHead, probe_features
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Classified, Measured, Protocol
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder
-
-CROP_PCT = 1.0  # as k-NN has it
-CHOICE_SHARE = 0.1  # of each class of the training images, on which the learning rate is chosen
+from semmae.options.probe import ProbeRecipe
 
 _log = logging.getLogger("semmae")
 
@@ -30,16 +28,15 @@ _log = logging.getLogger("semmae")
 class Probe(Protocol[TrainVal]):
     """A linear head on features that are computed once and kept in memory."""
 
+    name = "probe"
+
     view: View
-    epochs: int = EPOCHS
-    lr: float | None = None  # instead of the best of several
-    choice_share: float = CHOICE_SHARE
-    flip: bool = False  # learn from mirrored images too
-    seed: int = 0
+    epochs: int
+    recipe: ProbeRecipe = ProbeRecipe()
     embed: Embedding = image_features
 
     def check(self, data: TrainVal) -> None:
-        if self.lr is None and not choice_rows(data.train, self.choice_share, self.seed):
+        if self.recipe.lr is None and not choice_rows(data.train, self.recipe):
             raise UserError(
                 f"{data.name}: no class has two training images, so no learning rate can be chosen; give --lr"
             )
@@ -53,8 +50,8 @@ class Probe(Protocol[TrainVal]):
     def train(self, encoder: Encoder, data: TrainVal) -> TrainedHead:
         """The head, its rate chosen on images of `data.train`."""
         features, targets = self.embed(encoder, data.train, self.view), data.train_targets
-        chosen_on = [] if self.lr is not None else choice_rows(data.train, self.choice_share, self.seed)
-        if self.flip:
+        chosen_on = [] if self.recipe.lr is not None else choice_rows(data.train, self.recipe)
+        if self.recipe.flip:
             mirrored = self.embed(encoder, data.train, self.view, flip=True)
             features, targets = torch.cat([features, mirrored]), targets.repeat(2)
             # Or the choice would see its own images.
@@ -66,10 +63,10 @@ class Probe(Protocol[TrainVal]):
             chosen_on,
             rates=self.rates,
             epochs=self.epochs,
-            seed=self.seed,
+            seed=self.recipe.seed,
             device=device_of(encoder),
         )
-        if self.lr is None and trained.rate in (RATES[0], RATES[-1]):
+        if self.recipe.lr is None and trained.rate in (RATES[0], RATES[-1]):
             end = "lowest" if trained.rate == RATES[0] else "highest"
             _log.info(
                 "the learning rate chosen, %s, is the %s tried: one beyond may be better (--lr)", trained.rate, end
@@ -79,27 +76,28 @@ class Probe(Protocol[TrainVal]):
     @property
     def rates(self) -> list[float]:
         """The learning rates to choose from."""
-        return list(RATES) if self.lr is None else [self.lr]
+        return list(RATES) if self.recipe.lr is None else [self.recipe.lr]
 
     def describe(self, data: TrainVal) -> dict[str, Any]:
-        best = "" if self.lr is not None else ", best of several learning rates"
-        share = f"{self.choice_share:.0%} of each class of the training images".replace("%", " %")
+        given = self.recipe.lr is not None
+        best = "" if given else ", best of several learning rates"
+        share = f"{self.recipe.choice_share:.0%} of each class of the training images".replace("%", " %")
         return {
             "method": f"linear probe on features computed once: standardised, linear, SGD{best}",
             "epochs": self.epochs,
             "batch_size": BATCH,
             "rates": self.rates,
-            "rate_chosen_on": None if self.lr is not None else share,
-            "flip": self.flip,
+            "rate_chosen_on": None if given else share,
+            "flip": self.recipe.flip,
             **self.view.describe(),
             "interval": "95 %, Wilson",
             "split": data.split,
         }
 
 
-def choice_rows(train: ImageSet, share: float, seed: int) -> list[int]:
+def choice_rows(train: ImageSet, recipe: ProbeRecipe) -> list[int]:
     """The training images on which the rate is chosen: a share of each class; of a class of a single image nothing."""
-    return held_out(train.labels or (), share, seed)[1]
+    return held_out(train.labels or (), recipe.choice_share, recipe.seed)[1]
 
 
 def measure_head(

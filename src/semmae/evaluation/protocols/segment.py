@@ -21,14 +21,14 @@ from semmae.formats.folders import check_saveable, digest, save_segmenter
 from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import LEVELS, Segmenter, SegmenterSpec, smallest_image, usual_blocks
 from semmae.models.vit import Encoder
-from semmae.options.segment import Head, SegmentRecipe
-from semmae.options.shared import Precision
+from semmae.options.segment import Head, SegmentRecipe, WindowOptions
+from semmae.options.shared import PrecisionOptions, SeedOptions, WorkerOptions
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.precision import resolve_precision
 from semmae.train.segment import SegmentTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import Evaluation, fit
+from semmae.train.trainer import Evaluation, FitOptions, fit
 
 _ROUNDS = 10  # that a training has, where steps between validations are not given
 _RATES: dict[Head, float] = {"upernet": 1e-4, "linear": 1e-2}
@@ -36,17 +36,10 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(WindowOptions, PrecisionOptions, WorkerOptions, SeedOptions):
     """How a segmenter is measured: windows slid over whole images."""
 
     image_size: int  # pixels a side of a window
-    stride: float = 2 / 3  # distance of windows, in sides of one
-    pictures: int = 8  # images whose predictions are kept, to be shown
-    precision: Precision = "auto"
-    workers: int = 2
-    seed: int = 0
-    ignore_index: int = 255
-    reduce_zero_label: bool = False
 
     @property
     def step(self) -> int:
@@ -93,58 +86,46 @@ class Windows:
 class Segment(Protocol[SegmentationData]):
     """A head trained for a number of steps; the last one is measured."""
 
+    name = "segment"
+
     recipe: SegmentRecipe
     training: Training
     windows: Windows
     source: str  # what messages and the saved network call the encoder
-    head: Head = "upernet"
-    steps: int = 2000
-    val_steps: int | None = None  # between validations; None: about a tenth
-    lr: float | None = None  # None: by the head
-    drop_path: float = 0.1
-    clip: float = 0.0
-    checkpointing: bool = False
-    blocks: str | None = None  # "3,5,7,11"; None: the usual ones
-    decoder_channels: int | None = None  # None: by the encoder's width
-    min_scale: float = 0.5
-    max_scale: float = 2.0
-    most_of_one: float = 0.75
-    colour: bool = True
-    preset: str | None = None  # what its recipe is called
 
     def check_settings(self) -> None:
         """Refuse what contradicts itself, whatever the encoder and the data."""
-        self.training.check()
-        together = self.training.batch_size // self.training.batches
-        if self.head == "upernet" and together < 2:
+        recipe, training = self.recipe, self.training
+        training.check()
+        if recipe.head == "upernet" and training.batch_size // training.batches < 2:
             raise UserError(
-                f"--batch-size {self.training.batch_size}: UPerNet norms need two images together; at least "
-                f"{2 * self.training.batches}"
+                f"--batch-size {training.batch_size}: UPerNet norms need two images together; at least "
+                f"{2 * training.batches}"
             )
-        if self.val_steps and self.steps % self.val_steps:
-            raise UserError(
-                f"--val-steps {self.val_steps} does not divide --steps {self.steps}; use {self.steps // self.rounds}"
-            )
-        if self.min_scale > self.max_scale:
-            raise UserError(f"--min-scale {self.min_scale} is above --max-scale {self.max_scale}; exchange them")
+        steps, val_steps = recipe.steps, recipe.val_steps
+        if val_steps and steps % val_steps:
+            raise UserError(f"--val-steps {val_steps} does not divide --steps {steps}; use {steps // self.rounds}")
+        if recipe.min_scale > recipe.max_scale:
+            raise UserError(f"--min-scale {recipe.min_scale} is above --max-scale {recipe.max_scale}; exchange them")
 
     @property
     def rounds(self) -> int:
         """How many equal rounds of steps a training has: ten, or what was asked for, or the nearest that divides."""
-        wanted = self.steps / self.val_steps if self.val_steps else min(_ROUNDS, self.steps)
-        most = min(self.steps, 2 * round(wanted) + 1)
-        divisors = [count for count in range(1, most + 1) if self.steps % count == 0]
+        steps, val_steps = self.recipe.steps, self.recipe.val_steps
+        wanted = steps / val_steps if val_steps else min(_ROUNDS, steps)
+        most = min(steps, 2 * round(wanted) + 1)
+        divisors = [count for count in range(1, most + 1) if steps % count == 0]
         return min(divisors, key=lambda count: (abs(count - wanted), -count))
 
     @property
     def rate(self) -> float:
         """The learning rate: as given, else by the head."""
-        return _RATES[self.head] if self.lr is None else self.lr
+        return _RATES[self.recipe.head] if self.recipe.lr is None else self.recipe.lr
 
     def check_encoder(self, encoder: Encoder) -> None:
         """Refuse an encoder too short, or a size too small, for UPerNet, and one that could not be saved."""
         depth, patch, size = encoder.spec.depth, encoder.patch_size, self.windows.image_size
-        if self.head == "upernet":
+        if self.recipe.head == "upernet":
             if depth < LEVELS:
                 raise UserError(f"--encoder {self.source}: {depth} blocks, UPerNet reads four; use --head linear")
             if size < smallest_image(patch):
@@ -155,17 +136,16 @@ class Segment(Protocol[SegmentationData]):
 
     def read_blocks(self, depth: int) -> tuple[int, ...]:
         """The blocks asked for, or the usual ones of an encoder of that depth."""
-        if self.blocks is None:
+        given = self.recipe.blocks
+        if given is None:
             return usual_blocks(depth)
         try:
-            blocks = tuple(int(number) for number in self.blocks.split(","))
+            blocks = tuple(int(number) for number in given.split(","))
         except ValueError:
             blocks = ()
         if len(blocks) != LEVELS or list(blocks) != sorted(set(blocks)) or not 0 <= blocks[0] <= blocks[-1] < depth:
             usual = ",".join(map(str, usual_blocks(depth)))
-            raise UserError(
-                f"--blocks {self.blocks!r}: must be four rising numbers from 0 to {depth - 1}, such as {usual}"
-            )
+            raise UserError(f"--blocks {given!r}: must be four rising numbers from 0 to {depth - 1}, such as {usual}")
         return blocks
 
     def prepare(self, encoder: Encoder) -> None:
@@ -180,59 +160,62 @@ class Segment(Protocol[SegmentationData]):
             last[:] = [self.windows.measure(segmenter, data.val)]
             return {each: last[0].figures[each] for each in ("miou", "pixel_accuracy")}
 
-        facts = {"steps": self.steps, "head": self.head, "masks_digest": data.digest}
+        facts = {"steps": self.recipe.steps, "head": self.recipe.head, "masks_digest": data.digest}
         facts |= {"encoder_digest": digest(encoder)}  # as it is before it is trained
         out.mkdir(parents=True, exist_ok=True)
         stage = UNTRAINED if name == UNTRAINED else "segment"
         with summarised(out, stage, data.train.images, [data.val.images], **facts):
-            options = self.training.fit_options(out, stage, self.rounds, self.clip, unit="round")
+            options = FitOptions(self.training, out, stage, self.rounds, self.recipe.clip, unit="round")
             task = SegmentTask(segmenter, self.recipe, lr=self.rate)
-            fit(task, self.loader(encoder, data), options, self.training.resume, Evaluation(validated, 1))
+            fit(task, self.loader(encoder, data), options, Evaluation(validated, 1))
             if not is_rank_zero():
                 return None
-            about = {"encoder": self.source, "steps": self.steps}
+            about = {"encoder": self.source, "steps": self.recipe.steps}
             save_segmenter(segmenter, out / "segmenter", about, image_keys(data.train.images))
         # A run resumed at its end has validated nothing.
         return last[0] if last else self.windows.measure(segmenter, data.val)
 
     def new_segmenter(self, encoder: Encoder, classes: tuple[str, ...]) -> Segmenter:
         """The encoder with a new head."""
-        torch.manual_seed(self.recipe.seed)
-        if self.head == "upernet":
-            set_drop_path(cast(VisionTransformer, encoder.vit), self.drop_path)
+        recipe, is_upernet = self.recipe, self.recipe.head == "upernet"
+        torch.manual_seed(recipe.seed)
+        if is_upernet:
+            set_drop_path(cast(VisionTransformer, encoder.vit), recipe.drop_path)
         spec = SegmenterSpec(
             classes,
-            self.head,
-            self.read_blocks(encoder.spec.depth) if self.head == "upernet" else (),
-            self.decoder_channels or _usual_channels(encoder.width),
-            auxiliary=self.head == "upernet" and self.recipe.aux_weight > 0,
+            recipe.head,
+            self.read_blocks(encoder.spec.depth) if is_upernet else (),
+            recipe.decoder_channels or _usual_channels(encoder.width),
+            auxiliary=is_upernet and recipe.aux_weight > 0,
         )
         segmenter = Segmenter(encoder, spec)
-        segmenter.checkpointing = self.checkpointing
+        segmenter.checkpointing = recipe.checkpointing
         return segmenter.train()  # Lightning leaves every layer in the mode it comes in
 
     def loader(self, encoder: Encoder, data: SegmentationData) -> DataLoader[dict[str, Any]]:
         """Crops of the training images; around small ones there is the mean colour."""
-        training, seed = self.training, self.recipe.seed
+        training, recipe = self.training, self.recipe
         red, green, blue = (round(255 * value) for value in encoder.spec.mean)
-        scales = (self.min_scale, self.max_scale)
+        scales = (recipe.min_scale, recipe.max_scale)
         size = self.windows.image_size
-        how = Augmentation(size, scales, self.most_of_one, self.colour, (red, green, blue))
-        crops = SegmentCrops(data.train, how, seed)
-        sampler = StepSampler(len(crops), seed, steps=self.steps // self.rounds, batch_size=training.batch_size)
+        how = Augmentation(size, scales, recipe.most_of_one, recipe.colour, (red, green, blue))
+        crops = SegmentCrops(data.train, how, recipe.seed)
+        steps = recipe.steps // self.rounds
+        sampler = StepSampler(len(crops), recipe.seed, steps=steps, batch_size=training.batch_size)
         together = training.batch_size // training.batches
         return make_loader(crops, together, sampler=sampler, workers=training.workers, drop_last=True)
 
     def describe(self, data: SegmentationData) -> dict[str, Any]:
-        of_upernet = {"layer_decay": self.recipe.layer_decay, "drop_path": self.drop_path}
-        return self.windows.describe(self.head, data) | {
-            "steps": self.steps,
+        recipe = self.recipe
+        of_upernet = {"layer_decay": recipe.layer_decay, "drop_path": recipe.drop_path}
+        return self.windows.describe(recipe.head, data) | {
+            "steps": recipe.steps,
             "batch_size": self.training.batch_size,
             "lr": self.rate,
-            "weight_decay": self.recipe.weight_decay,
+            "weight_decay": recipe.weight_decay,
             "weights": "of the last step",
-            "preset": self.preset,
-            **(of_upernet if self.head == "upernet" else {}),
+            "preset": recipe.preset,
+            **(of_upernet if recipe.head == "upernet" else {}),
         }
 
 

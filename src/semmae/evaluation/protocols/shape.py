@@ -1,20 +1,32 @@
 """What every protocol is: how an encoder is measured, as a value; and the one way in which all are gone through."""
 
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
+from semmae.data.manifest import ImageSet
 from semmae.data.segmentation import LabelledImages
 from semmae.evaluation.protocols import OWN, UNTRAINED
 from semmae.models.fresh import fresh_like
 from semmae.models.head import LinearHead
 from semmae.models.vit import Encoder
 
-DataT = TypeVar("DataT")
+
+class Data(typing.Protocol):
+    """What an encoder is measured by."""
+
+    @property
+    def sets(self) -> list[ImageSet]:
+        """The images, those to learn from first."""
+        ...
+
+
+DataT = TypeVar("DataT", bound=Data)
 Figures = dict[str, Any]
 
 
@@ -45,7 +57,9 @@ class Measured:
 
 
 class Protocol(ABC, Generic[DataT]):
-    """A way to measure an encoder: a frozen dataclass of all that may be chosen, with a row in `PROTOCOLS`."""
+    """A way to measure an encoder: a frozen dataclass of all that may be chosen."""
+
+    name: ClassVar[str]  # of its row in `PROTOCOLS`
 
     def check_encoder(self, encoder: Encoder) -> None:
         """Refuse an encoder that cannot be measured so; called before data are read."""
