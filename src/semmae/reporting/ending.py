@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semmae import files
+from semmae.evaluation.protocols import PART_METHODS
 from semmae.progress import logged, say
 from semmae.reporting.charts import number
 from semmae.reporting.next_steps import Step, next_steps
@@ -29,14 +30,8 @@ _MADE = {
     "per_class.csv": "every class by itself",
 }
 _PAGES = ("report.html", "parts.html", "parts/parts.html")
-# Methods of quality.json and results.json that the demo shows.
-_DEMO_PARTS = {
-    "learned": "learned parts",
-    "heads": "attention heads",
-    "kmeans": "k-means of tokens",
-    "grid": "fixed grid",
-    "bands": "horizontal bands",
-}
+# Of quality.json and results.json, what the demo shows.
+_DEMO_PARTS = {method: PART_METHODS[method] for method in ("learned", "heads", "kmeans", "grid", "bands")}
 _DEMO_ENCODERS = {"untrained": "untrained encoder", "raw_pixels": "raw pixels"}
 
 

@@ -15,7 +15,7 @@ import jinja2
 
 from semmae import files
 from semmae.errors import UserError
-from semmae.evaluation.protocols import PROTOCOLS
+from semmae.evaluation.protocols import PART_METHODS, PROTOCOLS
 from semmae.reporting.charts import finite, number
 from semmae.run.config import CONFIG, readable_value, saved_options
 
@@ -26,15 +26,7 @@ FIGURES = {name: row.words(name) for row in PROTOCOLS.values() if row.prefix for
     row.prefix + name: row.full_words(name) for row in PROTOCOLS.values() for name in row.summary
 }
 
-QUALITY_ROWS = {
-    "learned": "Learned parts",
-    "heads": "Raw attention heads",
-    "heads_background": "Heads and background",
-    "kmeans": "k-means of patch tokens",
-    "kmeans_centred": "k-means, image mean removed",
-    "grid": "Fixed grid",
-    "bands": "Horizontal bands",
-}
+QUALITY_ROWS = {method: words[0].upper() + words[1:] for method, words in PART_METHODS.items()}
 SCORES = {
     "nmi": "NMI",
     "ari": "ARI",

@@ -1,16 +1,11 @@
-"""The ways in which an encoder is measured: a row each in `PROTOCOLS`, a class each in a file of this folder.
+"""The ways in which an encoder is measured: a row each in `PROTOCOLS`, a class of this name each in a file.
 
 Names alone stand here, which pages and tables read without what computes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from semmae.evaluation.protocols.shape import Protocol
 
 OWN, UNTRAINED = "this encoder", "untrained"  # what is measured: the encoder, and the same one with new weights
 
@@ -21,14 +16,17 @@ _OF_CLASSES = {
     "images": "images",
     "classes": "classes",
 }
-_METHODS = {
-    "kmeans_centred": "k-means of tokens, image mean removed",
+# Where part labels come from, in the order of tables → words; grid and bands see no image.
+PART_METHODS = {
+    "learned": "learned parts",
     "heads": "attention heads",
-    "grid": "a fixed grid (sees no image)",
     "heads_background": "attention heads and background",
     "kmeans": "k-means of tokens",
-    "bands": "horizontal bands (see no image)",
+    "kmeans_centred": "k-means of tokens, image mean removed",
+    "grid": "fixed grid",
+    "bands": "horizontal bands",
 }
+_COMPARED_PARTS = ("kmeans_centred", "heads", "grid")  # in tables of several protocols
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,6 @@ class Row:
 
     Attributes:
         title: in a table of several protocols.
-        place: its class, `module:name` in this package.
-        reads: what it measures by: classes of whole images, or annotations of their pixels.
         figures: every figure that it may give → words in a table. One in percent that has an interval has it under
             the same name with `_low` and `_high`.
         summary: those that stand in tables of several protocols; the first is the one by which encoders are compared.
@@ -46,18 +42,9 @@ class Row:
     """
 
     title: str
-    place: str
-    reads: Literal["classes", "annotations"]
     figures: Mapping[str, str]
     summary: tuple[str, ...]
     prefix: str = ""
-
-    @property
-    def protocol(self) -> "type[Protocol[Any]]":
-        """Its class, imported only now."""
-        module, _, name = self.place.partition(":")
-        found: type[Protocol[Any]] = getattr(import_module(f"{__name__}.{module}"), name)
-        return found
 
     def words(self, figure: str) -> str:
         """What a figure is called in a table."""
@@ -68,25 +55,21 @@ class Row:
         return f"{self.title}, {self.words(figure)}" if self.prefix else self.words(figure)
 
 
+_SCORES = ("nmi", "ari")
+
 PROTOCOLS: Mapping[str, Row] = MappingProxyType(
     {
-        "knn": Row("k-NN", "knn:Knn", "classes", _OF_CLASSES, ("top1", "top5"), "knn_"),
+        "knn": Row("k-NN", _OF_CLASSES, ("top1", "top5"), "knn_"),
         "probe": Row(
             "linear probe",
-            "probe:Probe",
-            "classes",
             {**_OF_CLASSES, "rate": "learning rate", "sweep": "top-1 % of each learning rate"},
             ("top1", "top5", "mean_class"),
             "probe_",
         ),
-        "probe-mae": Row(
-            "linear probe as in MAE", "mae_probe:MaeProbe", "classes", _OF_CLASSES, ("top1", "top5", "mean_class")
-        ),
-        "finetune": Row("fine-tuning", "finetune:Finetune", "classes", _OF_CLASSES, ("top1", "top5", "mean_class")),
+        "probe-mae": Row("linear probe as in MAE", _OF_CLASSES, ("top1", "top5", "mean_class")),
+        "finetune": Row("fine-tuning", _OF_CLASSES, ("top1", "top5", "mean_class")),
         "segment": Row(
             "segmentation, linear head",
-            "segment:Segment",
-            "annotations",
             {
                 "miou": "mIoU %",
                 "pixel_accuracy": "pixels right %",
@@ -99,14 +82,13 @@ PROTOCOLS: Mapping[str, Row] = MappingProxyType(
         ),
         "parts": Row(
             "parts",
-            "parts:Parts",
-            "annotations",
             {
-                f"{method}_{score}": f"parts by {words}, {score.upper()}"
-                for method, words in _METHODS.items()
-                for score in ("nmi", "ari")
+                f"{method}_{score}": f"parts by {PART_METHODS[method]}, {score.upper()}"
+                for method in PART_METHODS
+                if method != "learned"
+                for score in _SCORES
             },
-            tuple(f"{method}_{score}" for method in list(_METHODS)[:3] for score in ("nmi", "ari")),
+            tuple(f"{method}_{score}" for method in _COMPARED_PARTS for score in _SCORES),
         ),
     }
 )
