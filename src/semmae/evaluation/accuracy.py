@@ -49,6 +49,13 @@ def rank_report(ranks: Tensor, targets: Tensor, num_classes: int) -> dict[str, A
     }
 
 
+def class_figures(ranks: Tensor, targets: Tensor, num_classes: int) -> dict[str, Any]:
+    """What a protocol reports: `rank_report` without the classes one by one, and of how many images and classes."""
+    report = rank_report(ranks, targets, num_classes)
+    del report["per_class"]  # by name in a table of its own
+    return {**report, "images": len(ranks), "classes": num_classes}
+
+
 def class_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     """How many classes come before the true one: int64 (N,) from scores (N, K) and classes (N,)."""
     # Compared with a score that is not finite, every class would come first.

@@ -14,7 +14,7 @@ from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet
 from semmae.data.sources import has_split
 from semmae.errors import UserError, near_only
-from semmae.evaluation.accuracy import rank_report
+from semmae.evaluation.accuracy import class_figures
 from semmae.evaluation.classifying import Predictions, classify
 from semmae.evaluation.protocols.shape import Classified, Measured
 from semmae.files import Fields
@@ -56,9 +56,7 @@ def measure_classifier(
     """Top-1 with its interval, top-5, mean of classes, in percent."""
     classifier.to("cuda" if torch.cuda.is_available() else "cpu")
     predictions = predict(classifier, images, targets, crops)
-    report = rank_report(predictions.ranks, targets, len(classes))
-    del report["per_class"]  # by name in a table of its own
-    figures = {**report, "images": len(images), "classes": len(classes)}
+    figures = class_figures(predictions.ranks, targets, len(classes))
     return Measured(figures, Classified(classes, predictions.chosen, targets))
 
 

@@ -22,7 +22,7 @@ from semmae.data.loaders import normalise
 from semmae.losses import class_loss
 from semmae.models.classifier import Classifier
 from semmae.options.finetune import FinetuneRecipe
-from semmae.train.masks import mask_seed
+from semmae.train.masks import batch_seed
 from semmae.train.optimizer import can_fuse, layer_decay_groups, warmup_cosine_rate
 
 BETAS = (0.9, 0.999)  # PyTorch's, which MAE's main_finetune.py leaves as they are
@@ -55,9 +55,7 @@ class FinetuneTask(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """One step, or one batch of several that make it."""
-        part = batch_index % self.trainer.accumulate_grad_batches
-        place = self.global_rank + part * self.trainer.world_size
-        seed = mask_seed(self.recipe.seed, self.global_step, place)
+        seed = batch_seed(self, self.recipe.seed, batch_index)
         torch.manual_seed(seed)  # of drop path, and of the noise that erases
         spec = self.classifier.encoder.spec
         images = normalise(batch["images"], spec.mean, spec.std)

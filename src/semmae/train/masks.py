@@ -14,7 +14,7 @@ import dataclasses
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from semmae.errors import UserError
 from semmae.masking import attention_mask, block_mask, most_attended, part_counts, random_mask, semantic_mask
 from semmae.options.functions import function_at
 from semmae.options.maskings import MASKINGS
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 _BOXES = 16  # of a block mask: enough to hide three quarters
 
@@ -110,6 +113,12 @@ def mask_function(masking: str) -> MaskFunction:
 def mask_seed(seed: int, step: int, place: int) -> int:
     """A seed for a batch by its place in the step: its rank, plus the number of ranks for each batch before it."""
     return (seed * 1_000_003 + step) * 4_099 + place
+
+
+def batch_seed(task: "pl.LightningModule", seed: int, batch_index: int) -> int:
+    """`mask_seed` of the batch that a task is given as number `batch_index` of its epoch."""
+    part = batch_index % task.trainer.accumulate_grad_batches
+    return mask_seed(seed, task.global_step, task.global_rank + part * task.trainer.world_size)
 
 
 class CheckedMask:

@@ -13,7 +13,7 @@ from semmae.masking import num_hidden
 from semmae.models.mae import MaskedAutoencoder
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
-from semmae.train.masks import MaskContext, MaskMeter, mask_function, mask_seed
+from semmae.train.masks import MaskContext, MaskMeter, batch_seed, mask_function
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
 
 BETAS = (0.9, 0.95)  # MAE, main_pretrain.py
@@ -86,8 +86,7 @@ class PretrainTask(pl.LightningModule):
         spec = self.mae.encoder.spec
         images = normalise(batch["images"][:, 0], spec.mean, spec.std)
         patches = (images.shape[-1] // spec.patch_size) ** 2
-        part = batch_index % self.trainer.accumulate_grad_batches
-        mask, subset = self._mask(batch, (len(images), patches), part)
+        mask, subset = self._mask(batch, (len(images), patches), batch_index)
         # How many one's own function hides is counted; that waits for the device.
         count = num_hidden(mask.shape[1], self.recipe.mask_ratio) if self.recipe.masking in MASKINGS else None
         loss: Tensor = self._forward(images, mask, subset, count).loss
@@ -117,14 +116,13 @@ class PretrainTask(pl.LightningModule):
             fused=can_fuse(self.trainer),
         )
 
-    def _mask(self, batch: dict[str, Tensor], shape: tuple[int, int], part: int) -> tuple[Tensor, Tensor | None]:
-        """The batch's mask, bool of `shape` (B, L), with the noise of this part of the step; and None.
+    def _mask(self, batch: dict[str, Tensor], shape: tuple[int, int], batch_index: int) -> tuple[Tensor, Tensor | None]:
+        """The batch's mask, bool of `shape` (B, L), with the noise of its place in the step; and None.
 
         Where only a subset of the patches takes part: the mask (B, N) over these, and their indices, int64 (B, N).
         """
         generator = torch.Generator(device=self.device)
-        place = self.global_rank + part * self.trainer.world_size
-        generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, place))
+        generator.manual_seed(batch_seed(self, self.recipe.seed, batch_index))
         progress = self.global_step / int(self.trainer.estimated_stepping_batches)
         labels = len(self._meter.label_names)
         context = mask_context(self.recipe, batch, shape, progress=progress, generator=generator, num_labels=labels)

@@ -18,7 +18,7 @@ from semmae.data.loaders import normalise
 from semmae.losses import in_float32
 from semmae.models.segmenter import Segmenter
 from semmae.options.segment import SegmentRecipe
-from semmae.train.masks import mask_seed
+from semmae.train.masks import batch_seed
 from semmae.train.optimizer import can_fuse, layer_decay_groups
 from semmae.train.schedules import warmup_poly
 
@@ -39,9 +39,7 @@ class SegmentTask(pl.LightningModule):
             self.segmenter = nn.SyncBatchNorm.convert_sync_batchnorm(self.segmenter)  # type: ignore[no-untyped-call]
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        part = batch_index % self.trainer.accumulate_grad_batches
-        place = self.global_rank + part * self.trainer.world_size
-        torch.manual_seed(mask_seed(self.recipe.seed, self.global_step, place))
+        torch.manual_seed(batch_seed(self, self.recipe.seed, batch_index))
         spec = self.segmenter.encoder.spec
         scores = self.segmenter.scores(normalise(batch["images"], spec.mean, spec.std))
         loss = pixel_loss(scores.main, batch["labels"])

@@ -33,7 +33,7 @@ from semmae.losses import in_float32
 from semmae.masking import block_order, hide_first, hide_highest, nums_hidden
 from semmae.models.vit import Encoder, Features
 from semmae.options.teacher import TeacherRecipe
-from semmae.train.masks import mask_seed
+from semmae.train.masks import batch_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
 from semmae.train.schedules import cosine, linear_warmup
 
@@ -121,13 +121,12 @@ class TeacherTask(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """One step of the student, or one batch of several that make it, after the teacher has followed the last."""
         now = settings_at(self.recipe, self.global_step, self._total_steps())
-        part = batch_index % self.trainer.accumulate_grad_batches
-        if part == 0:
+        if batch_index % self.trainer.accumulate_grad_batches == 0:
             update_momentum(self.student, self.teacher, m=now.momentum)
             update_momentum(self.student_heads, self.teacher_heads, m=now.momentum)
             set_weight_decay(self.trainer.optimizers[0], now.weight_decay)
         crops = self._pixels(batch["images"])
-        mask = self._draw_mask(crops, part) if self.recipe.ibot else None
+        mask = self._draw_mask(crops, batch_index) if self.recipe.ibot else None
         targets = self._targets(crops, mask, now.teacher_temp)
         predictions = self._predictions(crops, mask, batch.get("local"))
         answers = centred(targets.cls, self.dino.center[0], now.teacher_temp)
@@ -194,10 +193,9 @@ class TeacherTask(pl.LightningModule):
         """uint8 (B, V, 3, S, S) → normalised (V · B, 3, S, S), view-major."""
         return normalise(views.transpose(0, 1).flatten(0, 1), self.student.spec.mean, self.student.spec.std)
 
-    def _draw_mask(self, crops: Tensor, part: int) -> Tensor:
+    def _draw_mask(self, crops: Tensor, batch_index: int) -> Tensor:
         generator = torch.Generator(device=self.device)
-        place = self.global_rank + part * self.trainer.world_size
-        generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, place))
+        generator.manual_seed(batch_seed(self, self.recipe.seed, batch_index))
         shape = (len(crops), (crops.shape[-1] // self.student.patch_size) ** 2)
         return draw_mask(self.recipe, shape, generator)
 

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from semmae.data.augment import LabelledCrops, augmentation
 from semmae.data.classes import TrainVal, image_keys
 from semmae.errors import UserError
-from semmae.evaluation.accuracy import rank_report
+from semmae.evaluation.accuracy import class_figures
 from semmae.evaluation.classifier import CentreCrops, measure_classifier, predict
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Measured, Protocol
@@ -146,7 +146,7 @@ class Finetune(Protocol[TrainVal]):
 
         def validated() -> dict[str, float]:
             predictions = predict(task.result, data.val, data.val_targets, self.crops)
-            report = rank_report(predictions.ranks, data.val_targets, len(data.classes))
+            report = class_figures(predictions.ranks, data.val_targets, len(data.classes))
             return {"val_top1": report["top1"], "val_mean_class": report["mean_class"]}
 
         return Evaluation(validated, self.recipe.val_every)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from semmae.data.classes import TrainVal
-from semmae.evaluation.accuracy import rank_report
+from semmae.evaluation.accuracy import class_figures
 from semmae.evaluation.features import Embedding, View, device_of, image_features
 from semmae.evaluation.knn import knn_ranks
 from semmae.evaluation.protocols import OWN
@@ -44,9 +44,7 @@ class Knn(Protocol[TrainVal]):
             temperature=self.recipe.temperature,
             leave_one_out=data.leaves_one_out,
         )
-        report = rank_report(ranks, data.val_targets, len(data.classes))
-        del report["per_class"]  # a thousand numbers, where one figure is asked for
-        return {**report, "images": len(data.val), "classes": len(data.classes)}
+        return class_figures(ranks, data.val_targets, len(data.classes))
 
     def describe(self, data: TrainVal) -> dict[str, Any]:
         return {

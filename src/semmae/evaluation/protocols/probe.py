@@ -11,7 +11,7 @@ from semmae.data.classes import TrainVal
 from semmae.data.manifest import ImageSet
 from semmae.data.splits import held_out
 from semmae.errors import UserError
-from semmae.evaluation.accuracy import rank_report
+from semmae.evaluation.accuracy import class_figures
 from semmae.evaluation.classifying import classify_features
 from semmae.evaluation.features import Embedding, View, device_of, image_features
 from semmae.evaluation.linear import BATCH, RATES, TrainedHead, probe_features
@@ -105,7 +105,5 @@ def measure_head(
 ) -> Measured:
     """How well a head classifies the images to measure on."""
     found = classify_features(head.cpu().eval(), embed(encoder, data.val, view), data.val_targets)
-    report = rank_report(found.ranks, data.val_targets, len(data.classes))
-    del report["per_class"]  # by name in a table of its own
-    figures = {**report, "images": len(data.val), "classes": len(data.classes)}
+    figures = class_figures(found.ranks, data.val_targets, len(data.classes))
     return Measured(figures, Classified(data.classes, found.chosen, data.val_targets), head)
