@@ -28,7 +28,7 @@ class SeedOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """Loading."""
+    """Loading of images."""
 
     workers: int = option(2, low=0, high=256, on_resume="free")
     """Processes that load images."""
@@ -68,7 +68,7 @@ class PrecisionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How a step is divided: over nodes, their devices, and batches one after another."""
+    """How a step is divided."""
 
     GROUP: ClassVar[str] = "training"
 

@@ -33,13 +33,11 @@ def finetune(options: FinetuneOptions) -> Path:
     """Fine-tune an encoder to classify (the first folders, or the label column), and measure it."""
     if options.eval_only:
         return measure_only(options)
-    training = shared(Training, options, hyperparameters=kept_values(options))
-    training.check()
-    check_compile(options.compile)
-    augmentation(options.augment, 224, IMAGENET_DEFAULT_MEAN)  # only to learn whether timm knows it
+    check_finetune(options)
     encoder = load_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     size = options.image_size or encoder.spec.image_size
     crop_pct = options.crop_pct or usual_crop(size)
+    training = shared(Training, options, hyperparameters=kept_values(options))
     return measure_encoder(
         run_folder(options),
         Finetune(shared(FinetuneRecipe, options), training, size, crop_pct, options.val_share),
@@ -48,6 +46,13 @@ def finetune(options: FinetuneOptions) -> Path:
         facts_of(options, encoder),
         untrained=options.untrained,
     )
+
+
+def check_finetune(options: FinetuneOptions) -> None:
+    """Refuse what contradicts itself or cannot be had here."""
+    shared(Training, options).check()
+    check_compile(options.compile)
+    augmentation(options.augment, 224, IMAGENET_DEFAULT_MEAN)  # only to learn whether timm knows it
 
 
 def measure_only(options: FinetuneOptions) -> Path:
