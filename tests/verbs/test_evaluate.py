@@ -15,7 +15,9 @@ import semmae
 from semmae.data.manifest import open_images
 from semmae.errors import UserError
 from semmae.evaluation import features
-from semmae.evaluation.protocols import PROTOCOLS
+from semmae.evaluation.protocols.knn import Knn
+from semmae.evaluation.protocols.parts import Parts
+from semmae.evaluation.protocols.probe import Probe
 from semmae.evaluation.protocols.segment import Segment
 from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
@@ -199,18 +201,18 @@ def test_a_stopped_run_goes_on_after_the_last_finished_protocol(
     stopped_in: str, evaluated: Path, encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the second encoder, whose first figures and all of the first encoder's are not computed again."""
-    names = ("knn", "probe", "parts", "segment")
+    protocols: list[type[Any]] = [Knn, Probe, Parts, Segment]
+    names = [protocol.name for protocol in protocols]
     calls: list[str] = []
-    for name in names:
-        real = PROTOCOLS[name].protocol.run
+    for protocol in protocols:
 
-        def counted(*rest: Any, _name: str = name, _real: Any = real, **named: Any) -> Any:
+        def counted(*rest: Any, _name: str = protocol.name, _real: Any = protocol.run, **named: Any) -> Any:
             calls.append(_name)
             if (_name, calls.count(_name)) == (stopped_in, 2):
                 raise KeyboardInterrupt
             return _real(*rest, **named)
 
-        monkeypatch.setattr(PROTOCOLS[name].protocol, "run", counted)
+        monkeypatch.setattr(protocol, "run", counted)
     told = {"encoder": str(encoder), "data": str(creatures), "out": tmp_path / "out", "steps": 2, **COMMON}
     with pytest.raises(KeyboardInterrupt):
         evaluate(**told)
@@ -218,7 +220,7 @@ def test_a_stopped_run_goes_on_after_the_last_finished_protocol(
     before = len(calls) - 1
     calls.append(stopped_in)  # so that the second call of it is not the one that stops
     evaluate(out=tmp_path / "out", resume=True)
-    assert calls[before + 2 :] == list(names[names.index(stopped_in) :])
+    assert calls[before + 2 :] == names[names.index(stopped_in) :]
     for name in ("results.json", "results.md"):
         assert (tmp_path / "out" / name).read_text() == (evaluated / name).read_text()
     assert not (tmp_path / "out" / "probe" / "untrained").exists()
