@@ -1,5 +1,6 @@
 """`semmae finetune`: an encoder trained on, with a head, to classify; and how well it then does."""
 
+import copy
 from pathlib import Path
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
@@ -79,7 +80,7 @@ def measure_only(options: FinetuneOptions) -> Path:
         "image_size": size,
         "crop_pct": crops.crop_pct,
         "split": split,
-        **facts_of(options, without_head(classifier)),
+        **facts_of(options, without_head(copy.deepcopy(classifier))),
     }
     return write_figures(
         run_folder(options),
