@@ -14,7 +14,9 @@ from typing import Any
 
 from semmae import files
 from semmae.errors import UserError
+from semmae.evaluation.protocols import OWN, UNTRAINED
 from semmae.files import short, write_bytes
+from semmae.options import VERBS, Verb
 from semmae.reporting import charts
 from semmae.reporting.charts import finite, number
 from semmae.reporting.next_steps import Step, going_on, next_steps
@@ -35,18 +37,8 @@ from semmae.reporting.page import (
     with_intervals,
 )
 from semmae.reporting.verdicts import verdicts
-from semmae.run.config import CONFIG
-from semmae.run.finished import PRODUCTS
+from semmae.run.config import CONFIG, saved_options
 from semmae.shell import again
-
-STAGES = {
-    "teacher": "Teacher",
-    "parts": "Parts",
-    "pretrain": "Masked autoencoder",
-    "finetune": "Fine-tuning",
-    "segment": "Segmentation",
-    "untrained": "The same from new weights",
-}
 
 # heading, places where the picture may lie, what the reader sees on it
 PICTURES = (
@@ -77,7 +69,7 @@ PICTURES = (
     ),
 )
 
-_WITHIN = ("teacher", "parts", "untrained")  # stages that a run may hold as runs of their own
+_WITHIN = ("teacher", "parts", UNTRAINED)  # stages that a run may hold as runs of their own
 _WIDEST = 1100  # pixels of a screen; of a wider table the figures stand below each other
 _PROTOCOL = "Protocol"
 _MOST_PICTURE = 2**26  # bytes of a picture
@@ -95,22 +87,22 @@ def write_report(run: Path) -> Path:
         )
     config, summary = read_config(run), read_facts(run / "summary.json")
     stages = _read_stages(run)
-    kind = _kind(run, stages, summary)
+    verb = saved_options(run).get("verb") or summary.get("stage") or next(reversed(stages), "")
+    row = VERBS.get(verb, Verb(""))
     basics = _basics(run, config, summary, stages)
     results = list(_results(run))
     page = render(
         "report.html.jinja",
         name=run.resolve().name,
         verdicts=verdicts(run),
-        lead=_lead(kind, config, basics),
+        lead=_lead(row.deed, config, basics),
         facts=_facts(run, config, basics, stages),
-        notices=_notices(run, kind, stages),
-        stage_table=_stage_table(run, kind, stages) if len(stages) > 1 else None,
+        notices=_notices(run, row.network, stages),
+        stage_table=_stage_table(run, "Rounds" if basics["steps"] else "Epochs", stages) if len(stages) > 1 else None,
         pictures=list(_pictures(run)),
         frame=charts,
         curves=[
-            (STAGES.get(stage, stage), charts.charts(records), charts.constants(records))
-            for stage, records in stages.items()
+            (_title(stage), charts.charts(records), charts.constants(records)) for stage, records in stages.items()
         ],
         quality=quality(read_facts(run / "parts" / "quality.json") or read_facts(run / "quality.json")),
         results=results,
@@ -119,7 +111,7 @@ def write_report(run: Path) -> Path:
         ),
         config=[(name, number(value)) for name, value in config.items()],
         again=again(run),
-        steps=_steps(run, kind),
+        steps=_steps(run, verb, row.network),
     )
     path = run / "report.html"
     write_bytes(path, page)
@@ -130,26 +122,19 @@ def write_report(run: Path) -> Path:
 
 
 def _read_stages(run: Path) -> dict[str, list[Record]]:
-    """Records per stage, in the order of STAGES."""
+    """Records per stage, in the order of work."""
     found: dict[str, list[Record]] = {}
     for folder, default in [(run, "pretrain"), *((run / stage, stage) for stage in _WITHIN)]:
         for record in read_records(folder / "metrics.jsonl"):
             found.setdefault(str(record.get("stage", default)), []).append(record)
-    order = [stage for stage in STAGES if stage in found] + [stage for stage in found if stage not in STAGES]
+    order = [stage for stage in VERBS if stage in found] + [stage for stage in found if stage not in VERBS]
     return {stage: by_step(found[stage]) for stage in order}
 
 
-def _kind(run: Path, stages: Mapping[str, Any], summary: Record) -> str:
-    """What the folder holds: one of pretrain, parts, teacher, evaluation."""
-    if summary.get("stage") in STAGES:
-        return str(summary["stage"])
-    if "pretrain" in stages or (run / "autoencoder").exists():
-        return "pretrain"
-    if "parts" in stages or (run / "parts.json").exists():
-        return "parts"
-    if (run / "results.json").exists():
-        return "evaluation"
-    return "teacher" if "teacher" in stages else "pretrain"
+def _title(stage: str) -> str:
+    if stage == UNTRAINED:
+        return "The same from new weights"
+    return (VERBS[stage].title if stage in VERBS else "") or stage
 
 
 # Words and numbers
@@ -183,19 +168,10 @@ def _minutes(run: Path) -> float | None:
     return sum(minutes) if minutes else None
 
 
-def _lead(kind: str, config: Record, basics: Record) -> str:
+def _lead(deed: str, config: Record, basics: Record) -> str:
     """One sentence: what was done, on what, for how long."""
-    model = f" {basics['model']}" if basics["model"] else "n encoder"
-    deed = {
-        "pretrain": f"A{model} was pre-trained as a masked autoencoder",
-        "teacher": f"A{model} was trained as a teacher, by self-distillation without labels,",
-        "parts": "Semantic parts were learned from a frozen encoder",
-        "finetune": "An encoder was fine-tuned to classify images",
-        "segment": "An encoder was trained to classify every pixel",
-        "untrained": "A classifier was trained from new weights",
-        "evaluation": "An encoder was measured",
-    }[kind]
-    if kind == "pretrain" and (masking := config.get("masking")):
+    deed = deed.format(encoder=f"A {basics['model']}" if basics["model"] else "An encoder")
+    if masking := config.get("masking"):
         deed += f" with {masking} masking"
     if basics["images"]:
         deed += f" on {number(basics['images'])} images"
@@ -221,17 +197,16 @@ def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any])
     return [fact for fact in facts if fact[1]]
 
 
-def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[str]:
+def _notices(run: Path, network: str, stages: Mapping[str, list[Record]]) -> list[str]:
     """What a reader must not overlook: a run cut short, losses that were not finite, images left out."""
     notices = []
-    product = _network_of(kind)
-    if product and not (run / product).exists():
-        notices.append(f"This run is not finished: its {product} is not written yet.")
+    if network and not (run / network).exists():
+        notices.append(f"This run is not finished: its {network} is not written yet.")
     for stage, records in stages.items():
         bad = [int(record["step"]) for record in records if not finite(record.get("loss", 0.0))]
         if bad:
             steps = f"step {bad[0]}" if len(bad) == 1 else f"{len(bad)} records, the first at step {bad[0]}"
-            notices.append(f"{STAGES.get(stage, stage)}: the loss was not finite ({steps}).")
+            notices.append(f"{_title(stage)}: the loss was not finite ({steps}).")
     for folder in (run, run / "teacher", run / "parts"):
         if (folder / "skipped.csv").exists():
             skipped = len(read_skipped(folder / "skipped.csv"))
@@ -242,16 +217,17 @@ def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[s
     return notices
 
 
-def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Table:
+def _stage_table(run: Path, rounds: str, stages: Mapping[str, list[Record]]) -> Table:
     """A row per stage: how far it went, its last loss, its usual speed and the usual wait for data."""
     rows = []
     for stage, records in stages.items():
-        summary = read_facts((run if stage == kind else run / stage) / "summary.json")
+        inner = run / stage / "summary.json"
+        summary = read_facts(inner if inner.exists() else run / "summary.json")
         last = {key: value for record in records for key, value in record.items()}
         speeds = [record["images_per_s"] for record in records if "images_per_s" in record]
         waits = [record["data_wait"] for record in records if "data_wait" in record]
         cells = (
-            STAGES.get(stage, stage),
+            _title(stage),
             number(int(last["epoch"]) + 1 if "epoch" in last else None),
             duration(summary["minutes"]) if "minutes" in summary else "–",
             number(last.get("loss")),
@@ -259,7 +235,6 @@ def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Ta
             f"{median(waits):.0%}" if waits else "–",
         )
         rows.append(cells)
-    rounds = "Rounds" if kind == "segment" else "Epochs"
     return Table("", ("Stage", rounds, "Time", "Last loss", "Images/s", "Data wait"), tuple(rows))
 
 
@@ -285,7 +260,7 @@ def _results(run: Path) -> Iterable[Table]:
         # Lists and mappings beside the figures, such as every class by itself, are more than a table holds.
         scored = {name: _single(value) for name, value in content.items() if isinstance(value, dict)}
         single = _single(content)
-        methods = ({"this encoder": single} if single else {}) | scored
+        methods = ({OWN: single} if single else {}) | scored
         methods = {name: with_intervals(values) for name, values in methods.items()}
         title = path.parent.name if path.parent != run else ""
         yield _scores(title, methods)
@@ -312,14 +287,8 @@ def _single(values: Record) -> Record:
     return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
 
 
-def _steps(run: Path, kind: str) -> list[Step]:
+def _steps(run: Path, verb: str, network: str) -> list[Step]:
     """What this run can be used for next; of one that was stopped, how to go on."""
-    product = _network_of(kind)
-    if product is None or (run / product).exists() or (run / "results.json").exists():
-        return next_steps(run, kind)
-    return [going_on(run, kind)] if (run / "checkpoints" / "last.ckpt").exists() else []
-
-
-def _network_of(kind: str) -> str | None:
-    """The folder of the network that such a run leaves; None where it leaves none."""
-    return None if kind == "parts" else "classifier" if kind == "untrained" else PRODUCTS.get(kind)
+    if (run / network).exists() or (run / "results.json").exists():
+        return next_steps(run, verb)
+    return [going_on(run, verb)] if (run / "checkpoints" / "last.ckpt").exists() else []

@@ -5,19 +5,12 @@ from pathlib import Path
 
 from semmae.errors import UserError
 from semmae.files import Fields, read_json
+from semmae.options import VERBS
 from semmae.options.fields import Reads, options_of, with_facts
 from semmae.options.shared import RunOptions
 from semmae.run.config import CONFIG, UNFINISHED, began_alike
 from semmae.run.places import existing, newest
 
-# What a training leaves in its folder at its good end, by its stage in summary.json.
-PRODUCTS = {
-    "teacher": "encoder",
-    "parts": "parts.npy",
-    "pretrain": "encoder",
-    "finetune": "classifier",
-    "segment": "segmenter",
-}
 # Where in a run what an option reads lies.
 _INSIDE: dict[Reads | None, tuple[str, ...]] = {
     "network": ("", "encoder", "autoencoder", "classifier", "segmenter", "checkpoints"),
@@ -32,8 +25,8 @@ def is_finished(run: Path) -> bool:
     if not (run / CONFIG).is_file() or (run / UNFINISHED).exists():
         return False
     summary = _fields(run / "summary.json")
-    product = PRODUCTS.get(summary.get("stage", str, ""))
-    if product and not (run / product).exists():
+    stage = summary.get("stage", str, "")
+    if stage in VERBS and not (run / VERBS[stage].product).exists():
         return False  # --resume makes it again
     if not _fields(run / "parts.json").get("complete", bool, True):
         return False

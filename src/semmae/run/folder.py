@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from semmae.errors import UserError, listed
 from semmae.files import is_part, make_folder, remove, sweep, write_text
+from semmae.options import VERBS
 from semmae.options.fields import flag, options_of, with_facts
 from semmae.options.shared import RunOptions, TrainOptions
 from semmae.options.values import check_values
@@ -33,25 +34,16 @@ from semmae.run.ranks import is_rank_zero, take_rank
 _LOCK = ".semmae-lock"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
 _NOTHING = {UNFINISHED, _LOCK}
-# All that runs leave in their folder, which is what --overwrite may delete: files, folders with the files in them (by
-# pattern), and runs within the run.
-_FILES = _NOTHING | {
-    CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "parts.html", "parts.png",
-    "parts.npy", "attention.npy", "parts.json", "quality.json", "results.json", "results.md", "per_class.csv",
-    "confusion.png", "predictions.png", "figures.json", "features.safetensors", "state.json", "loggers.json",
+# All that runs leave in their folder, which is what --overwrite may delete: patterns of files, those of every run and
+# those of the verbs, folders of loggers with whatever lies in them, and runs within the run.
+_FILES = {
+    *_NOTHING, CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
+    "checkpoints/last.ckpt", "tensorboard/events.*", "tensorboard/hparams.yaml", "csv/version_*/metrics.csv",
+    "csv/version_*/hparams.yaml", *(pattern for row in VERBS.values() for pattern in row.leaves),
 }  # fmt: skip
-_NETWORK = ("model.safetensors", "config.json", "learned.txt")
-_FOLDERS = {
-    **dict.fromkeys(("encoder", "autoencoder", "learner", "head", "classifier", "segmenter"), _NETWORK),
-    "checkpoints": ("last.ckpt",),
-    "tensorboard": ("events.*", "hparams.yaml"),
-    "csv": ("version_*/metrics.csv", "version_*/hparams.yaml"),
-    "wandb": ("*",),
-    "mlruns": ("*",),
-    "pictures": ("masks.png", "reconstructions.png", "parts.npz"),
-    "creatures": ("images/*/*.png", "masks/*/*.png", "classes.json"),
-}
-_RUNS = ("teacher", "parts", "untrained", "knn", "probe", "segment", "run")
+_LOGGERS = {"wandb", "mlruns"}
+_RUNS = {name for row in VERBS.values() for name in row.runs}
+_NAMES = {pattern.partition("/")[0] for pattern in _FILES} | _LOGGERS
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
 ResultT = TypeVar("ResultT")
 
@@ -148,13 +140,17 @@ def foreign_files(run: Path) -> list[Path]:
     for path in sorted(run.iterdir()):
         if path.name in _RUNS and _is_folder(path):
             found += foreign_files(path)
-        elif path.name in _FOLDERS and _is_folder(path):
-            patterns = _FOLDERS[path.name]
+        elif path.name in _NAMES and _is_folder(path):
             files = (file for file in sorted(path.rglob("*")) if not _is_folder(file))
-            found += [file for file in files if not any(file.relative_to(path).match(each) for each in patterns)]
-        elif not (is_part(path) or (path.name in _FILES and not _is_folder(path))):
+            found += [file for file in files if path.name not in _LOGGERS and not _is_ours(file.relative_to(run))]
+        elif not (is_part(path) or _is_ours(path.relative_to(run))):
             found.append(path)
     return found
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a run may leave such a file, named from its folder."""
+    return any(Path("/", file).match(f"/{pattern}") for pattern in _FILES)
 
 
 def _is_folder(path: Path) -> bool:
@@ -257,6 +253,6 @@ def _clear(folder: Path) -> None:
     """Remove the run in a folder, so that one killed meanwhile is neither gone on with nor taken for no run."""
     sweep(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
-    for name in sorted({*_FILES, *_FOLDERS, *_RUNS} - {CONFIG, _LOCK}):
+    for name in sorted((_NAMES | _RUNS) - {CONFIG, _LOCK}):
         remove(folder / name)
     (folder / CONFIG).unlink(missing_ok=True)
