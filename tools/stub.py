@@ -51,12 +51,12 @@ def signature(verb: str) -> str:
 
     kind = kind_of(verb)
     result = calls.RESULTS[verb].__name__
-    summary = str(kind.__doc__).splitlines()[0]
     # Lines are broken between options, not within one.
     words = " ".join(f"{option},".replace(" ", "\0") for option in parameters(kind))
     filled = textwrap.fill(words, WIDTH - 4, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
     lines = textwrap.indent(filled, "    ")
-    return f'def {verb}(\n{lines}\n) -> {result}:  # fmt: skip\n    """{summary}"""\n'
+    about = textwrap.indent(str(getattr(calls, verb).__doc__), "    ").lstrip()
+    return f'def {verb}(\n{lines}\n) -> {result}:  # fmt: skip\n    """{about}\n    """\n'
 
 
 def parameters(kind: type[Any]) -> Iterator[str]:

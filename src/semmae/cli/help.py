@@ -3,11 +3,9 @@
 A subject is a class of options: its first sentence is the heading, and what it declares stands below.
 """
 
-import ast
 import codecs
 import contextlib
 import dataclasses
-import functools
 import inspect
 import io
 import sys
@@ -20,6 +18,7 @@ import tyro
 from semmae.options import shared
 from semmae.options.fields import Option, command_options, verb_of
 from semmae.options.presets import preset_list
+from semmae.options.texts import texts_of
 
 _NO_SOURCE = "builtins"  # tyro would look for comments in the source of the classes that are made here
 _NAMES = {bool: "", int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
@@ -69,7 +68,7 @@ def _declared(kind: type[Any]) -> Iterator[tuple[type[Any], list[Option]]]:
 
 def _group(group: type[Any], options: list[Option]) -> type[Any]:
     """The same options as tyro draws them: kind, default and limits in our words."""
-    texts = _texts(group)
+    texts = texts_of(group)
     members: list[Any] = []
     for option in options:
         argument = tyro.conf.arg(
@@ -99,23 +98,3 @@ def _hint(option: Option) -> str:
     if option.limits:
         facts.append(option.limits)
     return f"({'; '.join(facts)})" if facts else ""
-
-
-def _texts(group: type[Any]) -> dict[str, str]:
-    """The text under each field of a class, in one line."""
-    declared = _classes(str(sys.modules[group.__module__].__file__))[group.__name__]
-    return {
-        field.target.id: " ".join(str(text.value.value).split())
-        for field, text in zip(declared.body, declared.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }
-
-
-@functools.cache
-def _classes(file: str) -> dict[str, ast.ClassDef]:
-    """The classes of a file, by name: several are looked at, and `inspect` would read it anew for each."""
-    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

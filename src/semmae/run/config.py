@@ -75,7 +75,10 @@ def saved_facts(saved: Mapping[str, Any]) -> Mapping[str, Option]:
 
 
 def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
-    """Options of a YAML file, for the dataclass `kind`; UserError where it is of another verb, or a key no option."""
+    """Options of a YAML file, for the dataclass `kind`.
+
+    UserError where it is of another verb, or a key is no option, or one that is given beside the file.
+    """
     values = _read(path)
     verb = values.pop("verb", verb_of(kind))
     if verb != verb_of(kind):
@@ -84,6 +87,8 @@ def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
     for name in values:
         if name not in every:
             raise UserError(f"{path}: unknown option {shown(name)}{near_option(name, kind)}")
+        if every[name].facts.control:
+            raise UserError(f"{path}: {name} says how to begin, not what to do; leave it out there, and give it beside")
     return {name: converted(every[name], value) for name, value in values.items()}
 
 

@@ -8,7 +8,7 @@ from semmae.files import Fields, read_json
 from semmae.options import VERBS
 from semmae.options.fields import Reads, options_of, with_facts
 from semmae.options.shared import RunOptions
-from semmae.run.config import CONFIG, UNFINISHED, began_alike
+from semmae.run.config import CONFIG, UNFINISHED, began_alike, is_object, readable_value, saved_options
 from semmae.run.places import existing, newest
 
 # Where in a run what an option reads lies.
@@ -42,8 +42,8 @@ def is_done(options: RunOptions) -> bool:
     """Whether `options.out` holds this very run, finished; UserError where what it was made of was changed since."""
     if options.overwrite or not is_finished(options.out) or not began_alike(options, leaves_the_same=True):
         return False
-    if any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume"):
-        return False  # labels or figures are asked for again
+    if _asks_for_more(options):
+        return False
     begun = (options.out / CONFIG).stat().st_mtime
     last = newest(_made_of(options), options.out)
     if last is not None and last[0] > begun:
@@ -52,6 +52,25 @@ def is_done(options: RunOptions) -> bool:
             "anew, or another folder"
         )
     return True
+
+
+def check_known_again(options: RunOptions) -> None:
+    """Refuse to resume, or to ask again for, a finished run of an object of Python: another may look the same."""
+    saved = saved_options(options.out)
+    objects = [name for name, value in saved.items() if is_object(value)]
+    if not objects or options.overwrite or _asks_for_more(options) or not is_finished(options.out):
+        return
+    if began_alike(options):
+        name, was = objects[0], readable_value(saved[objects[0]])
+        raise UserError(
+            f"--out {options.out}: finished, and whether {name}= {was} is the same no file can say; begin it anew with "
+            "--overwrite (overwrite=True), or use another folder"
+        )
+
+
+def _asks_for_more(options: RunOptions) -> bool:
+    """Whether labels or figures of a finished run are to be made again."""
+    return any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume")
 
 
 def _made_of(options: RunOptions) -> Iterator[Path]:

@@ -123,6 +123,7 @@ def _refuse_occupied(options: RunOptions) -> None:
     if names <= _NOTHING:
         return
     if not options.overwrite:
+        check_inputs(options)  # the folder of the images is not empty either
         raise UserError(f"--out {out}: not empty; use --resume to go on, --overwrite to replace it, or another folder")
     if CONFIG not in names:
         raise UserError(f"--out {out}: holds no run of semmae: --overwrite will not delete it; use another folder")

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning import Callback
 from torch.utils.data import DataLoader
 
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
+from semmae.errors import UserError
+from semmae.names import shown
 from semmae.options.shared import Batching, Precision
 from semmae.run.ranks import check_processes, is_rank_zero
 from semmae.train.loggers import check_loggers, logger_names
@@ -32,9 +35,15 @@ class Training(Batching):
     config: Mapping[str, Any] = field(default_factory=dict)  # what loggers show as the run's configuration
 
     def check(self) -> None:
-        """Refuse what is not to be had here: arithmetic, loggers, processes; and batches that do not divide."""
+        """Refuse what is not to be had here: arithmetic, loggers, callbacks, processes; batches that do not divide."""
         check_precision(self.precision)
         check_loggers(logger_names(self.logger))
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                raise UserError(
+                    f"callbacks {shown(callback)}: no callback of Lightning; give instances of "
+                    "pytorch_lightning.Callback"
+                )
         check_processes(self.nodes, self.devices)
         super().check()
 
