@@ -28,7 +28,7 @@ def test_a_verb_is_complete(verb: str) -> None:
     assert getattr(semmae, verb) is getattr(calls, verb)
     assert issubclass(calls.RESULTS[verb], semmae.results.Result)
     assert set(row.runs) <= {*VERBS, "untrained", "run"}
-    assert row.deed.format(encoder="An encoder").startswith(("An ", "Semantic ", "The "))
+    assert row.deed.format(encoder="An encoder", masking="").startswith(("An ", "Semantic ", "The "))
 
 
 def test_there_are_no_others() -> None:

@@ -19,7 +19,8 @@ class Verb(NamedTuple):
     checkpoint: str = ""  # how names of its encoder's tensors begin in a checkpoint; "": it keeps no encoder there
     pooling: Literal["cls", "mean"] = "cls"  # which vector says most of an image, of an encoder that it has trained
     title: str = ""  # of its curves on a page; "": its name
-    deed: str = "An encoder was measured"  # what its page says; {encoder} becomes "A vit_small", or "An encoder"
+    # What its page says: {encoder} is "A vit_small" or "An encoder", {masking} " with semantic masking" or nothing.
+    deed: str = "An encoder was measured"
 
     @property
     def network(self) -> str:
@@ -66,7 +67,7 @@ VERBS = {
         checkpoint="mae.encoder.vit.",
         pooling="mean",
         title="Masked autoencoder",
-        deed="{encoder} was pre-trained as a masked autoencoder",
+        deed="{encoder} was pre-trained as a masked autoencoder{masking}",
     ),
     "knn": Verb("measure an encoder by k-NN", leaves=_RESULTS),
     "probe": Verb(

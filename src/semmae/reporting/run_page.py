@@ -15,7 +15,7 @@ from typing import Any
 from semmae import files
 from semmae.errors import UserError
 from semmae.evaluation.protocols import OWN, UNTRAINED
-from semmae.files import short, write_bytes
+from semmae.files import short
 from semmae.options import VERBS, Verb
 from semmae.reporting import charts
 from semmae.reporting.charts import finite, number
@@ -24,21 +24,18 @@ from semmae.reporting.page import (
     Record,
     Table,
     by_step,
-    called,
     duration,
+    figures_table,
     flat,
     quality,
     read_config,
     read_facts,
     read_records,
     read_skipped,
-    render,
-    score,
-    with_intervals,
+    write_page,
 )
 from semmae.reporting.verdicts import verdicts
 from semmae.run.config import CONFIG, saved_options
-from semmae.shell import again
 
 # heading, places where the picture may lie, what the reader sees on it
 PICTURES = (
@@ -89,18 +86,17 @@ def write_report(run: Path) -> Path:
     stages = _read_stages(run)
     verb = saved_options(run).get("verb") or summary.get("stage") or next(reversed(stages), "")
     row = VERBS.get(verb, Verb(""))
-    basics = _basics(run, config, summary, stages)
+    basics = {**(config if stages else {}), **summary, "minutes": _minutes(run)}
     results = list(_results(run))
-    page = render(
-        "report.html.jinja",
-        name=run.resolve().name,
+    return write_page(
+        run,
+        "report.html",
         verdicts=verdicts(run),
         lead=_lead(row.deed, config, basics),
         facts=_facts(run, config, basics, stages),
         notices=_notices(run, row.network, stages),
-        stage_table=_stage_table(run, "Rounds" if basics["steps"] else "Epochs", stages) if len(stages) > 1 else None,
+        stage_table=_stage_table(run, basics, stages) if len(stages) > 1 else None,
         pictures=list(_pictures(run)),
-        frame=charts,
         curves=[
             (_title(stage), charts.charts(records), charts.constants(records)) for stage, records in stages.items()
         ],
@@ -110,12 +106,8 @@ def write_report(run: Path) -> Path:
             " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
         ),
         config=[(name, number(value)) for name, value in config.items()],
-        again=again(run),
         steps=_steps(run, verb, row.network),
     )
-    path = run / "report.html"
-    write_bytes(path, page)
-    return path
 
 
 # Reading
@@ -140,27 +132,6 @@ def _title(stage: str) -> str:
 # Words and numbers
 
 
-def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, list[Record]]) -> dict[str, Any]:
-    """model, images, image_size, epochs, minutes: by the run's summary, else inferred from its other files.
-
-    A training whose length is given in steps has "steps" in place of epochs.
-    """
-    encoder = read_facts(run / "encoder" / "config.json")
-    arguments = encoder.get("model_args", {})
-    last = stages[list(stages)[-1]][-1] if stages else {}
-    reached = int(last["epoch"]) + 1 if "epoch" in last else None
-    parts = read_facts(run / "parts" / "parts.json") or read_facts(run / "parts.json")
-    known = {
-        "model": config.get("model") or encoder.get("architecture"),
-        "images": parts.get("images"),
-        "image_size": config.get("image_size") or arguments.get("img_size"),
-        "epochs": reached or config.get("epochs"),
-        "steps": config.get("steps") if stages else None,
-    }
-    basics = {name: summary.get(name, value) for name, value in known.items()} | {"minutes": _minutes(run)}
-    return {**basics, "epochs": None} if basics["steps"] else basics
-
-
 def _minutes(run: Path) -> float | None:
     """How long all stages of a run took together; None where no summary says it."""
     summaries = [read_facts(folder / "summary.json") for folder in (run, *(run / stage for stage in _WITHIN))]
@@ -170,31 +141,27 @@ def _minutes(run: Path) -> float | None:
 
 def _lead(deed: str, config: Record, basics: Record) -> str:
     """One sentence: what was done, on what, for how long."""
-    deed = deed.format(encoder=f"A {basics['model']}" if basics["model"] else "An encoder")
-    if masking := config.get("masking"):
-        deed += f" with {masking} masking"
-    if basics["images"]:
+    masking = f" with {config['masking']} masking" if config.get("masking") else ""
+    deed = deed.format(encoder=f"A {basics['model']}" if basics.get("model") else "An encoder", masking=masking)
+    if basics.get("images"):
         deed += f" on {number(basics['images'])} images"
-    for unit in ("epochs", "steps"):
-        if basics[unit]:
-            deed += f" for {number(basics[unit])} {unit if basics[unit] != 1 else unit[:-1]}"
+    unit = "steps" if basics.get("steps") else "epochs"
+    if count := basics.get(unit):
+        deed += f" for {number(count)} {unit if count != 1 else unit[:-1]}"
     return f"{deed}, in {duration(basics['minutes'])}." if basics["minutes"] else f"{deed}."
 
 
-def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of the tiles at the top; what is not known is left out."""
-    size = basics["image_size"]
-    size = size[0] if isinstance(size, list | tuple) else size
-    facts = [
-        ("Images", number(basics["images"]) if basics["images"] else ""),
-        ("Image size", f"{size} × {size}" if size else ""),
-        ("Epochs", number(basics["epochs"]) if basics["epochs"] else ""),
-        ("Steps", number(basics["steps"]) if basics["steps"] else ""),
-        ("Time, all stages" if len(stages) > 1 else "Time", duration(basics["minutes"]) if basics["minutes"] else ""),
-        ("Data", str(config.get("data") or "")),
-        ("Encoder", str(run / "encoder") if (run / "encoder").exists() else ""),
-    ]
-    return [fact for fact in facts if fact[1]]
+def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The tiles at the top."""
+    return {
+        "Images": basics.get("images"),
+        "Image size": (size := basics.get("image_size")) and f"{size} × {size}",
+        "Epochs": None if basics.get("steps") else basics.get("epochs"),
+        "Steps": basics.get("steps"),
+        "Time, all stages" if len(stages) > 1 else "Time": basics["minutes"] and duration(basics["minutes"]),
+        "Data": config.get("data"),
+        "Encoder": str(run / "encoder") if (run / "encoder").exists() else None,
+    }
 
 
 def _notices(run: Path, network: str, stages: Mapping[str, list[Record]]) -> list[str]:
@@ -217,7 +184,7 @@ def _notices(run: Path, network: str, stages: Mapping[str, list[Record]]) -> lis
     return notices
 
 
-def _stage_table(run: Path, rounds: str, stages: Mapping[str, list[Record]]) -> Table:
+def _stage_table(run: Path, basics: Record, stages: Mapping[str, list[Record]]) -> Table:
     """A row per stage: how far it went, its last loss, its usual speed and the usual wait for data."""
     rows = []
     for stage, records in stages.items():
@@ -235,6 +202,7 @@ def _stage_table(run: Path, rounds: str, stages: Mapping[str, list[Record]]) -> 
             f"{median(waits):.0%}" if waits else "–",
         )
         rows.append(cells)
+    rounds = "Rounds" if basics.get("steps") else "Epochs"
     return Table("", ("Stage", rounds, "Time", "Last loss", "Images/s", "Data wait"), tuple(rows))
 
 
@@ -257,34 +225,17 @@ def _results(run: Path) -> Iterable[Table]:
     for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
         content = read_facts(path)
         protocol = content.pop("protocol", {})
-        # Lists and mappings beside the figures, such as every class by itself, are more than a table holds.
-        scored = {name: _single(value) for name, value in content.items() if isinstance(value, dict)}
-        single = _single(content)
-        methods = ({OWN: single} if single else {}) | scored
-        methods = {name: with_intervals(values) for name, values in methods.items()}
-        title = path.parent.name if path.parent != run else ""
-        yield _scores(title, methods)
+        methods = {name: value for name, value in content.items() if isinstance(value, dict)}
+        if any(not isinstance(value, dict | list) for value in content.values()):
+            methods = {OWN: content, **methods}
+        table = figures_table(methods, path.parent.name if path.parent != run else "")
+        yield table if table.screen <= _WIDEST else table.turned
         if isinstance(protocol, dict) and protocol:
             settings = (
                 (name, short(str(value)) if name.endswith("_digest") else number(value))
                 for name, value in flat(protocol)
             )
             yield Table(_PROTOCOL, ("Setting", "Value"), tuple(settings))
-
-
-def _scores(title: str, methods: Mapping[str, Record]) -> Table:
-    """A row a method; where figures are too many to stand side by side, a row a figure."""
-    figures = list(dict.fromkeys(key for values in methods.values() for key in values))
-    rows = ((name.replace("_", " "), *(score(values.get(key)) for key in figures)) for name, values in methods.items())
-    table = Table(title, ("", *map(called, figures)), tuple(rows))
-    if table.screen <= _WIDEST:
-        return table
-    turned = ((called(key), *(score(values.get(key)) for values in methods.values())) for key in figures)
-    return Table(title, ("", *(name.replace("_", " ") for name in methods)), tuple(turned))
-
-
-def _single(values: Record) -> Record:
-    return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
 
 
 def _steps(run: Path, verb: str, network: str) -> list[Step]:

@@ -8,6 +8,7 @@ Notable here:
 - --overwrite deletes what a run writes, and nothing else: a folder that holds anything of the user's is refused.
 """
 
+import dataclasses
 import errno
 import fcntl
 import logging
@@ -27,7 +28,7 @@ from semmae.options.fields import flag, options_of, with_facts
 from semmae.options.shared import RunOptions, TrainOptions
 from semmae.options.values import check_values
 from semmae.progress import held, logged
-from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, continues, resumed_with, to_yaml
+from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, continues, to_yaml
 from semmae.run.places import check_apart, check_place
 from semmae.run.ranks import is_rank_zero, take_rank
 
@@ -45,7 +46,6 @@ _LOGGERS = {"wandb", "mlruns"}
 _RUNS = {name for row in VERBS.values() for name in row.runs}
 _NAMES = {pattern.partition("/")[0] for pattern in _FILES} | _LOGGERS
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
-ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger("semmae")
 # Folders that this process has locked, and the thread that has: the system's lock does not keep it from itself.
@@ -103,18 +103,14 @@ def check_inputs(options: Any, makes: Path | None = None) -> None:
 
 def settled(options: OptionsT) -> OptionsT:
     """Whether these options begin a run, or go on with the one in `out`."""
-    if continues(options) or (not options.overwrite and _interrupted(options)):
-        return resumed_with(options)
+    config = options.out / CONFIG
+    interrupted = config.is_file() and (options.out / UNFINISHED).is_file() and not options.overwrite
+    if continues(options) or (interrupted and began_alike(options)):
+        return dataclasses.replace(options, resume=True)
     # Ranks started by rank 0 find the folder already begun.
     if is_rank_zero():
         _refuse_occupied(options)
     return options
-
-
-def _interrupted(options: OptionsT) -> bool:
-    config = options.out / CONFIG
-    begun = config.is_file() and (options.out / UNFINISHED).is_file()
-    return begun and began_alike(options)
 
 
 def _refuse_occupied(options: RunOptions) -> None:
