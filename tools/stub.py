@@ -18,7 +18,7 @@ PATH = SOURCE / "semmae" / "calls.pyi"
 WIDTH = 120
 HEADER = '''"""Written by tools/stub.py. `= ...`: needed, but --config or the run to --resume may hold it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ def parameters(kind: type[Any]) -> Iterator[str]:
             starred = True
             yield "*"
         option = every[field.name]
-        taken = "Sequence[Any]" if option.facts.python else written(option.type)
+        taken = "Any" if option.facts.python else written(option.type)
         if option.facts.objects:
             taken = f"{taken} | {OBJECTS[option.facts.reads or 'images']}"
         if option.facts.function:

@@ -15,6 +15,7 @@ class Verb(NamedTuple):
     # Patterns of the files in the folder of its run, beside those of every run: what --overwrite may delete.
     leaves: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()  # folders there that are runs themselves
+    within: str = ""  # the one of these whose figures and networks are all that it leaves
     product: str = ""  # what is there at its good end: the folder of a network, or a file; "": its results show it
     checkpoint: str = ""  # how names of its encoder's tensors begin in a checkpoint; "": it keeps no encoder there
     pooling: Literal["cls", "mean"] = "cls"  # which vector says most of an image, of an encoder that it has trained
@@ -107,6 +108,7 @@ VERBS = {
         "the whole way in minutes, without data of your own",
         leaves=("creatures/images/*/*.png", "creatures/masks/*/*.png", "creatures/classes.json"),
         runs=("run",),
+        within="run",
         deed="The demo was run",
     ),
 }

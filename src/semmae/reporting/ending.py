@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semmae import files
+from semmae.options import VERBS, Verb
 from semmae.progress import logged, say
 from semmae.reporting.next_steps import Step, next_steps
 from semmae.reporting.page import quality, read_facts, text_lines
@@ -39,11 +40,11 @@ def end(run: Path) -> None:
 
 def ending(run: Path) -> str:
     """The last lines of a verb that wrote the folder of a run."""
-    is_demo = saved_options(run).get("verb") == "demo"
-    inner = run / "run" if is_demo else run
+    row = VERBS.get(saved_options(run).get("verb", ""), Verb(""))
+    inner = run / row.within
     made = [f"{inner / name} ({what})" for name, what in _MADE.items() if (inner / name).exists()]
     pages = [str(inner / page) for page in _PAGES if (inner / page).is_file()]
-    parts = quality(read_facts(inner / "parts" / "quality.json")) if is_demo else None
+    parts = quality(read_facts(inner / "parts" / "quality.json")) if row.within else None
     tables = [*text_lines(parts[1]), ""] if parts else []
     return lines([*tables, *_table(inner)], verdicts(inner), made, pages, first(next_steps(run)))
 

@@ -15,7 +15,7 @@ import jinja2
 
 from semmae import files
 from semmae.errors import UserError
-from semmae.evaluation.protocols import PROTOCOLS
+from semmae.evaluation.protocols import OWN, PROTOCOLS
 from semmae.reporting import charts
 from semmae.reporting.charts import finite, number
 from semmae.run.config import CONFIG, readable_value, saved_options
@@ -198,6 +198,17 @@ def figures_table(methods: Mapping[str, Record], title: str = "") -> Table:
     )
     rows = ((name, *(score(figures.get(column)) for column in columns)) for name, figures in shown.items())
     return Table(title, ("", *map(called, columns)), tuple(rows))
+
+
+def methods_of(results: Record) -> dict[str, Record]:
+    """Of a results.json: the encoder, and what it is compared with, by name, with their figures."""
+    named: dict[str, Record] = {
+        name: value for name, value in results.items() if isinstance(value, dict) and name != "protocol"
+    }
+    if OWN in named:
+        return named
+    # What it is compared with has the same figures; other tables in the file, of classes, have not.
+    return {OWN: results, **{name: figures for name, figures in named.items() if results.keys() & figures.keys()}}
 
 
 def figure_rows(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

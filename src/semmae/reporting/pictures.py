@@ -189,11 +189,11 @@ def segmentation_picture(
     shapes = [image.shape[1:] for image in images]
     sizes = [scaled_size(shape, _TILE * min(shape) / max(shape)) for shape in shapes]
     small = [resized(image, *size) for image, size in zip(images, sizes, strict=True)]
-    fitted = torch.stack([_in_square(image, torch.zeros(image.shape[1:]).byte())[0] for image in small])
+    fitted = torch.stack([_in_square(image, _PAPER[0]) for image in small])
     shown, occurring = [("image", fitted)], set()
     for title, labels in columns:
         shrunk = [resized_labels(own, *size) for own, size in zip(labels, sizes, strict=True)]
-        square = torch.stack([_in_square(image, own)[1] for image, own in zip(small, shrunk, strict=True)])
+        square = torch.stack([_in_square(own, NOT_COMPUTED) for own in shrunk])
         shown.append((title, overlay(fitted, square, names)))
         occurring |= set(np.unique(square.numpy()).tolist())
     legend = [key for label, key in enumerate(_legend(names)) if label in occurring]
@@ -226,11 +226,10 @@ def _to_tile_size(images: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
 
 
-def _in_square(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """An image and its labels in the middle of a tile: around them paper, and no label."""
-    down, across = (_TILE - side for side in labels.shape)
-    margins = (across // 2, across - across // 2, down // 2, down - down // 2)
-    return pad(image, margins, value=_PAPER[0]), pad(labels, margins, value=NOT_COMPUTED)
+def _in_square(image: Tensor, around: int) -> Tensor:
+    """An image or its labels (…, H, W) in the middle of a tile, with a value around it."""
+    down, across = (_TILE - side for side in image.shape[-2:])
+    return pad(image, (across // 2, across - across // 2, down // 2, down - down // 2), value=around)
 
 
 def _pixels(image: Tensor) -> Pixels:

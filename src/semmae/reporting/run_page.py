@@ -14,7 +14,7 @@ from typing import Any
 
 from semmae import files
 from semmae.errors import UserError
-from semmae.evaluation.protocols import OWN, UNTRAINED
+from semmae.evaluation.protocols import UNTRAINED
 from semmae.files import short
 from semmae.options import VERBS, Verb
 from semmae.reporting import charts
@@ -27,6 +27,7 @@ from semmae.reporting.page import (
     duration,
     figures_table,
     flat,
+    methods_of,
     quality,
     read_config,
     read_facts,
@@ -54,11 +55,7 @@ PICTURES = (
         ("pictures/reconstructions.png",),
         "The autoencoder sees the visible patches only; its prediction of the hidden ones is pasted in.",
     ),
-    (
-        "Confusion",
-        ("confusion.png",),
-        "In a row, what the images of one class were taken for, in percent.",
-    ),
+    ("Confusion", ("confusion.png",), "In a row, what the images of one class were taken for, in percent."),
     (
         "Predictions",
         ("predictions.png",),
@@ -97,9 +94,7 @@ def write_report(run: Path) -> Path:
         notices=_notices(run, row.network, stages),
         stage_table=_stage_table(run, basics, stages) if len(stages) > 1 else None,
         pictures=list(_pictures(run)),
-        curves=[
-            (_title(stage), charts.charts(records), charts.constants(records)) for stage, records in stages.items()
-        ],
+        curves=[(_title(stage), *charts.charts(records)) for stage, records in stages.items()],
         quality=quality(read_facts(run / "parts" / "quality.json") or read_facts(run / "quality.json")),
         results=results,
         intervals=any(
@@ -224,16 +219,12 @@ def _results(run: Path) -> Iterable[Table]:
     """For each results.json in the run and its folders: a table of scores and one of their protocol."""
     for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
         content = read_facts(path)
-        protocol = content.pop("protocol", {})
-        methods = {name: value for name, value in content.items() if isinstance(value, dict)}
-        if any(not isinstance(value, dict | list) for value in content.values()):
-            methods = {OWN: content, **methods}
-        table = figures_table(methods, path.parent.name if path.parent != run else "")
+        table = figures_table(methods_of(content), path.parent.name if path.parent != run else "")
         yield table if table.screen <= _WIDEST else table.turned
-        if isinstance(protocol, dict) and protocol:
+        if content.get("protocol"):
             settings = (
                 (name, short(str(value)) if name.endswith("_digest") else number(value))
-                for name, value in flat(protocol)
+                for name, value in flat(content["protocol"])
             )
             yield Table(_PROTOCOL, ("Setting", "Value"), tuple(settings))
 

@@ -8,7 +8,6 @@ from semmae.errors import UserError
 from semmae.files import Fields
 from semmae.names import shown
 from semmae.objects import described, recordable
-from semmae.options import VERBS, kind_of
 from semmae.options.fields import Option, flag, options_of, verb_of, with_facts
 from semmae.options.presets import preset_options
 from semmae.options.values import as_given, converted, given_options, near_option
@@ -66,12 +65,6 @@ def saved_options(run: Path) -> Mapping[str, Any]:
     saved = read_yaml(path)
     Fields(path, saved).get("verb", str)
     return saved
-
-
-def saved_facts(saved: Mapping[str, Any]) -> Mapping[str, Option]:
-    """By name, the declarations of the options in a config.yaml; none where its verb is not one of ours."""
-    verb = saved.get("verb")
-    return options_of(kind_of(verb)) if verb in VERBS else {}
 
 
 def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def is_finished(run: Path) -> bool:
         return False  # --resume makes it again
     if not _fields(run / "parts.json").get("complete", bool, True):
         return False
-    of_demo = _fields(run / "run" / "summary.json")
+    of_demo = _fields(run / VERBS["demo"].within / "summary.json")
     return (run / "results.json").is_file() or any(each.get("finished", bool, False) for each in (summary, of_demo))
 
 

@@ -223,7 +223,7 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
             stack.enter_context(locked(out))
             if options.overwrite:
                 _clear(out)
-            stack.enter_context(_marked(out))
+            (out / UNFINISHED).touch()
             if options.resume:
                 sweep(out)
             write_text(out / CONFIG, to_yaml(options))
@@ -236,14 +236,8 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
         except BaseException as error:  # Ctrl-C too
             _log.debug("stopped: %s: %s", type(error).__name__, error)
             raise
-
-
-@contextmanager
-def _marked(out: Path) -> Iterator[None]:
-    """The folder is marked as unfinished until the block ends well."""
-    (out / UNFINISHED).touch()
-    yield
-    (out / UNFINISHED).unlink(missing_ok=True)
+        if is_rank_zero():
+            (out / UNFINISHED).unlink(missing_ok=True)
 
 
 def _clear(folder: Path) -> None:
