@@ -236,7 +236,9 @@ def test_the_python_call_has_the_same_options(verb: str) -> None:
     assert callable(call)  # also `semmae.report`, beside the module semmae.reporting.run_page
     assert list(inspect.signature(call).parameters) == [field.name for field in dataclasses.fields(kind)]
     assert inspect.signature(call).return_annotation is semmae.calls.RESULTS[verb]
-    assert call.__doc__ == kind.__doc__
+    told = str(call.__doc__)
+    assert told.startswith(str(kind.__doc__))
+    assert [name for name in inspect.signature(call).parameters if f"\n    {name}: " not in told] == []
     assert call.__name__ == verb
 
 
@@ -249,6 +251,10 @@ def test_the_python_call_refuses_as_the_command_does(tmp_path: Path) -> None:
         semmae.pretrain(data="photos", out=tmp_path / "out", norm_pix_loss=1)
     with pytest.raises(UserError, match="--epochs True: must be a whole number"):
         semmae.pretrain(data="photos", out=tmp_path / "out", epochs=True)
+    with pytest.raises(UserError, match="semmae.knn: 'photos' .*by name: .*data="):
+        semmae.knn("photos")
+    with pytest.raises(UserError, match="semmae.report: run is given twice"):
+        semmae.report("a", run="b")
     assert not (tmp_path / "out").exists()
     with pytest.raises(AttributeError, match="pretrian"):
         _ = semmae.pretrian

@@ -43,7 +43,7 @@ def page(text: str) -> str:
 def options(package: Any) -> str:
     """A table for each verb: its own options, then those that it shares with others."""
     return "\n".join(
-        f"\n## {verb}\n\n{about[0].upper()}{about[1:]}.\n\n{table(verb, package)}" for verb, about in VERBS.items()
+        f"\n## {verb}\n\n{row.help[0].upper()}{row.help[1:]}.\n\n{table(verb, package)}" for verb, row in VERBS.items()
     )
 
 

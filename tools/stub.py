@@ -18,7 +18,7 @@ PATH = SOURCE / "semmae" / "calls.pyi"
 WIDTH = 120
 HEADER = '''"""Written by tools/stub.py. `= ...`: needed, but --config or the run to --resume may hold it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,12 +51,12 @@ def signature(verb: str) -> str:
 
     kind = kind_of(verb)
     result = calls.RESULTS[verb].__name__
-    summary = str(kind.__doc__).splitlines()[0]
     # Lines are broken between options, not within one.
     words = " ".join(f"{option},".replace(" ", "\0") for option in parameters(kind))
     filled = textwrap.fill(words, WIDTH - 4, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
     lines = textwrap.indent(filled, "    ")
-    return f'def {verb}(\n{lines}\n) -> {result}:  # fmt: skip\n    """{summary}"""\n'
+    about = textwrap.indent(str(getattr(calls, verb).__doc__), "    ").lstrip()
+    return f'def {verb}(\n{lines}\n) -> {result}:  # fmt: skip\n    """{about}\n    """\n'
 
 
 def parameters(kind: type[Any]) -> Iterator[str]:
@@ -70,7 +70,7 @@ def parameters(kind: type[Any]) -> Iterator[str]:
             starred = True
             yield "*"
         option = every[field.name]
-        taken = "Sequence[Any]" if option.facts.python else written(option.type)
+        taken = "Any" if option.facts.python else written(option.type)
         if option.facts.objects:
             taken = f"{taken} | {OBJECTS[option.facts.reads or 'images']}"
         if option.facts.function:

@@ -21,7 +21,6 @@ from semmae.evaluation.embedding import state_of
 from semmae.evaluation.several import finished_figures
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.reporting import part_samples
-from semmae.reporting.ending import _demo_table
 from semmae.reporting.model_card import Card, find_run, write_card
 from semmae.reporting.part_samples import FILE, read_samples
 from semmae.reporting.parts_page import write_parts_page
@@ -45,7 +44,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "summary.json": {"stage": "pretrain", "images": 1898, "skipped": 1, "epochs": 10, "image_size": 32,
                          "model": "vit_tiny", "manifest": "m1", "finished": True, "minutes": 12.4},
         "skipped.csv": "name,reason\na.jpg,truncated\n",
-        "encoder/config.json": {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": [32, 32]}},
         "results.json": {"protocol": {"method": "k-NN", "k": 20, "encoder_digest": "d1"}, **FIGURES,
                          "untrained": FIGURES, "per_class": [1.0, None]},
         "parts/quality.json": {"learned": {"nmi": 41.3, "ari": 28.0}, "grid": {"nmi": 20.0, "ari": 10.0},
@@ -85,10 +83,9 @@ USERS: dict[str, list[Callable[[Path], object]]] = {
     "summary.json": [write_report, card, is_finished],
     "metrics.jsonl": [write_report],
     "skipped.csv": [write_report],
-    "encoder/config.json": [write_report],
-    "results.json": [write_report, card, _demo_table],
-    "parts/quality.json": [write_report, _demo_table],
-    "parts/parts.json": [write_report],
+    "results.json": [write_report, card],
+    "parts/quality.json": [write_report],
+    "parts/parts.json": [lambda run: write_parts_page(run / "parts")],
     "parts/summary.json": [lambda run: write_parts_page(run / "parts")],
     "parts/metrics.jsonl": [lambda run: write_parts_page(run / "parts")],
     "parts/parts.png": [write_report],

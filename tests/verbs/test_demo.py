@@ -10,7 +10,7 @@ import pytest
 from semmae.cli import run
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
-from semmae.reporting.ending import _DEMO_PARTS
+from semmae.reporting.page import QUALITY_ROWS
 
 TINY = [
     "--image-size",
@@ -34,24 +34,16 @@ def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     out = tmp_path / "demo"
     assert run(["demo", "--out", str(out), *TINY]) == 0
     told = capsys.readouterr().out
-    rows = {
-        name: [float(value) for value in values.split()]
-        for name, values in re.findall(r"^([^\d\n]+?) {2,}([-\d. ]+)$", told, re.M)
-    }
     measured = json.loads((out / "run" / "parts" / "quality.json").read_text())
     scores = json.loads((out / "run" / "results.json").read_text())
-    for key, name in _DEMO_PARTS.items():
-        expected = [measured[key]["nmi"], measured[key]["ari"]]
-        assert rows[name] == pytest.approx(expected, abs=0.051)
-    intervals = {
-        name: [float(value) for value in re.findall(r"[\d.]+", values)]
-        for name, values in re.findall(r"^([^\d\n]+?) {2,}([\d.]+ \([\d.]+ to .*)$", told, re.M)
-    }
-    named = {"this encoder": scores, "untrained encoder": scores["untrained"], "raw pixels": scores["raw_pixels"]}
-    ends = ("top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high")
-    assert intervals.keys() == named.keys()
-    for name, figures in named.items():
-        assert intervals[name] == pytest.approx([figures[end] for end in ends], abs=0.051)
+    for key, name in QUALITY_ROWS.items():
+        (line,) = [line for line in told.splitlines() if line.startswith(f"{name}  ")]
+        assert [f"{measured[key][score]:.1f}" for score in ("nmi", "ari")] == re.findall(r"[\d.]+", line)[:2]
+    for name, figures in {"this encoder": scores, **{key: scores[key] for key in ("untrained", "raw_pixels")}}.items():
+        (line,) = [line for line in told.splitlines() if line.startswith(f"| {name.replace('_', ' ')} ")]
+        found = [float(value) for value in re.findall(r"[\d.]+", line)[:6]]
+        ends = ("top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high")
+        assert found == pytest.approx([figures[end] for end in ends], abs=0.051)
     # As every verb that measures: whose figures, how sure, and a table for people.
     assert scores["protocol"]["encoder_digest"] == digest(load_encoder(out / "run"))
     for figures in (scores, scores["untrained"], scores["raw_pixels"]):

@@ -136,7 +136,7 @@ def _stopped(remedy: str, signum: int = signal.SIGINT) -> int:
 
 def overview() -> str:
     """The text of `semmae --help`."""
-    verbs = "\n".join(f"  {verb:12}{about}" for verb, about in VERBS.items())
+    verbs = "\n".join(f"  {verb:12}{row.help}" for verb, row in VERBS.items())
     return (
         "usage: semmae VERB [options]\n\n"
         "Semantic-guided masking for masked autoencoders: from a folder of images to a ViT encoder.\n\n"

@@ -14,6 +14,7 @@ from semmae.formats.beside import read_beside
 from semmae.formats.table import reading_of_folder
 from semmae.formats.unfinished import is_unfinished
 from semmae.models.head import Pooling
+from semmae.options import VERBS
 from semmae.run.config import saved_options
 
 # In a name, a word of its own or behind "sem" or "vit": no part of "mael".
@@ -36,15 +37,20 @@ def pooling_of_folder(folder: Path) -> Pooling | None:
         place = folder / name
         kind = checkpoint.kind(place)
         if kind == checkpoint.ENCODER:
-            return "mean" if checkpoint.read_extra(place).get("stage") == "pretrain" else "cls"
+            return _trained_by(checkpoint.read_extra(place).get("stage"))
         if kind == checkpoint.CLASSIFIER:
             own = Fields(place / checkpoint.CONFIG, read_json(place / checkpoint.CONFIG)).need("semmae", dict)
             return "mean" if own.get("pooling") == "mean" else "cls"
         if kind in (checkpoint.AUTOENCODER, checkpoint.SEGMENTER):  # the latter classifies every pixel by its patch
             return "mean"
     if is_unfinished(folder):
-        return "mean" if saved_options(folder).get("verb") == "pretrain" else "cls"
+        return _trained_by(saved_options(folder).get("verb"))
     config = read_beside(folder / checkpoint.CONFIG)
     reading = reading_of_folder(config)
     model = None if reading is None or reading.model_name is None else reading.model_name(config)
     return "mean" if isinstance(model, str) and pooling_by_name(model) == "mean" else None
+
+
+def _trained_by(verb: object) -> Pooling:
+    """Of an encoder that this verb has trained."""
+    return VERBS[verb].pooling if isinstance(verb, str) and verb in VERBS else "cls"

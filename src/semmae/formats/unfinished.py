@@ -14,13 +14,11 @@ from semmae.errors import UserError
 from semmae.files import Fields, shown
 from semmae.formats.files import read_file
 from semmae.models.vit import MODELS, EncoderSpec
+from semmae.options import VERBS
 from semmae.run.config import UNFINISHED, saved_options
 from semmae.shell import command
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
-LEAVE_ENCODER = ("pretrain", "teacher", "finetune", "segment")
-# Where the checkpoint has it; of the two networks of a teacher the averaged one is kept.
-_PREFIX = {"pretrain": "mae.encoder.vit.", "teacher": "teacher.vit."}
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class UnfinishedRun:
 
 def is_unfinished(folder: Path) -> bool:
     """Whether the folder is that of an unfinished run which is to leave an encoder behind."""
-    return (folder / UNFINISHED).is_file() and saved_options(folder).get("verb") in LEAVE_ENCODER
+    verb = saved_options(folder).get("verb") if (folder / UNFINISHED).is_file() else None
+    return verb in VERBS and bool(VERBS[verb].network)
 
 
 def read_unfinished(folder: Path) -> UnfinishedRun:
@@ -44,9 +43,9 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
     options = saved_options(folder)
     verb = str(options["verb"])
     going_on = f"go on with: {command(verb, out=folder, resume=True)}"
-    if verb not in _PREFIX or not (folder / CHECKPOINT).is_file():
+    path, prefix = folder / CHECKPOINT, VERBS[verb].checkpoint
+    if not prefix or not path.is_file():
         raise UserError(f"{folder}: not finished, and holds no encoder yet; {going_on}")
-    path, prefix = folder / CHECKPOINT, _PREFIX[verb]
     held, begun = Fields(path, read_file(path)), Fields(folder / "config.yaml", options)
     tensors = held.need("state_dict", dict)
     state = {

@@ -5,23 +5,112 @@ The standard library only, so that `--help` and mistakes are answered at once: t
 """
 
 import importlib
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-# In the order of work; the text is the verb's line in `semmae --help`.
+
+class Verb(NamedTuple):
+    """What is known of a verb beside its options and its function, for whoever meets it or its runs by name."""
+
+    help: str  # its line in `semmae --help`
+    # Patterns of the files in the folder of its run, beside those of every run: what --overwrite may delete.
+    leaves: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()  # folders there that are runs themselves
+    within: str = ""  # the one of these whose figures and networks are all that it leaves
+    product: str = ""  # what is there at its good end: the folder of a network, or a file; "": its results show it
+    checkpoint: str = ""  # how names of its encoder's tensors begin in a checkpoint; "": it keeps no encoder there
+    pooling: Literal["cls", "mean"] = "cls"  # which vector says most of an image, of an encoder that it has trained
+    title: str = ""  # of its curves on a page; "": its name
+    # What its page says: {encoder} is "A vit_small" or "An encoder", {masking} " with semantic masking" or nothing.
+    deed: str = "An encoder was measured"
+
+    @property
+    def network(self) -> str:
+        """The folder of the network that it leaves; empty where it leaves none."""
+        return "" if "." in self.product else self.product
+
+
+def _weights(*folders: str) -> tuple[str, ...]:
+    """The files of these folders of networks."""
+    return tuple(
+        f"{folder}/{name}" for folder in folders for name in ("model.safetensors", "config.json", "learned.txt")
+    )
+
+
+_RESULTS = ("results.json", "results.md")
+_CLASSES = (*_RESULTS, "per_class.csv", "confusion.png")
+
+# In the order of work.
 VERBS = {
-    "teacher": "train an encoder on your own images, to learn parts from",
-    "parts": "learn semantic parts from a frozen encoder, label every image",
-    "pretrain": "pre-train a masked autoencoder with semantic-guided masking",
-    "knn": "measure an encoder by k-NN",
-    "probe": "measure an encoder by a linear head on its features",
-    "finetune": "train an encoder on to classify, and measure how well it does",
-    "segment": "train an encoder to classify every pixel, and measure how well it does",
-    "evaluate": "measure an encoder by k-NN, probe and, with annotations, segmentation and parts: one table",
-    "embed": "write features of every image: class, mean, patch or part tokens",
-    "reconstruct": "draw what a masked autoencoder makes of hidden patches",
-    "export": "the encoder, or the autoencoder, for timm, MAE, Hugging Face or ONNX",
-    "report": "one HTML page about a run",
-    "demo": "the whole way in minutes, without data of your own",
+    "teacher": Verb(
+        "train an encoder on your own images, to learn parts from",
+        leaves=_weights("encoder"),
+        product="encoder",
+        checkpoint="teacher.vit.",  # of its two networks the averaged one is kept
+        title="Teacher",
+        deed="{encoder} was trained as a teacher, by self-distillation without labels,",
+    ),
+    "parts": Verb(
+        "learn semantic parts from a frozen encoder, label every image",
+        leaves=(
+            *_weights("learner"),
+            *("parts.npy", "attention.npy", "parts.json", "quality.json"),
+            *("parts.html", "parts.png", "pictures/parts.npz"),
+        ),
+        product="parts.npy",
+        title="Parts",
+        deed="Semantic parts were learned from a frozen encoder",
+    ),
+    "pretrain": Verb(
+        "pre-train a masked autoencoder with semantic-guided masking",
+        leaves=(*_weights("encoder", "autoencoder"), "pictures/masks.png", "pictures/reconstructions.png"),
+        runs=("teacher", "parts"),
+        product="encoder",
+        checkpoint="mae.encoder.vit.",
+        pooling="mean",
+        title="Masked autoencoder",
+        deed="{encoder} was pre-trained as a masked autoencoder{masking}",
+    ),
+    "knn": Verb("measure an encoder by k-NN", leaves=_RESULTS),
+    "probe": Verb(
+        "measure an encoder by a linear head on its features",
+        leaves=(*_weights("head"), *_CLASSES),
+        runs=("untrained",),
+    ),
+    "finetune": Verb(
+        "train an encoder on to classify, and measure how well it does",
+        leaves=(*_weights("classifier"), *_CLASSES),
+        runs=("untrained",),
+        product="classifier",
+        title="Fine-tuning",
+        deed="An encoder was fine-tuned to classify images",
+    ),
+    "segment": Verb(
+        "train an encoder to classify every pixel, and measure how well it does",
+        leaves=(*_weights("segmenter"), *_RESULTS, "per_class.csv", "predictions.png"),
+        runs=("untrained",),
+        product="segmenter",
+        title="Segmentation",
+        deed="An encoder was trained to classify every pixel",
+    ),
+    "evaluate": Verb(
+        "measure an encoder by k-NN, probe and, with annotations, segmentation and parts: one table",
+        leaves=(*_RESULTS, "figures.json"),
+        runs=("untrained", "knn", "probe", "segment"),
+    ),
+    "embed": Verb(
+        "write features of every image: class, mean, patch or part tokens",
+        leaves=("features.safetensors", "state.json"),
+    ),
+    "reconstruct": Verb("draw what a masked autoencoder makes of hidden patches"),
+    "export": Verb("the encoder, or the autoencoder, for timm, MAE, Hugging Face or ONNX"),
+    "report": Verb("one HTML page about a run"),
+    "demo": Verb(
+        "the whole way in minutes, without data of your own",
+        leaves=("creatures/images/*/*.png", "creatures/masks/*/*.png", "creatures/classes.json"),
+        runs=("run",),
+        within="run",
+        deed="The demo was run",
+    ),
 }
 
 

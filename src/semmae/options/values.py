@@ -106,6 +106,8 @@ def converted(option: Option, value: Any) -> Any:
     folder for `~`; 1e-3, which YAML takes for text, as a number; a scalar of NumPy, and a value of a class derived from
     one of Python's, such as an enumeration's, as Python's own, which alone YAML can write.
     """
+    if option.facts.python:
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
     is_named = Path in option.kinds or str in option.kinds
     if is_named and isinstance(value, os.PathLike):
         with contextlib.suppress(TypeError):  # of a class that gives no text after all
@@ -142,7 +144,7 @@ def near_option(name: str, kind: type[Any]) -> str:
 def _is_object(option: Option, value: Any) -> bool:
     """Whether a Python call gave an object, such as a data set, where text is usual."""
     if option.facts.python:
-        return isinstance(value, tuple | list)
+        return True  # checked where its kind is known
     like = "forward" if option.facts.reads == "network" else "__getitem__"
     return option.facts.objects and hasattr(value, like) and not isinstance(value, str | bytes | bytearray | type)
 

@@ -69,12 +69,16 @@ class Chart:
     y_ticks: tuple[tuple[float, str], ...]
 
 
-def charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The charts of one stage: those of CURVES that change. What stays the same is in `constants`."""
-    curves = [
-        (f"{title},{unit}" if unit else title, _curves(records, factor, names)) for title, unit, factor, names in CURVES
-    ]
-    return [_chart(title, lines) for title, lines in curves if any(not _constant(line) for line in lines.values())]
+def charts(records: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[tuple[str, str]]]:
+    """Of one stage the charts of those of CURVES that change; (title, value) of the others: a number says more."""
+    changing, same = [], []
+    for title, unit, factor, names in CURVES:
+        lines = _curves(records, factor, names)
+        if any(not _constant(line) for line in lines.values()):
+            changing.append(_chart(f"{title},{unit}" if unit else title, lines))
+        elif lines:
+            same.append((title, ", ".join(number(line[0][1]) for line in lines.values()) + unit))
+    return changing, same
 
 
 def loss_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -83,16 +87,6 @@ def loss_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
     names = {key: key.removeprefix("loss_").replace("_", " ") if key != "loss" else "total" for key in keys}
     curves = _curves(records, 1, names)
     return [_chart(f"Loss: {name}", {name: points}) for name, points in curves.items()]
-
-
-def constants(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(title, value) of those of CURVES that stay the same: a flat line says less than a number."""
-    same = []
-    for title, unit, factor, names in CURVES:
-        lines = _curves(records, factor, names)
-        if lines and all(_constant(line) for line in lines.values()):
-            same.append((title, ", ".join(number(line[0][1]) for line in lines.values()) + unit))
-    return same
 
 
 def finite(value: object) -> bool:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semmae import files
-from semmae.evaluation.protocols import PART_METHODS
+from semmae.options import VERBS, Verb
 from semmae.progress import logged, say
-from semmae.reporting.charts import number
 from semmae.reporting.next_steps import Step, next_steps
-from semmae.reporting.page import read_facts, score, with_intervals
+from semmae.reporting.page import quality, read_facts, text_lines
 from semmae.reporting.verdicts import verdicts
 from semmae.run.config import saved_options
 from semmae.run.ranks import is_rank_zero
@@ -30,9 +29,6 @@ _MADE = {
     "per_class.csv": "every class by itself",
 }
 _PAGES = ("report.html", "parts.html", "parts/parts.html")
-# Of quality.json and results.json, what the demo shows.
-_DEMO_PARTS = {method: PART_METHODS[method] for method in ("learned", "heads", "kmeans", "grid", "bands")}
-_DEMO_ENCODERS = {"untrained": "untrained encoder", "raw_pixels": "raw pixels"}
 
 
 def end(run: Path) -> None:
@@ -44,12 +40,13 @@ def end(run: Path) -> None:
 
 def ending(run: Path) -> str:
     """The last lines of a verb that wrote the folder of a run."""
-    is_demo = saved_options(run).get("verb") == "demo"
-    inner = run / "run" if is_demo else run
+    row = VERBS.get(saved_options(run).get("verb", ""), Verb(""))
+    inner = run / row.within
     made = [f"{inner / name} ({what})" for name, what in _MADE.items() if (inner / name).exists()]
     pages = [str(inner / page) for page in _PAGES if (inner / page).is_file()]
-    table = _demo_table(inner) if is_demo else _table(inner)
-    return lines(table, verdicts(inner), made, pages, first(next_steps(run)))
+    parts = quality(read_facts(inner / "parts" / "quality.json")) if row.within else None
+    tables = [*text_lines(parts[1]), ""] if parts else []
+    return lines([*tables, *_table(inner)], verdicts(inner), made, pages, first(next_steps(run)))
 
 
 def first(steps: Sequence[Step]) -> str:
@@ -86,26 +83,3 @@ def _table(run: Path) -> list[str]:
         elif rows:
             break
     return rows
-
-
-def _demo_table(run: Path) -> list[str]:
-    """Quality of the parts, and k-NN of the encoder, each beside its baselines; what was not measured is left out."""
-    lines: list[str] = []
-    quality = read_facts(run / "parts" / "quality.json")
-    if quality:
-        lines += [f"{'':24}{'NMI':>8}{'ARI':>8}"]
-        shown = {
-            name: quality[key] for key, name in _DEMO_PARTS.items() if {"nmi", "ari"} <= quality.get(key, {}).keys()
-        }
-        lines += [f"{name:24}{scores['nmi']:8.1f}{scores['ari']:8.1f}" for name, scores in shown.items()]
-    results = read_facts(run / "results.json")
-    encoders = {"this encoder": results, **{name: results.get(key) for key, name in _DEMO_ENCODERS.items()}}
-    measured = {
-        name: with_intervals(each) for name, each in encoders.items() if isinstance(each, dict) and "top1" in each
-    }
-    if measured:
-        lines += ["", f"{'k-NN, ' + number(results.get('classes')) + ' classes':24}{'top-1 %':>22}{'top-5 %':>22}"]
-        lines += [
-            f"{name:24}{score(texts['top1']):>22}{score(texts.get('top5')):>22}" for name, texts in measured.items()
-        ]
-    return lines

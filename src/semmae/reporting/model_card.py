@@ -22,13 +22,18 @@ from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import options_of
-from semmae.reporting.page import figure_rows, flat, read_facts
+from semmae.reporting.page import figure_rows, flat, methods_of, read_facts
 from semmae.reporting.results import markdown_table, protocol_lines
-from semmae.run.config import CONFIG, readable_value, saved_facts, saved_options
+from semmae.run.config import CONFIG, readable_value, saved_options
 
 RESULTS = "results.json"
 # What a run trains on from an encoder: its own figures are of these, and name the encoder as it was before.
 _TRAINED = (checkpoint.CLASSIFIER, checkpoint.SEGMENTER)
+
+_LICENCE = (
+    "Not stated. The data, and weights that the training began with, may bind what these may be used for; whoever "
+    "publishes them should state a licence here and in the header."
+)
 
 _LOG = logging.getLogger("semmae")
 
@@ -72,11 +77,9 @@ def find_run(spec: str) -> Run | None:
         folder = folder.parent
     elif path.is_file():
         return None
-    return _read_run(folder) if (folder / CONFIG).is_file() else None
-
-
-def _read_run(folder: Path) -> Run:
     config = folder / CONFIG
+    if not config.is_file():
+        return None
     options = {name: readable_value(value) for name, value in saved_options(folder).items()}
     ratio = files.Fields(config, options).get("mask_ratio", (int, float), 0.5)
     if not 0 <= ratio < 1:
@@ -100,7 +103,7 @@ def write_card(card: Card) -> str:
         ("Figures", _figures(card)),
         ("Images", _images(card)),
         ("Use", ["```python", *code, "```", ""]),
-        ("Licence", _licence()),
+        ("Licence", [_LICENCE, ""]),
     ]
     body = [line for title, lines in sections for line in ([f"## {title}", "", *lines] if title else lines)]
     return "\n".join([*_header(card), f"# {card.title}", "", *body]).rstrip() + "\n"
@@ -157,7 +160,7 @@ def _training(card: Card) -> list[str]:
 
 def _recipe(options: Mapping[str, Any]) -> set[str]:
     """The options that shape the weights, but for the images, which have a sentence of their own."""
-    declared = saved_facts(options).values()
+    declared = options_of(kind_of(options["verb"])).values() if options.get("verb") in VERBS else ()
     shaping = (each for each in declared if each.facts.on_resume == "same" and not each.facts.control)
     return {option.name for option in shaping if option.facts.reads != "images"}
 
@@ -194,22 +197,9 @@ def _result(place: str, content: Mapping[str, Any]) -> list[str]:
         if name not in ("encoder", "encoder_digest", "method")
     }
     title = str(protocol.get("method", place))
-    return [f"### {title}", "", *markdown_table(_methods(content)), "", *protocol_lines(settings), ""]
-
-
-def _methods(content: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """The rows of the table: methods with their figures or, of several protocols at once, figures by method."""
-    if isinstance(content.get(OWN), Mapping):
-        named = {name: values for name, values in content.items() if name != "protocol" and isinstance(values, Mapping)}
-        return figure_rows(named)
-    figures = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
-    # What it is compared with has the same figures; other tables in the file, of classes, have not.
-    others = {
-        name: values
-        for name, values in content.items()
-        if name != "protocol" and isinstance(values, Mapping) and figures.keys() & values.keys()
-    }
-    return {OWN: figures, **others}
+    methods = methods_of(content)
+    rows = figure_rows(methods) if OWN in content else methods  # of several protocols at once: figures by method
+    return [f"### {title}", "", *markdown_table(rows), "", *protocol_lines(settings), ""]
 
 
 def _images(card: Card) -> list[str]:
@@ -219,14 +209,6 @@ def _images(card: Card) -> list[str]:
         f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. semmae resizes the short side to "
         f"{int(side / card.crop_pct)} pixels, bicubic, and cuts out the central square of {side}; "
         "where figures are of another share of it, they name it as `crop pct`.",
-        "",
-    ]
-
-
-def _licence() -> list[str]:
-    return [
-        "Not stated. The data, and weights that the training began with, may bind what these may be used for; whoever "
-        "publishes them should state a licence here and in the header.",
         "",
     ]
 

@@ -15,9 +15,11 @@ import jinja2
 
 from semmae import files
 from semmae.errors import UserError
-from semmae.evaluation.protocols import PART_METHODS, PROTOCOLS
+from semmae.evaluation.protocols import OWN, PART_METHODS, PROTOCOLS
+from semmae.reporting import charts
 from semmae.reporting.charts import finite, number
 from semmae.run.config import CONFIG, readable_value, saved_options
+from semmae.shell import again
 
 Record = Mapping[str, Any]
 
@@ -56,7 +58,6 @@ _FACTS: dict[str, dict[str, Any]] = {
         "model": str,
         "manifest": str,
     },
-    "config.json": {"architecture": str, "model_args": dict},
     "parts.json": {"images": int, "label_names": list, "extra": dict},
     "results.json": {"protocol": dict},
 }
@@ -72,6 +73,12 @@ class Table:
     best: frozenset[tuple[int, int]] = frozenset()
 
     @property
+    def turned(self) -> "Table":
+        """The same with a row for each column."""
+        header, *rows = zip(self.header, *self.rows, strict=True)
+        return Table(self.title, header, tuple(rows))
+
+    @property
     def screen(self) -> int:
         """How wide a screen shows it whole, about, in pixels rounded up to hundreds: on a narrower one it scrolls."""
         # As page.html.jinja sets it: heads and the first column are broken between words, other cells are not.
@@ -82,9 +89,16 @@ class Table:
         return -(-pixels // 100) * 100
 
 
-def render(template: str, **values: Any) -> bytes:
-    """A page from a template of this package. Everything put in is text: `<` cannot become markup."""
-    return files.encoded(_environment().get_template(template).render(**values))
+def write_page(run: Path, file: str, facts: Mapping[str, object], **values: Any) -> Path:
+    """Writes a page into a run's folder, from the template of that name; returns its path.
+
+    Everything put in is text: `<` cannot become markup. `facts`: the tiles at the top, but for those that are unknown.
+    """
+    tiles = [(name, number(value)) for name, value in facts.items() if value]
+    template = _environment().get_template(f"{file}.jinja")
+    page = template.render(name=run.resolve().name, facts=tiles, frame=charts, again=again(run), **values)
+    files.write_bytes(run / file, files.encoded(page))
+    return run / file
 
 
 @cache
@@ -110,11 +124,7 @@ def read_facts(path: Path, form: str | None = None) -> dict[str, Any]:
         return {}
     content, form = files.read_json(path), form or path.name
     _check_types(path, content, _FACTS.get(form, {}))
-    if form == "config.json":
-        size = content.get("model_args", {}).get("img_size", 0)
-        if not isinstance(size, int) and not (isinstance(size, list) and [type(side) for side in size] == [int, int]):
-            raise UserError(f"{path}: img_size is {files.shown(size)}, neither one side nor two; restore it")
-    elif form == "parts.json":
+    if form == "parts.json":
         _check_types(path, content.get("extra", {}), {"teacher": str}, null=True)
     elif form == "quality.json":
         _check_types(path, content, dict.fromkeys(QUALITY_ROWS, dict))
@@ -170,6 +180,27 @@ def with_intervals(figures: Mapping[str, Any]) -> dict[str, Any]:
         elif name.removesuffix("_low").removesuffix("_high") not in figures or not name.endswith(("_low", "_high")):
             shown[name] = value
     return shown
+
+
+def figures_table(methods: Mapping[str, Record], title: str = "") -> Table:
+    """A row a method, a column each figure that is a single number or text, with its interval."""
+    shown = {name.replace("_", " "): with_intervals(figures) for name, figures in methods.items()}
+    columns = dict.fromkeys(
+        name for figures in shown.values() for name, value in figures.items() if not isinstance(value, dict | list)
+    )
+    rows = ((name, *(score(figures.get(column)) for column in columns)) for name, figures in shown.items())
+    return Table(title, ("", *map(called, columns)), tuple(rows))
+
+
+def methods_of(results: Record) -> dict[str, Record]:
+    """Of a results.json: the encoder, and what it is compared with, by name, with their figures."""
+    named: dict[str, Record] = {
+        name: value for name, value in results.items() if isinstance(value, dict) and name != "protocol"
+    }
+    if OWN in named:
+        return named
+    # What it is compared with has the same figures; other tables in the file, of classes, have not.
+    return {OWN: results, **{name: figures for name, figures in named.items() if results.keys() & figures.keys()}}
 
 
 def figure_rows(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -270,10 +301,10 @@ def quality_text(scores: Mapping[str, Mapping[str, float]], images: int) -> str:
     assert shown is not None, "the learned parts at least were measured"
     verdict, table = shown
     title = f"Part quality on {images} images (* best of its column)"
-    return "\n".join([title, *_lines(table), verdict])
+    return "\n".join([title, *text_lines(table), verdict])
 
 
-def _lines(table: Table) -> list[str]:
+def text_lines(table: Table) -> list[str]:
     """Columns lined up: the first to the left, figures to the right, a star or its room behind each."""
     cells = [[f"{name} " for name in table.header]]
     for index, row in enumerate(table.rows):

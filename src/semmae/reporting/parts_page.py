@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from semmae.files import write_bytes
 from semmae.reporting import charts
 from semmae.reporting.charts import number
 from semmae.reporting.page import (
@@ -27,7 +26,7 @@ from semmae.reporting.page import (
     read_config,
     read_facts,
     read_records,
-    render,
+    write_page,
 )
 from semmae.reporting.part_samples import FILE, PartSamples, read_samples, spread
 from semmae.reporting.pictures import (
@@ -40,7 +39,6 @@ from semmae.reporting.pictures import (
     webp,
 )
 from semmae.reporting.verdicts import verdicts
-from semmae.shell import again
 
 _HEAT_SIDE = 160  # pixels a side of a soft map's picture
 _UNFOLDED = 6  # images seen at once: on a phone, more would bury what follows
@@ -48,32 +46,16 @@ _MOST_MAPS = 12  # of one image; with more parts, those that cover most of it
 
 
 @dataclass(frozen=True)
-class Area:
-    """How much of the images a label covers; shares from 0 to 1."""
-
-    mean: float
-    low: float  # 10th percentile over the images
-    high: float  # 90th
-    present: float  # share of the images that have it at all
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A place where a part is typical."""
-
-    picture: str  # data URI
-    name: str
-    strength: str
-
-
-@dataclass(frozen=True)
 class Part:
-    """A label, its colour in CSS, its area, and the crops that show it best; none when it appears nowhere."""
+    """A label, its colour in CSS, how much of the images it covers, and the crops that show it best."""
 
     name: str
     colour: str
-    area: Area
-    crops: tuple[Crop, ...]
+    area: float  # mean share of an image, from 0 to 1
+    low: float  # 10th percentile over the images
+    high: float  # 90th
+    present: float  # share of the images that have it at all
+    crops: tuple[tuple[str, str, str], ...]  # data URI, name of the image, strength
 
 
 @dataclass(frozen=True)
@@ -95,9 +77,10 @@ def write_parts_page(run: Path) -> Path:
     parts = list(_parts(samples))
     shown = list(_shown(samples))
     first = spread(len(shown), _UNFOLDED)
-    page = render(
-        "parts.html.jinja",
-        name=run.resolve().name,
+    return write_page(
+        run,
+        "parts.html",
+        notices=(),
         verdicts=verdicts(run),
         lead=_lead(samples, summary, meta),
         facts=_facts(config, summary, meta, parts),
@@ -108,15 +91,10 @@ def write_parts_page(run: Path) -> Path:
         percent=_percent,
         scanned=len(samples.shares),
         # The first whole tenth that no bar and no spread passes.
-        bar_end=max(math.ceil(10 * max(part.area.mean, part.area.high)) / 10 for part in parts),
+        bar_end=max(math.ceil(10 * max(part.area, part.high)) / 10 for part in parts),
         quality=quality(read_facts(run / "quality.json")),
         losses=charts.loss_charts(by_step(read_records(run / "metrics.jsonl"))),
-        frame=charts,
-        again=again(run),
     )
-    path = run / "parts.html"
-    write_bytes(path, page)
-    return path
 
 
 def _lead(samples: PartSamples, summary: Record, meta: Record) -> str:
@@ -131,24 +109,23 @@ def _lead(samples: PartSamples, summary: Record, meta: Record) -> str:
     return f"{deed}, in {duration(summary['minutes'])}." if "minutes" in summary else f"{deed}."
 
 
-def _facts(config: Record, summary: Record, meta: Record, parts: list[Part]) -> list[tuple[str, str]]:
-    """(name, value) of the tiles at the top; what is not known is left out."""
-    size, epochs = summary.get("image_size") or config.get("image_size"), summary.get("epochs")
-    facts = [
-        ("Images", number(meta["images"]) if "images" in meta else ""),
-        ("Image size", f"{size} × {size}" if size else ""),
-        ("Labels in use", f"{_in_use(parts):.1f} of {len(parts)}"),
-        ("Epochs", number(epochs) if epochs else ""),
-        ("Time", duration(summary["minutes"]) if "minutes" in summary else ""),
-        ("Data", str(config.get("data") or "")),
-        ("Teacher", str(meta.get("extra", {}).get("teacher") or config.get("teacher") or "")),
-    ]
-    return [fact for fact in facts if fact[1]]
+def _facts(config: Record, summary: Record, meta: Record, parts: list[Part]) -> dict[str, Any]:
+    """The tiles at the top."""
+    size = summary.get("image_size") or config.get("image_size")
+    return {
+        "Images": meta.get("images"),
+        "Image size": size and f"{size} × {size}",
+        "Labels in use": f"{_in_use(parts):.1f} of {len(parts)}",
+        "Epochs": summary.get("epochs"),
+        "Time": duration(summary["minutes"]) if "minutes" in summary else None,
+        "Data": config.get("data"),
+        "Teacher": meta.get("extra", {}).get("teacher") or config.get("teacher"),
+    }
 
 
 def _in_use(parts: list[Part]) -> float:
     """The exponential of the entropy of the areas: 1 when one label covers everything."""
-    areas = [part.area.mean for part in parts if part.area.mean > 0]
+    areas = [part.area for part in parts if part.area > 0]
     return math.exp(-sum(area * math.log(area) for area in areas))
 
 
@@ -157,18 +134,17 @@ def _parts(samples: PartSamples) -> Iterator[Part]:
     outlines = [colours[label] for label in samples.crop_labels]
     crops = spotlight(torch.from_numpy(samples.crops), samples.regions, outlines)
     for label, (name, colour) in enumerate(zip(samples.label_names.tolist(), colours, strict=True)):
-        own = np.flatnonzero(samples.crop_labels == label).tolist()
+        own, shares = np.flatnonzero(samples.crop_labels == label).tolist(), samples.shares[:, label]
+        low, high = np.percentile(shares, (10, 90)).tolist()
         yield Part(
             name,
             "#{:02x}{:02x}{:02x}".format(*colour),
-            _area(samples.shares[:, label]),
-            tuple(Crop(webp(crops[i]), str(samples.crop_names[i]), _percent(float(samples.strengths[i]))) for i in own),
+            float(shares.mean()),
+            low,
+            high,
+            float((shares > 0).mean()),
+            tuple((webp(crops[i]), str(samples.crop_names[i]), _percent(float(samples.strengths[i]))) for i in own),
         )
-
-
-def _area(shares: NDArray[np.float32]) -> Area:
-    low, high = np.percentile(shares, (10, 90)).tolist()
-    return Area(float(shares.mean()), low, high, float((shares > 0).mean()))
 
 
 def _shown(samples: PartSamples) -> Iterator[Shown]:

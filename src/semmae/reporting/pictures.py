@@ -12,7 +12,7 @@ import base64
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -146,9 +146,8 @@ def paste(images: Tensor, mask: Tensor, reconstruction: Tensor) -> Tensor:
 def parts_picture(images: Tensor, labels: Tensor | Pixels, label_names: Sequence[str], path: Path) -> None:
     """Writes a sheet of pairs, image | parts, four pairs to a row, with a legend."""
     large = _to_tile_size(images)
-    tiles = _interleave([large, overlay(large, labels, label_names)])
-    sheet = _sheet(tiles, ("image", "parts"), groups=min(4, len(images)), legend=_legend(label_names))
-    write_bytes(path, _png(sheet))
+    columns = [("image", large), ("parts", overlay(large, labels, label_names))]
+    _write_sheet(path, columns, groups=4, legend=_legend(label_names))
 
 
 def masks_picture(
@@ -160,14 +159,9 @@ def masks_picture(
 ) -> None:
     """Writes a sheet with a row per image: image | parts, where there are labels | under every (title, bool (N, L))."""
     large = _to_tile_size(images)
-    columns, headers = [large], ["image"]
-    if labels is not None:
-        columns.append(overlay(large, labels, label_names))
-        headers.append("parts")
-    columns += [hide(large, mask) for _, mask in masks]
-    headers += [title for title, _ in masks]
-    legend = _legend(label_names) if labels is not None else []
-    write_bytes(path, _png(_sheet(_interleave(columns), headers, groups=1, legend=legend)))
+    parts = [] if labels is None else [("parts", overlay(large, labels, label_names))]
+    columns = [("image", large), *parts, *((title, hide(large, mask)) for title, mask in masks)]
+    _write_sheet(path, columns, legend=_legend(label_names) if parts else ())
 
 
 def reconstructions_picture(
@@ -178,9 +172,8 @@ def reconstructions_picture(
     Of the reconstruction, uint8 (N, 3, S, S), the hidden patches are shown. `description_of` reads the description.
     """
     large, painted = _to_tile_size(images), _to_tile_size(paste(images, mask, reconstruction))
-    tiles = _interleave([large, hide(large, mask), painted, large])
-    headers = ("image", "visible", "reconstruction", "image")
-    write_bytes(path, _png(_sheet(tiles, headers, groups=min(2, len(images)), legend=[]), description))
+    columns = [("image", large), ("visible", hide(large, mask)), ("reconstruction", painted), ("image", large)]
+    _write_sheet(path, columns, groups=2, description=description)
 
 
 def segmentation_picture(
@@ -196,16 +189,15 @@ def segmentation_picture(
     shapes = [image.shape[1:] for image in images]
     sizes = [scaled_size(shape, _TILE * min(shape) / max(shape)) for shape in shapes]
     small = [resized(image, *size) for image, size in zip(images, sizes, strict=True)]
-    fitted = torch.stack([_in_square(image, torch.zeros(image.shape[1:]).byte())[0] for image in small])
-    tiles, occurring = [fitted], set()
-    for _, labels in columns:
+    fitted = torch.stack([_in_square(image, _PAPER[0]) for image in small])
+    shown, occurring = [("image", fitted)], set()
+    for title, labels in columns:
         shrunk = [resized_labels(own, *size) for own, size in zip(labels, sizes, strict=True)]
-        square = torch.stack([_in_square(image, own)[1] for image, own in zip(small, shrunk, strict=True)])
-        tiles.append(overlay(fitted, square, names))
+        square = torch.stack([_in_square(own, NOT_COMPUTED) for own in shrunk])
+        shown.append((title, overlay(fitted, square, names)))
         occurring |= set(np.unique(square.numpy()).tolist())
     legend = [key for label, key in enumerate(_legend(names)) if label in occurring]
-    headers = ("image", *(title for title, _ in columns))
-    write_bytes(path, _png(_sheet(_interleave(tiles), headers, groups=min(2, len(images)), legend=legend)))
+    _write_sheet(path, shown, groups=2, legend=legend)
 
 
 def webp(image: Tensor) -> str:
@@ -234,16 +226,10 @@ def _to_tile_size(images: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
 
 
-def _in_square(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """An image and its labels in the middle of a tile: around them paper, and no label."""
-    down, across = (_TILE - side for side in labels.shape)
-    margins = (across // 2, across - across // 2, down // 2, down - down // 2)
-    return pad(image, margins, value=_PAPER[0]), pad(labels, margins, value=NOT_COMPUTED)
-
-
-def _interleave(columns: Sequence[Tensor]) -> Iterator[Pixels]:
-    """Row by row: the first image of every column, then the second …; each (T, T, 3)."""
-    return (_pixels(image) for row in zip(*columns, strict=True) for image in row)
+def _in_square(image: Tensor, around: int) -> Tensor:
+    """An image or its labels (…, H, W) in the middle of a tile, with a value around it."""
+    down, across = (_TILE - side for side in image.shape[-2:])
+    return pad(image, (across // 2, across - across // 2, down // 2, down - down // 2), value=around)
 
 
 def _pixels(image: Tensor) -> Pixels:
@@ -272,11 +258,32 @@ def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _TEXT)
 
 
+def _write_sheet(
+    path: Path,
+    columns: Sequence[tuple[str, Tensor]],
+    groups: int = 1,
+    legend: Sequence[tuple[str, Colour]] = (),
+    description: str = "",
+) -> None:
+    """Writes a PNG: a row of tiles for each image under the titles of the columns, uint8 (N, 3, T, T) each.
+
+    Up to `groups` such rows stand side by side.
+    """
+    headers = [title for title, _ in columns]
+    placed = [_pixels(image) for row in zip(*(images for _, images in columns), strict=True) for image in row]
+    sheet = _sheet(placed, headers, min(groups, len(placed) // len(headers)), legend)
+    buffer, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", _SOFTWARE)
+    if description:
+        about.add_text("Description", description)
+    sheet.save(buffer, "PNG", optimize=True, pnginfo=about)
+    write_bytes(path, buffer.getvalue())
+
+
 def _sheet(
-    tiles: Iterator[Pixels], headers: Sequence[str], groups: int, legend: Sequence[tuple[str, Colour]]
+    placed: Sequence[Pixels], headers: Sequence[str], groups: int, legend: Sequence[tuple[str, Colour]]
 ) -> Image.Image:
     """Tiles (T, T, 3) in reading order on paper: `groups` blocks of len(headers) columns side by side."""
-    placed = list(tiles)
     side, columns = placed[0].shape[0], len(headers) * groups
     group_gap = _GROUP_GAP - _GAP
     left = [_MARGIN + i * (side + _GAP) + i // len(headers) * group_gap for i in range(columns)]
@@ -313,15 +320,6 @@ def _place_legend(
         placed.append((x, y, name, colour))
         x += needed
     return placed, y + _TEXT + _GAP if legend else top - 6
-
-
-def _png(sheet: Image.Image, description: str = "") -> bytes:
-    buffer, about = io.BytesIO(), PngInfo()
-    about.add_text("Software", _SOFTWARE)
-    if description:
-        about.add_text("Description", description)
-    sheet.save(buffer, "PNG", optimize=True, pnginfo=about)
-    return buffer.getvalue()
 
 
 def description_of(path: Path) -> str | None:

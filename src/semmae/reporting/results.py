@@ -14,7 +14,7 @@ from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Classified, Measured, Segmented
 from semmae.files import write_csv, write_json, write_text
 from semmae.reporting.confusion import confusion_picture
-from semmae.reporting.page import called, figure_rows, flat, with_intervals
+from semmae.reporting.page import figure_rows, figures_table, flat
 from semmae.reporting.pictures import segmentation_picture
 
 MOST_IN_PICTURE = 4096  # classes; a matrix of more takes gigabytes
@@ -48,7 +48,11 @@ def write_details(out: Path, methods: Mapping[str, Measured]) -> None:
             write_per_class(folder / "per_class.csv", found.classes, found.chosen, found.targets)
             draw_confusion(folder / "confusion.png", found.classes, found.chosen, found.targets)
     if isinstance(methods[OWN].details, Segmented):
-        write_class_rows(out / "per_class.csv", class_rows({name: each.figures for name, each in methods.items()}))
+        rows = class_rows({name: each.figures for name, each in methods.items()})
+        lines = [["class", *next(iter(rows.values()))]]
+        for name, values in rows.items():  # empty where a figure is undefined
+            lines.append([name, *("" if value is None else round(value, 3) for value in values.values())])
+        write_csv(out / "per_class.csv", lines)
         draw_predictions(out / "predictions.png", methods)
 
 
@@ -64,14 +68,6 @@ def class_rows(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     for name, row in rows.items():
         row["pixels %"] = 100 * pixels[name] / sum(pixels.values())
     return rows
-
-
-def write_class_rows(path: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """per_class.csv of pixels: a line a class, empty where a figure is undefined."""
-    lines = [["class", *next(iter(rows.values()))]]
-    for name, values in rows.items():
-        lines.append([name, *("" if value is None else round(value, 3) for value in values.values())])
-    write_csv(path, lines)
 
 
 def draw_predictions(path: Path, methods: Mapping[str, Measured]) -> None:
@@ -158,21 +154,11 @@ def draw_confusion(path: Path, classes: Sequence[str], chosen: Tensor, targets: 
 
 def markdown_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines of a Markdown table, a row a method, a column each figure that is a single number or text."""
-    methods = {name: with_intervals(values) for name, values in methods.items()}
-    columns = dict.fromkeys(
-        name for values in methods.values() for name, value in values.items() if not isinstance(value, dict | list)
-    )
-    rows = [["", *map(called, columns)]]
-    rows += [[name.replace("_", " "), *(_cell(values.get(key)) for key in columns)] for name, values in methods.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = figures_table(methods)
+    rows = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return [lines[0], rule, *lines[1:]]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1f}" if abs(value) >= 1 else f"{value:.3g}"
-    return "" if value is None else str(value)

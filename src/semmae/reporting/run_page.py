@@ -14,7 +14,9 @@ from typing import Any
 
 from semmae import files
 from semmae.errors import UserError
-from semmae.files import short, write_bytes
+from semmae.evaluation.protocols import UNTRAINED
+from semmae.files import short
+from semmae.options import VERBS, Verb
 from semmae.reporting import charts
 from semmae.reporting.charts import finite, number
 from semmae.reporting.next_steps import Step, going_on, next_steps
@@ -22,31 +24,19 @@ from semmae.reporting.page import (
     Record,
     Table,
     by_step,
-    called,
     duration,
+    figures_table,
     flat,
+    methods_of,
     quality,
     read_config,
     read_facts,
     read_records,
     read_skipped,
-    render,
-    score,
-    with_intervals,
+    write_page,
 )
 from semmae.reporting.verdicts import verdicts
-from semmae.run.config import CONFIG
-from semmae.run.finished import PRODUCTS
-from semmae.shell import again
-
-STAGES = {
-    "teacher": "Teacher",
-    "parts": "Parts",
-    "pretrain": "Masked autoencoder",
-    "finetune": "Fine-tuning",
-    "segment": "Segmentation",
-    "untrained": "The same from new weights",
-}
+from semmae.run.config import CONFIG, saved_options
 
 # heading, places where the picture may lie, what the reader sees on it
 PICTURES = (
@@ -65,11 +55,7 @@ PICTURES = (
         ("pictures/reconstructions.png",),
         "The autoencoder sees the visible patches only; its prediction of the hidden ones is pasted in.",
     ),
-    (
-        "Confusion",
-        ("confusion.png",),
-        "In a row, what the images of one class were taken for, in percent.",
-    ),
+    ("Confusion", ("confusion.png",), "In a row, what the images of one class were taken for, in percent."),
     (
         "Predictions",
         ("predictions.png",),
@@ -77,7 +63,7 @@ PICTURES = (
     ),
 )
 
-_WITHIN = ("teacher", "parts", "untrained")  # stages that a run may hold as runs of their own
+_WITHIN = ("teacher", "parts", UNTRAINED)  # stages that a run may hold as runs of their own
 _WIDEST = 1100  # pixels of a screen; of a wider table the figures stand below each other
 _PROTOCOL = "Protocol"
 _MOST_PICTURE = 2**26  # bytes of a picture
@@ -95,85 +81,50 @@ def write_report(run: Path) -> Path:
         )
     config, summary = read_config(run), read_facts(run / "summary.json")
     stages = _read_stages(run)
-    kind = _kind(run, stages, summary)
-    basics = _basics(run, config, summary, stages)
+    verb = saved_options(run).get("verb") or summary.get("stage") or next(reversed(stages), "")
+    row = VERBS.get(verb, Verb(""))
+    basics = {**(config if stages else {}), **summary, "minutes": _minutes(run)}
     results = list(_results(run))
-    page = render(
-        "report.html.jinja",
-        name=run.resolve().name,
+    return write_page(
+        run,
+        "report.html",
         verdicts=verdicts(run),
-        lead=_lead(kind, config, basics),
+        lead=_lead(row.deed, config, basics),
         facts=_facts(run, config, basics, stages),
-        notices=_notices(run, kind, stages),
-        stage_table=_stage_table(run, kind, stages) if len(stages) > 1 else None,
+        notices=_notices(run, row.network, stages),
+        stage_table=_stage_table(run, basics, stages) if len(stages) > 1 else None,
         pictures=list(_pictures(run)),
-        frame=charts,
-        curves=[
-            (STAGES.get(stage, stage), charts.charts(records), charts.constants(records))
-            for stage, records in stages.items()
-        ],
+        curves=[(_title(stage), *charts.charts(records)) for stage, records in stages.items()],
         quality=quality(read_facts(run / "parts" / "quality.json") or read_facts(run / "quality.json")),
         results=results,
         intervals=any(
             " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
         ),
         config=[(name, number(value)) for name, value in config.items()],
-        again=again(run),
-        steps=_steps(run, kind),
+        steps=_steps(run, verb, row.network),
     )
-    path = run / "report.html"
-    write_bytes(path, page)
-    return path
 
 
 # Reading
 
 
 def _read_stages(run: Path) -> dict[str, list[Record]]:
-    """Records per stage, in the order of STAGES."""
+    """Records per stage, in the order of work."""
     found: dict[str, list[Record]] = {}
     for folder, default in [(run, "pretrain"), *((run / stage, stage) for stage in _WITHIN)]:
         for record in read_records(folder / "metrics.jsonl"):
             found.setdefault(str(record.get("stage", default)), []).append(record)
-    order = [stage for stage in STAGES if stage in found] + [stage for stage in found if stage not in STAGES]
+    order = [stage for stage in VERBS if stage in found] + [stage for stage in found if stage not in VERBS]
     return {stage: by_step(found[stage]) for stage in order}
 
 
-def _kind(run: Path, stages: Mapping[str, Any], summary: Record) -> str:
-    """What the folder holds: one of pretrain, parts, teacher, evaluation."""
-    if summary.get("stage") in STAGES:
-        return str(summary["stage"])
-    if "pretrain" in stages or (run / "autoencoder").exists():
-        return "pretrain"
-    if "parts" in stages or (run / "parts.json").exists():
-        return "parts"
-    if (run / "results.json").exists():
-        return "evaluation"
-    return "teacher" if "teacher" in stages else "pretrain"
+def _title(stage: str) -> str:
+    if stage == UNTRAINED:
+        return "The same from new weights"
+    return (VERBS[stage].title if stage in VERBS else "") or stage
 
 
 # Words and numbers
-
-
-def _basics(run: Path, config: Record, summary: Record, stages: Mapping[str, list[Record]]) -> dict[str, Any]:
-    """model, images, image_size, epochs, minutes: by the run's summary, else inferred from its other files.
-
-    A training whose length is given in steps has "steps" in place of epochs.
-    """
-    encoder = read_facts(run / "encoder" / "config.json")
-    arguments = encoder.get("model_args", {})
-    last = stages[list(stages)[-1]][-1] if stages else {}
-    reached = int(last["epoch"]) + 1 if "epoch" in last else None
-    parts = read_facts(run / "parts" / "parts.json") or read_facts(run / "parts.json")
-    known = {
-        "model": config.get("model") or encoder.get("architecture"),
-        "images": parts.get("images"),
-        "image_size": config.get("image_size") or arguments.get("img_size"),
-        "epochs": reached or config.get("epochs"),
-        "steps": config.get("steps") if stages else None,
-    }
-    basics = {name: summary.get(name, value) for name, value in known.items()} | {"minutes": _minutes(run)}
-    return {**basics, "epochs": None} if basics["steps"] else basics
 
 
 def _minutes(run: Path) -> float | None:
@@ -183,55 +134,41 @@ def _minutes(run: Path) -> float | None:
     return sum(minutes) if minutes else None
 
 
-def _lead(kind: str, config: Record, basics: Record) -> str:
+def _lead(deed: str, config: Record, basics: Record) -> str:
     """One sentence: what was done, on what, for how long."""
-    model = f" {basics['model']}" if basics["model"] else "n encoder"
-    deed = {
-        "pretrain": f"A{model} was pre-trained as a masked autoencoder",
-        "teacher": f"A{model} was trained as a teacher, by self-distillation without labels,",
-        "parts": "Semantic parts were learned from a frozen encoder",
-        "finetune": "An encoder was fine-tuned to classify images",
-        "segment": "An encoder was trained to classify every pixel",
-        "untrained": "A classifier was trained from new weights",
-        "evaluation": "An encoder was measured",
-    }[kind]
-    if kind == "pretrain" and (masking := config.get("masking")):
-        deed += f" with {masking} masking"
-    if basics["images"]:
+    masking = f" with {config['masking']} masking" if config.get("masking") else ""
+    deed = deed.format(encoder=f"A {basics['model']}" if basics.get("model") else "An encoder", masking=masking)
+    if basics.get("images"):
         deed += f" on {number(basics['images'])} images"
-    for unit in ("epochs", "steps"):
-        if basics[unit]:
-            deed += f" for {number(basics[unit])} {unit if basics[unit] != 1 else unit[:-1]}"
+    unit = "steps" if basics.get("steps") else "epochs"
+    if count := basics.get(unit):
+        deed += f" for {number(count)} {unit if count != 1 else unit[:-1]}"
     return f"{deed}, in {duration(basics['minutes'])}." if basics["minutes"] else f"{deed}."
 
 
-def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of the tiles at the top; what is not known is left out."""
-    size = basics["image_size"]
-    size = size[0] if isinstance(size, list | tuple) else size
-    facts = [
-        ("Images", number(basics["images"]) if basics["images"] else ""),
-        ("Image size", f"{size} × {size}" if size else ""),
-        ("Epochs", number(basics["epochs"]) if basics["epochs"] else ""),
-        ("Steps", number(basics["steps"]) if basics["steps"] else ""),
-        ("Time, all stages" if len(stages) > 1 else "Time", duration(basics["minutes"]) if basics["minutes"] else ""),
-        ("Data", str(config.get("data") or "")),
-        ("Encoder", str(run / "encoder") if (run / "encoder").exists() else ""),
-    ]
-    return [fact for fact in facts if fact[1]]
+def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The tiles at the top."""
+    return {
+        "Images": basics.get("images"),
+        "Image size": (size := basics.get("image_size")) and f"{size} × {size}",
+        "Epochs": None if basics.get("steps") else basics.get("epochs"),
+        "Steps": basics.get("steps"),
+        "Time, all stages" if len(stages) > 1 else "Time": basics["minutes"] and duration(basics["minutes"]),
+        "Data": config.get("data"),
+        "Encoder": str(run / "encoder") if (run / "encoder").exists() else None,
+    }
 
 
-def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[str]:
+def _notices(run: Path, network: str, stages: Mapping[str, list[Record]]) -> list[str]:
     """What a reader must not overlook: a run cut short, losses that were not finite, images left out."""
     notices = []
-    product = _network_of(kind)
-    if product and not (run / product).exists():
-        notices.append(f"This run is not finished: its {product} is not written yet.")
+    if network and not (run / network).exists():
+        notices.append(f"This run is not finished: its {network} is not written yet.")
     for stage, records in stages.items():
         bad = [int(record["step"]) for record in records if not finite(record.get("loss", 0.0))]
         if bad:
             steps = f"step {bad[0]}" if len(bad) == 1 else f"{len(bad)} records, the first at step {bad[0]}"
-            notices.append(f"{STAGES.get(stage, stage)}: the loss was not finite ({steps}).")
+            notices.append(f"{_title(stage)}: the loss was not finite ({steps}).")
     for folder in (run, run / "teacher", run / "parts"):
         if (folder / "skipped.csv").exists():
             skipped = len(read_skipped(folder / "skipped.csv"))
@@ -242,16 +179,17 @@ def _notices(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> list[s
     return notices
 
 
-def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Table:
+def _stage_table(run: Path, basics: Record, stages: Mapping[str, list[Record]]) -> Table:
     """A row per stage: how far it went, its last loss, its usual speed and the usual wait for data."""
     rows = []
     for stage, records in stages.items():
-        summary = read_facts((run if stage == kind else run / stage) / "summary.json")
+        inner = run / stage / "summary.json"
+        summary = read_facts(inner if inner.exists() else run / "summary.json")
         last = {key: value for record in records for key, value in record.items()}
         speeds = [record["images_per_s"] for record in records if "images_per_s" in record]
         waits = [record["data_wait"] for record in records if "data_wait" in record]
         cells = (
-            STAGES.get(stage, stage),
+            _title(stage),
             number(int(last["epoch"]) + 1 if "epoch" in last else None),
             duration(summary["minutes"]) if "minutes" in summary else "–",
             number(last.get("loss")),
@@ -259,7 +197,7 @@ def _stage_table(run: Path, kind: str, stages: Mapping[str, list[Record]]) -> Ta
             f"{median(waits):.0%}" if waits else "–",
         )
         rows.append(cells)
-    rounds = "Rounds" if kind == "segment" else "Epochs"
+    rounds = "Rounds" if basics.get("steps") else "Epochs"
     return Table("", ("Stage", rounds, "Time", "Last loss", "Images/s", "Data wait"), tuple(rows))
 
 
@@ -281,45 +219,18 @@ def _results(run: Path) -> Iterable[Table]:
     """For each results.json in the run and its folders: a table of scores and one of their protocol."""
     for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
         content = read_facts(path)
-        protocol = content.pop("protocol", {})
-        # Lists and mappings beside the figures, such as every class by itself, are more than a table holds.
-        scored = {name: _single(value) for name, value in content.items() if isinstance(value, dict)}
-        single = _single(content)
-        methods = ({"this encoder": single} if single else {}) | scored
-        methods = {name: with_intervals(values) for name, values in methods.items()}
-        title = path.parent.name if path.parent != run else ""
-        yield _scores(title, methods)
-        if isinstance(protocol, dict) and protocol:
+        table = figures_table(methods_of(content), path.parent.name if path.parent != run else "")
+        yield table if table.screen <= _WIDEST else table.turned
+        if content.get("protocol"):
             settings = (
                 (name, short(str(value)) if name.endswith("_digest") else number(value))
-                for name, value in flat(protocol)
+                for name, value in flat(content["protocol"])
             )
             yield Table(_PROTOCOL, ("Setting", "Value"), tuple(settings))
 
 
-def _scores(title: str, methods: Mapping[str, Record]) -> Table:
-    """A row a method; where figures are too many to stand side by side, a row a figure."""
-    figures = list(dict.fromkeys(key for values in methods.values() for key in values))
-    rows = ((name.replace("_", " "), *(score(values.get(key)) for key in figures)) for name, values in methods.items())
-    table = Table(title, ("", *map(called, figures)), tuple(rows))
-    if table.screen <= _WIDEST:
-        return table
-    turned = ((called(key), *(score(values.get(key)) for values in methods.values())) for key in figures)
-    return Table(title, ("", *(name.replace("_", " ") for name in methods)), tuple(turned))
-
-
-def _single(values: Record) -> Record:
-    return {name: value for name, value in values.items() if not isinstance(value, dict | list)}
-
-
-def _steps(run: Path, kind: str) -> list[Step]:
+def _steps(run: Path, verb: str, network: str) -> list[Step]:
     """What this run can be used for next; of one that was stopped, how to go on."""
-    product = _network_of(kind)
-    if product is None or (run / product).exists() or (run / "results.json").exists():
-        return next_steps(run, kind)
-    return [going_on(run, kind)] if (run / "checkpoints" / "last.ckpt").exists() else []
-
-
-def _network_of(kind: str) -> str | None:
-    """The folder of the network that such a run leaves; None where it leaves none."""
-    return None if kind == "parts" else "classifier" if kind == "untrained" else PRODUCTS.get(kind)
+    if (run / network).exists() or (run / "results.json").exists():
+        return next_steps(run, verb)
+    return [going_on(run, verb)] if (run / "checkpoints" / "last.ckpt").exists() else []

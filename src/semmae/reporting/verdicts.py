@@ -13,8 +13,8 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from semmae.data.part_store import PartStore
-from semmae.evaluation.protocols import PROTOCOLS
-from semmae.reporting.page import by_step, quality, read_config, read_facts, read_records
+from semmae.evaluation.protocols import OWN, PROTOCOLS, UNTRAINED
+from semmae.reporting.page import by_step, methods_of, quality, read_config, read_facts, read_records
 
 # On 400 flat drawings, 8 epochs of `teacher --preset small-drawings` end at 0.989 of the uniform answer's loss, and an
 # answer says 0.22 nats of its image, of 4.2 that it could; without KoLeo, whose k-NN stays at chance, 0.997 and 0.05.
@@ -42,7 +42,7 @@ def verdicts(run: Path) -> list[str]:
         found.append(compared[0] if compared else None)
     results = read_facts(run / "results.json")
     wrong.append(encoder_below_untrained(results))
-    found.append(encoder_above_untrained(results) if "untrained" in results else measured(results))
+    found.append(encoder_above_untrained(results) if UNTRAINED in results else measured(results))
     return [sentence for sentence in wrong + found if sentence]
 
 
@@ -94,13 +94,9 @@ def encoder_above_untrained(results: Mapping[str, Any]) -> str | None:
 
 
 def _compared(results: Mapping[str, Any], holds: Callable[[float, float], bool]) -> list[str]:
-    """In words, the figures of which this holds between the encoder and its untrained self.
-
-    The encoder's stand at the top of results.json, or under "this encoder" where it holds several protocols.
-    """
-    own, untrained = results.get("this encoder", results), results.get("untrained")
-    if not isinstance(own, Mapping) or not isinstance(untrained, Mapping):
-        return []
+    """In words, the figures of which this holds between the encoder and its untrained self."""
+    methods = methods_of(results)
+    own, untrained = methods[OWN], methods.get(UNTRAINED, {})
     return [
         f"{words} {_figure(own, name)} against {_figure(untrained, name)}{_chance(own, untrained, name)}"
         for name, words in _measures(own, untrained)
@@ -110,9 +106,7 @@ def _compared(results: Mapping[str, Any], holds: Callable[[float, float], bool])
 
 def measured(results: Mapping[str, Any]) -> str | None:
     """The figures by themselves, where there is nothing to compare them with: each measure, and what guessing gives."""
-    own = results.get("this encoder", results)
-    if not isinstance(own, Mapping):
-        return None
+    own = methods_of(results)[OWN]
     figures = "; ".join(f"{words} {_figure(own, name)}" for name, words in _measures(own, own))
     classes = own.get("classes", own.get("knn_classes", own.get("probe_classes")))
     guessing = f", where guessing among {classes} classes gives {100 / classes:.1f} %" if _is_number(classes) else ""

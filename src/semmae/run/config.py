@@ -1,21 +1,16 @@
 """config.yaml: the options that a run was begun with, and its verb; by it a run is resumed, and known again."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from semmae.errors import UserError
 from semmae.files import Fields
 from semmae.names import shown
 from semmae.objects import described, recordable
-from semmae.options import VERBS, kind_of
 from semmae.options.fields import Option, flag, options_of, verb_of, with_facts
 from semmae.options.presets import preset_options
-from semmae.options.shared import RunOptions
 from semmae.options.values import as_given, converted, given_options, near_option
-
-OptionsT = TypeVar("OptionsT", bound=RunOptions)
 
 CONFIG = "config.yaml"
 UNFINISHED = ".unfinished"  # lies in a run's folder from its beginning to its good end
@@ -63,20 +58,23 @@ def readable_value(saved: Any) -> Any:
 def saved_options(run: Path) -> Mapping[str, Any]:
     """What a run's config.yaml holds, the verb under "verb"; nothing where there is no such file, or not yet."""
     path = run / CONFIG
-    saved = _read(path) if path.is_file() and path.stat().st_size else {}
+    if not path.is_file() or not path.stat().st_size:
+        return {}
+    from semmae.files.yaml import read_yaml  # here, because most mistakes are answered without
+
+    saved = read_yaml(path)
     Fields(path, saved).get("verb", str)
     return saved
 
 
-def saved_facts(saved: Mapping[str, Any]) -> Mapping[str, Option]:
-    """By name, the declarations of the options in a config.yaml; none where its verb is not one of ours."""
-    verb = saved.get("verb")
-    return options_of(kind_of(verb)) if verb in VERBS else {}
-
-
 def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
-    """Options of a YAML file, for the dataclass `kind`; UserError where it is of another verb, or a key no option."""
-    values = _read(path)
+    """Options of a YAML file, for the dataclass `kind`.
+
+    UserError where it is of another verb, or a key is no option, or one that is given beside the file.
+    """
+    from semmae.files.yaml import read_yaml
+
+    values = read_yaml(path)
     verb = values.pop("verb", verb_of(kind))
     if verb != verb_of(kind):
         raise UserError(f"{path}: options of semmae {verb}, not of {verb_of(kind)}; give a file of this verb's")
@@ -84,13 +82,9 @@ def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
     for name in values:
         if name not in every:
             raise UserError(f"{path}: unknown option {shown(name)}{near_option(name, kind)}")
+        if every[name].facts.control:
+            raise UserError(f"{path}: {name} says how to begin, not what to do; leave it out there, and give it beside")
     return {name: converted(every[name], value) for name, value in values.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    from semmae.files.yaml import read_yaml  # here, for most mistakes are answered without
-
-    return read_yaml(path)
 
 
 def with_defaults(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,8 +178,3 @@ def run_of(out: Path | str) -> Path:
     """The folder in which a run keeps its options: `out` itself, or beside it where a file is being written."""
     beside = Path(f"{out}{PARTIAL}")
     return beside if (beside / CONFIG).is_file() else Path(out)
-
-
-def resumed_with(options: OptionsT) -> OptionsT:
-    """The same options, to go on with the run in --out."""
-    return dataclasses.replace(options, resume=True)

@@ -5,19 +5,12 @@ from pathlib import Path
 
 from semmae.errors import UserError
 from semmae.files import Fields, read_json
+from semmae.options import VERBS
 from semmae.options.fields import Reads, options_of, with_facts
 from semmae.options.shared import RunOptions
-from semmae.run.config import CONFIG, UNFINISHED, began_alike
+from semmae.run.config import CONFIG, UNFINISHED, began_alike, is_object, readable_value, saved_options
 from semmae.run.places import existing, newest
 
-# What a training leaves in its folder at its good end, by its stage in summary.json.
-PRODUCTS = {
-    "teacher": "encoder",
-    "parts": "parts.npy",
-    "pretrain": "encoder",
-    "finetune": "classifier",
-    "segment": "segmenter",
-}
 # Where in a run what an option reads lies.
 _INSIDE: dict[Reads | None, tuple[str, ...]] = {
     "network": ("", "encoder", "autoencoder", "classifier", "segmenter", "checkpoints"),
@@ -32,12 +25,12 @@ def is_finished(run: Path) -> bool:
     if not (run / CONFIG).is_file() or (run / UNFINISHED).exists():
         return False
     summary = _fields(run / "summary.json")
-    product = PRODUCTS.get(summary.get("stage", str, ""))
-    if product and not (run / product).exists():
+    stage = summary.get("stage", str, "")
+    if stage in VERBS and not (run / VERBS[stage].product).exists():
         return False  # --resume makes it again
     if not _fields(run / "parts.json").get("complete", bool, True):
         return False
-    of_demo = _fields(run / "run" / "summary.json")
+    of_demo = _fields(run / VERBS["demo"].within / "summary.json")
     return (run / "results.json").is_file() or any(each.get("finished", bool, False) for each in (summary, of_demo))
 
 
@@ -49,8 +42,8 @@ def is_done(options: RunOptions) -> bool:
     """Whether `options.out` holds this very run, finished; UserError where what it was made of was changed since."""
     if options.overwrite or not is_finished(options.out) or not began_alike(options, leaves_the_same=True):
         return False
-    if any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume"):
-        return False  # labels or figures are asked for again
+    if _asks_for_more(options):
+        return False
     begun = (options.out / CONFIG).stat().st_mtime
     last = newest(_made_of(options), options.out)
     if last is not None and last[0] > begun:
@@ -59,6 +52,25 @@ def is_done(options: RunOptions) -> bool:
             "anew, or another folder"
         )
     return True
+
+
+def check_known_again(options: RunOptions) -> None:
+    """Refuse to resume, or to ask again for, a finished run of an object of Python: another may look the same."""
+    saved = saved_options(options.out)
+    objects = [name for name, value in saved.items() if is_object(value)]
+    if not objects or options.overwrite or _asks_for_more(options) or not is_finished(options.out):
+        return
+    if began_alike(options):
+        name, was = objects[0], readable_value(saved[objects[0]])
+        raise UserError(
+            f"--out {options.out}: finished, and whether {name}= {was} is the same no file can say; begin it anew with "
+            "--overwrite (overwrite=True), or use another folder"
+        )
+
+
+def _asks_for_more(options: RunOptions) -> bool:
+    """Whether labels or figures of a finished run are to be made again."""
+    return any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume")
 
 
 def _made_of(options: RunOptions) -> Iterator[Path]:

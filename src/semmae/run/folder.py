@@ -8,6 +8,7 @@ Notable here:
 - --overwrite deletes what a run writes, and nothing else: a folder that holds anything of the user's is refused.
 """
 
+import dataclasses
 import errno
 import fcntl
 import logging
@@ -22,38 +23,29 @@ from typing import Any, TypeVar
 
 from semmae.errors import UserError, listed
 from semmae.files import is_part, make_folder, remove, sweep, write_text
+from semmae.options import VERBS
 from semmae.options.fields import flag, options_of, with_facts
 from semmae.options.shared import RunOptions, TrainOptions
 from semmae.options.values import check_values
 from semmae.progress import held, logged
-from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, continues, resumed_with, to_yaml
+from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, continues, to_yaml
 from semmae.run.places import check_apart, check_place
 from semmae.run.ranks import is_rank_zero, take_rank
 
 _LOCK = ".semmae-lock"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
 _NOTHING = {UNFINISHED, _LOCK}
-# All that runs leave in their folder, which is what --overwrite may delete: files, folders with the files in them (by
-# pattern), and runs within the run.
-_FILES = _NOTHING | {
-    CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "parts.html", "parts.png",
-    "parts.npy", "attention.npy", "parts.json", "quality.json", "results.json", "results.md", "per_class.csv",
-    "confusion.png", "predictions.png", "figures.json", "features.safetensors", "state.json", "loggers.json",
+# All that runs leave in their folder, which is what --overwrite may delete: patterns of files, those of every run and
+# those of the verbs, folders of loggers with whatever lies in them, and runs within the run.
+_FILES = {
+    *_NOTHING, CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
+    "checkpoints/last.ckpt", "tensorboard/events.*", "tensorboard/hparams.yaml", "csv/version_*/metrics.csv",
+    "csv/version_*/hparams.yaml", *(pattern for row in VERBS.values() for pattern in row.leaves),
 }  # fmt: skip
-_NETWORK = ("model.safetensors", "config.json", "learned.txt")
-_FOLDERS = {
-    **dict.fromkeys(("encoder", "autoencoder", "learner", "head", "classifier", "segmenter"), _NETWORK),
-    "checkpoints": ("last.ckpt",),
-    "tensorboard": ("events.*", "hparams.yaml"),
-    "csv": ("version_*/metrics.csv", "version_*/hparams.yaml"),
-    "wandb": ("*",),
-    "mlruns": ("*",),
-    "pictures": ("masks.png", "reconstructions.png", "parts.npz"),
-    "creatures": ("images/*/*.png", "masks/*/*.png", "classes.json"),
-}
-_RUNS = ("teacher", "parts", "untrained", "knn", "probe", "segment", "run")
+_LOGGERS = {"wandb", "mlruns"}
+_RUNS = {name for row in VERBS.values() for name in row.runs}
+_NAMES = {pattern.partition("/")[0] for pattern in _FILES} | _LOGGERS
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
-ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger("semmae")
 # Folders that this process has locked, and the thread that has: the system's lock does not keep it from itself.
@@ -111,18 +103,14 @@ def check_inputs(options: Any, makes: Path | None = None) -> None:
 
 def settled(options: OptionsT) -> OptionsT:
     """Whether these options begin a run, or go on with the one in `out`."""
-    if continues(options) or (not options.overwrite and _interrupted(options)):
-        return resumed_with(options)
+    config = options.out / CONFIG
+    interrupted = config.is_file() and (options.out / UNFINISHED).is_file() and not options.overwrite
+    if continues(options) or (interrupted and began_alike(options)):
+        return dataclasses.replace(options, resume=True)
     # Ranks started by rank 0 find the folder already begun.
     if is_rank_zero():
         _refuse_occupied(options)
     return options
-
-
-def _interrupted(options: OptionsT) -> bool:
-    config = options.out / CONFIG
-    begun = config.is_file() and (options.out / UNFINISHED).is_file()
-    return begun and began_alike(options)
 
 
 def _refuse_occupied(options: RunOptions) -> None:
@@ -131,6 +119,7 @@ def _refuse_occupied(options: RunOptions) -> None:
     if names <= _NOTHING:
         return
     if not options.overwrite:
+        check_inputs(options)  # the folder of the images is not empty either
         raise UserError(f"--out {out}: not empty; use --resume to go on, --overwrite to replace it, or another folder")
     if CONFIG not in names:
         raise UserError(f"--out {out}: holds no run of semmae: --overwrite will not delete it; use another folder")
@@ -148,13 +137,17 @@ def foreign_files(run: Path) -> list[Path]:
     for path in sorted(run.iterdir()):
         if path.name in _RUNS and _is_folder(path):
             found += foreign_files(path)
-        elif path.name in _FOLDERS and _is_folder(path):
-            patterns = _FOLDERS[path.name]
+        elif path.name in _NAMES and _is_folder(path):
             files = (file for file in sorted(path.rglob("*")) if not _is_folder(file))
-            found += [file for file in files if not any(file.relative_to(path).match(each) for each in patterns)]
-        elif not (is_part(path) or (path.name in _FILES and not _is_folder(path))):
+            found += [file for file in files if path.name not in _LOGGERS and not _is_ours(file.relative_to(run))]
+        elif not (is_part(path) or _is_ours(path.relative_to(run))):
             found.append(path)
     return found
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a run may leave such a file, named from its folder."""
+    return any(Path("/", file).match(f"/{pattern}") for pattern in _FILES)
 
 
 def _is_folder(path: Path) -> bool:
@@ -230,7 +223,7 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
             stack.enter_context(locked(out))
             if options.overwrite:
                 _clear(out)
-            stack.enter_context(_marked(out))
+            (out / UNFINISHED).touch()
             if options.resume:
                 sweep(out)
             write_text(out / CONFIG, to_yaml(options))
@@ -243,20 +236,14 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
         except BaseException as error:  # Ctrl-C too
             _log.debug("stopped: %s: %s", type(error).__name__, error)
             raise
-
-
-@contextmanager
-def _marked(out: Path) -> Iterator[None]:
-    """The folder is marked as unfinished until the block ends well."""
-    (out / UNFINISHED).touch()
-    yield
-    (out / UNFINISHED).unlink(missing_ok=True)
+        if is_rank_zero():
+            (out / UNFINISHED).unlink(missing_ok=True)
 
 
 def _clear(folder: Path) -> None:
     """Remove the run in a folder, so that one killed meanwhile is neither gone on with nor taken for no run."""
     sweep(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
-    for name in sorted({*_FILES, *_FOLDERS, *_RUNS} - {CONFIG, _LOCK}):
+    for name in sorted((_NAMES | _RUNS) - {CONFIG, _LOCK}):
         remove(folder / name)
     (folder / CONFIG).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from semmae.options.fields import Option, Reads, options_of
 from semmae.options.shared import RunOptions
 from semmae.options.values import check_given, check_values
 from semmae.run.config import began_alike
+from semmae.run.finished import check_known_again
 from semmae.run.folder import check_claim, settled
 from semmae.run.places import is_path
 
@@ -40,6 +41,7 @@ def check_start(options: Any, given: Iterable[str]) -> None:
     check_given(options, given)
     if writes_run(options):
         check_claim(options)
+        check_known_again(options)
         # Of a run that is finished its verb says so; what may be deleted is looked at beside the inputs.
         if not (options.overwrite or began_alike(options, leaves_the_same=True)):
             settled(options)

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytorch_lightning import Callback
 from torch.utils.data import DataLoader
 
 from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
+from semmae.errors import UserError
+from semmae.names import shown
 from semmae.options.shared import Batching, LoggerOptions, PrecisionOptions, SeedOptions, WorkerOptions
 from semmae.run.ranks import check_processes, is_rank_zero
 from semmae.train.loggers import check_loggers, logger_names
@@ -30,9 +33,15 @@ class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOpt
         return logger_names(self.logger)
 
     def check(self) -> None:
-        """Refuse what is not to be had here: arithmetic, loggers, processes; and batches that do not divide."""
+        """Refuse what is not to be had here: arithmetic, loggers, callbacks, processes; batches that do not divide."""
         check_precision(self.precision)
         check_loggers(self.loggers)
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                raise UserError(
+                    f"callbacks {shown(callback)}: no callback of Lightning; give instances of "
+                    "pytorch_lightning.Callback"
+                )
         check_processes(self.nodes, self.devices)
         super().check()
 

@@ -54,4 +54,11 @@ def try_mask(
         context = dataclasses.replace(context, parts=parts, attention=context.uniform())
     if token_subset is not None:
         context = context.most_attended(token_subset)
-    CheckedMask(function_at(function, "--masking"))(context)
+    mask = CheckedMask(function_at(function, "--masking"))
+    try:
+        mask(context)
+    except UserError:
+        raise
+    except Exception as error:  # of the user's own code
+        fault = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"--masking {function}: {fault}; mend the function") from error

@@ -22,7 +22,7 @@ from semmae.files import bytes_shown, sweep_beside
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.models.vit import Encoder
-from semmae.objects import described
+from semmae.objects import described, recordable
 from semmae.options.embed import EmbedOptions
 from semmae.options.values import check_choice
 from semmae.progress import say
@@ -42,7 +42,10 @@ def embed(options: EmbedOptions) -> Path:
     if options.out.exists() and (partial / STATE).is_file() and not (partial / FEATURES).exists():
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed when its file was whole
     if options.resume and read_info(options.out) is not None and not partial.is_dir():
-        return _already_whole(options.out)
+        if all(recordable(each) is not None for each in (options.data, options.encoder)):
+            return _already_whole(options.out)
+        # Whether objects are the same, their numbers say.
+        options = dataclasses.replace(options, resume=False)
     with claimed(dataclasses.replace(options, out=partial), makes=options.out) as run:
         _check_own(options.out, partial)
         sweep_beside(options.out)

@@ -16,6 +16,7 @@ from semmae.formats.folders import digest
 from semmae.formats.open import load_mae
 from semmae.masking import num_hidden, random_mask
 from semmae.models.mae import MaskedAutoencoder
+from semmae.names import shown
 from semmae.objects import recordable
 from semmae.options.reconstruct import ReconstructOptions
 from semmae.options.values import check_image_size
@@ -59,7 +60,7 @@ def reconstruct(options: ReconstructOptions) -> Path:
 def _check_picture(out: Path) -> None:
     """Refuse a place for the picture that is none, or where a file of another origin lies."""
     if out.suffix != ".png":
-        raise UserError(f"--out {out}: unknown kind of picture {out.suffix!r}; use .png")
+        raise UserError(f"--out {out}: unknown kind of picture {shown(out.suffix)}; use .png")
     check_place("--out", out.absolute().parent, out)
     if os.path.lexists(out) and description_of(out) is None:
         raise UserError(f"--out {out}: exists, and was not drawn by semmae, which will not replace it; choose another")
