@@ -37,6 +37,12 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(every[:most]) + (f" and {left} more" if left > 0 else "")
 
 
+def reason(error: BaseException, most: int = 120) -> str:
+    """Why something failed, in a short line: what the system says, else a library's message, else the error's type."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    return (said or type(error).__name__)[:most]
+
+
 def one_line(text: object) -> str:
     """A text, such as a library's message, on one line."""
     return " ".join(line for line in map(str.strip, str(text).splitlines()) if line)

@@ -190,20 +190,13 @@ class Progress:
 
     def iterate(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items; the time until each one arrives counts as waiting for data."""
-        self._waited = self._waited or 0.0
-        iterator = iter(items)
-        while True:
-            asked = self._clock()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self._waited += self._clock() - asked
+        self.waited(0.0)
+        for item, seconds in timed(items, self._clock):
+            self.waited(seconds)
             yield item
 
     def waited(self, seconds: float) -> None:
-        """Somebody else, such as another process, has waited so long for data."""
+        """So long was waited for data, here or by another process."""
         self._waited = (self._waited or 0.0) + seconds
 
     def update(self, count: int = 1) -> None:
@@ -237,6 +230,18 @@ class Progress:
         start = "\r" if self._terminal else ""
         write(self._stream, start + line.ljust(self._width if self._terminal else 0) + end)
         self._written, self._width = self._clock(), len(line)
+
+
+def timed(items: Iterable[Item], clock: Callable[[], float] = time.monotonic) -> Iterator[tuple[Item, float]]:
+    """Every item with the seconds until it came."""
+    iterator = iter(items)
+    while True:
+        asked = clock()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        yield item, clock() - asked
 
 
 def shown_rate(rate: float) -> str:

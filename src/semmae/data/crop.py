@@ -6,11 +6,15 @@ Part labels are for the whole image stretched to a square: fractions of height a
 
 import math
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+Grid = TypeVar("Grid", Tensor, npt.NDArray[Any])
 
 NARROWEST = 3 / 4  # of a random crop: its height to its width, or the other way round
 _TRIES = 10
@@ -103,6 +107,15 @@ def crop_parts(grid: np.ndarray | Tensor, crop: Crop, side: int) -> Tensor:
     rows = _cells(crop.top + crop.height * centres, labels.shape[0])
     columns = _cells(crop.left + crop.width * (1 - centres if crop.flip else centres), labels.shape[1])
     return torch.from_numpy(labels[rows[:, None], columns].ravel().astype(np.int64))
+
+
+def at_centres(labels: Grid, height: int, width: int) -> Grid:
+    """Labels (…, H, W) → (…, height, width): the label under each new cell's centre, for none lies between two."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip((height, width), labels.shape[-2:], strict=True)
+    )
+    found: Grid = labels[..., rows, :][..., columns]
+    return found
 
 
 def _cells(positions: np.ndarray, cells: int) -> np.ndarray:

@@ -34,7 +34,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from semmae.data.headers import MOST_PIXELS, PNG, check_png, check_size, grey_bits, jpeg_header
-from semmae.errors import one_line
+from semmae.errors import reason
 
 try:
     from torchvision.io import decode_jpeg
@@ -285,7 +285,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     """One short line for the list of skipped files."""
-    line = one_line(error) or type(error).__name__
-    if "truncated" in line.lower() or isinstance(error, EOFError):
-        return "truncated"
-    return line[:120]
+    line = reason(error)
+    return "truncated" if "truncated" in line.lower() or isinstance(error, EOFError) else line

@@ -18,7 +18,7 @@ from semmae.data.compact import Labels, Names
 from semmae.data.decode import MOST_BYTES, SUFFIXES
 from semmae.data.endings import UNDECODED, counted, ending, is_archive
 from semmae.data.splits import MASK_FOLDERS, are_splits, pick_split
-from semmae.errors import UserError, near_only
+from semmae.errors import UserError, near_only, reason
 from semmae.files import read_bytes, shown, user_path
 
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # of a drive, C:/, there is one letter
@@ -185,8 +185,8 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _refuse_unlisted(error: OSError) -> None:
-    reason = (error.strerror or type(error).__name__).lower()
-    raise UserError(f"{error.filename}: cannot be listed ({reason}); change its permissions, or move it away")
+    fault = f"cannot be listed ({reason(error).lower()})"
+    raise UserError(f"{error.filename}: {fault}; change its permissions, or move it away")
 
 
 def _size_and_time(path: str) -> tuple[int, int]:

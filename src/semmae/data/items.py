@@ -24,7 +24,7 @@ from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import pixels_of
 from semmae.data.parquet import classes_of
 from semmae.data.workers import start_worker
-from semmae.errors import UserError, listed, one_line
+from semmae.errors import UserError, listed, one_line, reason
 from semmae.files import shown
 from semmae.objects import described
 from semmae.progress import Progress
@@ -147,9 +147,8 @@ class ItemSource:
         try:
             sent = bytes(ForkingPickler.dumps(self._items))
         except Exception as error:  # whatever a foreign class raises
-            reason = (one_line(error) or type(error).__name__)[:120]
             raise UserError(
-                f"{self.root}: cannot be sent to other processes ({reason}); give workers=0, or let it hold "
+                f"{self.root}: cannot be sent to other processes ({reason(error)}); give workers=0, or let it hold "
                 "nothing that cannot be pickled, such as a lambda or an open file"
             ) from error
         return {**self.__dict__, "_items": sent}

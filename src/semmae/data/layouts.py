@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from semmae.errors import UserError
-from semmae.files import open_regular, read_bytes, read_json_value
+from semmae.errors import UserError, reason
+from semmae.files import open_regular, read_json_value, read_text, shown
 
 _MOST_JSON = 2**31  # bytes; the largest of these files is iNaturalist's of 2017
 # The folders that archives unpack to, and what may lie beside them there.
@@ -116,14 +116,10 @@ def _cub(root: Path) -> Listing | None:
 def read_ids(path: Path) -> dict[str, str]:
     """A file of lines `number value`."""
     found = {}
-    try:
-        text = read_bytes(path).decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_text(path, errors="surrogateescape").splitlines(), 1):
         key, _, value = line.strip().partition(" ")
         if not value:
-            raise UserError(f"{path}, line {number}: {line!r} is no number and value; restore the file")
+            raise UserError(f"{path}, line {number}: {shown(line)} is no number and value; restore the file")
         found[key] = value.strip()
     return found
 
@@ -248,8 +244,8 @@ def _read_mat(path: Path, variable: str, *fields: str) -> npt.NDArray[Any]:
             values = np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
         lacking = [name for name in fields if name not in (values.dtype.names or ())]
     except Exception as error:  # bytes that are no MATLAB file fail in as many ways as there are bytes
-        reason = f"no variable {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: not readable ({reason}); restore the file") from error
+        fault = f"no variable {error}" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"{path}: not readable ({fault}); restore the file") from error
     if lacking:
         raise UserError(f"{path}: {variable} lacks {', '.join(lacking)}; restore the file")
     return values

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from semmae.data.coding import IGNORED
 from semmae.data.colour import shift_colours
+from semmae.data.crop import at_centres
 from semmae.data.loaders import EpochSampler, Key, epoch_and_row
 from semmae.data.segmentation import LabelledImages
 
@@ -102,7 +103,7 @@ class StepSampler(EpochSampler):
 def augmented(image: Tensor, labels: Tensor, how: Augmentation, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """An image, uint8 (3, h, w), and its labels, uint8 (H, W) → both at `how.size`, changed by chance alike."""
     height, width = scaled_size(labels.shape, how.size * rng.uniform(*how.scales))
-    image, labels = resized(image, height, width), resized_labels(labels, height, width)
+    image, labels = resized(image, height, width), at_centres(labels, height, width)
     top, left = _mixed_box(labels, how, rng)
     image, labels = (plane[..., top : top + how.size, left : left + how.size] for plane in (image, labels))
     image, labels = padded(image, labels, how.size, how.fill)
@@ -127,14 +128,6 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
     batch = image[None].contiguous(memory_format=torch.channels_last)
     out: Tensor = functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)
     return out[0]
-
-
-def resized_labels(labels: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (H, W) → uint8 (height, width): the label under each pixel's centre."""
-    rows, columns = (
-        (torch.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip((height, width), labels.shape, strict=True)
-    )
-    return labels[rows][:, columns]
 
 
 def padded(image: Tensor, labels: Tensor, size: int, fill: Sequence[int]) -> tuple[Tensor, Tensor]:

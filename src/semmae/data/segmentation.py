@@ -12,7 +12,6 @@ Notable here:
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,8 @@ from semmae.data.coding import Coding, Labels, coding_of, names_of
 from semmae.data.decode import MOST_BYTES, decode_labels
 from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.data.splits import MASK_FOLDERS, TRAIN, VAL
-from semmae.errors import UserError
+from semmae.data.workers import in_threads
+from semmae.errors import UserError, reason
 from semmae.files import read_bytes, user_path
 from semmae.objects import described
 from semmae.progress import Progress
@@ -184,9 +184,8 @@ def read_mask(path: Path) -> Labels:
     try:
         return decode_labels(read_bytes(path, MOST_BYTES))
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f'the annotation "{path}" cannot be read: {reason}; save it as an 8-bit grey or palette PNG, '
+            f'the annotation "{path}" cannot be read: {reason(error)}; save it as an 8-bit grey or palette PNG, '
             "0 = background, 1, 2, … = parts, or remove it"
         ) from error
 
@@ -196,12 +195,10 @@ def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int 
 
     `digest` is given of each annotation in turn its file's name and how often each number occurs.
     """
-    with (
-        Progress(len(labelled), "annotations", f"checking {labelled.images.source.root.name} annotations") as progress,
-        ThreadPoolExecutor(max(workers, 1)) as pool,
-    ):
-        counts = np.zeros(256, np.int64)
-        found = pool.map(partial(_checked_counts, labelled), range(len(labelled)))
+    counts = np.zeros(256, np.int64)
+    label = f"checking {labelled.images.source.root.name} annotations"
+    with Progress(len(labelled), "annotations", label) as progress:
+        found = in_threads(partial(_checked_counts, labelled), range(len(labelled)), workers)
         for path, numbers in zip(labelled.masks, found, strict=True):
             digest.update(f"{path.name}\0".encode("utf-8", "surrogateescape") + numbers.tobytes())
             counts += numbers

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import mutual_info_score
 
+from semmae.data.crop import at_centres
 from semmae.data.endings import counted, ending, sort_files
 from semmae.data.segmentation import MASK_SUFFIXES, read_mask
 from semmae.errors import UserError
@@ -117,12 +118,7 @@ def _adjusted_rand(table: npt.NDArray[np.int64]) -> float:
 
 def sample(labels: npt.NDArray[Kind], size: int = SAMPLE) -> npt.NDArray[Kind]:
     """Labels (..., H, W) at `size` x `size` points spread over the image: (..., size, size)."""
-    rows, columns = (
-        (np.arange(size) * 2 + 1) * length // (2 * size)  # the pixel that holds each cell's centre
-        for length in labels.shape[-2:]
-    )
-    sampled: npt.NDArray[Kind] = labels[..., rows[:, None], columns]
-    return sampled
+    return at_centres(labels, size, size)
 
 
 def fixed_grid(labels: int, grid: int, *, rows: int | None = None) -> Labels:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.errors import UserError, one_line
+from semmae.errors import UserError, reason
 from semmae.files import (
     Fields,
     open_regular,
@@ -255,7 +255,7 @@ def _create(architecture: str, pretrained_cfg: Any, arguments: dict[str, Any]) -
     try:
         vit = timm.create_model(architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **arguments)
     except (TypeError, AttributeError, KeyError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"timm cannot build {architecture} as it says ({one_line(error)[:120]})") from error
+        raise ValueError(f"timm cannot build {architecture} as it says ({reason(error)})") from error
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"architecture {architecture} is no Vision Transformer")
     return vit
@@ -273,7 +273,7 @@ def _read(folder: Path, wanted: str) -> tuple[dict[str, Any], dict[str, Tensor]]
         open_regular(path).close()
         return config, load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: {one_line(error)[:120]}; restore the folder or save it again") from error
+        raise UserError(f"{path}: {reason(error)}; restore the folder or save it again") from error
 
 
 def _read_config(folder: Path, wanted: str) -> dict[str, Any]:
@@ -288,10 +288,8 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        reason = one_line(error)
-        raise UserError(
-            f"{folder}: {WEIGHTS} or {CONFIG} was changed: {reason}; restore the folder or save it again"
-        ) from error
+        fault = f"{WEIGHTS} or {CONFIG} was changed: {reason(error, 300)}"
+        raise UserError(f"{folder}: {fault}; restore the folder or save it again") from error
 
 
 def _write(

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semmae.errors import UserError, one_line
+from semmae.errors import UserError, reason
 from semmae.formats.form import Form, Model, Subject, Writing, encoder_of
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
@@ -77,8 +77,7 @@ def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, s
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = one_line(error)[:200] or type(error).__name__
-            raise UserError(f"the encoder cannot be written as ONNX ({reason}); use --to timm") from error
+            raise UserError(f"the encoder cannot be written as ONNX ({reason(error, 200)}); use --to timm") from error
         assert program is not None
         program.model.metadata_props.update(metadata)
         size = sum(tensor.numel() * tensor.element_size() for tensor in graph.state_dict().values())

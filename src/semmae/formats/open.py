@@ -18,7 +18,7 @@ import timm
 from torch import Tensor, nn
 
 from semmae.data.transform import ImageTransform
-from semmae.errors import UserError, listed
+from semmae.errors import UserError, listed, reason
 from semmae.files import user_path
 from semmae.formats import beside, folders as checkpoint, mae, timm as timm_form
 from semmae.formats.choose import Chosen, without_heads
@@ -268,8 +268,7 @@ def _existing(spec: str | Path) -> Path:
             raise UserError(f'{name}: no such file or folder; did you mean "timm:{name}"?') from None
         raise UserError(f"{name}: no such file or folder; give {_ENCODERS}") from None
     except (OSError, RuntimeError, ValueError) as error:  # no right to look, too long, an unknown ~user
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{name[:200]}: cannot be read ({reason}); give {_ENCODERS}") from error
+        raise UserError(f"{name[:200]}: cannot be read ({reason(error)}); give {_ENCODERS}") from error
     raise UserError(f"{name}: neither a file nor a folder; give {_ENCODERS}")
 
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 
-from semmae.errors import UserError, listed, near, one_line
+from semmae.errors import UserError, listed, near, reason
 from semmae.files import Fields, read_json
 from semmae.formats import dino, folders as checkpoint, mae
 from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
@@ -107,11 +107,11 @@ def _create(name: str, pretrained: bool) -> Any:
         raise UserError(_refusal(name, "it is no Vision Transformer")) from error
     except Exception as error:
         # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
-        reason = one_line(error)[:300]
+        fault = reason(error, 300)
         if name.startswith(_LOCAL):
-            raise UserError(f"timm:{name} cannot be loaded ({reason}); restore the folder") from error
+            raise UserError(f"timm:{name} cannot be loaded ({fault}); restore the folder") from error
         raise UserError(
-            f"the weights of timm:{name} are not at hand ({reason}); download them once where the hub can be "
+            f"the weights of timm:{name} are not at hand ({fault}); download them once where the hub can be "
             "reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
         ) from error
     left = model.state_dict()
@@ -129,9 +129,9 @@ def _wrap(name: str, model: Any) -> Encoder:
         raise UserError(_refusal(name, str(error))) from error
 
 
-def _refusal(name: str, reason: str) -> str:
+def _refusal(name: str, fault: str) -> str:
     remedy = "choose a ViT with a class token, e.g. vit_small_patch16_224.dino"
-    return f"timm:{name} cannot be the encoder ({reason}); {remedy}"
+    return f"timm:{name} cannot be the encoder ({fault}); {remedy}"
 
 
 def write(subject: Subject, folder: Path) -> Mapping[str, Any]:

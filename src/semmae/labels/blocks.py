@@ -5,10 +5,7 @@ threads, and how a sum is split over threads cannot change a label. On a GPU two
 it computes one block while the labels of the last are fetched.
 """
 
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +19,10 @@ from semmae.data.attention import attention_ranks
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
+from semmae.data.workers import in_threads
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
+from semmae.progress import timed
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GPU_THREADS = 2
@@ -121,30 +120,14 @@ def compute_labels(
         dtype=_DTYPES[precision],
         device=device,
     )
-    pending: deque[tuple[Future[Labelled], float]] = deque()
-    pool = ThreadPoolExecutor(threads)
     with _one_thread_an_operation():
-        try:
-            for (rows, images), waited in _timed(batches):
-                pending.append((pool.submit(compute, rows, images), waited))
-                if len(pending) > threads:
-                    yield _oldest(pending)
-            while pending:
-                yield _oldest(pending)
-        finally:  # also when the reader stops or Ctrl-C is pressed: nothing more is begun
-            pool.shutdown(cancel_futures=True)
-
-
-def _oldest(pending: deque[tuple[Future[Labelled], float]]) -> tuple[Labelled, float]:
-    labelled, waited = pending.popleft()
-    return labelled.result(), waited
+        yield from in_threads(compute, timed(batches), threads, ahead=1)
 
 
 # Inference mode and autocast belong to a thread: entered here, in the one that computes.
 @torch.inference_mode()
 def _label(
-    rows: Tensor,
-    images: Tensor,
+    batch: tuple[tuple[Tensor, Tensor], float],
     *,
     encoder: Encoder,
     learner: PartLearner,
@@ -152,26 +135,15 @@ def _label(
     attention: bool,
     dtype: torch.dtype,
     device: torch.device,
-) -> Labelled:
+) -> tuple[Labelled, float]:
+    (rows, images), waited = batch
     pixels = normalise(images.to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         if not attention:
-            return Labelled(rows, learner.labels(encoder.last_block_features(pixels), grid).cpu(), None)
+            return Labelled(rows, learner.labels(encoder.last_block_features(pixels), grid).cpu(), None), waited
         features, heads = encoder.last_block(pixels)
         labels = learner.labels(features, grid)
-    return Labelled(rows, labels.cpu(), attention_ranks(heads.mean(1)).cpu())
-
-
-def _timed(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
-    """Every batch with the seconds until it came."""
-    iterator = iter(batches)
-    while True:
-        asked = time.monotonic()
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        yield batch, time.monotonic() - asked
+    return Labelled(rows, labels.cpu(), attention_ranks(heads.mean(1)).cpu()), waited
 
 
 @contextmanager
