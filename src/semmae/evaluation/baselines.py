@@ -72,13 +72,11 @@ def fit_clusters(tokens: Tensor, clusters: int, seed: int) -> Tensor:
     return torch.from_numpy(means.cluster_centers_).to(tokens)
 
 
-def centred(patches: Tensor) -> Tensor:
-    """Patch tokens (B, L, C) less the mean token of their image."""
-    return patches - patches.mean(1, keepdim=True)
-
-
-# Clusterings by name → the tokens (B, L, C) that they are of.
-_CLUSTERED: dict[str, Callable[[Tensor], Tensor]] = {"kmeans": lambda patches: patches, "kmeans_centred": centred}
+# Clusterings by name → the tokens (B, L, C) that they are of; centred: less the mean token of their image.
+_CLUSTERED: dict[str, Callable[[Tensor], Tensor]] = {
+    "kmeans": lambda patches: patches,
+    "kmeans_centred": lambda patches: patches - patches.mean(1, keepdim=True),
+}
 
 
 @torch.inference_mode()

@@ -68,12 +68,12 @@ def read_truth(
     return Truth(rows, masked, loaded, points, protocol)
 
 
-def pixel_truth(labelled: LabelledImages, *, limit: int = MOST_IMAGES, seed: int = 0) -> Truth:
+def pixel_truth(labelled: LabelledImages, *, seed: int = 0) -> Truth:
     """True parts of images whose pixels have classes: 0 is background, and so is what is ignored.
 
     With `reduce_zero` every class is a part.
     """
-    rows = sample_rows(len(labelled), limit, seed)
+    rows = sample_rows(len(labelled), MOST_IMAGES, seed)
     part_of_label = np.arange(256, dtype=np.uint8)
     if labelled.coding.reduce_zero:
         part_of_label += 1  # what is ignored, 255, becomes 0

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import timm
@@ -61,8 +62,7 @@ def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = 
 
     `extra` is anything that JSON can hold, for `read_extra`. UserError where timm's arguments cannot describe it.
     """
-    config = timm_config(encoder) | {"semmae": {"kind": ENCODER, "spec": asdict(encoder.spec), "extra": extra or {}}}
-    _write(folder, encoder.vit.state_dict(), config)
+    _write(folder, ENCODER, encoder.vit, encoder.spec, extra, timm_config(encoder))
 
 
 def read_encoder(folder: Path) -> Encoder:
@@ -75,14 +75,9 @@ def read_encoder(folder: Path) -> Encoder:
 
 def save_autoencoder(autoencoder: MaskedAutoencoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write encoder and decoder, under our own tensor names; otherwise as `save_encoder`."""
-    own = {
-        "kind": AUTOENCODER,
-        "spec": asdict(autoencoder.encoder.spec),
-        "decoder": asdict(autoencoder.decoder),
-        "norm_pix_loss": autoencoder.norm_pix_loss,
-        "extra": extra or {},
-    }
-    _write(folder, autoencoder.state_dict(), timm_config(autoencoder.encoder) | {"semmae": own})
+    encoder = autoencoder.encoder
+    own = {"decoder": asdict(autoencoder.decoder), "norm_pix_loss": autoencoder.norm_pix_loss}
+    _write(folder, AUTOENCODER, autoencoder, encoder.spec, extra, timm_config(encoder), own)
 
 
 def read_autoencoder(folder: Path) -> MaskedAutoencoder:
@@ -103,8 +98,7 @@ def read_decoder_spec(folder: Path) -> DecoderSpec:
 
 def save_learner(learner: PartLearner, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write a part learner, without the encoder that it was trained on; otherwise as `save_encoder`."""
-    own = {"kind": LEARNER, "spec": asdict(learner.spec), "extra": extra or {}}
-    _write(folder, learner.state_dict(), {"semmae": own})
+    _write(folder, LEARNER, learner, learner.spec, extra)
 
 
 def read_learner(folder: Path) -> PartLearner:
@@ -128,10 +122,10 @@ def save_classifier(
     timm finds the classes as `label_names`, and crops images by `crop_pct`; `learned` has a key of each image that it
     learned from, for `read_learned`.
     """
-    own = {"kind": CLASSIFIER, "spec": asdict(classifier.encoder.spec), "pooling": classifier.pooling}
-    config = classifier_config(classifier, classes) | {"semmae": {**own, "extra": extra or {}}}
+    config = classifier_config(classifier, classes)
     config["pretrained_cfg"]["crop_pct"] = crop_pct
-    _write(folder, classifier.vit.state_dict(), config, learned)
+    own = {"pooling": classifier.pooling}
+    _write(folder, CLASSIFIER, classifier.vit, classifier.encoder.spec, extra, config, own, learned)
 
 
 def read_classifier(folder: Path) -> tuple[Classifier, list[str]]:
@@ -157,7 +151,7 @@ def classifier_config(classifier: Classifier, classes: Sequence[str]) -> dict[st
 
 def save_head(head: LinearHead, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write a linear head and the names of its classes, without the encoder below it; otherwise as `save_encoder`."""
-    _write(folder, head.state_dict(), {"semmae": {"kind": HEAD, "spec": asdict(head.spec), "extra": extra or {}}})
+    _write(folder, HEAD, head, head.spec, extra)
 
 
 def read_head(folder: Path) -> LinearHead:
@@ -172,9 +166,8 @@ def save_segmenter(
     segmenter: Segmenter, folder: Path, extra: dict[str, Any] | None = None, learned: Sequence[str] | None = None
 ) -> None:
     """Write encoder and segmentation head, under our own tensor names; otherwise as `save_classifier`."""
-    own = {"kind": SEGMENTER, "spec": asdict(segmenter.encoder.spec), "segmenter": asdict(segmenter.spec)}
-    config = timm_config(segmenter.encoder) | {"semmae": {**own, "extra": extra or {}}}
-    _write(folder, segmenter.state_dict(), config, learned)
+    encoder, own = segmenter.encoder, {"segmenter": asdict(segmenter.spec)}
+    _write(folder, SEGMENTER, segmenter, encoder.spec, extra, timm_config(encoder), own, learned)
 
 
 def check_saveable(encoder: Encoder) -> None:
@@ -293,17 +286,26 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 def _write(
-    folder: Path, state: dict[str, Tensor], config: dict[str, Any], learned: Sequence[str] | None = None
+    folder: Path,
+    kind: str,
+    network: nn.Module,
+    spec: Any,
+    extra: Mapping[str, Any] | None,
+    config: Mapping[str, Any] = MappingProxyType({}),
+    own: Mapping[str, Any] = MappingProxyType({}),
+    learned: Sequence[str] | None = None,
 ) -> None:
+    """A folder of a network: `config` is what timm reads, our section holds the dataclass `spec` and `own`."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; give a folder")
-    own = (WEIGHTS, CONFIG, LEARNED)
-    others = [path.name for path in folder.iterdir() if path.name not in own] if folder.exists() else []
+    known = (WEIGHTS, CONFIG, LEARNED)
+    others = [path.name for path in folder.iterdir() if path.name not in known] if folder.exists() else []
     if others:
         raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
     with whole_folder(folder) as fresh:
-        save_tensors(state, fresh / WEIGHTS)
-        write_json(fresh / CONFIG, config)
+        save_tensors(network.state_dict(), fresh / WEIGHTS)
+        section = {"kind": kind, "spec": asdict(spec), **own, "extra": extra or {}}
+        write_json(fresh / CONFIG, {**config, "semmae": section})
         if learned is not None:
             write_text(fresh / LEARNED, "".join(f"{key}\n" for key in learned))
 

@@ -119,10 +119,6 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _command(folder: Path, decoder: bool, head: bool) -> str:
-    return python(f'import torch; print(*torch.load({text(folder / FILE)}, weights_only=True)["model"])')
-
-
 def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
     loader = "load_mae" if isinstance(model, MaskedAutoencoder) else "load_encoder"
     return (
@@ -151,7 +147,9 @@ FORM = Form(
         write=write,
         files=(CONFIG, FILE),
         library="semmae",
-        command=_command,
+        command=lambda folder, decoder, head: python(
+            f'import torch; print(*torch.load({text(folder / FILE)}, weights_only=True)["model"])'
+        ),
         use=_use,
         decoder="always",
         head=False,

@@ -148,10 +148,6 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _command(folder: Path, decoder: bool, head: bool) -> str:
-    return python(f"import timm; print(timm.create_model({text(f'{_LOCAL}{folder}')}, pretrained=True))")
-
-
 def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
     prefix = "hf-hub:" if "/" in place else _LOCAL
     answer = ("logits = model(images)  # (B, classes): those of model.pretrained_cfg['label_names']",)
@@ -182,7 +178,9 @@ FORM = Form(
         write=write,
         files=(checkpoint.CONFIG, checkpoint.WEIGHTS),
         library="timm",
-        command=_command,
+        command=lambda folder, decoder, head: python(
+            f"import timm; print(timm.create_model({text(f'{_LOCAL}{folder}')}, pretrained=True))"
+        ),
         use=_use,
         decoder="never",
         head=True,

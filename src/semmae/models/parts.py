@@ -33,10 +33,6 @@ class PartsSpec:
     target: Literal["pixels", "features"] = "pixels"  # what the decoder rebuilds
 
     @property
-    def num_maps(self) -> int:
-        return self.num_parts + self.background
-
-    @property
     def doublings(self) -> int:
         """How often the decoder doubles the patch grid; past the wanted side where a patch is no power of two."""
         if self.target == "features":
@@ -105,7 +101,7 @@ class StyleDecoder(nn.Module):
     def __init__(self, spec: PartsSpec) -> None:
         super().__init__()
         width = spec.decoder_width
-        self.first = nn.Conv2d(spec.num_maps, width, 3, padding=1)
+        self.first = nn.Conv2d(spec.num_parts + spec.background, width, 3, padding=1)
         self.layers = nn.ModuleList()
         for _ in range(spec.doublings):
             narrower = max(width // 2, 32)

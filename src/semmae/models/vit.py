@@ -140,11 +140,6 @@ class Encoder(nn.Module):
         found = next(islice(self._blocks(images), block % depth, None))
         return class_attention(*found, self.vit.num_prefix_tokens)
 
-    def attentions(self, images: Tensor) -> Tensor:
-        """`attention` of every block in one pass: (blocks, B, heads, L)."""
-        prefix = self.vit.num_prefix_tokens
-        return torch.stack([class_attention(*found, prefix) for found in self._blocks(images)])
-
     def last_heads(self) -> HeadWeights:
         """Queries and keys of the last block's heads; ValueError where logits are not linear in its features."""
         block: AnyBlock = self.vit.blocks[-1]
