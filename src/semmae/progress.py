@@ -1,12 +1,10 @@
 """What is shown while work lasts, on stderr, and when it is done, on stdout.
 
 Notable here:
-- no work is lost to its display: a stream whose reader has gone, such as `head`, or that was closed, is written to no
-  more; a letter that the stream's encoding lacks is shown as an escape, a name of a file as the bytes that it is where
-  these are UTF-8, whatever the locale calls them;
-- nothing is written in the first two seconds, so that short work stays silent;
-- on a terminal one line is rewritten in place; elsewhere (a log file, Slurm) there is one line at the
-  end, and one a minute before it, so that a log neither fills up nor falls silent for hours.
+- no work is lost to its display: a stream that was closed, or whose reader has gone, is written to no more; a letter
+  that its encoding lacks is shown as an escape;
+- nothing is written in the first two seconds; then a terminal has one line, rewritten in place, and a log file one a
+  minute and one at the end.
 """
 
 import codecs

@@ -37,9 +37,8 @@ _RAND_AUGMENT = re.compile(r"rand(-(m|n|p|mstd|mmax|inc)\d+(\.\d+)?|-t[a-z0-9]+)
 class LabelledCrops(Dataset[dict[str, Any]]):
     """Random crops of images whose classes are known, for training.
 
-    Item: "images" uint8 (3, size, size), "targets" the class's number, "row". `targets`: the class of each image (N,);
-    `scale`: share of the image's area that a crop shows, from and to; `policy`: what is done to a crop beside mirroring
-    it, see `augmentation`.
+    Item: "images" uint8 (3, size, size), "targets" the class's number, "row". `scale`: share of the image's area that a
+    crop shows, from and to; `policy`: what is done to a crop beside mirroring it, see `augmentation`.
     """
 
     def __init__(
@@ -73,8 +72,8 @@ class LabelledCrops(Dataset[dict[str, Any]]):
 def augmentation(name: str, size: int, mean: Sequence[float]) -> Policy | None:
     """A policy by timm's name for it, for crops of `size` pixels a side; None for "none".
 
-    Names are such as "rand-m9-mstd0.5-inc1", "original", "3a", "augmix-m3-w3"; UserError where timm knows none such.
-    `mean`, of the encoder's normalisation, is the colour of what is moved in from outside.
+    Such as "rand-m9-mstd0.5-inc1", "original", "3a", "augmix-m3-w3"; UserError where timm knows none such. `mean`, of
+    the encoder's normalisation, is the colour of what is moved in from outside.
     """
     if name == NO_POLICY:
         return None

@@ -36,7 +36,7 @@ def cache_folder() -> Path | None:
 
 
 def cache_file(folder: Path, key: str) -> Path:
-    """The file of a data set, by its key."""
+    """The file of the data set with this key."""
     return folder / f"{hashlib.sha256(on_disk(key)).hexdigest()[:32]}.npy"
 
 

@@ -152,10 +152,7 @@ def _named(classes: Sequence[str]) -> str:
 
 
 def image_keys(images: ImageSet) -> list[str]:
-    """What a model keeps of the images that it learned from, for `unlearned_rows`: 12 characters of each.
-
-    A hash of the name below the root, the folder `train` left out, and of the number of bytes: it reveals no name.
-    """
+    """What a model keeps of each image that it learned from: a hash of its name, without `train/`, and of its size."""
     return [_image_key(*named) for named in zip(images.names, images.manifest.sizes, strict=True)]
 
 

@@ -1,8 +1,7 @@
 """Lists of millions of texts that are no Python object each: what a data set's names and classes are kept in.
 
-Processes that load images are forked, or get a copy. A forked one shares the memory of its parent until somebody
-writes to it, and Python writes to every object that it only looks at, to count who does: of a million names in a list
-each process soon has its own copy. In one buffer there is nothing to count, and a copy is sent at once.
+A forked process shares the memory of its parent until one of them writes to it, and Python writes to every object that
+it looks at, to count references: each process that loads images would soon have its own copy of a list of names.
 """
 
 import os

@@ -1,8 +1,7 @@
 """Draws a small data set of creatures and objects whose true parts are known.
 
 Notable:
-- eight classes that differ in shape: colours are drawn per image by one rule for all, so none names a class;
-- six part labels shared by the classes, so that part quality can be measured across them;
+- eight classes that differ in shape, not in colour, and share six part labels;
 - one rule orders the colours of an image (heads are paler than bodies, limbs darker, wings of another hue),
   so that parts can be learned from pixels;
 - picture and mask come from one drawing, a canvas of codes (label and tone) at three times the size: the
@@ -347,8 +346,7 @@ def draw_creature(name: str, size: int, rng: np.random.Generator) -> tuple[Bytes
 def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0) -> None:
     """Write `count` images of `size` pixels: out/{images,masks}/CLASS/0001.png and out/classes.json.
 
-    A mask is an 8-bit PNG of indices into "parts" in classes.json, 0 for the background. "classes" lists the
-    classes, which take turns: image i depends on `seed`, `size` and i only.
+    Annotations are 8-bit PNGs of indices into "parts" in classes.json, 0 for the background. Classes take turns.
     """
     for option, value, low, high in (
         ("count", count, 1, 10_000_000),

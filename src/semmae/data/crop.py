@@ -70,10 +70,7 @@ def random_crop(
 
 
 def least_side(size: int, share: float) -> int:
-    """The short side that an image must have for no random crop of `size` pixels to be enlarged.
-
-    `share` of the image's area is what a crop shows at least.
-    """
+    """The short side at which no random crop of `size` pixels, at least `share` of the image's area, is enlarged."""
     return math.ceil(size / math.sqrt(share * NARROWEST))
 
 
@@ -143,17 +140,11 @@ def _hats(positions: np.ndarray, cells: int) -> np.ndarray:
 
 
 def matching_places(first: Tensor, second: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Where two crops of one image show the same places.
+    """Where two crops of one image, rows of `Crop.numbers` (B, 5), show the same places, side × side of them.
 
-    Args:
-        first: crops of a batch as `Crop.numbers`, (B, 5) float.
-        second: other crops of the same images, (B, 5).
-        side: places a side, spread evenly over what both crops show; where they share nothing, over the
-            border between them.
-
-    Returns:
-        The places in each crop's own coordinates, (B, side, side, 2) each, x before y, -1 to 1 from edge to
-        edge: what `torch.nn.functional.grid_sample(..., align_corners=False)` takes.
+    They are spread evenly over what both crops show; where these share nothing, over the border between them. In each
+    crop's own coordinates, (B, side, side, 2), x before y, -1 to 1 from edge to edge: as `grid_sample` of torch takes
+    them with align_corners=False.
     """
     low = torch.maximum(first[:, :2], second[:, :2])  # (B, 2): top, left
     high = torch.minimum(first[:, :2] + first[:, 2:4], second[:, :2] + second[:, 2:4])

@@ -5,8 +5,8 @@
   white), and HEIC where pillow-heif is installed. No other format of Pillow's is tried: some start programs.
 - A damaged file is a ValueError, never the end of the process: torchvision's decoder of PNG dies of most damaged ones
   (0.29), its decoder of JPEG and Pillow's of all formats died of none of 40,000 or more each.
-- torchvision means to give its decoders up; where it has none, Pillow reads everything. TorchCodec, named as their
-  successor, is not taken: it wants torch 2.11, reads neither BMP nor TIFF, and took 16 s over one damaged WebP.
+- torchvision means to give its decoders up; where it has none, Pillow reads everything. TorchCodec, their successor,
+  wants torch 2.11, reads neither BMP nor TIFF, and took 16 s over one damaged WebP.
 - The checksums of a PNG are compared, which Pillow leaves out: it decodes a file that ends in zeros to noise.
 - The header is looked at first (`headers`): an image of more than `MOST_PIXELS`, one whose pixels would take more than
   `_MOST_MEMORY`, and one of blocks without end are refused before they cost anything.
@@ -84,11 +84,8 @@ _FLIPS = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # o
 def decode(raw: bytes, least: int | None = None) -> Tensor:
     """uint8 (3, H, W) RGB of an encoded image. ValueError with a short reason when it cannot be read.
 
-    Args:
-        raw: the bytes of the file.
-        least: pixels of the short side that are enough. A large JPEG whose short side is at least twice as long
-            comes at 1/2, 1/4 or 1/8 of its size, with a short side of at least `least`; that takes half the time.
-            None: always at its own size.
+    `least`: pixels of the short side that are enough. A large JPEG whose short side is at least twice as long comes at
+    1/2, 1/4 or 1/8 of its size, its short side still at least that; it takes half the time.
     """
     if not raw:
         raise ValueError("empty file")
@@ -113,10 +110,8 @@ def decode(raw: bytes, least: int | None = None) -> Tensor:
 def decode_labels(raw: bytes) -> npt.NDArray[np.uint8]:
     """uint8 (H, W): the grey levels or palette indices of an annotation, upright as a photo would be.
 
-    Grey levels of 1, 2 or 4 bits are those of the file, 0 to 15 at most: Pillow stretches them to 255.
-
-    Raises:
-        ValueError: it cannot be read, or does not hold labels of 8 bits or fewer.
+    Grey levels of 1, 2 or 4 bits are those of the file, which Pillow stretches to 255. ValueError where it cannot be
+    read, or holds no labels of 8 bits or fewer.
     """
     with _opened(raw) as opened:
         if opened.mode not in ("1", "L", "P"):
@@ -131,11 +126,7 @@ def decode_labels(raw: bytes) -> npt.NDArray[np.uint8]:
 
 
 def upright_size(raw: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image as `decode` gives it, off the header where that has them.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """Height and width of an encoded image as `decode` gives it, off the header where possible; ValueError as there."""
     jpeg = jpeg_header(raw)
     if jpeg is not None:
         (height, width), exif = (jpeg.height, jpeg.width), jpeg.exif

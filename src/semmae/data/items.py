@@ -1,9 +1,8 @@
 """Images that Python objects give item by item: map-style data sets, lists of images, as uint8 (3, H, W).
 
-An item is an image, (image, label) or {"image": …, "label": …}. Nothing but its pixels shows whether it is the same
-image in another process, and each image is read once before a run anyway: a hash of the pixels stands where files have
-their size, so that the digest of a manifest covers all of them. A data set that draws (random crops) has another digest
-each time, and is refused: crops and flips are drawn here, by seed, epoch and row.
+An item is an image, (image, label) or {"image": …, "label": …}. A hash of its pixels stands where files have a size, so
+that the digest of a manifest covers them. A data set that draws (random crops) has another digest each time, and is
+refused: crops and flips are drawn here, by seed, epoch and row.
 """
 
 import pickle

@@ -135,8 +135,8 @@ def open_images(
 ) -> ImageSet:
     """The images of `data`, checked: all, one split, or `limit` drawn by `seed` (only these are decoded).
 
-    `data`: a path, `hf:NAME`, or one of the objects that `semmae.data.from_python` reads.
-    Why they have no classes, where there seem to be some, is logged here, but with `needs_classes`: the caller refuses.
+    `data`: a path, `hf:NAME`, or one of the objects that `semmae.data.from_python` reads. Why they have no classes is
+    logged, but with `needs_classes`: the caller refuses.
     """
     source = open_source(data, split)
     if limit is not None and limit < len(source):

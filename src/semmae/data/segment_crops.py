@@ -3,10 +3,9 @@
 Notable here:
 - the usual augmentation of semantic segmentation, that of mmsegmentation's recipes for ADE20K: a random scale, a
   random crop in which no class fills more than a share, a flip, changes of colour; image and labels together;
-- of its PhotoMetricDistortion kinds and strengths are taken over, each on every other image, but not: that contrast
-  may come last (here brightness, contrast, saturation and hue are always applied in this order), brightness that is
-  added (here colours are multiplied), contrast about black (here about the image's mean gray), the hue of HSV (here a
-  turn about the gray axis) and the rounding between the steps; images are resized antialiased, unlike there;
+- kinds and strengths are those of its PhotoMetricDistortion, each on every other image; unlike there, the order is
+  fixed, brightness multiplies, contrast is about the image's mean gray, hue turns about the gray axis, nothing is
+  rounded between the steps, and images are resized antialiased;
 - labels are resized by nearest neighbour: there is no class between two classes.
 """
 
@@ -77,8 +76,7 @@ class WholeLabelled(Dataset[dict[str, Any]]):
 class StepSampler(EpochSampler):
     """(pass, row) of rounds of `steps` batches: one endless stream of shuffled passes, cut into equal rounds.
 
-    So a training is as long as given, in steps, whatever the number of images; and a round begun anew by a resumed
-    run shows what it would have shown.
+    So a training is as long as given in steps, whatever the number of images, and a resumed round shows the same.
     """
 
     def __init__(self, length: int, seed: int, *, steps: int, batch_size: int) -> None:

@@ -1,10 +1,7 @@
 """Rows of features on disk while they are computed, and the file that is made of them.
 
-Notable here:
-- under way they lie in a safetensors file of its final size, whose rows are filled in place: what a killed run
-  has computed stays, and memory holds one batch, whatever the number of images;
-- such a file is its own result; Parquet and npz are copied from it, block by block, and need the room twice;
-- all three are written the same way each time: a run that was stopped and went on leaves the same bytes.
+Under way they lie in a safetensors file of its final size, whose rows are filled in place: what a killed run has
+computed stays, and memory holds one batch. Parquet and npz are copied from it, block by block, and need the room twice.
 """
 
 import io

@@ -46,10 +46,7 @@ def read_beside(path: Path, name: str = _CONFIG) -> dict[str, Any]:
 
 
 def encoder_heads(path: Path, chosen: Chosen, width: int | None, asked: int | None, of_form: int | None) -> int:
-    """Heads of an encoder: as asked, else by `config.json` beside the file, by its project, or by its width.
-
-    `width` is None where there is no class token; `of_form` is given where its form has others than are usual at it.
-    """
+    """Heads: as asked, else by `config.json` beside the file, by the project or `of_form`, or by the width."""
     return _heads("num_heads", path, width, asked, _by_project(path, chosen, width, of_form), _HEADS)
 
 

@@ -3,11 +3,8 @@
 Notable here:
 - an encoder's folder is also a timm folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`
   gives the same features; what timm does not know stands in a section of its own, "semmae";
-- what a network that was measured keeps of the images it learned from, 13 MB for a million, lies in a file beside
-  the configuration, `learned.txt`: timm and the hub read the configuration whole;
-- before an encoder is written, the model that its configuration describes is built without memory and
-  compared, so that what is written can be read again;
-- a folder is written beside its place and moved there whole: a reader never sees half of one;
+- keys of the images learned from, 13 MB for a million, lie in `learned.txt`: timm and the hub read config.json whole;
+- before an encoder is written, the model that its configuration describes is built without memory and compared;
 - what a configuration claims is compared with the tensors before a network is built: it may have been edited.
 """
 
@@ -58,9 +55,9 @@ _WITHIN = "encoder.vit."  # before the encoder's tensors in networks that hold o
 
 
 def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
-    """Write an encoder as a folder that timm loads too, replacing an older one at the end, and no other files.
+    """Write an encoder as a folder that timm loads too, in place of an older one; `extra`: JSON, for `read_extra`.
 
-    `extra` is anything that JSON can hold, for `read_extra`. UserError where timm's arguments cannot describe it.
+    UserError where timm's arguments cannot describe it, or the folder holds other files.
     """
     _write(folder, ENCODER, encoder.vit, encoder.spec, extra, timm_config(encoder))
 
@@ -119,8 +116,7 @@ def save_classifier(
 ) -> None:
     """Write encoder and head as a folder that timm loads with its head; otherwise as `save_encoder`.
 
-    timm finds the classes as `label_names`, and crops images by `crop_pct`; `learned` has a key of each image that it
-    learned from, for `read_learned`.
+    timm crops images by `crop_pct`; `learned` has a key of each image that it learned from, for `read_learned`.
     """
     config = classifier_config(classifier, classes)
     config["pretrained_cfg"]["crop_pct"] = crop_pct

@@ -1,10 +1,7 @@
-"""An encoder as an ONNX graph: normalised images in, class token and patch tokens out, any number of images at once.
-
-A classifier's has a third output, the logits of its classes.
+"""An encoder as an ONNX graph: normalised images in, class token and patch tokens out; of a classifier its logits too.
 
 Notable here:
-- the graph is float32 and holds timm's own blocks: no gradients are asked for, so that the blocks by hand, which train
-  faster on CPUs, stay out of it (see `models.blocks.run_block`);
+- the graph is float32 and holds timm's own blocks: no gradients are asked for (see `models.blocks.run_block`);
 - the size of the images is fixed, that of the batch is not;
 - what was written is run by onnxruntime and compared before it is called done.
 """

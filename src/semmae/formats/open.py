@@ -1,12 +1,10 @@
 """The door to every encoder and masked autoencoder: a timm name, a folder, a checkpoint file.
 
 Notable here:
-- nothing in a file is executed: `formats.files` reads tensors and plain values only;
 - forms of others are rows of `table.FORMS`, and none is named here;
-- sizes are those of the weights; the number of heads, which weights do not show, is asked for,
-  read beside the file, or known by the width;
-- every tensor of the file is either loaded or named in the log as dropped, and so are positions that will be
-  interpolated;
+- sizes are those of the weights; the number of heads, which weights do not show, is asked for, read beside the file, or
+  known by the width;
+- every tensor of the file is loaded, or named in the log as dropped; nothing in a file is executed;
 - an encoder carries what no weight shows: where it came from, which vector fits it, how images become its input.
 """
 
@@ -49,11 +47,10 @@ _ENCODERS = "a checkpoint file, a run of semmae, or timm:NAME"
 def load_encoder(spec: str | Path | Encoder, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
     """An encoder, in eval mode, from wherever it lies.
 
-    That is `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or its `encoder`, `autoencoder`,
-    `classifier` or `segmenter`; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file (.pth,
-    .pt, .bin, .safetensors) in one of the forms that `docs/checkpoints.md` lists; or an encoder that is loaded
-    already, of which a copy is returned. `num_heads` is for files whose width does not show it; `image_size` is in
-    pixels a side, where images to come are not of the size it was trained at.
+    That is `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or a folder in it; a folder of timm or
+    of Hugging Face, or an export of ours; a checkpoint file in one of the forms that `docs/checkpoints.md` lists; or an
+    encoder that is loaded already, of which a copy is returned. `num_heads` is for files whose width does not show it;
+    `image_size` is in pixels a side, where images to come are not of the size it was trained at.
     """
     if isinstance(spec, Encoder):
         encoder = _named(copy.deepcopy(spec).eval(), spec.source)
@@ -161,10 +158,7 @@ def load_head(path: str | Path) -> LinearHead:
 
 
 def load_segmenter(path: str | Path) -> Segmenter:
-    """The network of a run of `semmae segment`, or of its `segmenter` folder, in eval mode.
-
-    `segmenter(images)` gives the logits of the classes `segmenter.spec.classes` for every pixel.
-    """
+    """The network of a run of `semmae segment`, in eval mode: images → logits of `spec.classes` for every pixel."""
     segmenter = checkpoint.read_segmenter(find_segmenter(path))
     _named(segmenter.encoder, path).pooling = "mean"
     return segmenter

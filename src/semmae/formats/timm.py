@@ -32,9 +32,9 @@ def _tag(config: Mapping[str, Any]) -> object:
 
 
 def load_named(name: str) -> Encoder:
-    """The encoder of a name as `timm.create_model` takes it (also `local-dir:FOLDER` and `hf-hub:OWNER/NAME`).
+    """The encoder, in eval mode, of a name as `timm.create_model` takes it (also `local-dir:DIR`, `hf-hub:OWNER/NAME`).
 
-    With its weights, in eval mode; UserError where there is no such name, no ViT with a class token, or no weights.
+    UserError where there is no such name, no ViT with a class token, or no weights.
     """
     if name.startswith(_LOCAL):
         _check_folder(Path(name.removeprefix(_LOCAL)))

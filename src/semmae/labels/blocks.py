@@ -57,9 +57,8 @@ class Job:
         return range(block * self.block, min((block + 1) * self.block, len(self.images)))
 
     def unfinished(self) -> list[int]:
-        """Blocks with a row that is not computed, ascending. Such a block is computed anew as a whole: the
-        shape of a batch may change the last bits of its sums, and with them a label.
-        """
+        """Blocks with a row that is not computed, ascending."""
+        # Computed anew as a whole: the shape of a batch may change the last bits of its sums, and with them a label.
         blocks: list[int] = np.unique(self.store.missing() // self.block).tolist()
         return blocks
 

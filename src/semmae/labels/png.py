@@ -39,8 +39,8 @@ def export_labels(store: PartStore, images: ImageSet, folder: Path, size: Size =
     """Write every image's labels as an 8-bit PNG with a palette: pixel value = label.
 
     The same folders and names as the images have; for a row of a table, its number. `size` is that of the stored
-    cells, or of the image, each pixel with the label of its cell. Beside them `labels.json` has names and colours of
-    the labels. PNGs that are there already stay: each was written at once. So an export that was stopped goes on.
+    cells, or of the image. Beside them `labels.json` has names and colours of the labels. PNGs that are there already
+    stay, so that an export which was stopped is resumed.
     """
     colours = [colour or _BACKGROUND for colour in label_colours(store.label_names)]
     about = {

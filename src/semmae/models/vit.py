@@ -1,10 +1,8 @@
 """The encoder: a timm Vision Transformer behind one contract, images → `Features`.
 
 Notable here:
-- one class for every source (ours, MAE, DINO, iBOT, Hugging Face, timm's hub), with timm's own tensor
-  names, so that an encoder written by this project loads in timm as it is; `blocks` knows timm's families;
-- any image size divisible by the patch size: positions are interpolated where the size differs from
-  the one trained at;
+- one class for every source, with timm's own tensor names; `blocks` knows timm's families;
+- any image size divisible by the patch size: positions are interpolated where it is not the one trained at;
 - `encode_visible` projects only the patches it is given: the encoder half of MAE.
 """
 
