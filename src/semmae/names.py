@@ -62,7 +62,7 @@ def shown(value: Any) -> str:
 
 
 def short(digest: str) -> str:
-    """The beginning of a digest, which is enough to tell two apart."""
+    """The beginning of a digest, which is enough to distinguish two."""
     return digest[:12]
 
 

@@ -26,6 +26,7 @@ from semmae.data.crop import crop_image, least_side, random_crop
 from semmae.data.loaders import Key, epoch_and_row
 from semmae.data.manifest import ImageSet
 from semmae.errors import UserError
+from semmae.files import shown
 
 Policy = Callable[[Image.Image], Image.Image]
 
@@ -95,7 +96,7 @@ def augmentation(name: str, size: int, mean: Sequence[float]) -> Policy | None:
         _keep_a_bit(made)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
-            f"--augment {name}: timm knows no such policy; give one such as rand-m9-mstd0.5-inc1, or {NO_POLICY}"
+            f"--augment {shown(name)}: timm knows no such policy; give one such as rand-m9-mstd0.5-inc1, or {NO_POLICY}"
         ) from error
     return made
 

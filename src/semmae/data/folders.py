@@ -17,7 +17,7 @@ import numpy.typing as npt
 from semmae.data.compact import Labels, Names
 from semmae.data.decode import MOST_BYTES, SUFFIXES
 from semmae.data.endings import UNDECODED, counted, ending, is_archive
-from semmae.data.splits import MASK_FOLDERS, are_splits, pick_split
+from semmae.data.splits import ANNOTATION_FOLDERS, are_splits, pick_split
 from semmae.errors import UserError, near_only, reason
 from semmae.files import read_bytes, shown, user_path
 
@@ -55,7 +55,7 @@ class FolderSource:
 def open_folder(root: Path, names: list[str], split: str | None, data: str) -> FolderSource:
     """The image files of these names below `root`, all or those of one split, classes by folder."""
     folders = first_folders(names)
-    annotations = folders.intersection(MASK_FOLDERS)
+    annotations = folders.intersection(ANNOTATION_FOLDERS)
     if annotations and folders == {"images", *annotations}:
         raise UserError(f"{data}: holds images and their annotations; give {data}/images, to learn from these alone")
     if {"train", "train_mini"} <= folders:  # iNaturalist 2021: the second holds images of the first

@@ -139,7 +139,7 @@ def load_hub(data: str) -> Mapping[str, "Dataset"]:
         loaded: Mapping[str, Dataset] = datasets.load_dataset(data.removeprefix("hf:"))
     except Exception as error:  # hub, network and script errors have no common type
         fault = f"cannot be loaded from the hub: {reason(error, 300)}"
-        raise UserError(f"{data}: {fault}; check the name and the network") from error
+        raise UserError(f"{shown(data)}: {fault}; check the name and the network") from error
     return loaded
 
 

@@ -212,7 +212,7 @@ def _arrow_array(column: Column, values: Array) -> pa.Array:
 
 
 def read_info(path: Path) -> dict[str, Any] | None:
-    """What such a file tells of its numbers, of any of the three kinds; None for a file of another origin."""
+    """What such a file says of its numbers, of any of the three kinds; None for a file of another origin."""
     try:
         open_regular(path).close()
         if path.suffix == ".parquet":

@@ -3,7 +3,7 @@
 Notable here:
 - an image is shown at the scale of training, in overlapping windows of that size, whose logits are averaged: every
   pixel is seen as the network saw pixels when it learned (mmsegmentation's `slide` mode);
-- logits are brought to the mask's own size, strip by strip, so that 150 classes of a large photo fit into memory;
+- logits are brought to the annotation's own size, strip by strip, so that 150 classes of a large photo fit into memory;
 - all figures come from three counts of pixels of each image and class, made on the device;
 - pixels of an image are alike: how sure a figure is depends on the number of images, so it is asked of samples of
   whole images, drawn from those measured (the bootstrap of Efron, 1979);
@@ -24,7 +24,7 @@ from semmae.progress import Progress
 
 Batch = Mapping[str, Tensor]  # of one: "image" uint8 (1, 3, h, w), "labels" uint8 (1, H, W), "row" int64 (1,)
 _TOGETHER = 8  # windows in one pass
-_STRIP = 2**24  # logits brought to the mask's size at a time
+_STRIP = 2**24  # logits brought to the annotation's size at a time
 _IGNORED = 255
 _SAMPLES = 1000  # drawn for an interval
 _ENDS = (0.025, 0.975)  # between which the figures of 95 % of the samples lie
@@ -146,7 +146,7 @@ def most_likely(logits: Tensor, height: int, width: int) -> Tensor:
 def figures(counts: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """What counts of pixels, int64 (N, 3, K) by `evaluate`, say of classes with these names, in percent.
 
-    "miou", the mean intersection over union of the classes; "pixel_accuracy", the share of pixels told right;
+    "miou", the mean intersection over union of the classes; "pixel_accuracy", the share of pixels classified rightly;
     "mean_class", the mean of the classes' shares; of more than one image each with its "…_low" and "…_high", between
     which it lies with 95 % confidence (of the images as drawn, not of the training's seed); "per_class", of each class
     "class", its name, "iou", "accuracy" (None where undefined) and "pixels" that it has in truth.

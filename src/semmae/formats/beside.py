@@ -133,7 +133,7 @@ def check_square(config: Mapping[str, Any]) -> None:
         for name in ("image_size", "img_size", "patch_size"):
             sides = mapping.get(name)
             if isinstance(sides, list | tuple) and len(set(map(str, sides))) > 1:
-                raise ValueError(f"its {name} is {'×'.join(map(str, sides[:3]))}, not square")
+                raise ValueError(f"its {name} is {'×'.join(map(shown, sides[:3]))}, not square")
 
 
 def norm_pix_loss(path: Path, options: Mapping[str, Any], otherwise: bool | None) -> bool:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from semmae.errors import UserError, listed, near, reason
-from semmae.files import Fields, read_json
+from semmae.files import Fields, read_json, shown
 from semmae.formats import dino, folders as checkpoint, mae
 from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
 from semmae.models.classifier import Classifier
@@ -93,7 +93,7 @@ def _check_name(name: str) -> None:
         return
     matches = difflib.get_close_matches(name, known or timm.list_models(), n=3)
     hint = near(name, matches) if matches else '; timm.list_pretrained("vit*") lists them'
-    raise UserError(f'timm has no model "{name}"{hint}')
+    raise UserError(f"timm has no model {shown(name)}{hint}")
 
 
 def _create(name: str, pretrained: bool) -> Any:
@@ -109,10 +109,10 @@ def _create(name: str, pretrained: bool) -> Any:
         # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
         fault = reason(error, 300)
         if name.startswith(_LOCAL):
-            raise UserError(f"timm:{name} cannot be loaded ({fault}); restore the folder") from error
+            raise UserError(f"{shown(f'timm:{name}')} cannot be loaded ({fault}); restore the folder") from error
         raise UserError(
-            f"the weights of timm:{name} are not at hand ({fault}); download them once where the hub can be "
-            "reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
+            f"the weights of {shown(f'timm:{name}')} are not at hand ({fault}); download them once where the hub can "
+            "be reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
         ) from error
     left = model.state_dict()
     dropped = [tensor for tensor in before if tensor not in left]
@@ -131,7 +131,7 @@ def _wrap(name: str, model: Any) -> Encoder:
 
 def _refusal(name: str, fault: str) -> str:
     remedy = "choose a ViT with a class token, e.g. vit_small_patch16_224.dino"
-    return f"timm:{name} cannot be the encoder ({fault}); {remedy}"
+    return f"{shown(f'timm:{name}')} cannot be the encoder ({fault}); {remedy}"
 
 
 def write(subject: Subject, folder: Path) -> Mapping[str, Any]:

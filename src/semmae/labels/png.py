@@ -15,7 +15,7 @@ from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
 from semmae.data.workers import in_threads
 from semmae.errors import UserError
-from semmae.files import is_part, read_json, write_bytes, write_json
+from semmae.files import is_part, read_json, shown, write_bytes, write_json
 from semmae.progress import Progress
 from semmae.reporting.pictures import label_colours
 from semmae.run.places import check_place
@@ -73,7 +73,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
     if path.is_file():
         found = read_json(path)
         changed = [
-            f"{name} {found.get(name)!s:.80}, not {about[name]!s:.80}"
+            f"{name} {shown(found.get(name))}, not {shown(about[name])}"
             for name in about
             if found.get(name) != about[name]
         ]

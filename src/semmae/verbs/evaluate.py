@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from semmae.data.classes import TrainVal, open_sets, train_val
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.segmentation import SegmentationData
-from semmae.data.splits import MASK_FOLDERS
+from semmae.data.splits import ANNOTATION_FOLDERS
 from semmae.errors import UserError
 from semmae.evaluation.features import View, encoder_facts, image_features, open_encoder, resolve_pooling
 from semmae.evaluation.parts import pixel_truth
@@ -106,7 +106,7 @@ def with_annotations(options: EvaluateOptions) -> EvaluateOptions:
     if options.masks is not None or not isinstance(options.data, str | Path):
         return options
     root = user_path(options.data, "--data")
-    beside = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
+    beside = next((root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()), None)
     if beside is None or not (root / "images").is_dir():
         return options
     return replace(options, data=str(root / "images"), masks=beside)
