@@ -90,6 +90,20 @@ def silence(stream: TextIO) -> None:
 
 
 @contextmanager
+def quiet(*libraries: str) -> Iterator[None]:
+    """These libraries log errors alone, no retries and notes: what fails for good is reported once, by us."""
+    loggers = [logging.getLogger(name) for name in libraries]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
 def held() -> Iterator[None]:
     """Keep what semmae logs meanwhile for the first file that is opened to log to: a run looks at its data before."""
     handler = _Held()

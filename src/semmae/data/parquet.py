@@ -23,6 +23,7 @@ from semmae.data.compact import Labels, Names
 from semmae.data.splits import TRAIN, VAL, pick_split
 from semmae.errors import UserError, near, reason
 from semmae.files import open_regular, read_bytes, shown
+from semmae.progress import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,7 +137,8 @@ def load_hub(data: str) -> Mapping[str, "Dataset"]:
         raise UserError(f"{shown(data)}: no name; give a data set of the hub as hf:NAME, or a folder")
     datasets = _datasets()
     try:
-        loaded: Mapping[str, Dataset] = datasets.load_dataset(data.removeprefix("hf:"))
+        with quiet("huggingface_hub", "datasets"):
+            loaded: Mapping[str, Dataset] = datasets.load_dataset(data.removeprefix("hf:"))
     except Exception as error:  # hub, network and script errors have no common type
         fault = f"cannot be loaded from the hub: {reason(error, 300)}"
         raise UserError(f"{shown(data)}: {fault}; check the name and the network") from error

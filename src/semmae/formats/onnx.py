@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from semmae.formats.form import Form, Model, Subject, Writing, encoder_of
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
+from semmae.progress import quiet
 from semmae.shell import python, text
 
 _LOG = logging.getLogger("semmae")
@@ -62,7 +63,10 @@ class _Graph(nn.Module):
 def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the graph, for images of the model's own size; weights of more than 1.8 GB go to a second file, `.data`."""
     graph = _Graph(model).eval()
-    with _quiet():
+    # The exporter's own notes are for its developers.
+    hushed = quiet("torch.onnx", "onnxscript", "onnx_ir")
+    with hushed, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
                 graph,
@@ -116,22 +120,6 @@ def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's own notes, which are for its developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def write(subject: Subject, folder: Path) -> Mapping[str, Any]:

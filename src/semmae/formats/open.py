@@ -10,6 +10,7 @@ Notable here:
 
 import copy
 import logging
+from os import PathLike
 from pathlib import Path
 
 import timm
@@ -133,9 +134,9 @@ def load_mae(
     return found
 
 
-def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
+def find_decoder(spec: str | Path | Encoder, *, num_heads: int) -> DecoderSpec | None:
     """Sizes of the decoder that `load_mae` would find there, with `num_heads` where nothing shows it; None: none."""
-    if str(spec).startswith("timm:"):
+    if isinstance(spec, Encoder) or str(spec).startswith("timm:"):
         return None
     path = _existing(spec)
     folder = own_folder(path, checkpoint.AUTOENCODER)
@@ -251,6 +252,9 @@ def find_classifier(spec: str | Path) -> Path:
 
 def _existing(spec: str | Path) -> Path:
     """The file or folder that is meant; UserError where there is none."""
+    if not isinstance(spec, str | PathLike):
+        kind = type(spec).__name__[:40]
+        raise UserError(f"{kind}: no encoder that semmae has loaded; give semmae.load_encoder(…) of {_ENCODERS}")
     name = str(spec)
     try:
         path = user_path(spec)

@@ -18,6 +18,7 @@ from semmae.models.classifier import Classifier
 from semmae.models.specs import check_count
 from semmae.models.vit import Encoder
 from semmae.models.weights import not_finite, wrap_vit
+from semmae.progress import quiet
 from semmae.shell import python, text
 
 _LOG = logging.getLogger("semmae")
@@ -96,6 +97,7 @@ def _check_name(name: str) -> None:
     raise UserError(f"timm has no model {shown(name)}{hint}")
 
 
+@quiet("huggingface_hub")
 def _create(name: str, pretrained: bool) -> Any:
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
