@@ -184,10 +184,7 @@ def _opened(raw: bytes) -> Iterator[Image.Image]:
 
 
 def _decode_reduced(raw: bytes, least: int) -> Tensor | None:
-    """A JPEG at a fraction of its size; None where it cannot be read so.
-
-    The decoder leaves out the high frequencies of each block instead of computing all pixels (Pillow's `draft`).
-    """
+    """A JPEG at a fraction of its size, without high frequencies (Pillow's `draft`); None where that cannot be."""
     try:
         with _opened(raw) as opened:
             opened.draft(opened.mode, (least, least))

@@ -76,12 +76,9 @@ class _Line(NamedTuple):
 def read_keypoints(path: str | Path, names: Sequence[str], *, skipped: Collection[str] = ()) -> Keypoints:
     """The visible keypoints of a CSV file, or of CUB's `parts/part_locs.txt`, the other images of which are left out.
 
-    Args:
-        path: of CSV with a header; columns image (a name of `names`), part (any text), x and y in pixels of the
-            image from its top left corner, and, where not all are visible, visible (1 or 0); others are
-            not read. Of keypoints that are not visible x and y are not read either.
-        names: of the images, relative paths such as `val/0006.jpg`; their index is the row.
-        skipped: names of images that could not be read: their keypoints are left out.
+    The CSV has a header, and columns image (one of `names`, relative paths whose index is the row), part (any text), x
+    and y in pixels of the image from its top left corner, and, where not all are visible, visible (1 or 0). Those of
+    images that were `skipped`, as they could not be read, are left out.
     """
     path = Path(path)
     row_of = {name: row for row, name in enumerate(names)}

@@ -77,10 +77,7 @@ def read_truth(
 
 
 def pixel_truth(labelled: LabelledImages, *, seed: int = 0) -> Truth:
-    """True parts of images whose pixels have classes: 0 is background, and so is what is ignored.
-
-    With `reduce_zero` every class is a part.
-    """
+    """True parts of images whose pixels have classes: 0, but with `reduce_zero`, and what is ignored are background."""
     rows = sample_rows(len(labelled), MOST_IMAGES, seed)
     part_of_label = np.arange(256, dtype=np.uint8)
     if labelled.coding.reduce_zero:
@@ -136,10 +133,7 @@ def measure_encoder(
     workers: int,
     seed: int,
 ) -> tuple[Scores, int]:
-    """Quality of the parts that an encoder gives without any learning: its heads, `labels` clusters of its tokens.
-
-    And how many tokens the clusters were fitted to.
-    """
+    """Quality of an encoder's heads and of `labels` clusters of its tokens; how many tokens these are fitted to."""
 
     def loader(rows: Sequence[int]) -> Iterable[Mapping[str, Tensor]]:
         return make_loader(WholeDataset(images, size), batch_size, sampler=rows, workers=workers)

@@ -45,16 +45,12 @@ def evaluate(
     keep: Collection[int] = (),
     total: int | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """How many pixels of each class every image has, and how many are given it and given it rightly.
+    """Right, true and predicted pixels of each class, int64 (N, 3, K) on the CPU; and the predictions kept, by row.
 
     The segmenter, on `device`, makes logits (B, K, size, size) of images (B, 3, size, size) normalised by `mean` and
     `std`, one number a channel, for pixels in 0 to 1; it is run in evaluation mode, and left in the mode it came in.
     Batches have one image each, at the scale to look at it, and its labels at their own size, 255 = not measured.
-    `dtype` is that of matrix products, where not float32; `keep` are the rows whose predictions are wanted.
-
-    Returns:
-        The counts, int64 (N, 3, K) on the CPU, in the order of the batches: right, true and predicted pixels.
-        The predictions kept, uint8 (H, W) each, by row.
+    `dtype` is that of matrix products, where not float32; `keep`: rows whose predictions, uint8 (H, W), are kept.
     """
     counts: list[Tensor] = []
     kept: dict[int, Tensor] = {}
@@ -72,10 +68,7 @@ def evaluate(
 
 
 def pixel_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Pixels of each class that are right, true ones and predicted ones: int64 (3, K).
-
-    From a class for every pixel, int64 (P,), and true classes, 255 where nothing is measured.
-    """
+    """Predicted and true classes (P,), 255 = not measured → right, true and predicted pixels of each: int64 (3, K)."""
     known = labels != _IGNORED
     # One class more takes what is not counted: a selection would make the device wait for its size.
     right, true, given = (

@@ -216,10 +216,7 @@ def digest(module: nn.Module) -> str:
 def _builder(
     config: dict[str, Any], state: Mapping[str, Tensor], prefix: str = ""
 ) -> tuple[EncoderSpec, Callable[[], VisionTransformer]]:
-    """What a folder's encoder is, and what builds it as its configuration says; ValueError where its tensors differ.
-
-    The names of the encoder's tensors begin with `prefix`.
-    """
+    """What a folder's encoder is, and what builds it; ValueError where its tensors, named `prefix` …, are others."""
     spec = read_spec(EncoderSpec, config["semmae"].get("spec"))
     if min(spec.std) <= 0:
         raise ValueError(f"std is {spec.std}, not positive")

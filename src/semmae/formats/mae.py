@@ -72,10 +72,7 @@ def decoder_spec(state: Mapping[str, Tensor], num_heads: int) -> DecoderSpec:
 
 
 def patches_shown(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Patches of an image that the model was trained on, and all of them; None where these are the same, or unknown.
-
-    `state` are the release's tensors, `options` what was saved beside them.
-    """
+    """Patches of an image that the model was trained on, and all of them; None where these are the same, or unknown."""
     size, positions = options.get("input_size"), state.get("pos_embed")
     if not isinstance(size, int) or positions is None or "patch_embed.proj.weight" not in state:
         return None

@@ -152,10 +152,7 @@ def find_decoder(spec: str | Path | Encoder, *, num_heads: int) -> DecoderSpec |
 
 def load_head(path: str | Path) -> LinearHead:
     """The linear head of a run of `semmae probe`, or of its `head` folder, in eval mode: `head(encoder(images))`."""
-    folder = own_folder(_existing(path), checkpoint.HEAD)
-    if folder is None:
-        raise UserError(f"{path}: holds no linear head; give a run of semmae probe")
-    return checkpoint.read_head(folder)
+    return checkpoint.read_head(_needed(path, checkpoint.HEAD, "linear head; give a run of semmae probe"))
 
 
 def load_segmenter(path: str | Path) -> Segmenter:
@@ -167,10 +164,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
 
 def find_segmenter(path: str | Path) -> Path:
     """The folder that `load_segmenter` reads; UserError where there is none."""
-    folder = own_folder(_existing(path), checkpoint.SEGMENTER)
-    if folder is None:
-        raise UserError(f"{path}: holds no segmenter; give a run of semmae segment")
-    return folder
+    return _needed(path, checkpoint.SEGMENTER, "segmenter; give a run of semmae segment")
 
 
 def own_folder(path: Path, kind: str) -> Path | None:
@@ -179,6 +173,14 @@ def own_folder(path: Path, kind: str) -> Path | None:
         return None
     candidates = [path.parent] if path.is_file() else [path, path / kind]
     return next((folder for folder in candidates if checkpoint.kind(folder) == kind), None)
+
+
+def _needed(spec: str | Path, kind: str, words: str) -> Path:
+    """As `own_folder`, but UserError where there is none."""
+    folder = None if str(spec).startswith("timm:") else own_folder(_existing(spec), kind)
+    if folder is None:
+        raise UserError(f"{spec}: holds no {words}")
+    return folder
 
 
 def _foreign_file(path: Path) -> Path | None:
@@ -244,10 +246,7 @@ def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
 
 def find_classifier(spec: str | Path) -> Path:
     """The folder that `load_classifier` reads; UserError where there is none."""
-    folder = None if str(spec).startswith("timm:") else own_folder(_existing(spec), checkpoint.CLASSIFIER)
-    if folder is None:
-        raise UserError(f"{spec}: holds no classifier of semmae; give a finished run of semmae finetune")
-    return folder
+    return _needed(spec, checkpoint.CLASSIFIER, "classifier of semmae; give a finished run of semmae finetune")
 
 
 def _existing(spec: str | Path) -> Path:

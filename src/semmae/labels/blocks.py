@@ -8,7 +8,6 @@ it computes one block while the labels of the last are fetched.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -72,10 +71,7 @@ def label_blocks(
     threads: int,
     device: torch.device | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Compute and store the labels of blocks; yields of each (its rows, seconds waited for images).
-
-    `threads` blocks at once, on a CPU.
-    """
+    """Compute and store the labels of blocks, on a CPU `threads` at once; yields (rows, seconds waited for images)."""
     rows = [row for block in blocks for row in job.rows(block)]
     # Only the last block of all is short, and it comes last: batches of the loader are the blocks.
     loader = make_loader(WholeDataset(job.images, job.size), job.block, sampler=rows, workers=job.workers)
@@ -110,39 +106,22 @@ def compute_labels(
     """(Rows (B,), images uint8 (B, 3, S, S)) → what they are labelled, seconds waited; in order."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = threads if device.type == "cpu" else _GPU_THREADS
-    compute = partial(
-        _label,
-        encoder=encoder.to(device).eval(),
-        learner=learner.to(device).eval(),
-        grid=grid,
-        attention=attention,
-        dtype=_DTYPES[precision],
-        device=device,
-    )
+    encoder, learner, dtype = encoder.to(device).eval(), learner.to(device).eval(), _DTYPES[precision]
+
+    @torch.inference_mode()  # as autocast, of a thread: entered in the one that computes
+    def labelled(batch: tuple[tuple[Tensor, Tensor], float]) -> tuple[Labelled, float]:
+        (rows, images), waited = batch
+        pixels = normalise(images.to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if not attention:
+                labels = learner.labels(encoder.last_block_features(pixels), grid)
+                return Labelled(rows, labels.cpu(), None), waited
+            features, heads = encoder.last_block(pixels)
+            labels = learner.labels(features, grid)
+        return Labelled(rows, labels.cpu(), attention_ranks(heads.mean(1)).cpu()), waited
+
     with _one_thread_an_operation():
-        yield from in_threads(compute, timed(batches), threads, ahead=1)
-
-
-# Inference mode and autocast belong to a thread: entered here, in the one that computes.
-@torch.inference_mode()
-def _label(
-    batch: tuple[tuple[Tensor, Tensor], float],
-    *,
-    encoder: Encoder,
-    learner: PartLearner,
-    grid: int,
-    attention: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Labelled, float]:
-    (rows, images), waited = batch
-    pixels = normalise(images.to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        if not attention:
-            return Labelled(rows, learner.labels(encoder.last_block_features(pixels), grid).cpu(), None), waited
-        features, heads = encoder.last_block(pixels)
-        labels = learner.labels(features, grid)
-    return Labelled(rows, labels.cpu(), attention_ranks(heads.mean(1)).cpu()), waited
+        yield from in_threads(labelled, timed(batches), threads, ahead=1)
 
 
 @contextmanager

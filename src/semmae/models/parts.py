@@ -167,10 +167,7 @@ class PartLearner(nn.Module):
         return PartsOutput(maps, self.decoder(maps, features.cls))
 
     def part_maps(self, features: Features) -> Tensor:
-        """Soft parts of a batch: (B, M, g, g), background first.
-
-        They sum to 1 at every patch, for which parts compete.
-        """
+        """Soft parts of a batch: (B, M, g, g), background first; they compete for each patch, where they sum to 1."""
         logits = self.attention(features.cls, features.patches)
         # A head's softmax runs over patches and ignores its mean; parts are compared at equal mean.
         logits = logits - logits.mean(-1, keepdim=True)
