@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from semmae.progress import ESCAPED, Progress, held, logged, shown_rate, write
+from semmae.progress import ESCAPED, Progress, held, logged, quiet, shown_rate, write
 
 
 class Clock:
@@ -46,6 +46,15 @@ def test_short_work_is_silent() -> None:
     for stream in (io.StringIO(), Terminal()):
         run(stream, items=10, load=0.1, work=0.09, total=100)
         assert stream.getvalue() == ""
+
+
+def test_libraries_are_quiet_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    library = logging.getLogger("a_library.of.others")
+    with quiet("a_library"):
+        library.warning("Retrying in 1s")
+        library.error("gone")
+    library.warning("after it")
+    assert [record.message for record in caplog.records] == ["gone", "after it"]
 
 
 def test_a_slow_rate_is_not_shown_as_nothing() -> None:

@@ -49,7 +49,11 @@ if TYPE_CHECKING:
     from semmae.evaluation.keypoints import keypoint_quality as keypoint_quality, read_keypoints as read_keypoints
     from semmae.evaluation.knn import knn_accuracy as knn_accuracy, knn_scores as knn_scores
     from semmae.evaluation.linear import probe_features as probe_features
-    from semmae.evaluation.quality import fixed_grid as fixed_grid, quality as part_quality, read_masks as read_masks
+    from semmae.evaluation.quality import (
+        fixed_grid as fixed_grid,
+        quality as part_quality,
+        read_annotations as read_masks,
+    )
     from semmae.evaluation.segmentation import (
         evaluate as segmentation_table,
         figures as segmentation_figures,

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 120  # letters of one of several names, which may come from a file
 _FEW = 20  # names that a message can list without hiding the fault; the verbs are fewer
 
 
@@ -21,20 +22,30 @@ def near(name: str, known: Iterable[str]) -> str:
     """The hint to append to "unknown NAME": `; did you mean "vit_tiny"?`, else the known names, where they are few."""
     names = list(known)
     hint = near_only(name, names)
-    return hint or (f" (known: {', '.join(names)})" if len(names) <= _FEW else "")
+    return hint or (f" (known: {listed(names, _FEW)})" if len(names) <= _FEW else "")
 
 
 def near_only(name: str, known: Iterable[str]) -> str:
     """As `near`, but nothing where no name is near: where what is known is no list to choose from."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return "; did you mean " + " or ".join(f'"{match}"' for match in matches) + "?" if matches else ""
+    return "; did you mean " + " or ".join(f'"{_cut(match)}"' for match in matches) + "?" if matches else ""
 
 
 def listed(names: Iterable[object], most: int = 3) -> str:
     """Names or numbers as a message shows them: the first few, and how many more there are; an empty one in quotes."""
-    every = [str(name) or "''" for name in names]
+    every = [_cut(str(name)) or "''" for name in names]
     left = len(every) - most
     return ", ".join(every[:most]) + (f" and {left} more" if left > 0 else "")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def reason(error: BaseException, most: int = 120) -> str:
+    """Why something failed, in a short line: what the system says, else a library's message, else the error's type."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    return (said or type(error).__name__)[:most]
 
 
 def one_line(text: object) -> str:

@@ -17,10 +17,7 @@ Result = TypeVar("Result")
 
 
 def in_float32(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function that computes in float32 whatever autocast says: its tensors of half precision are made so before.
-
-    Tensors are looked for among the arguments and in tuples and lists of them.
-    """
+    """A function in float32 whatever autocast says: tensors of half precision, in lists too, are cast before."""
 
     @functools.wraps(function)
     def computed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -46,19 +43,13 @@ def _full(value: Any, devices: list[torch.device]) -> Any:
 
 @in_float32
 def masked_pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over hidden patches: prediction and target (B, H, p·p·3) → scalar.
-
-    Every row hides the same number of patches, so the plain mean is MAE's loss.
-    """
+    """Mean squared error of prediction and target (B, H, p·p·3): MAE's loss, for every row hides as many patches."""
     return functional.mse_loss(prediction, target)
 
 
 @in_float32
 def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: Literal["mse", "l1"] = "mse") -> Tensor:
-    """L_r of SemMAE: pixel error of a reconstruction (B, 3, s, s) of images (B, 3, S, S), squared or absolute.
-
-    The images are area-averaged to the reconstruction's size.
-    """
+    """L_r of SemMAE: error of a reconstruction (B, 3, s, s) of images (B, 3, S, S), averaged by area to its size."""
     if images.shape[-1] != reconstruction.shape[-1]:
         images = functional.interpolate(images, reconstruction.shape[-2:], mode="area")
     loss = functional.mse_loss if kind == "mse" else functional.l1_loss
@@ -88,12 +79,8 @@ def mutual_information_loss(first: Tensor, second: Tensor) -> Tensor:
     """Minus the mutual information of the labels that two views give to the same places, in nats.
 
     Lowest (−log N) when a place has the same label in both views, surely, and all labels are equally common:
-    maps follow the image's geometry, ignore its colours, are decided, and none is left empty.
-    Invariant information clustering (Ji, Henriques, Vedaldi, ICCV 2019, arXiv 1807.06653), section 3.1.
-
-    Args:
-        first: soft labels (B, N, h, w) of one view, sum 1 over N.
-        second: those of the other view at the same places.
+    maps follow the image's geometry, ignore its colours, are decided, and none is left empty. Of soft labels
+    (B, N, h, w) each, sum 1 over N. Invariant information clustering (arXiv 1807.06653), section 3.1.
     """
     count = first.shape[1]
     a, b = (maps.transpose(0, 1).reshape(count, -1) for maps in (first, second))

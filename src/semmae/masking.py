@@ -72,7 +72,7 @@ def random_mask(noise: Tensor, ratio: float) -> Tensor:
 
 
 def block_mask(noise: Tensor, box_noise: Tensor, ratio: float) -> Tensor:
-    """Hide rectangles of patches: box after box until the count is reached, the last box only in part.
+    """Hide rectangles of patches, box after box, the last one only in part → mask bool (B, L), True = hidden.
 
     At ratio 0.3 on 14 × 14, 79 % of the neighbours of a hidden patch are hidden, in BEiT's masks 84 %, by chance 30 %.
 
@@ -81,9 +81,6 @@ def block_mask(noise: Tensor, box_noise: Tensor, ratio: float) -> Tensor:
             others are hidden where all boxes together are too small.
         box_noise: uniform [0, 1) (B, K, 4), the area, aspect, row and column of K boxes in their order.
         ratio: share of patches to hide, the same count in every row.
-
-    Returns:
-        mask bool (B, L), True = hidden.
     """
     hidden = num_hidden(noise.shape[1], ratio)
     return hide_highest(-block_order(noise, box_noise, torch.full_like(noise[:, 0], hidden)), hidden)
@@ -95,12 +92,7 @@ def block_order(noise: Tensor, box_noise: Tensor, counts: Tensor) -> Tensor:
     Aspects are those of BEiT and iBOT: height / width log-uniform in 0.3 to 1 / 0.3. They draw one rectangle after the
     other, of 16 patches (on 14 × 14) up to what is still to be hidden, and draw again where it does not fit. Here all
     are drawn at once, of 4 patches up to all that is to be hidden, sides cut to the grid's, so that a batch is one
-    call and the count is exact.
-
-    Args:
-        noise: as for `block_mask`.
-        box_noise: likewise.
-        counts: how many patches each row is to hide, (B,).
+    call and the count is exact: `counts` (B,), how many patches each row is to hide.
     """
     side, hidden = math.isqrt(noise.shape[1]), counts[:, None].to(box_noise)
     assert side * side == noise.shape[1], "boxes need a square grid"
@@ -140,7 +132,7 @@ def num_hints(num_patches: int, hidden: int, hint: float, pool: float = 0.1) -> 
 def attention_mask(
     attention: Tensor, noise: Tensor, hint_noise: Tensor, ratio: float, hint: float = 0.0, pool: float = 0.1
 ) -> Tensor:
-    """Hide the most attended patches (AttMask-High), but for a few of them as a hint (AttMask-Hint).
+    """Hide the most attended patches, but for a few as a hint (AttMask-High, -Hint) → mask bool (B, L), True = hidden.
 
     The paper reveals hints among the patches that it hides, so that fewer are hidden; here as many of the next most
     attended are hidden for them, so that the count stays that of `ratio`. Of equally attended patches those of the
@@ -153,9 +145,6 @@ def attention_mask(
         ratio: share of patches to hide, the same count in every row.
         hint: share of the pool that stays visible; above 0 it is at least one patch.
         pool: share of patches, the most attended, that hints are drawn from.
-
-    Returns:
-        mask bool (B, L), True = hidden.
     """
     length = attention.shape[1]
     hidden = num_hidden(length, ratio)
@@ -167,10 +156,7 @@ def attention_mask(
 
 
 def most_attended(attention: Tensor, noise: Tensor, count: int) -> Tensor:
-    """Attention (B, L), any scale → indices (B, count) of the most attended patches, ascending.
-
-    Of equally attended patches those of the lowest noise, (B, L), are taken.
-    """
+    """Attention (B, L), any scale → indices (B, count) of the most attended, ascending; noise (B, L) settles ties."""
     return _by_attention(attention, noise)[:, :count].sort(dim=1).values
 
 
@@ -234,7 +220,7 @@ def _largest_remainder(quotas: Tensor, tie_noise: Tensor, total: int) -> Tensor:
 
 
 def semantic_mask(parts: Tensor, noise: Tensor, order_noise: Tensor, ratio: float, blend: float) -> Tensor:
-    """Hide each part's quota of patches (SemMAE, Figure 1 B).
+    """Hide each part's quota of patches (SemMAE, Figure 1 B) → mask bool (B, L), True = hidden.
 
     Inside a part the lowest noise is hidden first; whole parts go in ascending order of `order_noise`.
 
@@ -244,9 +230,6 @@ def semantic_mask(parts: Tensor, noise: Tensor, order_noise: Tensor, ratio: floa
         order_noise: uniform [0, 1) (B, K); K is the number of labels.
         ratio: share of patches to hide, the same count in every row.
         blend: 0 = intra (a share of every part), 1 = inter (whole parts).
-
-    Returns:
-        mask bool (B, L), True = hidden.
     """
     parts = parts.long()
     counts = part_counts(parts, order_noise.shape[1])

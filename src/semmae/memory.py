@@ -21,10 +21,9 @@ _kept = False
 def keep_freed_memory() -> bool:
     """Let the process keep what it frees for the next step or image, which needs as much; whether it took the setting.
 
-    glibc gives large blocks back to the system at once. Every step then asks for them anew, page by page, each
-    cleared first: 4 to 34 % of a training step on a CPU, by the machine (docs/performance.md). The most that the
-    process holds hardly changes, but it holds that to its end, or until `memory_given_back` ends around it. Other C
-    libraries are left as they are.
+    glibc gives large blocks back to the system at once, and every step asks for them anew, page by page, each cleared
+    first: 4 to 34 % of a training step on a CPU (docs/performance.md). The process holds what it held at most to its
+    end, or until `memory_given_back` ends around it. Other C libraries are left as they are.
     """
     global _kept
     mallopt = _function("mallopt")

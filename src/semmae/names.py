@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from semmae.errors import UserError
+from semmae.errors import UserError, reason
 
 
 def encoded(text: str) -> bytes:
@@ -47,8 +47,8 @@ def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
     except RuntimeError as error:  # expanduser
         raise UserError(f"{named}: no such user ({given.split('/', 1)[0]}); write the path without ~") from error
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"{named}: cannot be looked at ({reason}); check the path and its permissions") from error
+        fault = f"cannot be looked at ({reason(error).lower()})"
+        raise UserError(f"{named}: {fault}; check the path and its permissions") from error
     return path
 
 
@@ -62,7 +62,7 @@ def shown(value: Any) -> str:
 
 
 def short(digest: str) -> str:
-    """The beginning of a digest, which is enough to tell two apart."""
+    """The beginning of a digest, which is enough to distinguish two."""
     return digest[:12]
 
 

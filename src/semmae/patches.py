@@ -28,10 +28,7 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
 
 
 def normalize_patches(patches: Tensor) -> Tensor:
-    """Subtract each patch's mean and divide by its deviation: (…, D) → (…, D).
-
-    Unbiased variance + 1e-6, as `norm_pix_loss` of the MAE release.
-    """
+    """Each patch (…, D) less its mean, by √(unbiased variance + 1e-6): `norm_pix_loss` of the MAE release."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
 

@@ -1,12 +1,10 @@
 """What is shown while work lasts, on stderr, and when it is done, on stdout.
 
 Notable here:
-- no work is lost to its display: a stream whose reader has gone, such as `head`, or that was closed, is written to no
-  more; a letter that the stream's encoding lacks is shown as an escape, a name of a file as the bytes that it is where
-  these are UTF-8, whatever the locale calls them;
-- nothing is written in the first two seconds, so that short work stays silent;
-- on a terminal one line is rewritten in place; elsewhere (a log file, Slurm) there is one line at the
-  end, and one a minute before it, so that a log neither fills up nor falls silent for hours.
+- no work is lost to its display: a stream that was closed, or whose reader has gone, is written to no more; a letter
+  that its encoding lacks is shown as an escape;
+- nothing is written in the first two seconds; then a terminal has one line, rewritten in place, and a log file one a
+  minute and one at the end.
 """
 
 import codecs
@@ -89,6 +87,20 @@ def silence(stream: TextIO) -> None:
             os.dup2(nowhere, stream.fileno())
         finally:
             os.close(nowhere)
+
+
+@contextmanager
+def quiet(*libraries: str) -> Iterator[None]:
+    """These libraries log errors alone, no retries and notes: what fails for good is reported once, by us."""
+    loggers = [logging.getLogger(name) for name in libraries]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
@@ -190,20 +202,13 @@ class Progress:
 
     def iterate(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items; the time until each one arrives counts as waiting for data."""
-        self._waited = self._waited or 0.0
-        iterator = iter(items)
-        while True:
-            asked = self._clock()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self._waited += self._clock() - asked
+        self.waited(0.0)
+        for item, seconds in timed(items, self._clock):
+            self.waited(seconds)
             yield item
 
     def waited(self, seconds: float) -> None:
-        """Somebody else, such as another process, has waited so long for data."""
+        """So long was waited for data, here or by another process."""
         self._waited = (self._waited or 0.0) + seconds
 
     def update(self, count: int = 1) -> None:
@@ -237,6 +242,18 @@ class Progress:
         start = "\r" if self._terminal else ""
         write(self._stream, start + line.ljust(self._width if self._terminal else 0) + end)
         self._written, self._width = self._clock(), len(line)
+
+
+def timed(items: Iterable[Item], clock: Callable[[], float] = time.monotonic) -> Iterator[tuple[Item, float]]:
+    """Every item with the seconds until it came."""
+    iterator = iter(items)
+    while True:
+        asked = clock()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        yield item, clock() - asked
 
 
 def shown_rate(rate: float) -> str:

@@ -23,7 +23,7 @@ from PIL import Image
 from semmae.data import decode as module, headers
 from semmae.data.decode import SUFFIXES, decode, decode_labels, upright_size
 from semmae.data.manifest import build_manifest
-from semmae.data.segmentation import read_mask
+from semmae.data.segmentation import read_annotation
 from semmae.data.sources import open_source
 from semmae.errors import UserError
 
@@ -401,5 +401,5 @@ def test_annotations_that_are_hostile_are_refused_in_one_line(tmp_path: Path) ->
         ("gone", "[Nn]o such file"),
     ):
         with pytest.raises(UserError, match=rf"{name}\.png.*({reason})") as caught:
-            read_mask(tmp_path / f"{name}.png")
+            read_annotation(tmp_path / f"{name}.png")
         assert "\n" not in str(caught.value)

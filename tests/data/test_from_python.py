@@ -290,6 +290,17 @@ def test_what_cannot_be_sent_to_processes_started_anew(folder: Path) -> None:
         pickle.dumps(images)
 
 
+def test_rows_of_a_subset_are_those_of_its_data_set(folder: Path) -> None:
+    files = ImageFolder(str(folder))
+    for rows in ([0, 99], [-9], ["x"], [0.5]):
+        for data in (files, Pairs(folder)):
+            with pytest.raises(UserError, match="give rows from 0 to 7"):
+                open_images(Subset(data, rows))  # type: ignore[arg-type]
+    assert open_images(Subset(files, [0, -1])).names == open_images(Subset(files, [0, 7])).names
+    with pytest.raises(UserError, match="row 7 comes twice"):
+        open_images(Subset(files, [7, -1]))
+
+
 def test_annotations_need_a_folder(folder: Path) -> None:
     for data in (paths_in(folder), ImageFolder(str(folder))):
         with pytest.raises(UserError, match="give its path"):

@@ -262,7 +262,7 @@ def test_what_is_missing_is_named(cub: Path, cars: Path, tmp_path: Path, write_i
         refused(cub, rf"CUB_200_2011/{name}: missing; put it there")
         (cub / "away").rename(cub / name)
     (cub / "image_class_labels.txt").write_text("1 2\n2 1\n4 7\n")
-    refused(cub, r"image_class_labels\.txt: lists nothing of image 3 \(001.*a_10\.jpg\)")
+    refused(cub, r"image_class_labels\.txt: lists nothing of image '3' \('001.*a_10\.jpg'\)")
     (cub / "classes.txt").write_text("1\n")
     refused(cub, r"classes\.txt, line 1: '1' is no number and value")
 
@@ -297,7 +297,7 @@ def test_lists_that_lead_elsewhere(tmp_path: Path, write_images: WriteImages) ->
     root = inaturalist(tmp_path, write_images)
     text = (root / "train2018.json").read_text()
     (root / "train2018.json").write_text(text.replace("train_val2018/Aves/0/a.jpg", "../a.jpg"))
-    with pytest.raises(UserError, match=r"\.\./a\.jpg lies outside the folder"):
+    with pytest.raises(UserError, match=r"'\.\./a\.jpg' lies outside the folder"):
         open_source(root)
     (root / "train2018.json").write_text(text.replace("Aves/0/a.jpg", "Plantae/1/b.jpg"))
     with pytest.raises(UserError, match=r"lists train_val2018/Plantae/1/b\.jpg twice"):

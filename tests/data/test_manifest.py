@@ -189,12 +189,9 @@ def test_splits_share_one_cache(tmp_path: Path, write_images: Write, decoded: li
     assert open_images(root, split="val").names == ("val/a/2.jpg", "val/b/3.jpg") and decoded == []
 
 
-def test_a_check_that_was_interrupted_goes_on(
-    tmp_path: Path, write_images: Write, decoded: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_that_was_interrupted_goes_on(tmp_path: Path, write_images: Write, decoded: list[int]) -> None:
     root, cache = write_images(tmp_path / "photos", *MANY), tmp_path / "cache"
     source = open_source(root)
-    monkeypatch.setattr(module, "_BLOCK", 8)
     read = source.read
 
     def interrupted(i: int) -> bytes:

@@ -222,5 +222,5 @@ def test_hub_sets_are_joined_over_their_splits(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_hub_out_of_reach() -> None:
-    with pytest.raises(UserError, match=r"hf:semmae-tests/none: .*check the name and the network"):
+    with pytest.raises(UserError, match=r"'hf:semmae-tests/none': .*check the name and the network"):
         open_source("hf:semmae-tests/none")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from semmae.data.coding import IGNORED, Coding
+from semmae.data.crop import at_centres
 from semmae.data.segment_crops import (
     Augmentation,
     SegmentCrops,
@@ -18,7 +19,6 @@ from semmae.data.segment_crops import (
     WholeLabelled,
     augmented,
     distorted,
-    resized_labels,
     scaled_size,
 )
 from semmae.data.segmentation import open_segmentation
@@ -29,7 +29,7 @@ FILL = (1, 2, 3)
 def painted(height: int, width: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Labels of coarse random fields, and an image whose colour says the label: 40, 80, 120 … in every channel."""
     fields = torch.from_numpy(rng.integers(0, 5, (3, 4)).astype(np.uint8))
-    labels = resized_labels(fields, height, width)
+    labels = at_centres(fields, height, width)
     return (40 * (labels + 1)).expand(3, -1, -1), labels
 
 
@@ -108,7 +108,7 @@ def test_colours_change_and_labels_do_not(creatures: Path) -> None:
 def test_labels_are_resized_by_nearest_neighbour(size: tuple[int, int]) -> None:
     labels = torch.randint(0, 9, (19, 11), dtype=torch.uint8)
     expected = functional.interpolate(labels[None, None].float(), size, mode="nearest-exact")[0, 0]
-    assert torch.equal(resized_labels(labels, *size), expected.byte())
+    assert torch.equal(at_centres(labels, *size), expected.byte())
 
 
 def test_scale_is_by_the_short_side_but_for_very_long_images() -> None:

@@ -85,7 +85,9 @@ def test_without_folders_of_splits_a_share_is_held_out(creatures: Path) -> None:
     assert found[0].digest == found[1].digest != found[2].digest
     for data in found:  # each row's mask is its image's
         for row, name in enumerate(data.val.images.names):
-            assert data.val.masks[row].relative_to(creatures / "masks").with_suffix("") == Path(name).with_suffix("")
+            assert data.val.annotations[row].relative_to(creatures / "masks").with_suffix("") == Path(name).with_suffix(
+                ""
+            )
 
 
 def test_another_mask_is_another_digest(ade20k: Path) -> None:
@@ -98,11 +100,11 @@ def test_masks_are_counted_together_and_digested_one_by_one(ade20k: Path) -> Non
     write_pair(ade20k, "training/1", striped(3, 3, 2, 2, 255), folder="annotations")
     data = open_segmentation(ade20k, Coding(reduce_zero=True))
     digest = hashlib.sha256()
-    masks = [np.array(Image.open(path)) for path in data.train.masks]
+    masks = [np.array(Image.open(path)) for path in data.train.annotations]
     counts = check_pairs(data.train, digest, workers=2)
     assert counts.tolist() == np.bincount(np.concatenate([mask.ravel() for mask in masks]), minlength=256).tolist()
     wanted = hashlib.sha256()
-    for path, mask in zip(data.train.masks, masks, strict=True):
+    for path, mask in zip(data.train.annotations, masks, strict=True):
         wanted.update(f"{path.name}\0".encode() + np.bincount(mask.ravel(), minlength=256).tobytes())
     assert digest.hexdigest() == wanted.hexdigest()
 
@@ -112,7 +114,7 @@ def test_only_what_is_measured_is_opened(ade20k: Path) -> None:
     whole = open_segmentation(ade20k, Coding(reduce_zero=True))
     colours(ade20k)
     data = open_measured(ade20k, Coding(reduce_zero=True), lambda images: range(len(images)))
-    assert (data.val.masks, data.names, data.split) == (whole.val.masks, whole.names, "2 validation")
+    assert (data.val.annotations, data.names, data.split) == (whole.val.annotations, whole.names, "2 validation")
     shutil.rmtree(ade20k / "images" / "training")
     one = open_measured(ade20k, Coding(reduce_zero=True), lambda images: [1])
     assert one.val.images.names == ("1.jpg",)

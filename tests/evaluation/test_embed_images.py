@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import semmae
 from semmae.errors import UserError
@@ -59,6 +60,25 @@ def test_they_are_what_embed_writes(pooling: Any, encoder: Path, creatures: Path
     assert wanted.dtype == np.float32 and wanted.shape == (len(paths), 24)
     for vectors in found:
         assert vectors.dtype == np.float32 and np.array_equal(vectors, wanted)
+
+
+def test_a_single_image_and_an_iterator(encoder: Path) -> None:
+    loaded = semmae.load_encoder(encoder)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 32, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(image) for image in pixels]
+    wanted = semmae.embed_images(loaded, pictures)
+    assert np.array_equal(semmae.embed_images(loaded, iter(pictures), batch_size=2), wanted)
+    assert np.array_equal(semmae.embed_images(loaded, pixels), wanted)
+    planes = torch.from_numpy(pixels[0]).permute(2, 0, 1)
+    for image in (pictures[0], pixels[0], planes):
+        found = semmae.embed_images(loaded, image)
+        assert found.shape == (1, 24) and np.allclose(found, wanted[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("images", ["photos", None, 3, {"image": 1}, {1}, b"x", list, DataLoader([1])])
+def test_what_is_no_list_of_images_is_refused_in_one_line(images: Any, encoder: Path) -> None:
+    with pytest.raises(UserError, match="give a list or an iterator of images"):
+        semmae.embed_images(encoder, images)
 
 
 def test_nothing_gives_nothing_and_wrong_input_is_refused(encoder: Path) -> None:

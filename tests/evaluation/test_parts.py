@@ -15,7 +15,7 @@ from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.evaluation.keypoints import keypoint_quality
 from semmae.evaluation.parts import Truth, measure, read_truth, score
-from semmae.evaluation.quality import fixed_grid, quality, read_masks
+from semmae.evaluation.quality import fixed_grid, quality, read_annotations
 from semmae.reporting.page import quality_text
 
 CLUSTERED = ["kmeans", "kmeans_centred"]
@@ -32,7 +32,7 @@ def images(creatures: Path) -> ImageSet:
 def keypoints(images: ImageSet, creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A keypoint in the middle of each true part of each image but the first."""
     lines = ["image,part,x,y"]
-    for row, mask in zip(*read_masks(images.names, creatures / "masks", size=None), strict=True):
+    for row, mask in zip(*read_annotations(images.names, creatures / "masks", size=None), strict=True):
         for part in np.unique(mask[mask > 0]) if row else ():
             y, x = (values[len(values) // 2] for values in np.nonzero(mask == part))
             lines.append(f"{images.names[row]},part {part},{x + 0.5},{y + 0.5}")
@@ -56,7 +56,7 @@ def test_every_method_on_the_same_images(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     truth = read_truth(images, masks=creatures / "masks", keypoints=keypoints)
-    assert truth.rows == truth.masked == list(range(tiny.COUNT))
+    assert truth.rows == truth.annotated == list(range(tiny.COUNT))
     out = tmp_path / "quality.json"
     with caplog.at_level(logging.INFO, "semmae"):
         scores = measured(whole_run, images, truth, out)
@@ -78,11 +78,11 @@ def test_every_method_on_the_same_images(
 
 def test_a_limit_draws_images_for_all_methods(creatures: Path, images: ImageSet, keypoints: Path) -> None:
     truth = read_truth(images, masks=creatures / "masks", keypoints=None, limit=7, seed=3)
-    assert len(truth.rows) == 7 and truth.masked == list(range(7))
+    assert len(truth.rows) == 7 and truth.annotated == list(range(7))
     assert truth.protocol["images"] == 7 and truth.protocol["images_with_truth"] == tiny.COUNT
     assert truth.rows != read_truth(images, masks=creatures / "masks", limit=7, seed=4).rows
     # Labels that are the truth score 100: masks and labels are of the same images.
-    rows, masks = read_masks(images.names, creatures / "masks")
+    rows, masks = read_annotations(images.names, creatures / "masks")
     assert rows == list(range(tiny.COUNT))
     assert score(np.stack(masks)[truth.rows], truth)["nmi"] == pytest.approx(100)
     both = read_truth(images, masks=creatures / "masks", keypoints=keypoints, limit=7, seed=3)
@@ -94,7 +94,7 @@ def test_a_limit_draws_images_for_all_methods(creatures: Path, images: ImageSet,
 def test_images_without_masks_are_not_measured_by_them(
     creatures: Path, images: ImageSet, keypoints: Path, tmp_path: Path
 ) -> None:
-    rows, masks = read_masks(images.names, creatures / "masks", size=None)
+    rows, masks = read_annotations(images.names, creatures / "masks", size=None)
     for row in (0, 4, 9):
         path = (tmp_path / "masks" / images.names[row]).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def test_images_without_masks_are_not_measured_by_them(
     few = score(labels[truth.rows], truth)
     assert few == quality(labels[[0, 4, 9]], [masks[row] for row in (0, 4, 9)])
     wider = read_truth(images, masks=tmp_path / "masks", keypoints=keypoints)
-    assert wider.rows == list(range(tiny.COUNT)) and wider.masked == [0, 4, 9]
+    assert wider.rows == list(range(tiny.COUNT)) and wider.annotated == [0, 4, 9]
     assert wider.keypoints is not None
     assert score(labels, wider) == {**few, **keypoint_quality(labels, wider.keypoints)}
 
@@ -123,7 +123,7 @@ def test_truth_that_cannot_be_used_is_refused(creatures: Path, images: ImageSet,
         path = (tmp_path / "empty" / name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
-    with pytest.raises(UserError, match="none of 32 masks has a foreground"):
+    with pytest.raises(UserError, match="none of 32 annotations has a foreground"):
         read_truth(images, masks=tmp_path / "empty")
     (tmp_path / "outside.csv").write_text(f"image,part,x,y\n{images.names[5]},eye,20,49\n")
     with pytest.raises(UserError, match="outside the image, 48 x 48 pixels"):

@@ -14,10 +14,10 @@ from semmae.evaluation.quality import (
     SAMPLE,
     _match,
     agreement,
-    find_masks,
+    find_annotations,
     fixed_grid,
     quality,
-    read_masks,
+    read_annotations,
     sample,
 )
 
@@ -158,7 +158,7 @@ def test_unfinished_labels_and_empty_masks_are_refused() -> None:
     pred[1] = 255
     with pytest.raises(UserError, match="1 of 3 images have no part labels"):
         quality(pred, masks)
-    with pytest.raises(UserError, match="none of the 3 masks has a foreground"):
+    with pytest.raises(UserError, match="none of 3 annotations has a foreground"):
         quality(some_labels(3), [mask * 0 for mask in masks])
 
 
@@ -201,7 +201,7 @@ def marked(folder: Path, *paths: str) -> Path:
 
 def found(names: list[str], folder: Path) -> dict[str, int]:
     """Name of an image → what its mask is filled with."""
-    rows, masks = read_masks(names, folder)
+    rows, masks = read_annotations(names, folder)
     assert rows == sorted(rows)
     return {names[row]: int(mask[0, 0]) for row, mask in zip(rows, masks, strict=True)}
 
@@ -232,13 +232,13 @@ def test_no_image_takes_a_mask_that_is_another_ones(tmp_path: Path) -> None:
 
 def test_ambiguity_names_both(tmp_path: Path) -> None:
     marked(tmp_path / "two", "cat/1.png", "dog/1.png")
-    with pytest.raises(UserError, match='both masks "cat/1.png" and "dog/1.png" fit "1.jpg"'):
-        read_masks(["1.jpg"], tmp_path / "two")
+    with pytest.raises(UserError, match='both annotations "cat/1.png" and "dog/1.png" fit "1.jpg"'):
+        read_annotations(["1.jpg"], tmp_path / "two")
     with pytest.raises(UserError, match='"cat/1.png" and "dog/1.png" fit "owl/1.jpg"'):
-        read_masks(["cat/1.jpg", "owl/1.jpg"], tmp_path / "two")
+        read_annotations(["cat/1.jpg", "owl/1.jpg"], tmp_path / "two")
     marked(tmp_path / "one", "1.png")
-    with pytest.raises(UserError, match='the mask "1.png" fits "cat/1.jpg" and "dog/1.jpg"'):
-        read_masks(["cat/1.jpg", "dog/1.jpg"], tmp_path / "one")
+    with pytest.raises(UserError, match='the annotation "1.png" fits "cat/1.jpg" and "dog/1.jpg"'):
+        read_annotations(["cat/1.jpg", "dog/1.jpg"], tmp_path / "one")
 
 
 def test_rows_of_a_parquet_file_keep_their_number(tmp_path: Path) -> None:
@@ -259,11 +259,11 @@ def test_values_are_read_as_stored(tmp_path: Path) -> None:
     palette = Image.frombytes("P", (3, 2), mask.tobytes())
     palette.putpalette([200, 10, 10] * 256)  # one colour for all: only the indices tell them apart
     palette.save(tmp_path / "palette.png")
-    rows, masks = read_masks(["grey.jpg", "palette.jpg"], tmp_path, size=None)
+    rows, masks = read_annotations(["grey.jpg", "palette.jpg"], tmp_path, size=None)
     assert rows == [0, 1]
     for read in masks:
         np.testing.assert_array_equal(read, mask)
-    assert read_masks(["grey.jpg"], tmp_path)[1][0].shape == (SAMPLE, SAMPLE)
+    assert read_annotations(["grey.jpg"], tmp_path)[1][0].shape == (SAMPLE, SAMPLE)
 
 
 def test_255_is_the_part_where_there_is_no_other(tmp_path: Path) -> None:
@@ -271,10 +271,12 @@ def test_255_is_the_part_where_there_is_no_other(tmp_path: Path) -> None:
     for number, mask in enumerate(two):
         write(tmp_path / f"{number}.png", mask)
     names = [f"{number}.jpg" for number in range(4)]
-    assert [mask.tolist() for mask in read_masks(names, tmp_path, size=None)[1]] == [mask.tolist() for mask in two]
+    assert [mask.tolist() for mask in read_annotations(names, tmp_path, size=None)[1]] == [
+        mask.tolist() for mask in two
+    ]
     # Beside others it is not judged, as in segmentation: background, in every mask.
     write(tmp_path / "3.png", np.array([[2, 255]], np.uint8))
-    masks = read_masks(names, tmp_path, size=None)[1]
+    masks = read_annotations(names, tmp_path, size=None)[1]
     assert [mask.tolist() for mask in masks] == [[[0, 0]], [[0, 0]], [[0, 0]], [[2, 0]]]
 
 
@@ -282,29 +284,29 @@ def test_sampling_while_reading_changes_no_figure(tmp_path: Path) -> None:
     for number, mask in enumerate(some_masks(3)):
         write(tmp_path / f"{number}.png", mask)
     names = [f"{number}.jpg" for number in range(3)]
-    small, whole = (read_masks(names, tmp_path, size=size)[1] for size in (SAMPLE, None))
+    small, whole = (read_annotations(names, tmp_path, size=size)[1] for size in (SAMPLE, None))
     assert quality(some_labels(3), small) == quality(some_labels(3), whole)
 
 
 def test_bad_masks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
-        read_masks(["1.jpg"], tmp_path / "absent")
+        read_annotations(["1.jpg"], tmp_path / "absent")
     write(tmp_path / "rgb/1.png", np.zeros((2, 2), np.uint8), mode="RGB")
     with pytest.raises(UserError, match=r"1\.png.* mode RGB; save it as"):
-        read_masks(["1.jpg"], tmp_path / "rgb")
+        read_annotations(["1.jpg"], tmp_path / "rgb")
     with pytest.raises(UserError, match="belongs to any of the 1 images"):
-        read_masks(["2.jpg"], tmp_path / "rgb")
+        read_annotations(["2.jpg"], tmp_path / "rgb")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/1.png").write_bytes((tmp_path / "rgb/1.png").read_bytes()[:30])
     with pytest.raises(UserError, match="cannot be read"):
-        read_masks(["1.jpg"], tmp_path / "torn")
+        read_annotations(["1.jpg"], tmp_path / "torn")
 
 
 def test_position_alone_on_real_photographs() -> None:
     if not FASHION.is_dir():
         pytest.skip("the street-fashion photographs are not beside the repository")
     names = sorted(path.relative_to(FASHION).as_posix() for path in (FASHION / "images/val").glob("*.jpg"))
-    rows, masks = read_masks(names, FASHION / "masks")
+    rows, masks = read_annotations(names, FASHION / "masks")
     assert len(rows) == len(names) > 0
     grids = {"bands": fixed_grid(7, 28, rows=7), "squares": fixed_grid(9, 28)}
     scores = {name: quality(grid, masks) for name, grid in grids.items()}
@@ -317,5 +319,5 @@ def test_masks_of_other_formats_are_counted(tmp_path: Path, caplog: pytest.LogCa
     write(tmp_path / "1.png", np.ones((4, 4), np.uint8))
     for name in ("2.jpg", "3.JPG", "4.heic", "5.txt"):
         (tmp_path / name).write_bytes(b"x")
-    assert list(find_masks([f"{i}.jpg" for i in range(6)], tmp_path)) == [1]
+    assert list(find_annotations([f"{i}.jpg" for i in range(6)], tmp_path)) == [1]
     assert "2 .jpg, 1 .heic passed over" in caplog.text

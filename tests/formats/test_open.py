@@ -45,6 +45,15 @@ def test_the_release_of_mae_agrees(shared: Path) -> None:
     assert (tokens - expected["features"]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    "given", [torch.nn.Linear(2, 2), VisionTransformer(32, 8, embed_dim=24, depth=1, num_heads=2), None, 3]
+)
+def test_what_is_no_encoder_of_ours_is_refused(given: object) -> None:
+    for door in (load_encoder, load_mae):
+        with pytest.raises(UserError, match=f"{type(given).__name__}: no encoder .*load_encoder.*timm:NAME"):
+            door(given)  # type: ignore[operator]
+
+
 def test_heads_that_contradict_a_folder_of_ours_are_refused(encoder: Encoder, tmp_path: Path) -> None:
     checkpoint.save_encoder(encoder, tmp_path / "encoder")
 

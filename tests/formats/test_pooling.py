@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from semmae.formats.choose import holds_decoder
+from semmae.formats.choose import choose
 from semmae.formats.files import read_file
 from semmae.formats.folders import save_autoencoder, save_classifier, save_encoder, save_segmenter
 from semmae.formats.open import load_encoder
@@ -78,7 +78,7 @@ def test_files_of_others(tmp_path: Path) -> None:
     }
     for name, (content, expected) in files.items():
         torch.save(content, tmp_path / name)
-        has_decoder = holds_decoder(read_file(tmp_path / name))
+        has_decoder = choose(read_file(tmp_path / name)).has_decoder
         assert pooling_of_file(tmp_path / name, has_decoder) == expected, name
 
 

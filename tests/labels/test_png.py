@@ -91,7 +91,7 @@ def test_other_labels_and_foreign_files_are_refused(images: ImageSet, tmp_path: 
     before = tiny.listing(out)
     with pytest.raises(UserError, match=r"'learner_digest': 'l'.*'learner_digest': 'm'.*give another folder"):
         export_labels(labels_of(images, tmp_path / "q", learner="m"), images, out)
-    with pytest.raises(UserError, match="size grid, not image"):
+    with pytest.raises(UserError, match="size 'grid', not 'image'"):
         export_labels(labels_of(images, tmp_path / "p"), images, out, "image")
     assert tiny.listing(out) == before
     with pytest.raises(UserError, match="holds other files"):

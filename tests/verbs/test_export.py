@@ -492,6 +492,20 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert tiny.listing(tmp_path) == before
 
 
+def test_a_loaded_encoder_is_exported_and_its_run_is_not_known(run: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(run)
+    with torch.no_grad():
+        encoder.vit.patch_embed.proj.weight.mul_(2)
+
+    out = semmae.export(encoder=encoder, to="timm", out=tmp_path / "out").path
+
+    assert checkpoint.digest(load_encoder(out)) == checkpoint.digest(encoder)
+    card = (out / "README.md").read_text()
+    assert "from `Encoder`" in card and "Nothing is known of it" in card
+    with pytest.raises(UserError, match="Encoder has no decoder"):
+        semmae.export(encoder=encoder, to="mae", decoder="with", out=tmp_path / "other")
+
+
 def test_onnx_without_its_libraries_tells_how_to_get_them(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from semmae.cli import run
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
-from semmae.evaluation.quality import quality, read_masks
+from semmae.evaluation.quality import quality, read_annotations
 from semmae.files import short
 from semmae.formats.folders import read_learner
 
@@ -61,7 +61,7 @@ def test_quality_is_measured_against_the_masks(whole_run: Path, creatures: Path)
     ]
     images = open_images(creatures / "images")
     store = PartStore.open(whole_run / "parts", manifest_digest=images.digest)
-    rows, masks = read_masks(images.names, creatures / "masks")
+    rows, masks = read_annotations(images.names, creatures / "masks")
     assert rows == list(range(tiny.COUNT))
     assert measured["learned"] == pytest.approx(quality(store.labels, masks), abs=0.006)
 

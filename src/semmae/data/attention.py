@@ -1,7 +1,6 @@
 """How much each place of an image is attended, as it is stored: ranks inside the image, one byte a cell.
 
-Attention has a heavy tail, a few patches hold most of it; as ranks, all of it fits one byte, and what is
-read off it, an order of the patches, is kept.
+Attention has a heavy tail; as ranks it fits one byte, and keeps what is read off it, an order of the patches.
 """
 
 import math

@@ -26,6 +26,7 @@ from semmae.data.crop import crop_image, least_side, random_crop
 from semmae.data.loaders import Key, epoch_and_row
 from semmae.data.manifest import ImageSet
 from semmae.errors import UserError
+from semmae.files import shown
 
 Policy = Callable[[Image.Image], Image.Image]
 
@@ -37,9 +38,8 @@ _RAND_AUGMENT = re.compile(r"rand(-(m|n|p|mstd|mmax|inc)\d+(\.\d+)?|-t[a-z0-9]+)
 class LabelledCrops(Dataset[dict[str, Any]]):
     """Random crops of images whose classes are known, for training.
 
-    Item: "images" uint8 (3, size, size), "targets" the class's number, "row". `targets`: the class of each image (N,);
-    `scale`: share of the image's area that a crop shows, from and to; `policy`: what is done to a crop beside mirroring
-    it, see `augmentation`.
+    Item: "images" uint8 (3, size, size), "targets" the class's number, "row". `scale`: share of the image's area that a
+    crop shows, from and to; `policy`: what is done to a crop beside mirroring it, see `augmentation`.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class LabelledCrops(Dataset[dict[str, Any]]):
 def augmentation(name: str, size: int, mean: Sequence[float]) -> Policy | None:
     """A policy by timm's name for it, for crops of `size` pixels a side; None for "none".
 
-    Names are such as "rand-m9-mstd0.5-inc1", "original", "3a", "augmix-m3-w3"; UserError where timm knows none such.
-    `mean`, of the encoder's normalisation, is the colour of what is moved in from outside.
+    Such as "rand-m9-mstd0.5-inc1", "original", "3a", "augmix-m3-w3"; UserError where timm knows none such. `mean`, of
+    the encoder's normalisation, is the colour of what is moved in from outside.
     """
     if name == NO_POLICY:
         return None
@@ -96,7 +96,7 @@ def augmentation(name: str, size: int, mean: Sequence[float]) -> Policy | None:
         _keep_a_bit(made)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
-            f"--augment {name}: timm knows no such policy; give one such as rand-m9-mstd0.5-inc1, or {NO_POLICY}"
+            f"--augment {shown(name)}: timm knows no such policy; give one such as rand-m9-mstd0.5-inc1, or {NO_POLICY}"
         ) from error
     return made
 

@@ -36,13 +36,15 @@ def cache_folder() -> Path | None:
 
 
 def cache_file(folder: Path, key: str) -> Path:
-    """The file of a data set, by its key."""
+    """The file of the data set with this key."""
     return folder / f"{hashlib.sha256(on_disk(key)).hexdigest()[:32]}.npy"
 
 
 def stamps(names: Names, sizes: npt.NDArray[np.int64], modified: npt.NDArray[np.int64]) -> _Table:
     """Rows of such a file, in the order of the names: int64 (N, 3)."""
-    return np.stack([_hashes(names.encoded(), len(names)), sizes, modified], axis=1)
+    # 64 bits a name. Where two images should share them, one of the two is decoded at every check.
+    digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names.encoded())
+    return np.stack([np.frombuffer(digests, "<i8", len(names)).astype(np.int64), sizes, modified], axis=1)
 
 
 def known_rows(found: _Table, known: _Table) -> npt.NDArray[np.bool_]:
@@ -73,12 +75,6 @@ def write_known(file: Path, *tables: _Table) -> None:
             np.save(handle, _merged(tables))
     except (OSError, DiskError, UserError) as error:  # only speed is lost
         _log.warning("%s: cache not written (%s), images are checked again the next time", file, error)
-
-
-def _hashes(names: Iterable[bytes], count: int) -> npt.NDArray[np.int64]:
-    """64 bits a name. Where two images should share them, one of the two is decoded at every check."""
-    digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
-    return np.frombuffer(digests, "<i8", count).astype(np.int64)
 
 
 def _merged(tables: Iterable[_Table]) -> _Table:

@@ -1,4 +1,4 @@
-"""Names of classes that lie beside masks: `classes.json`, or the lists that come with ADE20K."""
+"""Names of classes that lie beside annotations: `classes.json`, or the lists that come with ADE20K."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _LISTS = ("objectInfo150.txt", "objectInfo150.csv")
 
 
 def read_class_names(folder: Path) -> tuple[Path, Mapping[int, str]] | None:
-    """The file that names the classes, and number in the masks → name, each unique; None where there is none.
+    """The file that names the classes, and number in the annotations → name, each unique; None where there is none.
 
     | file                       | form                                                            |
     |----------------------------|-----------------------------------------------------------------|

@@ -13,6 +13,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.data.sources import splits_of
 from semmae.data.splits import TRAIN, held_out
 from semmae.errors import UserError, near_only
+from semmae.files import shown
 from semmae.objects import described
 from semmae.options.shared import VAL_SHARE
 
@@ -124,7 +125,7 @@ def check_classes(data: Any, sets: Sequence[ImageSet], limit: int | None) -> Non
     known = sorted(set(sets[0].labels or ()))
     if len(known) < 2:
         remedy = sets[0].source.class_note or "put images into one folder a class"
-        raise UserError(f"{described(data)}: a single class ({known[0]}); {remedy}")
+        raise UserError(f"{described(data)}: a single class ({shown(known[0])}); {remedy}")
     asked = set(sets[-1].labels or ())
     unknown, unasked = sorted(asked.difference(known)), sorted(set(known).difference(asked))
     if unknown:
@@ -145,17 +146,14 @@ def _check_labelled(data: Any, images: ImageSet) -> None:
 
 
 def _named(classes: Sequence[str]) -> str:
-    return f"{classes[0]!r}" + (f" and {len(classes) - 1} more" if len(classes) > 1 else "")
+    return shown(classes[0]) + (f" and {len(classes) - 1} more" if len(classes) > 1 else "")
 
 
 # Images that a model has learned from
 
 
 def image_keys(images: ImageSet) -> list[str]:
-    """What a model keeps of the images that it learned from, for `unlearned_rows`: 12 characters of each.
-
-    A hash of the name below the root, the folder `train` left out, and of the number of bytes: it reveals no name.
-    """
+    """What a model keeps of each image that it learned from: a hash of its name, without `train/`, and of its size."""
     return [_image_key(*named) for named in zip(images.names, images.manifest.sizes, strict=True)]
 
 

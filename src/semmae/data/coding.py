@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from semmae.errors import UserError, listed
+from semmae.files import shown
 
 IGNORED = 255  # in labels: neither trained on nor measured
 
@@ -115,5 +116,5 @@ def names_of(
     names = tuple(known.get(number, str(number)) for number in range(first, max(known) + 1))
     if len(names) < 2:
         remedy = "; 0 is a class too without --reduce-zero-label" if first else ""
-        raise UserError(f"{root}: a single class ({names[0]}); annotations must hold at least two{remedy}")
+        raise UserError(f"{root}: a single class ({shown(names[0])}); annotations must hold at least two{remedy}")
     return names

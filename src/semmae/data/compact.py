@@ -1,14 +1,13 @@
 """Lists of millions of texts that are no Python object each: what a data set's names and classes are kept in.
 
-Processes that load images are forked, or get a copy. A forked one shares the memory of its parent until somebody
-writes to it, and Python writes to every object that it only looks at, to count who does: of a million names in a list
-each process soon has its own copy. In one buffer there is nothing to count, and a copy is sent at once.
+A forked process shares the memory of its parent until one of them writes to it, and Python writes to every object that
+it looks at, to count references: each process that loads images would soon have its own copy of a list of names.
 """
 
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeGuard, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,22 @@ from semmae.files import on_disk
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
 
-class Names(Sequence[str]):
+class _Texts(Sequence[str]):
+    """What both kinds have in common."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):  # a text is a sequence of letters
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self[:3])) + (", …" if len(self) > 3 else "")
+        return f"{type(self).__name__}([{shown}], {len(self)} in all)"
+
+
+class Names(_Texts):
     """Texts that hardly repeat, read-only: one buffer of bytes and where each begins. Equal to a list of the same.
 
     Kept as the bytes that the file system knows them by, also of a name that is no UTF-8, also where the locale is C.
@@ -54,12 +68,7 @@ class Names(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Names):
             return self._buffer == other._buffer and np.array_equal(self._starts, other._starts)
-        return _equal(self, other) if _is_list(other) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return _shown(self)
+        return super().__eq__(other)
 
     def encoded(self) -> Iterator[bytes]:
         # Arrays are gone through number by number: a list of them would be millions of objects again.
@@ -76,7 +85,7 @@ class Names(Sequence[str]):
         return taken
 
 
-class Labels(Sequence[str]):
+class Labels(_Texts):
     """The class of every row, read-only: a number each, and the names once. Equal to a list of the same."""
 
     __slots__ = ("_codes", "classes")
@@ -101,28 +110,7 @@ class Labels(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return (self.classes[code] for code in self._codes)
 
-    def __eq__(self, other: object) -> bool:
-        return _equal(self, other) if _is_list(other) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return _shown(self)
-
     def take(self, rows: Rows) -> "Labels":
         taken = Labels()
         taken._codes, taken.classes = self._codes[np.asarray(rows, dtype=np.int64)], self.classes
         return taken
-
-
-def _is_list(other: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(other, Sequence) and not isinstance(other, str)  # a text is a sequence of letters
-
-
-def _equal(texts: Sequence[str], others: Sequence[object]) -> bool:
-    return len(texts) == len(others) and all(mine == theirs for mine, theirs in zip(texts, others, strict=True))
-
-
-def _shown(texts: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, texts[:3])) + (", …" if len(texts) > 3 else "")
-    return f"{type(texts).__name__}([{shown}], {len(texts)} in all)"

@@ -1,12 +1,11 @@
 """Draws a small data set of creatures and objects whose true parts are known.
 
 Notable:
-- eight classes that differ in shape: colours are drawn per image by one rule for all, so none names a class;
-- six part labels shared by the classes, so that part quality can be measured across them;
+- eight classes that differ in shape, not in colour, and share six part labels;
 - one rule orders the colours of an image (heads are paler than bodies, limbs darker, wings of another hue),
   so that parts can be learned from pixels;
-- picture and mask come from one drawing, a canvas of codes (label and tone) at three times the size: the
-  picture is its coloured average, the mask its centre pixels, so that a mask has no blended labels;
+- picture and annotation come from one drawing, a canvas of codes (label and tone) at three times the size: the
+  picture is its coloured average, the annotation its centre pixels, so that it has no blended labels;
 - image i is a pure function of (seed, i): asking for more images keeps the first ones.
 """
 
@@ -31,7 +30,7 @@ PARTS = ("background", "body", "head", "limb", "tail-wing", "ear-top", "eye")
 BODY, HEAD, LIMB, WING, TOP, EYE = range(1, 7)
 PLAIN, FAR, INK, PATTERN = range(4)  # a part's tones: its colour, in shade, the line around it, stripes or spots
 TONES = 4
-OVERSAMPLING = 3  # odd, so that every pixel has a centre sample for the mask
+OVERSAMPLING = 3  # odd, so that every pixel has a centre sample for the annotation
 SMALLEST = 32  # pixels; below this an eye is less than one
 
 
@@ -321,7 +320,7 @@ def _background(side: int, parts: Floats, rng: np.random.Generator) -> Bytes:
 
 
 def draw_creature(name: str, size: int, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
-    """One creature of class `name`: picture (size, size, 3) and mask (size, size) of indices into PARTS."""
+    """One creature of class `name`: picture (size, size, 3) and annotation (size, size) of indices into PARTS."""
     side = size * OVERSAMPLING
     placed, unit = _place(_pose(CREATURES[name], rng), side, rng)
     canvas = Image.new("L", (side, side), 0)
@@ -347,8 +346,7 @@ def draw_creature(name: str, size: int, rng: np.random.Generator) -> tuple[Bytes
 def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0) -> None:
     """Write `count` images of `size` pixels: out/{images,masks}/CLASS/0001.png and out/classes.json.
 
-    A mask is an 8-bit PNG of indices into "parts" in classes.json, 0 for the background. "classes" lists the
-    classes, which take turns: image i depends on `seed`, `size` and i only.
+    Annotations are 8-bit PNGs of indices into "parts" in classes.json, 0 for the background. Classes take turns.
     """
     for option, value, low, high in (
         ("count", count, 1, 10_000_000),
@@ -367,8 +365,8 @@ def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0
                 (made / kind / name).mkdir(parents=True)
         for i in range(count):
             name = names[i % len(names)]
-            picture, mask = draw_creature(name, size, np.random.default_rng([seed, i]))
+            picture, parts = draw_creature(name, size, np.random.default_rng([seed, i]))
             path = f"{name}/{i // len(names) + 1:04d}.png"
             Image.fromarray(picture).save(made / "images" / path)
-            Image.fromarray(mask).save(made / "masks" / path)
+            Image.fromarray(parts).save(made / "masks" / path)
         write_json(made / "classes.json", {"classes": names, "parts": PARTS})

@@ -6,11 +6,15 @@ Part labels are for the whole image stretched to a square: fractions of height a
 
 import math
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+Grid = TypeVar("Grid", Tensor, npt.NDArray[Any])
 
 NARROWEST = 3 / 4  # of a random crop: its height to its width, or the other way round
 _TRIES = 10
@@ -66,10 +70,7 @@ def random_crop(
 
 
 def least_side(size: int, share: float) -> int:
-    """The short side that an image must have for no random crop of `size` pixels to be enlarged.
-
-    `share` of the image's area is what a crop shows at least.
-    """
+    """The short side at which no random crop of `size` pixels, at least `share` of the image's area, is enlarged."""
     return math.ceil(size / math.sqrt(share * NARROWEST))
 
 
@@ -105,6 +106,15 @@ def crop_parts(grid: np.ndarray | Tensor, crop: Crop, side: int) -> Tensor:
     return torch.from_numpy(labels[rows[:, None], columns].ravel().astype(np.int64))
 
 
+def at_centres(labels: Grid, height: int, width: int) -> Grid:
+    """Labels (…, H, W) → (…, height, width): the label under each new cell's centre, for none lies between two."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip((height, width), labels.shape[-2:], strict=True)
+    )
+    found: Grid = labels[..., rows, :][..., columns]
+    return found
+
+
 def _cells(positions: np.ndarray, cells: int) -> np.ndarray:
     """The cell of a row of `cells` equal ones in which each position in [0, 1] lies."""
     found: np.ndarray = np.minimum((positions * cells).astype(np.int64), cells - 1)  # cut to whole numbers
@@ -130,17 +140,11 @@ def _hats(positions: np.ndarray, cells: int) -> np.ndarray:
 
 
 def matching_places(first: Tensor, second: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Where two crops of one image show the same places.
+    """Where two crops of one image, rows of `Crop.numbers` (B, 5), show the same places, side × side of them.
 
-    Args:
-        first: crops of a batch as `Crop.numbers`, (B, 5) float.
-        second: other crops of the same images, (B, 5).
-        side: places a side, spread evenly over what both crops show; where they share nothing, over the
-            border between them.
-
-    Returns:
-        The places in each crop's own coordinates, (B, side, side, 2) each, x before y, -1 to 1 from edge to
-        edge: what `torch.nn.functional.grid_sample(..., align_corners=False)` takes.
+    They are spread evenly over what both crops show; where these share nothing, over the border between them. In each
+    crop's own coordinates, (B, side, side, 2), x before y, -1 to 1 from edge to edge: as `grid_sample` of torch takes
+    them with align_corners=False.
     """
     low = torch.maximum(first[:, :2], second[:, :2])  # (B, 2): top, left
     high = torch.minimum(first[:, :2] + first[:, 2:4], second[:, :2] + second[:, 2:4])

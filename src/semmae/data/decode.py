@@ -5,8 +5,8 @@
   white), and HEIC where pillow-heif is installed. No other format of Pillow's is tried: some start programs.
 - A damaged file is a ValueError, never the end of the process: torchvision's decoder of PNG dies of most damaged ones
   (0.29), its decoder of JPEG and Pillow's of all formats died of none of 40,000 or more each.
-- torchvision means to give its decoders up; where it has none, Pillow reads everything. TorchCodec, named as their
-  successor, is not taken: it wants torch 2.11, reads neither BMP nor TIFF, and took 16 s over one damaged WebP.
+- torchvision means to give its decoders up; where it has none, Pillow reads everything. TorchCodec, their successor,
+  wants torch 2.11, reads neither BMP nor TIFF, and took 16 s over one damaged WebP.
 - The checksums of a PNG are compared, which Pillow leaves out: it decodes a file that ends in zeros to noise.
 - The header is looked at first (`headers`): an image of more than `MOST_PIXELS`, one whose pixels would take more than
   `_MOST_MEMORY`, and one of blocks without end are refused before they cost anything.
@@ -34,7 +34,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from semmae.data.headers import MOST_PIXELS, PNG, check_png, check_size, grey_bits, jpeg_header
-from semmae.errors import one_line
+from semmae.errors import reason
 
 try:
     from torchvision.io import decode_jpeg
@@ -84,11 +84,8 @@ _FLIPS = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # o
 def decode(raw: bytes, least: int | None = None) -> Tensor:
     """uint8 (3, H, W) RGB of an encoded image. ValueError with a short reason when it cannot be read.
 
-    Args:
-        raw: the bytes of the file.
-        least: pixels of the short side that are enough. A large JPEG whose short side is at least twice as long
-            comes at 1/2, 1/4 or 1/8 of its size, with a short side of at least `least`; that takes half the time.
-            None: always at its own size.
+    `least`: pixels of the short side that are enough. A large JPEG whose short side is at least twice as long comes at
+    1/2, 1/4 or 1/8 of its size, its short side still at least that; it takes half the time.
     """
     if not raw:
         raise ValueError("empty file")
@@ -113,10 +110,8 @@ def decode(raw: bytes, least: int | None = None) -> Tensor:
 def decode_labels(raw: bytes) -> npt.NDArray[np.uint8]:
     """uint8 (H, W): the grey levels or palette indices of an annotation, upright as a photo would be.
 
-    Grey levels of 1, 2 or 4 bits are those of the file, 0 to 15 at most: Pillow stretches them to 255.
-
-    Raises:
-        ValueError: it cannot be read, or does not hold labels of 8 bits or fewer.
+    Grey levels of 1, 2 or 4 bits are those of the file, which Pillow stretches to 255. ValueError where it cannot be
+    read, or holds no labels of 8 bits or fewer.
     """
     with _opened(raw) as opened:
         if opened.mode not in ("1", "L", "P"):
@@ -131,11 +126,7 @@ def decode_labels(raw: bytes) -> npt.NDArray[np.uint8]:
 
 
 def upright_size(raw: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image as `decode` gives it, off the header where that has them.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """Height and width of an encoded image as `decode` gives it, off the header where possible; ValueError as there."""
     jpeg = jpeg_header(raw)
     if jpeg is not None:
         (height, width), exif = (jpeg.height, jpeg.width), jpeg.exif
@@ -193,10 +184,7 @@ def _opened(raw: bytes) -> Iterator[Image.Image]:
 
 
 def _decode_reduced(raw: bytes, least: int) -> Tensor | None:
-    """A JPEG at a fraction of its size; None where it cannot be read so.
-
-    The decoder leaves out the high frequencies of each block instead of computing all pixels (Pillow's `draft`).
-    """
+    """A JPEG at a fraction of its size, without high frequencies (Pillow's `draft`); None where that cannot be."""
     try:
         with _opened(raw) as opened:
             opened.draft(opened.mode, (least, least))
@@ -285,7 +273,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     """One short line for the list of skipped files."""
-    line = one_line(error) or type(error).__name__
-    if "truncated" in line.lower() or isinstance(error, EOFError):
-        return "truncated"
-    return line[:120]
+    line = reason(error)
+    return "truncated" if "truncated" in line.lower() or isinstance(error, EOFError) else line

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from semmae.data.compact import Labels, Names
 from semmae.data.decode import MOST_BYTES, SUFFIXES
 from semmae.data.endings import UNDECODED, counted, ending, is_archive
-from semmae.data.splits import MASK_FOLDERS, are_splits, pick_split
-from semmae.errors import UserError, near_only
+from semmae.data.splits import ANNOTATION_FOLDERS, are_splits, pick_split
+from semmae.errors import UserError, near_only, reason
 from semmae.files import read_bytes, shown, user_path
 
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # of a drive, C:/, there is one letter
@@ -55,7 +55,7 @@ class FolderSource:
 def open_folder(root: Path, names: list[str], split: str | None, data: str) -> FolderSource:
     """The image files of these names below `root`, all or those of one split, classes by folder."""
     folders = first_folders(names)
-    annotations = folders.intersection(MASK_FOLDERS)
+    annotations = folders.intersection(ANNOTATION_FOLDERS)
     if annotations and folders == {"images", *annotations}:
         raise UserError(f"{data}: holds images and their annotations; give {data}/images, to learn from these alone")
     if {"train", "train_mini"} <= folders:  # iNaturalist 2021: the second holds images of the first
@@ -185,8 +185,8 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _refuse_unlisted(error: OSError) -> None:
-    reason = (error.strerror or type(error).__name__).lower()
-    raise UserError(f"{error.filename}: cannot be listed ({reason}); change its permissions, or move it away")
+    fault = f"cannot be listed ({reason(error).lower()})"
+    raise UserError(f"{error.filename}: {fault}; change its permissions, or move it away")
 
 
 def _size_and_time(path: str) -> tuple[int, int]:

@@ -74,12 +74,17 @@ def _gives_plain_files(data: DatasetFolder) -> bool:
 
 
 def _open_subset(data: "Subset[Any]") -> Source:
-    rows = np.asarray(data.indices, dtype=np.int64).ravel()
+    source = open_object(data.dataset)
+    rows, count = np.asarray(data.indices).ravel(), len(source)
+    wrong = rows[(rows < -count) | (rows >= count)] if rows.dtype.kind in "iu" else rows
+    if len(wrong):
+        fault = f"row {shown(wrong[0].item())} of {count} images"
+        raise UserError(f"{described(data)}: {fault}; give rows from 0 to {count - 1}")
+    rows = rows.astype(np.int64) % count  # -1 is the last, as in a list
     found, counts = np.unique(rows, return_counts=True)
     if not len(rows) or counts.max() > 1:
         fault = f"row {found[counts.argmax()]} comes twice; give each once" if len(rows) else "empty; give some rows"
         raise UserError(f"{described(data)}: {fault}")
-    source = open_object(data.dataset)
     return source.select(rows) if isinstance(source, ItemSource) else Selection(source, rows)
 
 

@@ -1,7 +1,7 @@
 """What the headers of JPEG and PNG say before their pixels take any memory, and which files would have no end.
 
-Pillow reads what stands before the pixels in Python, block by block, up to some microseconds each; and a file of a few
-megabytes can hold millions of blocks. So those are counted here first, with bounds far above those of real photos.
+Pillow reads what stands before the pixels block by block, in Python, and a file of a few megabytes can hold millions of
+blocks: they are counted here first, with bounds far above those of real photos.
 """
 
 import re

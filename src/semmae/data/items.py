@@ -1,9 +1,8 @@
 """Images that Python objects give item by item: map-style data sets, lists of images, as uint8 (3, H, W).
 
-An item is an image, (image, label) or {"image": …, "label": …}. Nothing but its pixels shows whether it is the same
-image in another process, and each image is read once before a run anyway: a hash of the pixels stands where files have
-their size, so that the digest of a manifest covers all of them. A data set that draws (random crops) has another digest
-each time, and is refused: crops and flips are drawn here, by seed, epoch and row.
+An item is an image, (image, label) or {"image": …, "label": …}. A hash of its pixels stands where files have a size, so
+that the digest of a manifest covers them. A data set that draws (random crops) has another digest each time, and is
+refused: crops and flips are drawn here, by seed, epoch and row.
 """
 
 import pickle
@@ -24,7 +23,7 @@ from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import pixels_of
 from semmae.data.parquet import classes_of
 from semmae.data.workers import start_worker
-from semmae.errors import UserError, listed, one_line
+from semmae.errors import UserError, listed, one_line, reason
 from semmae.files import shown
 from semmae.objects import described
 from semmae.progress import Progress
@@ -147,9 +146,8 @@ class ItemSource:
         try:
             sent = bytes(ForkingPickler.dumps(self._items))
         except Exception as error:  # whatever a foreign class raises
-            reason = (one_line(error) or type(error).__name__)[:120]
             raise UserError(
-                f"{self.root}: cannot be sent to other processes ({reason}); give workers=0, or let it hold "
+                f"{self.root}: cannot be sent to other processes ({reason(error)}); give workers=0, or let it hold "
                 "nothing that cannot be pickled, such as a lambda or an open file"
             ) from error
         return {**self.__dict__, "_items": sent}

@@ -12,6 +12,7 @@ Names are paths below the folder, sorted, as those of a plain folder are: part l
 A folder is known by the files that no plain folder has; where others of them lack, the first is named.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import compress
@@ -22,8 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from semmae.errors import UserError
-from semmae.files import open_regular, read_bytes, read_json_value
+from semmae.errors import UserError, reason
+from semmae.files import open_regular, read_json_value, read_text, shown
 
 _MOST_JSON = 2**31  # bytes; the largest of these files is iNaturalist's of 2017
 # The folders that archives unpack to, and what may lie beside them there.
@@ -78,22 +79,22 @@ def _unpacked(folder: Path) -> list[Path]:
     return found if others <= {found[0].name, *_BESIDE} else []
 
 
-def _listing(root: Path, told_by: str, rows: Iterable[_Row], lacking: str = "") -> Listing:
+def _listing(root: Path, listed_in: str, rows: Iterable[_Row], lacking: str = "") -> Listing:
     """The rows sorted and checked: each name once, below the root, in a folder that is there."""
     table = sorted(rows, key=itemgetter(0))
     names = [name for name, _, _ in table]
     for name, following in zip(names, names[1:], strict=False):
         if name == following:
-            raise UserError(f"{root / told_by}: lists {name} twice; keep one of the two")
+            raise UserError(f"{root / listed_in}: lists {shown(name)} twice; keep one of the two")
     outside = next((name for name in names if name.startswith("/") or ".." in name.split("/")), None)
     if outside is not None:
-        raise UserError(f"{root / told_by}: {outside} lies outside the folder; write paths below it")
+        raise UserError(f"{root / listed_in}: {shown(outside)} lies outside the folder; write paths below it")
     counts: dict[str, int] = {}
     for name in names:
         counts[name.split("/", 1)[0]] = counts.get(name.split("/", 1)[0], 0) + 1
     for place, count in counts.items():
-        if not (root / place).exists():
-            raise UserError(f"{root / place}: missing, {told_by} lists {count} images in it; unpack them there")
+        if not os.path.lexists(root / place):
+            raise UserError(f"{root}/{place[:255]}: missing, {listed_in} lists {count} images in it; unpack them there")
     return Listing(root, names, [label for _, label, _ in table], [split for _, _, split in table], lacking)
 
 
@@ -108,7 +109,7 @@ def _cub(root: Path) -> Listing | None:
         number, train = classes.get(image), in_train.get(image)
         if number not in names or train not in ("0", "1"):
             wrong = _CUB[3] if train not in ("0", "1") else _CUB[1]
-            raise UserError(f"{root / wrong}: lists nothing of image {image} ({name}); restore the file")
+            raise UserError(f"{root / wrong}: lists nothing of image {shown(image)} ({shown(name)}); restore the file")
         rows.append((f"images/{name}", names[number], "train" if train == "1" else "val"))
     return _listing(root, _CUB[0], rows)
 
@@ -116,14 +117,10 @@ def _cub(root: Path) -> Listing | None:
 def read_ids(path: Path) -> dict[str, str]:
     """A file of lines `number value`."""
     found = {}
-    try:
-        text = read_bytes(path).decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_text(path, errors="surrogateescape").splitlines(), 1):
         key, _, value = line.strip().partition(" ")
         if not value:
-            raise UserError(f"{path}, line {number}: {line!r} is no number and value; restore the file")
+            raise UserError(f"{path}, line {number}: {shown(line)} is no number and value; restore the file")
         found[key] = value.strip()
     return found
 
@@ -181,7 +178,7 @@ def _class_names(path: Path, numbers: list[Any], classes: list[Any]) -> list[Any
     """Names of classes counted from 1."""
     wrong = next((n for n in numbers if not isinstance(n, (int, float)) or not 1 <= n <= len(classes)), None)
     if wrong is not None:
-        raise UserError(f"{path}: class {wrong}, of 1 to {len(classes)}; restore the file")
+        raise UserError(f"{path}: class {shown(wrong)}, of 1 to {len(classes)}; restore the file")
     return [classes[int(number) - 1] for number in numbers]
 
 
@@ -229,7 +226,7 @@ def _read_annotations(path: Path, split: str) -> list[_Row] | None:
         names = {number: f"{number:05d} {name}" for number, name in names.items()}
     wrong = next((name for image, name in images.items() if of_image.get(image) not in names), None)
     if wrong is not None:
-        raise UserError(f"{path}: gives no class of {wrong}; restore the file")
+        raise UserError(f"{path}: gives no class of {shown(wrong)}; restore the file")
     return [(name, names[of_image[image]], split) for image, name in images.items()]
 
 
@@ -248,8 +245,8 @@ def _read_mat(path: Path, variable: str, *fields: str) -> npt.NDArray[Any]:
             values = np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
         lacking = [name for name in fields if name not in (values.dtype.names or ())]
     except Exception as error:  # bytes that are no MATLAB file fail in as many ways as there are bytes
-        reason = f"no variable {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: not readable ({reason}); restore the file") from error
+        fault = f"no variable {error}" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"{path}: not readable ({fault}); restore the file") from error
     if lacking:
         raise UserError(f"{path}: {variable} lacks {', '.join(lacking)}; restore the file")
     return values

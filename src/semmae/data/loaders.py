@@ -161,10 +161,10 @@ class CropDataset(Dataset[dict[str, Any]]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
-        """The items of a batch, as a loader asks for them.
+        """The items of a batch, each kind of work done for all in one go.
 
-        Each kind of work is done for all of them in one go. In turns, they drive each other's code and tables out of
-        the processor's cache: generators and labels then take several times as long, decoding a tenth longer.
+        In turns, they drive each other's code and tables out of the processor's cache: generators and labels then take
+        several times as long, decoding a tenth longer.
         """
         places = [epoch_and_row(key) for key in keys]
         rngs = [np.random.default_rng((self.seed, *place)) for place in places]

@@ -11,7 +11,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +27,13 @@ from semmae.data.endings import UNDECODED, counted, ending
 from semmae.data.items import ItemSource
 from semmae.data.selection import Selection, Source
 from semmae.data.sources import open_source
-from semmae.errors import UserError, listed
+from semmae.data.workers import in_threads
+from semmae.errors import UserError, listed, reason
 from semmae.files import write_csv
 from semmae.objects import described
 from semmae.progress import Progress
 
 UNREADABLE_LIMIT = 0.05
-_BLOCK = 512  # images handed to the threads together
 
 _log = logging.getLogger("semmae")
 
@@ -136,8 +135,8 @@ def open_images(
 ) -> ImageSet:
     """The images of `data`, checked: all, one split, or `limit` drawn by `seed` (only these are decoded).
 
-    `data`: a path, `hf:NAME`, or one of the objects that `semmae.data.from_python` reads.
-    Why they have no classes, where there seem to be some, is logged here, but with `needs_classes`: the caller refuses.
+    `data`: a path, `hf:NAME`, or one of the objects that `semmae.data.from_python` reads. Why they have no classes is
+    logged, but with `needs_classes`: the caller refuses.
     """
     source = open_source(data, split)
     if limit is not None and limit < len(source):
@@ -226,25 +225,21 @@ def _positions(names: Names, chosen: Names) -> npt.NDArray[np.int64]:
 def _check(source: Source, rows: npt.NDArray[np.int64], workers: int) -> Iterator[str | None]:
     """Why each row cannot be read, None where it can. Threads: decoding frees the interpreter's lock."""
 
-    def reason(row: int) -> str | None:
+    def fault(row: int) -> str | None:
         try:
             raw = source.read(row)
             assert isinstance(raw, bytes)  # what objects give is examined by their own source
             decode(raw, least=1)  # all bytes are parsed, fewer pixels computed
         except OSError as error:
-            return error.strerror or type(error).__name__
+            return reason(error)
         except ValueError as error:
             return str(error)
         return None
 
-    with (
-        ThreadPoolExecutor(max(workers, 1)) as pool,
-        Progress(len(rows), label=f"checking {source.root}") as progress,
-    ):
-        for at in range(0, len(rows), _BLOCK):
-            block = rows[at : at + _BLOCK].tolist()
-            yield from pool.map(reason, block)
-            progress.update(len(block))
+    with Progress(len(rows), label=f"checking {source.root}") as progress:
+        for found in in_threads(fault, map(int, rows), workers):
+            yield found
+            progress.update()
 
 
 def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:

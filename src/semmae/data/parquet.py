@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from semmae.data.compact import Labels, Names
 from semmae.data.splits import TRAIN, VAL, pick_split
-from semmae.errors import UserError, near, one_line
+from semmae.errors import UserError, near, reason
 from semmae.files import open_regular, read_bytes, shown
+from semmae.progress import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,8 +118,8 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
         # The library takes a name for a pattern.
         rows = datasets.Dataset.from_parquet([glob.escape(str(path)) for path in paths], columns=columns)
     except Exception as error:  # what a damaged file makes the library raise has no common type
-        reason = one_line(error.__cause__ or error) or type(error).__name__
-        raise UserError(f"{data}: Parquet not readable ({reason}); repair or remove the file") from error
+        fault = reason(error.__cause__ or error, 200)
+        raise UserError(f"{data}: Parquet not readable ({fault}); repair or remove the file") from error
     return TableSource(
         rows,
         root=root,
@@ -136,10 +137,11 @@ def load_hub(data: str) -> Mapping[str, "Dataset"]:
         raise UserError(f"{shown(data)}: no name; give a data set of the hub as hf:NAME, or a folder")
     datasets = _datasets()
     try:
-        loaded: Mapping[str, Dataset] = datasets.load_dataset(data.removeprefix("hf:"))
+        with quiet("huggingface_hub", "datasets"):
+            loaded: Mapping[str, Dataset] = datasets.load_dataset(data.removeprefix("hf:"))
     except Exception as error:  # hub, network and script errors have no common type
-        reason = one_line(error) or type(error).__name__
-        raise UserError(f"{data}: cannot be loaded from the hub: {reason}; check the name and the network") from error
+        fault = f"cannot be loaded from the hub: {reason(error, 300)}"
+        raise UserError(f"{shown(data)}: {fault}; check the name and the network") from error
     return loaded
 
 
@@ -159,8 +161,7 @@ def open_tables(
     try:
         rows = _datasets().concatenate_datasets([table.select_columns(columns) for table in tables.values()])
     except Exception as error:  # of columns of different types
-        reason = one_line(error)[:120] or type(error).__name__
-        raise UserError(f"{data}: its splits do not fit together ({reason}); give one of them") from error
+        raise UserError(f"{data}: its splits do not fit together ({reason(error)}); give one of them") from error
     unknown = np.zeros(len(names), dtype=np.int64)
     return TableSource(rows, root=Path(data), key=key, names=names, modified=unknown, beside=beside)
 
@@ -192,8 +193,7 @@ def _read_schema(path: Path) -> tuple[pa.Schema, int]:
             _check_features(table.schema_arrow)
             return table.schema_arrow, table.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        reason = one_line(error) or type(error).__name__
-        raise UserError(f"{path}: not a readable Parquet file ({reason}); repair or remove it") from error
+        raise UserError(f"{path}: not a readable Parquet file ({reason(error)}); repair or remove it") from error
 
 
 def _check_features(schema: pa.Schema) -> None:
@@ -203,8 +203,7 @@ def _check_features(schema: pa.Schema) -> None:
     try:
         _datasets().Features.from_arrow_schema(schema)
     except Exception as error:  # as many types as there are ways to damage JSON
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise pa.ArrowInvalid(f"its entry huggingface is damaged: {reason[:120]}") from error
+        raise pa.ArrowInvalid(f"its entry huggingface is damaged: {reason(error)}") from error
 
 
 def _check_columns(data: str, schema: pa.Schema) -> None:

@@ -3,10 +3,9 @@
 Notable here:
 - the usual augmentation of semantic segmentation, that of mmsegmentation's recipes for ADE20K: a random scale, a
   random crop in which no class fills more than a share, a flip, changes of colour; image and labels together;
-- of its PhotoMetricDistortion kinds and strengths are taken over, each on every other image, but not: that contrast
-  may come last (here brightness, contrast, saturation and hue are always applied in this order), brightness that is
-  added (here colours are multiplied), contrast about black (here about the image's mean gray), the hue of HSV (here a
-  turn about the gray axis) and the rounding between the steps; images are resized antialiased, unlike there;
+- kinds and strengths are those of its PhotoMetricDistortion, each on every other image; unlike there, the order is
+  fixed, brightness multiplies, contrast is about the image's mean gray, hue turns about the gray axis, nothing is
+  rounded between the steps, and images are resized antialiased;
 - labels are resized by nearest neighbour: there is no class between two classes.
 """
 
@@ -22,6 +21,7 @@ from torch.utils.data import Dataset
 
 from semmae.data.coding import IGNORED
 from semmae.data.colour import shift_colours
+from semmae.data.crop import at_centres
 from semmae.data.loaders import EpochSampler, Key, epoch_and_row
 from semmae.data.segmentation import LabelledImages
 
@@ -76,8 +76,7 @@ class WholeLabelled(Dataset[dict[str, Any]]):
 class StepSampler(EpochSampler):
     """(pass, row) of rounds of `steps` batches: one endless stream of shuffled passes, cut into equal rounds.
 
-    So a training is as long as given, in steps, whatever the number of images; and a round begun anew by a resumed
-    run shows what it would have shown.
+    So a training is as long as given in steps, whatever the number of images, and a resumed round shows the same.
     """
 
     def __init__(self, length: int, seed: int, *, steps: int, batch_size: int) -> None:
@@ -102,7 +101,7 @@ class StepSampler(EpochSampler):
 def augmented(image: Tensor, labels: Tensor, how: Augmentation, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """An image, uint8 (3, h, w), and its labels, uint8 (H, W) → both at `how.size`, changed by chance alike."""
     height, width = scaled_size(labels.shape, how.size * rng.uniform(*how.scales))
-    image, labels = resized(image, height, width), resized_labels(labels, height, width)
+    image, labels = resized(image, height, width), at_centres(labels, height, width)
     top, left = _mixed_box(labels, how, rng)
     image, labels = (plane[..., top : top + how.size, left : left + how.size] for plane in (image, labels))
     image, labels = padded(image, labels, how.size, how.fill)
@@ -127,14 +126,6 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
     batch = image[None].contiguous(memory_format=torch.channels_last)
     out: Tensor = functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)
     return out[0]
-
-
-def resized_labels(labels: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (H, W) → uint8 (height, width): the label under each pixel's centre."""
-    rows, columns = (
-        (torch.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip((height, width), labels.shape, strict=True)
-    )
-    return labels[rows][:, columns]
 
 
 def padded(image: Tensor, labels: Tensor, size: int, fill: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ Notable here:
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +25,14 @@ from semmae.data.class_names import read_class_names
 from semmae.data.coding import Coding, Labels, coding_of, names_of
 from semmae.data.decode import MOST_BYTES, decode_labels
 from semmae.data.manifest import ImageSet, open_images, sample_rows
-from semmae.data.splits import MASK_FOLDERS, TRAIN, VAL
-from semmae.errors import UserError
+from semmae.data.splits import ANNOTATION_FOLDERS, TRAIN, VAL
+from semmae.data.workers import in_threads
+from semmae.errors import UserError, reason
 from semmae.files import read_bytes, user_path
 from semmae.objects import described
 from semmae.progress import Progress
 
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
+ANNOTATION_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
 _SPLITS = {"train": TRAIN, "val": VAL}
 
 
@@ -41,7 +41,7 @@ class LabelledImages:
     """Images and their annotations: row i of one belongs to row i of the other. Picklable, fit for workers."""
 
     images: ImageSet
-    masks: tuple[Path, ...]
+    annotations: tuple[Path, ...]
     coding: Coding
 
     def __len__(self) -> int:
@@ -52,10 +52,10 @@ class LabelledImages:
         return self.images.read(row, least), self.labels(row)
 
     def labels(self, row: int) -> Tensor:
-        return torch.from_numpy(self.coding.table[read_mask(self.masks[row])])
+        return torch.from_numpy(self.coding.table[read_annotation(self.annotations[row])])
 
     def select(self, rows: Sequence[int]) -> "LabelledImages":
-        return LabelledImages(self.images.select(rows), tuple(self.masks[row] for row in rows), self.coding)
+        return LabelledImages(self.images.select(rows), tuple(self.annotations[row] for row in rows), self.coding)
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ def open_segmentation(
     return SegmentationData(val_set, names, named, digest, words, train_set)
 
 
-def is_divided(data: object, masks: Path | None = None) -> bool:
+def is_divided(data: object, annotations: Path | None = None) -> bool:
     """Whether `open_segmentation` finds folders of splits, and so holds nothing out."""
-    pairs = _Pairs.at(data, masks)
+    pairs = _Pairs.at(data, annotations)
     return any(pairs.split_folder(split) for split in _SPLITS)
 
 
@@ -154,25 +154,27 @@ def open_measured(
 class _Pairs:
     root: Path
     images: Path
-    masks: Path
+    annotations: Path
     named: tuple[Path, Mapping[int, str]] | None  # the file that names classes, and number → name
 
     @classmethod
-    def at(cls, data: object, masks: Path | None) -> "_Pairs":
+    def at(cls, data: object, annotations: Path | None) -> "_Pairs":
         if not isinstance(data, str | os.PathLike):
             raise UserError(f"{described(data)}: annotations lie beside images in a folder; give its path")
         root = user_path(data, "--data")
-        if masks is not None and not masks.is_dir():
-            raise UserError(f"{masks}: no such folder of annotations; give one that mirrors {root}")
-        images, folder = (root / "images", _annotations_folder(root)) if masks is None else (root, masks)
-        return cls(root, images, folder, read_class_names(root if masks is None else masks.parent))
+        if annotations is not None and not annotations.is_dir():
+            raise UserError(f"{annotations}: no such folder of annotations; give one that mirrors {root}")
+        images, folder = (root / "images", _annotations_folder(root)) if annotations is None else (root, annotations)
+        return cls(root, images, folder, read_class_names(root if annotations is None else annotations.parent))
 
     def split_folder(self, split: str) -> str:
         return next((name for name in _SPLITS[split] if (self.images / name).is_dir()), "")
 
     def open(self, below: str, coding: Coding, limit: int | None, seed: int, workers: int) -> LabelledImages:
         found = open_images(self.images / below, limit=limit, seed=seed, workers=workers)
-        return LabelledImages(found, tuple(_annotation_paths(found, self.images / below, self.masks / below)), coding)
+        return LabelledImages(
+            found, tuple(_annotation_paths(found, self.images / below, self.annotations / below)), coding
+        )
 
 
 def _checked(
@@ -187,14 +189,13 @@ def _checked(
     return [replace(labelled, coding=meant) for labelled in sets], names, named, digest.hexdigest()
 
 
-def read_mask(path: Path) -> Labels:
+def read_annotation(path: Path) -> Labels:
     """(H, W) uint8: grey levels or palette indices as stored, upright where its EXIF block turns it."""
     try:
         return decode_labels(read_bytes(path, MOST_BYTES))
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f'the annotation "{path}" cannot be read: {reason}; save it as an 8-bit grey or palette PNG, '
+            f'the annotation "{path}" cannot be read: {reason(error)}; save it as an 8-bit grey or palette PNG, '
             "0 = background, 1, 2, … = parts, or remove it"
         ) from error
 
@@ -204,13 +205,11 @@ def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int 
 
     `digest` is given of each annotation in turn its file's name and how often each number occurs.
     """
-    with (
-        Progress(len(labelled), "annotations", f"checking {labelled.images.source.root.name} annotations") as progress,
-        ThreadPoolExecutor(max(workers, 1)) as pool,
-    ):
-        counts = np.zeros(256, np.int64)
-        found = pool.map(partial(_checked_counts, labelled), range(len(labelled)))
-        for path, numbers in zip(labelled.masks, found, strict=True):
+    counts = np.zeros(256, np.int64)
+    label = f"checking {labelled.images.source.root.name} annotations"
+    with Progress(len(labelled), "annotations", label) as progress:
+        found = in_threads(partial(_checked_counts, labelled), range(len(labelled)), workers)
+        for path, numbers in zip(labelled.annotations, found, strict=True):
             digest.update(f"{path.name}\0".encode("utf-8", "surrogateescape") + numbers.tobytes())
             counts += numbers
             progress.update()
@@ -218,34 +217,34 @@ def check_pairs(labelled: LabelledImages, digest: "hashlib._Hash", workers: int 
 
 
 def _checked_counts(labelled: LabelledImages, row: int) -> npt.NDArray[np.int64]:
-    annotation, size = read_mask(labelled.masks[row]), labelled.images.size(row)
+    annotation, size = read_annotation(labelled.annotations[row]), labelled.images.size(row)
     if annotation.shape != size:
         sizes = [f"{width}×{height}" for height, width in (annotation.shape, size)]
         raise UserError(
-            f'the annotation "{labelled.masks[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
+            f'the annotation "{labelled.annotations[row]}" is {sizes[0]} pixels, its image {sizes[1]}; '
             "save it in the image's size, without smoothing"
         )
     return np.bincount(annotation.ravel(), minlength=256)
 
 
 def _annotations_folder(root: Path) -> Path:
-    found = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
+    found = [root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()]
     if not (root / "images").is_dir() or not found:
         missing = "images" if not (root / "images").is_dir() else "masks"
         raise UserError(f"{root}: no folder {missing}; lay the data out as images/train, images/val, masks/train, …")
     return found[0]
 
 
-def _annotation_paths(found: ImageSet, images: Path, masks: Path) -> Iterator[Path]:
+def _annotation_paths(found: ImageSet, images: Path, annotations: Path) -> Iterator[Path]:
     """The annotation of every image: at the same place, with a lossless suffix."""
-    lossless = (path for path in sorted(masks.rglob("*")) if path.suffix.lower() in MASK_SUFFIXES)
+    lossless = (path for path in sorted(annotations.rglob("*")) if path.suffix.lower() in ANNOTATION_SUFFIXES)
     stems = {path.with_suffix(""): path for path in lossless}
-    paths = [stems.get((masks / name).with_suffix("")) for name in found.names]
+    paths = [stems.get((annotations / name).with_suffix("")) for name in found.names]
     missing = [name for name, path in zip(found.names, paths, strict=True) if path is None]
     if missing:
         raise UserError(
             f"{images}: {len(missing)} of {len(paths)} images have no annotation, the first is {missing[0]}; "
-            f"add {(masks / missing[0]).with_suffix('.png')}, or remove the image"
+            f"add {(annotations / missing[0]).with_suffix('.png')}, or remove the image"
         )
     return (path for path in paths if path is not None)
 

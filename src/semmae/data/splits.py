@@ -11,7 +11,7 @@ _TRAIN_FOLDERS = (*TRAIN, "train_mini")  # iNaturalist 2021 gives a tenth of its
 # In order of preference: where there is no validation set, the test set is what results are measured on.
 VAL = ("val", "validation", "valid", "test")
 
-MASK_FOLDERS = ("masks", "annotations")  # beside a folder `images`, what belongs to these
+ANNOTATION_FOLDERS = ("masks", "annotations")  # beside a folder `images`, what belongs to these
 
 
 def are_splits(names: Iterable[str]) -> bool:

@@ -1,10 +1,7 @@
 """Rows of features on disk while they are computed, and the file that is made of them.
 
-Notable here:
-- under way they lie in a safetensors file of its final size, whose rows are filled in place: what a killed run
-  has computed stays, and memory holds one batch, whatever the number of images;
-- such a file is its own result; Parquet and npz are copied from it, block by block, and need the room twice;
-- all three are written the same way each time: a run that was stopped and went on leaves the same bytes.
+Under way they lie in a safetensors file of its final size, whose rows are filled in place: what a killed run has
+computed stays, and memory holds one batch. Parquet and npz are copied from it, block by block, and need the room twice.
 """
 
 import io
@@ -215,7 +212,7 @@ def _arrow_array(column: Column, values: Array) -> pa.Array:
 
 
 def read_info(path: Path) -> dict[str, Any] | None:
-    """What such a file tells of its numbers, of any of the three kinds; None for a file of another origin."""
+    """What such a file says of its numbers, of any of the three kinds; None for a file of another origin."""
     try:
         open_regular(path).close()
         if path.suffix == ".parquet":

@@ -12,7 +12,7 @@ from torch import Tensor
 from semmae.data.decode import MOST_BYTES, decode, picture_pixels
 from semmae.data.items import pixels
 from semmae.data.loaders import centre_square, normalise
-from semmae.errors import UserError
+from semmae.errors import UserError, reason
 from semmae.files import read_bytes, shown, user_path
 
 Colour = tuple[float, float, float]
@@ -60,8 +60,7 @@ def _pixels(image: Any, least: int) -> Tensor:
         try:
             return decode(read_bytes(path, MOST_BYTES), least)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise UserError(f"{path}: cannot be read ({reason}); give an image file") from error
+            raise UserError(f"{path}: cannot be read ({reason(error)}); give an image file") from error
     if isinstance(image, Image.Image):
         try:
             return picture_pixels(image)

@@ -5,12 +5,9 @@
   the keys made from them. (Tokens after the final norm, or of length 1, scored the same: on 200 drawn
   creatures NMI 10.5 to 11.0, no further apart than two seeds.)
 
-Both see what the part learner sees, the whole image and the layer-normed input of the last block, and
-both are upsampled as its maps are, soft and before the argmax: neither content nor resolution is the
-difference. Neither is blurred: the blur is a part of the method. The baselines that see no image are in
-`quality.fixed_grid`.
-
-Clusters are fitted to a sample of tokens: memory is bounded.
+Both see what the part learner sees, the layer-normed input of the last block, and both are upsampled as its maps are,
+soft and before the argmax: neither content nor resolution is the difference. Neither is blurred: the blur is a part of
+the method. Clusters are fitted to a sample of tokens: memory is bounded.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -52,10 +49,7 @@ def head_labels(attention: Tensor, grid: int, *, background: bool) -> Tensor:
 
 
 def cluster_labels(patches: Tensor, centres: Tensor, grid: int) -> Tensor:
-    """The nearest of centres (K, C), K at most 255, of tokens (B, L, C) interpolated between the patches.
-
-    uint8 (B, grid, grid).
-    """
+    """Tokens (B, L, C), interpolated between the patches → the nearest of centres (K, C): uint8 (B, grid, grid)."""
     # |f - c|² but for |f|², which all clusters share: linear in f, so upsampling it is upsampling f.
     nearness = 2 * patches @ centres.T - centres.square().sum(1)
     return _upsampled(nearness.transpose(1, 2), grid).argmax(1).to(torch.uint8)
@@ -72,13 +66,11 @@ def fit_clusters(tokens: Tensor, clusters: int, seed: int) -> Tensor:
     return torch.from_numpy(means.cluster_centers_).to(tokens)
 
 
-def centred(patches: Tensor) -> Tensor:
-    """Patch tokens (B, L, C) less the mean token of their image."""
-    return patches - patches.mean(1, keepdim=True)
-
-
-# Clusterings by name → the tokens (B, L, C) that they are of.
-_CLUSTERED: dict[str, Callable[[Tensor], Tensor]] = {"kmeans": lambda patches: patches, "kmeans_centred": centred}
+# Clusterings by name → the tokens (B, L, C) that they are of; centred: less the mean token of their image.
+_CLUSTERED: dict[str, Callable[[Tensor], Tensor]] = {
+    "kmeans": lambda patches: patches,
+    "kmeans_centred": lambda patches: patches - patches.mean(1, keepdim=True),
+}
 
 
 @torch.inference_mode()

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +18,7 @@ from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.transform import ImageTransform
 from semmae.errors import UserError
+from semmae.files import shown
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.models.head import Pooling, pool
@@ -126,30 +129,47 @@ class Images(Protocol):
 
 
 def embed_images(
-    encoder: Encoder | str | Path, images: Images, *, pooling: Pooling | None = None, batch_size: int = 64
+    encoder: Encoder | str | Path,
+    images: Images | Iterator[Any] | Image.Image,
+    *,
+    pooling: Pooling | None = None,
+    batch_size: int = 64,
 ) -> npt.NDArray[np.float32]:
-    """One vector an image, float32 (N, C): those that `semmae embed` writes.
+    """One vector an image, float32 (N, C), of a single one (1, C): those that `semmae embed` writes.
 
     The encoder is what `load_encoder` takes, or a loaded one, which computes where it lies; each image anything that
-    `ImageTransform` takes. Pooling None is what fits the encoder.
+    `ImageTransform` takes, and in place of a list an iterator will do. Pooling None is what fits the encoder.
     """
-    if isinstance(images, str | Path):
-        raise UserError(f"images {images}: is one path; give a list of images, or semmae.embed(data=…) for a folder")
+    items, total = _items(images)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, and must be 1 at least")
     if not isinstance(encoder, Encoder):
         encoder = open_encoder(encoder)
     spec, device = encoder.spec, device_of(encoder)
     transform = ImageTransform(spec.image_size, spec.mean, spec.std)
-    vectors = np.empty((len(images), spec.width), np.float32)
-    with evaluating(encoder), torch.inference_mode(), Progress(len(images), label="embedding") as progress:
-        for begin in range(0, len(images), batch_size):
-            rows = range(begin, min(begin + batch_size, len(images)))
-            squares = transform.squares([_image(images[row]) for row in rows])
+    vectors = [np.empty((0, spec.width), np.float32)]
+    with evaluating(encoder), torch.inference_mode(), Progress(total, label="embedding") as progress:
+        while batch := [_image(item) for item in islice(items, batch_size)]:
+            squares = transform.squares(batch)
             features = encoder(normalise(squares.to(device, non_blocking=True), spec.mean, spec.std))
-            vectors[rows.start : rows.stop] = pool(features, pooling or encoder.pooling).float().cpu().numpy()
-            progress.update(len(rows))
-    return vectors
+            vectors.append(pool(features, pooling or encoder.pooling).float().cpu().numpy())
+            progress.update(len(batch))
+    return np.concatenate(vectors)
+
+
+def _items(images: Any) -> tuple[Iterator[Any], int | None]:
+    """The images one by one, and their number where that is known; UserError for what gives none."""
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
+        images = [images]
+    if isinstance(images, Iterator):
+        return images, None
+    foreign = isinstance(images, str | Path | bytes | Mapping | type)
+    if foreign or not (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
+        raise UserError(
+            f"images {shown(images)}: of type {type(images).__name__[:40]}; give a list or an iterator of images, "
+            "a map-style data set, or semmae.embed(data=…) for a folder"
+        )
+    return (images[row] for row in range(len(images))), len(images)
 
 
 def _image(item: Any) -> Any:

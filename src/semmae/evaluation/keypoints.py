@@ -4,7 +4,7 @@ The protocol by which PDiscoFormer (arXiv 2407.04538) measures on CUB, and Choud
 before it: every visible keypoint of every test image is one point; its true part is its name, its
 predicted part the label at its place, background among them; NMI and ARI over all points together. They
 take the label from maps upsampled to the image's size; here it is the label of the stored grid's cell
-that holds the keypoint, since that is what masks are drawn from.
+that holds the keypoint, since that is what maskings read.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -54,8 +54,9 @@ class Keypoints:
         if not inside.all():
             at = int(np.argmin(inside))
             x, y = self.places[at].tolist()
+            point = f"keypoint {shown(self.part_names[self.parts[at]])} of {shown(names[self.rows[at]])}"
             raise UserError(
-                f'keypoint "{self.part_names[self.parts[at]]}" of "{names[self.rows[at]]}" at x {x:g}, y {y:g} lies '
+                f"{point} at x {x:g}, y {y:g} lies "
                 f"outside the image, {widths[at]} x {heights[at]} pixels; give x and y in its pixels, or visible 0"
             )
         return replace(self, places=self.places / sizes)
@@ -75,12 +76,9 @@ class _Line(NamedTuple):
 def read_keypoints(path: str | Path, names: Sequence[str], *, skipped: Collection[str] = ()) -> Keypoints:
     """The visible keypoints of a CSV file, or of CUB's `parts/part_locs.txt`, the other images of which are left out.
 
-    Args:
-        path: of CSV with a header; columns image (a name of `names`), part (any text), x and y in pixels of the
-            image from its top left corner, and, where not all are visible, visible (1 or 0); others are
-            not read. Of keypoints that are not visible x and y are not read either.
-        names: of the images, relative paths such as `val/0006.jpg`; their index is the row.
-        skipped: names of images that could not be read: their keypoints are left out.
+    The CSV has a header, and columns image (one of `names`, relative paths whose index is the row), part (any text), x
+    and y in pixels of the image from its top left corner, and, where not all are visible, visible (1 or 0). Those of
+    images that were `skipped`, as they could not be read, are left out.
     """
     path = Path(path)
     row_of = {name: row for row, name in enumerate(names)}
@@ -91,7 +89,7 @@ def read_keypoints(path: str | Path, names: Sequence[str], *, skipped: Collectio
         place = f"{path}, line {line.number}"
         earlier = first.setdefault((line.image, line.part), line.number)
         if earlier != line.number:
-            named = f'keypoint "{line.part}" of "{line.image}"'
+            named = f"keypoint {shown(line.part)} of {shown(line.image)}"
             raise UserError(f"{place}: {named} was given in line {earlier} already; keep one of the two")
         if line.image in left_out:
             continue
@@ -174,4 +172,4 @@ def _unknown(place: str, image: str, names: Sequence[str]) -> UserError:
     tail = image.rpartition("/")[2]
     alike = [name for name in names if name.rpartition("/")[2] == tail]
     hint = near(image, alike) if alike else f' (the first is "{next(iter(names), "none")}")'
-    return UserError(f'{place}: "{image}" is not among the {len(names)} images{hint}; mend or remove its lines')
+    return UserError(f"{place}: {shown(image)} is not among the {len(names)} images{hint}; mend or remove its lines")

@@ -18,7 +18,16 @@ from semmae.data.segmentation import LabelledImages
 from semmae.errors import UserError
 from semmae.evaluation.baselines import FIT_IMAGES, baseline_labels, fit_clusters, sample_tokens
 from semmae.evaluation.keypoints import Keypoints, keypoint_quality, read_keypoints
-from semmae.evaluation.quality import SAMPLE, Labels, find_masks, fixed_grid, load_masks, quality, sample
+from semmae.evaluation.quality import (
+    SAMPLE,
+    Labels,
+    check_foreground,
+    find_annotations,
+    fixed_grid,
+    load_annotations,
+    quality,
+    sample,
+)
 from semmae.files import write_json
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
@@ -33,8 +42,8 @@ class Truth:
     """What is known of true parts, read and checked, and the images that are measured by it."""
 
     rows: list[int]  # of the images measured, ascending
-    masked: list[int]  # indices into `rows` of those that have a mask
-    masks: list[Labels]  # of these, sampled
+    annotated: list[int]  # indices into `rows` of those that have annotations
+    annotations: list[Labels]  # of these, sampled
     keypoints: Keypoints | None  # relative; their rows are indices into `rows`
     protocol: dict[str, Any]  # what quality.json says of it
 
@@ -44,45 +53,40 @@ def read_truth(
 ) -> Truth:
     """Read and check true parts; to be called before anything long begins.
 
-    From a folder of masks (`find_masks`), a file of keypoints (`read_keypoints`), or both: of either at most `limit`
+    From annotations (`find_annotations`), a file of keypoints (`read_keypoints`), or both: of either at most `limit`
     images are measured, which `seed` draws.
     """
     if masks is None and keypoints is None:
         raise UserError("no true parts to measure against; give --masks or --keypoints")
-    found = find_masks(images.names, masks) if masks is not None else {}
+    found = find_annotations(images.names, masks) if masks is not None else {}
     points = None
     if keypoints is not None:
         points = read_keypoints(keypoints, images.names, skipped=[name for name, _ in images.manifest.skipped])
     pointed = np.unique(points.rows).tolist() if points else []
     rows = sorted({*_drawn(list(found), limit, seed), *_drawn(pointed, limit, seed)})
-    masked = [index for index, row in enumerate(rows) if row in found]
-    loaded = load_masks([found[rows[index]] for index in masked])
-    if masks is not None and not any(mask.any() for mask in loaded):
-        raise UserError(f"{masks}: none of {len(loaded)} masks has a foreground; 0 is background, 1 and more are parts")
+    annotated = [index for index, row in enumerate(rows) if row in found]
+    loaded = load_annotations([found[rows[index]] for index in annotated])
     protocol: dict[str, Any] = {"images": len(rows), "images_with_truth": len({*found, *pointed}), "seed": seed}
     if masks is not None:
-        protocol |= {"masks": str(masks), "masks_measured": len(masked), "points_a_side": SAMPLE}
+        check_foreground(loaded, f"{masks}: ")
+        protocol |= {"masks": str(masks), "masks_measured": len(annotated), "points_a_side": SAMPLE}
     if points is not None:
         points = _relative(points.of(rows), rows, images)
         protocol |= {"keypoints": str(keypoints), "keypoints_measured": len(points)}
-    return Truth(rows, masked, loaded, points, protocol)
+    return Truth(rows, annotated, loaded, points, protocol)
 
 
-def pixel_truth(labelled: LabelledImages, *, limit: int = MOST_IMAGES, seed: int = 0) -> Truth:
-    """True parts of images whose pixels have classes: 0 is background, and so is what is ignored.
-
-    With `reduce_zero` every class is a part.
-    """
-    rows = sample_rows(len(labelled), limit, seed)
+def pixel_truth(labelled: LabelledImages, *, seed: int = 0) -> Truth:
+    """True parts of images whose pixels have classes: 0, but with `reduce_zero`, and what is ignored are background."""
+    rows = sample_rows(len(labelled), MOST_IMAGES, seed)
     part_of_label = np.arange(256, dtype=np.uint8)
     if labelled.coding.reduce_zero:
         part_of_label += 1  # what is ignored, 255, becomes 0
     part_of_label[IGNORED] = 0
-    masks = [part_of_label[sample(labelled.labels(row).numpy())] for row in rows]
-    if not any(mask.any() for mask in masks):
-        raise UserError(f"none of {len(masks)} masks has a foreground; 0 is background, 1 and more are parts")
+    annotations = [part_of_label[sample(labelled.labels(row).numpy())] for row in rows]
+    check_foreground(annotations)
     protocol = {"images": len(rows), "points_a_side": SAMPLE, "seed": seed}
-    return Truth(rows, list(range(len(rows))), masks, None, protocol)
+    return Truth(rows, list(range(len(rows))), annotations, None, protocol)
 
 
 def measure(
@@ -129,10 +133,7 @@ def measure_encoder(
     workers: int,
     seed: int,
 ) -> tuple[Scores, int]:
-    """Quality of the parts that an encoder tells without any learning: its heads, `labels` clusters of its tokens.
-
-    And how many tokens the clusters were fitted to.
-    """
+    """Quality of an encoder's heads and of `labels` clusters of its tokens; how many tokens these are fitted to."""
 
     def loader(rows: Sequence[int]) -> Iterable[Mapping[str, Tensor]]:
         return make_loader(WholeDataset(images, size), batch_size, sampler=rows, workers=workers)
@@ -155,8 +156,8 @@ def measure_grids(truth: Truth, *, labels: int, grid: int) -> Scores:
 def score(labels: npt.NDArray[np.uint8], truth: Truth) -> dict[str, float]:
     """Every figure of labels (N, G, G) of the rows of `truth`, or of one grid (G, G) for all of them."""
     figures: dict[str, float] = {}
-    if truth.masks:
-        figures |= quality(labels if labels.ndim == 2 else labels[truth.masked], truth.masks)
+    if truth.annotations:
+        figures |= quality(labels if labels.ndim == 2 else labels[truth.annotated], truth.annotations)
     if truth.keypoints is not None:
         figures |= keypoint_quality(labels, truth.keypoints)
     return figures

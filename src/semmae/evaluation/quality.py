@@ -7,10 +7,10 @@ Notable here:
 - NMI and ARI come from one table that counts how often a part meets a label: on millions of pixels
   that is a hundred times as fast as handing the pixels to scikit-learn, and gives the same numbers;
 - `fixed_grid` is the trap: it knows nothing of the images, so what it scores is owed to position alone;
-- in masks 0 is background, and so is 255, which the field writes on borders that are not to be judged; where the masks
-  hold nothing but 0 and 255, it is the one part;
-- masks are compared at 64 x 64 points over the whole image, so that large images weigh no more than
-  small ones and thousands of masks fit into memory.
+- in annotations 0 is background, and so is 255, which the field writes on borders that are not to be judged; where
+  they hold nothing but 0 and 255, it is the one part;
+- annotations are compared at 64 x 64 points over the whole image, so that large images weigh no more than
+  small ones and thousands of annotations fit into memory.
 """
 
 import logging
@@ -24,27 +24,28 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import mutual_info_score
 
+from semmae.data.crop import at_centres
 from semmae.data.endings import counted, ending, sort_files
-from semmae.data.segmentation import MASK_SUFFIXES, read_mask
+from semmae.data.segmentation import ANNOTATION_SUFFIXES, read_annotation
 from semmae.errors import UserError
 from semmae.progress import Progress
 
 Labels = npt.NDArray[np.uint8]
 Kind = TypeVar("Kind", bound=np.integer[Any])
 
-SAMPLE = 64  # points a side at which labels and masks are compared
+SAMPLE = 64  # points a side at which labels and annotations are compared
 NOT_COMPUTED = 255  # in a part-map store
-UNJUDGED = 255  # in masks of several parts
+UNJUDGED = 255  # in annotations of several parts
 
 _log = logging.getLogger("semmae")
 
 
-def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, float]:
-    """Compare predicted labels with masks of true parts.
+def quality(pred: npt.ArrayLike, annotations: Sequence[Labels] | Labels) -> dict[str, float]:
+    """Compare predicted labels with annotations of true parts.
 
     Args:
         pred: labels, integers in 0 to 254, (N, G, G) over the whole image; or (G, G), one for all images.
-        masks: N masks (H, W) uint8 of any sizes, 0 = background.
+        annotations: N annotations (H, W) uint8 of any sizes, 0 = background.
 
     Returns:
         "nmi", "ari": normalised mutual information and adjusted Rand index over the foreground
@@ -57,13 +58,12 @@ def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, 
         "nmi_all", "ari_all": as the first two, over all pixels, with the background as one more
             part. So PDiscoFormer (arXiv 2407.04538) measures on PartImageNet.
     """
-    truth = np.stack([sample(mask) for mask in masks])  # (N, 64, 64)
+    truth = np.stack([sample(annotation) for annotation in annotations])  # (N, 64, 64)
     grids = np.asarray(pred)
-    assert grids.ndim == 2 or len(grids) == len(truth), "one label grid for each mask"
+    assert grids.ndim == 2 or len(grids) == len(truth), "one label grid for each annotation"
     labels = np.broadcast_to(sample(grids), truth.shape)
+    check_foreground(truth)
     foreground = truth > 0
-    if not foreground.any():
-        raise UserError(f"none of the {len(truth)} masks has a foreground; 0 is background, 1 and more are parts")
     missing = int((labels == NOT_COMPUTED).any((1, 2)).sum())
     if missing:
         raise UserError(f"{missing} of {len(labels)} images have no part labels yet; finish them first")
@@ -77,6 +77,13 @@ def quality(pred: npt.ArrayLike, masks: Sequence[Labels] | Labels) -> dict[str, 
         "nmi_all": nmi_all,
         "ari_all": ari_all,
     }
+
+
+def check_foreground(annotations: Sequence[Labels] | Labels, place: str = "") -> None:
+    """UserError where all that is annotated is background."""
+    if not any(own.any() for own in annotations):
+        fault = f"none of {len(annotations)} annotations has a foreground"
+        raise UserError(f"{place}{fault}; 0 is background, 1 and more are parts")
 
 
 def agreement(parts: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]]) -> tuple[float, float]:
@@ -117,12 +124,7 @@ def _adjusted_rand(table: npt.NDArray[np.int64]) -> float:
 
 def sample(labels: npt.NDArray[Kind], size: int = SAMPLE) -> npt.NDArray[Kind]:
     """Labels (..., H, W) at `size` x `size` points spread over the image: (..., size, size)."""
-    rows, columns = (
-        (np.arange(size) * 2 + 1) * length // (2 * size)  # the pixel that holds each cell's centre
-        for length in labels.shape[-2:]
-    )
-    sampled: npt.NDArray[Kind] = labels[..., rows[:, None], columns]
-    return sampled
+    return at_centres(labels, size, size)
 
 
 def fixed_grid(labels: int, grid: int, *, rows: int | None = None) -> Labels:
@@ -144,77 +146,77 @@ def fixed_grid(labels: int, grid: int, *, rows: int | None = None) -> Labels:
     return cells
 
 
-def read_masks(
-    names: Sequence[str], masks_dir: str | Path, *, size: int | None = SAMPLE
+def read_annotations(
+    names: Sequence[str], annotations_dir: str | Path, *, size: int | None = SAMPLE
 ) -> tuple[list[int], list[Labels]]:
-    """Rows, ascending, of the images that have a mask, and their masks: `find_masks`, then `load_masks`."""
-    found = find_masks(names, masks_dir)
-    return list(found), load_masks(found.values(), size=size)
+    """Rows, ascending, of images that have an annotation, and these: `find_annotations`, then `load_annotations`."""
+    found = find_annotations(names, annotations_dir)
+    return list(found), load_annotations(found.values(), size=size)
 
 
-def find_masks(names: Sequence[str], masks_dir: str | Path) -> dict[int, Path]:
-    """Which mask belongs to which image: index into `names`, ascending → file; none is read yet.
+def find_annotations(names: Sequence[str], annotations_dir: str | Path) -> dict[int, Path]:
+    """Which annotation belongs to which image: index into `names`, ascending → file; none is read yet.
 
-    `names` are relative paths such as `val/0006.jpg`; masks are 8-bit images of labels, 0 = background, in folders of
-    any depth. A mask belongs to the image whose path without suffix agrees with its own in most trailing components,
-    and at least in the last one.
+    `names` are relative paths such as `val/0006.jpg`; annotations are 8-bit images of labels, 0 = background, at any
+    depth. One belongs to the image whose path without suffix agrees with its own in most trailing components, and at
+    least in the last one.
     """
-    folder = Path(masks_dir)
+    folder = Path(annotations_dir)
     if not folder.is_dir():
-        raise UserError(f'"{folder}" is not a folder; give the folder that holds the masks')
-    paths = _mask_paths(folder)
+        raise UserError(f'"{folder}" is not a folder; give the folder that holds the annotations')
+    paths = _annotation_paths(folder)
     matches = _match(names, paths)
     if not matches:
         first_name, first_path = next(iter(names), "none"), next(iter(paths), "none")
         raise UserError(
-            f'no mask in "{folder}" belongs to any of the {len(names)} images; a mask bears the name of its '
-            f'image, with .png (first image: "{first_name}"; first of {len(paths)} masks: "{first_path}")'
+            f'no annotation in "{folder}" belongs to any of the {len(names)} images; it bears the name of its image, '
+            f'with .png (first image: "{first_name}"; first of {len(paths)} annotations: "{first_path}")'
         )
     return {row: folder / matches[row] for row in sorted(matches)}
 
 
-def load_masks(paths: Collection[Path], *, size: int | None = SAMPLE) -> list[Labels]:
-    """Masks (H, W) uint8: palette indices and grey levels as stored, but for 255, which is 0 beside other parts.
+def load_annotations(paths: Collection[Path], *, size: int | None = SAMPLE) -> list[Labels]:
+    """Annotations (H, W) uint8: palette indices and grey levels as stored, but for 255, which is 0 beside other parts.
 
-    `paths` are all that are measured together: what 255 means is seen on all of them. Masks are sampled at `size`
+    `paths` are all that are measured together: what 255 means is seen on all of them. Annotations are sampled at `size`
     points a side, enough for `quality`; None keeps every pixel.
     """
-    masks: list[Labels] = []
-    with Progress(len(paths), "masks", "reading masks") as progress:
+    annotations: list[Labels] = []
+    with Progress(len(paths), "annotations", "reading annotations") as progress:
         for path in paths:
-            mask = read_mask(path)
-            masks.append(mask if size is None else sample(mask, size))
+            whole = read_annotation(path)
+            annotations.append(whole if size is None else sample(whole, size))
             progress.update()
-    return _without_unjudged(masks)
+    return _without_unjudged(annotations)
 
 
-def _without_unjudged(masks: list[Labels]) -> list[Labels]:
-    """255 as background, where any mask holds another part."""
-    if not any(((mask > 0) & (mask < UNJUDGED)).any() for mask in masks):
-        return masks
-    count = sum(bool((mask == UNJUDGED).any()) for mask in masks)
-    if count:
-        _log.info("%d of %d masks hold %d beside other parts: not judged, as background", count, len(masks), UNJUDGED)
-    return [np.where(mask == UNJUDGED, np.uint8(0), mask) for mask in masks] if count else masks
+def _without_unjudged(annotations: list[Labels]) -> list[Labels]:
+    """255 as background, where any annotation holds another part."""
+    count = sum(bool((own == UNJUDGED).any()) for own in annotations)
+    if not count or not any(((own > 0) & (own < UNJUDGED)).any() for own in annotations):
+        return annotations
+    words = "%d of %d annotations hold %d beside other parts: not judged, as background"
+    _log.info(words, count, len(annotations), UNJUDGED)
+    return [np.where(own == UNJUDGED, np.uint8(0), own) for own in annotations]
 
 
-def _mask_paths(folder: Path) -> list[str]:
-    """Relative paths of the masks below a folder, sorted; hidden files and folders left out."""
+def _annotation_paths(folder: Path) -> list[str]:
+    """Relative paths of the annotations below a folder, sorted; hidden files and folders left out."""
     paths = (path.relative_to(folder) for path in folder.rglob("*"))
     names = [path.as_posix() for path in paths if not any(part[0] == "." for part in path.parts)]
     found = sort_files(names)
-    masks = [name for name in found.images if ending(name) in MASK_SUFFIXES]
-    others = Counter(kind for name in found.images if (kind := ending(name)) not in MASK_SUFFIXES)
+    annotations = [name for name in found.images if ending(name) in ANNOTATION_SUFFIXES]
+    others = Counter(kind for name in found.images if (kind := ending(name)) not in ANNOTATION_SUFFIXES)
     if others:
         _log.warning("%s: %s passed over, which blur labels or are not decoded; save as PNG", folder, counted(others))
-    return sorted(masks)
+    return sorted(annotations)
 
 
 def _match(names: Sequence[str], paths: Sequence[str]) -> dict[int, str]:
-    """Row of an image → path of its mask.
+    """Row of an image → path of its annotation.
 
-    The closest pairs come first, and a mask that has found its image is no candidate for a more
-    distant one: `dog/0001.jpg`, which has no mask, does not take the mask of `cat/0001.jpg`.
+    The closest pairs come first, and an annotation that has found its image is no candidate for a more
+    distant one: `dog/0001.jpg`, which has none, does not take that of `cat/0001.jpg`.
     """
     by_tail: dict[tuple[str, ...], list[str]] = {}
     for path in paths:
@@ -227,10 +229,10 @@ def _match(names: Sequence[str], paths: Sequence[str]) -> dict[int, str]:
         if all(path in owners and owners[path][0] > closeness for path in candidates):
             continue
         if len(candidates) > 1:
-            raise _ambiguous(f'both masks "{candidates[0]}" and "{candidates[1]}" fit', f'"{names[row]}"')
+            raise _ambiguous(f'both annotations "{candidates[0]}" and "{candidates[1]}" fit', f'"{names[row]}"')
         path = candidates[0]
         if path in owners:
-            raise _ambiguous(f'the mask "{path}" fits', f'"{names[owners[path][1]]}" and "{names[row]}"')
+            raise _ambiguous(f'the annotation "{path}" fits', f'"{names[owners[path][1]]}" and "{names[row]}"')
         owners[path] = (closeness, row)
     return {row: path for path, (_, row) in owners.items()}
 
@@ -238,9 +240,9 @@ def _match(names: Sequence[str], paths: Sequence[str]) -> dict[int, str]:
 def _candidates(
     tail: tuple[str, ...], by_tail: Mapping[tuple[str, ...], list[str]]
 ) -> tuple[tuple[int, bool], list[str]]:
-    """The masks, none or more, that share most trailing components with an image, and their closeness.
+    """The annotations, none or more, that share most trailing components with an image, and their closeness.
 
-    That is how many components, and whether they are the image's whole path. A mask whose whole path is shared stands
+    That is how many components, and whether they are the image's whole path. One whose whole path is shared stands
     before longer ones: alone.
     """
     for length in range(len(tail), 0, -1):
@@ -254,7 +256,7 @@ def _candidates(
 def _tail(path: str) -> tuple[str, ...]:
     """The components of a path from the last to the first, the last without its suffix.
 
-    A row of a Parquet file, `photos.parquet#12`, has no suffix: its mask is `photos.parquet#12.png`.
+    A row of a Parquet file, `photos.parquet#12`, has no suffix: its annotation is `photos.parquet#12.png`.
     """
     pure = PurePosixPath(path)
     last = pure.name if "#" in pure.suffix else pure.stem
@@ -262,7 +264,7 @@ def _tail(path: str) -> tuple[str, ...]:
 
 
 def _ambiguous(what: str, images: str) -> UserError:
-    return UserError(f"{what} {images}; lay the masks out in the same folders as the images")
+    return UserError(f"{what} {images}; lay the annotations out in the same folders as the images")
 
 
 def _foreground_iou(labels: npt.NDArray[np.integer[Any]], foreground: npt.NDArray[np.bool_]) -> float:

@@ -3,7 +3,7 @@
 Notable here:
 - an image is shown at the scale of training, in overlapping windows of that size, whose logits are averaged: every
   pixel is seen as the network saw pixels when it learned (mmsegmentation's `slide` mode);
-- logits are brought to the mask's own size, strip by strip, so that 150 classes of a large photo fit into memory;
+- logits are brought to the annotation's own size, strip by strip, so that 150 classes of a large photo fit into memory;
 - all figures come from three counts of pixels of each image and class, made on the device;
 - pixels of an image are alike: how sure a figure is depends on the number of images, so it is asked of samples of
   whole images, drawn from those measured (the bootstrap of Efron, 1979);
@@ -24,7 +24,7 @@ from semmae.progress import Progress
 
 Batch = Mapping[str, Tensor]  # of one: "image" uint8 (1, 3, h, w), "labels" uint8 (1, H, W), "row" int64 (1,)
 _TOGETHER = 8  # windows in one pass
-_STRIP = 2**24  # logits brought to the mask's size at a time
+_STRIP = 2**24  # logits brought to the annotation's size at a time
 _IGNORED = 255
 _SAMPLES = 1000  # drawn for an interval
 _ENDS = (0.025, 0.975)  # between which the figures of 95 % of the samples lie
@@ -45,16 +45,12 @@ def evaluate(
     keep: Collection[int] = (),
     total: int | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """How many pixels of each class every image has, and how many are given it and given it rightly.
+    """Right, true and predicted pixels of each class, int64 (N, 3, K) on the CPU; and the predictions kept, by row.
 
     The segmenter, on `device`, makes logits (B, K, size, size) of images (B, 3, size, size) normalised by `mean` and
     `std`, one number a channel, for pixels in 0 to 1; it is run in evaluation mode, and left in the mode it came in.
     Batches have one image each, at the scale to look at it, and its labels at their own size, 255 = not measured.
-    `dtype` is that of matrix products, where not float32; `keep` are the rows whose predictions are wanted.
-
-    Returns:
-        The counts, int64 (N, 3, K) on the CPU, in the order of the batches: right, true and predicted pixels.
-        The predictions kept, uint8 (H, W) each, by row.
+    `dtype` is that of matrix products, where not float32; `keep`: rows whose predictions, uint8 (H, W), are kept.
     """
     counts: list[Tensor] = []
     kept: dict[int, Tensor] = {}
@@ -72,10 +68,7 @@ def evaluate(
 
 
 def pixel_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Pixels of each class that are right, true ones and predicted ones: int64 (3, K).
-
-    From a class for every pixel, int64 (P,), and true classes, 255 where nothing is measured.
-    """
+    """Predicted and true classes (P,), 255 = not measured → right, true and predicted pixels of each: int64 (3, K)."""
     known = labels != _IGNORED
     # One class more takes what is not counted: a selection would make the device wait for its size.
     right, true, given = (
@@ -146,7 +139,7 @@ def most_likely(logits: Tensor, height: int, width: int) -> Tensor:
 def figures(counts: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """What counts of pixels, int64 (N, 3, K) by `evaluate`, say of classes with these names, in percent.
 
-    "miou", the mean intersection over union of the classes; "pixel_accuracy", the share of pixels told right;
+    "miou", the mean intersection over union of the classes; "pixel_accuracy", the share of pixels classified rightly;
     "mean_class", the mean of the classes' shares; of more than one image each with its "…_low" and "…_high", between
     which it lies with 95 % confidence (of the images as drawn, not of the training's seed); "per_class", of each class
     "class", its name, "iou", "accuracy" (None where undefined) and "pixels" that it has in truth.

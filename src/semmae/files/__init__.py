@@ -2,9 +2,8 @@
 
 Notable here:
 - a file or folder is written beside its place and moved there whole: a reader sees the old one or the new one, and
-  when the block fails, the disk is full or the process is stopped by a signal, nothing of the new one stays;
-- what lies beside its place bears a suffix that nobody else uses, so that `sweep` can remove what a killed process
-  left, and nothing of the user's;
+  where writing fails or is stopped, nothing of the new one stays;
+- what lies beside its place bears a suffix of our own: `sweep` removes what a killed process left, and nothing else;
 - a reader takes regular files of a bounded size only: a FIFO, a device, a file of gigabytes or one nested a thousand
   deep is refused in one line, as is one in another encoding or of another form;
 - names that are no UTF-8 (Python's surrogate escapes) are written as the bytes they are, in JSON as escapes.

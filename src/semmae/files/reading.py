@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from semmae.errors import UserError
+from semmae.errors import UserError, reason
 from semmae.names import shown
 
 # Bytes of a text file that is read at once; no file of ours comes near.
@@ -43,7 +43,7 @@ def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
     try:
         return read_bytes(path, most).decode("utf-8-sig", errors)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path, or restore it") from error
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check the path, or restore it") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8, or restore it") from error
 

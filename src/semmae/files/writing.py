@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from semmae.errors import DiskError, UserError
+from semmae.errors import DiskError, UserError, reason
 from semmae.names import encoded, on_disk, shown
 
 # Of everything that lies beside its place while it is written.
@@ -80,8 +80,8 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         if is_disk_fault(error):
             raise
-        reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"{shown(str(folder))}: cannot be made ({reason}); choose another place") from error
+        fault = f"cannot be made ({reason(error).lower()})"
+        raise UserError(f"{shown(str(folder))}: {fault}; choose another place") from error
 
 
 def check_replaceable(folder: Path) -> None:
@@ -177,16 +177,14 @@ def _explained(path: Path) -> Iterator[None]:
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         if error.filename is None or Path(error.filename).parent != path.parent:
             raise
-        reason = (error.strerror or type(error).__name__).lower()
-        raise UserError(f"{path}: cannot be written ({reason}); choose another place, or move that away") from error
+        fault = f"cannot be written ({reason(error).lower()})"
+        raise UserError(f"{path}: {fault}; choose another place, or move that away") from error
     except Exception as error:
         if not (isinstance(error, DiskError) or is_disk_fault(error)):
             raise
         cause = error.__cause__ if isinstance(error, DiskError) else error
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else "No space left on device"
-        raise DiskError(
-            f"{path}: cannot be written ({reason.lower()}); free space there, or use another disk"
-        ) from cause
+        said = cause.strerror if isinstance(cause, OSError) and cause.strerror else "No space left on device"
+        raise DiskError(f"{path}: cannot be written ({said.lower()}); free space there, or use another disk") from cause
 
 
 def _beside(path: Path, process: object) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from semmae.errors import UserError
+from semmae.errors import UserError, reason
 from semmae.files.reading import check_bounds, read_text
 from semmae.names import shown
 
@@ -24,8 +24,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(text, _PlainLoader)
         check_bounds(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not YAML ({reason[:120]}); mend or restore it") from error
+        raise UserError(f"{path}: not YAML ({reason(error)}); mend or restore it") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no options; write one `name: value` a line")
     return {str(name): value for name, value in content.items()}

@@ -46,10 +46,7 @@ def read_beside(path: Path, name: str = _CONFIG) -> dict[str, Any]:
 
 
 def encoder_heads(path: Path, chosen: Chosen, width: int | None, asked: int | None, of_form: int | None) -> int:
-    """Heads of an encoder: as asked, else by `config.json` beside the file, by its project, or by its width.
-
-    `width` is None where there is no class token; `of_form` is given where its form has others than are usual at it.
-    """
+    """Heads: as asked, else by `config.json` beside the file, by the project or `of_form`, or by the width."""
     return _heads("num_heads", path, width, asked, _by_project(path, chosen, width, of_form), _HEADS)
 
 
@@ -136,7 +133,7 @@ def check_square(config: Mapping[str, Any]) -> None:
         for name in ("image_size", "img_size", "patch_size"):
             sides = mapping.get(name)
             if isinstance(sides, list | tuple) and len(set(map(str, sides))) > 1:
-                raise ValueError(f"its {name} is {'×'.join(map(str, sides[:3]))}, not square")
+                raise ValueError(f"its {name} is {'×'.join(map(shown, sides[:3]))}, not square")
 
 
 def norm_pix_loss(path: Path, options: Mapping[str, Any], otherwise: bool | None) -> bool:

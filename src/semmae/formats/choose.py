@@ -64,7 +64,7 @@ class Chosen:
 def choose(content: Mapping[str, Any]) -> Chosen:
     """The encoder that is meant of all that a checkpoint holds; without any, tensors as they lie."""
     held = [(place, _tensors(mapping)) for place, mapping in _dictionaries(content)]
-    has_decoder = holds_decoder(content)
+    has_decoder = any(_DECODER in str(name) for _, mapping in _dictionaries(content) for name in mapping)
     found = [(place, match[1], state) for place, state in held for name in state if (match := _KERNEL.fullmatch(name))]
     args, arch = content.get("args"), content.get("arch")
     options = vars(args) if isinstance(args, argparse.Namespace) else {}
@@ -92,11 +92,6 @@ def without_heads(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
     """The tensors of an encoder alone, as far as names show it, and the names of the others."""
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(_HEADS)}
     return kept, [name for name in state if name not in kept]
-
-
-def holds_decoder(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint holds MAE's decoder, in whatever it is wrapped."""
-    return any(_DECODER in str(name) for _, mapping in _dictionaries(content) for name in mapping)
 
 
 def _dictionaries(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

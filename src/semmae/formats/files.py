@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from semmae.errors import UserError, listed, one_line
+from semmae.errors import UserError, listed, reason
 from semmae.files import open_regular
 from semmae.formats.choose import Chosen, choose
 
@@ -60,7 +60,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
             warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: what matters is raised below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path, or restore it") from error
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check the path, or restore it") from error
     except Exception as error:
         # Bytes that are no checkpoint fail in as many ways as there are bytes.
         raise UserError(f"{path}: {_fault(path, error)}") from error
@@ -154,7 +154,6 @@ def _fault(path: Path, error: Exception) -> str:
         with open_regular(path) as file:
             if file.read(1) in _PICKLES:
                 return f"holds objects other than tensors, which are never loaded; {remedy}"
-    reason = type(error).__name__
-    if isinstance(error, ValueError | SafetensorError):  # torch's others speak of its own options
-        reason = one_line(error)[:120]
-    return f"not readable as a checkpoint ({reason}); give a .pth, .pt, .bin or .safetensors file"
+    # Other errors of torch speak of its own options.
+    said = reason(error) if isinstance(error, ValueError | SafetensorError) else type(error).__name__
+    return f"not readable as a checkpoint ({said}); give a .pth, .pt, .bin or .safetensors file"

@@ -3,11 +3,8 @@
 Notable here:
 - an encoder's folder is also a timm folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`
   gives the same features; what timm does not know stands in a section of its own, "semmae";
-- what a network that was measured keeps of the images it learned from, 13 MB for a million, lies in a file beside
-  the configuration, `learned.txt`: timm and the hub read the configuration whole;
-- before an encoder is written, the model that its configuration describes is built without memory and
-  compared, so that what is written can be read again;
-- a folder is written beside its place and moved there whole: a reader never sees half of one;
+- keys of the images learned from, 13 MB for a million, lie in `learned.txt`: timm and the hub read config.json whole;
+- before an encoder is written, the model that its configuration describes is built without memory and compared;
 - what a configuration claims is compared with the tensors before a network is built: it may have been edited.
 """
 
@@ -17,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import timm
@@ -26,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.errors import UserError, one_line
+from semmae.errors import UserError, reason
 from semmae.files import (
     Fields,
     open_regular,
@@ -57,12 +55,11 @@ _WITHIN = "encoder.vit."  # before the encoder's tensors in networks that hold o
 
 
 def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
-    """Write an encoder as a folder that timm loads too, replacing an older one at the end, and no other files.
+    """Write an encoder as a folder that timm loads too, in place of an older one; `extra`: JSON, for `read_extra`.
 
-    `extra` is anything that JSON can hold, for `read_extra`. UserError where timm's arguments cannot describe it.
+    UserError where timm's arguments cannot describe it, or the folder holds other files.
     """
-    config = timm_config(encoder) | {"semmae": {"kind": ENCODER, "spec": asdict(encoder.spec), "extra": extra or {}}}
-    _write(folder, encoder.vit.state_dict(), config)
+    _write(folder, ENCODER, encoder.vit, encoder.spec, extra, timm_config(encoder))
 
 
 def read_encoder(folder: Path) -> Encoder:
@@ -75,14 +72,9 @@ def read_encoder(folder: Path) -> Encoder:
 
 def save_autoencoder(autoencoder: MaskedAutoencoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write encoder and decoder, under our own tensor names; otherwise as `save_encoder`."""
-    own = {
-        "kind": AUTOENCODER,
-        "spec": asdict(autoencoder.encoder.spec),
-        "decoder": asdict(autoencoder.decoder),
-        "norm_pix_loss": autoencoder.norm_pix_loss,
-        "extra": extra or {},
-    }
-    _write(folder, autoencoder.state_dict(), timm_config(autoencoder.encoder) | {"semmae": own})
+    encoder = autoencoder.encoder
+    own = {"decoder": asdict(autoencoder.decoder), "norm_pix_loss": autoencoder.norm_pix_loss}
+    _write(folder, AUTOENCODER, autoencoder, encoder.spec, extra, timm_config(encoder), own)
 
 
 def read_autoencoder(folder: Path) -> MaskedAutoencoder:
@@ -103,8 +95,7 @@ def read_decoder_spec(folder: Path) -> DecoderSpec:
 
 def save_learner(learner: PartLearner, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write a part learner, without the encoder that it was trained on; otherwise as `save_encoder`."""
-    own = {"kind": LEARNER, "spec": asdict(learner.spec), "extra": extra or {}}
-    _write(folder, learner.state_dict(), {"semmae": own})
+    _write(folder, LEARNER, learner, learner.spec, extra)
 
 
 def read_learner(folder: Path) -> PartLearner:
@@ -125,13 +116,12 @@ def save_classifier(
 ) -> None:
     """Write encoder and head as a folder that timm loads with its head; otherwise as `save_encoder`.
 
-    timm finds the classes as `label_names`, and crops images by `crop_pct`; `learned` has a key of each image that it
-    learned from, for `read_learned`.
+    timm crops images by `crop_pct`; `learned` has a key of each image that it learned from, for `read_learned`.
     """
-    own = {"kind": CLASSIFIER, "spec": asdict(classifier.encoder.spec), "pooling": classifier.pooling}
-    config = classifier_config(classifier, classes) | {"semmae": {**own, "extra": extra or {}}}
+    config = classifier_config(classifier, classes)
     config["pretrained_cfg"]["crop_pct"] = crop_pct
-    _write(folder, classifier.vit.state_dict(), config, learned)
+    own = {"pooling": classifier.pooling}
+    _write(folder, CLASSIFIER, classifier.vit, classifier.encoder.spec, extra, config, own, learned)
 
 
 def read_classifier(folder: Path) -> tuple[Classifier, list[str]]:
@@ -157,7 +147,7 @@ def classifier_config(classifier: Classifier, classes: Sequence[str]) -> dict[st
 
 def save_head(head: LinearHead, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write a linear head and the names of its classes, without the encoder below it; otherwise as `save_encoder`."""
-    _write(folder, head.state_dict(), {"semmae": {"kind": HEAD, "spec": asdict(head.spec), "extra": extra or {}}})
+    _write(folder, HEAD, head, head.spec, extra)
 
 
 def read_head(folder: Path) -> LinearHead:
@@ -172,9 +162,8 @@ def save_segmenter(
     segmenter: Segmenter, folder: Path, extra: dict[str, Any] | None = None, learned: Sequence[str] | None = None
 ) -> None:
     """Write encoder and segmentation head, under our own tensor names; otherwise as `save_classifier`."""
-    own = {"kind": SEGMENTER, "spec": asdict(segmenter.encoder.spec), "segmenter": asdict(segmenter.spec)}
-    config = timm_config(segmenter.encoder) | {"semmae": {**own, "extra": extra or {}}}
-    _write(folder, segmenter.state_dict(), config, learned)
+    encoder, own = segmenter.encoder, {"segmenter": asdict(segmenter.spec)}
+    _write(folder, SEGMENTER, segmenter, encoder.spec, extra, timm_config(encoder), own, learned)
 
 
 def check_saveable(encoder: Encoder) -> None:
@@ -227,10 +216,7 @@ def digest(module: nn.Module) -> str:
 def _builder(
     config: dict[str, Any], state: Mapping[str, Tensor], prefix: str = ""
 ) -> tuple[EncoderSpec, Callable[[], VisionTransformer]]:
-    """What a folder's encoder is, and what builds it as its configuration says; ValueError where its tensors differ.
-
-    The names of the encoder's tensors begin with `prefix`.
-    """
+    """What a folder's encoder is, and what builds it; ValueError where its tensors, named `prefix` …, are others."""
     spec = read_spec(EncoderSpec, config["semmae"].get("spec"))
     if min(spec.std) <= 0:
         raise ValueError(f"std is {spec.std}, not positive")
@@ -255,7 +241,7 @@ def _create(architecture: str, pretrained_cfg: Any, arguments: dict[str, Any]) -
     try:
         vit = timm.create_model(architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **arguments)
     except (TypeError, AttributeError, KeyError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"timm cannot build {architecture} as it says ({one_line(error)[:120]})") from error
+        raise ValueError(f"timm cannot build {architecture} as it says ({reason(error)})") from error
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"architecture {architecture} is no Vision Transformer")
     return vit
@@ -273,7 +259,7 @@ def _read(folder: Path, wanted: str) -> tuple[dict[str, Any], dict[str, Tensor]]
         open_regular(path).close()
         return config, load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: {one_line(error)[:120]}; restore the folder or save it again") from error
+        raise UserError(f"{path}: {reason(error)}; restore the folder or save it again") from error
 
 
 def _read_config(folder: Path, wanted: str) -> dict[str, Any]:
@@ -288,24 +274,31 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        reason = one_line(error)
-        raise UserError(
-            f"{folder}: {WEIGHTS} or {CONFIG} was changed: {reason}; restore the folder or save it again"
-        ) from error
+        fault = f"{WEIGHTS} or {CONFIG} was changed: {reason(error, 300)}"
+        raise UserError(f"{folder}: {fault}; restore the folder or save it again") from error
 
 
 def _write(
-    folder: Path, state: dict[str, Tensor], config: dict[str, Any], learned: Sequence[str] | None = None
+    folder: Path,
+    kind: str,
+    network: nn.Module,
+    spec: Any,
+    extra: Mapping[str, Any] | None,
+    config: Mapping[str, Any] = MappingProxyType({}),
+    own: Mapping[str, Any] = MappingProxyType({}),
+    learned: Sequence[str] | None = None,
 ) -> None:
+    """A folder of a network: `config` is what timm reads, our section holds the dataclass `spec` and `own`."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; give a folder")
-    own = (WEIGHTS, CONFIG, LEARNED)
-    others = [path.name for path in folder.iterdir() if path.name not in own] if folder.exists() else []
+    known = (WEIGHTS, CONFIG, LEARNED)
+    others = [path.name for path in folder.iterdir() if path.name not in known] if folder.exists() else []
     if others:
         raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
     with whole_folder(folder) as fresh:
-        save_tensors(state, fresh / WEIGHTS)
-        write_json(fresh / CONFIG, config)
+        save_tensors(network.state_dict(), fresh / WEIGHTS)
+        section = {"kind": kind, "spec": asdict(spec), **own, "extra": extra or {}}
+        write_json(fresh / CONFIG, {**config, "semmae": section})
         if learned is not None:
             write_text(fresh / LEARNED, "".join(f"{key}\n" for key in learned))
 

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from semmae.errors import UserError
-from semmae.files import write_text
+import huggingface_hub
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from semmae.errors import UserError, reason
+from semmae.files import shown, write_text
 from semmae.formats.table import WRITINGS
+from semmae.progress import quiet
 from semmae.shell import quoted
 
 # What an export may consist of: of one in another form, pushed there before, nothing stays behind.
@@ -15,25 +19,22 @@ CARD = "README.md"
 
 def check_hub_name(name: str) -> None:
     """Refuse a name that no repository can have."""
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
     try:
         validate_repo_id(name)
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--push-to-hub {name}: no name for a repository ({reason}); give OWNER/NAME") from error
+        fault = f"no name for a repository ({reason(error)})"
+        raise UserError(f"--push-to-hub {shown(name)}: {fault}; give OWNER/NAME") from error
 
 
+@quiet("huggingface_hub")
 def push_to_hub(folder: Path, name: str, *, private: bool, message: str, card: Callable[[str], str]) -> str:
     """Upload a folder as one commit, making the repository where there is none; returns its address.
 
     The token is the environment's (HF_TOKEN), or that of `hf auth login`; a name without OWNER/ is its owner's. `card`
     makes the text of the model card of a repository's full name; it is written anew where `name` is not that.
     """
-    from huggingface_hub import HfApi
-
     try:
-        api = HfApi()
+        api = huggingface_hub.HfApi()
         repository = api.create_repo(name, private=private or None, exist_ok=True)
         place = repository.repo_id
         if private and not api.repo_info(place).private:
@@ -48,9 +49,6 @@ def push_to_hub(folder: Path, name: str, *, private: bool, message: str, card: C
         raise
     except Exception as error:
         # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"--push-to-hub {name}: not uploaded ({reason}); {folder} is whole: log in (hf auth login), then "
-            f"hf upload {name} {quoted(folder)}"
-        ) from error
+        remedy = f"{folder} is whole: log in (hf auth login), then hf upload {name} {quoted(folder)}"
+        raise UserError(f"--push-to-hub {name}: not uploaded ({reason(error, 300)}); {remedy}") from error
     return str(repository)

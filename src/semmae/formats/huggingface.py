@@ -239,10 +239,7 @@ def _join(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unseen(path: Path, state: Mapping[str, Tensor]) -> Unseen:
-    """Colours and epsilon of the weights in this file, by `config.json` and `preprocessor_config.json` beside it.
-
-    ValueError where `config.json` describes what timm's blocks do not compute.
-    """
+    """Colours and epsilon by the two files of JSON beside the weights; ValueError for what timm does not compute."""
     config = read_beside(path)
     check_square(config)
     activation = config.get("hidden_act", "gelu")

@@ -41,7 +41,7 @@ def init_autoencoder(
     A new decoder draws from torch's global generator, as every new network. `norm_pix_loss` is the run's, whatever
     --init was trained to.
     """
-    found = None if isinstance(init, Encoder) else find_decoder(init, num_heads=decoder.num_heads)
+    found = find_decoder(init, num_heads=decoder.num_heads)
     name = described(init)
     if not isinstance(init, Encoder) and found == decoder:
         mae = load_mae(init, num_heads=num_heads, decoder_num_heads=decoder.num_heads)

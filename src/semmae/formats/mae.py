@@ -72,10 +72,7 @@ def decoder_spec(state: Mapping[str, Tensor], num_heads: int) -> DecoderSpec:
 
 
 def patches_shown(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Patches of an image that the model was trained on, and all of them; None where these are the same, or unknown.
-
-    `state` are the release's tensors, `options` what was saved beside them.
-    """
+    """Patches of an image that the model was trained on, and all of them; None where these are the same, or unknown."""
     size, positions = options.get("input_size"), state.get("pos_embed")
     if not isinstance(size, int) or positions is None or "patch_embed.proj.weight" not in state:
         return None
@@ -119,10 +116,6 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _command(folder: Path, decoder: bool, head: bool) -> str:
-    return python(f'import torch; print(*torch.load({text(folder / FILE)}, weights_only=True)["model"])')
-
-
 def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
     loader = "load_mae" if isinstance(model, MaskedAutoencoder) else "load_encoder"
     return (
@@ -151,7 +144,9 @@ FORM = Form(
         write=write,
         files=(CONFIG, FILE),
         library="semmae",
-        command=_command,
+        command=lambda folder, decoder, head: python(
+            f'import torch; print(*torch.load({text(folder / FILE)}, weights_only=True)["model"])'
+        ),
         use=_use,
         decoder="always",
         head=False,

@@ -1,10 +1,7 @@
-"""An encoder as an ONNX graph: normalised images in, class token and patch tokens out, any number of images at once.
-
-A classifier's has a third output, the logits of its classes.
+"""An encoder as an ONNX graph: normalised images in, class token and patch tokens out; of a classifier its logits too.
 
 Notable here:
-- the graph is float32 and holds timm's own blocks: no gradients are asked for, so that the blocks by hand, which train
-  faster on CPUs, stay out of it (see `models.blocks.run_block`);
+- the graph is float32 and holds timm's own blocks: no gradients are asked for (see `models.blocks.run_block`);
 - the size of the images is fixed, that of the batch is not;
 - what was written is run by onnxruntime and compared before it is called done.
 """
@@ -16,7 +13,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semmae.errors import UserError, one_line
+from semmae.errors import UserError, reason
 from semmae.formats.form import Form, Model, Subject, Writing, encoder_of
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
+from semmae.progress import quiet
 from semmae.shell import python, text
 
 _LOG = logging.getLogger("semmae")
@@ -65,7 +63,10 @@ class _Graph(nn.Module):
 def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the graph, for images of the model's own size; weights of more than 1.8 GB go to a second file, `.data`."""
     graph = _Graph(model).eval()
-    with _quiet():
+    # The exporter's own notes are for its developers.
+    hushed = quiet("torch.onnx", "onnxscript", "onnx_ir")
+    with hushed, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
                 graph,
@@ -77,8 +78,7 @@ def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, s
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = one_line(error)[:200] or type(error).__name__
-            raise UserError(f"the encoder cannot be written as ONNX ({reason}); use --to timm") from error
+            raise UserError(f"the encoder cannot be written as ONNX ({reason(error, 200)}); use --to timm") from error
         assert program is not None
         program.model.metadata_props.update(metadata)
         size = sum(tensor.numel() * tensor.element_size() for tensor in graph.state_dict().values())
@@ -120,22 +120,6 @@ def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's own notes, which are for its developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def write(subject: Subject, folder: Path) -> Mapping[str, Any]:

@@ -1,24 +1,23 @@
 """The door to every encoder and masked autoencoder: a timm name, a folder, a checkpoint file.
 
 Notable here:
-- nothing in a file is executed: `formats.files` reads tensors and plain values only;
 - forms of others are rows of `table.FORMS`, and none is named here;
-- sizes are those of the weights; the number of heads, which weights do not show, is asked for,
-  read beside the file, or known by the width;
-- every tensor of the file is either loaded or named in the log as dropped, and so are positions that will be
-  interpolated;
+- sizes are those of the weights; the number of heads, which weights do not show, is asked for, read beside the file, or
+  known by the width;
+- every tensor of the file is loaded, or named in the log as dropped; nothing in a file is executed;
 - an encoder carries what no weight shows: where it came from, which vector fits it, how images become its input.
 """
 
 import copy
 import logging
+from os import PathLike
 from pathlib import Path
 
 import timm
 from torch import Tensor, nn
 
 from semmae.data.transform import ImageTransform
-from semmae.errors import UserError, listed
+from semmae.errors import UserError, listed, reason
 from semmae.files import user_path
 from semmae.formats import beside, folders as checkpoint, mae, timm as timm_form
 from semmae.formats.choose import Chosen, without_heads
@@ -49,11 +48,10 @@ _ENCODERS = "a checkpoint file, a run of semmae, or timm:NAME"
 def load_encoder(spec: str | Path | Encoder, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
     """An encoder, in eval mode, from wherever it lies.
 
-    That is `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or its `encoder`, `autoencoder`,
-    `classifier` or `segmenter`; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file (.pth,
-    .pt, .bin, .safetensors) in one of the forms that `docs/checkpoints.md` lists; or an encoder that is loaded
-    already, of which a copy is returned. `num_heads` is for files whose width does not show it; `image_size` is in
-    pixels a side, where images to come are not of the size it was trained at.
+    That is `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or a folder in it; a folder of timm or
+    of Hugging Face, or an export of ours; a checkpoint file in one of the forms that `docs/checkpoints.md` lists; or an
+    encoder that is loaded already, of which a copy is returned. `num_heads` is for files whose width does not show it;
+    `image_size` is in pixels a side, where images to come are not of the size it was trained at.
     """
     if isinstance(spec, Encoder):
         encoder = _named(copy.deepcopy(spec).eval(), spec.source)
@@ -136,9 +134,9 @@ def load_mae(
     return found
 
 
-def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
+def find_decoder(spec: str | Path | Encoder, *, num_heads: int) -> DecoderSpec | None:
     """Sizes of the decoder that `load_mae` would find there, with `num_heads` where nothing shows it; None: none."""
-    if str(spec).startswith("timm:"):
+    if isinstance(spec, Encoder) or str(spec).startswith("timm:"):
         return None
     path = _existing(spec)
     folder = own_folder(path, checkpoint.AUTOENCODER)
@@ -154,17 +152,11 @@ def find_decoder(spec: str | Path, *, num_heads: int) -> DecoderSpec | None:
 
 def load_head(path: str | Path) -> LinearHead:
     """The linear head of a run of `semmae probe`, or of its `head` folder, in eval mode: `head(encoder(images))`."""
-    folder = own_folder(_existing(path), checkpoint.HEAD)
-    if folder is None:
-        raise UserError(f"{path}: holds no linear head; give a run of semmae probe")
-    return checkpoint.read_head(folder)
+    return checkpoint.read_head(_needed(path, checkpoint.HEAD, "linear head; give a run of semmae probe"))
 
 
 def load_segmenter(path: str | Path) -> Segmenter:
-    """The network of a run of `semmae segment`, or of its `segmenter` folder, in eval mode.
-
-    `segmenter(images)` gives the logits of the classes `segmenter.spec.classes` for every pixel.
-    """
+    """The network of a run of `semmae segment`, in eval mode: images → logits of `spec.classes` for every pixel."""
     segmenter = checkpoint.read_segmenter(find_segmenter(path))
     _named(segmenter.encoder, path).pooling = "mean"
     return segmenter
@@ -172,10 +164,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
 
 def find_segmenter(path: str | Path) -> Path:
     """The folder that `load_segmenter` reads; UserError where there is none."""
-    folder = own_folder(_existing(path), checkpoint.SEGMENTER)
-    if folder is None:
-        raise UserError(f"{path}: holds no segmenter; give a run of semmae segment")
-    return folder
+    return _needed(path, checkpoint.SEGMENTER, "segmenter; give a run of semmae segment")
 
 
 def own_folder(path: Path, kind: str) -> Path | None:
@@ -184,6 +173,14 @@ def own_folder(path: Path, kind: str) -> Path | None:
         return None
     candidates = [path.parent] if path.is_file() else [path, path / kind]
     return next((folder for folder in candidates if checkpoint.kind(folder) == kind), None)
+
+
+def _needed(spec: str | Path, kind: str, words: str) -> Path:
+    """As `own_folder`, but UserError where there is none."""
+    folder = None if str(spec).startswith("timm:") else own_folder(_existing(spec), kind)
+    if folder is None:
+        raise UserError(f"{spec}: holds no {words}")
+    return folder
 
 
 def _foreign_file(path: Path) -> Path | None:
@@ -249,14 +246,14 @@ def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
 
 def find_classifier(spec: str | Path) -> Path:
     """The folder that `load_classifier` reads; UserError where there is none."""
-    folder = None if str(spec).startswith("timm:") else own_folder(_existing(spec), checkpoint.CLASSIFIER)
-    if folder is None:
-        raise UserError(f"{spec}: holds no classifier of semmae; give a finished run of semmae finetune")
-    return folder
+    return _needed(spec, checkpoint.CLASSIFIER, "classifier of semmae; give a finished run of semmae finetune")
 
 
 def _existing(spec: str | Path) -> Path:
     """The file or folder that is meant; UserError where there is none."""
+    if not isinstance(spec, str | PathLike):
+        kind = type(spec).__name__[:40]
+        raise UserError(f"{kind}: no encoder that semmae has loaded; give semmae.load_encoder(…) of {_ENCODERS}")
     name = str(spec)
     try:
         path = user_path(spec)
@@ -268,8 +265,7 @@ def _existing(spec: str | Path) -> Path:
             raise UserError(f'{name}: no such file or folder; did you mean "timm:{name}"?') from None
         raise UserError(f"{name}: no such file or folder; give {_ENCODERS}") from None
     except (OSError, RuntimeError, ValueError) as error:  # no right to look, too long, an unknown ~user
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{name[:200]}: cannot be read ({reason}); give {_ENCODERS}") from error
+        raise UserError(f"{name[:200]}: cannot be read ({reason(error)}); give {_ENCODERS}") from error
     raise UserError(f"{name}: neither a file nor a folder; give {_ENCODERS}")
 
 

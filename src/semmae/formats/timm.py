@@ -10,14 +10,15 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 
-from semmae.errors import UserError, listed, near, one_line
-from semmae.files import Fields, read_json
+from semmae.errors import UserError, listed, near, reason
+from semmae.files import Fields, read_json, shown
 from semmae.formats import dino, folders as checkpoint, mae
 from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
 from semmae.models.classifier import Classifier
 from semmae.models.specs import check_count
 from semmae.models.vit import Encoder
 from semmae.models.weights import not_finite, wrap_vit
+from semmae.progress import quiet
 from semmae.shell import python, text
 
 _LOG = logging.getLogger("semmae")
@@ -32,9 +33,9 @@ def _tag(config: Mapping[str, Any]) -> object:
 
 
 def load_named(name: str) -> Encoder:
-    """The encoder of a name as `timm.create_model` takes it (also `local-dir:FOLDER` and `hf-hub:OWNER/NAME`).
+    """The encoder, in eval mode, of a name as `timm.create_model` takes it (also `local-dir:DIR`, `hf-hub:OWNER/NAME`).
 
-    With its weights, in eval mode; UserError where there is no such name, no ViT with a class token, or no weights.
+    UserError where there is no such name, no ViT with a class token, or no weights.
     """
     if name.startswith(_LOCAL):
         _check_folder(Path(name.removeprefix(_LOCAL)))
@@ -93,9 +94,10 @@ def _check_name(name: str) -> None:
         return
     matches = difflib.get_close_matches(name, known or timm.list_models(), n=3)
     hint = near(name, matches) if matches else '; timm.list_pretrained("vit*") lists them'
-    raise UserError(f'timm has no model "{name}"{hint}')
+    raise UserError(f"timm has no model {shown(name)}{hint}")
 
 
+@quiet("huggingface_hub")
 def _create(name: str, pretrained: bool) -> Any:
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
@@ -107,12 +109,12 @@ def _create(name: str, pretrained: bool) -> Any:
         raise UserError(_refusal(name, "it is no Vision Transformer")) from error
     except Exception as error:
         # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
-        reason = one_line(error)[:300]
+        fault = reason(error, 300)
         if name.startswith(_LOCAL):
-            raise UserError(f"timm:{name} cannot be loaded ({reason}); restore the folder") from error
+            raise UserError(f"{shown(f'timm:{name}')} cannot be loaded ({fault}); restore the folder") from error
         raise UserError(
-            f"the weights of timm:{name} are not at hand ({reason}); download them once where the hub can be "
-            "reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
+            f"the weights of {shown(f'timm:{name}')} are not at hand ({fault}); download them once where the hub can "
+            "be reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
         ) from error
     left = model.state_dict()
     dropped = [tensor for tensor in before if tensor not in left]
@@ -129,9 +131,9 @@ def _wrap(name: str, model: Any) -> Encoder:
         raise UserError(_refusal(name, str(error))) from error
 
 
-def _refusal(name: str, reason: str) -> str:
+def _refusal(name: str, fault: str) -> str:
     remedy = "choose a ViT with a class token, e.g. vit_small_patch16_224.dino"
-    return f"timm:{name} cannot be the encoder ({reason}); {remedy}"
+    return f"{shown(f'timm:{name}')} cannot be the encoder ({fault}); {remedy}"
 
 
 def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
@@ -146,10 +148,6 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
         # By it the encoder of a masked autoencoder is known again.
         checkpoint.save_encoder(encoder, folder, {"stage": "pretrain"} if encoder.pooling == "mean" else None)
     return {}
-
-
-def _command(folder: Path, decoder: bool, head: bool) -> str:
-    return python(f"import timm; print(timm.create_model({text(f'{_LOCAL}{folder}')}, pretrained=True))")
 
 
 def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
@@ -182,7 +180,9 @@ FORM = Form(
         write=write,
         files=(checkpoint.CONFIG, checkpoint.WEIGHTS),
         library="timm",
-        command=_command,
+        command=lambda folder, decoder, head: python(
+            f"import timm; print(timm.create_model({text(f'{_LOCAL}{folder}')}, pretrained=True))"
+        ),
         use=_use,
         decoder="never",
         head=True,

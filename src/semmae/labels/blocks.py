@@ -5,13 +5,9 @@ threads, and how a sum is split over threads cannot change a label. On a GPU two
 it computes one block while the labels of the last are fetched.
 """
 
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,8 +18,10 @@ from semmae.data.attention import attention_ranks
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
+from semmae.data.workers import in_threads
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
+from semmae.progress import timed
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GPU_THREADS = 2
@@ -58,9 +56,8 @@ class Job:
         return range(block * self.block, min((block + 1) * self.block, len(self.images)))
 
     def unfinished(self) -> list[int]:
-        """Blocks with a row that is not computed, ascending. Such a block is computed anew as a whole: the
-        shape of a batch may change the last bits of its sums, and with them a label.
-        """
+        """Blocks with a row that is not computed, ascending."""
+        # Computed anew as a whole: the shape of a batch may change the last bits of its sums, and with them a label.
         blocks: list[int] = np.unique(self.store.missing() // self.block).tolist()
         return blocks
 
@@ -74,10 +71,7 @@ def label_blocks(
     threads: int,
     device: torch.device | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Compute and store the labels of blocks; yields of each (its rows, seconds waited for images).
-
-    `threads` blocks at once, on a CPU.
-    """
+    """Compute and store the labels of blocks, on a CPU `threads` at once; yields (rows, seconds waited for images)."""
     rows = [row for block in blocks for row in job.rows(block)]
     # Only the last block of all is short, and it comes last: batches of the loader are the blocks.
     loader = make_loader(WholeDataset(job.images, job.size), job.block, sampler=rows, workers=job.workers)
@@ -112,66 +106,22 @@ def compute_labels(
     """(Rows (B,), images uint8 (B, 3, S, S)) → what they are labelled, seconds waited; in order."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = threads if device.type == "cpu" else _GPU_THREADS
-    compute = partial(
-        _label,
-        encoder=encoder.to(device).eval(),
-        learner=learner.to(device).eval(),
-        grid=grid,
-        attention=attention,
-        dtype=_DTYPES[precision],
-        device=device,
-    )
-    pending: deque[tuple[Future[Labelled], float]] = deque()
-    pool = ThreadPoolExecutor(threads)
+    encoder, learner, dtype = encoder.to(device).eval(), learner.to(device).eval(), _DTYPES[precision]
+
+    @torch.inference_mode()  # as autocast, of a thread: entered in the one that computes
+    def labelled(batch: tuple[tuple[Tensor, Tensor], float]) -> tuple[Labelled, float]:
+        (rows, images), waited = batch
+        pixels = normalise(images.to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if not attention:
+                labels = learner.labels(encoder.last_block_features(pixels), grid)
+                return Labelled(rows, labels.cpu(), None), waited
+            features, heads = encoder.last_block(pixels)
+            labels = learner.labels(features, grid)
+        return Labelled(rows, labels.cpu(), attention_ranks(heads.mean(1)).cpu()), waited
+
     with _one_thread_an_operation():
-        try:
-            for (rows, images), waited in _timed(batches):
-                pending.append((pool.submit(compute, rows, images), waited))
-                if len(pending) > threads:
-                    yield _oldest(pending)
-            while pending:
-                yield _oldest(pending)
-        finally:  # also when the reader stops or Ctrl-C is pressed: nothing more is begun
-            pool.shutdown(cancel_futures=True)
-
-
-def _oldest(pending: deque[tuple[Future[Labelled], float]]) -> tuple[Labelled, float]:
-    labelled, waited = pending.popleft()
-    return labelled.result(), waited
-
-
-# Inference mode and autocast belong to a thread: entered here, in the one that computes.
-@torch.inference_mode()
-def _label(
-    rows: Tensor,
-    images: Tensor,
-    *,
-    encoder: Encoder,
-    learner: PartLearner,
-    grid: int,
-    attention: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Labelled:
-    pixels = normalise(images.to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        if not attention:
-            return Labelled(rows, learner.labels(encoder.last_block_features(pixels), grid).cpu(), None)
-        features, heads = encoder.last_block(pixels)
-        labels = learner.labels(features, grid)
-    return Labelled(rows, labels.cpu(), attention_ranks(heads.mean(1)).cpu())
-
-
-def _timed(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
-    """Every batch with the seconds until it came."""
-    iterator = iter(batches)
-    while True:
-        asked = time.monotonic()
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        yield batch, time.monotonic() - asked
+        yield from in_threads(labelled, timed(batches), threads, ahead=1)
 
 
 @contextmanager

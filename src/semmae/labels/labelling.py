@@ -58,10 +58,7 @@ def learner_facts(teacher: object, encoder: Encoder, size: int) -> dict[str, Any
 
 
 def check_learner(out: Path, learner: Path | None, encoder: Encoder, teacher: object, *, needed: bool = False) -> None:
-    """Refuse the learner in `out`, or else in the run `learner`, where it was trained on another encoder.
-
-    There must be one where it is `needed` (--labels-only).
-    """
+    """Refuse the learner in `out`, or else in the run `learner`, of another encoder; --labels-only needs one."""
     folder = out / LEARNER
     if kind(folder) != LEARNER:
         if learner is None:

@@ -1,22 +1,21 @@
 """Part labels as PNG files, for use elsewhere: one an image, under its name, in the colours of our pictures."""
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from semmae.data.crop import at_centres
 from semmae.data.manifest import ImageSet
 from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
+from semmae.data.workers import in_threads
 from semmae.errors import UserError
-from semmae.files import is_part, read_json, write_bytes, write_json
+from semmae.files import is_part, read_json, shown, write_bytes, write_json
 from semmae.progress import Progress
 from semmae.reporting.pictures import label_colours
 from semmae.run.places import check_place
@@ -40,8 +39,8 @@ def export_labels(store: PartStore, images: ImageSet, folder: Path, size: Size =
     """Write every image's labels as an 8-bit PNG with a palette: pixel value = label.
 
     The same folders and names as the images have; for a row of a table, its number. `size` is that of the stored
-    cells, or of the image, each pixel with the label of its cell. Beside them `labels.json` has names and colours of
-    the labels. PNGs that are there already stay: each was written at once. So an export that was stopped goes on.
+    cells, or of the image. Beside them `labels.json` has names and colours of the labels. PNGs that are there already
+    stay, so that an export which was stopped is resumed.
     """
     colours = [colour or _BACKGROUND for colour in label_colours(store.label_names)]
     about = {
@@ -55,7 +54,8 @@ def export_labels(store: PartStore, images: ImageSet, folder: Path, size: Size =
     names = companion_names(images.names, ".png")
     todo = [(row, name) for row, name in enumerate(names) if not (folder / name).exists()]
     with Progress(len(todo), "images", "labels as PNG") as progress:
-        for _ in _written(export, todo, max(1, workers)):
+        # Threads: decoding and compressing free the interpreter's lock.
+        for _ in in_threads(partial(_write, export), todo, workers):
             progress.update()
 
 
@@ -73,7 +73,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
     if path.is_file():
         found = read_json(path)
         changed = [
-            f"{name} {found.get(name)!s:.80}, not {about[name]!s:.80}"
+            f"{name} {shown(found.get(name))}, not {shown(about[name])}"
             for name in about
             if found.get(name) != about[name]
         ]
@@ -84,36 +84,13 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
     write_json(path, about)
 
 
-def _written(export: _Export, todo: list[tuple[int, str]], workers: int) -> Iterator[None]:
-    """Write the PNGs by threads: decoding and compressing free the interpreter's lock."""
-    pending: deque[Future[None]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for row, name in todo:
-            pending.append(pool.submit(_write, export, row, name))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _write(export: _Export, row: int, name: str) -> None:
+def _write(export: _Export, place: tuple[int, str]) -> None:
+    row, name = place
     labels = np.asarray(export.store.labels[row])
     if export.size == "image":
-        _, height, width = export.images.read(row).shape
-        labels = _nearest(labels, height, width)
+        labels = at_centres(labels, *export.images.read(row).shape[1:])
     picture = Image.fromarray(labels)
     picture.putpalette(export.palette)
     content = BytesIO()
     picture.save(content, "PNG", optimize=True)
     write_bytes(export.folder / name, content.getvalue())
-
-
-def _nearest(labels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """(g, g) → (height, width): every pixel has the label under its centre."""
-    grid = len(labels)
-    rows = (2 * np.arange(height) + 1) * grid // (2 * height)
-    columns = (2 * np.arange(width) + 1) * grid // (2 * width)
-    return labels[rows][:, columns]

@@ -24,7 +24,6 @@ not kept are below all others. Files whose lines run through the grid row by row
 
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +35,7 @@ from semmae.data.attention import attention_ranks, stored_side
 from semmae.data.manifest import ImageSet
 from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
+from semmae.data.workers import in_threads
 from semmae.errors import UserError
 from semmae.progress import Progress
 
@@ -48,7 +48,7 @@ _ONE_HOT = slice(NUM_PARTS, 2 * NUM_PARTS)
 _POSITION = 2 * NUM_PARTS
 _HEAD = 2 * NUM_PARTS + 1  # columns before the pixels
 _EMBEDDING = 768
-_BLOCK = 256  # files handed to the threads together
+_BLOCK = 256  # files whose labels are written together
 
 
 class Tokens(NamedTuple):
@@ -78,11 +78,11 @@ def import_tokens(folder: Path, images: ImageSet, out: Path, *, subset: bool = F
         extra={"tokens": str(folder)},
     )
     left = store.missing()
-    with Progress(len(left), "files", "reading labels") as progress, ThreadPoolExecutor(max(1, workers)) as pool:
+    with Progress(len(left), "files", "reading labels") as progress:
         for at in range(0, len(left), _BLOCK):
             rows = left[at : at + _BLOCK]
             paths = [folder / names[row] for row in rows]
-            tokens = list(pool.map(read_tokens, paths))
+            tokens = list(in_threads(read_tokens, paths, workers))
             _check_alike(tokens, paths, first, len(label_names))
             if first.attention is not None:
                 scores = torch.from_numpy(np.stack([attention for _, attention in tokens if attention is not None]))

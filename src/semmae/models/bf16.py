@@ -43,16 +43,19 @@ def _is_plain(block: Any) -> bool:
     """Whether a block is MAE's, and all that it consists of what is computed here."""
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
         return False
-    if not all(map(_is_layer_norm, (block.norm1, block.norm2))):
-        return False
-    if not all(map(_is_linear, (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2))):
-        return False
+    norms = (block.norm1, block.norm2)
+    linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
     nothing = (block.ls1, block.ls2, block.attn.q_norm, block.attn.k_norm)
     inside = (getattr(block.attn, "norm", None), getattr(block.mlp, "norm", None))
     dropouts = (block.attn.attn_drop, block.attn.proj_drop, block.mlp.drop1, block.mlp.drop2)
     activation = block.mlp.act
     return (
-        all(isinstance(layer, nn.Identity) for layer in nothing)
+        # Exact types: a subclass may compute something else, as timm's norm over channels of pictures does, an adapter
+        # around a layer, or a quantised one.
+        all(type(layer) in (nn.LayerNorm, LayerNorm) and layer.weight is not None for layer in norms)
+        and all(type(layer) is nn.Linear for layer in linears)
+        and all(layer.bias is not None for layer in (*norms, *linears))
+        and all(isinstance(layer, nn.Identity) for layer in nothing)
         and all(isinstance(layer, nn.Identity | DropPath) for layer in (block.drop_path1, block.drop_path2))
         and all(layer is None or isinstance(layer, nn.Identity) for layer in inside)
         and not any(getattr(layer, "p", 0.0) for layer in dropouts)
@@ -60,17 +63,6 @@ def _is_plain(block: Any) -> bool:
         and activation.approximate == "none"
         and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in block.modules())
     )
-
-
-def _is_layer_norm(layer: nn.Module) -> bool:
-    """Whether it is torch's, or timm's of the same mathematics, with weight and bias."""
-    # Exact types: a subclass may compute something else, as timm's norm over channels of pictures does.
-    return type(layer) in (nn.LayerNorm, LayerNorm) and layer.weight is not None and layer.bias is not None
-
-
-def _is_linear(layer: nn.Module) -> bool:
-    """Whether it is torch's, with a bias; not an adapter around it, or a quantised one."""
-    return type(layer) is nn.Linear and layer.bias is not None
 
 
 def run_block(block: Any, tokens: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -1,11 +1,9 @@
 """An encoder with a linear head that classifies: what fine-tuning trains.
 
 Notable here:
-- the network is timm's own, with timm's tensor names: pooling, norm and head are those of its VisionTransformer, so
-  that what is trained loads in timm as it is;
+- pooling, norm and head are those of timm's VisionTransformer, so that what is trained loads in timm as it is;
 - with mean pooling the norm stands behind the pooling and is new, as in MAE's fine-tuning; the head begins nearly at 0,
-  so that the first steps do not spoil the encoder;
-- drop path (stochastic depth) grows linearly over the blocks, as in timm.
+  so that the first steps do not spoil the encoder.
 """
 
 from typing import Any, Literal

@@ -33,10 +33,6 @@ class PartsSpec:
     target: Literal["pixels", "features"] = "pixels"  # what the decoder rebuilds
 
     @property
-    def num_maps(self) -> int:
-        return self.num_parts + self.background
-
-    @property
     def doublings(self) -> int:
         """How often the decoder doubles the patch grid; past the wanted side where a patch is no power of two."""
         if self.target == "features":
@@ -105,7 +101,7 @@ class StyleDecoder(nn.Module):
     def __init__(self, spec: PartsSpec) -> None:
         super().__init__()
         width = spec.decoder_width
-        self.first = nn.Conv2d(spec.num_maps, width, 3, padding=1)
+        self.first = nn.Conv2d(spec.num_parts + spec.background, width, 3, padding=1)
         self.layers = nn.ModuleList()
         for _ in range(spec.doublings):
             narrower = max(width // 2, 32)
@@ -171,10 +167,7 @@ class PartLearner(nn.Module):
         return PartsOutput(maps, self.decoder(maps, features.cls))
 
     def part_maps(self, features: Features) -> Tensor:
-        """Soft parts of a batch: (B, M, g, g), background first.
-
-        They sum to 1 at every patch, for which parts compete.
-        """
+        """Soft parts of a batch: (B, M, g, g), background first; they compete for each patch, where they sum to 1."""
         logits = self.attention(features.cls, features.patches)
         # A head's softmax runs over patches and ignores its mean; parts are compared at equal mean.
         logits = logits - logits.mean(-1, keepdim=True)

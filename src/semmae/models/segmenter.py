@@ -1,9 +1,8 @@
 """An encoder with a head that gives every pixel a class: UPerNet on four blocks, or one linear layer.
 
 Notable here:
-- the pyramid is BEiT's (arXiv 2106.08254): a ViT has one resolution, so tokens after four of its blocks are brought
-  to strides of 4, 8, 16 and 32 pixels by transposed convolutions and max pooling; at patch 8 the outermost
-  step up becomes a step down;
+- the pyramid is BEiT's (arXiv 2106.08254): tokens after four blocks are brought to strides of 4, 8, 16 and 32 pixels by
+  transposed convolutions and max pooling; at patch 8 the outermost step up becomes a step down;
 - the decoder is UPerNet (arXiv 1807.10221) of segmentation-models-pytorch, which norms what it is given;
 - a second, small head on the third level (FCN) only helps to train;
 - the linear head reads the frozen encoder's last patch tokens, as DINOv2 (arXiv 2304.07193) evaluates.

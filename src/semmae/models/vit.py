@@ -1,10 +1,8 @@
 """The encoder: a timm Vision Transformer behind one contract, images → `Features`.
 
 Notable here:
-- one class for every source (ours, MAE, DINO, iBOT, Hugging Face, timm's hub), with timm's own tensor
-  names, so that an encoder written by this project loads in timm as it is; `blocks` knows timm's families;
-- any image size divisible by the patch size: positions are interpolated where the size differs from
-  the one trained at;
+- one class for every source, with timm's own tensor names; `blocks` knows timm's families;
+- any image size divisible by the patch size: positions are interpolated where it is not the one trained at;
 - `encode_visible` projects only the patches it is given: the encoder half of MAE.
 """
 
@@ -139,11 +137,6 @@ class Encoder(nn.Module):
             raise ValueError(f"block {block} of an encoder of {depth}; choose from {-depth} to {depth - 1}")
         found = next(islice(self._blocks(images), block % depth, None))
         return class_attention(*found, self.vit.num_prefix_tokens)
-
-    def attentions(self, images: Tensor) -> Tensor:
-        """`attention` of every block in one pass: (blocks, B, heads, L)."""
-        prefix = self.vit.num_prefix_tokens
-        return torch.stack([class_attention(*found, prefix) for found in self._blocks(images)])
 
     def last_heads(self) -> HeadWeights:
         """Queries and keys of the last block's heads; ValueError where logits are not linear in its features."""

@@ -1,9 +1,8 @@
 """From tensors to an encoder, and back to what describes it: sizes and options read off the weights.
 
 Notable here:
-- one function, `vit_arguments`, reads what a timm model must be built with off the names and shapes
-  of its tensors; loading a foreign file and writing our own configuration both use it;
-- only the number of heads cannot be seen in the weights, nor the epsilon of the norms;
+- `vit_arguments` reads what a timm model must be built with off the names and shapes of its tensors; only the number
+  of heads cannot be seen there, nor the epsilon of the norms;
 - loading is strict: nothing is skipped, nothing is left at its initial value, and no value is infinite or no number;
 - what a file claims is built without memory first, and compared with its tensors: no size is taken on trust.
 """

@@ -11,6 +11,11 @@ from semmae.names import shown, user_path
 from semmae.options.fields import Option, flag, is_given, options_of
 from semmae.options.functions import text_of
 
+# What a Python call may give beside text, by what the option reads.
+_OBJECTS = {
+    "images": "; or give a list of images or paths, or a map-style data set",
+    "network": "; or give what semmae.load_encoder returns",
+}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
@@ -155,7 +160,8 @@ def _check_kind(option: Option, value: Any) -> None:
     fits = type(value) in option.kinds or (Path in option.kinds and isinstance(value, Path))
     if option.kinds and not fits and not (float in option.kinds and type(value) is int):
         wanted = " or ".join(words for kind, words in _KINDS.items() if kind in option.kinds)
-        raise UserError(f"{option.flag} {shown(value)}: must be {wanted}")
+        objects = _OBJECTS.get(option.facts.reads or "", "") if option.facts.objects else ""
+        raise UserError(f"{option.flag} {shown(value)}: must be {wanted}{objects}")
 
 
 def _check_limits(option: Option, value: Any) -> None:

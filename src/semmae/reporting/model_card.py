@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,10 @@ class Card:
         return encoder_of(self.model)
 
 
-def find_run(spec: str) -> Run | None:
-    """The run of ours that a SPEC points to, or into; None where it is none."""
+def find_run(spec: object) -> Run | None:
+    """The run of ours that a SPEC points to, or into; None where it is none. An object may have been changed since."""
+    if not isinstance(spec, str | PathLike):
+        return None
     path = files.user_path(spec)
     folder = path.parent if path.is_file() else path
     if folder.name in (checkpoint.ENCODER, checkpoint.AUTOENCODER, *_TRAINED):
@@ -145,7 +148,7 @@ def _what(card: Card) -> list[str]:
 
 def _training(card: Card) -> list[str]:
     if card.run is None:
-        return ["Nothing is known of it: what was exported is no run of semmae.", ""]
+        return ["Nothing is known of it: weights were exported, and no run of semmae.", ""]
     options, summary = card.run.options, card.run.summary
     facts = [f"Stage: {summary['stage']}."] if "stage" in summary else []
     if "data" in options:

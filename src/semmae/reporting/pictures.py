@@ -25,7 +25,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d, pad
 
-from semmae.data.segment_crops import resized, resized_labels, scaled_size
+from semmae.data.crop import at_centres
+from semmae.data.segment_crops import resized, scaled_size
 from semmae.files import open_regular, write_bytes
 
 Pixels = NDArray[np.uint8]
@@ -192,7 +193,7 @@ def segmentation_picture(
     fitted = torch.stack([_in_square(image, _PAPER[0]) for image in small])
     shown, occurring = [("image", fitted)], set()
     for title, labels in columns:
-        shrunk = [resized_labels(own, *size) for own, size in zip(labels, sizes, strict=True)]
+        shrunk = [at_centres(own, *size) for own, size in zip(labels, sizes, strict=True)]
         square = torch.stack([_in_square(own, NOT_COMPUTED) for own in shrunk])
         shown.append((title, overlay(fitted, square, names)))
         occurring |= set(np.unique(square.numpy()).tolist())

@@ -11,7 +11,7 @@ from semmae.evaluation.features import View, device_of, encoder_facts, open_enco
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.knn import Knn
 from semmae.evaluation.protocols.shape import measure
-from semmae.evaluation.quality import read_masks
+from semmae.evaluation.quality import read_annotations
 from semmae.options.demo import DemoOptions
 from semmae.options.fields import shared
 from semmae.options.pretrain import PretrainOptions
@@ -29,7 +29,7 @@ def demo(options: DemoOptions) -> Path:
     if options.data is not None:
         images = open_images(options.data, limit=options.images, seed=options.seed, workers=options.workers)
         if options.masks is not None:
-            read_masks(images.names, options.masks)
+            read_annotations(images.names, options.masks)
     elif options.masks is not None:
         raise UserError(
             "--masks belongs to your own images, and drawn ones have theirs; give --data too, or leave it out"

@@ -24,6 +24,7 @@ from semmae.formats.table import WRITINGS
 from semmae.formats.write import check_form, write_form
 from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
+from semmae.objects import described
 from semmae.options.export import ExportOptions
 from semmae.options.values import check_image_size, check_values
 from semmae.progress import say
@@ -44,7 +45,8 @@ def export(options: ExportOptions) -> Path:
     run = find_run(options.encoder)
     subject = _open_subject(options, run.options.get("mask_ratio", _MASK_RATIO) if run else _MASK_RATIO)
     model = subject.model
-    check_form(options.to, model, options.encoder)
+    source = described(options.encoder)
+    check_form(options.to, model, source)
     headless = without_head(copy.deepcopy(model)) if isinstance(model, Classifier) else encoder_of(model)
     digest = checkpoint.digest(headless)  # figures are of the encoder alone
     if options.image_size is not None:
@@ -52,7 +54,7 @@ def export(options: ExportOptions) -> Path:
     results = {} if options.results is None else {options.results.parent.name: read_facts(options.results, RESULTS)}
     title = options.push_to_hub or options.out.resolve().name
     shown = (subject.classes, subject.crop_pct)
-    card = Card(title, options.to, model, options.encoder, run, results, digest, *shown)
+    card = Card(title, options.to, model, source, run, results, digest, *shown)
     asked = {"form": options.to, "decoder": isinstance(model, MaskedAutoencoder), "head": isinstance(model, Classifier)}
     if _is_written(options, asked | {"weights": checkpoint.digest(model)}):
         say(f"{options.out}: already finished; nothing was written\n{lines(step=_loading(options, asked))}")
@@ -136,22 +138,22 @@ def _is_written(options: ExportOptions, facts: Mapping[str, Any]) -> bool:
 
 def _open_subject(options: ExportOptions, ratio: float) -> Subject:
     """The autoencoder or the classifier where its other half is wanted, else the encoder; its image size is checked."""
-    wanted = options.head and WRITINGS[options.to].head
-    place = user_path(options.encoder, "--encoder")
-    folder = own_folder(place, checkpoint.CLASSIFIER) if wanted else None
+    source, is_loaded = described(options.encoder), not isinstance(options.encoder, str)
+    wanted = options.head and WRITINGS[options.to].head and not is_loaded
+    folder = own_folder(user_path(options.encoder, "--encoder"), checkpoint.CLASSIFIER) if wanted else None
     if folder is not None:
         classifier, classes = checkpoint.read_classifier(folder)
         heads = classifier.encoder.spec.num_heads
         if options.num_heads not in (None, heads):
-            raise UserError(f"--num-heads {options.num_heads}: {options.encoder} has {heads}; leave it out")
+            raise UserError(f"--num-heads {options.num_heads}: {source} has {heads}; leave it out")
         config = folder / checkpoint.CONFIG
         crop_pct = crop_share(config, Fields(config, read_json(config)).need("pretrained_cfg", dict))
-        subject = Subject(options.encoder, classifier, ratio, classes, crop_pct)
+        subject = Subject(source, classifier, ratio, classes, crop_pct)
     elif _takes_decoder(options):
         mae_model = load_mae(options.encoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
-        subject = Subject(options.encoder, mae_model, ratio)
+        subject = Subject(source, mae_model, ratio)
     else:
-        subject = Subject(options.encoder, load_encoder(options.encoder, num_heads=options.num_heads), ratio)
+        subject = Subject(source, load_encoder(options.encoder, num_heads=options.num_heads), ratio)
     if options.image_size is not None:
         check_image_size(options.image_size, encoder_of(subject.model).patch_size)
     return subject
@@ -164,6 +166,6 @@ def _takes_decoder(options: ExportOptions) -> bool:
     found = find_decoder(options.encoder, num_heads=options.decoder_num_heads or 1) is not None
     if options.decoder == "with" and not found:
         raise UserError(
-            f"--decoder with: {options.encoder} has no decoder; use --decoder without, or a run of pretrain"
+            f"--decoder with: {described(options.encoder)} has no decoder; use --decoder without, or a run of pretrain"
         )
     return found

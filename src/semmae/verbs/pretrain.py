@@ -8,7 +8,7 @@ from semmae.data.loaders import CropDataset
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.evaluation.quality import read_masks
+from semmae.evaluation.quality import read_annotations
 from semmae.formats.folders import save_autoencoder, save_encoder
 from semmae.formats.init import init_autoencoder
 from semmae.formats.open import load_encoder
@@ -48,7 +48,7 @@ def pretrain(options: PretrainOptions) -> Path:
         if "attention" in options.needs:
             _ = given.attention  # a store that holds none is refused before anything is written
     if options.masks is not None:
-        read_masks(images.names, options.masks)
+        read_annotations(images.names, options.masks)
     with run_folder(options):
         store = part_labels(options, images, teacher) if options.parts or options.learns_parts else None
         train_autoencoder(options, images, store, init)
