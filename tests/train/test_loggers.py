@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
+from refusals import refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -119,7 +120,7 @@ def test_a_logger_whose_library_is_missing_is_refused(name: str, monkeypatch: py
 
 
 def test_a_near_name_is_named() -> None:
-    with pytest.raises(UserError, match="--logger.*'tensorbord'.*tensorboard"):
+    with refused("--logger", "'tensorbord'", '"tensorboard"'):
         check_loggers(["csv", "tensorbord"])
 
 
@@ -195,9 +196,9 @@ def test_what_wandb_refuses_is_one_line(wandb: Any, tmp_path: Path, monkeypatch:
         raise wandb.errors.Error("api_key not configured\n(no-tty)")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UserError, match="--logger wandb: .*WANDB_MODE") as refused:
+    with refused("--logger wandb:", "WANDB_MODE"):
         train(tmp_path, loggers=("wandb",))
-    assert "\n" not in str(refused.value) and not (tmp_path / "metrics.jsonl").exists()
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from torch import Tensor
 
-from semmae.errors import UserError
 from semmae.masking import attention_mask, block_mask, num_hidden, random_mask, semantic_mask
 from semmae.options.fields import options_of
 from semmae.options.maskings import MASKINGS
@@ -157,7 +157,7 @@ def test_what_an_own_function_returned_is_named() -> None:
         def mine(context: MaskContext, result: object = result) -> object:
             return result
 
-        with pytest.raises(UserError, match=f"mask function .*mine {words}"):
+        with refused("mine", *words):
             CheckedMask(mine)(a_context())  # type: ignore[arg-type]
 
 
@@ -166,7 +166,7 @@ def test_an_own_function_must_hide_as_many_in_every_batch() -> None:
 
     checked(a_context())
     checked(a_context())
-    with pytest.raises(UserError, match="hides 21 patches a row, before it were 20"):
+    with refused("21 patches", "20"):
         checked(dataclasses.replace(a_context(), progress=0.7))
 
 

@@ -10,10 +10,10 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from refusals import refused
 
 import semmae
 from semmae.data.manifest import open_images
-from semmae.errors import UserError
 from semmae.evaluation import features
 from semmae.evaluation.protocols import PROTOCOLS
 from semmae.evaluation.protocols.segment import Segment
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_listed(encoder: Path, creatures: Path, tmp_path:
 def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: Path, tmp_path: Path) -> None:
     images = next((creatures / "images").iterdir())
     before = tiny.listing(tmp_path)
-    with pytest.raises(UserError, match="--masks .*none"):
+    with refused("--masks", tmp_path / "none"):
         evaluate(
             encoder=str(encoder),
             data=str(creatures / "images"),
@@ -151,7 +151,7 @@ def test_without_classes_and_masks_nothing_is_written(encoder: Path, creatures: 
             out=tmp_path / "out",
             **COMMON,
         )
-    with pytest.raises(UserError, match="neither classes nor annotations"):
+    with refused("classes", "annotations"):
         evaluate(encoder=str(encoder), data=str(images), out=tmp_path / "out", **COMMON)
     assert tiny.listing(tmp_path) == before
 
@@ -270,7 +270,7 @@ def test_figures_of_other_images_are_not_gone_on_with(encoder: Path, divided: Pa
     evaluate(**told)
     (tmp_path / "out" / ".unfinished").touch()  # as if it had been stopped
     next((divided / "val").rglob("*.png")).unlink()
-    with pytest.raises(UserError, match=r"figures\.json: was found with other images; restore what has changed"):
+    with refused("figures.json"):
         evaluate(resume=True, **told)
 
 

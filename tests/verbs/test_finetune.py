@@ -10,6 +10,7 @@ import pytest
 import timm
 import tiny
 import torch
+from refusals import refused
 
 import semmae
 from semmae.cli import run
@@ -169,9 +170,9 @@ def test_no_image_that_it_learned_from_is_measured(
     for row in held:
         (data / images.names[row]).unlink()
     added.unlink()
-    with pytest.raises(semmae.UserError, match="learned from every one of these 24 images") as error:
+    with refused("24 images"):
         semmae.finetune(out=tmp_path / "none", **told)
-    assert "\n" not in str(error.value) and not (tmp_path / "none").exists()
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_same_from_new_weights_leaves_no_options_that_would_train_the_encoder(whole: Path) -> None:

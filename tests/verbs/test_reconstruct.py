@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 from torch import Tensor
 
 import semmae
-from semmae.errors import UserError
 from semmae.formats import folders as checkpoint
 from semmae.formats.mae import to_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -119,10 +119,9 @@ def test_wrong_input_is_refused_and_nothing_drawn(
     if changes.get("autoencoder"):
         given["autoencoder"] = tmp_path / "encoder"
 
-    with pytest.raises(UserError, match=named) as error:
+    with refused(*named):
         semmae.reconstruct(data=creatures / "images", **given)
 
-    assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -139,16 +138,16 @@ def test_a_picture_is_replaced_only_when_asked(
         assert semmae.reconstruct(**given, images=2).path == tmp_path / "a.png"
     assert "already finished" in capsys.readouterr().out
     for other in ({"images": 1}, {"images": 2, "seed": 1}):
-        with pytest.raises(UserError, match="--overwrite"):
+        with refused("--overwrite"):
             semmae.reconstruct(**given, **other)
     checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=False), tmp_path / "run/autoencoder")
-    with pytest.raises(UserError, match="--overwrite"):  # of other weights
+    with refused("--overwrite"):  # of other weights
         semmae.reconstruct(**given, images=2)
     assert (tmp_path / "a.png").read_bytes() == old
 
     semmae.reconstruct(**given, overwrite=True, images=1)
     assert Image.open(tmp_path / "a.png").size[0] > 32 and (tmp_path / "a.png").read_bytes() != old
     (tmp_path / "a.png").write_text("mine")
-    with pytest.raises(UserError, match="a.png"):
+    with refused("a.png"):
         semmae.reconstruct(**given, overwrite=True)
     assert (tmp_path / "a.png").read_text() == "mine"
