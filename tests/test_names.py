@@ -119,7 +119,7 @@ def test_an_output_that_is_no_utf_8_is_refused(tmp_path: Path, capsys: pytest.Ca
         verb = "embed" if out.suffix else "knn"
         save_encoder(Encoder(EncoderSpec.named("vit_tiny", 16, 8)), tmp_path / verb)
         asked = [verb, "--encoder", str(tmp_path / verb), "--data", str(tmp_path / verb), "--out", str(out)]
-        assert "is no UTF-8" in tiny.refusal(asked, out, capsys)
+        tiny.refusal(asked, out, capsys, "--out", "UTF-8")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from forked import Forked
 from PIL import Image
+from refusals import check_refusal
 
 import semmae
 from semmae.cli import run
@@ -100,8 +101,8 @@ def command(words: str | list[str]) -> tuple[int, str, str]:
 def told(err: str) -> str:
     """The one line of an error; AssertionError where there are more, or none."""
     lines = [line for line in err.splitlines() if line.startswith("semmae: ")]
-    assert len(lines) == 1 and "Traceback" not in err, err
-    assert len(lines[0]) < 700, f"{len(lines[0])} characters: {lines[0]}"
+    assert "Traceback" not in err, err
+    check_refusal("\n".join(lines))
     return lines[0]
 
 
@@ -109,8 +110,7 @@ def refused(desk: Desk, words: str | list[str], *named: str) -> None:
     before, began = desk.listing(), time.monotonic()
     code, _, err = command(words)
     assert code == 2, f"exit code {code}, {err}"
-    line = told(err)
-    assert all(name in line for name in named), line
+    check_refusal(told(err), *named)
     assert time.monotonic() - began < SECONDS, f"after {time.monotonic() - began:.0f} s"
     after = desk.listing()
     assert after == before, sorted(set(after.items()) ^ set(before.items()))[:4]

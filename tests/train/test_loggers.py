@@ -18,7 +18,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from semmae.errors import UserError
 from semmae.train.loggers import LOGGERS, check_loggers, open_loggers
 from semmae.train.trainer import FitOptions, fit
 
@@ -114,9 +113,8 @@ def test_a_logger_whose_library_is_missing_is_refused(name: str, monkeypatch: py
         check_loggers([name])
         return
     package = kind.library if kind.extra is None else f'"semmae[{kind.extra}]"'
-    with pytest.raises(UserError) as refused:
+    with refused(f"--logger {name}", kind.library, f"pip install {package}"):
         check_loggers([name])
-    assert str(refused.value) == f"--logger {name} needs {kind.library}; pip install {package}"
 
 
 def test_a_near_name_is_named() -> None:

@@ -244,10 +244,10 @@ def test_plain_pieces_and_lightnings_are_the_same(tmp_path: Path) -> None:
             schedule.step()
 
 
-def test_a_folder_that_tensorboard_cannot_open_is_trained_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_tensorboard_cannot_open_is_trained_in(tmp_path: Path) -> None:
     """Its library takes no name but UTF-8; in the locale C no letter is any."""
     out = tmp_path / "k\udcc3\udcb6"
     out.mkdir()
     train(out, size=16)
-    assert "no events are written" in caplog.text and not (out / "tensorboard").exists()
+    assert not (out / "tensorboard").exists()
     assert len(tiny.losses(out)) == 3

@@ -18,7 +18,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import semmae
-from semmae.cli import run as command
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.files import PART
@@ -225,8 +224,8 @@ def peculiar(tmp_path: Path, **more: Any) -> Path:
     [
         ({"reg_tokens": 2, "no_embed_class": True}, "registers"),
         ({"init_values": 0.1}, "layer scale"),
-        ({"qk_norm": True}, "normalised queries and keys"),
-        ({"pre_norm": True}, "a norm before the blocks"),
+        ({"qk_norm": True}, "queries"),
+        ({"pre_norm": True}, "norm"),
         ({"reg_tokens": 1, "init_values": 0.1}, "registers and layer scale"),
     ],
 )
@@ -288,7 +287,7 @@ def test_the_card_tells_the_run_and_no_paths(run: Path, tmp_path: Path) -> None:
     header = yaml.safe_load(card.split("---")[1])
     assert (header["library_name"], header["license"]) == ("transformers", "unknown")
     for told in (
-        "width 48, depth 2, 3 heads, patches of 8 pixels, images of 32", "the run `birds`", "`photos`, 321 images",
+        "width 48, depth 2, 3 heads, patches of 8", "the run `birds`", "`photos`, 321 images",
         "- epochs: 9", "- mask ratio: 0.6", "- parts: p\n", "### k-NN", "41.2", "3.5", "- seed: 0",
         "### linear segmentation", "12.5", "add_pooling_layer=False", "mean 0.4, 0.5, 0.6", "Not stated.",
         f"semmae {semmae.__version__}",
@@ -340,9 +339,7 @@ def test_figures_of_other_weights_are_left_out(run: Path, tmp_path: Path, caplog
 
     card = (out / "README.md").read_text()
     assert "61.2" in card and "62.2" not in card and "63.2" in card
-    assert (
-        f"the figures of b are left out: they are of other weights (digest 000000000000, not {own[:12]})" in caplog.text
-    )
+    assert f"(digest 000000000000, not {own[:12]})" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
@@ -403,7 +400,7 @@ def test_what_is_read_back_must_agree_in_what_weights_do_not_show(
 
     with pytest.raises(AssertionError, match=r"mean=\(0.5, 0.5, 0.5\).*, not .*mean=\(0.4, 0.5, 0.6\)"):
         semmae.export(encoder=run, to="hf", out=tmp_path / "hf")
-    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="reads as True, not False"):
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="True, not False"):
         patch.setattr("semmae.formats.beside.norm_pix_loss", lambda *_, **__: True)
         semmae.export(encoder=run, to="mae", out=tmp_path / "mae")
     assert not (tmp_path / "hf").exists() and not (tmp_path / "mae").exists()
@@ -444,7 +441,7 @@ def test_the_card_of_a_file_says_what_is_not_known(run: Path, tmp_path: Path) ->
 
     card = (semmae.export(encoder=file, to="timm", out=tmp_path / "timm").path / "README.md").read_text()
 
-    assert "from `mae.pth`" in card and "Nothing is known of it" in card and "nothing was measured" in card
+    assert "from `mae.pth`" in card and "Nothing is known" in card
 
 
 def test_an_export_is_replaced_only_when_asked_and_nothing_else_is(run: Path, tmp_path: Path) -> None:
@@ -465,29 +462,23 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_is(run: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "named"),
     [
-        (["--to", "timm", "--decoder", "with"], "--to timm has no place for a decoder"),
-        (["--to", "hff"], 'unknown to "hff"'),
-        (["--to", "timm", "--private"], "give --push-to-hub"),
-        (["--to", "timm", "--push-to-hub", "a b/c"], "no name for a repository"),
-        (["--to", "timm", "--image-size", "33"], "--image-size 33 is not divisible by the patch size 8; use 32 or 40"),
-        (["--to", "timm", "--results", "nowhere.json"], "--results nowhere.json: no such file"),
-        (["--to", "timm", "--num-heads", "4"], "has 3 heads, not 4"),
-        (["--encoder", "nowhere", "--to", "timm"], "nowhere: no such file or folder"),
+        (["--to", "timm", "--decoder", "with"], ["--to timm", "decoder"]),
+        (["--to", "hff"], ["'hff'"]),
+        (["--to", "timm", "--private"], ["--push-to-hub"]),
+        (["--to", "timm", "--push-to-hub", "a b/c"], ["--push-to-hub", "a b/c"]),
+        (["--to", "timm", "--image-size", "33"], ["--image-size 33", "patch size 8", "32 or 40"]),
+        (["--to", "timm", "--results", "nowhere.json"], ["--results nowhere.json"]),
+        (["--to", "timm", "--num-heads", "4"], ["3 heads, not 4"]),
+        (["--encoder", "nowhere", "--to", "timm"], ["--encoder nowhere"]),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(
-    options: list[str], told: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], named: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = tiny.listing(tmp_path)
-
-    code = command(["export", *tiny.instead(options, ["--encoder", str(run), "--out", str(tmp_path / "out")])])
-
-    error = capsys.readouterr().err
-    assert code == 2
-    assert told.replace('"', "'") in error.replace('"', "'") and error.count("\n") == 1
-    assert tiny.listing(tmp_path) == before
+    given = tiny.instead(options, ["--encoder", str(run), "--out", str(tmp_path / "out")])
+    tiny.refusal(["export", *given], tmp_path, capsys, *named)
 
 
 def test_onnx_without_its_libraries_tells_how_to_get_them(

@@ -86,9 +86,8 @@ def test_labels_of_other_images_are_refused(
     whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = creatures / "images", tmp_path / "run"
-    error = tiny.refusal(tiny.pretrain_on(whole_run / "parts", data, out, "--limit", "16"), out, capsys)
-    assert short(open_images(data).digest) in error
-    assert short(open_images(data, limit=16).digest) in error
+    digests = (short(open_images(data, limit=limit).digest) for limit in (None, 16))
+    tiny.refusal(tiny.pretrain_on(whole_run / "parts", data, out, "--limit", "16"), out, capsys, *digests)
 
 
 @pytest.fixture
@@ -116,8 +115,7 @@ def test_quality_only_needs_true_parts(
     assert run(["parts", "--out", str(out), *learner]) == 0
     assert not (out / "quality.json").exists()
     assert (out / "parts.npy").read_bytes() == (whole_run / "parts" / "parts.npy").read_bytes()
-    assert run(["parts", "--out", str(out), "--quality-only"]) == 2
-    assert "--masks" in capsys.readouterr().err
+    tiny.refusal(["parts", "--out", str(out), "--quality-only"], out, capsys, "--masks")
     assert run(["parts", "--out", str(out), "--quality-only", "--masks", str(creatures / "masks")]) == 0
     assert (out / "quality.json").read_text() == (whole_run / "parts" / "quality.json").read_text()
 
@@ -139,8 +137,7 @@ def test_a_store_without_the_digest_of_its_labels_is_refused_with_the_remedy_tha
 ) -> None:
     expected, out = (finished / "parts.npy").read_bytes(), tmp_path / "out"
     tiny.retell_store(finished, arrays={})
-    remedy = tiny.refusal(tiny.pretrain_on(finished, creatures / "images", out), out, capsys)
-    assert "remove parts.json" in remedy
+    remedy = tiny.refusal(tiny.pretrain_on(finished, creatures / "images", out), out, capsys, "parts.json")
     (finished / "parts.json").unlink()
     assert run(remedy.split("`")[1].split()[1:]) == 0
     assert (finished / "parts.npy").read_bytes() == expected
@@ -206,7 +203,7 @@ def test_what_is_refused(
 ) -> None:
     out = tmp_path / "run"
     given = ["--data", str(creatures / "images"), "--teacher", str(whole_run / "teacher"), "--workers", "0"]
-    assert named in tiny.refusal(["parts", "--out", str(out), *given, *arguments], out, capsys)
+    tiny.refusal(["parts", "--out", str(out), *given, *arguments], out, capsys, named)
 
 
 @pytest.mark.parametrize(
@@ -229,4 +226,4 @@ def test_what_is_refused_before_anything_is_written(
     given = ["--data", str(creatures / "images"), "--workers", "0"]
     given += [places.get(argument, argument) for argument in arguments]
     out = tmp_path / "run"
-    assert named in tiny.refusal(["parts", "--out", str(out), *given], out, capsys)
+    tiny.refusal(["parts", "--out", str(out), *given], out, capsys, named)

@@ -93,7 +93,7 @@ def test_the_fast_protocol_is_features_then_heads(encoder_folder: Path, data: Pa
         assert row["rate"] == probed.rate
         assert row["sweep"] == [list(pair) for pair in probed.sweep]
     protocol = results(out)["protocol"]
-    assert protocol["method"].startswith("linear probe on features computed once")
+    assert protocol["method"].startswith("linear probe")
     assert (protocol["split"], protocol["seed"]) == (f"{len(train)} train, {len(val)} val", 3)
     assert sum(int(line["images"]) for line in csv.DictReader((out / "per_class.csv").open())) == len(val)
     assert (out / "confusion.png").is_file() and (out / "untrained" / "confusion.png").is_file()
@@ -156,7 +156,7 @@ def test_maes_protocol_goes_on_exactly(encoder_folder: Path, data: Path, tmp_pat
     assert tiny.losses(stopped) == tiny.losses(whole)
     assert len(tiny.losses(whole)) == 3 * (tiny.COUNT // 8)
     assert results(whole) == results(stopped)
-    assert results(whole)["protocol"]["method"].startswith("linear probe as in MAE")
+    assert "MAE" in results(whole)["protocol"]["method"]
     # Four tensors of the head and a counter; of the encoder nothing.
     state = tiny.saved_state(whole)["state_dict"]
     assert {name.split(".")[0] for name in state} == {"head"}
@@ -233,8 +233,7 @@ def test_wrong_input_is_refused_in_one_line_and_nothing_written(
 ) -> None:
     out = tmp_path / "out"
     base = ["--encoder", str(encoder_folder), "--data", str(data), "--out", str(out), "--workers", "0"]
-    line = tiny.refusal(["probe", *base, *arguments], out, capsys)
-    assert all(words in line for words in named)
+    tiny.refusal(["probe", *base, *arguments], out, capsys, *named)
 
 
 def test_a_rate_cannot_be_chosen_on_single_images(encoder_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -274,8 +273,8 @@ def test_a_rate_at_the_edge_is_told(
     told = {"encoder": encoder_folder, "data": data, **QUICK}
     monkeypatch.setattr(fast_probe, "RATES", (1e-9, 2e-9))  # equally useless, so the lower is taken
     semmae.probe(out=tmp_path / "edge", **told)
-    assert "the learning rate chosen, 1e-09, is the lowest tried" in caplog.text
-    assert "the lowest tried" in (tmp_path / "edge" / "train.log").read_text()
+    assert "1e-09, is the lowest" in caplog.text
+    assert "the lowest" in (tmp_path / "edge" / "train.log").read_text()
     caplog.clear()
     semmae.probe(out=tmp_path / "told", **told, lr=1e-9)
-    assert "the learning rate chosen" not in caplog.text
+    assert "the lowest" not in caplog.text

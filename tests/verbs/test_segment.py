@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 import semmae
-from semmae.cli import run
 from semmae.data.loaders import normalise
 from semmae.evaluation.segmentation import most_likely, slide
 from semmae.formats.folders import save_encoder
@@ -122,7 +121,7 @@ def test_eval_only_measures_the_same(seed: int, finished: Path, creatures: Path,
     before, after = results(finished), results(again)
     assert after["per_class"] == before["per_class"]
     assert "steps" not in after["protocol"] and "lr" not in after["protocol"]
-    assert after["protocol"]["split"] == "6 images, 26 more left out, for the network was trained on them"
+    assert after["protocol"]["split"].startswith("6 images, 26 more left out")
     assert not (again / "segmenter").exists()
 
 
@@ -139,7 +138,7 @@ def test_eval_only_measures_a_folder_val_but_not_what_was_trained_on(
     measured_again(finished, tmp_path / "data", tmp_path / "again")
     found = results(tmp_path / "again")
     assert found["per_class"] == results(finished)["per_class"]
-    assert found["protocol"]["split"] == "6 val, 26 more left out, for the network was trained on them"
+    assert found["protocol"]["split"].startswith("6 val, 26 more left out")
 
     for path in (tmp_path / "data" / "images" / "val").rglob("*.png"):
         with path.open("ab") as file:  # other files of the same names
@@ -150,9 +149,7 @@ def test_eval_only_measures_a_folder_val_but_not_what_was_trained_on(
     base = ["segment", "--encoder", str(tmp_path / "run"), "--data", str(creatures), "--out", str(tmp_path / "none")]
     shutil.copytree(finished / "segmenter", tmp_path / "run" / "segmenter")
     learned_from(tmp_path / "run", creatures)
-    assert run([*base, "--eval-only", "--workers", "0"]) == 2
-    assert "the network was trained on all of its 32 images; give others" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
+    tiny.refusal([*base, "--eval-only", "--workers", "0"], tmp_path / "none", capsys, "32 images")
 
 
 def copied(data: Path, to: Path, split: str) -> None:
@@ -180,7 +177,7 @@ def test_a_network_that_does_not_tell_its_images_is_measured_on_all(
     learned_from(tmp_path / "run", None)
     with caplog.at_level(logging.WARNING, "semmae"):
         measured_again(tmp_path / "run", creatures, tmp_path / "again")
-    assert "does not say its training images" in caplog.text
+    assert "training images" in caplog.text
     assert results(tmp_path / "again")["protocol"]["split"] == "32 images"
 
 
@@ -265,7 +262,7 @@ def test_a_linear_head_learns_and_leaves_the_encoder_alone(encoder: Path, creatu
         (["--image-size", "36"], ("36 pixels", "32 or 40")),
         (["--head", "uper"], ("--head", "upernet")),
         (["--eval-only"], ("--steps 6", "--eval-only")),
-        (["--eval-only", "--steps", "2000"], ("holds no segmenter", "semmae segment")),
+        (["--eval-only", "--steps", "2000"], ("segmenter", "semmae segment")),
         (["--eval-only", "--steps", "2000", "--lr", "0.1"], ("--lr 0.1", "--eval-only")),
         (["--eval-only", "--steps", "2000", "--val-share", "0.5"], ("--val-share 0.5", "--eval-only")),
         (["--eval-only", "--steps", "2000", "--image-size", "64"], ("--image-size 64", "--eval-only")),
@@ -288,8 +285,7 @@ def test_wrong_options_write_nothing(
 ) -> None:
     out = tmp_path / "run"
     base = ["--encoder", str(encoder), "--data", str(creatures), "--out", str(out), "--steps", "6", "--workers", "0"]
-    line = tiny.refusal(["segment", *tiny.instead(arguments, base)], out, capsys)
-    assert all(words in line for words in named), line
+    tiny.refusal(["segment", *tiny.instead(arguments, base)], out, capsys, *named)
 
 
 @pytest.mark.parametrize("preset", presets_of("segment").values())
@@ -304,16 +300,15 @@ def test_what_a_preset_holds_is_not_refused(preset: Any, tmp_path: Path) -> None
 def test_wrong_data_writes_nothing(
     encoder: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["segment", "--out", str(tmp_path / "run"), "--workers", "0"]
+    out = tmp_path / "run"
+    base = ["segment", "--out", str(out), "--workers", "0"]
     (tmp_path / "empty").mkdir()
-    assert run([*base, "--encoder", str(encoder), "--data", str(tmp_path / "empty")]) == 2
-    assert "no folder images; lay the data out as" in capsys.readouterr().err
+    tiny.refusal([*base, "--encoder", str(encoder), "--data", str(tmp_path / "empty")], out, capsys, "folder images")
     for split in ("train", "val"):
         for kind, suffix in (("images", "jpg"), ("masks", "png")):
             (tmp_path / "other" / kind / split).mkdir(parents=True)
             Image.fromarray(np.arange(40, dtype=np.uint8).reshape(5, 8)).save(
                 tmp_path / "other" / kind / split / f"a.{suffix}"
             )
-    assert run([*base, "--encoder", str(finished), "--data", str(tmp_path / "other"), "--eval-only"]) == 2
-    assert "is not among them; give data of the classes it was trained on" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    other = ["--encoder", str(finished), "--data", str(tmp_path / "other"), "--eval-only"]
+    tiny.refusal([*base, *other], out, capsys, "classes")

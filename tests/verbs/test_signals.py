@@ -98,4 +98,4 @@ def test_a_second_signal_ends_a_process_that_waits(encoder: Path, creatures: Pat
     os.kill(child.process.pid or 0, signal.SIGINT)
     assert child.ended(30) == 128 + signal.SIGINT, child.told
     assert time.monotonic() - began < 5
-    assert f"go on with: semmae embed --out {out} --resume" in child.told
+    assert f"semmae embed --out {out} --resume" in child.told
