@@ -48,12 +48,9 @@ REFUSED = [
     ("--data texts", ["texts", "1 files (1 .txt)"]),
     ("--data broken", ["2 of 20 images (10.0 %)", "limit 5 %", "00.png"]),
     ("--image-size 30", ["30", "patch size 8", "use 24 or 32"]),
-    ("--image-size 0", ["--image-size 0", "from 8"]),
     ("--patch-size 0", ["--patch-size 0", "from 2"]),
     ("--mask-ratio 0", ["0.0", "outside (0, 1)", "0.75"]),
     ("--mask-ratio 1", ["1.0", "outside (0, 1)", "0.75"]),
-    ("--mask-ratio 1.2", ["--mask-ratio 1.2", "from 0 to 1"]),
-    ("--mask-ratio nan", ["--mask-ratio nan", "from 0 to 1"]),
     ("--mask-ratio 0.99", ["0.99", "16", "at most 0.9375"]),
     ("--mask-ratio 1e-12", ["1e-12", "16"]),
     ("--model vit_tini", ["'vit_tini'", '"vit_tiny"']),
@@ -62,21 +59,11 @@ REFUSED = [
     ("--epoch 3", ["--epoch", "--epochs"]),
     ("--bogus", ["--bogus", "semmae pretrain --help"]),
     ("stray", ["stray", "semmae pretrain --help"]),
-    ("--epochs abc", ["--epochs 'abc'", "whole number"]),
-    ("--epochs 1.5", ["--epochs '1.5'", "whole number"]),
     ("--epochs 0", ["--epochs 0", "from 1"]),
-    ("--epochs", ["--epochs"]),
-    ("--blr high", ["--blr 'high'", "a number"]),
-    ("--blr nan", ["--blr nan"]),
-    ("--blr inf", ["--blr inf"]),
-    ("--gamma -1", ["--gamma -1.0", "from 0"]),
-    ("--warmup-share 2", ["--warmup-share 2.0", "from 0 to 1"]),
     ("--num-parts 300", ["--num-parts 300", "from 1 to 254"]),
     ("--batch-size 3 --devices 2", ["--batch-size 3", "--devices 2", "multiple"]),
     ("--decoder-width 190", ["190", "4", "6", "change one"]),
     ("--limit 0", ["--limit 0", "at least 1"]),
-    ("--seed -1", ["--seed -1", "from 0 to 4294967295"]),
-    (f"--seed {2**70}", [f"--seed {2**70}", "from 0 to 4294967295"]),
     ("--teacher-image-size 8", ["patch of 1"]),
     ("--teacher photo.pth", ["photo.pth", "not readable", ".safetensors"]),
     ("--teacher empty.pth", ["empty.pth", "not readable", ".safetensors"]),
@@ -101,17 +88,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "named"), REFUSED, ids=[arguments for arguments, _ in REFUSED])
-def test_what_pretrain_refuses(
-    arguments: str, named: list[str], desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_pretrain_refuses(arguments: str, named: list[str], desk: Path, refuse: tiny.Refuse) -> None:
     given = tiny.instead(arguments.split(), ["--data", "images", *SIZES, "--out", "out"])
-    tiny.refusal(["pretrain", *given], desk, capsys, *named)
+    refuse(["pretrain", *given], desk, *named)
 
 
 OTHERS = [
-    ("pretrian --out out", ["'pretrian'", '"pretrain"']),
     ("pretrain --out out", ["--data", "semmae pretrain --help"]),
-    ("pretrain", ["--out and --data", "semmae pretrain --help"]),
     ("parts --data images --out out", ["--teacher", "semmae parts --help"]),
     ("pretrain --data images --out out --config words.yaml", ["--epochs 'three'", "whole number"]),
     ("teacher --data images --out out --image-size 30", ["30", "patch size 16", "use 16 or 32"]),
@@ -120,13 +103,10 @@ OTHERS = [
     ("teacher --data images --out out --mask-spread 0.4", ["--mask-ratio 0.3", "--mask-spread 0.4", "change one"]),
     ("teacher --data images --out out --image-size 16", ["patch of 1"]),
     ("teacher --data images --out out --centering sinkhron", ["'sinkhron'", '"sinkhorn"']),
-    ("teacher --data images --out out --teacher-temp 0", ["--teacher-temp 0.0", "from 0.001 to 1"]),
     ("teacher --data images --out out --init nowhere", ["--init nowhere", "timm:NAME"]),
     ("teacher --data images --out out --init photo.pth", ["photo.pth", "not readable"]),
-    ("teacher --data images --out out --momentum 2", ["--momentum 2.0", "from 0 to 1"]),
     ("parts --data images --out out --teacher photo.pth", ["photo.pth", "not readable"]),
     ("knn --encoder photo.pth --data images --out out", ["photo.pth", "not readable"]),
-    ("knn --encoder photo.pth --data images --out out --temperature 0", ["--temperature 0.0", "from 0.0001"]),
     ("knn --encoder photo.pth --data images --out out --pooling max", ["'max'", "cls, mean"]),
     ("embed --encoder photo.pth --data images --out out.csv", ["out.csv", "'.csv'", ".parquet, .npz or .safetensors"]),
     (
@@ -142,15 +122,14 @@ OTHERS = [
     ("report nowhere", ["nowhere"]),
     ("report texts", ["texts", "--out"]),
     ("demo", ["--out", "semmae demo --help"]),
-    ("demo --out out --images 0", ["--images 0", "from 1"]),
     ("demo --out out --masks empty", ["--masks", "--data"]),
     ("demo --out out --data empty", ["empty"]),
 ]
 
 
 @pytest.mark.parametrize(("command", "named"), OTHERS, ids=[command for command, _ in OTHERS])
-def test_what_the_verbs_refuse(command: str, named: list[str], desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.refusal(command.split(), desk, capsys, *named)
+def test_what_the_verbs_refuse(command: str, named: list[str], desk: Path, refuse: tiny.Refuse) -> None:
+    refuse(command.split(), desk, *named)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +141,10 @@ def test_what_the_verbs_refuse(command: str, named: list[str], desk: Path, capsy
     ],
 )
 def test_a_resumed_run_keeps_its_options(
-    arguments: str, named: list[str], whole_run: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str, named: list[str], whole_run: Path, refuse: tiny.Refuse
 ) -> None:
     command = ["pretrain", "--out", str(whole_run), "--resume", *arguments.split()]
-    tiny.refusal(command, whole_run, capsys, *named)
+    refuse(command, whole_run, *named)
     option, value = arguments.split()
     with refused("began with"):
         semmae.pretrain(out=whole_run, resume=True, **{option[2:]: int(value) if value.isdigit() else value})

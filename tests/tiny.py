@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from semmae.cli import run
 from semmae.cli.arguments import parse
+from semmae.formats.folders import save_encoder
+from semmae.models.vit import Encoder, EncoderSpec
 from semmae.run.signals import Interrupted
 from semmae.train import stopping, trainer
 
@@ -37,11 +39,23 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def results(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return found
+
+
 def losses(run: Path) -> list[float]:
     """The loss of every step, of a run made inside `every_step`; each step is told once and in order."""
     lines = metrics(run)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
+
+
+def new_encoder(folder: Path, spec: EncoderSpec, seed: int = 0) -> Path:
+    """An encoder that has learned nothing, saved."""
+    torch.manual_seed(seed)
+    save_encoder(Encoder(spec), folder)
+    return folder
 
 
 def divide(creatures: Path, folder: Path) -> Path:
@@ -129,8 +143,11 @@ def instead(given: list[str], base: list[str]) -> list[str]:
     return [*(word for pair in pairs if pair[0] not in given for word in pair), *given]
 
 
+Refuse = Callable[..., str]  # `refusal` as a fixture, without capsys
+
+
 def refusal(
-    arguments: list[str], place: Path, capsys: pytest.CaptureFixture[str], *facts: object, code: int = 2
+    capsys: pytest.CaptureFixture[str], arguments: list[str], place: Path, *facts: object, code: int = 2
 ) -> str:
     """The one line with which a command ends that is refused; what lies at `place` stays as it was."""
     capsys.readouterr()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from forked import Forked
+from forked import Forked, in_a_process
 from PIL import Image
 from refusals import check_refusal
 
@@ -123,8 +123,4 @@ def works(words: str | list[str]) -> str:
 
 
 def child_of(words: str | list[str], prepare: Callable[[], object] = lambda: None) -> Forked:
-    def work() -> int:
-        prepare()
-        return run(words.split() if isinstance(words, str) else words)
-
-    return Forked(work)
+    return in_a_process(words.split() if isinstance(words, str) else words, prepare)

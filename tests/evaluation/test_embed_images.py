@@ -5,21 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import semmae
 from semmae.errors import UserError
-from semmae.formats.folders import save_encoder
-from semmae.models.vit import Encoder, EncoderSpec
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run") / "encoder"
-    save_encoder(Encoder(EncoderSpec(32, 8, 24, 2, 2)), folder, {"stage": "pretrain"})
-    return folder
 
 
 class Labelled:

@@ -141,15 +141,15 @@ def test_the_published_pretraining_learns_parts_as_published() -> None:
     assert (small.batch_size, small.agreement, small.preset) == (32, PartsOptions.agreement, None)
 
 
-def test_an_unknown_preset_of_the_parts_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_unknown_preset_of_the_parts_is_refused(refuse: tiny.Refuse, tmp_path: Path) -> None:
     given = ["pretrain", "--data", str(Path(__file__).parent), "--out", str(tmp_path / "out")]
     command = [*given, "--parts-preset", "semmae-publish"]
-    tiny.refusal(command, tmp_path, capsys, "--parts-preset", '"semmae-published"')
+    refuse(command, tmp_path, "--parts-preset", '"semmae-published"')
 
 
-def test_an_unknown_preset_names_the_near_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_unknown_preset_names_the_near_ones(refuse: tiny.Refuse, tmp_path: Path) -> None:
     command = ["teacher", "--data", "photos", "--out", str(tmp_path / "out"), "--preset", "ibot-vit-s8"]
-    tiny.refusal(command, tmp_path, capsys, "--preset", "'ibot-vit-s8'", '"ibot-vit-s16"')
+    refuse(command, tmp_path, "--preset", "'ibot-vit-s8'", '"ibot-vit-s16"')
     with refused('"dino-vit-s16"'):
         semmae.teacher(data="photos", out=tmp_path / "out", preset="dino-s16")
     assert not (tmp_path / "out").exists()

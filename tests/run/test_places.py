@@ -37,37 +37,34 @@ def desk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-Refuse = Callable[..., None]
-
-
 @pytest.fixture
-def refuse(desk: Path, creatures: Path, capsys: pytest.CaptureFixture[str]) -> Refuse:
+def refuse_place(desk: Path, creatures: Path, refuse: tiny.Refuse) -> Callable[..., str]:
     """A verb refuses to write to a place below the desk in a line with all facts; nothing there is touched."""
 
-    def refuse(verb: str, place: str, *facts: object) -> None:
+    def refuse_place(verb: str, place: str, *facts: object) -> str:
         known = {"DATA": str(creatures / "images"), "RUN": str(desk / "run"), "NEW": str(desk / "new")}
         given = [known.get(word, word) for word in VERBS[verb].split()]
         where = f"{desk / place}{SUFFIX.get(verb, '')}"
         command = [verb, *given, *([] if given[-1] == "--export-png" else ["--out"]), where]
-        tiny.refusal(command, desk, capsys, where, *facts)
+        return refuse(command, desk, where, *facts)
 
-    return refuse
+    return refuse_place
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_file_in_the_way(verb: str, desk: Path, refuse: Refuse) -> None:
-    refuse(verb, "file/deep/out", f"{desk / 'file'} is a file")
+def test_a_file_in_the_way(verb: str, desk: Path, refuse_place: Callable[..., str]) -> None:
+    refuse_place(verb, "file/deep/out", f"{desk / 'file'} is a file")
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_folder_that_one_may_not_write_in(
-    verb: str, desk: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+    verb: str, desk: Path, refuse_place: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.access
     # As it is for a user of the machine: a test may run as root, who may write everywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != desk / "theirs" and real(path, mode))
     (desk / "theirs").mkdir()
-    refuse(verb, "theirs/deep/out", f"{desk / 'theirs'} ", "permissions")
+    refuse_place(verb, "theirs/deep/out", f"{desk / 'theirs'} ", "permissions")
 
 
 def test_places_that_are_still_to_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +156,7 @@ ATTACKS = [
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_no_verb_overwrites_an_input(
-    attack: str, desk: Path, creatures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    attack: str, desk: Path, creatures: Path, monkeypatch: pytest.MonkeyPatch, refuse: tiny.Refuse
 ) -> None:
     shutil.copytree(creatures / "images", desk / "photos")
     shutil.copytree(desk / "run", desk / "R")
@@ -169,7 +166,7 @@ def test_no_verb_overwrites_an_input(
     for name in ("x.parquet", "photos/img.png"):
         (desk / name).write_text("mine")
     monkeypatch.chdir(desk)
-    tiny.refusal(attack.split(), desk, capsys, "--export-png" if "--export-png" in attack else "--out")
+    refuse(attack.split(), desk, "--export-png" if "--export-png" in attack else "--out")
 
 
 # What lies at --out, and the command that is to replace it.
@@ -188,7 +185,7 @@ NOT_OURS = {
 
 @pytest.mark.parametrize("case", NOT_OURS)
 def test_what_semmae_did_not_write_is_never_replaced(
-    case: str, desk: Path, creatures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str, desk: Path, creatures: Path, monkeypatch: pytest.MonkeyPatch, refuse: tiny.Refuse
 ) -> None:
     name, command = NOT_OURS[case]
     shutil.copytree(creatures / "images", desk / "photos")
@@ -199,7 +196,7 @@ def test_what_semmae_did_not_write_is_never_replaced(
         (desk / name).parent.mkdir(parents=True, exist_ok=True)
         (desk / name).write_text("mine")
     monkeypatch.chdir(desk)
-    tiny.refusal(command.format(name).split(), desk, capsys, "--out")
+    refuse(command.format(name).split(), desk, "--out")
 
 
 def test_all_that_a_run_writes_may_be_replaced(whole_run: Path) -> None:

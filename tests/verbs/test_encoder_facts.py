@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import semmae
 from semmae.formats import folders as checkpoint
 from semmae.formats.open import load_encoder
-from semmae.models.vit import Encoder, EncoderSpec
 
 FEW: dict[str, Any] = {"workers": 0, "batch_size": 8}
 # Where an image size is given, positions are resampled on the way.
@@ -21,14 +19,6 @@ VERBS: dict[str, dict[str, Any]] = {
     "segment": {"head": "linear", "steps": 1, "val_steps": 1, "image_size": 40, **FEW},
     "evaluate": {"steps": 1, "untrained": False, "image_size": 40, **FEW},
 }
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(5)
-    folder = tmp_path_factory.mktemp("encoder") / "encoder"
-    checkpoint.save_encoder(Encoder(EncoderSpec(32, 8, width=48, depth=2, num_heads=3)), folder)
-    return folder
 
 
 def whose(out: Path) -> str:

@@ -475,10 +475,10 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_is(run: Path, tm
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(
-    options: list[str], named: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], named: list[str], run: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
     given = tiny.instead(options, ["--encoder", str(run), "--out", str(tmp_path / "out")])
-    tiny.refusal(["export", *given], tmp_path, capsys, *named)
+    refuse(["export", *given], tmp_path, *named)
 
 
 def test_onnx_without_its_libraries_tells_how_to_get_them(

@@ -131,9 +131,7 @@ def test_another_size_and_the_card(tmp_path: Path) -> None:
         (["--to", "onnx", "--image-size", "33"], ["--image-size 33", "patch size 8"]),
     ],
 )
-def test_wrong_input_is_one_line(
-    options: list[str], named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_input_is_one_line(options: list[str], named: list[str], tmp_path: Path, refuse: tiny.Refuse) -> None:
     run = tuned(tmp_path / "run", "mean")
 
-    tiny.refusal(["export", "--encoder", str(run), "--out", str(tmp_path / "out"), *options], tmp_path, capsys, *named)
+    refuse(["export", "--encoder", str(run), "--out", str(tmp_path / "out"), *options], tmp_path, *named)

@@ -1,7 +1,6 @@
 """`semmae finetune` as a user runs it: exact resume, what it writes, measuring alone, and what it refuses."""
 
 import csv
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from semmae.data.splits import held_out
 from semmae.formats.folders import save_encoder
 from semmae.formats.open import load_encoder
 from semmae.models.fresh import fresh_like
-from semmae.models.vit import Encoder, EncoderSpec
+from semmae.models.vit import EncoderSpec
 from semmae.options.finetune import FinetuneOptions
 from semmae.options.presets import preset_options, presets_of
 from semmae.verbs.finetune import check_finetune
@@ -32,10 +31,7 @@ SHORT: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoder") / "encoder"
-    save_encoder(Encoder(EncoderSpec(32, 8, 48, 3, 3)), folder)
-    return folder
+    return tiny.new_encoder(tmp_path_factory.mktemp("encoder") / "encoder", EncoderSpec(32, 8, 48, 3, 3))
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +41,6 @@ def whole(encoder: Path, creatures: Path, tmp_path_factory: pytest.TempPathFacto
     with tiny.every_step():
         semmae.finetune(encoder=encoder, data=creatures / "images", out=out, untrained=True, **SHORT)
     return out
-
-
-def results(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "results.json").read_text())
-    return found
 
 
 def test_a_resumed_run_is_the_one_never_interrupted(
@@ -65,7 +56,7 @@ def test_a_resumed_run_is_the_one_never_interrupted(
         semmae.finetune(out=out, resume=True)
     assert tiny.losses(out) == tiny.losses(whole)
     tiny.assert_same_weights(out / "classifier", whole / "classifier")
-    assert results(out) == {name: value for name, value in results(whole).items() if name != "untrained"}
+    assert tiny.results(out) == {name: value for name, value in tiny.results(whole).items() if name != "untrained"}
 
 
 def test_new_weights_are_trained_as_an_encoder_that_has_them(
@@ -89,11 +80,11 @@ def test_interrupted_in_the_second_training_the_first_is_kept(
         semmae.finetune(out=out, resume=True)
     assert tiny.listing(out / "classifier") == before
     tiny.assert_same_weights(out / "untrained" / "classifier", whole / "untrained" / "classifier")
-    assert results(out) == results(whole)
+    assert tiny.results(out) == tiny.results(whole)
 
 
 def test_the_table_and_the_files_tell_the_same(whole: Path) -> None:
-    figures = results(whole)
+    figures = tiny.results(whole)
     rows = list(csv.DictReader((whole / "per_class.csv").open()))
     right = [float(row["right_percent"]) for row in rows]
     images = [int(row["images"]) for row in rows]
@@ -123,7 +114,7 @@ def test_measured_alone_it_does_as_well_as_after_its_training(whole: Path, creat
     """Without a validation split, the images that were held out from its training are found again."""
     out = tmp_path / "measured"
     semmae.finetune(encoder=whole, data=creatures / "images", out=out, eval_only=True, workers=0)
-    figures, before = results(out), results(whole)
+    figures, before = tiny.results(out), tiny.results(whole)
     assert {name: figures[name] for name in figures if name != "protocol"} == {
         name: before[name] for name in before if name not in ("protocol", "untrained")
     }
@@ -141,7 +132,7 @@ def test_a_classifier_that_keeps_no_keys_of_its_images_is_measured_on_all(
     learned.unlink()
     given = {"encoder": tmp_path / "run", "data": creatures / "images", "eval_only": True, "workers": 0}
     semmae.finetune(out=tmp_path / "out", **given)
-    assert results(tmp_path / "out")["protocol"]["split"] == "all 32 images"
+    assert tiny.results(tmp_path / "out")["protocol"]["split"] == "all 32 images"
     assert "which images" in caplog.text
 
 
@@ -158,13 +149,13 @@ def test_no_image_that_it_learned_from_is_measured(
     shutil.copy(data / images.names[kept[0]], added)
     told = {"encoder": whole, "data": data, "eval_only": True, "workers": 0}
     semmae.finetune(out=out, **told)
-    assert results(out)["images"] == len(held) + 1
+    assert tiny.results(out)["images"] == len(held) + 1
     assert "24 of 33 images left out" in caplog.text
 
     semmae.finetune(out=tmp_path / "few", limit=20, **told)
     drawn = set(open_images(data, limit=20, seed=0).names)
     expected = drawn & ({images.names[row] for row in held} | {added.relative_to(data).as_posix()})
-    assert 0 < results(tmp_path / "few")["images"] == len(expected) < 20
+    assert 0 < tiny.results(tmp_path / "few")["images"] == len(expected) < 20
 
     for row in held:
         (data / images.names[row]).unlink()
@@ -184,7 +175,11 @@ def test_measured_alone_with_a_preset_or_the_runs_own_options(whole: Path, creat
     told = {"encoder": whole, "data": creatures / "images", "eval_only": True, "workers": 0}
     semmae.finetune(out=tmp_path / "preset", preset="small-data", **told)
     semmae.finetune(out=tmp_path / "config", config=whole / "config.yaml", untrained=False, **told)
-    assert results(tmp_path / "preset")["top1"] == results(tmp_path / "config")["top1"] == results(whole)["top1"]
+    assert (
+        tiny.results(tmp_path / "preset")["top1"]
+        == tiny.results(tmp_path / "config")["top1"]
+        == tiny.results(whole)["top1"]
+    )
 
 
 def test_measured_on_other_images_all_of_them_count(whole: Path, tmp_path: Path) -> None:
@@ -195,7 +190,7 @@ def test_measured_on_other_images_all_of_them_count(whole: Path, tmp_path: Path)
         for copy in range(2 + number):
             shutil.copy(min(folder.iterdir()), others / folder.name / f"other{copy}.png")
     semmae.finetune(encoder=whole, data=others, out=tmp_path / "out", eval_only=True, workers=0, image_size=48)
-    figures = results(tmp_path / "out")
+    figures = tiny.results(tmp_path / "out")
     assert figures["images"] == 5 and figures["classes"] == 8 and figures["protocol"]["image_size"] == 48
     table = list(csv.DictReader((tmp_path / "out" / "per_class.csv").open()))
     assert [row["right_percent"] == "" for row in table] == [False] * 2 + [True] * 6
@@ -227,31 +222,29 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_one_line_and_nothing_is_written(
-    case: str, encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, encoder: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
     arguments, named = REFUSED[case]
     out = tmp_path / "out"
     told = ["--encoder", str(encoder), "--data", str(creatures / "images"), "--out", str(out), *arguments]
-    tiny.refusal(["finetune", *told], out, capsys, *named)
+    refuse(["finetune", *told], out, *named)
 
 
 def test_classes_that_it_does_not_know_are_refused(
-    whole: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
     known = sorted((creatures / "images").iterdir())[0]
     for name in ("zebra", "aardvark", known.name):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "a.png").symlink_to(next(known.iterdir()))
     told = ["--encoder", str(whole), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--eval-only"]
-    tiny.refusal(["finetune", *told], tmp_path / "out", capsys, "class 'aardvark' and 1 more", "8")
+    refuse(["finetune", *told], tmp_path / "out", "class 'aardvark' and 1 more", "8")
 
 
-def test_data_without_classes_are_refused(
-    encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_without_classes_are_refused(encoder: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse) -> None:
     folder = next((creatures / "images").iterdir())
     told = ["--encoder", str(encoder), "--data", str(folder), "--out", str(tmp_path / "out")]
-    tiny.refusal(["finetune", *told], tmp_path / "out", capsys, folder, "no classes")
+    refuse(["finetune", *told], tmp_path / "out", folder, "no classes")
 
 
 def test_the_published_recipes_have_the_published_rates() -> None:

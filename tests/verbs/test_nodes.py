@@ -26,9 +26,8 @@ def free_port() -> int:
 
 
 def command(data: Path, out: Path, *arguments: str) -> list[str]:
-    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
     told = ["--data", str(data), "--out", str(out), "--masking", "random", "--epochs", "2", "--precision", "float32"]
-    return ["pretrain", *told, *sizes, *arguments]
+    return ["pretrain", *told, *tiny.SMALL, *arguments]
 
 
 def as_two_nodes(arguments: list[str]) -> list[str]:
@@ -124,13 +123,13 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 )
 def test_other_processes_than_asked_for_are_refused(
     told: dict[str, str], nodes: int, devices: int, named: list[str], creatures: Path, tmp_path: Path,
-    alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    alone: pytest.MonkeyPatch, refuse: tiny.Refuse,
 ) -> None:  # fmt: skip
     for name, value in told.items():
         alone.setenv(name, value)
     alone.setattr(ranks, "_node_begins_at", None)
     arguments = command(creatures / "images", tmp_path / "run", "--nodes", str(nodes), "--devices", str(devices))
-    tiny.refusal(arguments, tmp_path / "run", capsys, *named)
+    refuse(arguments, tmp_path / "run", *named)
 
 
 @pytest.mark.parametrize(
@@ -172,11 +171,9 @@ def test_slurm_puts_no_job_into_the_queue_again(alone: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("option", ["--labels-only", "--quality-only"])
-def test_only_training_is_shared(
-    option: str, whole_run: Path, alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_training_is_shared(option: str, whole_run: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse) -> None:
     alone.setenv("MASTER_ADDR", "host")
     alone.setenv("NODE_RANK", "0")
     measured = ["--masks", str(whole_run)] if option == "--quality-only" else []
     command = ["parts", "--out", str(whole_run / "parts"), option, "--nodes", "2", *measured]
-    tiny.refusal(command, whole_run, capsys, "--nodes 2: ")
+    refuse(command, whole_run, "--nodes 2: ")

@@ -327,12 +327,12 @@ def test_maskings_that_cannot_be_are_refused(
     creatures: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refuse: tiny.Refuse,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a").mkdir()
     given = ["--data", str(creatures / "images"), "--out", str(tmp_path / "run"), *arguments.split()]
-    tiny.refusal(["pretrain", *given, *tiny.SMALL], tmp_path / "run", capsys, *words)
+    refuse(["pretrain", *given, *tiny.SMALL], tmp_path / "run", *words)
 
 
 def test_part_labels_follow_the_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,20 +80,15 @@ def test_without_parts_a_teacher_is_trained_and_its_attention_read(creatures: Pa
     ],
 )
 def test_what_is_refused(
-    arguments: list[str],
-    named: list[str],
-    whole_run: Path,
-    creatures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], named: list[str], whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
     out = tmp_path / "run"
     asked = tiny.pretrain_on(whole_run / "parts", creatures / "images", out, *arguments)
-    tiny.refusal(asked, out, capsys, *named)
+    refuse(asked, out, *named)
 
 
 def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
-    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
     parts = tmp_path / "parts"
     shutil.copytree(whole_run / "parts", parts)
@@ -102,7 +97,7 @@ def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
     tiny.retell_store(parts, attention_grid=0)
     out = tmp_path / "run"
     asked = tiny.pretrain_on(parts, creatures / "images", out, "--token-subset", "8", "--epochs", "1")
-    remedy = tiny.refusal(asked, out, capsys).split("`")[1].split()
+    remedy = refuse(asked, out).split("`")[1].split()
     assert remedy == ["semmae", "parts", "--out", str(parts), "--labels-only"]
     assert run(remedy[1:]) == 0
     assert {name: (parts / name).read_bytes() for name in expected} == expected
