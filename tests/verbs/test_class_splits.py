@@ -160,6 +160,8 @@ def test_classes_that_lie_elsewhere_are_refused_with_the_remedy(
     shutil.rmtree(data / "val")
     (data / "train").rename(data / "photos")
     refuse_data(verb, data, "photos in --data")
+    alone = next((data / "photos").iterdir())
+    refuse_data(verb, alone, str(alone), "classes")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 import semmae
 from semmae.formats import folders as checkpoint
 from semmae.formats.open import load_encoder
+from semmae.models.vit import EncoderSpec
 
 FEW: dict[str, Any] = {"workers": 0, "batch_size": 8}
 # Where an image size is given, positions are resampled on the way.
@@ -19,6 +21,12 @@ VERBS: dict[str, dict[str, Any]] = {
     "segment": {"head": "linear", "steps": 1, "val_steps": 1, "image_size": 40, **FEW},
     "evaluate": {"steps": 1, "untrained": False, "image_size": 40, **FEW},
 }
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of another seed than the untrained one."""
+    return tiny.new_encoder(tmp_path_factory.mktemp("encoder") / "encoder", EncoderSpec(32, 8, 48, 2, 3), seed=5)
 
 
 def whose(out: Path) -> str:

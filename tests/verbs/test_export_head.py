@@ -128,7 +128,6 @@ def test_another_size_and_the_card(tmp_path: Path) -> None:
     [
         (["--to", "hf"], ["norm", "--to timm"]),
         (["--to", "timm", "--num-heads", "4"], ["--num-heads 4: "]),
-        (["--to", "onnx", "--image-size", "33"], ["--image-size 33", "patch size 8"]),
     ],
 )
 def test_wrong_input_is_one_line(options: list[str], named: list[str], tmp_path: Path, refuse: tiny.Refuse) -> None:

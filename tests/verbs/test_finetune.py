@@ -241,12 +241,6 @@ def test_classes_that_it_does_not_know_are_refused(
     refuse(["finetune", *told], tmp_path / "out", "class 'aardvark' and 1 more", "8")
 
 
-def test_data_without_classes_are_refused(encoder: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse) -> None:
-    folder = next((creatures / "images").iterdir())
-    told = ["--encoder", str(encoder), "--data", str(folder), "--out", str(tmp_path / "out")]
-    refuse(["finetune", *told], tmp_path / "out", folder, "no classes")
-
-
 def test_the_published_recipes_have_the_published_rates() -> None:
     """The rates that MAE's and iBOT's scripts come to, with the batches that they are for."""
     rates = {"mae-vit-b16": 2e-3, "mae-vit-l16": 4e-3, "cars": 1.125e-4, "inaturalist": 1.125e-5}

@@ -91,21 +91,27 @@ def test_learned_positions_of_a_dino_file_are_kept_and_fixed(tmp_path: Path) -> 
     assert all(torch.equal(found[name], tensor) for name, tensor in vit.state_dict().items())
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "teacher"])
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"model": "vit_small"}, ["192, depth 12, patch 8", "384, 12, 8", "--model vit_tiny"]),
         ({"patch_size": 16}, ["patch 8", "192, 12, 16", "--patch-size 8"]),
         ({"init": "nowhere"}, ["--init nowhere"]),
-        ({"init": "registers.pth"}, ["--init", "registers"]),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
-    changes: dict[str, Any], named: list[str], whole_run: Path, creatures: Path, tmp_path: Path
+    changes: dict[str, Any], named: list[str], verb: str, whole_run: Path, creatures: Path, tmp_path: Path
 ) -> None:
+    given = {**OPTIONS, "init": whole_run, **changes}
+    with refused(*named):
+        getattr(semmae, verb)(data=creatures / "images", out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_registers_that_an_autoencoder_has_not_are_refused(creatures: Path, tmp_path: Path) -> None:
     vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=192, num_heads=3, num_classes=0, reg_tokens=2)
     torch.save(vit.state_dict(), tmp_path / "registers.pth")
-    init = tmp_path / "registers.pth" if changes.get("init") == "registers.pth" else changes.get("init", whole_run)
-    with refused(*named):
-        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", **{**OPTIONS, **changes, "init": init})
+    with refused("--init", "registers"):
+        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", init=tmp_path / "registers.pth", **OPTIONS)
     assert not (tmp_path / "run").exists()

@@ -181,37 +181,23 @@ def test_parts_of_a_sample_label_all_images(whole_run: Path, creatures: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--blur", "4"], "5"),
-        (["--hue", "0.6"], "0.5"),
-        (["--reconstruction", "mae"], "mse"),
-        (["--keypoints", "none.csv"], "none.csv"),
-        (["--sample", "0"], "at least 1"),
-        (["--quality-only", "--masks", "none"], "no run"),
-        (["--labels-only"], "no run"),
-        (["--tokens", "none"], "--teacher"),
+        ("--teacher TEACHER --blur 4", "5"),
+        ("--teacher TEACHER --hue 0.6", "0.5"),
+        ("--teacher TEACHER --reconstruction mae", "mse"),
+        ("--teacher TEACHER --keypoints none.csv", "none.csv"),
+        ("--teacher TEACHER --sample 0", "at least 1"),
+        ("--teacher TEACHER --quality-only --masks none", "no run"),
+        ("--teacher TEACHER --labels-only", "no run"),
+        ("--teacher TEACHER --tokens none", "--teacher"),
+        ("--learner RUN --num-parts 3", "--num-parts 3"),
+        ("--learner RUN --epochs 99", "--epochs 99"),
+        ("--tokens none", "none"),
     ],
 )
 def test_what_is_refused(
-    arguments: list[str], named: str, whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
+    arguments: str, named: str, whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
-    out = tmp_path / "run"
-    given = ["--data", str(creatures / "images"), "--teacher", str(whole_run / "teacher"), "--workers", "0"]
-    refuse(["parts", "--out", str(out), *given, *arguments], out, named)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--learner", "RUN", "--num-parts", "3"], "--num-parts 3"),
-        (["--learner", "RUN", "--epochs", "99"], "--epochs 99"),
-        (["--tokens", "none"], "none"),
-    ],
-)
-def test_what_is_refused_before_anything_is_written(
-    arguments: list[str], named: str, whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
-) -> None:
-    places = {"RUN": str(whole_run / "parts"), "IMAGES": str(creatures / "images")}
-    given = ["--data", str(creatures / "images"), "--workers", "0"]
-    given += [places.get(argument, argument) for argument in arguments]
-    out = tmp_path / "run"
-    refuse(["parts", "--out", str(out), *given], out, named)
+    places = {"TEACHER": whole_run / "teacher", "RUN": whole_run / "parts"}
+    given = [str(places.get(word, word)) for word in arguments.split()]
+    data = ["--data", str(creatures / "images"), "--workers", "0"]
+    refuse(["parts", "--out", str(tmp_path / "run"), *data, *given], tmp_path / "run", named)

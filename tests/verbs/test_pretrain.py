@@ -303,38 +303,6 @@ def test_an_own_function_gets_the_parts_that_there_are(own_masks: str, whole_run
     assert any(name.startswith("hidden/") for name in tiny.metrics(Path("run"))[0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--masking own", ["'own'", "semantic, intra, inter, random, block, attention"]),
-        ("--masking no_such_module:f", ["no_such_module:f", "no module"]),
-        ("--masking semmae.masking:random_maks", ['"random_mask"?']),
-        ("--masking block --parts a", ["--masking block", "--parts", "semantic"]),
-        ("--masking semmae.masking:random_mask --masks a", ["--masks"]),
-        ("--blend 1.5", ["--blend 1.5", "from 0 to 1"]),
-        ("--blend 0.5 --masking intra", ["--blend 0.5", "--masking semantic"]),
-        ("--blend 0.5 --gamma 1", ["--blend", "--gamma 1.0"]),
-        ("--gamma 3 --masking intra", ["--gamma 3.0", "--masking semantic"]),
-        ("--masking semmae.train.masks:MaskContext.uniform", ["MaskContext.uniform", "float32", "bool"]),
-        ("--attention-hint 2", ["--attention-hint 2.0", "from 0 to 1"]),
-        ("--attention-hint 0.5", ["--attention-hint 0.5", "--masking attention"]),
-        ("--masking attention --attention-hint 1 --mask-ratio 0.93", ["hint 1.0", "1 of all 16", "at most 0.5,"]),
-    ],
-)
-def test_maskings_that_cannot_be_are_refused(
-    arguments: str,
-    words: list[str],
-    creatures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refuse: tiny.Refuse,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a").mkdir()
-    given = ["--data", str(creatures / "images"), "--out", str(tmp_path / "run"), *arguments.split()]
-    refuse(["pretrain", *given, *tiny.SMALL], tmp_path / "run", *words)
-
-
 def test_part_labels_follow_the_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images black to the left and white to the right, labelled so: in every batch, label = brightness."""
     data = tmp_path / "images"

@@ -61,24 +61,6 @@ def test_every_batch_of_a_step_has_masks_of_its_own_and_a_resumed_run_the_same(
     tiny.assert_same_weights(tmp_path / "halves" / "encoder", tmp_path / "whole" / "encoder")
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"accumulate": 3}, ["--batch-size 8", "--devices 1 · --accumulate 3", "multiple of 3"]),
-        ({"accumulate": 8, "limit": 5}, ["--accumulate 8: ", "at most 5"]),
-        ({"accumulate": 0}, ["--accumulate 0: ", "from 1"]),
-        ({"clip": -1.0}, ["--clip -1.0: ", "from 0"]),
-        ({"compile": "yes"}, ["--compile: ", "'yes'"]),
-    ],
-)
-def test_what_is_refused_before_anything_is_written(
-    options: dict[str, Any], named: list[str], creatures: Path, tmp_path: Path
-) -> None:
-    with refused(*named):
-        run(creatures, tmp_path / "run", **options)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
 def test_fp16_without_a_gpu_is_refused_before_anything_is_written(creatures: Path, tmp_path: Path) -> None:
     with refused("--precision fp16", "CUDA"):

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from refusals import refused
 
 import semmae
 from semmae.options.fields import shared
@@ -77,23 +76,6 @@ def test_a_run_begun_with_init_goes_on_from_there(whole_run: Path, creatures: Pa
     # A rate of 0: nothing moves but by the rounding of the average.
     ours, theirs = (semmae.load_encoder(path).state_dict() for path in (tmp_path / "run", init))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"model": "vit_small"}, ["192, depth 12, patch 8", "384, 12, 8", "--model vit_tiny"]),
-        ({"patch_size": 16}, ["patch 8", "192, 12, 16", "--patch-size 8"]),
-        ({"init": "nowhere"}, ["--init nowhere"]),
-    ],
-)
-def test_init_of_another_size_is_refused(
-    changes: dict[str, Any], named: list[str], whole_run: Path, creatures: Path, tmp_path: Path
-) -> None:
-    given = {**OPTIONS, "init": str(whole_run), **changes}
-    with refused(*named):
-        semmae.teacher(data=creatures / "images", out=tmp_path / "run", **given)
-    assert not (tmp_path / "run").exists()
 
 
 def test_local_crops_are_three_sevenths_in_whole_patches() -> None:

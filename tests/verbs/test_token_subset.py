@@ -70,23 +70,6 @@ def test_without_parts_a_teacher_is_trained_and_its_attention_read(creatures: Pa
     assert (out / "teacher" / "encoder").is_dir() and (out / "autoencoder").is_dir()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--token-subset", "17"], ["--token-subset 17: ", "32 pixels", "16 patches of 8"]),
-        (["--token-subset", "1"], ["--token-subset 1: ", "from 2"]),
-        (["--token-subset", "3"], ["mask ratio 0.75", "patch of 3"]),
-        (["--token-subset", "8", "--masking", "block"], ["--masking block"]),
-    ],
-)
-def test_what_is_refused(
-    arguments: list[str], named: list[str], whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
-) -> None:
-    out = tmp_path / "run"
-    asked = tiny.pretrain_on(whole_run / "parts", creatures / "images", out, *arguments)
-    refuse(asked, out, *named)
-
-
 def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
     whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
