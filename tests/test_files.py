@@ -183,6 +183,7 @@ def test_what_is_no_json_is_one_line(tmp_path: Path, kind: str) -> None:
 YAML = {
     **{kind: content for kind, content in BAD.items() if kind not in ("not finite", "infinite", "cut", "deep")},
     "cut": b"{a: 1",
+    "tab": b"\ta: 1\n",
     "deep": b"a: " + b"[" * 20_000 + b"]" * 20_000,
     "bomb": b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
     "code": b"a: !!python/object/apply:os.system [echo]\n",

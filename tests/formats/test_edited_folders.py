@@ -202,7 +202,6 @@ def test_a_folder_of_transformers_whose_configuration_was_edited_is_refused(
     save_file(huggingface.from_encoder(state), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config | change))
 
-    with pytest.raises(UserError) as told:
+    (name,) = change
+    with refused("activation" if name == "hidden_act" else name):
         load_encoder(tmp_path)
-
-    assert next(iter(change)) in str(told.value).replace("activation", "hidden_act")

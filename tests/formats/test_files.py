@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from semmae.errors import UserError
 from semmae.formats.files import read_file
-from semmae.formats.open import load_encoder
+from semmae.formats.open import load_encoder, load_mae
 
 
 def archive(path: Path, content: bytes, compression: int = zipfile.ZIP_STORED, **more: bytes) -> None:
@@ -86,15 +86,20 @@ def attacks(command: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", attacks(""))
+@pytest.mark.filterwarnings("error")
 def test_nothing_of_a_file_is_called(name: str, tmp_path: Path) -> None:
-    attack = attacks(f"touch {tmp_path / 'executed'}")[name]
-    if not isinstance(attack, bytes):
-        attack = pickle.dumps({"model": {}, "args": attack}, protocol=2)
-    archive(tmp_path / "evil.pth", attack)
-
-    with refused():
-        read_file(tmp_path / "evil.pth")
-
+    """In an archive, as a bare pickle, and as torch wrote before it had archives."""
+    path, attack = tmp_path / "evil.pth", attacks(f"touch {tmp_path / 'executed'}")[name]
+    content = attack if isinstance(attack, bytes) else pickle.dumps({"model": {}, "args": attack}, protocol=2)
+    ways: list[Callable[[], object]] = [lambda: archive(path, content), lambda: path.write_bytes(content)]
+    if attack is not content:
+        old = {"model": attack, "args": attack}
+        ways.append(lambda: torch.save(old, path, _use_new_zipfile_serialization=False))
+    for write in ways:
+        write()
+        for load in (read_file, load_encoder, load_mae):
+            with refused(path):
+                load(path)
     assert not (tmp_path / "executed").exists()
 
 

@@ -270,9 +270,8 @@ def own_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_an_own_function_is_resumed_and_run_again(own_masks: str, creatures: Path) -> None:
     text = f"{own_masks}:twelve"
     arguments = ["--data", str(creatures / "images"), "--masking", text, "--epochs", "2"]
-    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
     with tiny.every_step():
-        assert run(["pretrain", *arguments, *sizes, "--precision", "float32", "--out", "whole"]) == 0
+        assert run(["pretrain", *arguments, *tiny.SMALL, "--precision", "float32", "--out", "whole"]) == 0
         function = importlib.import_module(own_masks).twelve
         with tiny.interrupted("pretrain", step=6):
             semmae.pretrain(data=creatures / "images", out="cut", masking=function, **OPTIONS | {"epochs": 2})
