@@ -112,7 +112,7 @@ def test_models_of_timm_come_back_whole(name: str, options: dict[str, object], t
 def test_a_model_that_could_not_be_read_again_is_refused(tmp_path: Path) -> None:
     vit = VisionTransformer(32, 8, num_classes=0, embed_dim=48, depth=1, num_heads=3, act_layer=nn.ReLU)
 
-    with refused(tmp_path / "encoder"):
+    with refused("vit_tiny_patch16_224", "timm:NAME"):
         checkpoint.save_encoder(wrap_vit(vit, TINY.mean, TINY.std), tmp_path / "encoder")
 
     assert not (tmp_path / "encoder").exists()
@@ -144,7 +144,7 @@ def test_gated_mlps_read_from_weights_come_back_whole(tmp_path: Path) -> None:
 def test_norms_of_another_epsilon_are_not_saved_as_timm_s(encoder: Encoder, tmp_path: Path) -> None:
     of_huggingface = encoder_from_weights(encoder.vit.state_dict(), num_heads=3, norm_eps=1e-12)
 
-    with refused(tmp_path / "encoder"):
+    with refused("vit_tiny_patch16_224", "timm:NAME"):
         checkpoint.save_encoder(of_huggingface, tmp_path / "encoder")
 
 

@@ -85,7 +85,7 @@ def test_foreign_files_are_refused_and_beginnings_are_not(options: TeacherOption
     (options.out / "photo.jpg").write_text("")
     with refused(options.out, "not empty"):
         checked(options)
-    with refused(options.out, "photo.jpg"):
+    with refused(options.out, "--overwrite"):
         checked(dataclasses.replace(options, overwrite=True))
 
 
