@@ -184,7 +184,7 @@ def test_weights_of_timm_that_are_a_fifo_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
 
-    with refused("model.safetensors", "regular file"):
+    with pytest.raises(UserError, match="model.safetensors"):
         load_encoder(folder)
 
 

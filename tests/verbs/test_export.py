@@ -431,7 +431,7 @@ def test_the_folder_one_works_in_is_refused(run: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("semmae.verbs.export.load_encoder", lambda *_, **__: pytest.fail("work was done"))
 
     for place in (".", "../work"):
-        with refused(f"--out {place}"):
+        with refused(f"{place}: ", "new folder"):
             semmae.export(encoder=run, to="timm", out=Path(place))
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["below"]
 
