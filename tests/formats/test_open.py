@@ -61,7 +61,7 @@ def test_a_fine_tuned_mae_keeps_its_norm_behind_the_pooling(tmp_path: Path, capl
     encoder = load_encoder(tmp_path / "tuned.pth")
 
     assert torch.equal(encoder(images).patches, tuned.forward_features(images)[:, 1:])
-    assert "norm" in caplog.text
+    assert "final norm" in caplog.text
 
 
 def test_options_of_the_release_are_read(shared: Path) -> None:
