@@ -4,7 +4,8 @@ import io
 import os
 import random
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,14 @@ def unread() -> Iterator[io.TextIOWrapper]:
         yield stream
 
 
+@pytest.fixture
+def refuse(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`tiny.refusal`: a command that is refused, in a line with all facts."""
+    import tiny  # not above: it imports libraries that read the environment once, when imported
+
+    return partial(tiny.refusal, capsys)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared data and reference vectors, or a skip where there is none."""
@@ -61,6 +70,16 @@ def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "creatures"
     draw_creatures(folder, count=tiny.COUNT, size=48)
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks on 16 patches, 24 wide, that have learned nothing: those that seed 0 stands for as a baseline."""
+    import tiny
+
+    from semmae.models.vit import EncoderSpec
+
+    return tiny.new_encoder(tmp_path_factory.mktemp("encoder") / "encoder", EncoderSpec(32, 8, 24, 2, 2))
 
 
 @pytest.fixture(scope="session")

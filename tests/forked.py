@@ -11,6 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+from semmae.cli import run
+
 
 class Forked:
     """Does some work in a forked process.
@@ -50,3 +52,17 @@ class Forked:
         """All that it wrote, and where it was when it was made to die."""
         self._file.seek(0)
         return f"exit code {self.process.exitcode}\n" + self._file.read().decode("utf-8", "replace")
+
+
+def in_a_process(arguments: list[str], prepare: Callable[[], object] = lambda: None) -> Forked:
+    """A command, after something that is done in its process first."""
+
+    def work() -> int:
+        prepare()
+        return run(arguments)
+
+    return Forked(work)
+
+
+def suicide(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -42,10 +42,6 @@ def test_an_error_in_a_loaders_process_is_its_message(kind: type[Exception]) -> 
     assert message(wrapped.value) == "photo: cannot be read; restore it"
 
 
-def test_a_message_of_several_lines_is_told_whole() -> None:
-    assert message(UserError("first: wrong\nsecond;\n\nthird")) == "first: wrong second; third"
-
-
 FAULTS = [
     (UserError("value; remedy"), 2, ["value; remedy"]),
     (DiskError("out: the disk is full"), 1, ["out: the disk is full"]),

@@ -17,10 +17,11 @@ import torch
 import yaml
 from forked import Forked
 from hypothesis import given, strategies as st
+from refusals import refused
 from safetensors.torch import save_file
 
 from semmae import files
-from semmae.errors import DiskError, UserError
+from semmae.errors import DiskError
 from semmae.files.yaml import read_yaml
 
 NAMES_NO_UTF8 = os.fsdecode(b"caf\xe9 \xff.jpg")
@@ -38,9 +39,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
 
 @pytest.mark.parametrize("place", ["/proc/x/a.txt", "/dev/null/a.txt", "x" * 300 + "/a.txt"])
 def test_a_place_that_cannot_be_made_is_one_line(place: str) -> None:
-    with pytest.raises(UserError) as raised:
+    with refused():
         files.write_text(Path(place), "text")
-    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +115,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path: Path, library: str) -> None:
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(DiskError) as raised, small_files(5000), files.whole(path) as beside:
+    with refused(path, error=DiskError), small_files(5000), files.whole(path) as beside:
         WRITERS[library](beside)
-    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a", "old")]
 
 
@@ -177,14 +176,14 @@ def test_what_is_no_json_is_one_line(tmp_path: Path, kind: str) -> None:
     path, content = tmp_path / "a.json", BAD[kind]
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError) as raised:
+    with refused(path):
         files.read_json(path)
-    assert str(path) in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
 YAML = {
     **{kind: content for kind, content in BAD.items() if kind not in ("not finite", "infinite", "cut", "deep")},
     "cut": b"{a: 1",
+    "tab": b"\ta: 1\n",
     "deep": b"a: " + b"[" * 20_000 + b"]" * 20_000,
     "bomb": b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
     "code": b"a: !!python/object/apply:os.system [echo]\n",
@@ -201,9 +200,8 @@ def test_what_is_no_yaml_of_options_is_one_line(tmp_path: Path, kind: str) -> No
     path, content = tmp_path / "a.yaml", YAML[kind]
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError) as raised:
+    with refused(path):
         read_yaml(path)
-    assert str(path) in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
 
 def test_numbers_of_yaml_are_those_of_json_and_texts_come_back(tmp_path: Path) -> None:
@@ -222,7 +220,7 @@ def test_half_a_line_at_the_end_is_left_out_and_elsewhere_refused(tmp_path: Path
     path.write_text('{"a": 1}\n\n{"a": 2}\n{"a"')
     assert files.read_records(path) == [{"a": 1}, {"a": 2}]
     path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
-    with pytest.raises(UserError, match="line 2"):
+    with refused("line 2"):
         files.read_records(path)
 
 
@@ -232,7 +230,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, reader: Call
     os.mkfifo(fifo)
     for path in (fifo, tmp_path, Path("/dev/zero")):
         before = time.monotonic()
-        with pytest.raises(UserError):
+        with refused(path):
             reader(path)
         assert time.monotonic() - before < 5
 
@@ -241,7 +239,7 @@ def test_a_file_of_terabytes_is_refused_before_it_is_read(tmp_path: Path) -> Non
     path = tmp_path / "huge.json"
     with path.open("wb") as file:
         file.truncate(2**41)
-    with pytest.raises(UserError):
+    with refused(path):
         files.read_json(path)
 
 
@@ -249,10 +247,9 @@ def test_fields_of_another_type_are_refused_with_their_name(tmp_path: Path) -> N
     fields = files.Fields(tmp_path / "a.json", {"epochs": "many", "flag": True, "n": 3, "long": "x" * 1000})
     assert (fields.get("n", int), fields.get("absent", int, 7), fields.get("flag", bool)) == (3, 7, True)
     for name, kind in (("epochs", int), ("flag", int), ("long", int)):
-        with pytest.raises(UserError, match=name) as raised:
+        with refused(name):
             fields.need(name, kind)
-        assert len(str(raised.value)) < 300
-    with pytest.raises(UserError, match="absent"):
+    with refused("absent"):
         fields.need("absent", int)
 
 
@@ -290,6 +287,6 @@ def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
 def test_zero_bytes_are_another_encoding_or_damage(content: bytes, is_utf16: bool, tmp_path: Path) -> None:
     path = tmp_path / "skipped.csv"
     path.write_bytes(content)
-    with pytest.raises(UserError) as refused:
+    with refused(path) as raised:
         files.read_csv(path)
-    assert ("UTF-16" in str(refused.value)) == is_utf16 and str(path) in str(refused.value)
+    assert ("UTF-16" in str(raised.value)) == is_utf16

@@ -113,13 +113,13 @@ def test_files_of_features(suffix: str, tmp_path: Path) -> None:
     assert found == [names, READABLE[:2]] and told == {"encoder": DATA}
 
 
-def test_an_output_that_is_no_utf_8_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_is_no_utf_8_is_refused(tmp_path: Path, refuse: tiny.Refuse) -> None:
     """safetensors and TensorBoard open no such file, which would be known after the training."""
     for out in (tmp_path / STRANGE, tmp_path / f"{STRANGE}.parquet", tmp_path / STRANGE / "run"):
         verb = "embed" if out.suffix else "knn"
         save_encoder(Encoder(EncoderSpec.named("vit_tiny", 16, 8)), tmp_path / verb)
         asked = [verb, "--encoder", str(tmp_path / verb), "--data", str(tmp_path / verb), "--out", str(out)]
-        assert "is no UTF-8" in tiny.refusal(asked, out, capsys)
+        refuse(asked, out, "--out", "UTF-8")
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_unpatchify_undoes_patchify(side: int, size: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(10, 8), (8, 10)])
 def test_an_image_that_does_not_divide_is_refused(height: int, width: int) -> None:
-    with pytest.raises(ValueError, match=f"{height}×{width} is not divisible by patch size 4"):
+    with pytest.raises(ValueError, match=f"{height}×{width} .*patch size 4"):
         patchify(torch.zeros(1, 3, height, width), 4)
 
 
@@ -115,7 +115,7 @@ def test_positions_are_those_of_the_released_checkpoint(shared: Path) -> None:
 
 
 def test_a_width_without_quarters_is_refused() -> None:
-    with pytest.raises(ValueError, match="width 6 is not divisible by 4"):
+    with pytest.raises(ValueError, match="width 6 .*4"):
         sincos_positions(4, 6)
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
-from semmae.errors import UserError
 from semmae.files import on_disk, user_path
 
 
@@ -17,9 +17,9 @@ def test_what_lies_there_and_what_does_not(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("text", ["", "a\0", "x" * 300, "/".join("x" * 5000), "~nobody-of-this-name/x", "\ud800"])
 def test_what_can_be_no_path(text: str) -> None:
-    with pytest.raises(UserError, match="--out") as caught:
+    with refused("--out") as caught:
         user_path(text, "--out")
-    assert "\n" not in str(caught.value) and "\0" not in str(caught.value) and len(str(caught.value)) < 400
+    assert "\0" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "ä", "\udcff", "ä\udcff", "猫"])

@@ -5,18 +5,21 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from refusals import check_refusal
 from safetensors.torch import load_file
 from torch import Tensor
 
 from semmae.cli import run
 from semmae.cli.arguments import parse
+from semmae.formats.folders import save_encoder
+from semmae.models.vit import Encoder, EncoderSpec
 from semmae.run.signals import Interrupted
 from semmae.train import stopping, trainer
 
@@ -29,10 +32,16 @@ STEPS = COUNT // BATCH * EPOCHS
 # float32: what is golden was found in it, and `auto` is bf16 on some processors.
 TRAIN: dict[str, Any] = {"batch_size": BATCH, "workers": 0, "precision": "float32"}
 SIZE: dict[str, Any] = {"model": "vit_tiny", "image_size": 32, "patch_size": 8}
+SMALL = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return found
 
 
 def losses(run: Path) -> list[float]:
@@ -40,6 +49,13 @@ def losses(run: Path) -> list[float]:
     lines = metrics(run)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
+
+
+def new_encoder(folder: Path, spec: EncoderSpec, seed: int = 0) -> Path:
+    """An encoder that has learned nothing, saved."""
+    torch.manual_seed(seed)
+    save_encoder(Encoder(spec), folder)
+    return folder
 
 
 def divide(creatures: Path, folder: Path) -> Path:
@@ -118,8 +134,7 @@ def saving(step: int) -> Iterator[None]:
 
 def pretrain_on(parts: Path, data: Path, out: Path, *arguments: str) -> list[str]:
     """The command line of a run on part labels that are there already."""
-    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
-    return ["pretrain", "--data", str(data), "--parts", str(parts), "--out", str(out), *sizes, *arguments]
+    return ["pretrain", "--data", str(data), "--parts", str(parts), "--out", str(out), *SMALL, *arguments]
 
 
 def instead(given: list[str], base: list[str]) -> list[str]:
@@ -128,12 +143,20 @@ def instead(given: list[str], base: list[str]) -> list[str]:
     return [*(word for pair in pairs if pair[0] not in given for word in pair), *given]
 
 
-def refusal(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which a command ends that is refused with code 2 and leaves nothing in `out`."""
-    assert run(arguments) == 2
+Refuse = Callable[..., str]  # `refusal` as a fixture, without capsys
+
+
+def refusal(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], place: Path, *facts: object, code: int = 2
+) -> str:
+    """The one line with which a command ends that is refused; what lies at `place` stays as it was."""
+    capsys.readouterr()
+    before = (place.exists(), listing(place))
+    assert run(arguments) == code
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1, error
-    assert not out.exists()
+    assert error.startswith("semmae: "), error
+    check_refusal(error, *facts)
+    assert (place.exists(), listing(place)) == before
     return error
 
 

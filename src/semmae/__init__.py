@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from semmae.evaluation.quality import (
         fixed_grid as fixed_grid,
         quality as part_quality,
-        read_annotations as read_masks,
+        read_annotations as read_annotations,
     )
     from semmae.evaluation.segmentation import (
         evaluate as segmentation_table,

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from forked import Forked
+from forked import Forked, in_a_process
 from PIL import Image
+from refusals import check_refusal
 
 import semmae
 from semmae.cli import run
@@ -102,8 +103,8 @@ def command(words: str | list[str]) -> tuple[int, str, str]:
 def told(err: str) -> str:
     """The one line of an error; AssertionError where there are more, or none."""
     lines = [line for line in err.splitlines() if line.startswith("semmae: ")]
-    assert len(lines) == 1 and "Traceback" not in err, err
-    assert len(lines[0]) < 700, f"{len(lines[0])} characters: {lines[0]}"
+    assert "Traceback" not in err, err
+    check_refusal("\n".join(lines))
     return lines[0]
 
 
@@ -111,8 +112,7 @@ def refused(desk: Desk, words: str | list[str], *named: str) -> None:
     before, began = desk.listing(), time.monotonic()
     code, _, err = command(words)
     assert code == 2, f"exit code {code}, {err}"
-    line = told(err)
-    assert all(name in line for name in named), line
+    check_refusal(told(err), *named)
     assert time.monotonic() - began < SECONDS, f"after {time.monotonic() - began:.0f} s"
     after = desk.listing()
     assert after == before, sorted(set(after.items()) ^ set(before.items()))[:4]
@@ -130,8 +130,4 @@ def patched(module: ModuleType, name: str, function: Callable[..., object]) -> N
 
 
 def child_of(words: str | list[str], prepare: Callable[[], object] = lambda: None) -> Forked:
-    def work() -> int:
-        prepare()
-        return run(words.split() if isinstance(words, str) else words)
-
-    return Forked(work)
+    return in_a_process(words.split() if isinstance(words, str) else words, prepare)

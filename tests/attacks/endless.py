@@ -198,7 +198,7 @@ def _(desk: Desk) -> None:
         words = "embed --encoder run --data photos --out x.npz --workers 0"
         child = child_of(words, stopped)
         assert child.ended(60) == 143, child.told
-        assert "go on with: semmae embed --out x.npz --resume" in told(child.told)
+        assert "semmae embed --out x.npz --resume" in told(child.told)
         works("embed --out x.npz --resume")
 
 
@@ -237,7 +237,7 @@ def _(desk: Desk) -> int:
         words = "parts --teacher own --data photos --out parts2 --workers 0 --epochs 1 --batch-size 8"
         child = child_of(words, stopped)
         assert child.ended(100) == 143, child.told
-        assert "go on with: semmae parts --out parts2 --resume" in told(child.told)
+        assert "semmae parts --out parts2 --resume" in told(child.told)
 
         def stuck() -> None:
             from semmae.evaluation import embedding

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 from torch.utils.data import DataLoader, IterableDataset, Subset, random_split
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -24,7 +25,6 @@ from semmae.data.loaders import CropDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.data.segmentation import is_divided
 from semmae.data.sources import has_split, split_names, splits_of
-from semmae.errors import UserError
 from semmae.objects import described, recordable
 
 Write = Callable[..., Path]
@@ -164,11 +164,11 @@ def test_splits_of_objects(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert val.labels == ["cat", "dog"] and torch.equal(val.read(1), open_images(folder).read(6))
     for data in (table, ImageFolder(str(folder)), paths_in(folder)):
         assert not has_split(data) and splits_of(data) == (None,)
-        with pytest.raises(UserError, match="val"):
+        with refused("val"):
             open_images(data, split="val")
     assert splits_of(folder) == splits_of(str(folder)) == (None,)
     (folder / "cat").rename(folder / "train")
-    with pytest.raises(UserError, match="train but no val"):
+    with refused("train", "val"):
         splits_of(folder)
 
 
@@ -180,7 +180,7 @@ def test_rows_of_a_subset_keep_their_names(folder: Path) -> None:
         row = list(everything.names).index(rest.names[2])
         assert torch.equal(rest.read(2), everything.read(row)) and rest.labels is not None and everything.labels
         assert rest.labels[2] == everything.labels[row]
-    with pytest.raises(UserError, match="row 3 comes twice"):
+    with refused("row 3", "twice"):
         open_images(Subset(ImageFolder(str(folder)), [3, 1, 3]))
 
 
@@ -196,14 +196,14 @@ def test_damaged_items_are_skipped_and_listed(folder: Path, tmp_path: Path) -> N
         assert list(csv.reader(file))[1:] == [list(images.manifest.skipped[0])]
     (folder / NAMES[1]).write_bytes((folder / NAMES[1]).read_bytes()[:90])
     for data in (Pairs(folder), [Image.open(path) for path in paths_in(folder)], paths_in(folder)):
-        with pytest.raises(UserError, match="1 of 8 images"):
+        with refused("1 of 8 images"):
             open_images(data)
 
 
 def test_an_item_that_breaks_later_is_named(folder: Path) -> None:
     images = open_images(Pairs(folder))
     images.source._items.broken = 4  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="Pairs of 8 images/4: no longer readable"):
+    with refused("Pairs of 8 images/4"):
         images.read(4)
 
 
@@ -262,17 +262,14 @@ WRONG: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_anything_else_is_refused_in_one_line(kind: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with refused():
         open_images(WRONG[kind])
-    message = str(caught.value)
-    assert "give " in message or "leave Normalize out" in message or "name the image" in message
-    assert "\n" not in message and len(message) < 300
     assert not has_split(WRONG[kind])
 
 
 def test_a_data_set_that_draws_is_refused(folder: Path) -> None:
     pairs = Pairs(folder, lambda image: image.crop((0, 0, 10, random.randint(5, 18))))
-    with pytest.raises(UserError, match="another image each time"):
+    with refused("Pairs"):
         open_images(pairs)
 
 
@@ -286,7 +283,7 @@ def test_labels_that_name_no_class(folder: Path) -> None:
 
 def test_what_cannot_be_sent_to_processes_started_anew(folder: Path) -> None:
     images = open_images(Pairs(folder, lambda image: image), workers=2)
-    with pytest.raises(UserError, match="workers=0"):
+    with refused("workers=0"):
         pickle.dumps(images)
 
 
@@ -294,16 +291,16 @@ def test_rows_of_a_subset_are_those_of_its_data_set(folder: Path) -> None:
     files = ImageFolder(str(folder))
     for rows in ([0, 99], [-9], ["x"], [0.5]):
         for data in (files, Pairs(folder)):
-            with pytest.raises(UserError, match="give rows from 0 to 7"):
+            with refused("rows from 0 to 7"):
                 open_images(Subset(data, rows))  # type: ignore[arg-type]
     assert open_images(Subset(files, [0, -1])).names == open_images(Subset(files, [0, 7])).names
-    with pytest.raises(UserError, match="row 7 comes twice"):
+    with refused("row 7"):
         open_images(Subset(files, [7, -1]))
 
 
 def test_annotations_need_a_folder(folder: Path) -> None:
     for data in (paths_in(folder), ImageFolder(str(folder))):
-        with pytest.raises(UserError, match="give its path"):
+        with refused("path"):
             is_divided(data)
 
 

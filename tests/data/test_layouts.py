@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 from scipy.io import savemat
 from torchvision import datasets as tv
 
 from semmae.data.manifest import open_images
 from semmae.data.sources import has_split, open_source
-from semmae.errors import UserError
 
 WriteImages = Callable[..., Path]
 BOX = {"bbox_x1": 1, "bbox_y1": 2, "bbox_x2": 9, "bbox_y2": 9}
@@ -140,14 +140,13 @@ def test_stanford_cars_without_labels_of_the_test_images(cars: Path, caplog: pyt
     (cars / "cars_test_annos_withlabels.mat").rename(cars / "devkit" / "cars_test_annos_withlabels.mat")
     assert pairs(cars, "val") == labelled
     (cars / "devkit" / "cars_test_annos_withlabels.mat").unlink()
-    lacks = r"no classes of its 'val' images, devkit/cars_test_annos_withlabels\.mat is missing; put it there"
-    with pytest.raises(UserError, match=lacks):
+    with refused("'val'", "devkit/cars_test_annos_withlabels.mat"):
         open_source(cars, "val")
     assert len(pairs(cars, "train")) == 3 and has_split(cars)
     with caplog.at_level("INFO"):
         whole = open_images(cars, workers=0).source
     assert len(whole) == 6 and whole.labels is None
-    assert "no classes: devkit/cars_test_annos_withlabels.mat is missing" in caplog.text
+    assert "devkit/cars_test_annos_withlabels.mat" in caplog.text
 
 
 def test_other_packings_of_stanford_cars(cars: Path, tmp_path: Path, write_images: WriteImages) -> None:
@@ -206,7 +205,7 @@ def test_inaturalist_without_a_validation_file(tmp_path: Path, write_images: Wri
     root = inaturalist(tmp_path, write_images)
     (root / "val2018.json").unlink()
     assert not has_split(root) and len(open_source(root)) == 2
-    with pytest.raises(UserError, match=r"no 'val' images, val2018\.json is missing"):
+    with refused("'val'", "val2018.json"):
         open_source(root, "val")
 
 
@@ -230,7 +229,7 @@ def test_inaturalist_2021(tmp_path: Path, write_images: WriteImages, caplog: pyt
     assert pairs(root, "train") == expected
     with caplog.at_level("INFO"):
         assert len(open_source(root)) == 6 and has_split(root)
-    assert "train is taken, train_mini left out" in caplog.text
+    assert "train_mini" in caplog.text
     shutil.rmtree(root / "train")
     assert open_source(root, "train").names == [f"train_mini/{c}/a.jpg" for c in classes] and has_split(root)
     assert open_source(root, "val").labels == classes
@@ -251,56 +250,55 @@ def test_flowers_as_torchvision_reads_them(
 
 
 def test_what_is_missing_is_named(cub: Path, cars: Path, tmp_path: Path, write_images: WriteImages) -> None:
-    def refused(data: Path, message: str) -> None:
+    def both_refuse(data: Path, *named: str) -> None:
         for call in (open_source, has_split):
-            with pytest.raises(UserError, match=message) as caught:
+            with refused(*named):
                 call(data)
-            assert "\n" not in str(caught.value)
 
     for name in ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt"):
         (cub / name).rename(cub / "away")
-        refused(cub, rf"CUB_200_2011/{name}: missing; put it there")
+        both_refuse(cub, f"CUB_200_2011/{name}", "missing")
         (cub / "away").rename(cub / name)
     (cub / "image_class_labels.txt").write_text("1 2\n2 1\n4 7\n")
-    refused(cub, r"image_class_labels\.txt: lists nothing of image '3' \('001.*a_10\.jpg'\)")
+    both_refuse(cub, "image_class_labels.txt", "image 3", "a_10.jpg")
     (cub / "classes.txt").write_text("1\n")
-    refused(cub, r"classes\.txt, line 1: '1' is no number and value")
+    both_refuse(cub, "classes.txt, line 1", "'1'")
 
     shutil.move(cars / "cars_train", tmp_path / "away")
     (cars / "cars_train").mkdir()
     (cars / "devkit" / "cars_meta.mat").rename(cars / "meta")
-    refused(cars, r"devkit/cars_meta\.mat: missing")
+    both_refuse(cars, "devkit/cars_meta.mat", "missing")
     (cars / "devkit" / "cars_meta.mat").write_bytes(b"not MATLAB's")
-    refused(cars, r"devkit/cars_meta\.mat: not readable")
+    both_refuse(cars, "devkit/cars_meta.mat", "not readable")
     (cars / "meta").rename(cars / "devkit" / "cars_meta.mat")
     savemat(cars / "devkit" / "cars_train_annos.mat", {"annotations": table([{**BOX, "class": 9, "fname": "1.jpg"}])})
-    refused(cars, r"cars_train_annos\.mat: class 9, of 1 to 3")
+    both_refuse(cars, "cars_train_annos.mat", "class 9", "1 to 3")
     savemat(cars / "devkit" / "cars_train_annos.mat", {"annotations": table([{**BOX, "fname": "1.jpg"}])})
-    refused(cars, r"cars_train_annos\.mat: annotations lacks class")
+    both_refuse(cars, "cars_train_annos.mat", "lacks class")
     shutil.rmtree(cars / "devkit")
-    refused(cars, r"devkit/cars_train_annos\.mat is missing; put the devkit there, or give the images alone: .*cars_\*")
+    both_refuse(cars, "devkit/cars_train_annos.mat", "missing", "cars_*")
 
     root = inaturalist(tmp_path / "inat", write_images)
     shutil.move(root / "train_val2018", root / "elsewhere")
-    refused(root, r"inat/train_val2018: missing, train2018\.json lists 4 images in it; unpack them there")
+    both_refuse(root, "inat/train_val2018", "missing", "train2018.json", "4 images")
     (root / "val2018.json").write_text("{")
-    refused(root, r"val2018\.json: not JSON")
+    both_refuse(root, "val2018.json", "not JSON")
     (root / "train2019.json").write_text("{}")
-    refused(root, r"train2018\.json beside train2019\.json; keep one year in a folder")
+    both_refuse(root, "train2018.json", "train2019.json")
 
     shelf = flowers(tmp_path / "flowers", write_images)
     (shelf / "setid.mat").unlink()
-    refused(shelf, r"flowers/setid\.mat: missing")
+    both_refuse(shelf, "flowers/setid.mat", "missing")
 
 
 def test_lists_that_lead_elsewhere(tmp_path: Path, write_images: WriteImages) -> None:
     root = inaturalist(tmp_path, write_images)
     text = (root / "train2018.json").read_text()
     (root / "train2018.json").write_text(text.replace("train_val2018/Aves/0/a.jpg", "../a.jpg"))
-    with pytest.raises(UserError, match=r"'\.\./a\.jpg' lies outside the folder"):
+    with refused("../a.jpg", "outside"):
         open_source(root)
     (root / "train2018.json").write_text(text.replace("Aves/0/a.jpg", "Plantae/1/b.jpg"))
-    with pytest.raises(UserError, match=r"lists train_val2018/Plantae/1/b\.jpg twice"):
+    with refused("train_val2018/Plantae/1/b.jpg", "twice"):
         open_source(root)
 
 
@@ -308,9 +306,8 @@ def test_lists_that_lead_elsewhere(tmp_path: Path, write_images: WriteImages) ->
 def test_annotations_that_are_no_json(content: str, tmp_path: Path, write_images: WriteImages) -> None:
     root = inaturalist(tmp_path, write_images)
     (root / "train2018.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"train2018\.json: not ") as caught:
+    with refused("train2018.json"):
         open_source(root)
-    assert "\n" not in str(caught.value)
 
 
 def test_annotations_whose_classes_are_lists_are_somebodys_own(tmp_path: Path, write_images: WriteImages) -> None:
@@ -324,5 +321,5 @@ def test_annotations_whose_classes_are_lists_are_somebodys_own(tmp_path: Path, w
 def test_tables_of_text_where_numbers_should_be(tmp_path: Path, write_images: WriteImages) -> None:
     root = flowers(tmp_path, write_images)
     savemat(root / "imagelabels.mat", {"labels": ["a", "b"]})
-    with pytest.raises(UserError, match=r"imagelabels\.mat: labels holds .*, not whole numbers"):
+    with refused("imagelabels.mat", "whole numbers"):
         open_source(root)

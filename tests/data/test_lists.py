@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
 from semmae.data.manifest import open_images
 from semmae.data.sources import has_split, open_source
-from semmae.errors import UserError
 
 Write = Callable[..., Path]
 NAMES = ["dog/3.jpg", "cat/1.jpg", "cat/2.jpg"]
@@ -28,7 +28,7 @@ def test_a_text_file_in_its_order(root: Path) -> None:
     assert not has_split(root / "list.txt")
     (root / "list.txt").write_text("\n".join(sorted(NAMES)))
     assert open_images(root / "list.txt").digest == open_images(f"{root}/*/*.jpg").digest
-    with pytest.raises(UserError, match="'val'"):
+    with refused("'val'"):
         open_source(root / "list.txt", "val")
 
 
@@ -51,7 +51,7 @@ def test_a_table_with_labels(root: Path) -> None:
         "path,label\n" + "\n".join(f"{name},{i}" for name, i in zip(NAMES, "ab ", strict=True))
     )
     source = open_source(root / "list.csv")
-    assert source.labels is None and "1 of 3 rows have no label" in source.class_note
+    assert source.labels is None and "1 of 3 rows" in source.class_note
 
 
 def test_paths_in_python(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,34 +70,32 @@ def test_names_that_are_no_utf8(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "message"),
+    ("file", "text", "named"),
     [
-        ("list.txt", "\n \n", "empty"),
-        ("list.txt", "cat/1.jpg\nno/1.jpg\nno/2.jpg\nno/3.jpg\n", r"'no/1.jpg' \(line 2\) and 2 more are missing"),
-        ("list.txt", "cat/1.jpg\nno\0.jpg\n", "missing"),
-        ("list.txt", "cat/1.jpg\ncat\n", r"'cat' \(line 2\) is a folder"),
-        ("list.txt", "cat/1.jpg\n./cat/1.jpg\n", "listed twice, line 1 and line 2"),
-        ("list.txt", "a.parquet\n", "a table"),
-        ("list.csv", "cat/1.jpg\ncat/2.jpg\n", 'no column "path"'),
-        ("list.csv", "", 'no column "path"'),
-        ("list.csv", "path\n", "empty"),
-        ("list.csv", "path,label\ncat/1.jpg,1\ncat/2.jpg\n", "line 3 has not 2 values"),
+        ("list.txt", "\n \n", ["empty"]),
+        ("list.txt", "cat/1.jpg\nno/1.jpg\nno/2.jpg\nno/3.jpg\n", ["'no/1.jpg' (line 2)", "2 more", "missing"]),
+        ("list.txt", "cat/1.jpg\nno\0.jpg\n", ["missing"]),
+        ("list.txt", "cat/1.jpg\ncat\n", ["'cat' (line 2)", "folder"]),
+        ("list.txt", "cat/1.jpg\n./cat/1.jpg\n", ["twice", "line 1", "line 2"]),
+        ("list.txt", "a.parquet\n", ["table"]),
+        ("list.csv", "cat/1.jpg\ncat/2.jpg\n", ['"path"']),
+        ("list.csv", "", ['"path"']),
+        ("list.csv", "path\n", ["empty"]),
+        ("list.csv", "path,label\ncat/1.jpg,1\ncat/2.jpg\n", ["line 3", "2 values"]),
     ],
 )
-def test_a_wrong_list_is_one_line(root: Path, file: str, text: str, message: str) -> None:
+def test_a_wrong_list_is_one_line(root: Path, file: str, text: str, named: list[str]) -> None:
     (root / file).write_text(text)
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(root / file, *named):
         open_images(root / file)
-    assert str(caught.value).startswith(str(root / file)) and "\n" not in str(caught.value)
 
 
 def test_a_wrong_list_in_python_is_one_line(root: Path) -> None:
-    for paths, message in (
-        ([root / "cat", root / "dog"], "is a folder"),
-        ([root / NAMES[0], root / NAMES[0]], "listed twice, item 0 and item 1"),
-        ([root / NAMES[0], ""], "is missing|is a folder"),
-        (["http://a.b/c.jpg"], "is missing"),
+    for paths, named in (
+        ([root / "cat", root / "dog"], ["folder"]),
+        ([root / NAMES[0], root / NAMES[0]], ["twice", "item 0", "item 1"]),
+        ([root / NAMES[0], ""], []),
+        (["http://a.b/c.jpg"], ["missing"]),
     ):
-        with pytest.raises(UserError, match=message) as caught:
+        with refused(f"list of {len(paths)} path", *named):
             open_images(paths)
-        assert str(caught.value).startswith(f"list of {len(paths)} path")

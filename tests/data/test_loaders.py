@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import functional as F
 
@@ -20,7 +21,6 @@ from semmae.data.loaders import CropDataset, EpochSampler, LocalCrops, WholeData
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.data.segment_crops import StepSampler
-from semmae.errors import UserError
 
 NAMES = [f"c{i % 2}/{i:02}.jpg" for i in range(11)]
 
@@ -222,12 +222,12 @@ def test_attention_is_cut_as_the_image(images: ImageSet, tmp_path: Path) -> None
     assert torch.equal(item["attention"], crop_scores(store.attention[2], crop, 4) / 254)
     assert item["attention"].min() >= 0 and item["attention"].max() <= 1
     assert torch.equal(item["images"], CropDataset(images, 16, seed=1)[(3, 2)]["images"])
-    with pytest.raises(ValueError, match="none are given"):
+    with pytest.raises(ValueError, match="attention"):
         CropDataset(images, 16, attention=True)
     bare = PartStore.create(
         tmp_path / "q", images=count, grid=2, label_names=["a"], teacher_digest="t", manifest_digest=images.digest
     )
-    with pytest.raises(UserError, match="--labels-only"):
+    with refused("--labels-only"):
         CropDataset(images, 16, parts=bare, side=4, attention=True)
 
 
@@ -262,7 +262,7 @@ def test_normalise_refuses_what_may_be_of_another_scale() -> None:
     images = torch.rand(2, 3, 4, 4)
     before = images.clone()
     for other in (images, images.half(), (255 * images).int()):
-        with pytest.raises(ValueError, match="not torch.uint8; give them as decoded, 0 to 255"):
+        with pytest.raises(ValueError, match="torch.uint8.*0 to 255"):
             normalise(other, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     assert torch.equal(images, before)
 

@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from refusals import check_refusal, refused
 
 from semmae.data.manifest import build_manifest, open_images
 from semmae.data.sources import has_split, open_source
-from semmae.errors import UserError
 
 Write = Callable[..., Path]
 Jpeg = Callable[[int], bytes]
@@ -61,16 +60,16 @@ def test_rows_without_label_or_image(tmp_path: Path, write_table: Write, jpeg: J
 
 def test_faults_are_told(tmp_path: Path) -> None:
     pq.write_table(pa.table({"images": [b"x"], "id": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match='no column "image"; did you mean "images"'):
+    with refused('"image"', '"images"'):
         open_source(tmp_path / "a.parquet")
     pq.write_table(pa.table({"image": ["x.jpg"]}), tmp_path / "b.parquet")
-    with pytest.raises(UserError, match="holds paths, not bytes; give the folder of these files"):
+    with refused("b.parquet", "paths", "folder"):
         open_source(tmp_path / "b.parquet")
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "c.parquet")
-    with pytest.raises(UserError, match="no rows"):
+    with refused("no rows"):
         open_source(tmp_path / "c.parquet")
     (tmp_path / "d.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(UserError, match=r"d\.parquet: not a readable Parquet file"):
+    with refused("d.parquet", "Parquet"):
         open_source(tmp_path / "d.parquet")
 
 
@@ -90,14 +89,13 @@ def test_faults_are_told(tmp_path: Path) -> None:
 def test_a_damaged_entry_of_datasets_is_refused_in_one_line(tmp_path: Path, jpeg: Jpeg, entry: bytes) -> None:
     table = pa.table({"image": [jpeg(0)], "label": [0]}).replace_schema_metadata({"huggingface": entry})
     pq.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t\.parquet") as told:
+    with refused("t.parquet"):
         open_source(tmp_path / "t.parquet")
-    assert "\n" not in str(told.value) and len(str(told.value)) < 400
 
 
 def test_a_hub_set_without_a_name_is_refused() -> None:
     for door in (open_source, has_split):
-        with pytest.raises(UserError, match="hf:.*hf:NAME"):
+        with refused("hf:", "hf:NAME"):
             door("hf:")
 
 
@@ -109,29 +107,29 @@ def test_a_hub_set_without_a_name_is_refused() -> None:
         ([1.0, 0.0, 1.0], ["1", "0", "1"]),  # as pandas writes whole numbers of which one was missing
         ([True, False, True], ["True", "False", "True"]),
         (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
-        ([None, None, None], "no row has a label"),
-        ([1, 2, None], r"1 of 3 rows have no label, such as t\.parquet#2; label or remove"),
-        ([1.0, float("nan"), float("nan")], r"2 of 3 rows have no label, such as t\.parquet#1"),
-        ([1, -1, 0], r"1 of 3 rows have no label, such as t\.parquet#1"),
-        (["a", "", "b"], r"1 of 3 rows have no label, such as t\.parquet#1"),
-        ([1.0, 0.5, 2.0], r"label 0\.5 of t\.parquet#1 is no whole number"),
-        ([1.0, float("inf"), 2.0], r"label inf of t\.parquet#1 is no whole number"),
-        ([[1, 0], [0, 1], [1, 1]], r"label \[1, 0\] of t\.parquet#0 is neither a text nor a whole number"),
-        ([b"a", b"b", b"c"], r"label b'a' of t\.parquet#0 is neither"),
-        ([{"x": 1}] * 3, r"label \{'x': 1\} of t\.parquet#0 is neither"),
-        ([datetime.date(2020, 1, 1)] * 3, r"label datetime.*t\.parquet#0 is neither"),
+        ([None, None, None], ("label",)),
+        ([1, 2, None], ("1 of 3 rows", "t.parquet#2")),
+        ([1.0, float("nan"), float("nan")], ("2 of 3 rows", "t.parquet#1")),
+        ([1, -1, 0], ("1 of 3 rows", "t.parquet#1")),
+        (["a", "", "b"], ("1 of 3 rows", "t.parquet#1")),
+        ([1.0, 0.5, 2.0], ("label 0.5", "t.parquet#1")),
+        ([1.0, float("inf"), 2.0], ("label inf", "t.parquet#1")),
+        ([[1, 0], [0, 1], [1, 1]], ("label [1, 0]", "t.parquet#0")),
+        ([b"a", b"b", b"c"], ("label b'a'", "t.parquet#0")),
+        ([{"x": 1}] * 3, ("label {'x': 1}", "t.parquet#0")),
+        ([datetime.date(2020, 1, 1)] * 3, ("label datetime", "t.parquet#0")),
     ],
 )
 def test_every_kind_of_label_is_judged(
-    label: list[object], expected: list[str] | str, tmp_path: Path, jpeg: Jpeg
+    label: list[object], expected: list[str] | tuple[str, ...], tmp_path: Path, jpeg: Jpeg
 ) -> None:
     pq.write_table(pa.table({"image": [jpeg(i) for i in range(3)], "label": label}), tmp_path / "t.parquet")
     source = open_source(tmp_path / "t.parquet")
     if isinstance(expected, list):
         assert source.labels == expected and source.class_note == ""
     else:  # learning without classes goes on; what needs them gives this reason
-        assert source.labels is None and re.match(expected, source.class_note)
-        assert "\n" not in source.class_note
+        assert source.labels is None
+        check_refusal(source.class_note, *expected)
 
 
 def test_numbers_of_no_known_class(tmp_path: Path, jpeg: Jpeg) -> None:
@@ -144,14 +142,14 @@ def test_numbers_of_no_known_class(tmp_path: Path, jpeg: Jpeg) -> None:
         pq.write_table(table.set_column(1, table.schema.field("label"), pa.array([1, wrong, 0])), path)
         source = open_source(path)
         assert source.labels is None
-        assert f"label {wrong} of {path.name}#1 is none of the 2 classes" in source.class_note
+        assert f"label {wrong} of {path.name}#1" in source.class_note
 
 
 def test_a_column_of_labels_that_one_of_the_files_lacks(tmp_path: Path, write_table: Write) -> None:
     write_table(tmp_path / "1.parquet", 2, label=["a", "b"])
     write_table(tmp_path / "2.parquet", 2)
     source = open_source(tmp_path)
-    assert source.labels is None and "2.parquet has no column `label`" in source.class_note
+    assert source.labels is None and "2.parquet" in source.class_note and "`label`" in source.class_note
 
 
 @pytest.mark.parametrize("name", [b"a[1].parquet", b"a*.parquet", "ä b.parquet".encode(), b"\xff.parquet"])
@@ -183,16 +181,16 @@ def test_images_beside_the_table(tmp_path: Path, write_images: Write, jpeg: Jpeg
     assert source.sizes[:3].tolist() == [len(jpeg(i)) for i in (0, 7, 1)] and not source.sizes[3]
     assert source.modified[0] == (root / "images/1.jpg").stat().st_mtime_ns
     for row in (3, 4, 5):
-        with pytest.raises(OSError, match="no bytes in the table, and no file .* beside it"):
+        with pytest.raises(OSError, match="no bytes"):
             source.read(row)
     pq.write_table(pa.table({"image": cells[3:4] * 20}), root / "u.parquet")  # paths alone, of files that are not there
-    with pytest.raises(UserError, match=r"20 of 20 images .*no bytes in the table, and no file 'images/3\.jpg'"):
+    with refused("20 of 20 images", "'images/3.jpg'"):
         open_images(root / "u.parquet")
 
 
 def test_a_pipe_is_no_table(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t\.parquet: not a readable Parquet file"):
+    with refused("t.parquet", "Parquet"):
         open_source(tmp_path)
 
 
@@ -222,5 +220,5 @@ def test_hub_sets_are_joined_over_their_splits(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_hub_out_of_reach() -> None:
-    with pytest.raises(UserError, match=r"'hf:semmae-tests/none': .*check the name and the network"):
+    with refused("hf:semmae-tests/none", "network"):
         open_source("hf:semmae-tests/none")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
 from semmae.data import part_store
 from semmae.data.part_store import PartStore
@@ -65,7 +66,7 @@ def test_a_row_written_in_part_is_missing(tmp_path: Path) -> None:
 
 def test_unfinished_store_is_refused(tmp_path: Path) -> None:
     create(tmp_path / "p").write(np.array([0]), random_labels(1))
-    with pytest.raises(UserError, match="5 of 6 images are not labelled"):
+    with refused("5 of 6 images"):
         PartStore.open(tmp_path / "p")
 
 
@@ -73,11 +74,11 @@ def test_other_images_are_refused_with_both_digests(tmp_path: Path) -> None:
     store = create(tmp_path / "p")
     store.write(np.arange(6), random_labels(6))
     store.finish()
-    with pytest.raises(UserError, match=r"m1.*m2"):
+    with refused("m1", "m2"):
         PartStore.open(tmp_path / "p", manifest_digest="m2")
-    with pytest.raises(UserError, match=r"manifest_digest m1, not m2"):
+    with refused("manifest_digest m1, not m2"):
         create(tmp_path / "p", manifest_digest="m2")
-    with pytest.raises(UserError, match=r"grid 4, not 8"):
+    with refused("grid 4, not 8"):
         create(tmp_path / "p", grid=8)
 
 
@@ -186,7 +187,7 @@ def test_a_begun_store_with_labels_that_nobody_wrote_is_refused(tmp_path: Path) 
     store.write(np.array([3]), random_labels(1))
     assert create(tmp_path / "p").missing().tolist() == [0, 1, 2, 4, 5]
     store.labels[3, 1, 1] = 3
-    with pytest.raises(UserError, match="parts.npy holds 3, where values are 0 to 2"):
+    with refused("parts.npy", "3", "0 to 2"):
         create(tmp_path / "p")
 
 
@@ -215,9 +216,8 @@ def test_edited_facts_are_refused_with_their_value(name: str, tmp_path: Path) ->
     ):
         file.write_text(json.dumps(content))
         for use in (lambda: PartStore.open(path), lambda: create(path, attention_grid=2)):
-            with pytest.raises(UserError) as caught:
+            with refused(file, words):
                 use()
-            assert str(file) in str(caught.value) and words in str(caught.value) and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -228,18 +228,17 @@ def test_facts_out_of_bounds_are_refused(change: dict[str, object], tmp_path: Pa
     path = whole(tmp_path / "p")
     meta = json.loads((path / "parts.json").read_text())
     (path / "parts.json").write_text(json.dumps(meta | change))
-    with pytest.raises(UserError) as caught:
+    with refused():
         PartStore.open(path)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\xff\xfe{", b'{"a":' * 50_000, b'{"images": NaN}'])
 def test_facts_that_are_no_object_are_refused(content: bytes, tmp_path: Path) -> None:
     path = whole(tmp_path / "p")
     (path / "parts.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"parts\.json"):
+    with refused("parts.json"):
         PartStore.open(path)
-    with pytest.raises(UserError, match="no part labels"):
+    with refused(tmp_path / "none"):
         PartStore.open(tmp_path / "none")
 
 
@@ -250,7 +249,7 @@ def test_the_digest_is_that_of_its_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     wanted = json.loads((path / "parts.json").read_text())["arrays"]["parts.npy"]
     assert wanted == hashlib.sha256(b"".join(parts)).hexdigest()
     one_value(path, "parts.npy", 1)
-    with pytest.raises(UserError, match="not the array"):
+    with refused("parts.npy"):
         PartStore.open(path)
 
 
@@ -277,11 +276,8 @@ def test_read_only_and_picklable_without_its_array(tmp_path: Path) -> None:
 
 def test_every_change_is_named_in_one_line(tmp_path: Path) -> None:
     create(tmp_path / "p", learner_digest="l1")
-    with pytest.raises(UserError) as caught:
+    with refused("images 6, not 7", "manifest_digest m1, not m2", "teacher_digest t1, not t2", "l1, not l2"):
         create(tmp_path / "p", images=7, manifest_digest="m2", teacher_digest="t2", learner_digest="l2")
-    for change in ("images 6, not 7", "manifest_digest m1, not m2", "teacher_digest t1, not t2", "l1, not l2"):
-        assert change in str(caught.value)
-    assert "\n" not in str(caught.value)
     assert create(tmp_path / "p", learner_digest="l1").digests == {
         "teacher_digest": "t1", "learner_digest": "l1", "manifest_digest": "m1",
     }  # fmt: skip
@@ -306,10 +302,10 @@ def test_attention_lies_beside_the_labels(tmp_path: Path) -> None:
     resumed.finish()
     opened = pickle.loads(pickle.dumps(PartStore.open(tmp_path / "p")))
     assert np.array_equal(opened.attention, attention) and opened.attention.dtype == np.uint8
-    with pytest.raises(UserError, match="attention_grid 2, not 3"):
+    with refused("attention_grid 2, not 3"):
         create(tmp_path / "p", attention_grid=3)
     np.save(tmp_path / "p" / "attention.npy", np.zeros((6, 3, 3), np.uint8))
-    with pytest.raises(UserError, match=r"attention.npy holds uint8 \(6, 3, 3\), parts.json says uint8 \(6, 2, 2\)"):
+    with refused("attention.npy", "(6, 3, 3)", "parts.json", "(6, 2, 2)"):
         PartStore.open(tmp_path / "p")
 
 
@@ -319,15 +315,14 @@ def test_a_store_made_without_attention_gets_it_and_keeps_its_labels(tmp_path: P
     store.finish()
     old = PartStore.open(tmp_path / "p")
     assert np.array_equal(old.labels, labels)
-    with pytest.raises(UserError, match="--labels-only") as caught:
+    with refused("--labels-only"):
         old.attention  # noqa: B018
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="grid 4, not 8"):
+    with refused("grid 4, not 8"):
         create(tmp_path / "p", attention_grid=2, grid=8)
     assert PartStore.open(tmp_path / "p").complete  # what was refused has changed nothing
     store = create(tmp_path / "p", attention_grid=2)
     assert store.missing().tolist() == [0, 1, 2, 3, 4, 5] and not store.unlabelled(slice(0, 6)).any()
-    with pytest.raises(UserError, match="6 of 6 images are not labelled yet"):
+    with refused("6 of 6 images"):
         PartStore.open(tmp_path / "p")
     store.write_attention(np.arange(6), random_attention(6))
     store.finish()

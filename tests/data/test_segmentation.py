@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
 from semmae.data.coding import IGNORED, Coding
 from semmae.data.segmentation import check_pairs, open_measured, open_segmentation
-from semmae.errors import UserError
 
 Pair = Callable[..., None]
 SPLITS = (("training", 3), ("validation", 2))
@@ -118,14 +118,14 @@ def test_only_what_is_measured_is_opened(ade20k: Path) -> None:
     shutil.rmtree(ade20k / "images" / "training")
     one = open_measured(ade20k, Coding(reduce_zero=True), lambda images: [1])
     assert one.val.images.names == ("1.jpg",)
-    assert one.split == "1 validation, 1 more left out, for the network was trained on them"
-    with pytest.raises(UserError, match=r"validation: the network was trained on all of its 2 images"):
+    assert one.split.startswith("1 validation, 1 more left out")
+    with refused("validation", "2 images"):
         open_measured(ade20k, Coding(reduce_zero=True), lambda images: [])
 
 
 def test_training_images_alone_are_not_measured(ade20k: Path) -> None:
     shutil.rmtree(ade20k / "images" / "validation")
-    with pytest.raises(UserError, match="holds training, but no val"):
+    with refused("training", "val"):
         open_measured(ade20k, Coding(reduce_zero=True), lambda images: range(len(images)))
 
 
@@ -190,31 +190,30 @@ def no_names(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "named"),
     [
-        (no_mask, r"images/validation: 1 of 2 images have no annotation, the first is 1\.jpg; add .*validation/1\.png"),
-        (other_size, r'the annotation ".*training/2\.png" is 4×10 pixels, its image 6×10; save it'),
-        (beyond, r"the annotations hold 9, which objectInfo150\.txt does not name \(it names 1 to 3\)"),
-        (colours, r'the annotation ".*training/0\.png" cannot be read: it holds no labels of 8 bits.* but mode RGB'),
-        (nothing, r"nothing but what is ignored, 0, 255; see --ignore-index"),
-        (no_split, r"images: holds training, but no val; add that folder"),
-        (no_masks, r"no folder masks; lay the data out"),
-        (no_names, r"classes\.json: not a list of names"),
+        (no_mask, ["images/validation", "1 of 2 images", "1.jpg", "validation/1.png"]),
+        (other_size, ["training/2.png", "4×10 pixels", "6×10"]),
+        (beyond, ["9", "objectInfo150.txt", "1 to 3"]),
+        (colours, ["training/0.png", "8 bits", "mode RGB"]),
+        (nothing, ["0, 255", "--ignore-index"]),
+        (no_split, ["images", "training", "val"]),
+        (no_masks, ["masks"]),
+        (no_names, ["classes.json", "names"]),
     ],
 )
-def test_a_fault_is_one_line(fault: Callable[[Path], None], message: str, ade20k: Path) -> None:
+def test_a_fault_is_one_line(fault: Callable[[Path], None], named: list[str], ade20k: Path) -> None:
     fault(ade20k)
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(*named):
         open_segmentation(ade20k, Coding(reduce_zero=True))
-    assert "\n" not in str(caught.value)
 
 
 def test_what_can_be_no_class(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_pair(tmp_path, f"{split}/a", striped(0, 1, 255))
-    with pytest.raises(UserError, match="an annotation holds 255, which can be no class; give --ignore-index 255"):
+    with refused("255", "--ignore-index 255"):
         open_segmentation(tmp_path, Coding(ignore=0))
-    with pytest.raises(UserError, match=r"a single class \(1\)"):
+    with refused("single class (1)"):
         open_segmentation(tmp_path, Coding(reduce_zero=True))
 
 
@@ -231,7 +230,7 @@ def test_0_and_255_alone_are_two_classes(coding: Coding, tmp_path: Path, caplog:
     assert (data.names, data.named) == (("0", "255"), True)  # so a network of other classes is not measured on them
     assert torch.equal(data.train.read(1)[1], torch.from_numpy(striped(0, 1, 1)))
     assert torch.equal(data.val.labels(0), torch.from_numpy(striped(0, 1, 1)))
-    assert "0 and 255 only" in caplog.text
+    assert "0 and 255" in caplog.text
     measured = open_measured(tmp_path, coding, lambda images: range(len(images)))
     assert measured.names == data.names and torch.equal(measured.val.labels(0), data.val.labels(0))
 
@@ -246,7 +245,7 @@ def test_what_255_is_beside_given_names(tmp_path: Path) -> None:
     """Never dropped without a word, and the remedy that the message gives is one."""
     root = two_valued(tmp_path, 0, 255)
     (root / "classes.json").write_text(json.dumps(["background", "road"]))
-    with pytest.raises(UserError, match=r"0 and 255 only, and classes\.json names 0, 1; name these two, \{") as caught:
+    with refused("0 and 255", "classes.json", "0, 1") as caught:
         open_segmentation(root, Coding())
     remedy = str(caught.value).split("two, ")[1].split(", or")[0]
     (root / "classes.json").write_text(remedy)
@@ -261,10 +260,10 @@ def test_what_255_is_beside_given_names(tmp_path: Path) -> None:
 def test_no_message_about_255_leads_to_another(tmp_path: Path) -> None:
     """Every option that a message names is tried: what it says it does."""
     root = two_valued(tmp_path, 0, 255)
-    with pytest.raises(UserError, match="give --ignore-index 255"):
+    with refused("--ignore-index 255"):
         open_segmentation(root, Coding(ignore=0))
     assert open_segmentation(root, Coding(ignore=255)).names == ("0", "255")
-    with pytest.raises(UserError, match="nothing but what is ignored, 0, 255; see --ignore-index, --reduce-zero-label"):
+    with refused("0, 255", "--ignore-index", "--reduce-zero-label"):
         open_segmentation(root, Coding(reduce_zero=True))
     assert open_segmentation(root, Coding(reduce_zero=False)).names == ("0", "255")
 
@@ -273,6 +272,5 @@ def test_no_message_about_255_leads_to_another(tmp_path: Path) -> None:
 def test_a_classes_json_of_another_form(content: str, tmp_path: Path) -> None:
     root = two_valued(tmp_path, 0, 1)
     (root / "classes.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"classes\.json: ") as caught:
+    with refused("classes.json:"):
         open_segmentation(root, Coding())
-    assert "\n" not in str(caught.value)

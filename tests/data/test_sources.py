@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
 from semmae.data.selection import Selection
 from semmae.data.sources import has_split, open_source
-from semmae.errors import UserError
 
 WriteImages = Callable[..., Path]
 
@@ -57,7 +57,7 @@ def test_images_directly_in_the_splits(tmp_path: Path, write_images: WriteImages
 def test_a_missing_split_is_told(tmp_path: Path, write_images: WriteImages) -> None:
     write_images(tmp_path, "shirt/1.jpg", "test/2.jpg")
     assert not has_split(tmp_path) and open_source(tmp_path).labels == ["shirt", "test"]
-    with pytest.raises(UserError, match="no 'train' split, found shirt, test"):
+    with refused("'train'", "shirt, test"):
         open_source(tmp_path, "train")
 
 
@@ -69,7 +69,7 @@ def test_globs(tmp_path: Path, write_images: WriteImages) -> None:
     files = open_source(f"{tmp_path}/pool/**/*.jpg")
     assert files.names == ["2023/a/1.jpg", "2024/a/2.jpg", "2025/c/4.jpg"]
     assert files.read(2) == (tmp_path / "pool/2025/c/4.jpg").read_bytes()
-    with pytest.raises(UserError, match="nothing matches"):
+    with refused("pool/*.gif"):
         open_source(f"{tmp_path}/pool/*.gif")
 
 
@@ -137,26 +137,26 @@ def test_names_that_are_no_utf8(tmp_path: Path, write_images: WriteImages) -> No
 
 def test_what_holds_no_images(tmp_path: Path, write_images: WriteImages, write_table: WriteImages) -> None:
     write_images(tmp_path / "photos", "1.jpg")
-    for data, message in (
-        (tmp_path / "phtos", r'phtos: no such file or folder; did you mean "photos"\?'),
-        (tmp_path / "nothing" / "like" / "it", "no such file or folder; check the path"),
-        (f"{tmp_path}/shards-{{000..009}}.tar", "an archive, which is not read; unpack it"),
+    for data, named in (
+        (tmp_path / "phtos", ["phtos", '"photos"']),
+        (tmp_path / "nothing" / "like" / "it", [tmp_path / "nothing" / "like" / "it"]),
+        (f"{tmp_path}/shards-{{000..009}}.tar", ["archive", "unpack"]),
     ):
-        with pytest.raises(UserError, match=message):
+        with refused(*named):
             open_source(data)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no images, found nothing"):
+    with refused(tmp_path / "empty", "nothing"):
         open_source(tmp_path / "empty")
     (tmp_path / "empty" / "a.txt").write_text("a")
-    with pytest.raises(UserError, match=r"found 1 files \(1 .txt\)"):
+    with refused("1 files (1 .txt)"):
         open_source(tmp_path / "empty")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "0.tar").write_bytes(b"")
     for data in (tmp_path / "shards", tmp_path / "shards" / "0.tar"):
-        with pytest.raises(UserError, match="an archive, which is not read; unpack it"):
+        with refused("archive", "unpack"):
             open_source(data)
     write_table(tmp_path / "photos" / "t.parquet", 2)
-    with pytest.raises(UserError, match="1 image files and 1 Parquet files"):
+    with refused("1 image files", "1 Parquet files"):
         open_source(tmp_path / "photos")
 
 
@@ -167,32 +167,28 @@ def test_what_can_be_no_place_of_images(tmp_path: Path, write_images: WriteImage
         (tmp_path / name).write_text("a")
     for name in ("a.zip", "a.tar.gz", "a.7z", "a.rar"):
         (tmp_path / name).write_bytes(b"PK")
-    for data, message in (
-        ("", "is empty"),
-        ("a\0b", r"'a\\x00b': holds a NUL byte"),
-        ("a" * 300, "a{77}….*file name too long"),
-        ("/".join(["a" * 200] * 40), "file name too long"),
-        (tmp_path / "circle", "circle: cannot be looked at"),
-        ("~nobody-of-this-name/x", r"no such user \(~nobody-of-this-name\)"),
-        ("/proc/x", "no such file or folder"),
-        (tmp_path / "a.txt" / "b", "no such file or folder"),
-        (tmp_path / "pipe", "a device, a socket or a pipe; give a folder"),
-        ("/dev/null", "a device, a socket or a pipe; give a folder"),
-        (tmp_path / "a.md", r"no images, found 1 files \(1 \.md\)"),
-        *(
-            (tmp_path / name, "an archive, which is not read; unpack it")
-            for name in ("a.zip", "a.tar.gz", "a.7z", "a.rar")
-        ),
-        (tmp_path, r"4 archives, such as a\.7z"),
-        ("https://example.org/photos.zip", "a URL is not read; download"),
-        ("s3://bucket/photos", "a URL is not read; download"),
-        (Path("s3://bucket/photos"), "a URL is not read; download"),
-        ("hf://datasets/owner/name", "or a data set of the hub as hf:NAME"),
-        ("https://example.org/" + "a" * 5000, "a URL is not read; download"),
+    for data, named in (
+        ("", ["empty"]),
+        ("a\0b", ["'a\\x00b'", "NUL"]),
+        ("a" * 300, ["a" * 77 + "…", "too long"]),
+        ("/".join(["a" * 200] * 40), ["too long"]),
+        (tmp_path / "circle", ["circle"]),
+        ("~nobody-of-this-name/x", ["~nobody-of-this-name"]),
+        ("/proc/x", ["/proc/x"]),
+        (tmp_path / "a.txt" / "b", ["a.txt/b"]),
+        (tmp_path / "pipe", ["pipe", "folder"]),
+        ("/dev/null", ["device", "folder"]),
+        (tmp_path / "a.md", ["1 files (1 .md)"]),
+        *((tmp_path / name, [name, "unpack"]) for name in ("a.zip", "a.tar.gz", "a.7z", "a.rar")),
+        (tmp_path, ["4 archives", "a.7z"]),
+        ("https://example.org/photos.zip", ["URL", "download"]),
+        ("s3://bucket/photos", ["URL", "download"]),
+        (Path("s3://bucket/photos"), ["URL", "download"]),
+        ("hf://datasets/owner/name", ["hf:NAME"]),
+        ("https://example.org/" + "a" * 5000, ["URL", "download"]),
     ):
-        with pytest.raises(UserError, match=message) as caught:
+        with refused(*named):
             open_source(data)
-        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(
@@ -206,7 +202,7 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(UserError, match=r"/b: cannot be listed \(permission denied\)"):
+    with refused("/b", "permission denied"):
         open_source(root)
 
 
@@ -218,10 +214,10 @@ def test_what_is_passed_over_is_counted_by_its_ending(
         (root / name).write_text("x")
     with caplog.at_level("INFO"):
         source = open_source(root)
-    assert "4 files passed over that are no images: 2 .txt, 1 without an ending, 1 .json" in caplog.text
+    assert "2 .txt, 1 without an ending, 1 .json" in caplog.text
     # One that is not decoded is an image, which the manifest will miss.
     assert source.names == ["a/1.jpg", "b/2.jpg", "b/3.HEIC"] and source.labels == ["a", "b", "b"]
-    with pytest.raises(OSError, match="HEIC, which is not decoded: convert it"):
+    with pytest.raises(OSError, match="HEIC.*convert"):
         source.read(2)
 
 
@@ -254,10 +250,10 @@ def test_why_there_are_no_classes(tmp_path: Path, write_images: WriteImages) -> 
     flat = write_images(tmp_path / "flat", "train/a/1.jpg", "train/b/2.jpg", "val/3.jpg", "val/4.jpg")
     assert open_source(flat, "train").class_note == ""
     val = open_source(flat, "val")
-    assert val.labels is None and "the images of val lie in it directly" in val.class_note
+    assert val.labels is None and "val" in val.class_note
     assert Selection(val, [0]).class_note == val.class_note
     some = open_source(write_images(tmp_path / "some", "a/1.jpg", "b/2.jpg", "3.jpg"))
-    assert some.labels is None and "1 of 3 images lie in no class folder, such as 3.jpg" in some.class_note
+    assert some.labels is None and "1 of 3 images" in some.class_note and "3.jpg" in some.class_note
     assert open_source(write_images(tmp_path / "none", "1.jpg", "2.jpg")).class_note == ""
 
 
@@ -265,15 +261,12 @@ def test_why_there_is_a_single_class(tmp_path: Path, write_images: WriteImages) 
     """Class folders one level deeper, and the remedy that is given is one."""
     deep = write_images(tmp_path / "deep", "images/a/1.jpg", "images/b/2.jpg")
     source = open_source(deep)
-    assert source.labels == ["images"] * 2 and "give the folder images in --data" in source.class_note
+    assert source.labels == ["images"] * 2 and "images in --data" in source.class_note
     assert open_source(deep / "images").labels == ["a", "b"]
     split = write_images(
         tmp_path / "split", *(f"{part}/images/{kind}/1.jpg" for part in ("train", "val") for kind in "ab")
     )
-    assert (
-        "all images lie in train/images, in 2 folders below it; move them up into train"
-        in open_source(split, "train").class_note
-    )
+    assert "train/images, in 2 folders" in open_source(split, "train").class_note
     assert open_source(write_images(tmp_path / "one", "a/1.jpg", "a/x/2.jpg")).class_note == ""
 
 
@@ -294,7 +287,7 @@ def test_street_fashion(shared: Path) -> None:
 
 def test_masks_are_no_images_to_learn_from(tmp_path: Path, write_images: WriteImages) -> None:
     root = write_images(tmp_path, "images/a/1.jpg", "images/b/2.jpg", "annotations/a/1.png")
-    with pytest.raises(UserError, match=r"holds images and their annotations.*give .*/images"):
+    with refused("annotations", root / "images"):
         open_source(root)
     assert open_source(root / "images").labels == ["a", "b"]
     assert open_source(write_images(tmp_path, "shoes/3.jpg")).labels is not None  # classes of these names

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from semmae.errors import UserError
 from semmae.evaluation.keypoints import Keypoints, keypoint_quality, read_keypoints
 
 NAMES = ["owl/1.jpg", "owl/2.jpg", "wren/1.jpg"]
@@ -77,7 +77,7 @@ def test_one_grid_is_every_images_grid() -> None:
 
 
 def test_unfinished_labels_are_refused() -> None:
-    with pytest.raises(UserError, match="50 of 50 keypoints lie where no part labels are yet"):
+    with refused("50 of 50 keypoints"):
         keypoint_quality(np.full((3, 3), 255, np.uint8), random_points(50, 4))
 
 
@@ -93,43 +93,42 @@ def test_all_are_visible_without_that_column(tmp_path: Path) -> None:
 def test_keypoints_of_images_left_out_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path, "broken.jpg,eye,3,4,1", "owl/1.jpg,eye,5,6,1")
     assert len(read_keypoints(path, NAMES, skipped=["broken.jpg"])) == 1
-    with pytest.raises(UserError, match="'broken.jpg' is not among"):
+    with refused('"broken.jpg"'):
         read_keypoints(path, NAMES)
 
 
 @pytest.mark.parametrize(
-    ("lines", "header", "message"),
+    ("lines", "header", "named"),
     [
-        (["owl/1.jpg,1,2"], "image,x,y", r"keypoints.csv: no column part \(columns: image, x, y\); the first line"),
-        (["1"], "a;b", "no column image and part and x and y"),
-        (["2.jpg,eye,1,2,1"], None, r"""line 2: '2.jpg' is not among the 3 images; did you mean "owl/2.jpg"\?"""),
-        (["x.png,eye,1,2,1"], None, r"""line 2: 'x.png' is not among the 3 images \(the first is "owl/1.jpg"\)"""),
+        (["owl/1.jpg,1,2"], "image,x,y", ["keypoints.csv", "part", "image, x, y"]),
+        (["1"], "a;b", ["image and part and x and y"]),
+        (["2.jpg,eye,1,2,1"], None, ["line 2", '"2.jpg"', "3 images", '"owl/2.jpg"']),
+        (["x.png,eye,1,2,1"], None, ["line 2", '"x.png"', "3 images", '"owl/1.jpg"']),
         (
             ["owl/1.jpg,eye,1,2,1", "owl/2.jpg,eye,1,2,1", "owl/1.jpg,eye,9,9,0"],
             None,
-            "line 4: keypoint 'eye' of 'owl/1.jpg' was given in line 2 already",
+            ["line 4", '"eye"', '"owl/1.jpg"', "line 2"],
         ),
-        (["owl/1.jpg,eye,one,2,1"], None, r"line 2: x 'one' is not a number"),
-        (["owl/1.jpg,eye,1,,1"], None, "line 2: y '' is not a number; give pixels, or visible 0"),
-        (["owl/1.jpg,eye,1,2,2"], None, "line 2: visible '2'; write 1"),
-        (["owl/1.jpg,eye,1"], None, "line 2: y ''|visible ''"),
-        (["owl/1.jpg,eye,1,2,0"], None, "no keypoint is visible"),
-        ([], None, "no keypoint is visible"),
+        (["owl/1.jpg,eye,one,2,1"], None, ["line 2", "x 'one'"]),
+        (["owl/1.jpg,eye,1,,1"], None, ["line 2", "y ''", "visible 0"]),
+        (["owl/1.jpg,eye,1,2,2"], None, ["line 2", "visible '2'", "1"]),
+        (["owl/1.jpg,eye,1"], None, ["line 2", "''"]),
+        (["owl/1.jpg,eye,1,2,0"], None, ["visible"]),
+        ([], None, ["visible"]),
     ],
 )
-def test_faults_name_their_line(lines: list[str], header: str | None, message: str, tmp_path: Path) -> None:
+def test_faults_name_their_line(lines: list[str], header: str | None, named: list[str], tmp_path: Path) -> None:
     path = write(tmp_path, *lines, **({"header": header} if header else {}))
-    with pytest.raises(UserError, match=message) as raised:
+    with refused(*named):
         read_keypoints(path, NAMES)
-    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_files_that_are_no_csv_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="absent.csv: cannot be read"):
+    with refused("absent.csv"):
         read_keypoints(tmp_path / "absent.csv", NAMES)
     for content in (b"\xff\xfe\x00image,part", b'image,part,x,y\n"', "image,part,x,y\n".encode("utf-16")):
         (tmp_path / "bytes.csv").write_bytes(content)
-        with pytest.raises(UserError, match="not CSV"):
+        with refused("not CSV"):
             read_keypoints(tmp_path / "bytes.csv", NAMES)
 
 
@@ -142,7 +141,7 @@ def test_names_of_images_need_not_be_utf_8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["200.5,5", "-1,5", "5,101", "nan,5", "inf,5"])
 def test_points_outside_their_image_are_refused(place: str, tmp_path: Path) -> None:
     path = write(tmp_path, "owl/2.jpg,eye,50,50,1", f"owl/1.jpg,beak,{place},1")
-    with pytest.raises(UserError, match=r"'beak' of 'owl/1.jpg' at x .* outside the image, 200 x 100 pixels"):
+    with refused('"beak"', '"owl/1.jpg"', "outside", "200 x 100 pixels"):
         read_keypoints(path, NAMES).relative(SIZES.__getitem__, NAMES)
 
 
@@ -164,13 +163,11 @@ def test_the_file_of_cub(tmp_path: Path) -> None:
     for field in ("rows", "parts", "places"):
         np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
     file.write_bytes(b"1 1 60.0 \xff 1\n")
-    with pytest.raises(UserError, match=r"part_locs\.txt: not UTF-8"):
+    with refused("part_locs.txt", "UTF-8"):
         read_keypoints(file, names)
     file.write_text("1 7 60.0 58.5 1\n")
-    with pytest.raises(
-        UserError, match=r"part_locs\.txt, line 1: '1 7 60\.0 58\.5 1' is no image, part, x, y, visible"
-    ):
+    with refused("part_locs.txt, line 1", "'1 7 60.0 58.5 1'", "visible"):
         read_keypoints(file, names)
     (tmp_path / "images.txt").unlink()
-    with pytest.raises(UserError, match=r"images\.txt: cannot be read"):
+    with refused("images.txt"):
         read_keypoints(file, names)

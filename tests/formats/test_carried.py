@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 
 from semmae.data.transform import ImageTransform
-from semmae.errors import UserError
 from semmae.formats import folders as checkpoint
 from semmae.formats.mae import to_mae
 from semmae.formats.open import load_classifier, load_encoder, load_mae
@@ -86,9 +86,8 @@ def test_a_loaded_encoder_is_copied(saved: Path) -> None:
     assert checkpoint.digest(given) == before and given.spec.image_size == 16
     assert load_encoder(Encoder(SPEC)).transform(torch.zeros(3, 20, 30)).shape == (3, 16, 16)
     for wrong in ({"num_heads": 4}, {"image_size": 17}):
-        with pytest.raises(UserError) as raised:
+        with refused(*wrong.values()):
             load_encoder(given, **wrong)
-        assert str(next(iter(wrong.values()))) in str(raised.value)
 
 
 @pytest.mark.parametrize("source", ["", "runs/a", "a/" * 200, "new\nline"])

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from semmae.errors import UserError
 from semmae.formats.files import read_file
-from semmae.formats.open import load_encoder
+from semmae.formats.open import load_encoder, load_mae
 
 
 def archive(path: Path, content: bytes, compression: int = zipfile.ZIP_STORED, **more: bytes) -> None:
@@ -85,17 +86,21 @@ def attacks(command: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", attacks(""))
+@pytest.mark.filterwarnings("error")
 def test_nothing_of_a_file_is_called(name: str, tmp_path: Path) -> None:
-    attack = attacks(f"touch {tmp_path / 'executed'}")[name]
-    if not isinstance(attack, bytes):
-        attack = pickle.dumps({"model": {}, "args": attack}, protocol=2)
-    archive(tmp_path / "evil.pth", attack)
-
-    with pytest.raises(UserError) as told:
-        read_file(tmp_path / "evil.pth")
-
+    """In an archive, as a bare pickle, and as torch wrote before it had archives."""
+    path, attack = tmp_path / "evil.pth", attacks(f"touch {tmp_path / 'executed'}")[name]
+    content = attack if isinstance(attack, bytes) else pickle.dumps({"model": {}, "args": attack}, protocol=2)
+    ways: list[Callable[[], object]] = [lambda: archive(path, content), lambda: path.write_bytes(content)]
+    if attack is not content:
+        old = {"model": attack, "args": attack}
+        ways.append(lambda: torch.save(old, path, _use_new_zipfile_serialization=False))
+    for write in ways:
+        write()
+        for load in (read_file, load_encoder, load_mae):
+            with refused(path):
+                load(path)
     assert not (tmp_path / "executed").exists()
-    assert "\n" not in str(told.value) and len(str(told.value)) < 400
 
 
 def test_what_is_let_in_becomes_plain_values(tmp_path: Path) -> None:
@@ -202,10 +207,8 @@ def test_what_no_checkpoint_can_be_is_refused_at_once(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("spec", ["x" * 5000, "~nobody_of_that_name/run", "/proc/self/mem/x", "a\0b"])
 def test_names_that_no_file_can_have_are_refused_in_one_line(spec: str) -> None:
-    with pytest.raises(UserError) as told:
+    with refused():
         load_encoder(spec)
-
-    assert "\n" not in str(told.value) and len(str(told.value)) < 400
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8, torch.bool])
@@ -215,9 +218,9 @@ def test_whole_numbers_are_no_weights(dtype: torch.dtype, suffix: str, tmp_path:
     path = tmp_path / f"some{suffix}"
     state = {name: tensor.to(dtype) for name, tensor in a_state().items()}
     (torch.save if suffix == ".pth" else save_file)(state, path)
-    with pytest.raises(UserError, match=f"another kind: cls_token {str(dtype)[6:]} for float32") as told:
+    with refused(path, f"cls_token {str(dtype)[6:]} for float32") as told:
         load_encoder(path)
-    assert str(told.value).startswith(str(path)) and "\n" not in str(told.value)
+    assert str(told.value).startswith(str(path))
 
 
 def test_weights_in_double_precision_are_judged_as_they_are_used(tmp_path: Path) -> None:
@@ -226,7 +229,7 @@ def test_weights_in_double_precision_are_judged_as_they_are_used(tmp_path: Path)
     assert load_encoder(tmp_path / "some.pth").vit.norm.weight.equal(state["norm.weight"].float())
     state["norm.weight"][3] = 1e300  # infinite in float32
     torch.save(state, tmp_path / "some.pth")
-    with pytest.raises(UserError, match=r"infinite or no numbers: norm\.weight"):
+    with refused("infinite", "norm.weight"):
         load_encoder(tmp_path / "some.pth")
 
 
@@ -240,10 +243,10 @@ def test_parameters_are_weights_without_a_warning(tmp_path: Path) -> None:
 def test_objects_and_empty_names_are_named_as_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "some.pth"
     torch.save(collections.defaultdict(list, a_state()), path)
-    with pytest.raises(UserError, match=r"object of collections\.defaultdict, which is never loaded"):
+    with refused("collections.defaultdict"):
         load_encoder(path)
     torch.save(a_state() | {"": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="unexpected: ''"):
+    with refused("unexpected: ''"):
         load_encoder(path)
 
 
@@ -254,5 +257,5 @@ def test_weights_that_are_no_numbers_are_named(value: float, suffix: str, tmp_pa
     state["blocks.0.attn.proj.bias"][7] = value
     (torch.save if suffix == ".pth" else save_file)(state, tmp_path / f"some{suffix}")
 
-    with pytest.raises(UserError, match=r"infinite or no numbers: blocks\.0\.attn\.proj\.bias"):
+    with refused("infinite", "blocks.0.attn.proj.bias"):
         load_encoder(tmp_path / f"some{suffix}")

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from refusals import refused
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.errors import DiskError, UserError
+from semmae.errors import DiskError
 from semmae.formats import folders as checkpoint
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
@@ -111,7 +112,7 @@ def test_models_of_timm_come_back_whole(name: str, options: dict[str, object], t
 def test_a_model_that_could_not_be_read_again_is_refused(tmp_path: Path) -> None:
     vit = VisionTransformer(32, 8, num_classes=0, embed_dim=48, depth=1, num_heads=3, act_layer=nn.ReLU)
 
-    with pytest.raises(UserError, match="could not be read again"):
+    with refused("vit_tiny_patch16_224", "timm:NAME"):
         checkpoint.save_encoder(wrap_vit(vit, TINY.mean, TINY.std), tmp_path / "encoder")
 
     assert not (tmp_path / "encoder").exists()
@@ -120,10 +121,9 @@ def test_a_model_that_could_not_be_read_again_is_refused(tmp_path: Path) -> None
 def test_rotary_positions_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     encoder = small_timm_model("vit_small_patch16_dinov3", patch_size=8)
 
-    with pytest.raises(UserError, match=r"class Eva .* cannot be saved: .*; give it as timm:NAME") as told:
+    with refused("Eva", "timm:NAME"):
         checkpoint.save_encoder(encoder, tmp_path / "encoder")
 
-    assert "\n" not in str(told.value)
     assert not (tmp_path / "encoder").exists()
 
 
@@ -144,7 +144,7 @@ def test_gated_mlps_read_from_weights_come_back_whole(tmp_path: Path) -> None:
 def test_norms_of_another_epsilon_are_not_saved_as_timm_s(encoder: Encoder, tmp_path: Path) -> None:
     of_huggingface = encoder_from_weights(encoder.vit.state_dict(), num_heads=3, norm_eps=1e-12)
 
-    with pytest.raises(UserError, match="could not be read again"):
+    with refused("vit_tiny_patch16_224", "timm:NAME"):
         checkpoint.save_encoder(of_huggingface, tmp_path / "encoder")
 
 
@@ -232,7 +232,7 @@ def test_a_move_that_fails_puts_the_older_folder_back(
 def test_a_folder_with_other_things_is_never_replaced(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
 
-    with pytest.raises(UserError, match="thesis.tex"):
+    with refused("thesis.tex"):
         checkpoint.save_encoder(encoder, tmp_path)
 
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
@@ -241,23 +241,22 @@ def test_a_folder_with_other_things_is_never_replaced(encoder: Encoder, tmp_path
 def test_a_file_is_never_replaced_by_a_folder(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "encoder").write_text("a file")
 
-    with pytest.raises(UserError, match="is a file"):
+    with refused(tmp_path / "encoder"):
         checkpoint.save_encoder(encoder, tmp_path / "encoder")
 
 
 def test_damaged_folders_are_told_in_one_line(encoder: Encoder, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
-    with pytest.raises(UserError, match="no encoder of semmae"):
+    with refused(folder, "no encoder"):
         checkpoint.read_encoder(folder)
     checkpoint.save_encoder(encoder, folder)
-    with pytest.raises(UserError, match="no autoencoder of semmae"):
+    with refused(folder, "no autoencoder"):
         checkpoint.read_autoencoder(folder)
     (folder / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match="model.safetensors") as told:
+    with refused("model.safetensors"):
         checkpoint.read_encoder(folder)
-    assert "\n" not in str(told.value)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json"):
+    with refused("config.json"):
         checkpoint.read_encoder(folder)
 
 
@@ -268,7 +267,7 @@ def test_tensors_that_do_not_fit_the_configuration_are_named(encoder: Encoder, t
     state["norm.biased"] = state.pop("norm.bias")
     checkpoint.save_file(state, folder / "model.safetensors")
 
-    with pytest.raises(UserError, match=r"missing: norm\.bias; unexpected: norm\.biased"):
+    with refused("missing: norm.bias", "unexpected: norm.biased"):
         checkpoint.read_encoder(folder)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from semmae.errors import UserError
 from semmae.formats.open import load_encoder
 
 transformers = pytest.importorskip("transformers")
@@ -111,7 +111,7 @@ def test_heads_and_decoder_are_named_as_dropped(tmp_path: Path, caplog: pytest.L
         for name in MODELS.keys() & {path.name for path in tmp_path.iterdir()}:
             load_encoder(tmp_path / name)
 
-    lines = [record.message for record in caplog.records if "not part of an encoder" in record.message]
+    lines = [record.message for record in caplog.records if "dropped" in record.message]
     assert len(lines) == 4
     # Of the 24 tensors of the decoder three are named, and the others counted.
     for tensor in ("pooler.dense.weight", "classifier.bias", "decoder.decoder_embed.bias", "embeddings.mask_token"):
@@ -122,7 +122,7 @@ def test_mean_and_deviation_are_those_of_the_preprocessor(tmp_path: Path, caplog
     random_model("Dinov2Model").save_pretrained(tmp_path)
 
     assert load_encoder(tmp_path).spec.mean == (0.485, 0.456, 0.406)
-    assert "no image_mean and image_std" in caplog.text
+    assert "image_mean and image_std" in caplog.text
     preprocessor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     spec = load_encoder(tmp_path / "model.safetensors").spec
@@ -143,16 +143,15 @@ def test_models_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/config.json").write_text(json.dumps({"model_type": "vit"}))
 
-    for name, reason in {
-        "relu": "activation is relu, not gelu; give",
-        "dinov3": "DINOv3, whose positions are rotary, .* or timm:NAME",
-        "beit": r"relative \(BEiT\)",
-        "sharded": r"sharded .*index\.json.*save them as one",
-        "empty": "holds a config.json without weights; add model.safetensors",
+    for name, named in {
+        "relu": ["relu", "gelu"],
+        "dinov3": ["DINOv3", "timm:NAME"],
+        "beit": ["BEiT"],
+        "sharded": ["index.json"],
+        "empty": ["config.json", "model.safetensors"],
     }.items():
-        with pytest.raises(UserError, match=reason) as told:
+        with refused(*named):
             load_encoder(tmp_path / name, num_heads=3)
-        assert "\n" not in str(told.value)
 
 
 def test_a_tensor_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -161,7 +160,5 @@ def test_a_tensor_that_is_not_there_is_named(tmp_path: Path) -> None:
     del state["encoder.layer.1.attention.attention.key.weight"]
     save_file(state, tmp_path / "model.safetensors")
 
-    with pytest.raises(
-        UserError, match=r"missing: blocks\.1\.attn\.qkv\.weight; unexpected: .*blocks\.1\.attn\.q\.weight"
-    ):
+    with refused("missing: blocks.1.attn.qkv.weight", "unexpected: ", "blocks.1.attn.q.weight"):
         load_encoder(tmp_path)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from semmae.errors import UserError
 from semmae.formats import folders as checkpoint, huggingface
 from semmae.formats.open import find_decoder, load_encoder, load_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -76,10 +76,9 @@ def test_what_is_no_such_autoencoder_is_refused_in_one_line(tmp_path: Path) -> N
     transformers.ViTModel(config).save_pretrained(tmp_path / "encoder")
     random_mae(hidden_act="relu").save_pretrained(tmp_path / "relu")
 
-    for name, reason in {"encoder": "no decoder_embed.weight", "relu": "activation is relu, not gelu; give"}.items():
-        with pytest.raises(UserError, match=reason) as told:
+    for name, named in {"encoder": ["decoder_embed.weight"], "relu": ["relu", "gelu"]}.items():
+        with refused(*named):
             load_mae(tmp_path / name)
-        assert "\n" not in str(told.value)
     assert find_decoder(tmp_path / "encoder", num_heads=1) is None
 
 
@@ -129,7 +128,7 @@ def test_a_tensor_without_a_place_is_refused_by_name() -> None:
     state = Encoder(EncoderSpec(32, 8, 48, 1, 3)).vit.state_dict()
 
     for name in ("reg_token", "blocks.0.ls1.gamma", "blocks.0.attn.q_norm.weight", "fc_norm.weight"):
-        with pytest.raises(ValueError, match="no place for"):
+        with pytest.raises(ValueError, match="no place"):
             huggingface.from_encoder(state | {name: torch.zeros(3)})
 
 
@@ -142,4 +141,4 @@ def test_an_encoder_s_heads_stay_behind_and_are_named(tmp_path: Path, caplog: py
     with caplog.at_level(logging.INFO, "semmae"):
         load_mae(tmp_path / "mae.pth")
 
-    assert "not part of a masked autoencoder: pooler.dense.bias" in caplog.text
+    assert "pooler.dense.bias" in caplog.text

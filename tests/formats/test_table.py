@@ -8,9 +8,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 from formats import test_forms
+from refusals import refused
 from torch import nn
 
-import semmae
 from semmae.formats import huggingface
 from semmae.formats.choose import choose, without_heads
 from semmae.formats.files import read_weights
@@ -97,7 +97,7 @@ def test_what_a_row_writes_is_read_bit_for_bit(form: str, kind: str, tmp_path: P
 @pytest.mark.parametrize("form", WRITINGS)
 def test_what_a_row_has_no_place_for_is_refused_and_others_named(form: str) -> None:
     for kind in set(KINDS) - set(held(form)):
-        with pytest.raises(semmae.UserError) as raised:
+        with refused() as raised:
             check_form(form, KINDS[kind](), "given")
         for other in WRITINGS:
             assert (f"--to {other}" in str(raised.value)) == (kind in held(other))

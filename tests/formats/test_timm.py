@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 
-from semmae.errors import UserError
 from semmae.formats.open import load_encoder
 
 SIZES = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -51,33 +51,32 @@ def test_a_folder_of_dinov3_is_read(tmp_path: Path, caplog: pytest.LogCaptureFix
         tokens, features = model.forward_features(images), encoder(images)
         assert torch.allclose(features.cls, tokens[:, 0], atol=1e-6)
         assert torch.allclose(features.patches, tokens[:, 5:], atol=1e-6)
-    assert "dropped, not part of an encoder: head.weight, head.bias" in caplog.text
+    assert "encoder: head.weight, head.bias" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "named"),
     [
-        ("test_convnext", "it is no Vision Transformer"),
-        ("test_efficientnet", "it is no Vision Transformer"),
-        ("vit_mediumd_patch16_rope_reg1_gap_256", "no class token"),
-        ("vit_small_patch16_18x2_224", "ParallelThingsBlock, have no plain attention"),
-        ("eva02_enormous_patch14_clip_224", "EvaBlockPostNorm, have no plain attention"),
-        ("vit_5b_patch16_sapiens2", "share keys"),
-        ("swin_tiny_patch4_window7_224", "SwinTransformer, neither VisionTransformer nor Eva"),
-        ("vit_tiny_r_s16_p8_224", r"expected \(width, 3, p, p\)"),
-        ("test_vit2", "no class token"),
-        ("vit_tiny_patch16_24", 'did you mean "vit_tiny_patch16_224"'),
-        ("vit_small_patch16_224.dini", 'did you mean "vit_small_patch16_224.dino"'),
-        ("vit_small_patch16_224.qqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", "list_pretrained"),
-        ("qqqqqqqqqqqq", "list_pretrained"),
+        ("test_convnext", ["Vision Transformer"]),
+        ("test_efficientnet", ["Vision Transformer"]),
+        ("vit_mediumd_patch16_rope_reg1_gap_256", ["class token"]),
+        ("vit_small_patch16_18x2_224", ["ParallelThingsBlock"]),
+        ("eva02_enormous_patch14_clip_224", ["EvaBlockPostNorm"]),
+        ("vit_5b_patch16_sapiens2", ["share keys"]),
+        ("swin_tiny_patch4_window7_224", ["SwinTransformer"]),
+        ("vit_tiny_r_s16_p8_224", ["(width, 3, p, p)"]),
+        ("test_vit2", ["class token"]),
+        ("vit_tiny_patch16_24", ['"vit_tiny_patch16_224"']),
+        ("vit_small_patch16_224.dini", ['"vit_small_patch16_224.dino"']),
+        ("vit_small_patch16_224.qqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", ["list_pretrained"]),
+        ("qqqqqqqqqqqq", ["list_pretrained"]),
     ],
 )
-def test_what_cannot_be_an_encoder_is_refused_before_a_download(name: str, reason: str) -> None:
-    if reason == "share keys" and not timm.is_model(name):
+def test_what_cannot_be_an_encoder_is_refused_before_a_download(name: str, named: list[str]) -> None:
+    if named == ["share keys"] and not timm.is_model(name):
         pytest.skip(f"timm {timm.__version__} has no such model")
-    with pytest.raises(UserError, match=reason) as told:
+    with refused(*named):
         load_encoder(f"timm:{name}")
-    assert "\n" not in str(told.value)
 
 
 def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
@@ -87,9 +86,8 @@ def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     del state["norm.weight"]
     save_file(state, tmp_path / "model.safetensors")
 
-    with pytest.raises(UserError, match=r"norm\.weight.*restore the folder") as told:
+    with refused("norm.weight"):
         load_encoder(tmp_path)
-    assert "\n" not in str(told.value)
 
 
 def test_a_folder_of_whole_numbers_is_refused(tmp_path: Path) -> None:
@@ -97,11 +95,10 @@ def test_a_folder_of_whole_numbers_is_refused(tmp_path: Path) -> None:
     timm.models.save_for_hf(model, str(tmp_path), model_args={**SIZES, "patch_size": 8}, safe_serialization=True)
     weights = tmp_path / "model.safetensors"
     save_file({name: tensor.char() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
-    with pytest.raises(UserError, match=r"model\.safetensors: weights that are whole numbers: .*\.weight"):
+    with refused("model.safetensors", "whole numbers", ".weight"):
         load_encoder(tmp_path)
 
 
 def test_a_hub_out_of_reach_is_told_with_the_remedy() -> None:
-    with pytest.raises(UserError, match="timm:test_vit.* not at hand .* download them once") as told:
+    with refused("timm:test_vit", "download"):
         load_encoder("timm:test_vit")
-    assert "\n" not in str(told.value)

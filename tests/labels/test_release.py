@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from refusals import refused
 from torch.nn import functional
 
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.errors import UserError
 from semmae.labels.release import NOT_KEPT, import_tokens, read_tokens
 
 NAMES = ("cat/a.jpg", "cat/b.jpg", "dog/a.jpg")
@@ -93,7 +93,7 @@ def test_files_of_both_orders_are_not_mixed(images: ImageSet, tmp_path: Path) ->
     last = (tmp_path / "tokens" / NAMES[2]).with_suffix(".npy")
     packed = np.load(last)
     np.save(last, packed[packed[:, 14].argsort()])
-    with pytest.raises(UserError, match=r"dog/a.npy: patches row by row, the first file's by attention"):
+    with refused("dog/a.npy", "attention"):
         import_tokens(tmp_path / "tokens", images, tmp_path / "out")
 
 
@@ -105,7 +105,7 @@ def test_files_in_the_grids_order_tell_no_attention(images: ImageSet, tmp_path: 
         np.save(path, packed[packed[:, 14].argsort()])
     store = import_tokens(tmp_path / "tokens", images, tmp_path / "out")
     assert not (tmp_path / "out" / "attention.npy").exists()
-    with pytest.raises(UserError, match="its token files held none; .*`semmae parts --teacher`"):
+    with refused("token files", "`semmae parts --teacher`"):
         store.attention  # noqa: B018
 
 
@@ -123,38 +123,35 @@ def test_whole_grids_have_seven_labels_and_are_gone_on_with(images: ImageSet, tm
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda packed: packed[:, :-1], [r"float32 \(196, 782\)", "15 \\+ 3"]),
-        (lambda packed: packed.astype(int), ["int64", "no token file"]),
-        (lambda packed: packed[0], [r"\(783,\)"]),
+        (lambda packed: packed[:, :-1], ["float32 (196, 782)", "15 + 3"]),
+        (lambda packed: packed.astype(int), ["int64"]),
+        (lambda packed: packed[0], ["(783,)"]),
         (lambda packed: packed * 2, ["columns 7 to 13", "one-hot"]),
         (lambda packed: np.concatenate([packed, packed]), ["column 14", "392 different positions", "14 × 14"]),
         (lambda packed: np.array([{"a": 1}]), ["no readable .npy"]),  # a pickle, which is not executed
         (lambda packed: packed[:100], ["100 patches", "first file"]),
-        (lambda packed: tokens(8)[1], ["grid of 28", "do not mix"]),
+        (lambda packed: tokens(8)[1], ["grid of 28"]),
     ],
 )
 def test_a_file_of_another_form_is_named(change: Any, named: list[str], images: ImageSet, tmp_path: Path) -> None:
     written(tmp_path / "tokens")
     path = tmp_path / "tokens" / "cat" / "b.npy"
     np.save(path, change(np.load(path)), allow_pickle=True)
-    with pytest.raises(UserError, match=str(path)) as caught:
+    with refused(path, *named):
         import_tokens(tmp_path / "tokens", images, tmp_path / "out")
-    for words in named:
-        caught.match(words)
-    assert "\n" not in str(caught.value)
 
 
 def test_missing_and_unknown_files_are_named(images: ImageSet, tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    with pytest.raises(UserError, match="no such folder"):
+    with refused(folder):
         import_tokens(folder, images, tmp_path / "out")
     written(folder)
     (folder / "cow").mkdir()
     (folder / "cat" / "b.npy").rename(folder / "cow" / "c.npy")
-    with pytest.raises(UserError, match=r"1 of 3 images have no token file, the first cat/b.npy"):
+    with refused("1 of 3 images", "cat/b.npy"):
         import_tokens(folder, images, tmp_path / "out")
     (folder / "cat" / "b.npy").write_bytes((folder / "cow" / "c.npy").read_bytes())
-    with pytest.raises(UserError, match=r"1 of 4 token files belong to no image, the first cow/c.npy"):
+    with refused("1 of 4 token files", "cow/c.npy"):
         import_tokens(folder, images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert import_tokens(folder, images, tmp_path / "out", subset=True).complete

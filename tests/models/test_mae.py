@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from refusals import refused
 from safetensors.torch import load_file
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -217,12 +218,12 @@ def test_a_mask_that_would_show_hidden_patches_is_refused() -> None:
     ragged[1, ragged[1].nonzero()[0]] = False
     subset = torch.rand(2, 16).argsort(1)[:, :8]
 
-    for mask, words in (
-        (ragged, "hides 11 to 12 patches a row; hide the same number in every row"),
-        (some_mask(2, 25, 12), r"a mask \(2, 25\) for patches \(2, 16\); give one value a patch"),
-        (some_mask(1, 16, 12), r"a mask \(1, 16\) for patches \(2, 16\)"),
+    for mask, named in (
+        (ragged, ["11 to 12 patches"]),
+        (some_mask(2, 25, 12), ["(2, 25)", "(2, 16)"]),
+        (some_mask(1, 16, 12), ["(1, 16)", "(2, 16)"]),
     ):
-        with pytest.raises(ValueError, match=words):
+        with refused(*named, error=ValueError):
             mae(images, mask)
-    with pytest.raises(ValueError, match=r"a mask \(2, 16\) for patches \(2, 8\) of the subset"):
+    with refused("(2, 16)", "(2, 8)", error=ValueError):
         mae(images, some_mask(2, 16, 12), subset)

@@ -124,7 +124,7 @@ def test_attention_is_the_softmax_of_timm_for_every_block_and_head(name: str, si
 
 @pytest.mark.parametrize("block", [3, -4])
 def test_a_block_that_is_not_there_is_refused(block: int) -> None:
-    with pytest.raises(ValueError, match=rf"block {block} of an encoder of 3; choose from -3 to 2"):
+    with pytest.raises(ValueError, match=f"block {block} .*-3 to 2"):
         small_timm_model("vit_small_patch16_224").attention(torch.randn(1, 3, 32, 32), block)
 
 
@@ -181,11 +181,11 @@ def test_heads_are_linear_in_the_input_of_the_last_block(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [(name, "rotates its keys") for name in FAMILIES if any(kind in name for kind in ROTARY)]
-    + [("vit_tiny_patch16_224", "normalises its queries and keys")],
+    [(name, "keys") for name in FAMILIES if any(kind in name for kind in ROTARY)]
+    + [("vit_tiny_patch16_224", "queries")],
 )
 def test_heads_that_are_not_linear_are_refused(name: str, reason: str) -> None:
-    with pytest.raises(ValueError, match=rf"{reason}.*; start the parts at random"):
+    with pytest.raises(ValueError, match=f"{reason}.*at random"):
         small_timm_model(name).last_heads()
 
 
@@ -194,7 +194,7 @@ def test_heads_that_are_not_linear_are_refused(name: str, reason: str) -> None:
 def test_images_that_do_not_divide_into_patches_are_refused(name: str, call: str) -> None:
     encoder = small_timm_model(name)
 
-    with pytest.raises(ValueError, match="images of 32×36 pixels do not divide into patches of 8; resize"):
+    with pytest.raises(ValueError, match="32×36 pixels .*patches of 8"):
         getattr(encoder, call)(torch.randn(1, 3, 32, 36))
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from refusals import check_refusal, refused
 
 from semmae.cli import run
-from semmae.errors import UserError
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.finetune import FinetuneOptions
 from semmae.options.teacher import TeacherOptions
@@ -71,15 +71,13 @@ def test_it_is_resumed_with_an_object_alike(begun: Path) -> None:
 
 @pytest.mark.parametrize("other", [ImageFolder(301), "photos", ["a.jpg", "b.jpg"], np.zeros((4, 3, 8, 8))])
 def test_other_data_is_refused(other: Any, begun: Path) -> None:
-    with pytest.raises(UserError, match=rf"^--data .*began with {DESCRIBED}; ") as refused:
+    with refused("--data", DESCRIBED):
         resumed(begun, data=other)
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 
 def test_no_command_line_can_resume_it(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["teacher", "--out", str(begun), "--resume"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("semmae: --data: ") and DESCRIBED in error and "data=" in error
+    check_refusal(capsys.readouterr().err, "--data: ", DESCRIBED, "data=")
 
 
 def test_nobody_knows_that_two_objects_of_one_description_are_the_same(begun: Path) -> None:
@@ -98,7 +96,7 @@ def test_lists_of_paths_are_kept_as_such(tmp_path: Path) -> None:
     (out / CONFIG).write_text(to_yaml(TeacherOptions(data=paths, out=out)))
     assert resumed(out).data == [str(path) for path in paths]
     assert resumed(out, data=tuple(paths)).data == tuple(paths)
-    with pytest.raises(UserError, match="--data"):
+    with refused("--data"):
         resumed(out, data=paths[:1])
 
 

@@ -1,17 +1,16 @@
 """Presets: each is a set of options that its verb takes; who wins over whom; how they are found."""
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import yaml
+from refusals import refused
 
 import semmae
 from semmae.cli import run
-from semmae.errors import UserError
 from semmae.options import VERBS, kind_of
 from semmae.options.parts import PartsOptions
 from semmae.options.presets import preset_list, preset_options, presets_of
@@ -142,34 +141,24 @@ def test_the_published_pretraining_learns_parts_as_published() -> None:
     assert (small.batch_size, small.agreement, small.preset) == (32, PartsOptions.agreement, None)
 
 
-def test_an_unknown_preset_of_the_parts_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    told = [
-        "pretrain",
-        "--data",
-        str(Path(__file__).parent),
-        "--out",
-        str(tmp_path / "out"),
-        "--parts-preset",
-        "semmae-publish",
-    ]
-    assert run(told) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "--parts-preset" in error and '"semmae-published"' in error
+def test_an_unknown_preset_of_the_parts_is_refused(refuse: tiny.Refuse, tmp_path: Path) -> None:
+    given = ["pretrain", "--data", str(Path(__file__).parent), "--out", str(tmp_path / "out")]
+    command = [*given, "--parts-preset", "semmae-publish"]
+    refuse(command, tmp_path, "--parts-preset", '"semmae-published"')
 
 
-def test_an_unknown_preset_names_the_near_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert run(["teacher", "--data", "photos", "--out", str(tmp_path / "out"), "--preset", "ibot-vit-s8"]) == 2
-    told = capsys.readouterr().err
-    assert re.fullmatch(r"semmae: --preset: .*'ibot-vit-s8'; did you mean \"ibot-vit-s16\".*\n", told)
-    with pytest.raises(UserError, match='did you mean "dino-vit-s16"'):
+def test_an_unknown_preset_names_the_near_ones(refuse: tiny.Refuse, tmp_path: Path) -> None:
+    command = ["teacher", "--data", "photos", "--out", str(tmp_path / "out"), "--preset", "ibot-vit-s8"]
+    refuse(command, tmp_path, "--preset", "'ibot-vit-s8'", '"ibot-vit-s16"')
+    with refused('"dino-vit-s16"'):
         semmae.teacher(data="photos", out=tmp_path / "out", preset="dino-s16")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_verb_without_presets_takes_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown option --preset"):
+    with refused("--preset"):
         tiny.options_from(kind_of("embed"), ["--preset", "ibot-vit-s16"])
-    with pytest.raises(UserError, match="unknown option 'preset'"):
+    with refused("'preset'"):
         semmae.embed(encoder="e", data="photos", out=tmp_path / "out", preset="ibot-vit-s16")
     assert preset_list("embed") == ""
 

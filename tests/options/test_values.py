@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from refusals import refused
 
-from semmae.errors import UserError
 from semmae.masking import random_mask
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import Facts, Option, flag, options_of
@@ -33,20 +33,16 @@ def numbers(verb: str) -> Iterator[tuple[str, Any]]:
 
 def by_command(verb: str, name: str, text: str) -> str:
     """How the command line refuses a value."""
-    with pytest.raises(UserError) as refused:
+    with refused(flag(name)) as raised:
         tiny.options_from(kind_of(verb), [flag(name), text])
-    return str(refused.value)
+    return str(raised.value)
 
 
 def by_call(verb: str, name: str, value: Any) -> str:
     """How the Python call refuses a value."""
-    with pytest.raises(UserError) as refused:
+    with refused(flag(name)) as raised:
         with_defaults(kind_of(verb), given_options(kind_of(verb), {name: value}))
-    return str(refused.value)
-
-
-def in_one_line(message: str, name: str) -> bool:
-    return flag(name) in message and "\n" not in message and len(message) < 250
+    return str(raised.value)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -57,12 +53,12 @@ def test_every_number_has_limits_and_no_more_is_taken(verb: str) -> None:
         assert -math.inf < low < high < math.inf, name
         wrong = [10**20, 10**400, -(10**400), math.nan, math.inf, -math.inf, *([-1] if low >= 0 else [])]
         for value in wrong:
-            assert in_one_line(by_call(verb, name, value), name), (name, value)
-            assert in_one_line(by_command(verb, name, str(value)), name), (name, value)
+            by_call(verb, name, value)
+            by_command(verb, name, str(value))
         for value in (True, "many", [1], 10**5000):
-            assert in_one_line(by_call(verb, name, value), name), (name, value)
+            by_call(verb, name, value)
         for text in ("many", "", " ", "1,5", "0x10", "1 2", "9" * 5000):
-            assert in_one_line(by_command(verb, name, text), name), (name, text)
+            by_command(verb, name, text)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -83,14 +79,14 @@ def limits(verb: str, name: str) -> tuple[float, float]:
 def test_a_number_without_limits_must_be_finite_all_the_same() -> None:
     free = Option("new", float, 0.0, Facts())
     for value in (math.nan, math.inf, -math.inf):
-        with pytest.raises(UserError, match="--new .*finite"):
+        with refused("--new", value, "finite"):
             check_value(free, value)
     check_value(free, 1e300)
 
 
 def test_a_class_of_options_made_by_hand_is_checked_too() -> None:
     kind = kind_of("knn")
-    with pytest.raises(UserError, match="--temperature nan: must be from 0.0001 to 1000"):
+    with refused("--temperature nan", "from 0.0001 to 1000"):
         check_values(kind(out=Path("o"), data="d", encoder="e", temperature=math.nan))
 
 
@@ -147,15 +143,15 @@ def test_whatever_leads_to_a_file_is_a_path() -> None:
         assert given("knn", out=at, data=at, encoder=at) == {"out": Path("a/b"), "data": "a/b", "encoder": "a/b"}
     for name in ("out", "data"):
         for wrong in (Place(1), Place(""), Place("a\0b"), b"a", 1):
-            assert in_one_line(by_call("knn", name, wrong), name), wrong
+            by_call("knn", name, wrong)
     for name in ("k", "temperature"):
-        assert in_one_line(by_call("knn", name, Place("1")), name)
+        by_call("knn", name, Place("1"))
 
 
 def test_options_made_by_hand_hold_nothing_that_yaml_cannot_write() -> None:
     kind = kind_of("pretrain")
     for name, value in (("epochs", Few.FIVE), ("model", Kind.BASE), ("data", Text("d")), ("blr", np.float64(1e-3))):
-        with pytest.raises(UserError, match=flag(name)):
+        with refused(flag(name)):
             check_values(kind(**{"out": Path("o"), "data": "d", name: value}))
 
 
@@ -163,8 +159,8 @@ def test_only_a_mask_function_is_taken_as_a_function() -> None:
     for verb in VERBS:
         kind = kind_of(verb)
         for name in {field.name for field in dataclasses.fields(kind)} - ({"masking"} if verb == "pretrain" else set()):
-            for function in (print, int, in_one_line):
-                assert in_one_line(by_call(verb, name, function), name), (verb, name)
+            for function in (print, int, by_call):
+                by_call(verb, name, function)
     assert given("pretrain", masking=random_mask) == {"masking": "semmae.masking:random_mask"}
 
 
@@ -189,7 +185,7 @@ def test_what_has_no_effect_beside_the_others_is_refused(
 ) -> None:
     options = kind_of(verb)(**{"data": "photos", "out": Path("out"), **beside, **given})
     (name,) = given
-    with pytest.raises(UserError, match=flag(name) if given[name] is not False else "--no-shared-head"):
+    with refused(flag(name) if given[name] is not False else "--no-shared-head"):
         check_given(options, [name, *beside])
     check_given(options, beside)  # as it comes from a preset or a file
     check_given(dataclasses.replace(options, **{name: options_of(type(options))[name].default}), [name, *beside])
@@ -209,8 +205,8 @@ def test_what_an_option_needs_beside_it_is_there() -> None:
 def test_names_that_cannot_be(name: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for text in ("", "  ", "a" * 300, "a/" * 3000, "~nobody-of-this-name/x", str(tmp_path / "loop"), "\ud800"):
-        assert in_one_line(by_call("knn", name, text), name), text[:20]
-        assert in_one_line(by_command("knn", name, text), name), text[:20]
+        by_call("knn", name, text)
+        by_command("knn", name, text)
     for value in ("a\0b", Path("a\0b")):
         assert "NUL" in by_call("knn", name, value)
 
@@ -235,14 +231,8 @@ def test_options_with_names_that_are_no_text_are_read_again(tmp_path: Path) -> N
     assert again == options
 
 
+# What YAML itself may not hold is in `test_files.py`.
 YAML = {
-    "binary": b"\x00\xff\xfe" * 100,
-    "latin": "data: caf\xe9\n".encode("latin-1"),
-    "nested": b"k: " + b"[" * 5000,
-    "aliases": b"a: &a [1]\nk: *a\n",
-    "long": b"k: 1\n" * 300_000,
-    "object": b"k: !!python/object/apply:os.getcwd []\n",
-    "tab": b"\tk: 1\n",
     "list": b"- 1\n",
     "empty": b"",
     "unknown": b"neighbours: 3\n",
@@ -264,22 +254,20 @@ def test_files_of_options_that_are_refused(case: str, tmp_path: Path) -> None:
     given = {"out": tmp_path / "out", "encoder": "e", "config": tmp_path / "a.yaml"}
     if case != "date":
         given["data"] = "d"
-    with pytest.raises(UserError) as refused:
+    with refused():
         check_values(kind(**with_defaults(kind, given_options(kind, given))))
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "fifo", tmp_path / "folder", tmp_path / "none", Path("/dev/zero")):
-        with pytest.raises(UserError, match="cannot be read"):
+        with refused(path):
             with_defaults(kind_of("knn"), given_options(kind_of("knn"), {"config": path}))
 
 
 def test_an_unknown_option_in_yaml_is_named_without_all_others(tmp_path: Path) -> None:
     for name, hint in (("workerz", '"workers"'), ("zzz", "--help")):
         (tmp_path / "c.yaml").write_text(f"{name}: 1\n")
-        with pytest.raises(UserError) as refused:
+        with refused(hint, name):
             read_config(tmp_path / "c.yaml", kind_of("pretrain"))
-        assert hint in str(refused.value) and name in str(refused.value) and len(str(refused.value)) < 300

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
-from semmae.errors import UserError
 from semmae.reporting import charts
 from semmae.reporting.part_samples import FILE, PartSamples
 from semmae.reporting.parts_page import _MOST_MAPS, write_parts_page
@@ -99,10 +99,9 @@ def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
         "Losses",
     ]
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
-    assert "2 parts and a background were learned from a frozen encoder, without labels" in text
-    assert "found in 1,898 images, in 4.2 min." in text
+    assert all(fact in text for fact in ("2 parts and a background", "1,898 images", "4.2 min."))
     assert "96 × 96" in text and "timm:vit_tiny" in text and "my photos" in text
-    assert "matched or beaten on NMI (by Horizontal bands)." in text
+    assert "NMI (by Horizontal bands)" in text
     assert '<td class="best">43.0</td>' in page and '<td class="best">28.0</td>' in page
     assert f"semmae report '{tmp_path / 'run a'}'" in text
     assert page.count("<polyline") == 2 and "Loss: reconstruction" in page
@@ -153,7 +152,7 @@ def test_areas_are_the_mean_spread_and_presence_of_the_shares(tmp_path: Path) ->
 def test_a_part_that_appears_nowhere_is_told(tmp_path: Path) -> None:
     articles = re.findall(r"<article.*?</article>", source(parts_run(tmp_path)), flags=re.DOTALL)
     assert [article.count("<img") for article in articles] == [2, 2, 0]
-    assert "It wins nowhere" in articles[2] and "It wins nowhere" not in articles[1]
+    assert "nowhere" in articles[2] and "nowhere" not in articles[1]
 
 
 def test_missing_pieces_leave_no_section(tmp_path: Path) -> None:
@@ -181,7 +180,7 @@ def test_with_many_parts_the_largest_of_each_image_are_shown(tmp_path: Path) -> 
 
 
 def test_what_is_no_parts_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="parts.npz: no such file"):
+    with refused("parts.npz"):
         write_parts_page(tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 from torch import Tensor
 
 from semmae.data.part_store import PartStore
-from semmae.errors import UserError
 from semmae.reporting import charts, page, run_page as reporting
 from semmae.reporting.page import Table
 from semmae.reporting.pictures import (
@@ -154,7 +154,7 @@ def test_overlay_takes_the_label_under_each_pixel_centre() -> None:
 def test_overlay_accepts_arrays_and_refuses_labels_without_a_name() -> None:
     images, grid = photos(), labels()
     assert torch.equal(overlay(images, grid.numpy(), NAMES), overlay(images, grid, NAMES))
-    with pytest.raises(ValueError, match="label 3 has no name"):
+    with pytest.raises(ValueError, match="label 3"):
         overlay(images, grid, NAMES[:3])
 
 
@@ -286,8 +286,7 @@ def test_the_page_of_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "Configuration",
         "How to go on",
     ]
-    assert "semantic masking on 1,898 images for 10 epochs, in 12 min." in page.text
-    assert "beat everything they are compared with" in page.text
+    assert all(fact in page.text for fact in ("semantic masking", "1,898 images", "10 epochs", "12 min."))
     assert "41.2" in page.text and "num_parts" in page.text
     assert f"semmae knn --encoder '{run}' --data 'my photos'" in page.text
     assert f'timm.create_model("local-dir:{run / "encoder"}", pretrained=True)' in page.text
@@ -313,9 +312,9 @@ def test_the_verdict_comes_first_then_figures_with_intervals_then_pictures(tmp_p
     store.finish()
     page = Page(write_report(run))
     order = [
-        "teacher has collapsed",
+        "collapsed",
         "1 of 4 labels",
-        "below its untrained self",
+        "untrained self",
         "was pre-trained",
         "20.0 (18.0 to 22.0)",
     ]
@@ -380,7 +379,7 @@ def test_missing_pieces_leave_no_section(tmp_path: Path) -> None:
     page = Page(write_report(run))
     assert page.headings[1:] == ["Curves"]
     assert "not finished" in page.text and "None" not in page.text
-    assert "trained as a teacher" in page.text
+    assert "teacher" in page.text
 
 
 def test_a_parts_run_and_a_knn_folder_have_pages(tmp_path: Path) -> None:
@@ -392,7 +391,7 @@ def test_a_parts_run_and_a_knn_folder_have_pages(tmp_path: Path) -> None:
     assert f"--parts {parts}" in page.text
     page = Page(write_report(write_knn(tmp_path / "knn")))
     assert page.headings[1:] == ["Results"]
-    assert "top-1 % top-5 % images this encoder 41.2 70.0 1,200" in page.text
+    assert "this encoder 41.2 70.0 1,200" in page.text
 
 
 def test_a_stopped_run_can_be_looked_at(tmp_path: Path) -> None:
@@ -404,10 +403,10 @@ def test_a_stopped_run_can_be_looked_at(tmp_path: Path) -> None:
              '{"step": 1, "loss": 4.0}', '{"step": 4, "lo']  # fmt: skip
     log.write_text("\n".join(lines))
     page = Page(write_report(tmp_path))
-    assert "the loss was not finite (step 2)" in page.text
+    assert "not finite (step 2)" in page.text
     assert "4 → 2" in page.text and "--resume" in page.text
     log.write_text("\n".join(lines) + "\n" + lines[0] + "\n")
-    with pytest.raises(UserError, match="line 5: not JSON"):
+    with refused("line 5"):
         write_report(tmp_path)
 
 
@@ -417,8 +416,8 @@ def test_names_and_options_are_text_not_markup(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
+    with refused(tmp_path / "nowhere"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="not a run"):
+    with refused(tmp_path):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())

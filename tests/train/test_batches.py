@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import tiny
+from refusals import refused
 from torch.utils.data import Dataset
 
 import semmae
 from semmae.data.loaders import EpochSampler
-from semmae.errors import UserError
 from semmae.train.batches import Training
 
 
@@ -32,7 +32,7 @@ def test_rate_and_steps_are_those_of_the_loader(images: int, split: dict[str, in
     """Counted in the batches that every rank is given."""
     how = Training(batch_size=8, workers=0, resume=False, **split)
     if -(-images // how.processes) < how.accumulate:
-        with pytest.raises(UserError, match="--accumulate"):
+        with refused("--accumulate"):
             how.loader(Numbered(images))  # type: ignore[arg-type]
         return
     loader = how.loader(Numbered(images))  # type: ignore[arg-type]

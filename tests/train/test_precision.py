@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 
-from semmae.errors import UserError
 from semmae.train import precision
 from semmae.train.precision import check_precision, processor_flags, resolve_precision
 
@@ -49,6 +49,6 @@ def test_a_gpu_that_emulates_bf16_computes_in_float32(
 
 @without_gpu
 def test_fp16_needs_a_gpu() -> None:
-    with pytest.raises(UserError, match="--precision fp16: needs a CUDA GPU.*use --precision bf16 or float32"):
+    with refused("--precision fp16", "CUDA", "--precision bf16 or float32"):
         check_precision("fp16")
     check_precision("bf16")

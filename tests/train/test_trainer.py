@@ -11,10 +11,10 @@ import tiny
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from refusals import refused
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from semmae.errors import UserError
 from semmae.train import trainer
 from semmae.train.batches import Training
 from semmae.train.optimizer import adamw, adamw_warmup_cosine, can_fuse, warmup_cosine_rate
@@ -226,7 +226,7 @@ class Spoiled(Regression):
 
 def test_the_last_gradient_of_an_epoch_spoils_no_checkpoint(tmp_path: Path) -> None:
     """No later loss of the epoch tells of it."""
-    with pytest.raises(UserError, match=r"a weight is not finite at step 12 \(epoch 1\).*is kept in .*last.ckpt"):
+    with refused("weight", "step 12 (epoch 1)", "last.ckpt"):
         train(tmp_path, 8, Spoiled(step=2 * STEPS - 1), epochs=3)
 
     state = tiny.saved_state(tmp_path)
@@ -235,7 +235,7 @@ def test_the_last_gradient_of_an_epoch_spoils_no_checkpoint(tmp_path: Path) -> N
 
 
 def test_a_gradient_in_mid_epoch_shows_in_the_next_loss(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="loss is nan at step 3"):
+    with refused("loss is nan", "step 3"):
         train(tmp_path, 8, Spoiled(step=2))
 
 
@@ -253,10 +253,10 @@ def test_plain_pieces_and_lightnings_are_the_same(tmp_path: Path) -> None:
             schedule.step()
 
 
-def test_a_folder_that_tensorboard_cannot_open_is_trained_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_tensorboard_cannot_open_is_trained_in(tmp_path: Path) -> None:
     """Its library takes no name but UTF-8; in the locale C no letter is any."""
     out = tmp_path / "k\udcc3\udcb6"
     out.mkdir()
     train(out, size=16)
-    assert "no events are written" in caplog.text and not (out / "tensorboard").exists()
+    assert not (out / "tensorboard").exists()
     assert len(tiny.losses(out)) == 3

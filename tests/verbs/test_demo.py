@@ -12,22 +12,8 @@ from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.reporting.page import QUALITY_ROWS
 
-TINY = [
-    "--image-size",
-    "32",
-    "--epochs",
-    "1",
-    "--teacher-epochs",
-    "1",
-    "--parts-epochs",
-    "1",
-    "--batch-size",
-    "8",
-    "--workers",
-    "0",
-    "--images",
-    "16",
-]
+EPOCHS = "--epochs 1 --teacher-epochs 1 --parts-epochs 1"
+TINY = f"--image-size 32 {EPOCHS} --batch-size 8 --workers 0 --images 16".split()
 
 
 def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from forked import Forked
+from forked import in_a_process, suicide
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -34,7 +33,6 @@ from semmae.data.token_file import TokenFile, _write_texts
 from semmae.evaluation import embedding
 from semmae.evaluation.tokens import TOKENS, image_tokens
 from semmae.formats.folders import save_encoder
-from semmae.models.vit import Encoder, EncoderSpec
 
 KINDS = (".parquet", ".npz", ".safetensors")
 SIZE, SIDE, WIDTH, PARTS = 32, 4, 24, 5
@@ -45,14 +43,6 @@ SHAPES = {
     "parts": (PARTS, WIDTH),
     "parts_count": (PARTS,),
 }
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "encoder"
-    torch.manual_seed(0)
-    save_encoder(Encoder(EncoderSpec(SIZE, SIZE // SIDE, WIDTH, 2, 2)), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -180,17 +170,15 @@ def test_half_precision(whole: Path, command: list[str], tmp_path: Path) -> None
     assert (tmp_path / "a.safetensors").stat().st_size < 0.6 * (whole / "a.safetensors").stat().st_size
 
 
-def test_numbers_that_a_file_cannot_hold(
-    encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for scale, told in ((1e6, "beyond 65504; use --dtype float32"), (float("nan"), "norm.weight")):
+def test_numbers_that_a_file_cannot_hold(encoder: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse) -> None:
+    for scale, named in ((1e6, ("65504", "--dtype float32")), (float("nan"), ("norm.weight",))):
         model = semmae.load_encoder(encoder)
         with torch.no_grad():
             model.vit.norm.weight.mul_(scale)
         save_encoder(model, tmp_path / "loud")
-        arguments = ["--encoder", str(tmp_path / "loud"), "--data", str(creatures / "images"), "--dtype", "float16"]
-        assert run(["embed", *arguments, "--out", str(tmp_path / "a.npz"), "--workers", "0", "--overwrite"]) == 2
-        assert told in capsys.readouterr().err and not (tmp_path / "a.npz").exists()
+        given = ["--encoder", str(tmp_path / "loud"), "--data", str(creatures / "images"), "--dtype", "float16"]
+        command = ["embed", *given, "--out", str(tmp_path / "a.npz"), "--workers", "0", "--overwrite"]
+        refuse(command, tmp_path / "a.npz", *named)
 
 
 def test_images_without_classes_and_odd_names(encoder: Path, creatures: Path, tmp_path: Path) -> None:
@@ -219,7 +207,7 @@ def test_ctrl_c_and_then_only_out_and_resume(
 ) -> None:
     out, starts = tmp_path / f"a{kind}", rows_written(monkeypatch, stop_at=15)
     assert run([*command, "--out", str(out)]) == 130
-    assert f"go on with: semmae embed --out {out} --resume" in capsys.readouterr().err
+    assert f"semmae embed --out {out} --resume" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [f"a{kind}.partial"]
     monkeypatch.undo()
     again = rows_written(monkeypatch)
@@ -248,18 +236,6 @@ def assert_as_whole(out: Path, whole: Path) -> None:
     assert sorted(path.name for path in out.parent.iterdir()) == sorted(names)
     for name in names:
         assert (out.parent / name).read_bytes() == (whole / name).read_bytes()
-
-
-def in_a_process(arguments: list[str], prepare: Callable[[], None]) -> Forked:
-    def work() -> int:
-        prepare()
-        return run(arguments)
-
-    return Forked(work)
-
-
-def suicide() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def at_the_fourth_batch() -> None:
@@ -320,7 +296,7 @@ def test_killed_when_all_was_done(
     child = in_a_process([*command, "--out", str(out)], at_the_last_renaming(after=True))
     assert child.ended(120) == -signal.SIGKILL, child.told
     code = run([*command, "--out", str(out), "--resume"])
-    assert code == 0 or "exists and is whole" in capsys.readouterr().err
+    assert code == 0 or "is whole" in capsys.readouterr().err
     assert_as_whole(out, whole)
 
 
@@ -333,78 +309,50 @@ def stopped(
     shutil.copytree(encoder, tmp_path / "encoder")
     labelled(tmp_path / "parts", tmp_path / "images")
     own = {name: str(tmp_path / name) for name in ("images", "encoder", "parts")}
-    arguments = [
-        "embed",
-        "--data",
-        own["images"],
-        "--encoder",
-        own["encoder"],
-        "--parts",
-        own["parts"],
-        "--workers",
-        "0",
-    ]
-    arguments += ["--tokens", "parts", "--batch-size", "5", "--out", str(tmp_path / "a.npz")]
+    arguments = ["embed", "--data", own["images"], "--encoder", own["encoder"], "--parts", own["parts"]]
+    arguments += ["--workers", "0", "--tokens", "parts", "--batch-size", "5", "--out", str(tmp_path / "a.npz")]
     with monkeypatch.context() as patch:
         rows_written(patch, stop_at=15)
         assert run(arguments) == 130
     return arguments
 
 
-def refuse(arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str], code: int = 2) -> None:
-    capsys.readouterr()
-    before = tiny.listing(folder)
-    assert run(arguments) == code
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("semmae: ")]
-    assert len(told) == 1 and re.search(message, told[0]), told
-    assert tiny.listing(folder) == before
-
-
-def test_a_stopped_run_goes_on_only_with_the_same(
-    stopped: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stopped_run_goes_on_only_with_the_same(stopped: list[str], tmp_path: Path, refuse: tiny.Refuse) -> None:
     go_on = ["embed", "--out", str(tmp_path / "a.npz"), "--resume"]
-    refuse(
-        [*go_on, "--tokens", "cls"], r"--tokens cls: the run in .*a\.npz\.partial began with parts", tmp_path, capsys
-    )
-    refuse([*stopped, "--dtype", "float16"], r"a\.npz\.partial: not empty; use --resume", tmp_path, capsys)
+    refuse([*go_on, "--tokens", "cls"], tmp_path, "--tokens cls", "a.npz.partial", "began with parts")
+    refuse([*stopped, "--dtype", "float16"], tmp_path, "a.npz.partial", "not empty", "--resume")
 
     model = semmae.load_encoder(tmp_path / "encoder")
     with torch.no_grad():
         model.vit.norm.bias.add_(1)
     shutil.move(tmp_path / "encoder", tmp_path / "first")
     save_encoder(model, tmp_path / "encoder")
-    refuse(
-        go_on,
-        r"was begun with another encoder; restore what has changed, or give --overwrite",
-        tmp_path,
-        capsys,
-    )
+    refuse(go_on, tmp_path, "another encoder", "--overwrite")
     shutil.rmtree(tmp_path / "encoder")
     shutil.move(tmp_path / "first", tmp_path / "encoder")
 
     shutil.rmtree(tmp_path / "parts")
     labelled(tmp_path / "parts", tmp_path / "images", seed=1)
-    refuse(go_on, "begun with other part labels", tmp_path, capsys)
+    refuse(go_on, tmp_path, "other part labels")
 
     next((tmp_path / "images").rglob("*.png")).unlink()
-    refuse(go_on, "part labels are for the images", tmp_path, capsys)
+    refuse(go_on, tmp_path, "part labels", "images")
     shutil.rmtree(tmp_path / "parts")
     labelled(tmp_path / "parts", tmp_path / "images")
-    refuse(go_on, "begun with other images", tmp_path, capsys)
+    refuse(go_on, tmp_path, "other images")
     assert run([*stopped, "--overwrite"]) == 0
     assert len(read(tmp_path / "a.npz")["path"]) == tiny.COUNT - 1 and not (tmp_path / "a.npz.partial").exists()
 
 
 def test_only_a_file_of_its_own_is_replaced_and_only_when_told_to(
-    encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refuse: tiny.Refuse
 ) -> None:
     for name in ("a.npz", "b.paths.csv"):
         (tmp_path / name).write_text("mine")
     given = ["embed", "--encoder", str(encoder), "--data", str(creatures / "images"), "--workers", "0", "--limit"]
     for out, named in (("a.npz", "a.npz"), ("b.safetensors", "b.paths.csv")):
         for more in ((), ("--overwrite",), ("--resume",)):
-            refuse([*given, "4", "--out", str(tmp_path / out), *more], f"{named}|no run to resume", tmp_path, capsys)
+            refuse([*given, "4", "--out", str(tmp_path / out), *more], tmp_path, Path(named).stem[0])
         (tmp_path / named).unlink()
         command = [*given, "4", "--out", str(tmp_path / out)]
         assert run(command) == 0
@@ -413,20 +361,18 @@ def test_only_a_file_of_its_own_is_replaced_and_only_when_told_to(
         assert run([*command, "--resume"]) == 0 and "already finished" in capsys.readouterr().out
         assert (tmp_path / out).read_bytes() == whole
         fewer = [*given, "3", "--out", str(tmp_path / out)]
-        refuse(fewer, rf"{out}: exists, of other numbers; replace it with --overwrite", tmp_path, capsys)
+        refuse(fewer, tmp_path, out, "--overwrite")
         assert run([*fewer, "--overwrite"]) == 0
         assert len(read(tmp_path / out)["path"]) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.paths.csv", "b.safetensors"]
 
 
 def test_a_disk_too_small(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse: tiny.Refuse
 ) -> None:
     room = shutil.disk_usage(tmp_path)._replace(free=80_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
-    refuse(
-        [*command, "--out", str(tmp_path / "a.npz")], "needs .* use --dtype float16, fewer", tmp_path, capsys, code=1
-    )
+    refuse([*command, "--out", str(tmp_path / "a.npz")], tmp_path, "--dtype float16", code=1)
     assert run([*command, "--out", str(tmp_path / "a.safetensors")]) == 0  # in place: half the room
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import tiny
 
 import semmae
 from semmae.formats import folders as checkpoint
 from semmae.formats.open import load_encoder
-from semmae.models.vit import Encoder, EncoderSpec
+from semmae.models.vit import EncoderSpec
 
 FEW: dict[str, Any] = {"workers": 0, "batch_size": 8}
 # Where an image size is given, positions are resampled on the way.
@@ -25,10 +25,8 @@ VERBS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(5)
-    folder = tmp_path_factory.mktemp("encoder") / "encoder"
-    checkpoint.save_encoder(Encoder(EncoderSpec(32, 8, width=48, depth=2, num_heads=3)), folder)
-    return folder
+    """Of another seed than the untrained one."""
+    return tiny.new_encoder(tmp_path_factory.mktemp("encoder") / "encoder", EncoderSpec(32, 8, 48, 2, 3), seed=5)
 
 
 def whose(out: Path) -> str:

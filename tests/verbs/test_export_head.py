@@ -12,7 +12,6 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 import semmae
-from semmae.cli import run as command
 from semmae.formats import folders as checkpoint, onnx
 from semmae.formats.open import load_classifier, load_encoder
 from semmae.models.classifier import Classifier
@@ -120,26 +119,18 @@ def test_another_size_and_the_card(tmp_path: Path) -> None:
 
     assert load_classifier(out)[0].encoder.spec.image_size == 48
     card = (out / "README.md").read_text()
-    assert "with a head of 3 classes" in card and "pipeline_tag: image-classification" in card
-    assert "the short side to 60 pixels" in " ".join(card.split())
+    assert "3 classes" in card and "pipeline_tag: image-classification" in card
+    assert "60 pixels" in " ".join(card.split())
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "named"),
     [
-        (["--to", "hf"], "has a final norm behind mean pooling, which transformers' ViT has not; use --to timm"),
-        (["--to", "timm", "--num-heads", "4"], "--num-heads 4: "),
-        (["--to", "onnx", "--image-size", "33"], "--image-size 33 is not divisible by the patch size 8"),
+        (["--to", "hf"], ["norm", "--to timm"]),
+        (["--to", "timm", "--num-heads", "4"], ["--num-heads 4: "]),
     ],
 )
-def test_wrong_input_is_one_line(
-    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_input_is_one_line(options: list[str], named: list[str], tmp_path: Path, refuse: tiny.Refuse) -> None:
     run = tuned(tmp_path / "run", "mean")
-    before = tiny.listing(tmp_path)
 
-    assert command(["export", "--encoder", str(run), "--out", str(tmp_path / "out"), *options]) == 2
-
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
-    assert tiny.listing(tmp_path) == before
+    refuse(["export", "--encoder", str(run), "--out", str(tmp_path / "out"), *options], tmp_path, *named)

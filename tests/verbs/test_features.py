@@ -85,15 +85,6 @@ def test_knn_of_a_split(whole_run: Path, creatures: Path, tmp_path: Path) -> Non
     assert results["protocol"]["split"] == "32 train, 32 val"
 
 
-def test_knn_needs_classes(
-    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = next((creatures / "images").iterdir())
-    assert run(["knn", "--encoder", str(whole_run), "--data", str(data), "--out", str(tmp_path / "knn")]) == 2
-    assert "no classes; put images into one folder a class" in capsys.readouterr().err
-    assert not (tmp_path / "knn").exists()
-
-
 def test_why_there_are_no_classes_is_said_once(
     whole_run: Path,
     creatures: Path,

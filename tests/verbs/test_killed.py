@@ -15,23 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-import torch
-from forked import Forked
+from forked import in_a_process, suicide
 
 from semmae.cli import run
 from semmae.data.part_store import PartStore
-from semmae.formats.folders import save_encoder
-from semmae.models.vit import Encoder, EncoderSpec
 from semmae.run.config import UNFINISHED
 from semmae.train import trainer
 
 
 @pytest.fixture(scope="module")
-def command(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    save_encoder(Encoder(EncoderSpec.named("vit_tiny", 32, 8)), folder / "encoder")
-    told = {"data": creatures / "images", "teacher": folder / "encoder", "epochs": 2, "workers": 0, "batch-size": 8}
+def command(creatures: Path, encoder: Path) -> list[str]:
+    told = {"data": creatures / "images", "teacher": encoder, "epochs": 2, "workers": 0, "batch-size": 8}
     return ["parts", *(text for name, value in told.items() for text in (f"--{name}", str(value)))]
 
 
@@ -40,18 +34,6 @@ def never_killed(command: list[str], tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("never-killed") / "run"
     assert run([*command, "--out", str(out)]) == 0
     return out
-
-
-def suicide(*_: object, **__: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_a_process(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> Forked:
-    def work() -> int:
-        prepare()
-        return run(arguments)
-
-    return Forked(work)
 
 
 def assert_as_never_killed(out: Path, never_killed: Path) -> None:

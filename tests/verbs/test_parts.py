@@ -83,12 +83,11 @@ def test_an_interrupted_labelling_keeps_what_is_done(whole_run: Path, creatures:
 
 
 def test_labels_of_other_images_are_refused(
-    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
     data, out = creatures / "images", tmp_path / "run"
-    error = tiny.refusal(tiny.pretrain_on(whole_run / "parts", data, out, "--limit", "16"), out, capsys)
-    assert short(open_images(data).digest) in error
-    assert short(open_images(data, limit=16).digest) in error
+    digests = (short(open_images(data, limit=limit).digest) for limit in (None, 16))
+    refuse(tiny.pretrain_on(whole_run / "parts", data, out, "--limit", "16"), out, *digests)
 
 
 @pytest.fixture
@@ -107,17 +106,14 @@ def test_quality_only_measures_again_and_touches_nothing_else(finished: Path) ->
     assert after == before
 
 
-def test_quality_only_needs_true_parts(
-    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quality_only_needs_true_parts(whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse) -> None:
     out = tmp_path / "run"
     learner = ["--learner", str(whole_run / "parts"), "--data", str(creatures / "images"), "--workers", "0"]
     learner += ["--batch-size", str(tiny.BATCH), "--precision", "float32"]  # as that run: else a label may differ
     assert run(["parts", "--out", str(out), *learner]) == 0
     assert not (out / "quality.json").exists()
     assert (out / "parts.npy").read_bytes() == (whole_run / "parts" / "parts.npy").read_bytes()
-    assert run(["parts", "--out", str(out), "--quality-only"]) == 2
-    assert "--masks" in capsys.readouterr().err
+    refuse(["parts", "--out", str(out), "--quality-only"], out, "--masks")
     assert run(["parts", "--out", str(out), "--quality-only", "--masks", str(creatures / "masks")]) == 0
     assert (out / "quality.json").read_text() == (whole_run / "parts" / "quality.json").read_text()
 
@@ -135,12 +131,11 @@ def test_labels_only_labels_what_is_missing(finished: Path, tmp_path: Path) -> N
 
 
 def test_a_store_without_the_digest_of_its_labels_is_refused_with_the_remedy_that_helps(
-    finished: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
     expected, out = (finished / "parts.npy").read_bytes(), tmp_path / "out"
     tiny.retell_store(finished, arrays={})
-    remedy = tiny.refusal(tiny.pretrain_on(finished, creatures / "images", out), out, capsys)
-    assert "remove parts.json" in remedy
+    remedy = refuse(tiny.pretrain_on(finished, creatures / "images", out), out, "parts.json")
     (finished / "parts.json").unlink()
     assert run(remedy.split("`")[1].split()[1:]) == 0
     assert (finished / "parts.npy").read_bytes() == expected
@@ -186,47 +181,23 @@ def test_parts_of_a_sample_label_all_images(whole_run: Path, creatures: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--blur", "4"], "5"),
-        (["--hue", "0.6"], "0.5"),
-        (["--reconstruction", "mae"], "mse"),
-        (["--keypoints", "none.csv"], "none.csv"),
-        (["--sample", "0"], "at least 1"),
-        (["--quality-only", "--masks", "none"], "no run"),
-        (["--labels-only"], "no run"),
-        (["--tokens", "none"], "--teacher"),
+        ("--teacher TEACHER --blur 4", "5"),
+        ("--teacher TEACHER --hue 0.6", "0.5"),
+        ("--teacher TEACHER --reconstruction mae", "mse"),
+        ("--teacher TEACHER --keypoints none.csv", "none.csv"),
+        ("--teacher TEACHER --sample 0", "at least 1"),
+        ("--teacher TEACHER --quality-only --masks none", "no run"),
+        ("--teacher TEACHER --labels-only", "no run"),
+        ("--teacher TEACHER --tokens none", "--teacher"),
+        ("--learner RUN --num-parts 3", "--num-parts 3"),
+        ("--learner RUN --epochs 99", "--epochs 99"),
+        ("--tokens none", "none"),
     ],
 )
 def test_what_is_refused(
-    arguments: list[str],
-    named: str,
-    whole_run: Path,
-    creatures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    arguments: str, named: str, whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
-    out = tmp_path / "run"
-    given = ["--data", str(creatures / "images"), "--teacher", str(whole_run / "teacher"), "--workers", "0"]
-    assert named in tiny.refusal(["parts", "--out", str(out), *given, *arguments], out, capsys)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--learner", "RUN", "--num-parts", "3"], "--num-parts 3"),
-        (["--learner", "RUN", "--epochs", "99"], "--epochs 99"),
-        (["--tokens", "none"], "none"),
-    ],
-)
-def test_what_is_refused_before_anything_is_written(
-    arguments: list[str],
-    named: str,
-    whole_run: Path,
-    creatures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    places = {"RUN": str(whole_run / "parts"), "IMAGES": str(creatures / "images")}
-    given = ["--data", str(creatures / "images"), "--workers", "0"]
-    given += [places.get(argument, argument) for argument in arguments]
-    out = tmp_path / "run"
-    assert named in tiny.refusal(["parts", "--out", str(out), *given], out, capsys)
+    places = {"TEACHER": whole_run / "teacher", "RUN": whole_run / "parts"}
+    given = [str(places.get(word, word)) for word in arguments.split()]
+    data = ["--data", str(creatures / "images"), "--workers", "0"]
+    refuse(["parts", "--out", str(tmp_path / "run"), *data, *given], tmp_path / "run", named)

@@ -14,6 +14,7 @@ import tiny
 import torch
 import yaml
 from PIL import Image
+from refusals import check_refusal, refused
 from torch import Tensor
 
 import semmae
@@ -247,7 +248,7 @@ def test_attention_that_was_not_stored_is_refused_before_anything_is_written(cre
     store.write(np.arange(tiny.COUNT), np.zeros((tiny.COUNT, 4, 4), np.uint8))
     store.finish()
     given = {"data": creatures / "images", "parts": tmp_path / "parts", "masking": "attention"}
-    with pytest.raises(semmae.errors.UserError, match="parts: holds no attention .*--labels-only"):
+    with refused("parts", "--labels-only"):
         semmae.pretrain(out=tmp_path / "run", **given, **ONE_EPOCH)
     assert not (tmp_path / "run").exists()
 
@@ -269,9 +270,8 @@ def own_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_an_own_function_is_resumed_and_run_again(own_masks: str, creatures: Path) -> None:
     text = f"{own_masks}:twelve"
     arguments = ["--data", str(creatures / "images"), "--masking", text, "--epochs", "2"]
-    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
     with tiny.every_step():
-        assert run(["pretrain", *arguments, *sizes, "--precision", "float32", "--out", "whole"]) == 0
+        assert run(["pretrain", *arguments, *tiny.SMALL, "--precision", "float32", "--out", "whole"]) == 0
         function = importlib.import_module(own_masks).twelve
         with tiny.interrupted("pretrain", step=6):
             semmae.pretrain(data=creatures / "images", out="cut", masking=function, **OPTIONS | {"epochs": 2})
@@ -300,43 +300,6 @@ def test_an_own_function_gets_the_parts_that_there_are(own_masks: str, whole_run
     assert contexts[0].num_labels == 7 and contexts[0].parts.max() < 7
     assert 0 <= contexts[0].attention.min() < contexts[0].attention.max() <= 1
     assert any(name.startswith("hidden/") for name in tiny.metrics(Path("run"))[0])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--masking own", ["'own'", "semantic, intra, inter, random, block, attention"]),
-        ("--masking no_such_module:f", ["no_such_module:f", "no module", "start in the folder that holds it"]),
-        ("--masking semmae.masking:random_maks", ['did you mean "random_mask"?']),
-        ("--masking block --parts a", ["--masking block reads no parts", "semantic"]),
-        ("--masking semmae.masking:random_mask --masks a", ["--masks", "none are"]),
-        ("--blend 1.5", ["--blend 1.5", "from 0 to 1"]),
-        ("--blend 0.5 --masking intra", ["--blend 0.5", "--masking semantic"]),
-        ("--blend 0.5 --gamma 1", ["--blend", "--gamma 1.0"]),
-        ("--gamma 3 --masking intra", ["--gamma 3.0", "--masking semantic"]),
-        ("--masking semmae.train.masks:MaskContext.uniform", ["MaskContext.uniform returned float32", "return bool"]),
-        ("--attention-hint 2", ["--attention-hint 2.0", "from 0 to 1"]),
-        ("--attention-hint 0.5", ["--attention-hint 0.5", "--masking attention"]),
-        ("--masking attention --attention-hint 1 --mask-ratio 0.93", ["hint 1.0", "only 1 of all 16", "at most 0.5,"]),
-    ],
-)
-def test_maskings_that_cannot_be_are_refused(
-    arguments: str,
-    words: list[str],
-    creatures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a").mkdir()
-    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8"]
-    given = ["--data", str(creatures / "images"), "--out", str(tmp_path / "run"), *arguments.split()]
-    assert run(["pretrain", *given, *sizes]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert [word for word in words if word not in error] == [], error
-    assert not (tmp_path / "run").exists()
 
 
 def test_part_labels_follow_the_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,9 +360,7 @@ def test_fewer_images_than_one_batch(creatures: Path, tmp_path: Path, caplog: py
     out = tmp_path / "run"
     with caplog.at_level(logging.WARNING, "semmae"):
         semmae.pretrain(data=creatures / "images", out=out, limit=5, masking="random", **ONE_EPOCH)
-    assert (
-        "batch size 8 is more than the 5 images: shrunk to 5, and the learning rate with it to 2.93e-06" in caplog.text
-    )
+    assert "batch size 8" in caplog.text and "5 images" in caplog.text and "2.93e-06" in caplog.text
     assert [line["step"] for line in tiny.metrics(out)] == [1]
 
 
@@ -434,12 +395,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
     monkeypatch.setattr(task.PretrainTask, "training_step", broken)
     arguments = ["--data", str(creatures / "images"), "--out", str(out), "--masking", "random", "--epochs", "3"]
-    sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
-    assert run(["pretrain", *arguments, *sizes]) == 2
+    assert run(["pretrain", *arguments, *tiny.SMALL]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "loss is nan at step 5" in error
-    assert f"is kept in {out / 'checkpoints' / LAST}" in error
-    assert "--resume" in error
+    check_refusal(error, "loss is nan", "step 5", out / "checkpoints" / LAST, "--resume")
     state = tiny.saved_state(out)
     assert state["global_step"] == 4
     assert tiny.finite(state["state_dict"])

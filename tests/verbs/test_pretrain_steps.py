@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from refusals import refused
 from torch import Tensor
 
 import semmae
-from semmae.errors import UserError
 from semmae.train import pretrain as task
 from semmae.train.masks import MaskContext
 
@@ -61,27 +61,9 @@ def test_every_batch_of_a_step_has_masks_of_its_own_and_a_resumed_run_the_same(
     tiny.assert_same_weights(tmp_path / "halves" / "encoder", tmp_path / "whole" / "encoder")
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"accumulate": 3}, "--batch-size 8 is not divisible by --devices 1 · --accumulate 3; use a multiple of 3"),
-        ({"accumulate": 8, "limit": 5}, "--accumulate 8: more batches a step than images a device; at most 5"),
-        ({"accumulate": 0}, "--accumulate 0: must be from 1"),
-        ({"clip": -1.0}, "--clip -1.0: must be from 0"),
-        ({"compile": "yes"}, "--compile: unknown compile 'yes'"),
-    ],
-)
-def test_what_is_refused_before_anything_is_written(
-    options: dict[str, Any], named: str, creatures: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=named.replace("(", r"\(")):
-        run(creatures, tmp_path / "run", **options)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
 def test_fp16_without_a_gpu_is_refused_before_anything_is_written(creatures: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--precision fp16: needs a CUDA GPU"):
+    with refused("--precision fp16", "CUDA"):
         run(creatures, tmp_path / "run", precision="fp16")
     assert not (tmp_path / "run").exists()
 
@@ -97,5 +79,5 @@ def test_checkpointing_and_compiling_may_change_on_resume(creatures: Path, tmp_p
     with tiny.every_step():
         semmae.pretrain(out=out, resume=True, checkpointing=True, compile="off")
     assert len(tiny.losses(out)) == 8
-    with pytest.raises(UserError, match="--accumulate 2: the run in .* began with 1"):
+    with refused("--accumulate 2", "began with 1"):
         semmae.pretrain(out=out, resume=True, accumulate=2)

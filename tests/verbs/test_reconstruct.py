@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 from torch import Tensor
 
 import semmae
-from semmae.errors import UserError
 from semmae.formats import folders as checkpoint
 from semmae.formats.mae import to_mae
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -102,15 +102,15 @@ def test_of_a_subset_only_so_many_patches_are_shown_and_hidden(creatures: Path, 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"token_subset": 17}, "--token-subset 17: an image of 32 pixels has 16 patches of 8; give at most so many"),
-        ({"out": Path("a.jpg")}, "--out .*jpg.*; use .png"),
-        ({"mask_ratio": 1.0}, "mask ratio 1.0 is outside"),
-        ({"image_size": 33}, "--image-size 33 is not divisible by the patch size 8; use 32 or 40"),
-        ({"autoencoder": "encoder"}, "holds no masked autoencoder; give"),
+        ({"token_subset": 17}, ["--token-subset 17: ", "32 pixels", "16 patches of 8"]),
+        ({"out": Path("a.jpg")}, ["--out", "jpg", ".png"]),
+        ({"mask_ratio": 1.0}, ["mask ratio 1.0"]),
+        ({"image_size": 33}, ["--image-size 33", "patch size 8", "32 or 40"]),
+        ({"autoencoder": "encoder"}, ["autoencoder"]),
     ],
 )
 def test_wrong_input_is_refused_and_nothing_drawn(
-    changes: dict[str, Any], named: str, creatures: Path, tmp_path: Path
+    changes: dict[str, Any], named: list[str], creatures: Path, tmp_path: Path
 ) -> None:
     mae = tiny_mae(norm_pix_loss=True)
     checkpoint.save_autoencoder(mae, tmp_path / "run/autoencoder")
@@ -119,10 +119,9 @@ def test_wrong_input_is_refused_and_nothing_drawn(
     if changes.get("autoencoder"):
         given["autoencoder"] = tmp_path / "encoder"
 
-    with pytest.raises(UserError, match=named) as error:
+    with refused(*named):
         semmae.reconstruct(data=creatures / "images", **given)
 
-    assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -139,16 +138,16 @@ def test_a_picture_is_replaced_only_when_asked(
         assert semmae.reconstruct(**given, images=2).path == tmp_path / "a.png"
     assert "already finished" in capsys.readouterr().out
     for other in ({"images": 1}, {"images": 2, "seed": 1}):
-        with pytest.raises(UserError, match="--overwrite"):
+        with refused("--overwrite"):
             semmae.reconstruct(**given, **other)
     checkpoint.save_autoencoder(tiny_mae(norm_pix_loss=False), tmp_path / "run/autoencoder")
-    with pytest.raises(UserError, match="--overwrite"):  # of other weights
+    with refused("--overwrite"):  # of other weights
         semmae.reconstruct(**given, images=2)
     assert (tmp_path / "a.png").read_bytes() == old
 
     semmae.reconstruct(**given, overwrite=True, images=1)
     assert Image.open(tmp_path / "a.png").size[0] > 32 and (tmp_path / "a.png").read_bytes() != old
     (tmp_path / "a.png").write_text("mine")
-    with pytest.raises(UserError, match="a.png"):
+    with refused("a.png"):
         semmae.reconstruct(**given, overwrite=True)
     assert (tmp_path / "a.png").read_text() == "mine"

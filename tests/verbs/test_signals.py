@@ -8,22 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from forked import Forked
+from forked import in_a_process
 
 from semmae.cli import run
 from semmae.evaluation import embedding
-from semmae.formats.folders import save_encoder
 from semmae.labels import blocks as label_blocks
-from semmae.models.vit import Encoder, EncoderSpec
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    save_encoder(Encoder(EncoderSpec.named("vit_tiny", 32, 8)), folder / "encoder")
-    return folder
 
 
 def when_called(module: Any, name: str, act: Callable[[], None], call: int = 2) -> Callable[[], None]:
@@ -45,14 +34,6 @@ def when_called(module: Any, name: str, act: Callable[[], None], call: int = 2) 
 
 def send(signum: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), signum)
-
-
-def in_a_process(arguments: list[str], prepare: Callable[[], None]) -> Forked:
-    def work() -> int:
-        prepare()
-        return run(arguments)
-
-    return Forked(work)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -98,4 +79,4 @@ def test_a_second_signal_ends_a_process_that_waits(encoder: Path, creatures: Pat
     os.kill(child.process.pid or 0, signal.SIGINT)
     assert child.ended(30) == 128 + signal.SIGINT, child.told
     assert time.monotonic() - began < 5
-    assert f"go on with: semmae embed --out {out} --resume" in child.told
+    assert f"semmae embed --out {out} --resume" in child.told

@@ -9,7 +9,6 @@ import tiny
 import torch
 
 import semmae
-from semmae.errors import UserError
 from semmae.options.fields import shared
 from semmae.options.teacher import TeacherOptions, TeacherRecipe
 from semmae.patches import sincos_positions
@@ -77,24 +76,6 @@ def test_a_run_begun_with_init_goes_on_from_there(whole_run: Path, creatures: Pa
     # A rate of 0: nothing moves but by the rounding of the average.
     ours, theirs = (semmae.load_encoder(path).state_dict() for path in (tmp_path / "run", init))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"model": "vit_small"}, ["width 192, depth 12, patch 8", "vit_small is 384, 12, 8", "--model vit_tiny"]),
-        ({"patch_size": 16}, ["patch 8", "vit_tiny is 192, 12, 16", "--patch-size 8"]),
-        ({"init": "nowhere"}, ["nowhere: no such file or folder"]),
-    ],
-)
-def test_init_of_another_size_is_refused(
-    changes: dict[str, Any], named: list[str], whole_run: Path, creatures: Path, tmp_path: Path
-) -> None:
-    given = {**OPTIONS, "init": str(whole_run), **changes}
-    with pytest.raises(UserError) as caught:
-        semmae.teacher(data=creatures / "images", out=tmp_path / "run", **given)
-    assert [name for name in named if name not in str(caught.value)] == []
-    assert not (tmp_path / "run").exists()
 
 
 def test_local_crops_are_three_sevenths_in_whole_patches() -> None:

@@ -70,30 +70,8 @@ def test_without_parts_a_teacher_is_trained_and_its_attention_read(creatures: Pa
     assert (out / "teacher" / "encoder").is_dir() and (out / "autoencoder").is_dir()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--token-subset", "17"], "--token-subset 17: images of 32 pixels have 16 patches of 8; give at most so many"),
-        (["--token-subset", "1"], "--token-subset 1: must be from 2"),
-        (["--token-subset", "3"], "mask ratio 0.75 leaves no visible patch of 3"),
-        (["--token-subset", "8", "--masking", "block"], "--masking block hides rectangles; leave one out"),
-    ],
-)
-def test_what_is_refused(
-    arguments: list[str],
-    named: str,
-    whole_run: Path,
-    creatures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "run"
-    asked = tiny.pretrain_on(whole_run / "parts", creatures / "images", out, *arguments)
-    assert named in tiny.refusal(asked, out, capsys)
-
-
 def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
-    whole_run: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_run: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
     parts = tmp_path / "parts"
     shutil.copytree(whole_run / "parts", parts)
@@ -102,7 +80,7 @@ def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
     tiny.retell_store(parts, attention_grid=0)
     out = tmp_path / "run"
     asked = tiny.pretrain_on(parts, creatures / "images", out, "--token-subset", "8", "--epochs", "1")
-    remedy = tiny.refusal(asked, out, capsys).split("`")[1].split()
+    remedy = refuse(asked, out).split("`")[1].split()
     assert remedy == ["semmae", "parts", "--out", str(parts), "--labels-only"]
     assert run(remedy[1:]) == 0
     assert {name: (parts / name).read_bytes() for name in expected} == expected
@@ -118,7 +96,7 @@ def test_a_context_of_the_most_attended() -> None:
     assert some.subset is not None and some.subset[1].tolist() == [1, 2] and some.subset[0, 0] == 1
     assert some.parts is not None and torch.equal(some.parts, some.subset + torch.tensor([[0], [4]]))
     assert some.attention is not None and torch.equal(some.attention[1], attention[1, 1:3])
-    with pytest.raises(ValueError, match="the batch has none"):
+    with pytest.raises(ValueError, match="attention"):
         MaskContext((2, 4), 0.5, 0.0, torch.Generator()).most_attended(2)
 
 

@@ -23,12 +23,11 @@ def test_a_training_whose_lines_nobody_reads(
     level = logging.getLogger("semmae").level
     logging.getLogger("semmae").setLevel(logging.DEBUG)  # as the command does
     try:
-        sizes = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8"]
-        few = ["--workers", "0", "--epochs", "1", "--local-crops", "0", "--prototypes", "16"]
-        assert run(["teacher", "--data", str(data), "--out", str(out), *sizes, *few]) == 0
+        few = ["--epochs", "1", "--local-crops", "0", "--prototypes", "16"]
+        assert run(["teacher", "--data", str(data), "--out", str(out), *tiny.SMALL, *few]) == 0
     finally:
         logging.getLogger("semmae").setLevel(level)
     assert not (out / ".unfinished").exists() and (out / "encoder").is_dir() and tiny.metrics(out)
     log = (out / "train.log").read_text()
-    for told in ("1 file passed over", "1 of 33 images (3.0 %) cannot be read", "epoch 1/1, loss"):
+    for told in ("1 file ", "1 of 33 images (3.0 %)", "epoch 1/1, loss"):
         assert log.count(told) == 1, log
