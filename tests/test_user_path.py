@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from semmae.files import on_disk, user_path
+from semmae.names import on_disk, user_path
 
 
 def test_what_lies_there_and_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

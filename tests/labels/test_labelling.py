@@ -11,7 +11,6 @@ from refusals import refused
 
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
-from semmae.files import short
 from semmae.formats.folders import digest, read_learner, save_encoder, save_learner
 from semmae.labels.labelling import (
     check_devices,
@@ -23,6 +22,7 @@ from semmae.labels.labelling import (
 )
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.names import short
 from semmae.options.parts import PartsOptions
 from semmae.verbs.parts import with_teacher
 

@@ -15,8 +15,8 @@ import semmae
 from semmae.formats import folders as checkpoint, onnx
 from semmae.formats.open import load_classifier, load_encoder
 from semmae.models.classifier import Classifier
-from semmae.models.head import Pooling
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options.shared import Pooling
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 SPEC = EncoderSpec(32, 8, 48, 2, 3, mean=MEAN, std=STD)

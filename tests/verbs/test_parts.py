@@ -15,8 +15,8 @@ from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.evaluation.quality import quality, read_annotations
-from semmae.files import short
 from semmae.formats.folders import read_learner
+from semmae.names import short
 
 
 def test_interrupted_and_resumed_is_as_never_interrupted(whole_run: Path, creatures: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from semmae.data.crop import crop_image, least_side, random_crop
 from semmae.data.loaders import Key, epoch_and_row
 from semmae.data.manifest import ImageSet
 from semmae.errors import UserError
-from semmae.files import shown
+from semmae.names import shown
 
 Policy = Callable[[Image.Image], Image.Image]
 

@@ -16,7 +16,8 @@ from platformdirs import user_cache_dir
 
 from semmae.data.compact import Names
 from semmae.errors import DiskError, UserError
-from semmae.files import on_disk, open_regular, user_path, whole
+from semmae.files import open_regular, whole
+from semmae.names import on_disk, user_path
 
 _log = logging.getLogger("semmae")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from semmae.errors import UserError
-from semmae.files import read_csv, read_json_value, shown
+from semmae.files import read_csv, read_json_value
+from semmae.names import shown
 
 _JSON = ("classes.json",)
 _LISTS = ("objectInfo150.txt", "objectInfo150.csv")

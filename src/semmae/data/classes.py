@@ -13,7 +13,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.data.sources import splits_of
 from semmae.data.splits import TRAIN, held_out
 from semmae.errors import UserError, near_only
-from semmae.files import shown
+from semmae.names import shown
 from semmae.objects import described
 from semmae.options.shared import VAL_SHARE
 

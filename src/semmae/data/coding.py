@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from semmae.errors import UserError, listed
-from semmae.files import shown
+from semmae.names import shown
 
 IGNORED = 255  # in labels: neither trained on nor measured
 

@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from semmae.files import on_disk
+from semmae.names import on_disk
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 

@@ -19,7 +19,8 @@ from semmae.data.decode import MOST_BYTES, SUFFIXES
 from semmae.data.endings import UNDECODED, counted, ending, is_archive
 from semmae.data.splits import ANNOTATION_FOLDERS, are_splits, pick_split
 from semmae.errors import UserError, near_only, reason
-from semmae.files import read_bytes, shown, user_path
+from semmae.files import read_bytes
+from semmae.names import shown, user_path
 
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # of a drive, C:/, there is one letter
 

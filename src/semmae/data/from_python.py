@@ -29,7 +29,7 @@ from semmae.data.lists import open_paths
 from semmae.data.parquet import open_tables
 from semmae.data.selection import Selection, Source
 from semmae.errors import UserError
-from semmae.files import shown
+from semmae.names import shown
 from semmae.objects import described, recordable
 
 _REMEDY = "give a path, a list of paths or of images, or a data set with a length whose items are images"

@@ -24,7 +24,7 @@ from semmae.data.decode import pixels_of
 from semmae.data.parquet import classes_of
 from semmae.data.workers import start_worker
 from semmae.errors import UserError, listed, one_line, reason
-from semmae.files import shown
+from semmae.names import shown
 from semmae.objects import described
 from semmae.progress import Progress
 

@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from semmae.errors import UserError, reason
-from semmae.files import open_regular, read_json_value, read_text, shown
+from semmae.files import open_regular, read_json_value, read_text
+from semmae.names import shown
 
 _MOST_JSON = 2**31  # bytes; the largest of these files is iNaturalist's of 2017
 # The folders that archives unpack to, and what may lie beside them there.

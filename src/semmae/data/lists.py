@@ -14,7 +14,8 @@ from semmae.data.endings import ending, sort_files
 from semmae.data.folders import FolderSource, file_source
 from semmae.data.parquet import classes_of
 from semmae.errors import UserError
-from semmae.files import read_numbered, read_text, shown
+from semmae.files import read_numbered, read_text
+from semmae.names import shown
 
 _LISTS = (".txt", ".csv")
 

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from semmae.data.compact import Labels, Names
 from semmae.data.splits import TRAIN, VAL, pick_split
 from semmae.errors import UserError, near, reason
-from semmae.files import open_regular, read_bytes, shown
+from semmae.files import open_regular, read_bytes
+from semmae.names import shown
 from semmae.progress import quiet
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.files import Fields, open_regular, read_json, reserve, short, shown, whole, write_json
+from semmae.files import Fields, open_regular, read_json, reserve, whole, write_json
+from semmae.names import short, shown
 from semmae.shell import command
 
 UNKNOWN = 255

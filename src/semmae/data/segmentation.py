@@ -28,7 +28,8 @@ from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.data.splits import ANNOTATION_FOLDERS, TRAIN, VAL
 from semmae.data.workers import in_threads
 from semmae.errors import UserError, reason
-from semmae.files import read_bytes, user_path
+from semmae.files import read_bytes
+from semmae.names import user_path
 from semmae.objects import described
 from semmae.progress import Progress
 

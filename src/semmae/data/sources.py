@@ -24,7 +24,7 @@ from semmae.data.parquet import load_hub, open_parquet, open_tables, parquet_spl
 from semmae.data.selection import Source
 from semmae.data.splits import check_whole, has_both
 from semmae.errors import UserError
-from semmae.files import user_path
+from semmae.names import user_path
 
 _log = logging.getLogger("semmae")
 

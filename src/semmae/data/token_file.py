@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
-from semmae.files import open_regular, parse_json, readable, whole, write_csv
+from semmae.files import open_regular, parse_json, whole, write_csv
+from semmae.names import readable
 
 Array = npt.NDArray[Any]
 

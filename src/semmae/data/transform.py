@@ -13,7 +13,8 @@ from semmae.data.decode import MOST_BYTES, decode, picture_pixels
 from semmae.data.items import pixels
 from semmae.data.loaders import centre_square, normalise
 from semmae.errors import UserError, reason
-from semmae.files import read_bytes, shown, user_path
+from semmae.files import read_bytes
+from semmae.names import shown, user_path
 
 Colour = tuple[float, float, float]
 

@@ -18,13 +18,13 @@ from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.transform import ImageTransform
 from semmae.errors import UserError
-from semmae.files import shown
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
-from semmae.models.head import Pooling, pool
+from semmae.models.head import pool
 from semmae.models.vit import Encoder
+from semmae.names import shown
 from semmae.objects import described
-from semmae.options.shared import AnyPooling, PrecisionOptions, ViewOptions, WorkerOptions
+from semmae.options.shared import AnyPooling, Pooling, PrecisionOptions, ViewOptions, WorkerOptions
 from semmae.progress import Progress
 from semmae.train.precision import autocast, resolve_precision
 

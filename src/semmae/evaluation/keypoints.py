@@ -19,7 +19,8 @@ import numpy.typing as npt
 from semmae.data.layouts import read_ids
 from semmae.errors import UserError, near
 from semmae.evaluation.quality import NOT_COMPUTED, agreement
-from semmae.files import read_numbered, read_text, shown
+from semmae.files import read_numbered, read_text
+from semmae.names import shown
 
 _COLUMNS = ("image", "part", "x", "y")
 _CUB = "part_locs.txt"

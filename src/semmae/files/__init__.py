@@ -38,12 +38,3 @@ from semmae.files.writing import (
     write_json as write_json,
     write_text as write_text,
 )
-from semmae.names import (
-    bytes_shown as bytes_shown,
-    encoded as encoded,
-    on_disk as on_disk,
-    readable as readable,
-    short as short,
-    shown as shown,
-    user_path as user_path,
-)

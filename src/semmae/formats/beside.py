@@ -10,10 +10,11 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.files import Fields, read_json, shown
+from semmae.files import Fields, read_json
 from semmae.formats.choose import Chosen
 from semmae.models.vit import MODELS
 from semmae.models.weights import NORM_EPS
+from semmae.names import shown
 
 Colour = tuple[float, float, float]
 

@@ -25,19 +25,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semmae.errors import UserError, reason
-from semmae.files import (
-    Fields,
-    open_regular,
-    read_json,
-    read_text,
-    shown,
-    whole,
-    whole_folder,
-    write_json,
-    write_text,
-)
+from semmae.files import Fields, open_regular, read_json, read_text, whole, whole_folder, write_json, write_text
 from semmae.models.classifier import Classifier
-from semmae.models.head import HeadSpec, LinearHead, Pooling
+from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.segmenter import Segmenter, SegmenterSpec
@@ -45,6 +35,8 @@ from semmae.models.specs import read_spec
 from semmae.models.timm_config import timm_config
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import fitted, vit_arguments
+from semmae.names import shown
+from semmae.options.shared import Pooling
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

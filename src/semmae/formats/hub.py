@@ -7,8 +7,9 @@ import huggingface_hub
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from semmae.errors import UserError, reason
-from semmae.files import shown, write_text
+from semmae.files import write_text
 from semmae.formats.table import WRITINGS
+from semmae.names import shown
 from semmae.progress import quiet
 from semmae.shell import quoted
 

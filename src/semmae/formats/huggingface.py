@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from semmae.errors import listed
-from semmae.files import shown, write_json
+from semmae.files import write_json
 from semmae.formats.beside import IMAGENET, Colour, Unseen, check_square, colours, is_number, read_beside
 from semmae.formats.dino import with_registers
 from semmae.formats.folders import CONFIG, WEIGHTS, save_tensors
@@ -27,6 +27,7 @@ from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import EncoderSpec
 from semmae.models.weights import NO_QKV_BIAS, norm_epsilons
+from semmae.names import shown
 from semmae.shell import python, text
 
 _LOG = logging.getLogger("semmae")

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from semmae.data.transform import ImageTransform
 from semmae.errors import UserError, listed, reason
-from semmae.files import user_path
 from semmae.formats import beside, folders as checkpoint, mae, timm as timm_form
 from semmae.formats.choose import Chosen, without_heads
 from semmae.formats.files import read_weights
@@ -40,6 +39,7 @@ from semmae.models.weights import (
     set_norm_eps,
     vit_arguments,
 )
+from semmae.names import user_path
 
 _LOG = logging.getLogger("semmae")
 _ENCODERS = "a checkpoint file, a run of semmae, or timm:NAME"

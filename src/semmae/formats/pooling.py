@@ -13,8 +13,8 @@ from semmae.formats import folders as checkpoint
 from semmae.formats.beside import read_beside
 from semmae.formats.table import reading_of_folder
 from semmae.formats.unfinished import is_unfinished
-from semmae.models.head import Pooling
 from semmae.options import VERBS
+from semmae.options.shared import Pooling
 from semmae.run.config import saved_options
 
 # In a name, a word of its own or behind "sem" or "vit": no part of "mael".

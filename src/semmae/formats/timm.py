@@ -11,13 +11,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from semmae.errors import UserError, listed, near, reason
-from semmae.files import Fields, read_json, shown
+from semmae.files import Fields, read_json
 from semmae.formats import dino, folders as checkpoint, mae
 from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
 from semmae.models.classifier import Classifier
 from semmae.models.specs import check_count
 from semmae.models.vit import Encoder
 from semmae.models.weights import not_finite, wrap_vit
+from semmae.names import shown
 from semmae.progress import quiet
 from semmae.shell import python, text
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.files import Fields, shown
+from semmae.files import Fields
 from semmae.formats.files import read_file
 from semmae.models.vit import MODELS, EncoderSpec
+from semmae.names import shown
 from semmae.options import VERBS
 from semmae.run.config import UNFINISHED, saved_options
 from semmae.shell import command

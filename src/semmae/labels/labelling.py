@@ -13,12 +13,13 @@ from semmae.data.attention import stored_side
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.files import Fields, short, user_path
+from semmae.files import Fields
 from semmae.formats.folders import CONFIG, LEARNER, digest, kind, read_extra, read_learner, save_learner
 from semmae.labels.blocks import Job, label_blocks, most_rows
 from semmae.labels.processes import label_in_processes
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
+from semmae.names import short, user_path
 from semmae.objects import described, recordable
 from semmae.options.shared import Precision
 from semmae.progress import Progress

@@ -15,7 +15,8 @@ from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
 from semmae.data.workers import in_threads
 from semmae.errors import UserError
-from semmae.files import is_part, read_json, shown, write_bytes, write_json
+from semmae.files import is_part, read_json, write_bytes, write_json
+from semmae.names import shown
 from semmae.progress import Progress
 from semmae.reporting.pictures import label_colours
 from semmae.run.places import check_place

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from semmae.errors import UserError
-from semmae.files import short
 from semmae.formats.folders import LEARNER, digest, read_learner
 from semmae.formats.open import load_encoder
 from semmae.labels.blocks import Job, label_blocks
+from semmae.names import short
 
 # Encoder, its heads, and the run that holds the learner: what every process loads itself. Weights handed
 # over by the first one would pass through shared memory, of which containers have little.

@@ -15,8 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semmae.models.blocks import AnyBlock, ViT, embed, run_blocks
-from semmae.models.head import Pooling
 from semmae.models.vit import Encoder, Features
+from semmae.options.shared import Pooling
 
 HEAD_STD = 2e-5  # of the head's first weights (MAE)
 _IN_TIMM: dict[Pooling, Literal["avg", "token"]] = {"mean": "avg", "cls": "token"}

@@ -1,14 +1,12 @@
 """One vector an image, and the linear head that classifies it: what a linear probe learns."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from semmae.models.vit import Features
-
-Pooling = Literal["cls", "mean"]
+from semmae.options.shared import Pooling
 
 
 def pool(features: Features, pooling: Pooling) -> Tensor:

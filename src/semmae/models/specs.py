@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from semmae.errors import listed
-from semmae.files import shown
+from semmae.names import shown
 
 # No width, side, depth or number of parts comes near; what is below it is checked against the tensors themselves.
 MOST = 2**20

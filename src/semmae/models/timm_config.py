@@ -10,9 +10,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from semmae.errors import UserError
-from semmae.files import shown
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.models.weights import has_swiglu, vit_arguments
+from semmae.names import shown
 
 # What timm's data pipeline asks of a model of ours: what semmae shows it. Mean, std and size come from the
 # specification.

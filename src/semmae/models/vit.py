@@ -9,14 +9,13 @@ Notable here:
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.files import shown
 from semmae.models.blocks import (
     AnyBlock,
     HeadWeights,
@@ -28,10 +27,9 @@ from semmae.models.blocks import (
     run_block,
     run_blocks,
 )
+from semmae.names import shown
+from semmae.options.shared import Pooling
 from semmae.patches import patchify, resize_positions, sincos_positions
-
-if TYPE_CHECKING:
-    from semmae.models.head import Pooling  # which imports this module
 
 # name: (width, depth, heads)
 MODELS = {

@@ -19,7 +19,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semmae.files import readable, write_bytes
+from semmae.files import write_bytes
+from semmae.names import readable
 
 MOST_CLASSES = 40  # whose labels fit
 SHOWN = 20  # of more than these

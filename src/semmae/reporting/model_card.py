@@ -21,6 +21,7 @@ from semmae.formats.form import Model, encoder_of
 from semmae.formats.table import WRITINGS
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
+from semmae.names import user_path
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import options_of
 from semmae.reporting.page import figure_rows, flat, methods_of, read_facts
@@ -74,7 +75,7 @@ def find_run(spec: object) -> Run | None:
     """The run of ours that a SPEC points to, or into; None where it is none. An object may have been changed since."""
     if not isinstance(spec, str | PathLike):
         return None
-    path = files.user_path(spec)
+    path = user_path(spec)
     folder = path.parent if path.is_file() else path
     if folder.name in (checkpoint.ENCODER, checkpoint.AUTOENCODER, *_TRAINED):
         folder = folder.parent

@@ -16,6 +16,7 @@ import jinja2
 from semmae import files
 from semmae.errors import UserError
 from semmae.evaluation.protocols import OWN, PART_METHODS, PROTOCOLS
+from semmae.names import encoded, shown
 from semmae.reporting import charts
 from semmae.reporting.charts import finite, number
 from semmae.run.config import CONFIG, readable_value, saved_options
@@ -97,7 +98,7 @@ def write_page(run: Path, file: str, facts: Mapping[str, object], **values: Any)
     tiles = [(name, number(value)) for name, value in facts.items() if value]
     template = _environment().get_template(f"{file}.jinja")
     page = template.render(name=run.resolve().name, facts=tiles, frame=charts, again=again(run), **values)
-    files.write_bytes(run / file, files.encoded(page))
+    files.write_bytes(run / file, encoded(page))
     return run / file
 
 
@@ -229,7 +230,7 @@ def read_records(path: Path) -> list[Record]:
         kinds = {**dict.fromkeys(record, _NUMBER), "stage": str, "step": int, "epoch": int}
         _check_types(Path(f"{path}, record {place}"), record, kinds)
         if not re.fullmatch("[a-z]{0,20}", record.get("stage", "")):  # it is the name of a folder too
-            raise UserError(f"{path}, record {place}: stage is {files.shown(record['stage'])}, no stage; restore it")
+            raise UserError(f"{path}, record {place}: stage is {shown(record['stage'])}, no stage; restore it")
     return list(records)
 
 

@@ -25,7 +25,8 @@ from semmae.data.crop import WHOLE, Crop, crop_image
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
-from semmae.files import open_regular, shown, write_bytes
+from semmae.files import open_regular, write_bytes
+from semmae.names import shown
 from semmae.progress import Progress
 
 SoftMaps = Callable[[Tensor], Tensor]  # uint8 (B, 3, s, s) → (B, K, g, g)

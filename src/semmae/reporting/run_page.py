@@ -15,7 +15,7 @@ from typing import Any
 from semmae import files
 from semmae.errors import UserError
 from semmae.evaluation.protocols import UNTRAINED
-from semmae.files import short
+from semmae.names import short
 from semmae.options import VERBS, Verb
 from semmae.reporting import charts
 from semmae.reporting.charts import finite, number

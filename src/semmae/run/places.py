@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from semmae.errors import UserError
-from semmae.files import on_disk, readable, user_path
+from semmae.names import on_disk, readable, user_path
 
 # What an option that names something to read may begin with, where that is no path: `timm:NAME`, `hf:NAME`, a URL.
 _NO_PATH = re.compile(r"^(timm|hf):|^[a-z][a-z0-9+.-]*://", re.I)

@@ -16,5 +16,5 @@ def cluster() -> list[SLURMEnvironment]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that srun exists and is not used is no fault
-        # torchrun may itself be started by srun, and then tells the ranks.
+        # torchrun may itself be started by srun, and then it sets the ranks.
         return [SLURMEnvironment(auto_requeue=False)] if started()[0] == "srun" and SLURMEnvironment.detect() else []

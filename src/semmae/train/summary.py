@@ -8,7 +8,8 @@ from typing import Any
 
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.errors import DiskError, UserError
-from semmae.files import Fields, read_json, short, write_json
+from semmae.files import Fields, read_json, write_json
+from semmae.names import short
 from semmae.run.ranks import is_rank_zero
 
 

@@ -18,10 +18,11 @@ from semmae.data.token_file import TokenFile, finish, paths_beside, read_info
 from semmae.errors import DiskError, UserError
 from semmae.evaluation.embedding import FEATURES, STATE, check_same, columns_of, fill
 from semmae.evaluation.tokens import TOKENS
-from semmae.files import bytes_shown, sweep_beside
+from semmae.files import sweep_beside
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.models.vit import Encoder
+from semmae.names import bytes_shown
 from semmae.objects import described, recordable
 from semmae.options.embed import EmbedOptions
 from semmae.options.values import check_choice

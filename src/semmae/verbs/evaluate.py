@@ -27,8 +27,8 @@ from semmae.evaluation.protocols.parts import Parts, TrueParts
 from semmae.evaluation.protocols.probe import Probe, choice_rows
 from semmae.evaluation.protocols.segment import Segment
 from semmae.evaluation.several import Step, describe_by, measure_by
-from semmae.files import user_path
 from semmae.models.fresh import fresh_like
+from semmae.names import user_path
 from semmae.objects import described
 from semmae.options.evaluate import EvaluateOptions
 from semmae.options.fields import shared

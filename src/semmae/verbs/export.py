@@ -15,7 +15,7 @@ from typing import Any
 
 from semmae.errors import UserError, listed
 from semmae.evaluation.classifier import crop_share
-from semmae.files import Fields, check_replaceable, read_json, user_path, whole_folder, write_json, write_text
+from semmae.files import Fields, check_replaceable, read_json, whole_folder, write_json, write_text
 from semmae.formats import folders as checkpoint
 from semmae.formats.form import Subject, encoder_of
 from semmae.formats.hub import CARD, FILES, check_hub_name, push_to_hub
@@ -24,6 +24,7 @@ from semmae.formats.table import WRITINGS
 from semmae.formats.write import check_form, write_form
 from semmae.models.classifier import Classifier, without_head
 from semmae.models.mae import MaskedAutoencoder
+from semmae.names import user_path
 from semmae.objects import described
 from semmae.options.export import ExportOptions
 from semmae.options.values import check_image_size, check_values
