@@ -17,8 +17,8 @@ from semmae.cli import run
 class Forked:
     """Does some work in a forked process.
 
-    What it writes is kept, not shown, so that an assertion about its end can tell why:
-    `assert child.ended(60) == 0, child.told`.
+    What it writes is kept, not shown, so that an assertion about its end can say why:
+    `assert child.ended(60) == 0, child.output`.
 
     Args:
         work: what to do; what it returns is the exit code, None is 0.
@@ -40,7 +40,7 @@ class Forked:
         os._exit(code or 0)  # none of the test's own leaving
 
     def ended(self, seconds: float) -> int | None:
-        """The exit code, negative that of a signal; one that takes longer is made to tell where it is, and die."""
+        """The exit code, negative that of a signal; one that takes longer is made to say where it is, and die."""
         self.process.join(seconds)
         if self.process.is_alive():
             os.kill(self.process.pid or 0, signal.SIGABRT)
@@ -48,7 +48,7 @@ class Forked:
         return self.process.exitcode
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         """All that it wrote, and where it was when it was made to die."""
         self._file.seek(0)
         return f"exit code {self.process.exitcode}\n" + self._file.read().decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Command lines that are wrong, each told in one line with the remedy; near misses; the help of a verb."""
+"""Command lines that are wrong, each refused in one line with the remedy; near misses; the help of a verb."""
 
 import dataclasses
 import re
@@ -103,9 +103,9 @@ def test_wrong_command_lines_are_one_line_each(
     assert len(WRONG) >= 60
     for line, named in WRONG:
         assert run(shlex.split(line)) == 2, line
-        told = capsys.readouterr()
-        assert told.out == "" and told.err.startswith("semmae: ") and len(told.err) < 250, (line, told)
-        check_refusal(told.err, *named)
+        output = capsys.readouterr()
+        assert output.out == "" and output.err.startswith("semmae: ") and len(output.err) < 250, (line, output)
+        check_refusal(output.err, *named)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,17 +130,17 @@ def test_values_in_every_spelling() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_is_grouped_and_begins_with_the_verbs_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["help", verb]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert run([verb, "--help"]) == 0
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == output
     kind = kind_of(verb)
-    usage = told.splitlines()[0]
+    usage = output.splitlines()[0]
     fields = dataclasses.fields(kind)
     required = [flag(field.name) for field in fields if field.default is dataclasses.MISSING]
     assert usage.startswith(f"usage: semmae {verb} ")
     assert verb == "report" or [name for name in required if f"{name} " not in usage] == []
     # By the class that declares an option last: those declared beside the verb stand above those that all share.
-    lines = re.findall(r"^  (--[\w-]+)", told, re.M)
+    lines = re.findall(r"^  (--[\w-]+)", output, re.M)
     place = {name: lines.index(flag(name)) for name in command_options(kind)}
     owner = {
         name: next(group for group in kind.__mro__ if name in vars(group).get("__annotations__", {})).__module__

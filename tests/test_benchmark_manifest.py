@@ -1,4 +1,4 @@
-"""What docs/data.md tells of the memory of names is what the benchmark wrote, which measures what it says."""
+"""What docs/data.md says of the memory of names is what the benchmark wrote, which measures what it says."""
 
 import importlib.util
 import json
@@ -24,16 +24,16 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_table_is_that_of_the_results() -> None:
-    told = json.loads(FILE.read_text())["results"]
+    found = json.loads(FILE.read_text())["results"]
     rows = re.findall(r"^\| (?:of|sent).*\| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "docs" / "data.md").read_text(), re.M)
     assert len(rows) == 3
     for row, name in zip(rows, ("mib", "worker_mib", "pickle_mib"), strict=True):
         for text, contestant in zip(row, ("ours", "lists"), strict=True):
-            assert text == f"{told[contestant][name]:.{len(text.partition('.')[2])}f}"
+            assert text == f"{found[contestant][name]:.{len(text.partition('.')[2])}f}"
     page = (ROOT / "docs" / "data.md").read_text()
-    seconds = [round(told["ours"][name]) for name in ("seconds", "seconds_digest", "seconds_lookup")]
+    seconds = [round(found["ours"][name]) for name in ("seconds", "seconds_digest", "seconds_lookup")]
     assert "took {} for making these, {} for the digest and {} for finding".format(*seconds) in page
-    assert f"{told['ours']['file_mib']:.0f} MiB" in page
+    assert f"{found['ours']['file_mib']:.0f} MiB" in page
 
 
 def test_both_contestants_hold_the_same(benchmark: ModuleType) -> None:
@@ -45,7 +45,7 @@ def test_both_contestants_hold_the_same(benchmark: ModuleType) -> None:
     ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is told by Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone reports memory")
 def test_a_worker_that_reads_lists_gets_a_copy_of_them_and_of_ours_none(benchmark: ModuleType) -> None:
     ours, lists = (benchmark.alone(name, 200_000)["worker_mib"] for name in ("ours", "lists"))
     assert ours < lists / 4

@@ -1,4 +1,4 @@
-"""benchmarks/: pages tell what results/*.json say, ratios are of one round, and every script runs at its smallest."""
+"""benchmarks/: pages say what results/*.json say, ratios are of one round, and every script runs at its smallest."""
 
 import importlib
 import json
@@ -94,7 +94,7 @@ def test_every_figure_that_is_made_stands_in_a_page_and_every_mark_has_its_end()
     assert len(tables._MARKED.findall(text)) == text.count("<!-- result:")
 
 
-def test_the_files_tell_which_benchmark_they_are_of() -> None:
+def test_the_files_give_which_benchmark_they_are_of() -> None:
     tables = script("tables")
     names = (*tables.BENCHMARKS, "labelling")
     named = {name: json.loads((FOLDER / "results" / f"{name}.json").read_text()) for name in names}
@@ -130,7 +130,7 @@ def test_a_target_is_missed_as_soon_as_its_figure_is_beyond_it(where: tuple[str,
     assert len(missed) == 1 and row in missed[0]
 
 
-def test_what_was_not_run_is_told_and_open() -> None:
+def test_what_was_not_run_is_named_and_open() -> None:
     results = figures_of_all()
     del results["step"]
     rows = script("tables").figures_table(results).splitlines()[2:]
@@ -238,7 +238,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("*.py")) if "def main" in path.read_text()])
-def test_every_script_tells_how_it_is_called(name: str) -> None:
+def test_every_script_gives_how_it_is_called(name: str) -> None:
     done = subprocess.run([sys.executable, FOLDER / f"{name}.py", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/{name}.py" in done.stdout

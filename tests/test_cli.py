@@ -152,7 +152,7 @@ def test_what_the_verbs_refuse(command: str, named: list[str], desk: Path, refus
     ("arguments", "named"),
     [
         ("--epochs 4", ["--epochs 4", "began with 3", "another --out"]),
-        ("--epochs 400", ["--epochs 400", "began with 3"]),  # the default, told all the same
+        ("--epochs 400", ["--epochs 400", "began with 3"]),  # the default, given all the same
         ("--data elsewhere", ["--data elsewhere"]),
     ],
 )
@@ -183,18 +183,18 @@ def test_yaml_takes_numbers_as_people_write_them(tmp_path: Path) -> None:
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--help"], ["-h"]):
         assert run(arguments) == 0
-        told = capsys.readouterr().out
-        assert all(f"\n  {verb} " in told for verb in VERBS)
+        output = capsys.readouterr().out
+        assert all(f"\n  {verb} " in output for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_tells_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_verb_gives_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([verb, "--help"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     kind = kind_of(verb)
-    assert (kind.__doc__ or "").split("(")[0].split(",")[0] in " ".join(told.split())
+    assert (kind.__doc__ or "").split("(")[0].split(",")[0] in " ".join(output.split())
     options = list(command_options(kind))
-    assert [name for name in options if flag(name) not in told and not (verb == "report" and "PATH" in told)] == []
+    assert [name for name in options if flag(name) not in output and not (verb == "report" and "PATH" in output)] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -204,9 +204,9 @@ def test_the_python_call_has_the_same_options(verb: str) -> None:
     assert callable(call)  # also `semmae.report`, beside the module semmae.reporting.run_page
     assert list(inspect.signature(call).parameters) == [field.name for field in dataclasses.fields(kind)]
     assert inspect.signature(call).return_annotation is semmae.calls.RESULTS[verb]
-    told = str(call.__doc__)
-    assert told.startswith(str(kind.__doc__))
-    assert [name for name in inspect.signature(call).parameters if f"\n    {name}: " not in told] == []
+    found = str(call.__doc__)
+    assert found.startswith(str(kind.__doc__))
+    assert [name for name in inspect.signature(call).parameters if f"\n    {name}: " not in found] == []
     assert call.__name__ == verb
 
 
@@ -242,16 +242,16 @@ def test_ctrl_c_leaves_a_run_that_goes_on(creatures: Path, tmp_path: Path) -> No
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
-    told = ""
+    found = ""
     for line in process.stderr:
-        told += line
+        found += line
         if "epoch 1/12" in line:
             process.send_signal(signal.SIGINT)
             break
-    told += process.communicate(timeout=300)[1]
-    assert process.returncode == 130, told
-    assert told.splitlines()[-1].endswith(f"semmae pretrain --out {out} --resume")
-    assert "Traceback" not in told
+    found += process.communicate(timeout=300)[1]
+    assert process.returncode == 130, found
+    assert found.splitlines()[-1].endswith(f"semmae pretrain --out {out} --resume")
+    assert "Traceback" not in found
     assert not (out / "encoder").exists()
     assert run(["pretrain", "--out", str(out), "--resume"]) == 0
     steps = [line["step"] for line in tiny.metrics(out)]

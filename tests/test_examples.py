@@ -37,7 +37,7 @@ def command(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_it_tells_its_own_command_and_is_short(name: str) -> None:
+def test_it_gives_its_own_command_and_is_short(name: str) -> None:
     text = (FOLDER / name).read_text()
     assert f"\n    python examples/{name} --" in text
     assert len(text.splitlines()) <= 90
@@ -103,12 +103,12 @@ def test_knn_is_that_of_the_verb(
     semmae.knn(encoder=whole_run, data=data, out=tmp_path / "knn", pooling="mean", precision="float32", workers=0)
     capsys.readouterr()
     command("evaluate_encoder", monkeypatch, encoder=whole_run, data=data, workers=0)
-    told = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
+    given = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
     figures = json.loads((tmp_path / "knn" / "results.json").read_text())
-    assert told["knn_top1"] == f"{figures['top1']:.1f}" and told["knn_top5"] == f"{figures['top5']:.1f}"
+    assert given["knn_top1"] == f"{figures['top1']:.1f}" and given["knn_top5"] == f"{figures['top5']:.1f}"
 
 
-def test_what_colours_tell_is_read_off_without_a_fault(tmp_path: Path) -> None:
+def test_what_colours_say_is_read_off_without_a_fault(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     for name, colour in (("blue", (20, 40, 200)), ("red", (200, 40, 20))):
         (tmp_path / name).mkdir()

@@ -60,9 +60,9 @@ def test_faults_end_in_one_line(
     error: Exception, code: int, named: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended_by(error, monkeypatch) == code
-    told = capsys.readouterr().err
-    assert told.startswith("semmae: ") and told.count("\n") == 1
-    assert [name for name in named if name not in told] == [], told
+    output = capsys.readouterr().err
+    assert output.startswith("semmae: ") and output.count("\n") == 1
+    assert [name for name in named if name not in output] == [], output
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours"), OSError(errno.ENOENT, "No such", "elsewhere")])
@@ -146,5 +146,5 @@ def test_a_locale_without_letters_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_the_module_is_the_command(tmp_path: Path) -> None:
-    told = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, timeout=120, check=True).stdout
-    assert told == f"semmae {semmae.__version__}\n"
+    output = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert output == f"semmae {semmae.__version__}\n"

@@ -17,12 +17,12 @@ WRITER = Path(__file__).parents[1] / "tools" / "stub.py"
 
 
 def test_importing_it_imports_no_network_library() -> None:
-    told = (
+    found = (
         "import sys, semmae; dir(semmae); semmae.VERBS; semmae.UserError; "
         "print(*sorted({name.split('.')[0] for name in sys.modules} & "
         "{'torch', 'timm', 'numpy', 'pytorch_lightning', 'sklearn', 'argparse', 'yaml'}))"
     )
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
 
@@ -35,7 +35,7 @@ def test_a_building_block_is_its_modules_own(name: str) -> None:
     assert (found.__doc__ or "").strip()
 
 
-def test_dir_and_all_tell_every_name_and_each_can_be_had() -> None:
+def test_dir_and_all_give_every_name_and_each_can_be_had() -> None:
     assert dir(semmae) == sorted(semmae.__all__)
     assert len(set(semmae.__all__)) == len(semmae.__all__)
     assert {*VERBS, *semmae._blocks(), "masking", "__version__"} <= set(semmae.__all__)
@@ -85,9 +85,9 @@ def test_a_wrong_option_is_a_type_error(tmp_path: Path) -> None:
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(file)],
         cwd=tmp_path, env={**os.environ, "MYPYPATH": str(tmp_path / "src")}, capture_output=True, text=True,
     )  # fmt: skip
-    told = dict.fromkeys(CALLS, "")
+    given = dict.fromkeys(CALLS, "")
     for line in done.stdout.splitlines():
         if line.startswith(f"{file}:") and ": error: " in line:
             place, message = line.removeprefix(f"{file}:").split(": error: ")
-            told[list(CALLS)[int(place) - len(head) - 1]] += message
-    assert [call for call, fault in CALLS.items() if fault not in told[call] or bool(fault) != bool(told[call])] == []
+            given[list(CALLS)[int(place) - len(head) - 1]] += message
+    assert [call for call, fault in CALLS.items() if fault not in given[call] or bool(fault) != bool(given[call])] == []

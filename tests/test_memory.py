@@ -15,14 +15,14 @@ FAULTS = """
 import resource, sys
 import torch
 from semmae.memory import keep_freed_memory
-told = keep_freed_memory() if sys.argv[1] == "keep" else None
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 faults = []
 for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.ones(2**21 + 2**16 * number) for number in range(16)]
     del blocks
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(told, sum(faults[1:]))
+print(kept, sum(faults[1:]))
 """
 
 
@@ -42,21 +42,21 @@ before = held()
 if sys.argv[1] == "nested":
     keep_freed_memory()
 with memory_given_back():
-    told = keep_freed_memory()
+    kept = keep_freed_memory()
     inside = work(16, 2**21)
 after = held() - before
-print(told, inside, after, work(8, 2**24))  # these are larger than what glibc would ever keep by itself
+print(kept, inside, after, work(8, 2**24))  # these are larger than what glibc would ever keep by itself
 """
 BLOCKS = 4 * sum(2**21 + 2**16 * number for number in range(16))  # bytes
 LATER = 4 * sum(2**24 + 2**16 * number for number in range(8))
 
-only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked")
 
 
 def run(script: str, argument: str) -> list[int]:
     done = subprocess.run([sys.executable, "-c", script, argument], capture_output=True, text=True, check=True)
-    told, *numbers = done.stdout.split()
-    assert told == ("None" if argument == "leave" else "True")
+    found, *numbers = done.stdout.split()
+    assert found == ("None" if argument == "leave" else "True")
     return list(map(int, numbers))
 
 
@@ -99,12 +99,12 @@ def test_a_verb_called_from_python_leaves_the_process_as_it_was(
 
 
 def test_an_older_glibc_gets_the_most_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
 
     class Old:
         @staticmethod
         def mallopt(what: int, value: int) -> int:
-            told.append((what, value))
+            found.append((what, value))
             return int(what != -3 or value <= 2**25)
 
     monkeypatch.setattr(memory.sys, "platform", "linux")
@@ -112,10 +112,10 @@ def test_an_older_glibc_gets_the_most_that_it_takes(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memory, "_kept", False)
 
     assert memory.keep_freed_memory()
-    assert told == [(-3, 2**31 - 1), (-3, 2**25), (-1, 2**31 - 1)]
+    assert found == [(-3, 2**31 - 1), (-3, 2**25), (-1, 2**31 - 1)]
 
 
-def test_elsewhere_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.sys, "platform", "win32")
 
     assert not memory.keep_freed_memory()

@@ -62,7 +62,7 @@ def test_results_and_the_pages_of_a_run(tmp_path: Path) -> None:
     assert f"da{STRANGE}ta" in write_card(Card("x", "timm", encoder, str(tmp_path), find_run(str(tmp_path)), {}))
 
 
-def test_what_is_told_of_classes(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_what_is_reported_of_classes(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     chosen, truths = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 0, 2, 3])
     write_per_class(tmp_path / "per_class.csv", CLASSES, chosen, truths)
     assert [row[0] for row in files.read_csv(tmp_path / "per_class.csv")[1:]] == CLASSES
@@ -82,9 +82,9 @@ def test_the_page_of_parts(tmp_path: Path) -> None:
     assert os.fsencode(IMAGE) in write_parts_page(tmp_path).read_bytes()
 
 
-def test_part_labels_tell_their_teacher(tmp_path: Path) -> None:
-    told = {"teacher_digest": "t", "manifest_digest": "m", "label_names": ["a"], "extra": {"teacher": DATA}}
-    store = PartStore.create(tmp_path, images=2, grid=2, **told)
+def test_part_labels_name_their_teacher(tmp_path: Path) -> None:
+    given = {"teacher_digest": "t", "manifest_digest": "m", "label_names": ["a"], "extra": {"teacher": DATA}}
+    store = PartStore.create(tmp_path, images=2, grid=2, **given)
     store.write(np.arange(2), np.zeros((2, 2, 2)))
     store.finish()
     assert PartStore.open(tmp_path).extra == {"teacher": DATA}
@@ -100,17 +100,17 @@ def test_files_of_features(suffix: str, tmp_path: Path) -> None:
     names = [IMAGE.replace(STRANGE, "\\xff"), OTHER]
     if suffix == ".parquet":
         table = pq.read_table(out)
-        told = json.loads(table.schema.metadata[b"semmae"])
+        given = json.loads(table.schema.metadata[b"semmae"])
         found = [table[key].to_pylist() for key in ("path", "label")]
     elif suffix == ".npz":
         arrays = np.load(out)
-        told, found = json.loads(str(arrays["semmae"])), [arrays[key].tolist() for key in ("path", "label")]
+        given, found = json.loads(str(arrays["semmae"])), [arrays[key].tolist() for key in ("path", "label")]
     else:
         raw = out.read_bytes()
-        told = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["semmae"])
+        given = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["semmae"])
         rows = list(csv.reader(io.StringIO((tmp_path / "features.paths.csv").read_text(encoding="utf-8"))))
         found = [list(column[1:]) for column in zip(*rows, strict=True)]
-    assert found == [names, READABLE[:2]] and told == {"encoder": DATA}
+    assert found == [names, READABLE[:2]] and given == {"encoder": DATA}
 
 
 def test_an_output_that_is_no_utf_8_is_refused(tmp_path: Path, refuse: tiny.Refuse) -> None:

@@ -55,6 +55,6 @@ def test_its_defaults_are_those_of_the_verb() -> None:
 
 @pytest.mark.slow  # imports everything anew
 def test_it_does_not_even_import_lightning() -> None:
-    told = f"import runpy, sys; runpy.run_path({str(EXAMPLE)!r}); print([m for m in sys.modules if 'lightning' in m])"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    found = f"import runpy, sys; runpy.run_path({str(EXAMPLE)!r}); print([m for m in sys.modules if 'lightning' in m])"
+    done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ from semmae.progress import ESCAPED, Progress, held, logged, quiet, shown_rate, 
 
 
 class Clock:
-    """A clock that stands still until told."""
+    """A clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -124,8 +124,8 @@ def test_a_log_begins_with_what_was_logged_before_it_was_opened(tmp_path: Path) 
         with logged(tmp_path / "b"), logged(tmp_path / "c"):
             log.warning("both")
     log.warning("nobody's")
-    told = {name: [line.split()[-1] for line in (tmp_path / name).read_text().splitlines()] for name in "abc"}
-    assert told == {"a": ["before", "meanwhile"], "b": ["between", "both"], "c": ["both"]}
+    given = {name: [line.split()[-1] for line in (tmp_path / name).read_text().splitlines()] for name in "abc"}
+    assert given == {"a": ["before", "meanwhile"], "b": ["between", "both"], "c": ["both"]}
     assert log.handlers == []
 
 

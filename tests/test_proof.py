@@ -51,13 +51,13 @@ def test_the_tables_of_the_pages_are_the_results(proof: ModuleType) -> None:
         assert proof.with_tables(page, text, results) == text, f"python benchmarks/proof.py --tables  # docs/{page}"
 
 
-def test_every_result_has_the_command_that_the_script_tells(proof: ModuleType) -> None:
+def test_every_result_has_the_command_that_the_script_says(proof: ModuleType) -> None:
     results = proof.read_results()
     assert results.pop("benchmark") == "proof"
     assert {name: entry["command"] for name, entry in results.items()} == proof.COMMANDS
 
 
-def test_pages_tell_the_commands_behind_their_tables(proof: ModuleType) -> None:
+def test_pages_give_the_commands_behind_their_tables(proof: ModuleType) -> None:
     """Where a command stands in a page whose table it made, it has the same options, in whatever order."""
 
     def options(command: str) -> object:
@@ -67,10 +67,10 @@ def test_pages_tell_the_commands_behind_their_tables(proof: ModuleType) -> None:
     for page, tables in proof.TABLES.items():
         text = re.sub(r"\\\n\s*", "", (ROOT / "docs" / page).read_text())
         lines = [line.strip() for line in text.splitlines() if line.strip().startswith("semmae ") and "runs/a" in line]
-        told = [options(line) for line in lines if not re.search(r"[\[…]", line)]
+        found = [options(line) for line in lines if not re.search(r"[\[…]", line)]
         for name in tables:
             if name in proof.COMMANDS:
-                assert options(proof.COMMANDS[name]) in told, f"docs/{page} does not tell: {proof.COMMANDS[name]}"
+                assert options(proof.COMMANDS[name]) in found, f"docs/{page} does not give: {proof.COMMANDS[name]}"
 
 
 def test_a_run_is_taken_over_as_it_lies_but_only_if_the_command_made_it(
@@ -110,12 +110,12 @@ def test_heads_that_share_their_tokens_are_those_of_the_verb(creatures: Path, tm
     assert all(
         torch.equal(a, b) for a, b in zip(own.segmenter.head.parameters(), theirs.head.parameters(), strict=True)
     )
-    told = json.loads((tmp_path / "run" / "results.json").read_text())
+    given = json.loads((tmp_path / "run" / "results.json").read_text())
     found = rates.measure(own, data.val, data.names)
-    assert (found["miou"], found["pixel_accuracy"]) == (told["miou"], told["pixel_accuracy"])
+    assert (found["miou"], found["pixel_accuracy"]) == (given["miou"], given["pixel_accuracy"])
 
 
-def test_the_rate_of_a_linear_head_is_the_best_that_was_found_and_the_page_tells_them_all() -> None:
+def test_the_rate_of_a_linear_head_is_the_best_that_was_found_and_the_page_gives_them_all() -> None:
     results = json.loads((ROOT / "benchmarks" / "results" / "linear_rates.json").read_text())["results"]
     lines = []
     for steps in (300, 1000):

@@ -24,8 +24,8 @@ WORDS = [
 def test_bash_reads_every_word_as_it_was() -> None:
     line = "printf '%s\\0' " + " ".join(map(quoted, WORDS))
     assert len(line.splitlines()) == 1 and "\x1b" not in line
-    told = subprocess.run([b"bash", b"-c", os.fsencode(line)], capture_output=True, check=True, timeout=60).stdout
-    assert told.split(b"\0")[:-1] == [word.encode("utf-8", "surrogateescape") for word in WORDS]
+    output = subprocess.run([b"bash", b"-c", os.fsencode(line)], capture_output=True, check=True, timeout=60).stdout
+    assert output.split(b"\0")[:-1] == [word.encode("utf-8", "surrogateescape") for word in WORDS]
 
 
 def test_letters_stay_letters() -> None:
@@ -33,5 +33,5 @@ def test_letters_stay_letters() -> None:
 
 
 def test_options_that_are_not_given_are_left_out() -> None:
-    told = command("knn", data="a b", num_heads=None, eval_only=True, resume=False, k=20)
-    assert told == "semmae knn --data 'a b' --eval-only --k 20"
+    found = command("knn", data="a b", num_heads=None, eval_only=True, resume=False, k=20)
+    assert found == "semmae knn --data 'a b' --eval-only --k 20"

@@ -84,6 +84,6 @@ def test_what_is_wrong_with_a_command_line(line: str, named: str, tmp_path: Path
         Image.new("RGB", (32, 32)).save(tmp_path / folder / "1.png")
     done = semmae(*line.split(), folder=tmp_path)
     assert done.returncode == 2
-    (told,) = done.stderr.splitlines()
-    assert named in told
+    (found,) = done.stderr.splitlines()
+    assert named in found
     assert not (tmp_path / "new").exists()

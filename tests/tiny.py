@@ -45,7 +45,7 @@ def results(run: Path) -> dict[str, Any]:
 
 
 def losses(run: Path) -> list[float]:
-    """The loss of every step, of a run made inside `every_step`; each step is told once and in order."""
+    """The loss of every step, of a run made inside `every_step`; each step is reported once and in order."""
     lines = metrics(run)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
@@ -160,7 +160,7 @@ def refusal(
     return error
 
 
-def retell_store(parts: Path, **facts: Any) -> None:
+def rewrite_store(parts: Path, **facts: Any) -> None:
     """Other facts in the parts.json of a store."""
     meta = json.loads((parts / "parts.json").read_text()) | facts
     (parts / "parts.json").write_text(json.dumps(meta))

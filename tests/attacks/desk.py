@@ -100,7 +100,7 @@ def command(words: str | list[str]) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def told(err: str) -> str:
+def error_line(err: str) -> str:
     """The one line of an error; AssertionError where there are more, or none."""
     lines = [line for line in err.splitlines() if line.startswith("semmae: ")]
     assert "Traceback" not in err, err
@@ -112,7 +112,7 @@ def refused(desk: Desk, words: str | list[str], *named: str) -> None:
     before, began = desk.listing(), time.monotonic()
     code, _, err = command(words)
     assert code == 2, f"exit code {code}, {err}"
-    check_refusal(told(err), *named)
+    check_refusal(error_line(err), *named)
     assert time.monotonic() - began < SECONDS, f"after {time.monotonic() - began:.0f} s"
     after = desk.listing()
     assert after == before, sorted(set(after.items()) ^ set(before.items()))[:4]

@@ -16,7 +16,7 @@ import torch
 from formats import test_files as hostile, test_forms as forms
 from verbs import test_damaged_resume
 
-from attacks.desk import SECONDS, TRAIN, Desk, attack, child_of, command, patched, picture, refused, told, works
+from attacks.desk import SECONDS, TRAIN, Desk, attack, child_of, command, error_line, patched, picture, refused, works
 
 
 @attack("C1", "names that are not UTF-8, through knn, probe and embed, and again")
@@ -68,7 +68,7 @@ def damaged_checkpoint(damage: str, desk: Desk) -> None:
         out = Path(shutil.copytree(Resumed.of(desk), Path(folder) / "run"))
         test_damaged_resume.DAMAGE[damage](out / test_damaged_resume.LAST)
         code, _, err = command(["pretrain", "--out", str(out), "--resume"])
-        assert code == 2 and "last.ckpt" in told(err), err
+        assert code == 2 and "last.ckpt" in error_line(err), err
         assert not (out / "encoder").exists()
 
 
@@ -164,7 +164,7 @@ def edited(name: str, content: bytes, desk: Desk) -> None:
         code, _, err = command("report knn")
         assert code in (0, 2), err
         if code:
-            assert name in told(err), err
+            assert name in error_line(err), err
 
 
 for name in ("results.json", "config.yaml", "skipped.csv", "summary.json", "metrics.jsonl"):
@@ -197,8 +197,8 @@ def _(desk: Desk) -> None:
 
         words = "embed --encoder run --data photos --out x.npz --workers 0"
         child = child_of(words, stopped)
-        assert child.ended(60) == 143, child.told
-        assert "semmae embed --out x.npz --resume" in told(child.told)
+        assert child.ended(60) == 143, child.output
+        assert "semmae embed --out x.npz --resume" in error_line(child.output)
         works("embed --out x.npz --resume")
 
 
@@ -211,7 +211,7 @@ def _(desk: Desk) -> int:
                 os.close(stream)
 
             child = child_of(f"knn --encoder run --data photos --out knn{stream} --workers 0", close)
-            assert child.ended(60) == 0, child.told
+            assert child.ended(60) == 0, child.output
             assert Path(f"knn{stream}/results.json").exists() and not Path(f"knn{stream}/.unfinished").exists()
     return 2
 
@@ -236,8 +236,8 @@ def _(desk: Desk) -> int:
 
         words = "parts --teacher own --data photos --out parts2 --workers 0 --epochs 1 --batch-size 8"
         child = child_of(words, stopped)
-        assert child.ended(100) == 143, child.told
-        assert "semmae parts --out parts2 --resume" in told(child.told)
+        assert child.ended(100) == 143, child.output
+        assert "semmae parts --out parts2 --resume" in error_line(child.output)
 
         def stuck() -> None:
             from semmae.evaluation import embedding
@@ -253,6 +253,6 @@ def _(desk: Desk) -> int:
 
         began = time.monotonic()
         child = child_of("embed --encoder run --data photos --out x.npz --workers 0", stuck)
-        assert child.ended(50) == 130, child.told
+        assert child.ended(50) == 130, child.output
         assert time.monotonic() - began < 50
     return 2

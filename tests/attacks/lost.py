@@ -15,7 +15,7 @@ from data import test_damaged
 from forked import Forked
 from run import test_places
 
-from attacks.desk import TRAIN, Desk, attack, child_of, patched, refused, told, works
+from attacks.desk import TRAIN, Desk, attack, child_of, error_line, patched, refused, works
 from semmae.data.decode import decode
 from semmae.files import PART
 
@@ -36,7 +36,7 @@ def _(desk: Desk) -> int:
                 decode(bytes(raw))
 
     child = Forked(lambda: all_of_them())
-    assert child.ended(100) == 0, child.told
+    assert child.ended(100) == 0, child.output
     return DAMAGED
 
 
@@ -81,7 +81,7 @@ def _(desk: Desk) -> None:
         children = [child_of("knn --encoder run --data photos --out knn --workers 0", slowly) for _ in range(2)]
         start.set()
         codes = sorted(child.ended(60) or 0 for child in children)
-        assert codes == [0, 2], [child.told for child in children]
+        assert codes == [0, 2], [child.output for child in children]
 
 
 @attack("A4", "files of the user's in a run that goes on")
@@ -95,7 +95,7 @@ def _(desk: Desk) -> None:
 
         words = "knn --encoder run --data photos --out knn --workers 0"
         child = child_of(words, killed)
-        assert child.ended(60) == -signal.SIGKILL, child.told
+        assert child.ended(60) == -signal.SIGKILL, child.output
         mine = [Path("knn") / name for name in ("notes.tmp", ".x.tmp", ".encoder-x", "parts.npy.tmp")]
         ours = Path("knn") / f".results.json.1{PART}"
         for path in (*mine, ours):
@@ -108,8 +108,8 @@ def full_disk(words: str, most: int, desk: Desk) -> None:
     """As on a disk that fills up: no file grows beyond so many bytes."""
     with desk.copy():
         child = child_of(words, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
-        assert child.ended(100) == 1, child.told
-        told(child.told)
+        assert child.ended(100) == 1, child.output
+        error_line(child.output)
         assert not list(Path().rglob(f"*{PART}"))
         for last in Path().rglob("last.ckpt"):
             torch.load(last, weights_only=True)

@@ -55,7 +55,7 @@ def test_jitter_is_a_function_of_its_generator() -> None:
     assert {(view.shape, view.dtype) for view in views} == {(image.shape, torch.uint8)}
 
 
-def test_hue_turns_as_far_as_told() -> None:
+def test_hue_turns_as_far_as_given() -> None:
     red = torch.tensor([150, 60, 60], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16)
     for most, low, high in ((0.0, 0.0, 0.02), (0.1, 0.05, 0.12), (0.5, 0.3, 0.5)):
         seen = [jitter(red, np.random.default_rng(seed), most).float().mean((1, 2)).tolist() for seed in range(60)]
@@ -63,7 +63,7 @@ def test_hue_turns_as_far_as_told() -> None:
         assert low <= max(turned) <= high
 
 
-def test_views_are_blurred_as_often_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_blurred_as_often_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of DINO's: the first view always, the second one in ten times, small ones every other."""
     blurred: list[int] = []
     monkeypatch.setattr("semmae.data.colour.F.gaussian_blur", lambda image, *_: blurred.append(1) or image)

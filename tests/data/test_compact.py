@@ -61,7 +61,7 @@ def test_what_a_process_is_sent_grows_by_bytes_not_by_objects() -> None:
     listed = [f"train/n{number % 10:08}/n{number % 10:08}_{number}.JPEG" for number in range(10_000)]
     names, labels = Names(listed), Labels(name[6:15] for name in listed)
 
-    # Eight bytes tell where a name begins, four which class it is.
+    # Eight bytes say where a name begins, four which class it is.
     assert len(pickle.dumps(names)) < sum(map(len, listed)) + 8 * len(listed) + 1000
     assert len(pickle.dumps(labels)) < 4 * len(listed) + 1000
 

@@ -107,7 +107,7 @@ def test_parts_and_background_differ_in_colour(drawn: tuple[np.ndarray, np.ndarr
     assert np.median(apart) > 30
 
 
-def test_colour_and_position_do_not_tell_the_class(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_colour_and_position_do_not_give_the_class(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     pictures, masks, classes = drawn
     chance = 1 / len(CREATURES)
     assert nearest_centroid_accuracy(pictures.mean((1, 2)), classes) < chance + 0.1

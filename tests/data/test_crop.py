@@ -152,7 +152,7 @@ def _seen(image: torch.Tensor, crop: Crop, where: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
 def test_matching_places_show_the_same_pixels(flips: tuple[bool, bool]) -> None:
-    """A ramp over the image tells every place: both crops must read the same value there, and it is the right one."""
+    """A ramp over the image marks every place: both crops must read the same value there, and it is the right one."""
     rows, columns = torch.meshgrid(torch.arange(100.0), torch.arange(100.0), indexing="ij")
     crops = (Crop(0.1, 0.3, 0.5, 0.6, flips[0]), Crop(0.2, 0.0, 0.8, 0.7, flips[1]))
     first, second = (torch.tensor([crop.numbers]) for crop in crops)

@@ -166,7 +166,7 @@ def crashes(work: Callable[[int], None], count: int) -> list[tuple[int, str]]:
         child.ended(120)
         begin = int.from_bytes(at[:], "little") + 1
         if begin <= count:
-            found.append((begin - 1, child.told))
+            found.append((begin - 1, child.output))
     return found
 
 

@@ -87,7 +87,7 @@ def xmp(orientation: int) -> bytes:
 
 
 def with_xmp(image: Image.Image, kind: str, orientation: int, **options: object) -> bytes:
-    """A file whose XMP tells an orientation."""
+    """A file whose XMP gives an orientation."""
     if kind == "PNG":
         info = PngInfo()
         info.add_itxt("XML:com.adobe.xmp", xmp(orientation).decode())
@@ -321,13 +321,13 @@ def test_large_jpegs_come_no_smaller_than_needed(mode: str, least: int, divisor:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("told", ["exif", "xmp", "both"])
-def test_photos_stand_as_upright_at_every_size(orientation: int, told: str) -> None:
-    options = {"quality": 95} | ({} if told == "xmp" else {"exif": exif(orientation)})
-    other = orientation if told == "xmp" else 9 - orientation
-    raw = encode(photo(), "JPEG", **options) if told == "exif" else with_xmp(photo(), "JPEG", other, **options)
+@pytest.mark.parametrize("given_in", ["exif", "xmp", "both"])
+def test_photos_stand_as_upright_at_every_size(orientation: int, given_in: str) -> None:
+    options = {"quality": 95} | ({} if given_in == "xmp" else {"exif": exif(orientation)})
+    other = orientation if given_in == "xmp" else 9 - orientation
+    raw = encode(photo(), "JPEG", **options) if given_in == "exif" else with_xmp(photo(), "JPEG", other, **options)
     whole, size = decode(raw), upright_size(raw)
-    assert tuple(whole.shape[1:]) == size == ((640, 960) if told == "xmp" or orientation < 5 else (960, 640))
+    assert tuple(whole.shape[1:]) == size == ((640, 960) if given_in == "xmp" or orientation < 5 else (960, 640))
     for least, divisor in ((80, 8), (320, 2), (640, 1)):
         reduced = decode(raw, least)
         assert reduced.shape == (3, size[0] // divisor, size[1] // divisor)
@@ -385,7 +385,7 @@ def test_without_torchvisions_decoders_pillow_reads_everything(
     ]
 
 
-def test_where_torchvision_decodes_nothing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_torchvision_decodes_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     loaded_anew().tell_slow_decoder()
     assert caplog.messages == []
 
@@ -395,12 +395,12 @@ def test_what_libraries_warn_of_is_not_shown_to_users() -> None:
     always = torch.is_warn_always_enabled()
     torch.set_warn_always(True)  # else only the first of a process, which was another test's
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as raised:
             warnings.resetwarnings()
             module.decode(PLAIN["jpeg"]())
-            assert any("not writable" in str(warning.message) for warning in told)  # there is something to hide
-            told.clear()
+            assert any("not writable" in str(warning.message) for warning in raised)  # there is something to hide
+            raised.clear()
             loaded_anew().decode(PLAIN["jpeg"]())
     finally:
         torch.set_warn_always(always)
-    assert [str(warning.message) for warning in told] == []
+    assert [str(warning.message) for warning in raised] == []

@@ -128,8 +128,8 @@ def test_a_batch_holds_the_items(images: ImageSet) -> None:
 
 def test_views_have_chances_of_their_own_and_local_crops_the_plain_ones(images: ImageSet) -> None:
     local = LocalCrops(count=2, size=8, scale=(0.05, 0.25))
-    told: dict[str, Any] = {"views": 2, "scale": (0.25, 1.0), "seed": 5, "colour": True, "local": local}
-    item = CropDataset(images, 16, chances=GLOBAL_CHANCES, **told)[(2, 7)]
+    given: dict[str, Any] = {"views": 2, "scale": (0.25, 1.0), "seed": 5, "colour": True, "local": local}
+    item = CropDataset(images, 16, chances=GLOBAL_CHANCES, **given)[(2, 7)]
     rng, image = np.random.default_rng((5, 2, 7)), images.read(7)
     for name, count, size, scale, each in (
         ("images", 2, 16, (0.25, 1.0), GLOBAL_CHANCES),
@@ -139,7 +139,7 @@ def test_views_have_chances_of_their_own_and_local_crops_the_plain_ones(images: 
         views = [jitter(crop_image(image, crop, size), rng, chances=own) for crop, own in zip(crops, each, strict=True)]
         assert torch.equal(item[name], torch.stack(views))
     with pytest.raises(ValueError, match="2 views, but 1 chances"):
-        CropDataset(images, 16, chances=GLOBAL_CHANCES[:1], **told)
+        CropDataset(images, 16, chances=GLOBAL_CHANCES[:1], **given)
 
 
 def test_large_photos_are_decoded_no_smaller_than_their_smallest_crop(tmp_path: Path) -> None:
@@ -277,5 +277,5 @@ print(sum(int(batch["row"].sum()) for batch in loader))
 
 def test_a_process_ends_whose_loader_is_still_there() -> None:
     """Its workers outlive an epoch, and leave signals to their parent: it has to end them."""
-    told = subprocess.run([sys.executable, "-c", _GLOBAL_LOADER], capture_output=True, text=True, timeout=120)
-    assert (told.returncode, told.stdout) == (0, "6\n"), told.stderr
+    output = subprocess.run([sys.executable, "-c", _GLOBAL_LOADER], capture_output=True, text=True, timeout=120)
+    assert (output.returncode, output.stdout) == (0, "6\n"), output.stderr

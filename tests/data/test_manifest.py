@@ -60,7 +60,7 @@ def test_a_few_broken_files_are_skipped_and_listed(
     assert pickle.loads(pickle.dumps(images)).digest == images.digest
 
 
-def test_above_five_percent_the_user_is_told(tmp_path: Path, write_images: Write) -> None:
+def test_above_five_percent_the_user_is_warned(tmp_path: Path, write_images: Write) -> None:
     root = write_images(tmp_path / "photos", *MANY)
     for name in ("c0/00.jpg", "c0/02.jpg", "c0/04.jpg", "c0/06.jpg"):
         (root / name).write_bytes(b"")
@@ -133,13 +133,13 @@ def test_names_that_are_no_utf8_are_names(odd: Path, tmp_path: Path) -> None:
 def test_the_locale_changes_nothing(odd: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", _C_LOCALE, os.fsencode(odd), tmp_path / "theirs.csv"]
-    told = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert told.returncode == 0, told.stderr.decode(errors="replace")
+    output = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert output.returncode == 0, output.stderr.decode(errors="replace")
     source = open_source(odd)
     write_csv(tmp_path / "ours.csv", zip(source.names, source.labels or (), strict=True))
     assert (tmp_path / "theirs.csv").read_bytes() == (tmp_path / "ours.csv").read_bytes()
     found = stamps(source.names, source.sizes, source.modified).tolist()
-    assert told.stdout.decode().strip() == f"{cache_file(Path(), source.key)} {found}"
+    assert output.stdout.decode().strip() == f"{cache_file(Path(), source.key)} {found}"
 
 
 def test_what_is_no_file_is_a_row_of_skipped(tmp_path: Path, write_images: Write) -> None:

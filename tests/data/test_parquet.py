@@ -58,7 +58,7 @@ def test_rows_without_label_or_image(tmp_path: Path, write_table: Write, jpeg: J
     assert source.read(1) == b"" and source.sizes[1] == 0
 
 
-def test_faults_are_told(tmp_path: Path) -> None:
+def test_faults_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"images": [b"x"], "id": [1]}), tmp_path / "a.parquet")
     with refused('"image"', '"images"'):
         open_source(tmp_path / "a.parquet")

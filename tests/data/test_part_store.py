@@ -330,7 +330,7 @@ def test_a_store_made_without_attention_gets_it_and_keeps_its_labels(tmp_path: P
 
 
 def test_a_store_killed_as_it_was_made_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files come one after the other; `parts.json`, the last, tells that there is a store."""
+    """The files come one after the other; `parts.json`, the last, says that there is a store."""
     for survived in range(3):
         renamed = []
 

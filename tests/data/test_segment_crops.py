@@ -125,16 +125,16 @@ def test_whole_images_keep_their_labels(creatures: Path) -> None:
 
 def test_rounds_are_one_stream_of_shuffled_passes() -> None:
     sampler = StepSampler(7, seed=3, steps=2, batch_size=5)
-    told = []
+    each = []
     for epoch in range(7):
         sampler.set_epoch(epoch)
         assert len(list(sampler)) == len(sampler) == 10
-        told += list(sampler)
-    assert len(told) == 70
+        each += list(sampler)
+    assert len(each) == 70
     for number in range(10):  # ten passes of seven rows, each whole, in its own order
-        assert [epoch for epoch, _ in told[7 * number : 7 * number + 7]] == [number] * 7
-        assert sorted(row for _, row in told[7 * number : 7 * number + 7]) == list(range(7))
-    assert len({tuple(row for _, row in told[7 * number : 7 * number + 7]) for number in range(10)}) > 5
+        assert [epoch for epoch, _ in each[7 * number : 7 * number + 7]] == [number] * 7
+        assert sorted(row for _, row in each[7 * number : 7 * number + 7]) == list(range(7))
+    assert len({tuple(row for _, row in each[7 * number : 7 * number + 7]) for number in range(10)}) > 5
 
 
 def test_ranks_share_the_stream() -> None:

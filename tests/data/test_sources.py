@@ -54,7 +54,7 @@ def test_images_directly_in_the_splits(tmp_path: Path, write_images: WriteImages
     assert open_source(tmp_path, "val").names == ["val/3.jpg"] and has_split(tmp_path)
 
 
-def test_a_missing_split_is_told(tmp_path: Path, write_images: WriteImages) -> None:
+def test_a_missing_split_is_named(tmp_path: Path, write_images: WriteImages) -> None:
     write_images(tmp_path, "shirt/1.jpg", "test/2.jpg")
     assert not has_split(tmp_path) and open_source(tmp_path).labels == ["shirt", "test"]
     with refused("'train'", "shirt, test"):

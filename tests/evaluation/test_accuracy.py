@@ -85,12 +85,12 @@ def test_scores_that_are_not_finite_are_no_result() -> None:
         class_report(scores, targets)
 
 
-def test_ranks_alone_tell_the_same() -> None:
+def test_ranks_alone_give_the_same() -> None:
     scores, targets = guesses()
     assert rank_report(class_ranks(scores, targets), targets, CLASSES) == class_report(scores, targets)
 
 
-def test_the_mean_of_classes_lies_in_its_interval_as_often_as_told() -> None:
+def test_the_mean_of_classes_lies_in_its_interval_as_often_as_given() -> None:
     """Draws of 8 classes, from 3 to 60 images each, of known recalls: 95 % of the intervals hold their mean."""
     generator = torch.Generator().manual_seed(0)
     recalls, counts = torch.linspace(0.1, 0.95, 8).double(), torch.tensor([3, 5, 8, 13, 20, 30, 45, 60])
@@ -104,4 +104,4 @@ def test_the_mean_of_classes_lies_in_its_interval_as_often_as_told() -> None:
         held += low <= 100 * float(recalls.mean()) <= high
     assert held / 400 > 0.94
     low, high = mean_interval(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0]))
-    assert low < 60 and high == 100  # two images that were told right make nothing certain
+    assert low < 60 and high == 100  # two images that were classified rightly make nothing certain

@@ -41,7 +41,7 @@ def test_points_by_hand(tmp_path: Path) -> None:
     assert keypoints.rows.tolist() == [0, 0, 1, 1]
     assert keypoints.places.tolist() == [[0.995, 0.1], [0.1, 0.9], [0, 0], [1, 1]]
     quarters = np.array([[0, 1], [2, 3]], np.uint8)
-    # Two parts of two points, four labels of one: labels tell the part (log 2) and as much besides.
+    # Two parts of two points, four labels of one: labels give the part (log 2) and as much besides.
     # No two points share a label: as many agreeing pairs as by chance.
     assert keypoint_quality(quarters, keypoints) == pytest.approx(
         {"keypoint_nmi": 100 * 2 * math.log(2) / (math.log(2) + math.log(4)), "keypoint_ari": 0}

@@ -121,7 +121,7 @@ def test_the_seed_decides_everything() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_a_head_pools_as_it_was_told() -> None:
+def test_a_head_pools_as_it_is_given() -> None:
     tokens = Features(torch.randn(4, WIDTH), torch.randn(4, 9, WIDTH))
     for pooling, pooled in (("cls", tokens.cls), ("mean", tokens.patches.mean(1))):
         head = LinearHead(HeadSpec(WIDTH, tuple("abcde"), pooling)).eval()

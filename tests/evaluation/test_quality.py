@@ -46,7 +46,7 @@ def test_halves_by_hand() -> None:
     halves = np.zeros((2, 2), np.uint8)
     halves[:, 1] = 1
     result = quality(halves, [mask])
-    # Over all pixels the label tells background from parts, log 2, of the parts' entropy 1.5 log 2.
+    # Over all pixels the label divides background and parts, log 2, of the parts' entropy 1.5 log 2.
     n = SAMPLE**2
     q, h, every = (math.comb(m, 2) for m in (n // 4, n // 2, n))
     chance = (h + 2 * q) * 2 * h / every

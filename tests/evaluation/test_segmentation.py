@@ -86,7 +86,7 @@ def test_classes_at_another_size_as_by_interpolation(
 
 
 class Painter(nn.Module):
-    """Tells the class that the first channel's colour means."""
+    """Predicts the class that the first channel's colour means."""
 
     def forward(self, windows: Tensor) -> Tensor:
         centres = normalise(torch.arange(K).view(K, 1, 1, 1).mul(60).byte().expand(K, 3, 1, 1), (0, 0, 0), (1, 1, 1))
@@ -96,7 +96,7 @@ class Painter(nn.Module):
 def test_evaluation_counts_every_pixel_once() -> None:
     """A network that reads the class off the colour: what it gets wrong is what was painted wrong."""
     generator = torch.Generator().manual_seed(0)
-    batches, truths, told = [], [], []
+    batches, truths, found = [], [], []
     for row in range(3):
         labels = torch.randint(0, K, (1, 11 + row, 17), generator=generator).byte()
         colours = labels.clone()
@@ -105,17 +105,17 @@ def test_evaluation_counts_every_pixel_once() -> None:
         image = (60 * colours).unsqueeze(1).expand(-1, 3, -1, -1)
         batches.append({"image": image, "labels": labels, "row": torch.tensor([row])})
         truths.append(labels.flatten())
-        told.append(colours.flatten())
+        found.append(colours.flatten())
     counts, kept = evaluate(
         Painter(), batches, classes=K, size=8, stride=5, mean=(0, 0, 0), std=(1, 1, 1), keep=[1], total=3
     )
-    expected = [counts_of(truth.long(), guess.long()) for truth, guess in zip(truths, told, strict=True)]
+    expected = [counts_of(truth.long(), guess.long()) for truth, guess in zip(truths, found, strict=True)]
     assert torch.equal(counts, torch.stack(expected))
-    assert list(kept) == [1] and torch.equal(kept[1].flatten(), told[1])
+    assert list(kept) == [1] and torch.equal(kept[1].flatten(), found[1])
 
 
 def table_of(truth: Tensor, guess: Tensor) -> Tensor:
-    """True classes down, told ones across, int64 (K, K)."""
+    """True classes down, predicted ones across, int64 (K, K)."""
     known = truth != 255
     return torch.bincount(truth[known] * K + guess[known], minlength=K * K).view(K, K)
 
@@ -140,7 +140,7 @@ def test_figures_agree_with_torchmetrics() -> None:
 
 
 def test_a_class_that_is_nowhere_does_not_count() -> None:
-    """c is told but not there: IoU 0; d is neither: none."""
+    """c is predicted but not there: IoU 0; d is neither: none."""
     table = torch.tensor([[3, 1, 0, 0], [0, 4, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     counts = torch.stack([table.diagonal(), table.sum(1), table.sum(0)])[None]
     found = figures(counts, ["a", "b", "c", "d"])
@@ -154,7 +154,7 @@ def test_a_class_that_is_nowhere_does_not_count() -> None:
 
 
 def images_of(number: int, generator: torch.Generator) -> Tensor:
-    """Counts of images of 100 pixels, each of its own difficulty: shares told right are spread as by Beta(8, 2)."""
+    """Counts of images of 100 pixels, each of its own difficulty: shares that are right are spread as by Beta(8, 2)."""
     truth = torch.randint(0, K, (number, 100), generator=generator)
     share = 1 - torch.rand(number, 10, generator=generator).kthvalue(2, dim=1).values[:, None]  # an order statistic
     wrong = torch.rand(number, 100, generator=generator) > share

@@ -197,10 +197,10 @@ def test_what_no_checkpoint_can_be_is_refused_at_once(name: str, tmp_path: Path)
     path = tmp_path / f"some{suffix}"
     write(path)
 
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         load_encoder(path, num_heads=1)
 
-    message = str(told.value)
+    message = str(raised.value)
     assert message.startswith(str(path)) and ";" in message
     assert "\n" not in message and len(message) < 500
 
@@ -218,9 +218,9 @@ def test_whole_numbers_are_no_weights(dtype: torch.dtype, suffix: str, tmp_path:
     path = tmp_path / f"some{suffix}"
     state = {name: tensor.to(dtype) for name, tensor in a_state().items()}
     (torch.save if suffix == ".pth" else save_file)(state, path)
-    with refused(path, f"cls_token {str(dtype)[6:]} for float32") as told:
+    with refused(path, f"cls_token {str(dtype)[6:]} for float32") as raised:
         load_encoder(path)
-    assert str(told.value).startswith(str(path))
+    assert str(raised.value).startswith(str(path))
 
 
 def test_weights_in_double_precision_are_judged_as_they_are_used(tmp_path: Path) -> None:

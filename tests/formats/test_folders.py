@@ -21,7 +21,7 @@ from semmae.models.weights import encoder_from_weights, wrap_vit
 
 TINY = EncoderSpec(32, 8, 48, 2, 3, mlp_ratio=2.5, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 
-# Every option that vit_arguments reads off the weights, and two that only the name of the model tells.
+# Every option that vit_arguments reads off the weights, and two that only the name of the model gives.
 FROM_TIMM = {
     "vit_small_patch14_reg4_dinov2": {"patch_size": 8},  # registers, layer scale, no position for the class
     "vit_base_patch16_clip_quickgelu_224": {},  # pre-norm, no patch bias, another activation
@@ -245,7 +245,7 @@ def test_a_file_is_never_replaced_by_a_folder(encoder: Encoder, tmp_path: Path) 
         checkpoint.save_encoder(encoder, tmp_path / "encoder")
 
 
-def test_damaged_folders_are_told_in_one_line(encoder: Encoder, tmp_path: Path) -> None:
+def test_damaged_folders_are_named_in_one_line(encoder: Encoder, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     with refused(folder, "no encoder"):
         checkpoint.read_encoder(folder)

@@ -272,8 +272,8 @@ def test_the_network_that_a_project_evaluates_is_read(
     assert torch.equal(encoder(images).patches, tokens[:, 1:])
     assert encoder.pooling == ("mean" if form in WITH_DECODER else "cls")
     taken, left = FORMS[form]
-    told = next(message for message in caplog.messages if "taken from" in message)
-    assert told.endswith(f"taken from {taken}" + (f", not from {left}" if left else ""))
+    found = next(message for message in caplog.messages if "taken from" in message)
+    assert found.endswith(f"taken from {taken}" + (f", not from {left}" if left else ""))
     assert all(len(message) < 400 for message in caplog.messages)  # never the list of all tensors
 
 
@@ -342,7 +342,7 @@ def test_a_masked_autoencoder_is_read_out_of_its_wrappers(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("where", ["args", "options", "config.json", "patches"])
-def test_a_grid_that_is_no_square_is_refused_where_anything_tells(where: str, tmp_path: Path) -> None:
+def test_a_grid_that_is_no_square_is_refused_where_anything_says(where: str, tmp_path: Path) -> None:
     """64 × 16 pixels in patches of 8 are 16 positions, as many as 4 × 4."""
     state = VisionTransformer(
         img_size=(64, 16), patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=0
@@ -353,8 +353,8 @@ def test_a_grid_that_is_no_square_is_refused_where_anything_tells(where: str, tm
     elif where == "options":
         content["args"] = argparse.Namespace(img_size=(64, 16))
     else:
-        told = '{"image_size": [64, 16]}' if where == "config.json" else '{"patch_size": [8, 16]}'
-        (tmp_path / "config.json").write_text(told)
+        found = '{"image_size": [64, 16]}' if where == "config.json" else '{"patch_size": [8, 16]}'
+        (tmp_path / "config.json").write_text(found)
     torch.save(content, tmp_path / "some.pth")
 
     with refused("not square"):

@@ -68,7 +68,7 @@ def test_an_autoencoder_of_transformers_predicts_the_same_here(
     assert ours.norm_pix_loss is theirs.config.norm_pix_loss
     assert find_decoder(path, num_heads=1) == ours.decoder == DecoderSpec(32, 1, 4)
     assert checkpoint.digest(load_encoder(path)) == checkpoint.digest(ours.encoder)
-    assert "norm_pix_loss" not in caplog.text  # it is told
+    assert "norm_pix_loss" not in caplog.text  # it is given
 
 
 def test_what_is_no_such_autoencoder_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_heads_of_standard_widths_are_known(tmp_path: Path, suffix: str) -> None
     assert torch.equal(read(images).patches, encoder(images).patches)
 
 
-def test_heads_are_asked_for_where_nothing_tells(encoder: Encoder, tmp_path: Path) -> None:
+def test_heads_are_asked_for_where_nothing_says(encoder: Encoder, tmp_path: Path) -> None:
     path = tmp_path / "vit.pth"
     torch.save(encoder.vit.state_dict(), path)
 
@@ -167,7 +167,7 @@ def test_heads_are_read_beside_the_file_under_both_names(encoder: Encoder, tmp_p
 
 
 @torch.no_grad()
-def test_another_image_size_is_told_where_positions_are_interpolated(
+def test_another_image_size_is_named_where_positions_are_interpolated(
     encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "vit.pth"
@@ -286,7 +286,7 @@ WRONG_FILES = {
 
 @pytest.mark.parametrize("name", WRONG_FILES)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_wrong_files_are_told_in_one_line(tmp_path: Path, name: str, suffix: str) -> None:
+def test_wrong_files_are_named_in_one_line(tmp_path: Path, name: str, suffix: str) -> None:
     path = tmp_path / f"wrong{suffix}"
     write, named = WRONG_FILES[name]
     write(path)
@@ -295,7 +295,7 @@ def test_wrong_files_are_told_in_one_line(tmp_path: Path, name: str, suffix: str
         load_encoder(path, num_heads=3)
 
 
-def test_wrong_places_are_told_in_one_line(tmp_path: Path) -> None:
+def test_wrong_places_are_named_in_one_line(tmp_path: Path) -> None:
     for load in (load_encoder, load_mae):
         for place in (tmp_path, tmp_path / "nowhere.pth", "resnet18.pth"):
             with refused(place):

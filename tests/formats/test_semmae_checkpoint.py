@@ -143,7 +143,7 @@ def test_of_vit_b_16_all_patches_are_predicted_as_there(tmp_path: Path, caplog: 
 
 
 @pytest.mark.parametrize("input_size", [112, 224])
-def test_positions_that_fit_no_patches_are_told(
+def test_positions_that_fit_no_patches_are_named(
     input_size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """28 × 28 of them, as their source has it whatever the patch size."""

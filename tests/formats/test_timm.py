@@ -99,6 +99,6 @@ def test_a_folder_of_whole_numbers_is_refused(tmp_path: Path) -> None:
         load_encoder(tmp_path)
 
 
-def test_a_hub_out_of_reach_is_told_with_the_remedy() -> None:
+def test_a_hub_out_of_reach_is_named_with_the_remedy() -> None:
     with refused("timm:test_vit", "download"):
         load_encoder("timm:test_vit")

@@ -63,7 +63,7 @@ def test_what_weights_do_not_show_is_that_of_what_it_began_with(creatures: Path,
     assert torch.equal(encoder.vit.state_dict()["blocks.3.mlp.fc1.weight"], trained)
 
 
-def test_before_its_first_checkpoint_it_is_told_how_to_go_on(creatures: Path, tmp_path: Path) -> None:
+def test_before_its_first_checkpoint_it_says_how_to_go_on(creatures: Path, tmp_path: Path) -> None:
     out = stopped("teacher", creatures, tmp_path / "my run", after=0)
     (out / CHECKPOINT).unlink()
 
@@ -72,7 +72,7 @@ def test_before_its_first_checkpoint_it_is_told_how_to_go_on(creatures: Path, tm
 
 
 @pytest.mark.parametrize("verb", ["finetune", "segment"])
-def test_of_others_only_how_to_go_on_is_told(verb: str, tmp_path: Path) -> None:
+def test_of_others_only_how_to_go_on_is_said(verb: str, tmp_path: Path) -> None:
     (tmp_path / UNFINISHED).touch()
     (tmp_path / "config.yaml").write_text(f"verb: {verb}\n")
     (tmp_path / CHECKPOINT).parent.mkdir()
@@ -82,7 +82,7 @@ def test_of_others_only_how_to_go_on_is_told(verb: str, tmp_path: Path) -> None:
         load_encoder(tmp_path)
 
 
-def test_a_checkpoint_that_was_changed_is_told(creatures: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_changed_is_named(creatures: Path, tmp_path: Path) -> None:
     out = stopped("pretrain", creatures, tmp_path / "run", after=1)
     state = tiny.saved_state(out)
 

@@ -70,9 +70,9 @@ def test_threads_and_workers_change_no_label(
 ) -> None:
     mine = job(tmp_path, images, networks, workers)
     before = torch.get_num_threads()
-    told = list(label_blocks(mine, mine.unfinished(), *networks, threads=threads))
+    found = list(label_blocks(mine, mine.unfinished(), *networks, threads=threads))
     assert torch.get_num_threads() == before
-    assert [rows for rows, _ in told] == [5, 5, 5, 5, 5, 5, 2]
+    assert [rows for rows, _ in found] == [5, 5, 5, 5, 5, 5, 2]
     labels, attention = slowly(images, networks)
     assert np.array_equal(mine.store.labels, labels)
     assert np.array_equal(mine.store.attention, attention)
@@ -135,9 +135,9 @@ def test_two_processes_give_the_bytes_of_one(images: ImageSet, networks: Any, ru
     list(label_blocks(alone, alone.unfinished(), *networks, threads=3))
     alone.store.finish()
     shared = job(run, images, networks, precision="bf16")
-    told = list(label_in_processes(shared, shared.unfinished(), 2, (str(tmp_path / "encoder"), None, run)))
+    found = list(label_in_processes(shared, shared.unfinished(), 2, (str(tmp_path / "encoder"), None, run)))
     shared.store.finish()
-    assert sorted(rows for rows, _ in told) == [2, 5, 5, 5, 5, 5, 5]
+    assert sorted(rows for rows, _ in found) == [2, 5, 5, 5, 5, 5, 5]
     for name in ("parts.npy", "attention.npy"):
         assert (run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 

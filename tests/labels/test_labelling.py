@@ -72,7 +72,7 @@ def test_labels_are_resumed_in_any_batch_size_and_refused_for_another_origin(dat
     expected = store.labels.copy()
     store.labels[3:20] = 255
     store.labels.flush()
-    tiny.retell_store(Path("run"), complete=False)
+    tiny.rewrite_store(Path("run"), complete=False)
     assert np.array_equal(label(data, encoder, batch_size=4).labels, expected)
     found = short(digest(encoder))
     for changed, named in (
@@ -92,7 +92,7 @@ def test_labels_are_resumed_in_any_batch_size_and_refused_for_another_origin(dat
 def test_labels_without_attention_get_it_and_stay(data: Path) -> None:
     encoder, out = new_encoder(0), Path("run")
     expected = label(data, encoder).attention.copy()
-    tiny.retell_store(out, attention_grid=0)
+    tiny.rewrite_store(out, attention_grid=0)
     (out / "attention.npy").unlink()
     before = (out / "parts.npy").read_bytes()
     with refused(f"`semmae parts --out {out} --labels-only`"):

@@ -97,7 +97,7 @@ def test_files_of_both_orders_are_not_mixed(images: ImageSet, tmp_path: Path) ->
         import_tokens(tmp_path / "tokens", images, tmp_path / "out")
 
 
-def test_files_in_the_grids_order_tell_no_attention(images: ImageSet, tmp_path: Path) -> None:
+def test_files_in_the_grids_order_give_no_attention(images: ImageSet, tmp_path: Path) -> None:
     for seed, name in enumerate(NAMES):
         path = (tmp_path / "tokens" / name).with_suffix(".npy")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def test_whole_grids_have_seven_labels_and_are_gone_on_with(images: ImageSet, tm
     store = import_tokens(tmp_path / "tokens", images, tmp_path / "out")
     store.labels[1] = 255
     store.labels.flush()
-    tiny.retell_store(tmp_path / "out", complete=False)  # as if it had been stopped
+    tiny.rewrite_store(tmp_path / "out", complete=False)  # as if it had been stopped
     again = import_tokens(tmp_path / "tokens", images, tmp_path / "out")
     assert again.num_labels == 7
     assert np.array_equal(again.labels.reshape(3, -1), [expected[name] for name in images.names])

@@ -235,7 +235,7 @@ def test_an_autoencoder_learns_alike_both_ways(monkeypatch: pytest.MonkeyPatch) 
         mae = MaskedAutoencoder(encoder, DecoderSpec(width=32, depth=2, num_heads=4))
         optimizer = torch.optim.AdamW(mae.parameters(), lr=1e-2)
         images = torch.randn(8, 3, 32, 32)
-        told = []
+        found = []
         for _ in range(30):
             mask = torch.rand(8, 16).argsort(1).argsort(1) < 12
             with torch.autocast("cpu", torch.bfloat16):
@@ -243,8 +243,8 @@ def test_an_autoencoder_learns_alike_both_ways(monkeypatch: pytest.MonkeyPatch) 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            told.append(float(loss.detach()))
-        return told
+            found.append(float(loss.detach()))
+        return found
 
     ours = losses()
     monkeypatch.setattr(bf16, "applies", lambda *_: False)

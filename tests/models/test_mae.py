@@ -47,7 +47,7 @@ def test_positions_are_those_of_the_release(shared: Path) -> None:
 
 
 def reference_prediction(mae: MaskedAutoencoder, images: Tensor, mask: Tensor) -> Tensor:
-    """Predictions (B, L, p·p·3) as the MAE paper tells it: unshuffled, one image at a time."""
+    """Predictions (B, L, p·p·3) as the MAE paper has it: unshuffled, one image at a time."""
     side = images.shape[-1] // mae.encoder.patch_size
     predictions = []
     for image, hidden in zip(images, mask, strict=True):

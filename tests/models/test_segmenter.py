@@ -65,7 +65,7 @@ def test_positions_of_another_size_are_those_of_the_encoder() -> None:
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 64)])
 def test_logits_are_for_every_pixel(shape: tuple[int, int]) -> None:
-    """Of images of any shape; what lies in one corner is told there: the maps are not transposed."""
+    """Of images of any shape; what lies in one corner is predicted there: the maps are not transposed."""
     net = segmenter("linear").eval()
     images = torch.zeros(1, 3, *shape)
     images[..., :8, -8:] = 5

@@ -1,4 +1,4 @@
-"""Functions by name: text and function are each other's, and what cannot be found is told in one line."""
+"""Functions by name: text and function are each other's, and what cannot be found is named in one line."""
 
 import functools
 import sys
@@ -63,12 +63,12 @@ def test_a_function_of_an_installed_package_needs_no_folder() -> None:
         ("semmae.no_such:corners", ["'semmae.no_such'"]),
     ],
 )
-def test_what_is_not_found_is_told(own_module: str, text: str, words: list[str]) -> None:
+def test_what_is_not_found_is_named(own_module: str, text: str, words: list[str]) -> None:
     with refused("--masking", *words):
         function_at(text.format(own_module), "--masking")
 
 
-def test_a_module_that_python_cannot_read_is_told_by_its_line(own_module: str) -> None:
+def test_a_module_that_python_cannot_read_is_named_by_its_line(own_module: str) -> None:
     Path(f"{own_module}.py").write_text("def corners(context):\n    return context +\n")
 
     with refused(f"{own_module}.py, line 2"):

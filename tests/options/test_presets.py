@@ -44,8 +44,8 @@ def test_a_preset_is_options_of_its_verb(verb: str, name: str) -> None:
     # What the docstring says first is its line in --help: whole, and it fits.
     first = preset.__doc__.splitlines()[0]
     assert first.endswith(".") and len(first) <= 80
-    told = [text for each, value in required.items() for text in (f"--{each}", value)]
-    assert tiny.options_from(kind, [*told, "--out", "out", "--preset", name]) == options
+    given = [text for each, value in required.items() for text in (f"--{each}", value)]
+    assert tiny.options_from(kind, [*given, "--out", "out", "--preset", name]) == options
 
 
 def test_options_win_over_a_file_and_a_file_over_the_preset(tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_segmentation_on_ade20k_slides_as_the_recipes_it_is_from() -> None:
 
 def test_pretrain_takes_a_preset_and_hands_none_to_its_stages(tmp_path: Path) -> None:
     kind = kind_of("pretrain")
-    told = ["--data", "photos", "--out", str(tmp_path), "--preset", "semmae-vit-b16", "--epochs", "100"]
-    options = tiny.options_from(kind, told)
+    given = ["--data", "photos", "--out", str(tmp_path), "--preset", "semmae-vit-b16", "--epochs", "100"]
+    options = tiny.options_from(kind, given)
     assert (options.model, options.epochs, options.batch_size) == ("vit_base", 100, 4096)
     stage = teacher_stage(options)
     # The size is the run's, the rate the teacher's own.
@@ -127,8 +127,8 @@ def test_pretrain_takes_a_preset_and_hands_none_to_its_stages(tmp_path: Path) ->
 def test_the_published_pretraining_learns_parts_as_published() -> None:
     """Section 3.1: reconstruction and diversity; not with the batch of stage 2, whose size the rate does not follow."""
     kind = kind_of("pretrain")
-    told = preset_options("pretrain", "semmae-vit-b16")
-    options = kind(data="photos", out=Path("out"), teacher="encoder", **told)
+    given = preset_options("pretrain", "semmae-vit-b16")
+    options = kind(data="photos", out=Path("out"), teacher="encoder", **given)
 
     stage = parts_stage(options, "encoder")
 
@@ -165,6 +165,6 @@ def test_a_verb_without_presets_takes_none(tmp_path: Path) -> None:
 
 def test_help_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["teacher", "--help"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for name, preset in presets_of("teacher").items():
-        assert f"{name} {(preset.__doc__ or '').splitlines()[0]}" in told
+        assert f"{name} {(preset.__doc__ or '').splitlines()[0]}" in output

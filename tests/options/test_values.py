@@ -131,8 +131,8 @@ def given(verb: str, **values: Any) -> Any:
 def test_values_of_derived_classes_are_kept_as_pythons_own() -> None:
     """YAML writes no other; a file of options holds what was given."""
     kind = kind_of("pretrain")
-    told = {"out": np.str_("o"), "data": Text("d"), "model": Kind.BASE, "epochs": Few.FIVE, "limit": Few.FIVE}
-    found = given("pretrain", **told)
+    options = {"out": np.str_("o"), "data": Text("d"), "model": Kind.BASE, "epochs": Few.FIVE, "limit": Few.FIVE}
+    found = given("pretrain", **options)
     assert found == {"out": Path("o"), "data": "d", "model": "vit_base", "epochs": 5, "limit": 5}
     assert [type(value) for value in found.values() if not isinstance(value, Path)] == [str, str, int, int]
     assert yaml.safe_load(to_yaml(kind(**found)))["epochs"] == 5

@@ -85,7 +85,7 @@ def test_every_class_has_its_line(tmp_path: Path) -> None:
     ]
 
 
-def test_of_equally_frequent_mistakes_the_lower_class_is_told(tmp_path: Path) -> None:
+def test_of_equally_frequent_mistakes_the_lower_class_is_named(tmp_path: Path) -> None:
     write_per_class(tmp_path / "a.csv", ["a", "b", "c"], torch.tensor([2, 1, 1, 2]), torch.tensor([0, 0, 0, 0]))
     assert next(csv.DictReader((tmp_path / "a.csv").open()))["most_taken_for"] == "b"
 

@@ -169,9 +169,9 @@ def test_a_changed_file_is_read_or_refused_in_one_line(name: str, run: Path) -> 
                     use(run)
                 except UserError as error:
                     refused += 1
-                    told = str(error)
-                    assert path.name in told or "no such file" in told or "no run" in told, (what, told)
-                    check_refusal(told)
+                    found = str(error)
+                    assert path.name in found or "no such file" in found or "no run" in found, (what, found)
+                    check_refusal(found)
                 except Exception as error:
                     raise AssertionError(f"{name}: {what}: {type(error).__name__}: {error}") from error
                 assert time.process_time() - started < SECONDS, what

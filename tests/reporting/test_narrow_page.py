@@ -78,16 +78,16 @@ def test_what_is_wide_lies_in_a_frame_that_scrolls(page: str, whole_run: Path) -
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
 @pytest.mark.parametrize("page", PAGES)
 def test_in_a_browser_the_page_is_as_wide_as_the_telephone(page: str, whole_run: Path, tmp_path: Path) -> None:
-    tell = '<script>parent.postMessage(innerWidth + " " + document.documentElement.scrollWidth, "*")</script>'
+    report = '<script>parent.postMessage(innerWidth + " " + document.documentElement.scrollWidth, "*")</script>'
     text = (whole_run / page).read_text()
-    (tmp_path / "page.html").write_text(text.replace("</body>", f"{tell}</body>"))
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{report}</body>"))
     # In a frame: no window of the browser's is so narrow.
     (tmp_path / "frame.html").write_text(
         f'<body><iframe src="page.html" width="{WIDTH}" height="800" style="border:0"></iframe><script>'
-        'addEventListener("message", event => document.body.setAttribute("data-told", event.data))</script></body>'
+        'addEventListener("message", event => document.body.setAttribute("data-size", event.data))</script></body>'
     )
     options = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
     command = ["chromium", "--headless=new", *options]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert f'data-told="{WIDTH} {WIDTH}"' in told
+    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert f'data-size="{WIDTH} {WIDTH}"' in output

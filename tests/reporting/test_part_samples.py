@@ -76,8 +76,8 @@ def test_crops_show_the_part_whole_and_outlined_where_it_is(tmp_path: Path) -> N
     samples = sampled(tmp_path, boxes(20))
     own = samples.crop_labels == 1
     assert own.sum() == 8 and len(set(samples.crop_names[own])) == 8
-    truth, told = red(samples.crops[own]), samples.regions[own]
-    assert ((truth & told).sum((1, 2)) / (truth | told).sum((1, 2))).min() > 0.75
+    truth, found = red(samples.crops[own]), samples.regions[own]
+    assert ((truth & found).sum((1, 2)) / (truth | found).sum((1, 2))).min() > 0.75
     # 3 × 3 cells are 12 × 18 pixels in a square of 1.3 · 18, of which nothing is cut off: not even in a corner.
     assert truth.mean((1, 2)) == pytest.approx(12 * 18 / (1.3 * 18) ** 2, abs=0.05)
 
@@ -126,7 +126,7 @@ def test_the_same_labels_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_file_that_is_missing_or_damaged_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_damaged_is_named_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "parts.npz"
     with refused(path, "--resume"):
         read_samples(path)

@@ -1,4 +1,4 @@
-"""parts.html tells what the run's files hold, needs nothing from outside, and fits a phone."""
+"""parts.html shows what the run's files hold, needs nothing from outside, and fits a phone."""
 
 import base64
 import dataclasses
@@ -149,7 +149,7 @@ def test_areas_are_the_mean_spread_and_presence_of_the_shares(tmp_path: Path) ->
     assert rows[2].count("0 %") >= 3
 
 
-def test_a_part_that_appears_nowhere_is_told(tmp_path: Path) -> None:
+def test_a_part_that_appears_nowhere_is_named(tmp_path: Path) -> None:
     articles = re.findall(r"<article.*?</article>", source(parts_run(tmp_path)), flags=re.DOTALL)
     assert [article.count("<img") for article in articles] == [2, 2, 0]
     assert "nowhere" in articles[2] and "nowhere" not in articles[1]
@@ -175,8 +175,8 @@ def test_with_many_parts_the_largest_of_each_image_are_shown(tmp_path: Path) -> 
     shown = pictures(source(run))
     for at, name in enumerate(samples.names.tolist()):
         largest = np.argsort(-samples.maps[at].astype(np.float32).mean((1, 2)))[:_MOST_MAPS]
-        told = {label for label in range(40) if f"{name}: {samples.label_names[label]}" in shown}
-        assert told == set(largest.tolist())
+        given = {label for label in range(40) if f"{name}: {samples.label_names[label]}" in shown}
+        assert given == set(largest.tolist())
 
 
 def test_what_is_no_parts_run_is_refused(tmp_path: Path) -> None:
@@ -214,6 +214,6 @@ def test_the_page_fits_its_window_and_fetches_nothing(tmp_path: Path, width: int
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
     command += [f"--user-data-dir={tmp_path / 'browser'}", (tmp_path / "probe.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    (told,) = re.findall(r'data-probe="([^"]+)"', done.stdout)
-    window, document, fetched = map(int, told.split())
+    (found,) = re.findall(r'data-probe="([^"]+)"', done.stdout)
+    window, document, fetched = map(int, found.split())
     assert window == width and document <= window and fetched == 0

@@ -243,7 +243,7 @@ def test_long_curves_are_thinned_and_keep_their_mean() -> None:
     assert all(value == pytest.approx(0.5) for _, value in line)
 
 
-def test_flat_curves_are_told_in_words_and_broken_values_left_out() -> None:
+def test_flat_curves_are_named_in_words_and_broken_values_left_out() -> None:
     records = [{"step": s, "loss": loss, "hidden_share": 0.75} for s, loss in enumerate((1.0, math.nan, 0.5))]
     (chart,), constants = charts.charts(records)
     assert chart.title == "Loss" and "nan" not in chart.lines[0].points

@@ -35,8 +35,8 @@ def measured(whole_run: Path, creatures: Path, out: Path, **more: Any) -> Path:
     return semmae.knn(out=out, **options).path
 
 
-def last_command(told: str) -> list[str]:
-    (line,) = [line for line in told.splitlines() if line.startswith("next  semmae")]
+def last_command(output: str) -> list[str]:
+    (line,) = [line for line in output.splitlines() if line.startswith("next  semmae")]
     return shlex.split(line.removeprefix("next  semmae"))
 
 
@@ -51,13 +51,13 @@ def test_the_end_of_knn_is_shown_when_all_is_written_and_kept_in_the_log(
     monkeypatch.setattr(ending, "say", lambda text: seen.append({path.name for path in out.iterdir()}) or print(text))
     out = tmp_path / "my run-knn"
     measured(whole_run, creatures, out, untrained=True)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert seen == [{"config.yaml", "results.json", "results.md", "skipped.csv", "train.log", "report.html"}]
     figures = json.loads((out / "results.json").read_text())
-    assert f"{figures['top1']:.1f} ({figures['top1_low']:.1f} to {figures['top1_high']:.1f})" in told
-    assert "untrained self" in told
-    assert str(out / "report.html") in told and str(out / "results.json") in told
-    assert last_command(told)[:1] + last_command(told)[-1:] == ["probe", str(tmp_path / "my run-probe")]
+    assert f"{figures['top1']:.1f} ({figures['top1_low']:.1f} to {figures['top1_high']:.1f})" in output
+    assert "untrained self" in output
+    assert str(out / "report.html") in output and str(out / "results.json") in output
+    assert last_command(output)[:1] + last_command(output)[-1:] == ["probe", str(tmp_path / "my run-probe")]
 
 
 def test_the_log_holds_what_was_shown(
@@ -69,8 +69,8 @@ def test_the_log_holds_what_was_shown(
 ) -> None:
     caplog.set_level(logging.DEBUG, "semmae")  # as the command does
     out = measured(whole_run, creatures, tmp_path / "out")
-    told = capsys.readouterr().out
-    assert told.strip() in (out / "train.log").read_text()
+    output = capsys.readouterr().out
+    assert output.strip() in (out / "train.log").read_text()
 
 
 def test_a_finished_run_asked_for_again_computes_nothing(
@@ -92,8 +92,8 @@ def test_a_finished_run_asked_for_again_computes_nothing(
         [*asked[: -len(FEW)], "--workers", "1", *FEW[2:]],
     ):
         assert run(again) == 0
-        told = capsys.readouterr().out
-        assert "already finished" in told and told.endswith(first.strip() + "\n")
+        output = capsys.readouterr().out
+        assert "already finished" in output and output.endswith(first.strip() + "\n")
     assert tiny.listing(out) == before
     for other in (["--k", "3"], ["--untrained"], ["--seed", "1"]):
         assert run([*asked, *other]) == 2  # not this run: the folder is in the way
@@ -145,12 +145,12 @@ def test_every_command_that_is_named_can_be_pasted(
     while True:
         verbs.append(asked[0])
         assert run([*asked, *less.get(asked[0], [*FEW, "--epochs", "1"])]) == 0, asked
-        told = capsys.readouterr().out
+        output = capsys.readouterr().out
         if asked[0] == "export":
             break
-        asked = last_command(told)
+        asked = last_command(output)
     assert verbs == ["teacher", "parts", "pretrain", "evaluate", "finetune", "export"]
-    line = told.splitlines()[-1].removeprefix("next  ")
+    line = output.splitlines()[-1].removeprefix("next  ")
     load = shlex.split(line)
     assert load[:2] == ["python", "-c"]
     subprocess.run([sys.executable, *load[1:]], check=True, stdout=subprocess.DEVNULL, timeout=120)
@@ -208,8 +208,10 @@ def test_whatever_a_name_holds_the_commands_mean_it() -> None:
     lines += [shell.again(Path(name)) for name in ODD if "/" not in name]
     lines = [line.replace("semmae", "printf '%s\\0'", 1) for line in lines]
     for program in ("sh", "bash"):
-        told = subprocess.run([program, "-c", "\n".join(lines)], stdout=subprocess.PIPE, check=True, timeout=60).stdout
-        words = os.fsdecode(told).split("\0")
+        output = subprocess.run(
+            [program, "-c", "\n".join(lines)], stdout=subprocess.PIPE, check=True, timeout=60
+        ).stdout
+        words = os.fsdecode(output).split("\0")
         for name in ODD:
             place = words.index("report")
             words = words[place + 1 :]
@@ -225,8 +227,8 @@ def test_whatever_a_name_holds_python_reads_it() -> None:
     names = ODD + UNSHOWN
     for name in names:
         assert ast.literal_eval(shell.text(name)) == name and shell.text(name).isprintable()
-    told = shell.python(f"print([{', '.join(map(shell.text, names))}] == {names!a})")
-    done = subprocess.run(["sh", "-c", told.replace("python", shlex.quote(sys.executable), 1)], capture_output=True)
+    found = shell.python(f"print([{', '.join(map(shell.text, names))}] == {names!a})")
+    done = subprocess.run(["sh", "-c", found.replace("python", shlex.quote(sys.executable), 1)], capture_output=True)
     assert done.stdout == b"True\n"
     line = " ".join(shell.quoted(name) for name in UNSHOWN)
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True)

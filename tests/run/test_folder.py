@@ -156,10 +156,10 @@ def held(marker: Path) -> Iterator[None]:
             done.wait(60)
 
     child = Forked(hold)
-    assert locked.wait(60), child.told
+    assert locked.wait(60), child.output
     yield
     done.set()
-    assert child.ended(60) == 0, child.told
+    assert child.ended(60) == 0, child.output
 
 
 def test_a_run_at_work_is_left_alone(options: TeacherOptions) -> None:
@@ -192,7 +192,7 @@ def test_of_processes_started_together_one_runs(options: TeacherOptions) -> None
     while sum(child.process.exitcode == 3 for child in children) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     done.set()
-    assert sorted(child.ended(60) for child in children) == [0, 3, 3, 3], [child.told for child in children]
+    assert sorted(child.ended(60) for child in children) == [0, 3, 3, 3], [child.output for child in children]
     assert not options.out.exists()  # nothing was written: nothing is left
 
 
@@ -213,15 +213,15 @@ def test_a_lock_that_is_none_is_one_line(make: Any, options: TeacherOptions) -> 
 
 
 def test_two_threads_are_two_runs(options: TeacherOptions) -> None:
-    told: list[str] = []
+    found: list[str] = []
 
     def second() -> None:
         with refused(options.out) as raised:
             checked(options)
-        told.append(str(raised.value))
+        found.append(str(raised.value))
 
     with claimed(options), claimed(options):  # a stage of a run is its own
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
-    assert len(told) == 1
+    assert len(found) == 1

@@ -52,7 +52,7 @@ def test_each_layer_learns_at_the_rate_of_the_formula() -> None:
         assert group["lr"] == pytest.approx(0.1 * 0.65 ** (DEPTH + 1 - layer_of(name))), name
         undecayed = parameter.ndim == 1 or name in ("pos_embed", "cls_token")
         assert group["weight_decay"] == (0.0 if undecayed else 0.05), name
-    assert groups[0]["lr"] == 0.1  # which metrics tell
+    assert groups[0]["lr"] == 0.1  # which metrics show
 
 
 def test_plain_targets_give_cross_entropy() -> None:
@@ -123,7 +123,7 @@ def trained(
     return task
 
 
-def test_it_learns_to_tell_colours(tmp_path: Path) -> None:
+def test_it_learns_to_classify_colours(tmp_path: Path) -> None:
     recipe = FinetuneRecipe(layer_decay=0.9, mixup=0, cutmix=0, erasing=0)
     task = trained(recipe, tmp_path, epochs=10, lr=3e-3)
     items = [Colours()[row] for row in range(32)]

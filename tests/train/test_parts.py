@@ -42,7 +42,7 @@ def test_maps_that_follow_their_crops_agree_and_others_do_not() -> None:
     assert agreement_loss((bands, bands.transpose(2, 3)), crops((plain, plain))).item() > -0.1
 
 
-def test_crops_that_share_one_label_tell_nothing() -> None:
+def test_crops_that_share_one_label_teach_nothing() -> None:
     """The left half and the middle half of the bands share one band only: sure and equal, but no information."""
     left, middle = (functional.one_hot(labels, 4).permute(2, 0, 1)[None].float() for labels in BANDS)
     maps = [functional.interpolate(half, (8, 8), mode="nearest") for half in (left, middle)]

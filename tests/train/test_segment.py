@@ -39,7 +39,7 @@ def test_rates_fall_from_the_head_down() -> None:
         assert group["lr"] == pytest.approx(0.1 * 0.5 ** (DEPTH + 1 - layer)), name
         decays = parameter.ndim > 1 and below not in ("cls_token", "pos_embed")
         assert group["weight_decay"] == (0.05 if decays else 0.0), name
-    assert groups[0]["lr"] == 0.1  # the one that is told in the metrics
+    assert groups[0]["lr"] == 0.1  # the one in the metrics
 
 
 def test_loss_is_over_pixels_with_a_class() -> None:

@@ -79,7 +79,7 @@ def train(out: Path, *, accumulate: int = 1, workers: int = 0, resume: bool = Tr
     return torch.cat([parameter.detach().flatten() for parameter in task.parameters()])
 
 
-def told(out: Path) -> list[dict[str, Any]]:
+def logged(out: Path) -> list[dict[str, Any]]:
     """What is in metrics.jsonl but for the clock's share."""
     clock = ("images_per_s", "data_wait")
     return [{name: value for name, value in line.items() if name not in clock} for line in tiny.metrics(out)]
@@ -116,7 +116,7 @@ def test_stopped_at_any_step_it_goes_on_with_the_next(
     """Weights, losses, gradients' norms, rates and the lines themselves; in the middle of an epoch and at its end."""
     how = {"accumulate": accumulate, "workers": workers}
     expected = train(tmp_path / "whole", **how)
-    assert [line["step"] for line in told(tmp_path / "whole")] == [4, 6, 10, 12, 16, 18]
+    assert [line["step"] for line in logged(tmp_path / "whole")] == [4, 6, 10, 12, 16, 18]
 
     for step in (1, 5, 6, 9, 12, 17, 18) if workers == 0 else (5, 12):
         saved_at.clear()
@@ -125,7 +125,7 @@ def test_stopped_at_any_step_it_goes_on_with_the_next(
             train(out, **how)
         assert saved_at[-1] == step
         assert torch.equal(train(out, **how), expected), step
-        assert told(out) == told(tmp_path / "whole"), step
+        assert logged(out) == logged(tmp_path / "whole"), step
 
 
 @pytest.mark.usefixtures("every_four")
@@ -137,7 +137,7 @@ def test_killed_after_a_checkpoint_in_mid_epoch_it_goes_on_from_there(kept: int,
         train(tmp_path / "run")
     assert tiny.saved_state(tmp_path / "run")["global_step"] in (kept, 12)  # of the second epoch's end none is due
     assert torch.equal(train(tmp_path / "run"), expected)
-    assert told(tmp_path / "run") == told(tmp_path / "whole")
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
 
 
 def pulled(at: int) -> Callable[..., None]:
@@ -169,7 +169,7 @@ def test_a_checkpoint_is_due_when_half_of_the_run_could_be_lost_or_ten_minutes(
 
 
 def test_what_is_not_finite_reaches_no_checkpoint_in_mid_epoch(tmp_path: Path) -> None:
-    """Neither the loss nor a line of metrics has told of it when the checkpoint is due."""
+    """Neither the loss nor a line of metrics shows it when the checkpoint is due."""
     with tiny.saving(3), refused("weight", "step 3"):
         train(tmp_path, spoiled=2)
     assert not (tmp_path / "checkpoints" / trainer.LAST).exists()

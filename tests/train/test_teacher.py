@@ -75,9 +75,9 @@ def slow_sinkhorn(logits: np.ndarray, temperature: float) -> np.ndarray:
     return shares
 
 
-def cross_entropy(taught: Tensor, told: Tensor) -> Tensor:
+def cross_entropy(taught: Tensor, predicted: Tensor) -> Tensor:
     """Of answers (M, K) and a student's logits (M, K) at its temperature of 0.1, one number each."""
-    return -(taught * (told / 0.1).log_softmax(-1)).sum(-1)
+    return -(taught * (predicted / 0.1).log_softmax(-1)).sum(-1)
 
 
 def test_the_first_losses_are_golden(whole_run: Path) -> None:
@@ -89,19 +89,19 @@ def test_the_class_loss_is_that_of_the_paper(centering: str) -> None:
     """Cross-entropy over pairs of different views; the centre is DINO's equation 4, with 0.9."""
     task, centre = new_task(centering=centering, koleo=0.0, ibot=0.0), torch.zeros(12)
     for step in range(3):
-        taught, told = outputs(step, 2, some_mask()), outputs(step + 10, 5, some_mask())
+        taught, given = outputs(step, 2, some_mask()), outputs(step + 10, 5, some_mask())
         if centering == "sinkhorn":
             answers = torch.from_numpy(slow_sinkhorn(taught.cls.numpy(), 0.05)).float()
             logits = balanced(taught.cls, 0.05)
         else:
             answers, logits = ((taught.cls - centre) / 0.05).softmax(-1), taught.cls
             centre = 0.9 * centre + 0.1 * taught.cls.mean(0)
-        weight, found = task.losses(taught._replace(cls=logits), told, None, 0.05)["dino"]
+        weight, found = task.losses(taught._replace(cls=logits), given, None, 0.05)["dino"]
 
         pairs = [
             cross_entropy(teacher, student)
             for i, teacher in enumerate(answers.chunk(2))
-            for j, student in enumerate(told.cls.chunk(5))
+            for j, student in enumerate(given.cls.chunk(5))
             if i != j
         ]
         assert weight == 1.0
@@ -120,13 +120,13 @@ def test_under_autocast_koleo_takes_the_neighbours_of_float32() -> None:
     pairs: list[tuple[Tensor, Tensor]] = []
     task.spread.pairwise_distance.register_forward_pre_hook(lambda _, pair: pairs.append(pair))
     taught = outputs(1, 2, some_mask())
-    told = taught._replace(tokens=tokens)
+    given = taught._replace(tokens=tokens)
 
     def koleo(autocast: bool) -> tuple[Tensor, Tensor]:
         """The neighbours that are taken, of the rows of both views, and the term."""
         pairs.clear()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            term = task.losses(taught, told, None, 0.05)["koleo"][1]
+            term = task.losses(taught, given, None, 0.05)["koleo"][1]
         return torch.cat([(other.double() @ own.double().T).argmax(1) for own, other in pairs]), term
 
     (plain, wanted), (found, term) = koleo(False), koleo(True)
@@ -144,9 +144,9 @@ def test_under_autocast_terms_and_centres_are_those_of_float32(centering: str) -
     for autocast in (False, True):
         task = new_task(centering=centering)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            taught, told = halves if autocast else [Outputs(*(tensor.float() for tensor in own)) for own in halves]
+            taught, given = halves if autocast else [Outputs(*(tensor.float() for tensor in own)) for own in halves]
             taught = taught._replace(cls=balanced(taught.cls, 0.05))
-            terms = task.losses(taught, told, mask, 0.05)
+            terms = task.losses(taught, given, mask, 0.05)
         found.append([*(value for _, value in terms.values()), task.dino.center, task.ibot.center.value, taught.cls])
     for wanted, value in zip(*found, strict=True):
         assert value.dtype == torch.float32 and torch.equal(value, wanted)
@@ -165,13 +165,13 @@ def test_sinkhorn_is_the_slow_one_and_does_not_overflow() -> None:
 
 def test_the_patch_loss_averages_over_the_hidden_patches_of_each_crop() -> None:
     task, mask = new_task(ibot=0.7, koleo=0.0), some_mask()
-    taught, told = outputs(1, 2, mask), outputs(2, 2, mask)
-    assert taught.patches is not None and told.patches is not None
+    taught, given = outputs(1, 2, mask), outputs(2, 2, mask)
+    assert taught.patches is not None and given.patches is not None
 
-    weight, found = task.losses(taught, told, mask, 0.05)["ibot"]
+    weight, found = task.losses(taught, given, mask, 0.05)["ibot"]
 
     entropy = torch.zeros(mask.shape)
-    entropy[mask] = cross_entropy((taught.patches / 0.05).softmax(-1), told.patches)
+    entropy[mask] = cross_entropy((taught.patches / 0.05).softmax(-1), given.patches)
     expected = (entropy.sum(1) / mask.sum(1).clamp(min=1)).mean()  # iBOT, equation 2: crops without mask add 0
     assert weight == 0.7
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)

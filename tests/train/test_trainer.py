@@ -126,9 +126,9 @@ def test_no_gradient_is_held_during_the_next_forward_pass(accumulate: int, tmp_p
     assert held == [batch % accumulate > 0 for batch in range(IMAGES // 2)]
 
 
-@pytest.mark.parametrize(("cores", "told"), [(4, 1), (1, 0)])
-def test_a_run_that_waits_for_images_is_told_once_what_to_do(
-    cores: int, told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("cores", "warnings"), [(4, 1), (1, 0)])
+def test_a_run_that_waits_for_images_is_warned_of_once(
+    cores: int, warnings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(trainer, "_cores", lambda: cores)
     monkeypatch.setattr(trainer, "_LONG_WAIT", 0.0)
@@ -136,11 +136,11 @@ def test_a_run_that_waits_for_images_is_told_once_what_to_do(
     train(tmp_path, 8)
 
     assert [record.message.count("--workers than 0") for record in caplog.records if "waits" in record.message] == (
-        [1] * told
+        [1] * warnings
     )
 
 
-def test_metrics_are_told_every_so_many_steps_not_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_named_every_so_many_steps_not_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "LOG_EVERY", 4)
 
     fit(Regression(), batches(2), FitOptions(Training(accumulate=4, resume=False), tmp_path, "s", epochs=2, clip=0.0))
@@ -167,7 +167,7 @@ def test_images_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("clip", [0.01, 100.0])
-def test_the_gradient_is_limited_and_its_norm_told(clip: float, each: bool, tmp_path: Path) -> None:
+def test_the_gradient_is_limited_and_its_norm_reported(clip: float, each: bool, tmp_path: Path) -> None:
     task = train(tmp_path, 8, clip=clip, clip_each=each)
 
     expected, _, norms = plain_loop(8, clip, each)
@@ -225,7 +225,7 @@ class Spoiled(Regression):
 
 
 def test_the_last_gradient_of_an_epoch_spoils_no_checkpoint(tmp_path: Path) -> None:
-    """No later loss of the epoch tells of it."""
+    """No later loss of the epoch shows it."""
     with refused("weight", "step 12 (epoch 1)", "last.ckpt"):
         train(tmp_path, 8, Spoiled(step=2 * STEPS - 1), epochs=3)
 
@@ -245,9 +245,9 @@ def test_plain_pieces_and_lightnings_are_the_same(tmp_path: Path) -> None:
     theirs: Any = adamw_warmup_cosine(layer, **HOW, total_steps=9, warmup_steps=3, end=0.5)
     optimizer = adamw(layer, **HOW)
     rate = warmup_cosine_rate(optimizer, total_steps=9, warmup_steps=3, end=0.5)
-    told = partial(map, lambda group: {name: value for name, value in group.items() if name != "params"})
+    found = partial(map, lambda group: {name: value for name, value in group.items() if name != "params"})
     for _ in range(10):
-        assert list(told(optimizer.param_groups)) == list(told(theirs["optimizer"].param_groups))
+        assert list(found(optimizer.param_groups)) == list(found(theirs["optimizer"].param_groups))
         for one, schedule in ((optimizer, rate), (theirs["optimizer"], theirs["lr_scheduler"]["scheduler"])):
             one.step()
             schedule.step()

@@ -1,4 +1,4 @@
-"""Class data with splits: what every measuring verb refuses, tells and lists alike."""
+"""Class data with splits: what every measuring verb refuses, reports and lists alike."""
 
 import csv
 import shutil
@@ -57,7 +57,7 @@ def test_under_a_limit_a_class_may_be_left_out(encoder: Path, data: Path, caplog
     assert tiny.results(data.parent / "out")["images"] == 7
 
 
-def test_a_class_that_is_only_in_train_is_told(encoder: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_that_is_only_in_train_is_named(encoder: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second = sorted((data / "val").iterdir())[:2]
     shutil.rmtree(first)
     shutil.rmtree(second)
@@ -66,7 +66,7 @@ def test_a_class_that_is_only_in_train_is_told(encoder: Path, data: Path, caplog
     assert tiny.results(out)["images"] == 6
 
 
-def test_an_image_alone_in_its_class_is_told(
+def test_an_image_alone_in_its_class_is_named(
     encoder: Path, creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where every image is asked against all others, no other one has its class."""
@@ -137,15 +137,15 @@ def test_a_broken_image_below_masks_is_listed(verb: str, encoder: Path, creature
                 shutil.copy(creatures / kind / name, target)
     for path in (tmp_path / "data/images/train/05.png", tmp_path / "data/images/val/07.png"):
         path.write_bytes(path.read_bytes()[:100])
-    told: dict[str, Any] = {"encoder": encoder, "data": tmp_path / "data", "out": tmp_path / "out", "workers": 0}
+    given: dict[str, Any] = {"encoder": encoder, "data": tmp_path / "data", "out": tmp_path / "out", "workers": 0}
     if verb == "segment":
-        semmae.segment(head="linear", steps=1, val_steps=1, pictures=0, **told)
-        again = {**told, "encoder": tmp_path / "out", "out": tmp_path / "again"}
+        semmae.segment(head="linear", steps=1, val_steps=1, pictures=0, **given)
+        again = {**given, "encoder": tmp_path / "out", "out": tmp_path / "again"}
         semmae.segment(eval_only=True, pictures=0, **again)
         rows = list(csv.DictReader((tmp_path / "again" / "skipped.csv").open()))
         assert [row["name"] for row in rows] == ["07.png"]
     else:
-        semmae.evaluate(steps=1, untrained=False, **told)
+        semmae.evaluate(steps=1, untrained=False, **given)
     rows = list(csv.DictReader((tmp_path / "out" / "skipped.csv").open()))
     assert [row["name"] for row in rows] == ["train/05.png", "val/07.png"]
 

@@ -19,14 +19,14 @@ TINY = f"--image-size 32 {EPOCHS} --batch-size 8 --workers 0 --images 16".split(
 def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     assert run(["demo", "--out", str(out), *TINY]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     measured = json.loads((out / "run" / "parts" / "quality.json").read_text())
     scores = json.loads((out / "run" / "results.json").read_text())
     for key, name in QUALITY_ROWS.items():
-        (line,) = [line for line in told.splitlines() if line.startswith(f"{name}  ")]
+        (line,) = [line for line in output.splitlines() if line.startswith(f"{name}  ")]
         assert [f"{measured[key][score]:.1f}" for score in ("nmi", "ari")] == re.findall(r"[\d.]+", line)[:2]
     for name, figures in {"this encoder": scores, **{key: scores[key] for key in ("untrained", "raw_pixels")}}.items():
-        (line,) = [line for line in told.splitlines() if line.startswith(f"| {name.replace('_', ' ')} ")]
+        (line,) = [line for line in output.splitlines() if line.startswith(f"| {name.replace('_', ' ')} ")]
         found = [float(value) for value in re.findall(r"[\d.]+", line)[:6]]
         ends = ("top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high")
         assert found == pytest.approx([figures[end] for end in ends], abs=0.051)
@@ -36,8 +36,8 @@ def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert figures["top1_low"] <= figures["top1"] <= figures["top1_high"]
     assert "| this encoder |" in (out / "run" / "results.md").read_text()
     assert len(list((out / "creatures" / "images").rglob("*.png"))) == 16
-    assert str(out / "run" / "encoder") in told
-    assert str(out / "run" / "report.html") in told
+    assert str(out / "run" / "encoder") in output
+    assert str(out / "run" / "report.html") in output
     assert (out / "run" / "report.html").is_file()
 
 
@@ -45,14 +45,14 @@ def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_folder_of_ones_own_without_classes(
     folder: str, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """None at all, or a single one, which every neighbour would tell."""
+    """None at all, or a single one, which every neighbour would give."""
     (tmp_path / folder).mkdir(parents=True)
     for number, picture in enumerate(sorted((creatures / "images").rglob("*.png"))[:10]):
         shutil.copy(picture, tmp_path / folder / f"{number}.png")
     assert run(["demo", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "demo"), *TINY]) == 0
-    told = capsys.readouterr().out
-    assert "NMI" not in told  # nobody knows the true parts
-    assert "k-NN" not in told  # nor the classes
+    output = capsys.readouterr().out
+    assert "NMI" not in output  # nobody knows the true parts
+    assert "k-NN" not in output  # nor the classes
     assert not (tmp_path / "demo" / "run" / "results.json").exists()
-    assert str(tmp_path / "demo" / "run" / "encoder") in told
+    assert str(tmp_path / "demo" / "run" / "encoder") in output
     assert not (tmp_path / "demo" / "creatures").exists()

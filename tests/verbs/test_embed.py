@@ -65,8 +65,8 @@ def labelled(folder: Path, data: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def command(creatures: Path, encoder: Path, parts: Path) -> list[str]:
-    told = {"data": creatures / "images", "encoder": encoder, "parts": parts, "workers": 0, "batch-size": 5}
-    return ["embed", "--tokens", ",".join(TOKENS), *(str(x) for name, v in told.items() for x in (f"--{name}", v))]
+    given = {"data": creatures / "images", "encoder": encoder, "parts": parts, "workers": 0, "batch-size": 5}
+    return ["embed", "--tokens", ",".join(TOKENS), *(str(x) for name, v in given.items() for x in (f"--{name}", v))]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Arrays, paths and labels, as the documentation tells users to read them."""
+    """Arrays, paths and labels, as the documentation reads them."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files if name != "semmae"}
@@ -131,25 +131,25 @@ def test_all_tokens_in_all_files(whole: Path, creatures: Path, encoder: Path, pa
             assert np.array_equal(arrays[name], files[".npz"][name]) and arrays[name].dtype == files[".npz"][name].dtype
 
 
-def test_a_file_tells_what_it_was_made_of(whole: Path, creatures: Path) -> None:
-    told = info(whole / "a.npz")
-    assert info(whole / "a.parquet") == told and info(whole / "a.safetensors") == told
-    assert told["images_digest"] == open_images(creatures / "images").digest
-    assert (told["image_size"], told["patch_size"], told["tokens"]) == (SIZE, SIZE // SIDE, "cls,mean,patch,parts")
-    assert told["parts"] == [f"part {number}" for number in range(PARTS)]
+def test_a_file_gives_what_it_was_made_of(whole: Path, creatures: Path) -> None:
+    found = info(whole / "a.npz")
+    assert info(whole / "a.parquet") == found and info(whole / "a.safetensors") == found
+    assert found["images_digest"] == open_images(creatures / "images").digest
+    assert (found["image_size"], found["patch_size"], found["tokens"]) == (SIZE, SIZE // SIDE, "cls,mean,patch,parts")
+    assert found["parts"] == [f"part {number}" for number in range(PARTS)]
     assert sorted(path.name for path in whole.iterdir()) == ["a.npz", "a.parquet", "a.paths.csv", "a.safetensors"]
 
 
 def test_labels_follow_the_centre_crop(tmp_path: Path) -> None:
-    """A photo whose cells are painted by their label: the colour at a patch's centre tells which it must get."""
+    """A photo whose cells are painted by their label: the colour at a patch's centre says which it must get."""
     labels = np.random.default_rng(0).integers(0, 5, (5, 5), np.uint8)
     (tmp_path / "photos").mkdir()
     for name, (height, width) in {"wide": (60, 100), "tall": (100, 60)}.items():
         painted = labels.repeat(height // 5, 0).repeat(width // 5, 1)
         Image.fromarray(50 * painted[:, :, None].repeat(3, 2)).save(tmp_path / "photos" / f"{name}.png")
     images = open_images(tmp_path / "photos")
-    told = {"teacher_digest": "", "manifest_digest": images.digest, "label_names": list("abcde")}
-    store = PartStore.create(tmp_path / "parts", images=2, grid=5, **told)
+    given = {"teacher_digest": "", "manifest_digest": images.digest, "label_names": list("abcde")}
+    store = PartStore.create(tmp_path / "parts", images=2, grid=5, **given)
     store.write(np.arange(2), np.stack([labels, labels]))
     store.finish()
     for crop_pct in (1.0, 0.875):
@@ -280,7 +280,7 @@ def test_killed_and_the_same_command_again(
 ) -> None:
     arguments = [*command, "--out", str(tmp_path / f"a{kind}")]
     child = in_a_process(arguments, moment)
-    assert child.ended(120) == -signal.SIGKILL, child.told
+    assert child.ended(120) == -signal.SIGKILL, child.output
     assert not (tmp_path / f"a{kind}").exists()
     starts = rows_written(monkeypatch)
     assert run(arguments) == 0
@@ -294,7 +294,7 @@ def test_killed_when_all_was_done(
 ) -> None:
     out = tmp_path / f"a{kind}"
     child = in_a_process([*command, "--out", str(out)], at_the_last_renaming(after=True))
-    assert child.ended(120) == -signal.SIGKILL, child.told
+    assert child.ended(120) == -signal.SIGKILL, child.output
     code = run([*command, "--out", str(out), "--resume"])
     assert code == 0 or "is whole" in capsys.readouterr().err
     assert_as_whole(out, whole)
@@ -344,7 +344,7 @@ def test_a_stopped_run_goes_on_only_with_the_same(stopped: list[str], tmp_path: 
     assert len(read(tmp_path / "a.npz")["path"]) == tiny.COUNT - 1 and not (tmp_path / "a.npz.partial").exists()
 
 
-def test_only_a_file_of_its_own_is_replaced_and_only_when_told_to(
+def test_only_a_file_of_its_own_is_replaced_and_only_when_asked_to(
     encoder: Path, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refuse: tiny.Refuse
 ) -> None:
     for name in ("a.npz", "b.paths.csv"):
@@ -417,10 +417,10 @@ def test_memory_is_that_of_a_block(kind: str, tmp_path: Path) -> None:
     Counted in an interpreter of its own: in a fork of this one the garbage of all tests before would count too.
     """
     if not os.access("/proc/self/clear_refs", os.W_OK):
-        pytest.skip("needs the system's peak of a process's memory, which Linux tells")
+        pytest.skip("needs the system's peak of a process's memory, which Linux reports")
     out = tmp_path / f"a{kind}"
-    told = subprocess.run([sys.executable, "-c", _WRITE, str(out)], check=True, capture_output=True, text=True)
-    assert int(told.stdout) < 25e6
+    output = subprocess.run([sys.executable, "-c", _WRITE, str(out)], check=True, capture_output=True, text=True)
+    assert int(output.stdout) < 25e6
     assert np.array_equal(read_patches(out)[40:60], np.random.default_rng(0).random((20, 64, 768), np.float32))
 
 

@@ -30,10 +30,10 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def whose(out: Path) -> str:
-    """The digest that results.json tells; results.md must tell its beginning, and not all of it."""
+    """The digest that results.json holds; results.md must show its beginning, and not all of it."""
     digest = json.loads((out / "results.json").read_text())["protocol"]["encoder_digest"]
-    told = (out / "results.md").read_text()
-    assert f"- encoder digest: {digest[:12]}\n" in told and digest not in told
+    found = (out / "results.md").read_text()
+    assert f"- encoder digest: {digest[:12]}\n" in found and digest not in found
     assert isinstance(digest, str)
     return digest
 

@@ -1,4 +1,4 @@
-"""`semmae evaluate`: the figures of the single verbs, in one table; what cannot be measured is told or refused."""
+"""`semmae evaluate`: the figures of the single verbs, in one table; what cannot be measured is reported or refused."""
 
 import shutil
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_figures_are_those_of_the_single_verbs(evaluated: Path, encoder: Path, c
         assert [own[f"{verb}_{name}"] for name in names] == [alone[name] for name in names]
 
 
-def test_the_table_tells_every_encoder_and_protocol(evaluated: Path) -> None:
+def test_the_table_gives_every_encoder_and_protocol(evaluated: Path) -> None:
     text = (evaluated / "results.md").read_text()
     assert "| this encoder | untrained |" in " ".join(text.split())
     for words in (
@@ -111,7 +111,7 @@ def test_what_is_ignored_is_no_part(encoder: Path, streets: Path, tmp_path: Path
     before = grid_nmi("before")
     for path in (streets / "masks").rglob("*.png"):
         mask = np.array(Image.open(path))
-        mask[mask == 0] = 255  # the background is not to be told, and was none of the parts before
+        mask[mask == 0] = 255  # the background is not to be predicted, and was none of the parts before
         Image.fromarray(mask).save(path)
     assert grid_nmi("after") == before
 
@@ -157,14 +157,14 @@ def test_one_pass_over_the_images_serves_knn_and_probe_and_gives_their_figures(
         return real(*rest, **named)
 
     monkeypatch.setattr(features, "extract", counting)
-    told = {"encoder": str(encoder), "data": str(divided), **COMMON}
-    own = tiny.results(evaluate(out=tmp_path / "all", **told))["this encoder"]
+    given = {"encoder": str(encoder), "data": str(divided), **COMMON}
+    own = tiny.results(evaluate(out=tmp_path / "all", **given))["this encoder"]
     assert seen == [24, 8, 24, 8]  # of the encoder and of the untrained one: train, val
-    knn = tiny.results(semmae.knn(out=tmp_path / "knn", **told).path)
+    knn = tiny.results(semmae.knn(out=tmp_path / "knn", **given).path)
     assert [own[f"knn_{name}"] for name in ("top1", "top5", "mean_class")] == [
         knn[name] for name in ("top1", "top5", "mean_class")
     ]
-    probe = tiny.results(semmae.probe(out=tmp_path / "probe", **told).path)
+    probe = tiny.results(semmae.probe(out=tmp_path / "probe", **given).path)
     assert (own["probe_top1"], own["probe_sweep"]) == (probe["top1"], probe["sweep"])
 
 
@@ -174,8 +174,8 @@ def test_of_a_limit_those_that_were_measured_are_listed(encoder: Path, divided: 
     for path in (divided / "train").rglob("*.png"):
         if path.relative_to(divided).as_posix() not in drawn:
             path.write_bytes(b"broken")
-    told = {"encoder": str(encoder), "data": str(divided), "limit": 6, "untrained": False, **COMMON}
-    out = evaluate(out=tmp_path / "out", **told)
+    given = {"encoder": str(encoder), "data": str(divided), "limit": 6, "untrained": False, **COMMON}
+    out = evaluate(out=tmp_path / "out", **given)
     assert (out / "skipped.csv").read_text().splitlines() == ["name,reason"]
 
 
@@ -196,9 +196,9 @@ def test_a_stopped_run_goes_on_after_the_last_finished_protocol(
             return _real(*rest, **named)
 
         monkeypatch.setattr(protocol, "run", counted)
-    told = {"encoder": str(encoder), "data": str(creatures), "out": tmp_path / "out", "steps": 2, **COMMON}
+    given = {"encoder": str(encoder), "data": str(creatures), "out": tmp_path / "out", "steps": 2, **COMMON}
     with pytest.raises(KeyboardInterrupt):
-        evaluate(**told)
+        evaluate(**given)
     assert not (tmp_path / "out" / "results.json").exists()
     before = len(calls) - 1
     calls.append(stopped_in)  # so that the second call of it is not the one that stops
@@ -213,8 +213,8 @@ def test_stopped_at_another_image_size_it_goes_on_to_the_same_table(
     encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Segmentation resizes the encoder, and a run that goes on has none to do."""
-    told = {"encoder": str(encoder), "data": str(creatures), "steps": 2, "image_size": 48, **COMMON}
-    whole = evaluate(out=tmp_path / "whole", **told)
+    given = {"encoder": str(encoder), "data": str(creatures), "steps": 2, "image_size": 48, **COMMON}
+    whole = evaluate(out=tmp_path / "whole", **given)
     real, calls = Segment.run, []
 
     def stopping(*rest: Any) -> Any:
@@ -225,7 +225,7 @@ def test_stopped_at_another_image_size_it_goes_on_to_the_same_table(
 
     monkeypatch.setattr(Segment, "run", stopping)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(out=tmp_path / "out", **told)
+        evaluate(out=tmp_path / "out", **given)
     evaluate(out=tmp_path / "out", resume=True)
     assert len(calls) == 3
     assert (tmp_path / "out" / "results.json").read_text() == (whole / "results.json").read_text()
@@ -244,19 +244,19 @@ def test_images_with_masks_in_folders_that_are_no_classes(
             target = tmp_path / "streets" / kind / places[row % 3] / f"{row}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    told = {"encoder": str(encoder), "data": str(tmp_path / "streets"), "steps": 2, "untrained": False, **COMMON}
-    found = tiny.results(evaluate(out=tmp_path / "out", **told))["this encoder"]
+    given = {"encoder": str(encoder), "data": str(tmp_path / "streets"), "steps": 2, "untrained": False, **COMMON}
+    found = tiny.results(evaluate(out=tmp_path / "out", **given))["this encoder"]
     assert "segment_miou" in found and not [name for name in found if name.startswith(("knn", "probe"))]
     assert "k-NN" in caplog.text
 
 
 def test_figures_of_other_images_are_not_gone_on_with(encoder: Path, divided: Path, tmp_path: Path) -> None:
-    told = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", "untrained": False, **COMMON}
-    evaluate(**told)
+    given = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", "untrained": False, **COMMON}
+    evaluate(**given)
     (tmp_path / "out" / ".unfinished").touch()  # as if it had been stopped
     next((divided / "val").rglob("*.png")).unlink()
     with refused("figures.json"):
-        evaluate(resume=True, **told)
+        evaluate(resume=True, **given)
 
 
 def test_single_images_of_classes_leave_the_probe_out(

@@ -92,10 +92,10 @@ def test_transformers_loads_the_encoder(run: Path, tmp_path: Path) -> None:
 
     out = semmae.export(encoder=run, to="hf", out=tmp_path / "out").path
 
-    model, told = transformers.ViTModel.from_pretrained(out, add_pooling_layer=False, output_loading_info=True)
+    model, found = transformers.ViTModel.from_pretrained(out, add_pooling_layer=False, output_loading_info=True)
     features = load_encoder(run)(images)
     tokens = model.eval()(images).last_hidden_state
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (tokens[:, 0] - features.cls).abs().max() < 1e-5
     assert (tokens[:, 1:] - features.patches).abs().max() < 1e-5
     assert load_encoder(out).spec == SPEC
@@ -113,11 +113,11 @@ def test_transformers_loads_the_autoencoder(run: Path, tmp_path: Path) -> None:
 
     out = semmae.export(encoder=run, to="hf", out=tmp_path / "out", decoder="with").path
 
-    model, told = transformers.ViTMAEForPreTraining.from_pretrained(out, output_loading_info=True)
+    model, given = transformers.ViTMAEForPreTraining.from_pretrained(out, output_loading_info=True)
     wanted = model.eval()(images, noise=noise)
     mask, mae = wanted.mask.bool(), load_mae(run)
     found = mae(images, mask)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any(given[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert mask.sum(1).tolist() == [10, 10]  # the run's ratio, 0.6: 16 - int(16 · 0.4)
     assert (found.pred - wanted.logits)[mask].abs().max() < 1e-5
     assert abs(float(found.loss) - float(wanted.loss)) < 1e-5 * float(wanted.loss)
@@ -135,8 +135,8 @@ def test_the_line_that_loads_an_export_for_transformers_leaves_nothing_out(
     read, load = [], transformers.PreTrainedModel.from_pretrained.__func__
 
     def loaded(kind: Any, *args: Any, **options: Any) -> Any:
-        model, told = load(kind, *args, output_loading_info=True, **options)
-        read.append(told)
+        model, found = load(kind, *args, output_loading_info=True, **options)
+        read.append(found)
         return model
 
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loaded))
@@ -144,8 +144,8 @@ def test_the_line_that_loads_an_export_for_transformers_leaves_nothing_out(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next  ")]
     exec(shlex.split(line)[-1], {})
 
-    (told,) = read
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    (found,) = read
+    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def test_the_release_of_mae_goes_to_transformers_and_back(shared: Path, tmp_path
     back = semmae.export(encoder=theirs, to="mae", out=tmp_path / "mae").path
 
     model = transformers.ViTMAEForPreTraining.from_pretrained(theirs).eval()
-    # The release tells each patch's rank in its shuffled order, and noise is only ranked.
+    # The release gives each patch's rank in its shuffled order, and noise is only ranked.
     wanted = model(expected["images"], noise=expected["ids_restore"].float())
     mask = expected["mask"].bool()
     assert torch.equal(wanted.mask.bool(), mask)
@@ -197,7 +197,7 @@ def test_another_image_size_resamples_the_positions(form: str, run: Path, tmp_pa
 
 
 @torch.no_grad()
-def test_onnx_is_for_any_batch_and_tells_its_colours(run: Path, tmp_path: Path) -> None:
+def test_onnx_is_for_any_batch_and_gives_its_colours(run: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     images = torch.randn(4, 3, 32, 32)
 
@@ -206,8 +206,8 @@ def test_onnx_is_for_any_batch_and_tells_its_colours(run: Path, tmp_path: Path) 
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     cls, _ = session.run(["cls", "patches"], {"images": images.numpy()})
     assert (torch.from_numpy(cls) - load_encoder(run)(images).cls).abs().max() < 1e-4
-    told = session.get_modelmeta().custom_metadata_map
-    assert (json.loads(told["mean"]), json.loads(told["std"])) == (list(MEAN), list(STD))
+    found = session.get_modelmeta().custom_metadata_map
+    assert (json.loads(found["mean"]), json.loads(found["std"])) == (list(MEAN), list(STD))
 
 
 def peculiar(tmp_path: Path, **more: Any) -> Path:
@@ -274,7 +274,7 @@ def test_epsilons_that_differ_have_no_place(run: Path, tmp_path: Path, monkeypat
         semmae.export(encoder=run, to="hf", out=tmp_path / "hf", decoder="with")
 
 
-def test_the_card_tells_the_run_and_no_paths(run: Path, tmp_path: Path) -> None:
+def test_the_card_names_the_run_and_no_paths(run: Path, tmp_path: Path) -> None:
     (run / "knn").mkdir()
     (run / "knn/results.json").write_text(json.dumps(TABLE | {"untrained": {"top1": 3.5}, "classes": {"cat": 77.5}}))
     (tmp_path / "segment").mkdir()
@@ -286,13 +286,13 @@ def test_the_card_tells_the_run_and_no_paths(run: Path, tmp_path: Path) -> None:
     card = (out / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert (header["library_name"], header["license"]) == ("transformers", "unknown")
-    for told in (
+    for each in (
         "width 48, depth 2, 3 heads, patches of 8", "the run `birds`", "`photos`, 321 images",
         "- epochs: 9", "- mask ratio: 0.6", "- parts: p\n", "### k-NN", "41.2", "3.5", "- seed: 0",
         "### linear segmentation", "12.5", "add_pooling_layer=False", "mean 0.4, 0.5, 0.6", "Not stated.",
         f"semmae {semmae.__version__}",
     ):  # fmt: skip
-        assert told in card, told
+        assert each in card, each
     assert "/home/me" not in card and str(tmp_path) not in card and "77.5" not in card
 
 
@@ -306,7 +306,7 @@ EVALUATED = {
 }  # fmt: skip
 
 
-def test_the_card_tells_the_table_of_evaluate(run: Path, tmp_path: Path) -> None:
+def test_the_card_gives_the_table_of_evaluate(run: Path, tmp_path: Path) -> None:
     (run / "evaluate").mkdir()
     (run / "evaluate/results.json").write_text(json.dumps(EVALUATED))
     options = yaml.safe_load((run / "config.yaml").read_text())
@@ -318,11 +318,11 @@ def test_the_card_tells_the_table_of_evaluate(run: Path, tmp_path: Path) -> None
     assert "| | this encoder | untrained |" in plain
     assert "| k-NN, top-1 % | 41.2 | 3.5 |" in plain
     assert "| segmentation, linear head, mIoU % | 12.5 | 1.5 |" in plain
-    for told in (
+    for each in (
         "- knn.method: k-NN, cosine", "- knn.k: 20", "- segment.lr: 1/4 of the rate", "- segment.preset: and/or",
         "- parts.masks: masks\n", "- parts.labels: 7", "- data: photos\n", "- init: mae.pth",
     ):  # fmt: skip
-        assert told in card, told
+        assert each in card, each
     assert "/home/me" not in card and "{" not in card.split("## Figures")[1].split("## Images")[0]
 
 
@@ -343,7 +343,7 @@ def test_figures_of_other_weights_are_left_out(run: Path, tmp_path: Path, caplog
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
-def test_the_card_of_what_was_trained_on_tells_its_own_run(kind: str, tmp_path: Path) -> None:
+def test_the_card_of_what_was_trained_on_names_its_own_run(kind: str, tmp_path: Path) -> None:
     """A run's own figures name the encoder that it began with; those beside them must be of what it became."""
     encoder, folder = Encoder(SPEC), tmp_path / "tuned"
     if kind == "classifier":
@@ -394,9 +394,9 @@ def test_exported_forms_show_what_semmae_shows(run: Path, tmp_path: Path) -> Non
 def test_what_is_read_back_must_agree_in_what_weights_do_not_show(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = huggingface.preprocessor_config
+    found = huggingface.preprocessor_config
 
-    monkeypatch.setattr(huggingface, "preprocessor_config", lambda *of: told(*of) | {"image_mean": [0.5, 0.5, 0.5]})
+    monkeypatch.setattr(huggingface, "preprocessor_config", lambda *of: found(*of) | {"image_mean": [0.5, 0.5, 0.5]})
 
     with pytest.raises(AssertionError, match=r"mean=\(0.5, 0.5, 0.5\).*, not .*mean=\(0.4, 0.5, 0.6\)"):
         semmae.export(encoder=run, to="hf", out=tmp_path / "hf")
@@ -495,7 +495,7 @@ def test_a_loaded_encoder_is_exported_and_its_run_is_not_known(run: Path, tmp_pa
         semmae.export(encoder=encoder, to="mae", decoder="with", out=tmp_path / "other")
 
 
-def test_onnx_without_its_libraries_tells_how_to_get_them(
+def test_onnx_without_its_libraries_gives_how_to_get_them(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx, "LIBRARIES", ("onnx", "no_such_library"))
@@ -562,7 +562,7 @@ def test_a_public_repository_gets_nothing_that_was_to_be_private(hub: type[Hub],
 
 
 @pytest.mark.parametrize("form", ["timm", "hf"])
-def test_a_name_without_owner_is_told_in_full(form: str, hub: type[Hub], run: Path, tmp_path: Path) -> None:
+def test_a_name_without_owner_is_named_in_full(form: str, hub: type[Hub], run: Path, tmp_path: Path) -> None:
     out = semmae.export(encoder=run, to=form, out=tmp_path / "out", push_to_hub="birds").path
 
     card = (out / "README.md").read_text()
@@ -590,7 +590,7 @@ def test_nothing_is_uploaded_of_what_cannot_be_written(hub: type[Hub], tmp_path:
 
 
 def test_timm_s_own_models_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model by name, the name tells what cannot be seen in its weights: CLIP's norms, their epsilon."""
+    """Of a model by name, the name says what cannot be seen in its weights: CLIP's norms, their epsilon."""
     model = timm.create_model("vit_base_patch32_clip_224", num_classes=0, embed_dim=48, depth=1, num_heads=3)
     encoder = wrap_vit(model, MEAN, STD).eval()
     monkeypatch.setattr("semmae.verbs.export.load_encoder", lambda *_, **__: encoder)

@@ -1,4 +1,4 @@
-"""`semmae export` of a classifier: its head goes along, and tells the same classes in every library."""
+"""`semmae export` of a classifier: its head goes along, and predicts the same classes in every library."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def images() -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_timm_tells_the_classes(pooling: Pooling, tmp_path: Path) -> None:
+def test_timm_names_the_classes(pooling: Pooling, tmp_path: Path) -> None:
     run, shown = tuned(tmp_path / "run", pooling), images()
 
     out = semmae.export(encoder=run, to="timm", out=tmp_path / "out").path
@@ -69,14 +69,14 @@ def test_an_export_is_measured_as_the_run_is(creatures: Path, tmp_path: Path) ->
 
 
 @torch.no_grad()
-def test_transformers_tells_the_classes(tmp_path: Path) -> None:
+def test_transformers_names_the_classes(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     run, shown = tuned(tmp_path / "run", "cls"), images()
 
     out = semmae.export(encoder=run, to="hf", out=tmp_path / "out").path
 
-    model, told = transformers.ViTForImageClassification.from_pretrained(out, output_loading_info=True)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model, found = transformers.ViTForImageClassification.from_pretrained(out, output_loading_info=True)
+    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (model.eval()(shown).logits - load_classifier(run)[0](shown)).abs().max() < 1e-5
     assert [model.config.id2label[number] for number in range(3)] == CLASSES
     processor = transformers.AutoImageProcessor.from_pretrained(out)
@@ -86,7 +86,7 @@ def test_transformers_tells_the_classes(tmp_path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_onnx_tells_the_classes(pooling: Pooling, tmp_path: Path) -> None:
+def test_onnx_names_the_classes(pooling: Pooling, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     run, shown = tuned(tmp_path / "run", pooling), images()

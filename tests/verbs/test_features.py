@@ -100,8 +100,8 @@ def test_why_there_are_no_classes_is_said_once(
             path.parent.rmdir()
     with caplog.at_level(logging.INFO, "semmae"):
         assert run(["knn", "--encoder", str(whole_run), "--data", str(data), "--out", str(tmp_path / "knn")]) == 2
-        told = capsys.readouterr().err + caplog.text
-        assert told.count("no classes") == told.count("val/CLASS") == 1
+        output = capsys.readouterr().err + caplog.text
+        assert output.count("no classes") == output.count("val/CLASS") == 1
         assert open_images(data, workers=0).labels is None
     assert caplog.text.count("no classes") == 1
 
@@ -142,6 +142,6 @@ def test_report_is_made_again(whole_run: Path, tmp_path: Path, capsys: pytest.Ca
     shutil.copytree(whole_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "*.html"))
     assert run(["report", str(tmp_path / "run")]) == 0
     pages = [tmp_path / "run" / "report.html", tmp_path / "run" / "parts" / "parts.html"]
-    told = capsys.readouterr().out.split()
-    assert all(str(page) in told for page in pages)
+    output = capsys.readouterr().out.split()
+    assert all(str(page) in output for page in pages)
     assert all("<svg" in page.read_text() for page in pages)

@@ -83,7 +83,7 @@ def test_interrupted_in_the_second_training_the_first_is_kept(
     assert tiny.results(out) == tiny.results(whole)
 
 
-def test_the_table_and_the_files_tell_the_same(whole: Path) -> None:
+def test_the_table_and_the_files_give_the_same(whole: Path) -> None:
     figures = tiny.results(whole)
     rows = list(csv.DictReader((whole / "per_class.csv").open()))
     right = [float(row["right_percent"]) for row in rows]
@@ -147,12 +147,12 @@ def test_no_image_that_it_learned_from_is_measured(
     kept, held = held_out(images.labels or (), 0.2, seed=0)
     added = data / Path(images.names[0]).parent / "zzz.png"
     shutil.copy(data / images.names[kept[0]], added)
-    told = {"encoder": whole, "data": data, "eval_only": True, "workers": 0}
-    semmae.finetune(out=out, **told)
+    given = {"encoder": whole, "data": data, "eval_only": True, "workers": 0}
+    semmae.finetune(out=out, **given)
     assert tiny.results(out)["images"] == len(held) + 1
     assert "24 of 33 images left out" in caplog.text
 
-    semmae.finetune(out=tmp_path / "few", limit=20, **told)
+    semmae.finetune(out=tmp_path / "few", limit=20, **given)
     drawn = set(open_images(data, limit=20, seed=0).names)
     expected = drawn & ({images.names[row] for row in held} | {added.relative_to(data).as_posix()})
     assert 0 < tiny.results(tmp_path / "few")["images"] == len(expected) < 20
@@ -161,7 +161,7 @@ def test_no_image_that_it_learned_from_is_measured(
         (data / images.names[row]).unlink()
     added.unlink()
     with refused("24 images"):
-        semmae.finetune(out=tmp_path / "none", **told)
+        semmae.finetune(out=tmp_path / "none", **given)
     assert not (tmp_path / "none").exists()
 
 
@@ -172,9 +172,9 @@ def test_the_same_from_new_weights_leaves_no_options_that_would_train_the_encode
 
 
 def test_measured_alone_with_a_preset_or_the_runs_own_options(whole: Path, creatures: Path, tmp_path: Path) -> None:
-    told = {"encoder": whole, "data": creatures / "images", "eval_only": True, "workers": 0}
-    semmae.finetune(out=tmp_path / "preset", preset="small-data", **told)
-    semmae.finetune(out=tmp_path / "config", config=whole / "config.yaml", untrained=False, **told)
+    given = {"encoder": whole, "data": creatures / "images", "eval_only": True, "workers": 0}
+    semmae.finetune(out=tmp_path / "preset", preset="small-data", **given)
+    semmae.finetune(out=tmp_path / "config", config=whole / "config.yaml", untrained=False, **given)
     assert (
         tiny.results(tmp_path / "preset")["top1"]
         == tiny.results(tmp_path / "config")["top1"]
@@ -226,8 +226,8 @@ def test_refused_in_one_line_and_nothing_is_written(
 ) -> None:
     arguments, named = REFUSED[case]
     out = tmp_path / "out"
-    told = ["--encoder", str(encoder), "--data", str(creatures / "images"), "--out", str(out), *arguments]
-    refuse(["finetune", *told], out, *named)
+    given = ["--encoder", str(encoder), "--data", str(creatures / "images"), "--out", str(out), *arguments]
+    refuse(["finetune", *given], out, *named)
 
 
 def test_classes_that_it_does_not_know_are_refused(
@@ -237,8 +237,8 @@ def test_classes_that_it_does_not_know_are_refused(
     for name in ("zebra", "aardvark", known.name):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "a.png").symlink_to(next(known.iterdir()))
-    told = ["--encoder", str(whole), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--eval-only"]
-    refuse(["finetune", *told], tmp_path / "out", "class 'aardvark' and 1 more", "8")
+    given = ["--encoder", str(whole), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--eval-only"]
+    refuse(["finetune", *given], tmp_path / "out", "class 'aardvark' and 1 more", "8")
 
 
 def test_the_published_recipes_have_the_published_rates() -> None:

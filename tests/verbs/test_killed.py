@@ -25,8 +25,8 @@ from semmae.train import trainer
 
 @pytest.fixture(scope="module")
 def command(creatures: Path, encoder: Path) -> list[str]:
-    told = {"data": creatures / "images", "teacher": encoder, "epochs": 2, "workers": 0, "batch-size": 8}
-    return ["parts", *(text for name, value in told.items() for text in (f"--{name}", str(value)))]
+    given = {"data": creatures / "images", "teacher": encoder, "epochs": 2, "workers": 0, "batch-size": 8}
+    return ["parts", *(text for name, value in given.items() for text in (f"--{name}", str(value)))]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_killed_at_every_stage_of_one_run(command: list[str], never_killed: Path
     arguments = [*command, "--out", str(tmp_path / "run")]
     for moment in MOMENTS:
         child = in_a_process(arguments, moment)
-        assert child.ended(120) == -signal.SIGKILL, f"{moment}: {child.told}"
+        assert child.ended(120) == -signal.SIGKILL, f"{moment}: {child.output}"
     assert run(arguments) == 0
     assert_as_never_killed(tmp_path / "run", never_killed)
     assert run(arguments) == 0  # finished: said, and nothing computed
@@ -145,12 +145,12 @@ def test_killed_at_random_moments(command: list[str], never_killed: Path, tmp_pa
     for _ in range(200):
         child = in_a_process(arguments)
         child.process.join(chance.uniform(0, patience))
-        assert child.process.exitcode in (None, 0), child.told
+        assert child.process.exitcode in (None, 0), child.output
         if child.process.exitcode == 0:
             break
         child.process.kill()
         child.process.join()
         patience *= 1.05  # an epoch lasts longer on a slow machine
         time.sleep(chance.choice((0, 0, 0.1)))
-    assert child.process.exitcode == 0, child.told
+    assert child.process.exitcode == 0, child.output
     assert_as_never_killed(tmp_path / "run", never_killed)

@@ -14,7 +14,7 @@ from semmae.run import ranks
 from semmae.run.ranks import check_processes, is_rank_zero, take_rank
 from semmae.train.nodes import cluster
 
-TOLD = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "MASTER_ADDR", "SLURM_JOB_NAME",
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "MASTER_ADDR", "SLURM_JOB_NAME",
         "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID")  # fmt: skip
 
 
@@ -26,18 +26,18 @@ def free_port() -> int:
 
 
 def command(data: Path, out: Path, *arguments: str) -> list[str]:
-    told = ["--data", str(data), "--out", str(out), "--masking", "random", "--epochs", "2", "--precision", "float32"]
-    return ["pretrain", *told, *tiny.SMALL, *arguments]
+    given = ["--data", str(data), "--out", str(out), "--masking", "random", "--epochs", "2", "--precision", "float32"]
+    return ["pretrain", *given, *tiny.SMALL, *arguments]
 
 
 def as_two_nodes(arguments: list[str]) -> list[str]:
-    """What the nodes tell on stderr, each started by hand with its rank."""
+    """What the nodes write to stderr, each started by hand with its rank."""
     program = Path(sys.executable).with_name("semmae")
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     nodes = [
         subprocess.Popen(
             [program, *arguments, "--nodes", "2"],
-            env={**os.environ, **told, "NODE_RANK": str(rank)},
+            env={**os.environ, **given, "NODE_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -52,14 +52,14 @@ def as_two_nodes(arguments: list[str]) -> list[str]:
 def two_devices(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two") / "run"
     program = Path(sys.executable).with_name("semmae")
-    told = command(creatures / "images", out, "--devices", "2")
-    subprocess.run([program, *told], check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    given = command(creatures / "images", out, "--devices", "2")
+    subprocess.run([program, *given], check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return out
 
 
 @pytest.mark.slow
 def test_two_nodes_train_as_two_devices(two_devices: Path, creatures: Path, tmp_path: Path) -> None:
-    """The same ranks on one node or on two: the same weights. And only the first one writes and tells."""
+    """The same ranks on one node or on two: the same weights. And only the first one writes and reports."""
     errors = as_two_nodes(command(creatures / "images", tmp_path / "nodes"))
     tiny.assert_same_weights(tmp_path / "nodes" / "encoder", two_devices / "encoder")
     steps = [[line["step"] for line in tiny.metrics(run)] for run in (tmp_path / "nodes", two_devices)]
@@ -91,9 +91,11 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(two_devices: Path, c
     """In the middle of an epoch; and resumed, they end as they would have."""
     script, out = tmp_path / "stopped.py", tmp_path / "run"
     script.write_text(STOPPED)
-    told = command(creatures / "images", out, "--devices", "2")
+    given = command(creatures / "images", out, "--devices", "2")
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    stopped = subprocess.run([sys.executable, script, *told], timeout=300, env=alone, stderr=subprocess.PIPE, text=True)
+    stopped = subprocess.run(
+        [sys.executable, script, *given], timeout=300, env=alone, stderr=subprocess.PIPE, text=True
+    )
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert stopped.stderr.count("semmae: stopped; ") == 1
     assert tiny.saved_state(out)["global_step"] == 3  # known to all a step later
@@ -106,13 +108,13 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(two_devices: Path, c
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in TOLD:
+    for name in LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("told", "nodes", "devices", "named"),
+    ("given", "nodes", "devices", "named"),
     [
         ({}, 2, 1, ["--nodes 2: ", "torchrun", "srun"]),
         ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "4"}, 1, 2, ["2 processes", "torchrun", "4"]),
@@ -122,10 +124,10 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ],
 )
 def test_other_processes_than_asked_for_are_refused(
-    told: dict[str, str], nodes: int, devices: int, named: list[str], creatures: Path, tmp_path: Path,
+    given: dict[str, str], nodes: int, devices: int, named: list[str], creatures: Path, tmp_path: Path,
     alone: pytest.MonkeyPatch, refuse: tiny.Refuse,
 ) -> None:  # fmt: skip
-    for name, value in told.items():
+    for name, value in given.items():
         alone.setenv(name, value)
     alone.setattr(ranks, "_node_begins_at", None)
     arguments = command(creatures / "images", tmp_path / "run", "--nodes", str(nodes), "--devices", str(devices))
@@ -133,7 +135,7 @@ def test_other_processes_than_asked_for_are_refused(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "given",
     [
         {},
         {"MASTER_ADDR": "host", "NODE_RANK": "1"},
@@ -141,10 +143,10 @@ def test_other_processes_than_asked_for_are_refused(
         {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"},
     ],
 )
-def test_as_many_as_asked_for_are_welcome(told: dict[str, str], alone: pytest.MonkeyPatch) -> None:
-    for name, value in told.items():
+def test_as_many_as_asked_for_are_welcome(given: dict[str, str], alone: pytest.MonkeyPatch) -> None:
+    for name, value in given.items():
         alone.setenv(name, value)
-    check_processes(*((2, 2) if told else (1, 2)))
+    check_processes(*((2, 2) if given else (1, 2)))
 
 
 def test_of_processes_that_begin_a_node_only_its_rank_is_known(alone: pytest.MonkeyPatch) -> None:
@@ -156,7 +158,7 @@ def test_of_processes_that_begin_a_node_only_its_rank_is_known(alone: pytest.Mon
     assert not is_rank_zero()
 
 
-def test_torchrun_inside_slurm_tells_the_ranks(alone: pytest.MonkeyPatch) -> None:
+def test_torchrun_inside_slurm_gives_the_ranks(alone: pytest.MonkeyPatch) -> None:
     """`srun --ntasks-per-node=1 torchrun --nproc-per-node 2`: Slurm knows of one process a node."""
     for name, value in {"SLURM_NTASKS": "1", "TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2"}.items():
         alone.setenv(name, value)

@@ -70,7 +70,7 @@ def test_an_interrupted_labelling_keeps_what_is_done(whole_run: Path, creatures:
     out = tmp_path / "run"
     shutil.copytree(whole_run / "parts", out)
     (out / "parts.png").unlink()
-    tiny.retell_store(out, complete=False)
+    tiny.rewrite_store(out, complete=False)
     done = np.load(out / "parts.npy", mmap_mode="r+")
     expected = done.copy()
     # A row that is done is not computed again: a mark put there stays.
@@ -123,7 +123,7 @@ def test_labels_only_labels_what_is_missing(finished: Path, tmp_path: Path) -> N
     labels = np.load(finished / "parts.npy", mmap_mode="r+")
     labels[7:] = 255
     labels.flush()
-    tiny.retell_store(finished, complete=False)
+    tiny.rewrite_store(finished, complete=False)
     folder = tmp_path / "pngs"
     assert run(["parts", "--out", str(finished), "--labels-only", "--export-png", str(folder)]) == 0
     assert (finished / "parts.npy").read_bytes() == expected
@@ -134,7 +134,7 @@ def test_a_store_without_the_digest_of_its_labels_is_refused_with_the_remedy_tha
     finished: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
 ) -> None:
     expected, out = (finished / "parts.npy").read_bytes(), tmp_path / "out"
-    tiny.retell_store(finished, arrays={})
+    tiny.rewrite_store(finished, arrays={})
     remedy = refuse(tiny.pretrain_on(finished, creatures / "images", out), out, "parts.json")
     (finished / "parts.json").unlink()
     assert run(remedy.split("`")[1].split()[1:]) == 0

@@ -75,14 +75,14 @@ def test_interrupted_and_resumed_is_as_never_interrupted(whole_run: Path, creatu
 
 
 @pytest.mark.parametrize("step", [2, 5, 11])
-def test_stopped_between_two_lines_the_next_one_tells_of_all_steps(
+def test_stopped_between_two_lines_the_next_one_gives_of_all_steps(
     step: int, whole_run: Path, creatures: Path, tmp_path: Path
 ) -> None:
     """Averages of losses, blends and hidden shares of parts reach over the stop."""
-    out, told = tmp_path / "run", {"data": creatures / "images", "parts": whole_run / "parts", **OPTIONS}
-    semmae.pretrain(out=tmp_path / "whole", **told)
+    out, given = tmp_path / "run", {"data": creatures / "images", "parts": whole_run / "parts", **OPTIONS}
+    semmae.pretrain(out=tmp_path / "whole", **given)
     with tiny.interrupted("pretrain", step):
-        semmae.pretrain(out=out, **told)
+        semmae.pretrain(out=out, **given)
     semmae.pretrain(out=out, resume=True)
     clock = {"images_per_s": 0, "data_wait": 0}
     lines, expected = ([line | clock for line in tiny.metrics(run)] for run in (out, tmp_path / "whole"))
@@ -110,9 +110,9 @@ def test_parts_are_learned_by_the_preset_asked_for(whole_run: Path, creatures: P
     out, teacher = tmp_path / "run", whole_run / "teacher"
     with tiny.every_step(), tiny.interrupted("parts", step=2):
         semmae.pretrain(data=creatures / "images", out=out, teacher=teacher, parts_preset="semmae-published", **OPTIONS)
-    told = yaml.safe_load((out / "parts" / "config.yaml").read_text())
+    found = yaml.safe_load((out / "parts" / "config.yaml").read_text())
     published = preset_options("parts", "semmae-published")
-    assert {name: told[name] for name in published} == published | {"batch_size": tiny.BATCH}
+    assert {name: found[name] for name in published} == published | {"batch_size": tiny.BATCH}
     terms = {name for name in tiny.metrics(out / "parts")[0] if name.startswith("loss")}
     assert terms == {"loss", "loss_reconstruction", "loss_diversity"}
 
@@ -195,9 +195,9 @@ def test_blend_and_hidden_shares_of_parts_are_averages(
     labels = torch.cat([context.parts for _, context in masked[:4] if context.parts is not None])
     names = PartStore.open(whole_run / "parts").label_names
     shares = {f"hidden/{name}": hidden[labels == label].mean() for label, name in enumerate(names)}
-    told = {name: share for name, share in line.items() if name.startswith("hidden/")}
-    assert told == pytest.approx({name: share.item() for name, share in shares.items() if share.isfinite()})
-    assert len(told) > 1
+    given = {name: share for name, share in line.items() if name.startswith("hidden/")}
+    assert given == pytest.approx({name: share.item() for name, share in shares.items() if share.isfinite()})
+    assert len(given) > 1
 
 
 def test_block_masks_need_no_parts(creatures: Path, tmp_path: Path) -> None:
@@ -348,9 +348,9 @@ def test_crops_show_at_least_the_share_asked_for(
         raise Seen(*(dataset[row]["crops"][0, 2:4].prod().item() for row in range(tiny.COUNT)))
 
     monkeypatch.setattr(Training, "loader", look)
-    told = {} if scale is None else {"crop_scale": scale}
+    given = {} if scale is None else {"crop_scale": scale}
     with pytest.raises(Seen) as seen:
-        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", **OPTIONS, **told)
+        semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", **OPTIONS, **given)
     # One pixel of rounding a side, of 48.
     assert areas[0] - 0.04 <= min(seen.value.args) <= areas[1]
     assert max(seen.value.args) <= 1.0

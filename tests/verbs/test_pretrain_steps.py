@@ -35,8 +35,8 @@ def test_several_batches_make_the_step_of_one(creatures: Path, tmp_path: Path) -
     assert parts == pytest.approx(whole, rel=2e-5)
     assert len(whole) == 2 * tiny.COUNT // tiny.BATCH
     for name in ("lr", "grad_norm"):
-        told = [[line[name] for line in tiny.metrics(tmp_path / folder)] for folder in ("whole", "parts")]
-        assert told[1] == pytest.approx(told[0], rel=1e-3), name
+        found = [[line[name] for line in tiny.metrics(tmp_path / folder)] for folder in ("whole", "parts")]
+        assert found[1] == pytest.approx(found[0], rel=1e-3), name
 
 
 def test_every_batch_of_a_step_has_masks_of_its_own_and_a_resumed_run_the_same(

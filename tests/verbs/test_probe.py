@@ -59,8 +59,8 @@ def classes_of(images: ImageSet, names: list[str]) -> Tensor:
 
 def test_the_fast_protocol_is_features_then_heads(encoder: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = ["--encoder", str(encoder), "--data", str(data), "--out", str(out), "--untrained", "--seed", "3"]
-    assert run(["probe", *told, "--workers", "0", "--precision", "float32", "--epochs", "3"]) == 0
+    given = ["--encoder", str(encoder), "--data", str(data), "--out", str(out), "--untrained", "--seed", "3"]
+    assert run(["probe", *given, "--workers", "0", "--precision", "float32", "--epochs", "3"]) == 0
 
     train, val = open_images(data, split="train"), open_images(data, split="val")
     names = sorted(set(train.labels or ()))
@@ -130,11 +130,11 @@ def test_mirrored_images_are_learned_from(
 
 def test_maes_protocol_goes_on_exactly(encoder: Path, data: Path, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    told = {"encoder": encoder, "data": data, **MAE}
+    given = {"encoder": encoder, "data": data, **MAE}
     with tiny.every_step():
-        semmae.probe(out=whole, **told)
+        semmae.probe(out=whole, **given)
         with tiny.interrupted("probe", step=6):
-            semmae.probe(out=stopped, **told)
+            semmae.probe(out=stopped, **given)
         assert not (stopped / "results.json").exists()
         assert run(["probe", "--out", str(stopped), "--resume"]) == 0
     tiny.assert_same_weights(whole / "head", stopped / "head")
@@ -152,8 +152,8 @@ def test_stopped_between_encoder_and_baseline(
     encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    told = {"encoder": encoder, "data": data, "untrained": True, **MAE}
-    semmae.probe(out=whole, **told)
+    given = {"encoder": encoder, "data": data, "untrained": True, **MAE}
+    semmae.probe(out=whole, **given)
     real = mae_probe.MaeProbe.run
 
     def stopping(protocol: Any, encoder: Encoder, data: Any, out: Path, name: str) -> Any:
@@ -163,8 +163,8 @@ def test_stopped_between_encoder_and_baseline(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(mae_probe.MaeProbe, "run", stopping)
-        semmae.probe(out=stopped, **told)
-    semmae.probe(out=stopped, **told)  # the same call again goes on
+        semmae.probe(out=stopped, **given)
+    semmae.probe(out=stopped, **given)  # the same call again goes on
     assert tiny.results(whole) == tiny.results(stopped)
     tiny.assert_same_weights(whole / "head", stopped / "head")
 
@@ -172,12 +172,12 @@ def test_stopped_between_encoder_and_baseline(
 def test_a_changed_encoder_is_not_gone_on_with(encoder: Path, data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "encoder"
     shutil.copytree(encoder, copy)
-    told = {"encoder": copy, "data": data, "out": tmp_path / "out", **MAE}
+    given = {"encoder": copy, "data": data, "out": tmp_path / "out", **MAE}
     with tiny.interrupted("probe", step=6):
-        semmae.probe(**told)
+        semmae.probe(**given)
     save_encoder(Encoder(EncoderSpec(32, 8, 24, 2, 2)), copy)
     with refused("encoder"):
-        semmae.probe(**told)
+        semmae.probe(**given)
 
 
 def test_without_splits_a_share_of_each_class_is_held_out(encoder: Path, creatures: Path, tmp_path: Path) -> None:
@@ -219,11 +219,11 @@ def test_a_rate_cannot_be_chosen_on_single_images(encoder: Path, data: Path, tmp
         for folder in sorted((data / split).iterdir())[:3]:
             (tmp_path / "data" / split / folder.name).mkdir(parents=True)
             shutil.copy(min(folder.iterdir()), tmp_path / "data" / split / folder.name)
-    told = {"encoder": encoder, "data": tmp_path / "data", "out": tmp_path / "out", **QUICK}
+    given = {"encoder": encoder, "data": tmp_path / "data", "out": tmp_path / "out", **QUICK}
     with refused("training images", "--lr"):
-        semmae.probe(**told)
+        semmae.probe(**given)
     assert not (tmp_path / "out").exists()
-    semmae.probe(lr=0.1, **told)
+    semmae.probe(lr=0.1, **given)
     assert tiny.results(tmp_path / "out")["protocol"]["rates"] == [0.1]
 
 
@@ -240,7 +240,7 @@ def test_a_preset_has_no_option_that_does_nothing(preset: str) -> None:
     assert protocol_of(options, Encoder(EncoderSpec(32, 8, 24, 1, 2))).view.crop_pct == 224 / 256
 
 
-def test_a_rate_at_the_edge_is_told(
+def test_a_rate_at_the_edge_is_named(
     encoder: Path,
     data: Path,
     tmp_path: Path,
@@ -248,11 +248,11 @@ def test_a_rate_at_the_edge_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "semmae")
-    told = {"encoder": encoder, "data": data, **QUICK}
+    given = {"encoder": encoder, "data": data, **QUICK}
     monkeypatch.setattr(fast_probe, "RATES", (1e-9, 2e-9))  # equally useless, so the lower is taken
-    semmae.probe(out=tmp_path / "edge", **told)
+    semmae.probe(out=tmp_path / "edge", **given)
     assert "1e-09, is the lowest" in caplog.text
     assert "the lowest" in (tmp_path / "edge" / "train.log").read_text()
     caplog.clear()
-    semmae.probe(out=tmp_path / "told", **told, lr=1e-9)
+    semmae.probe(out=tmp_path / "given", **given, lr=1e-9)
     assert "the lowest" not in caplog.text

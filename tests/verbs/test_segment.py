@@ -63,10 +63,10 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     assert "| this encoder |" in table and "| untrained" in table and "untrained, IoU %" in table
     assert (finished / "report.html").is_file()
     assert not (finished / ".unfinished").exists()
-    # Each validation is told among the metrics; the last one is the result.
-    told = [line for line in tiny.metrics(finished) if "miou" in line]
-    assert [line["step"] for line in told] == [2, 4]
-    assert told[-1]["miou"] == pytest.approx(found["miou"])
+    # Each validation is among the metrics; the last one is the result.
+    given = [line for line in tiny.metrics(finished) if "miou" in line]
+    assert [line["step"] for line in given] == [2, 4]
+    assert given[-1]["miou"] == pytest.approx(found["miou"])
 
 
 def test_new_weights_are_trained_as_an_encoder_that_has_them(
@@ -85,7 +85,7 @@ def test_the_picture_has_a_column_each_method(finished: Path) -> None:
     assert width > 8 * 192 and height > 3 * 192  # two groups of image, truth, prediction, untrained; of 6 images
 
 
-def test_the_network_is_loaded_and_tells_what_was_measured(finished: Path, creatures: Path) -> None:
+def test_the_network_is_loaded_and_gives_what_was_measured(finished: Path, creatures: Path) -> None:
     """The slow way: one image at a time, from the files."""
     from semmae.data.coding import Coding
     from semmae.data.segment_crops import WholeLabelled
@@ -98,9 +98,9 @@ def test_the_network_is_loaded_and_tells_what_was_measured(finished: Path, creat
     for row in range(len(val)):
         image = normalise(whole[row]["image"][None], spec.mean, spec.std)
         with torch.inference_mode():
-            told = most_likely(slide(net, image, 32, 21), 48, 48)[0]
-        right += int((told == val.labels(row)).sum())
-        pixels += told.numel()
+            found = most_likely(slide(net, image, 32, 21), 48, 48)[0]
+        right += int((found == val.labels(row)).sum())
+        pixels += found.numel()
     assert tiny.results(finished)["pixel_accuracy"] == pytest.approx(100 * right / pixels)
 
 
@@ -160,7 +160,7 @@ def learned_from(run: Path, data: Path | None) -> None:
         path.write_text("\n".join(image_keys(open_images(data / "images", workers=0))))
 
 
-def test_a_network_that_does_not_tell_its_images_is_measured_on_all(
+def test_a_network_that_does_not_give_its_images_is_measured_on_all(
     finished: Path, creatures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(finished / "segmenter", tmp_path / "run" / "segmenter")
@@ -177,15 +177,15 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(
 ) -> None:
     """Stopped inside a round, of the first network or of the second; with drop path, dropout and norms' averages."""
     out = tmp_path / "run"
-    told: dict[str, Any] = {"encoder": encoder, "data": creatures, "out": out, "untrained": True, **SMALL}
+    given: dict[str, Any] = {"encoder": encoder, "data": creatures, "out": out, "untrained": True, **SMALL}
     with tiny.every_step():
         if stage == "first":
             with tiny.interrupted("segment", step):
-                semmae.segment(**told)
+                semmae.segment(**given)
         else:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="pulled the plug"):
                 stop_second(patch, step)
-                semmae.segment(**told)
+                semmae.segment(**given)
         assert not (out / "results.json").exists()
         semmae.segment(out=out, resume=True)
     for below in ("", "untrained"):
@@ -216,8 +216,8 @@ def test_batches_of_a_step_make_the_same_rounds(encoder: Path, creatures: Path, 
 @pytest.mark.slow
 def test_two_processes_share_the_steps(encoder: Path, creatures: Path, tmp_path: Path) -> None:
     """Only the first one measures, and the others wait for it, not it for them."""
-    told = {**SMALL, "encoder": encoder, "data": creatures, "out": tmp_path / "run", "devices": 2}
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
+    given = {**SMALL, "encoder": encoder, "data": creatures, "out": tmp_path / "run", "devices": 2}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     command = Path(sys.executable).with_name("semmae")
     subprocess.run([command, "segment", *arguments], check=True, timeout=300)
     assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [2, 4]
@@ -234,7 +234,7 @@ def test_a_linear_head_learns_and_leaves_the_encoder_alone(encoder: Path, creatu
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.state_dict().items())
     found = tiny.results(out)
     pixels = [facts["pixels"] for facts in found["per_class"] if facts["pixels"]]
-    everywhere = 100 * max(pixels) / sum(pixels) / len(pixels)  # mIoU of the background told everywhere
+    everywhere = 100 * max(pixels) / sum(pixels) / len(pixels)  # mIoU of the background predicted everywhere
     assert found["miou"] > 1.25 * everywhere
 
 

@@ -49,10 +49,10 @@ def test_labelling_and_embedding_end_with_how_to_go_on(
         out, words = tmp_path / "run", [*words, "--teacher", str(encoder), "--epochs", "1"]
         prepare = when_called(label_blocks, "_oldest", send(signum))
     child = in_a_process([verb, *words, "--out", str(out)], prepare)
-    assert child.ended(120) == 128 + signum, child.told
-    lines = [line for line in child.told.splitlines() if line.startswith("semmae: ")]
-    assert lines == [f"semmae: stopped; go on with: semmae {verb} --out {out} --resume"], child.told
-    assert "Traceback" not in child.told
+    assert child.ended(120) == 128 + signum, child.output
+    lines = [line for line in child.output.splitlines() if line.startswith("semmae: ")]
+    assert lines == [f"semmae: stopped; go on with: semmae {verb} --out {out} --resume"], child.output
+    assert "Traceback" not in child.output
     assert run([verb, "--out", str(out), "--resume"]) == 0
     assert out.exists()
 
@@ -77,6 +77,6 @@ def test_a_second_signal_ends_a_process_that_waits(encoder: Path, creatures: Pat
         time.sleep(0.05)
     began = time.monotonic()
     os.kill(child.process.pid or 0, signal.SIGINT)
-    assert child.ended(30) == 128 + signal.SIGINT, child.told
+    assert child.ended(30) == 128 + signal.SIGINT, child.output
     assert time.monotonic() - began < 5
-    assert f"semmae embed --out {out} --resume" in child.told
+    assert f"semmae embed --out {out} --resume" in child.output

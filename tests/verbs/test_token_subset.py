@@ -77,7 +77,7 @@ def test_labels_without_attention_are_refused_with_the_remedy_that_helps(
     shutil.copytree(whole_run / "parts", parts)
     expected = {name: (parts / name).read_bytes() for name in ("parts.npy", "attention.npy")}
     (parts / "attention.npy").unlink()
-    tiny.retell_store(parts, attention_grid=0)
+    tiny.rewrite_store(parts, attention_grid=0)
     out = tmp_path / "run"
     asked = tiny.pretrain_on(parts, creatures / "images", out, "--token-subset", "8", "--epochs", "1")
     remedy = refuse(asked, out).split("`")[1].split()

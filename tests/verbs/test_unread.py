@@ -29,5 +29,5 @@ def test_a_training_whose_lines_nobody_reads(
         logging.getLogger("semmae").setLevel(level)
     assert not (out / ".unfinished").exists() and (out / "encoder").is_dir() and tiny.metrics(out)
     log = (out / "train.log").read_text()
-    for told in ("1 file ", "1 of 33 images (3.0 %)", "epoch 1/1, loss"):
-        assert log.count(told) == 1, log
+    for each in ("1 file ", "1 of 33 images (3.0 %)", "epoch 1/1, loss"):
+        assert log.count(each) == 1, log
