@@ -14,7 +14,7 @@ _REMEDY = re.compile(r"; |must be |\(known: ")
 
 def check_refusal(line: str, *facts: object) -> None:
     """One short line with a remedy and every fact: the option, its value, the limit, the file, what it takes."""
-    assert len(line.splitlines()) == 1 and len(line) < 400 and _REMEDY.search(line), line
+    assert len(line.splitlines()) == 1 and len(line) < 500 and _REMEDY.search(line), line
     assert [fact for fact in map(str, facts) if fact not in line] == [], line
 
 

@@ -16,6 +16,7 @@ import griffe
 
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import command_options, flag
+from semmae.options.texts import help_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
@@ -34,29 +35,31 @@ def page(text: str) -> str:
 
     def section(found: re.Match[str]) -> str:
         name = found[1]
-        made = options(package) if name == "options" else module(package[name.removeprefix("semmae.")])
+        made = options() if name == "options" else module(package[name.removeprefix("semmae.")])
         return f"<!-- {name} -->\n{made}\n\n<!-- end -->"
 
     return _SECTION.sub(section, text)
 
 
-def options(package: Any) -> str:
+def options() -> str:
     """A table for each verb: its own options, then those that it shares with others."""
     return "\n".join(
-        f"\n## {verb}\n\n{row.help[0].upper()}{row.help[1:]}.\n\n{table(verb, package)}" for verb, row in VERBS.items()
+        f"\n## {verb}\n\n{row.help[0].upper()}{row.help[1:]}.\n\n{table(verb)}" for verb, row in VERBS.items()
     )
 
 
-def table(verb: str, package: Any) -> str:
+def table(verb: str) -> str:
     """The options of a verb: option, default, help."""
     kind = kind_of(verb)
     known_options = command_options(kind)
-    declared = package[f"options.{verb}.{kind.__name__}"]
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.name in known_options}
-    own = [name for name in fields if name in declared.members]
+    texts, fields = (
+        help_of(kind),
+        {field.name: field for field in dataclasses.fields(kind) if field.name in known_options},
+    )
+    own = [name for name in fields if name in vars(kind)["__annotations__"]]
     lines = ["| option | default | what it is |", "|---|---|---|"]
     for name in [*own, *(name for name in fields if name not in own)]:
-        text = " ".join(declared.all_members[name].docstring.value.split())
+        text = texts[name]
         known = ", ".join(f"`{choice}`" for choice in known_options[name].choices)
         words = f"{text} One of {known}." if known else text
         lines.append(f"| `{flag(name)}` | {default(fields[name])} | {cell(words)} |")

@@ -22,7 +22,7 @@ from semmae.options.reconstruct import ReconstructOptions
 from semmae.options.report import ReportOptions
 from semmae.options.segment import SegmentOptions
 from semmae.options.teacher import TeacherOptions
-from semmae.options.texts import texts_of
+from semmae.options.texts import help_of
 from semmae.results import (
     ClassResult,
     DemoResult,
@@ -70,7 +70,7 @@ def call(options: Callable[P, object], result: type[ResultT]) -> Callable[P, Res
 
 def _documented(options: type[Any]) -> str:
     """What the verb does, then its options as `--help` explains them."""
-    texts = {name: text for group in options.__mro__[:-1] for name, text in texts_of(group).items()}
+    texts = help_of(options)
     lines = [
         textwrap.fill(f"{name}: {texts[name]}", 100, initial_indent="    ", subsequent_indent=" " * 8)
         for name in options_of(options)

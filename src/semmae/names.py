@@ -29,16 +29,21 @@ def readable(name: str) -> str:
     return encoded(name).decode("utf-8", "backslashreplace")
 
 
+def check_text(text: str, option: str = "") -> None:
+    """Refuse what names nothing: an empty text, one with a NUL byte, or one that is no Unicode."""
+    if not text.strip():
+        raise UserError(f"{option or 'path'} {shown(text)}: is empty; give a value, or leave the option out")
+    if "\0" in text:
+        raise UserError(f"{option} {shown(text)}: holds a NUL byte, which no name can; check it".strip())
+    if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in text):
+        raise UserError(f"{option} {shown(text)}: holds half a letter, which no name can; check it".strip())
+
+
 def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
     """The path that a user gave to an option, `~` expanded; whether anything lies there is for the caller to ask."""
     given = os.fspath(text)
+    check_text(given, option)
     named = f"{option} {given if len(given) <= 255 else given[:77] + '…'}".strip()
-    if not given.strip():
-        raise UserError(f"{option or 'path'} {shown(given)}: is empty; give a value, or leave the option out")
-    if "\0" in given:
-        raise UserError(f"{option} {shown(given)}: holds a NUL byte, which no path can; check the path".strip())
-    if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in given):
-        raise UserError(f"{option} {shown(given)}: holds half a letter, which no name can; check the path".strip())
     try:
         path = Path(os.fsdecode(on_disk(given))).expanduser()
         path.stat()

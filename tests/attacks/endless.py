@@ -230,9 +230,9 @@ def _(desk: Desk) -> int:
         works("teacher --data photos --out own --knn-every 0 " + TRAIN)
 
         def stopped() -> None:
-            from semmae.labels import blocks as label_blocks
+            from semmae.data.part_store import PartStore
 
-            patched(label_blocks, "_oldest", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            patched(PartStore, "write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
         words = "parts --teacher own --data photos --out parts2 --workers 0 --epochs 1 --batch-size 8"
         child = child_of(words, stopped)

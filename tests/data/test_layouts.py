@@ -260,7 +260,7 @@ def test_what_is_missing_is_named(cub: Path, cars: Path, tmp_path: Path, write_i
         both_refuse(cub, f"CUB_200_2011/{name}", "missing")
         (cub / "away").rename(cub / name)
     (cub / "image_class_labels.txt").write_text("1 2\n2 1\n4 7\n")
-    both_refuse(cub, "image_class_labels.txt", "image 3", "a_10.jpg")
+    both_refuse(cub, "image_class_labels.txt", "image '3'", "a_10.jpg")
     (cub / "classes.txt").write_text("1\n")
     both_refuse(cub, "classes.txt, line 1", "'1'")
 

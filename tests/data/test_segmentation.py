@@ -213,7 +213,7 @@ def test_what_can_be_no_class(tmp_path: Path) -> None:
         write_pair(tmp_path, f"{split}/a", striped(0, 1, 255))
     with refused("255", "--ignore-index 255"):
         open_segmentation(tmp_path, Coding(ignore=0))
-    with refused("single class (1)"):
+    with refused("single class ('1')"):
         open_segmentation(tmp_path, Coding(reduce_zero=True))
 
 

@@ -29,7 +29,7 @@ class Labelled:
 @pytest.mark.parametrize("pooling", [None, "cls"])
 def test_they_are_what_embed_writes(pooling: Any, encoder: Path, creatures: Path, tmp_path: Path) -> None:
     data, batch = creatures / "images", 5
-    tokens = pooling or "mean"
+    tokens = pooling or semmae.load_encoder(encoder).pooling
     semmae.embed(
         encoder=encoder, data=data, out=tmp_path / "a.npz", tokens=pooling or "auto", batch_size=batch, workers=0
     )

@@ -93,7 +93,7 @@ def test_all_are_visible_without_that_column(tmp_path: Path) -> None:
 def test_keypoints_of_images_left_out_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path, "broken.jpg,eye,3,4,1", "owl/1.jpg,eye,5,6,1")
     assert len(read_keypoints(path, NAMES, skipped=["broken.jpg"])) == 1
-    with refused('"broken.jpg"'):
+    with refused("'broken.jpg'"):
         read_keypoints(path, NAMES)
 
 
@@ -102,12 +102,12 @@ def test_keypoints_of_images_left_out_are_left_out(tmp_path: Path) -> None:
     [
         (["owl/1.jpg,1,2"], "image,x,y", ["keypoints.csv", "part", "image, x, y"]),
         (["1"], "a;b", ["image and part and x and y"]),
-        (["2.jpg,eye,1,2,1"], None, ["line 2", '"2.jpg"', "3 images", '"owl/2.jpg"']),
-        (["x.png,eye,1,2,1"], None, ["line 2", '"x.png"', "3 images", '"owl/1.jpg"']),
+        (["2.jpg,eye,1,2,1"], None, ["line 2", "'2.jpg'", "3 images", '"owl/2.jpg"']),
+        (["x.png,eye,1,2,1"], None, ["line 2", "'x.png'", "3 images", '"owl/1.jpg"']),
         (
             ["owl/1.jpg,eye,1,2,1", "owl/2.jpg,eye,1,2,1", "owl/1.jpg,eye,9,9,0"],
             None,
-            ["line 4", '"eye"', '"owl/1.jpg"', "line 2"],
+            ["line 4", "'eye'", "'owl/1.jpg'", "line 2"],
         ),
         (["owl/1.jpg,eye,one,2,1"], None, ["line 2", "x 'one'"]),
         (["owl/1.jpg,eye,1,,1"], None, ["line 2", "y ''", "visible 0"]),
@@ -141,7 +141,7 @@ def test_names_of_images_need_not_be_utf_8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["200.5,5", "-1,5", "5,101", "nan,5", "inf,5"])
 def test_points_outside_their_image_are_refused(place: str, tmp_path: Path) -> None:
     path = write(tmp_path, "owl/2.jpg,eye,50,50,1", f"owl/1.jpg,beak,{place},1")
-    with refused('"beak"', '"owl/1.jpg"', "outside", "200 x 100 pixels"):
+    with refused("'beak'", "'owl/1.jpg'", "outside", "200 x 100 pixels"):
         read_keypoints(path, NAMES).relative(SIZES.__getitem__, NAMES)
 
 

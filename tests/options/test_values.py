@@ -17,7 +17,7 @@ from refusals import refused
 
 from semmae.masking import random_mask
 from semmae.options import VERBS, kind_of
-from semmae.options.fields import Facts, Option, flag, options_of
+from semmae.options.fields import Facts, Option, command_options, flag, options_of
 from semmae.options.values import check_given, check_value, check_values, given_options
 from semmae.run.config import read_config, to_yaml, with_defaults
 
@@ -158,7 +158,7 @@ def test_options_made_by_hand_hold_nothing_that_yaml_cannot_write() -> None:
 def test_only_a_mask_function_is_taken_as_a_function() -> None:
     for verb in VERBS:
         kind = kind_of(verb)
-        for name in {field.name for field in dataclasses.fields(kind)} - ({"masking"} if verb == "pretrain" else set()):
+        for name in command_options(kind).keys() - ({"masking"} if verb == "pretrain" else set()):
             for function in (print, int, by_call):
                 by_call(verb, name, function)
     assert given("pretrain", masking=random_mask) == {"masking": "semmae.masking:random_mask"}

@@ -208,7 +208,7 @@ def test_balanced_and_plain_settings_train_too(encoder: Path, creatures: Path, t
 
 
 REFUSED = {
-    "no such policy": (["--augment", "rand-x3"], ("--augment rand-x3",)),
+    "no such policy": (["--augment", "rand-x3"], ("--augment 'rand-x3'",)),
     "sizes": (["--image-size", "30"], ("30 pixels", "24 or 32")),
     "rates": (["--blr", "1e-7"], ("--min-lr 1e-06", "9.37e-09", "--blr")),
     "limits": (["--drop-path", "1.5"], ("--drop-path 1.5", "0.95")),

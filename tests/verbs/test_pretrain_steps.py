@@ -10,7 +10,7 @@ from refusals import refused
 from torch import Tensor
 
 import semmae
-from semmae.train import pretrain as task
+from semmae.train import masks
 from semmae.train.masks import MaskContext
 
 OPTIONS: dict[str, Any] = {**tiny.SIZE, **tiny.TRAIN, "epochs": 2, "masking": "random"}
@@ -43,13 +43,13 @@ def test_every_batch_of_a_step_has_masks_of_its_own_and_a_resumed_run_the_same(
     creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[int, int]] = []
-    real = task.mask_seed
+    real = masks.mask_seed
 
     def spied(seed: int, step: int, place: int) -> int:
         drawn.append((step, place))
         return real(seed, step, place)
 
-    monkeypatch.setattr(task, "mask_seed", spied)
+    monkeypatch.setattr(masks, "mask_seed", spied)
     whole = run(creatures, tmp_path / "whole", accumulate=2)
     assert drawn == [(step, place) for step in range(8) for place in (0, 1)]
 

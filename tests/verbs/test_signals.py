@@ -11,8 +11,8 @@ import pytest
 from forked import in_a_process
 
 from semmae.cli import run
+from semmae.data.part_store import PartStore
 from semmae.evaluation import embedding
-from semmae.labels import blocks as label_blocks
 
 
 def when_called(module: Any, name: str, act: Callable[[], None], call: int = 2) -> Callable[[], None]:
@@ -47,7 +47,7 @@ def test_labelling_and_embedding_end_with_how_to_go_on(
         prepare = when_called(embedding, "_write", send(signum))
     else:
         out, words = tmp_path / "run", [*words, "--teacher", str(encoder), "--epochs", "1"]
-        prepare = when_called(label_blocks, "_oldest", send(signum))
+        prepare = when_called(PartStore, "write", send(signum))
     child = in_a_process([verb, *words, "--out", str(out)], prepare)
     assert child.ended(120) == 128 + signum, child.output
     lines = [line for line in child.output.splitlines() if line.startswith("semmae: ")]

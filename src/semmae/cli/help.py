@@ -30,9 +30,11 @@ def help_text(kind: type[Any]) -> str:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=width),
         add_help=False,
     )
+    groups: dict[str, argparse._ArgumentGroup] = {}
     for declared_by, options in _declared(kind):
         heading = f"options of {verb_of(kind)}" if declared_by is kind else (declared_by.__doc__ or "").rstrip(".")
-        group, texts = page.add_argument_group(heading), texts_of(declared_by)
+        group = groups.setdefault(heading, page.add_argument_group(heading))
+        texts = texts_of(declared_by)
         for option in options:
             _add(group, option, f"{texts.get(option.name, '')} {_facts(option)}".strip())
     return page.format_help().rstrip()

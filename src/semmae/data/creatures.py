@@ -357,7 +357,7 @@ def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0
             raise UserError(f"{option} is {value}, must be from {low} to {high}: choose a number in between")
     out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder, and nothing is overwritten: name a new folder")
+        raise UserError(f"{out}: is no empty folder, and nothing is overwritten; give a new one")
     names = list(CREATURES)
     with whole_folder(out) as made:
         for kind in ("images", "masks"):

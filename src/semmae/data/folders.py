@@ -117,7 +117,7 @@ def user_place(text: str) -> Path:
     """The path that `--data` means; UserError for what can be none, such as a URL."""
     if _URL.match(text) and not os.path.lexists(text):
         hub = ", or a data set of the hub as hf:NAME" if text.startswith("hf:") else ""
-        raise UserError(f"{shown(text)}: a URL is not read; download the images and give their folder{hub}")
+        raise UserError(f"{shown(text)}: no path; give a folder, a file, an address with :// of a Parquet file{hub}")
     return user_path(text)
 
 

@@ -29,6 +29,7 @@ from semmae.progress import quiet
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # of a drive, C:/, there is one letter
 _BLOCK = 4096  # rows looked at together when sizes are measured
 _SPLIT = re.compile(rf"({'|'.join(sorted(TRAIN + VAL, key=len, reverse=True))})(?![a-z])")
 
@@ -144,6 +145,29 @@ def load_hub(data: str) -> Mapping[str, "Dataset"]:
         fault = f"cannot be loaded from the hub: {reason(error, 300)}"
         raise UserError(f"{shown(data)}: {fault}; check the name and the network") from error
     return loaded
+
+
+def is_address(data: str) -> bool:
+    """Whether this is read over a network, `https://…` or `s3://…`, not from a disk."""
+    return _ADDRESS.match(data) is not None
+
+
+def load_remote(address: str) -> Mapping[str, "Dataset"]:
+    """The table of a Parquet file at an address that fsspec reads, by the file's name; `datasets` keeps a copy."""
+    name = address.rpartition("/")[2]
+    if not name.endswith(".parquet"):
+        raise UserError(
+            f"{shown(address)}: at an address Parquet files alone are read; download the images and give their folder"
+        )
+    datasets = _datasets()
+    try:
+        table = datasets.load_dataset("parquet", data_files=[address], split="train")
+    except Exception as error:  # file systems, networks and the library have no common type
+        remedy = "check the address and the network"
+        if isinstance(error, ImportError):
+            remedy = 'pip install "semmae[remote]", for s3:// and gs:// also s3fs and gcsfs'
+        raise UserError(f"{shown(address)}: cannot be loaded: {reason(error, 300)}; {remedy}") from error
+    return {name: table}
 
 
 def open_tables(

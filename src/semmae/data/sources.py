@@ -5,6 +5,7 @@
 | folder of any depth, glob    | path below the root | first folder (second, after split) | `train/`, `val/` |
 | Parquet file, folder of them | `file.parquet#row`  | column `label`                     | `train*`, `val*` |
 | `hf:NAME`                    | `split#row`         | column `label`                     | those of the hub |
+| `https://…/FILE.parquet`     | `FILE.parquet#row`  | column `label`                     | none             |
 | CUB-200-2011 …, `layouts.py` | path below the root | by its own files                   | by its own files |
 | `FILE.txt`, `FILE.csv`       | path below a folder | column `label`                     | none             |
 | Python objects               | see `from_python`   |                                    | of a DatasetDict |
@@ -13,6 +14,8 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from semmae.data.compact import Labels
 from semmae.data.endings import counted, ending, sort_files
@@ -20,11 +23,14 @@ from semmae.data.folders import file_source, find_files, first_folders, open_fol
 from semmae.data.from_python import open_object, tables_of
 from semmae.data.layouts import Listing, find_listing
 from semmae.data.lists import is_list, open_list
-from semmae.data.parquet import load_hub, open_parquet, open_tables, parquet_splits
+from semmae.data.parquet import is_address, load_hub, load_remote, open_parquet, open_tables, parquet_splits
 from semmae.data.selection import Source
 from semmae.data.splits import check_whole, has_both
 from semmae.errors import UserError
 from semmae.names import user_path
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _log = logging.getLogger("semmae")
 
@@ -34,8 +40,9 @@ def open_source(data: object, split: str | None = None) -> Source:
     if not isinstance(data, str | os.PathLike):
         return open_object(data, split)
     text = os.fspath(data)
-    if text.startswith("hf:") and not text.startswith("hf:/"):
-        return open_tables(load_hub(text), split, text, key=text, beside=None)
+    tables = _network_tables(text)
+    if tables is not None:
+        return open_tables(tables, split, text, key=text, beside=None)
     listing = find_listing(user_place(text))
     if listing is not None:
         return _open_listing(listing, split)
@@ -83,8 +90,9 @@ def split_names(data: object) -> set[str]:
     if not isinstance(data, str | os.PathLike):
         return set(tables_of(data) or ())
     text = os.fspath(data)
-    if text.startswith("hf:") and not text.startswith("hf:/"):
-        return set(load_hub(text))
+    tables = _network_tables(text)
+    if tables is not None:
+        return set(tables)
     listing = find_listing(user_place(text))
     if listing is not None:
         return set(listing.splits)
@@ -92,6 +100,13 @@ def split_names(data: object) -> set[str]:
         return set()
     found = sort_files(find_files(text)[1])
     return set(parquet_splits(found.tables).values()) if found.tables else first_folders(found.images)
+
+
+def _network_tables(text: str) -> Mapping[str, "Dataset"] | None:
+    """The tables of a name on the hub, or of an address; None where `text` means something on a disk."""
+    if text.startswith("hf:") and not text.startswith("hf:/"):
+        return load_hub(text)
+    return load_remote(text) if is_address(text) and not os.path.lexists(text) else None
 
 
 def _open_listing(listing: Listing, split: str | None) -> Source:

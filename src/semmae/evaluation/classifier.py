@@ -19,6 +19,7 @@ from semmae.evaluation.classifying import Predictions, classify
 from semmae.evaluation.protocols.shape import Classified, Measured
 from semmae.files import Fields
 from semmae.models.classifier import Classifier
+from semmae.names import shown
 from semmae.objects import described
 from semmae.options.shared import WorkerOptions
 
@@ -106,7 +107,7 @@ def target_indices(data: Any, images: ImageSet, classes: Sequence[str], whose: s
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"{described(data)}: class {unknown[0]!r}{more}: not among the {len(classes)} that {whose} knows"
+            f"{described(data)}: class {shown(unknown[0])}{more}: not among the {len(classes)} that {whose} knows"
             f"{near_only(unknown[0], classes)}; leave such images out, or fine-tune on them"
         )
     return torch.tensor([number[label] for label in labels])

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from semmae.options.fields import about, option
-from semmae.options.shared import PIXELS
+from semmae.options.shared import PIXELS, DecoderHeadsOptions
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
+class ExportOptions(DecoderHeadsOptions):
     """Write an encoder, with its decoder or the head of a classifier, for timm, MAE, Hugging Face or ONNX."""
 
     encoder: str = field(metadata=about(reads="network", objects=True))
@@ -24,10 +24,6 @@ class ExportOptions:
     """Decoder of a masked autoencoder; auto: mae takes it where there is one, hf does not."""
     head: bool = option(True)
     """Head of a run of finetune too, so that it classifies there; mae has no place for it."""
-    num_heads: int | None = option(None, low=1, high=1024)
-    """Heads of the encoder, where its file does not say."""
-    decoder_num_heads: int | None = option(None, low=1, high=1024)
-    """Heads of the decoder, where its file does not say."""
     image_size: int | None = option(None, low=8, high=PIXELS)
     """Pixels a side that it is exported for, its positions resampled; default: as it was trained."""
     results: Path | None = option(None, reads="file")

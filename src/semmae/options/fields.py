@@ -63,6 +63,13 @@ def about(**facts: Any) -> dict[str, Any]:
     return {"facts": Facts(**facts)}
 
 
+def again(kind: type[Any], name: str, **facts: Any) -> Any:
+    """The field that another class declares, default, limits and help, with some other facts."""
+    declared = options_of(kind)[name]
+    merged = dataclasses.replace(declared.facts, **facts)
+    return dataclasses.field(default=declared.default, metadata={"facts": merged, "text_of": kind})
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a verb: its name as a field, its type, its default (MISSING where it is required), its facts."""

@@ -75,7 +75,7 @@ class FinetuneOptions(FinetuneRecipe, EncoderOptions, TrainOptions):
     """Share of each class held out to measure on, where --data has no validation split."""
     untrained: bool = option(False, on_resume="more")
     """Train beside it the same sizes from new weights, by the same recipe, to see what pre-training brought."""
-    eval_only: bool = option(False, group="measuring", idles=("training", "precision"))
+    eval_only: bool = option(False, group="measuring", idles=("training", "num_heads", "precision"))
     """Train nothing: measure the classifier of a finished run, given as --encoder, on --data."""
 
 

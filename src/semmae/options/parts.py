@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from semmae.options.fields import MOST, option
-from semmae.options.shared import EPOCHS, PIXELS, RATE, WEIGHT, PresetOptions, TrainOptions
+from semmae.options.fields import MOST, again, option
+from semmae.options.shared import EPOCHS, PIXELS, RATE, WEIGHT, HeadsOptions, PresetOptions, TrainOptions
 
 Reconstruction = Literal["mse", "l1", "features"]
 PngSize = Literal["grid", "image"]
@@ -36,13 +36,11 @@ class PartsRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOptions(TrainOptions):
+class LabelOptions(HeadsOptions, TrainOptions):
     """Labels."""
 
     teacher: str | None = option(None, reads="network", objects=True)
     """Frozen encoder to learn from: timm:NAME, a run of semmae, or a checkpoint file."""
-    num_heads: int | None = option(None, low=1, high=1024)
-    """Heads of the encoder, where its file does not say."""
     image_size: int | None = option(None, low=8, high=PIXELS)
     """Pixels a side; default: as the encoder was trained."""
     grid: int = option(28, low=2, high=1024)
@@ -67,10 +65,8 @@ class PartsOptions(PartsRecipe, PresetOptions, LabelOptions):
 
     GROUP: ClassVar[str] = "training"
 
-    devices: int = option(1, low=1, high=1024, group="labelling")  # labelling is shared by several processes too
-    """GPUs, or processes on a CPU; of each node."""
-    nodes: int = option(1, low=1, high=2**16, group="labelling")
-    """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
+    devices: int = again(TrainOptions, "devices", group="labelling")  # labelling is shared by several processes too
+    nodes: int = again(TrainOptions, "nodes", group="labelling")
     epochs: int = option(20, low=1, high=EPOCHS)
     """Passes over the images."""
     sample: int | None = option(None, low=1, high=MOST)

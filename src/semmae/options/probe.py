@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from semmae.options.fields import option
+from semmae.options.fields import again, option
 from semmae.options.shared import (
     EPOCHS,
     RATE,
@@ -56,12 +56,9 @@ class ProbeOptions(ProbeRecipe, MaeProbeRecipe, PoolingOptions, PresetOptions, E
     mae: MAE's linear probe on random crops, hours. Figures of the one do not compare with the other's."""
     batch_size: int = option(256, low=1, high=2**20)
     """Images per optimiser step of mae, over all devices; of features: that the encoder sees at a time."""
-    accumulate: int = option(1, low=1, high=2**16, only=_MAE)
-    """Batches that make one optimiser step on each device, which hold the fewer images for it: less memory."""
-    devices: int = option(1, low=1, high=1024, only=_MAE)
-    """GPUs, or processes on a CPU; of each node."""
-    nodes: int = option(1, low=1, high=2**16, only=_MAE)
-    """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
+    accumulate: int = again(TrainOptions, "accumulate", only=_MAE)
+    devices: int = again(TrainOptions, "devices", only=_MAE)
+    nodes: int = again(TrainOptions, "nodes", only=_MAE)
     epochs: int | None = option(None, low=1, high=EPOCHS)
     """Passes over the training images, or their features; default: 90 of mae, 30 of features."""
     crop_pct: float | None = option(None, low=0.1, high=1)

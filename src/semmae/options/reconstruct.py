@@ -4,17 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from semmae.options.fields import about, option
-from semmae.options.shared import PIXELS, SeedOptions
+from semmae.options.shared import PIXELS, DataOptions, DecoderHeadsOptions, SeedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructOptions(SeedOptions):
+class ReconstructOptions(DecoderHeadsOptions, DataOptions, SeedOptions):
     """Draw images, what is visible of them, and what a masked autoencoder makes of the rest."""
 
     autoencoder: str = field(metadata=about(reads="network"))
     """Masked autoencoder: a run of semmae pretrain, a folder of ViTMAE, or a file in the form of MAE or SemMAE."""
-    data: str = field(metadata=about(reads="images", objects=True))
-    """Images: a folder of any depth, a list of files, Parquet file(s) with an `image` column, or hf:NAME."""
     out: Path = field(metadata=about(writes=True, suffixes=(".png",)))
     """Picture to write, .png."""
     images: int = option(8, low=1, high=10**6)
@@ -25,10 +23,6 @@ class ReconstructOptions(SeedOptions):
     """Encode and predict only so many patches of an image, drawn at random; for models trained like that."""
     image_size: int | None = option(None, low=8, high=PIXELS)
     """Pixels a side; default: as the autoencoder was trained."""
-    num_heads: int | None = option(None, low=1, high=1024)
-    """Heads of the encoder, where its file does not say."""
-    decoder_num_heads: int | None = option(None, low=1, high=1024)
-    """Heads of the decoder, where its file does not say."""
     workers: int = option(2, low=0, high=256)
     """Processes that check the images."""
     overwrite: bool = option(False, control=True)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from semmae.options.fields import about, option
+from semmae.options.fields import about, again, option
 from semmae.options.shared import (
     PIXELS,
     RATE,
     STEPS,
     VAL_SHARE,
     WEIGHT,
+    CompileOptions,
     EncoderOptions,
     PresetOptions,
     SeedOptions,
@@ -50,8 +51,7 @@ class SegmentRecipe(PresetOptions, SeedOptions):
     """Channels of UPerNet; default: 512, for vit_small 256, for vit_tiny 128."""
     aux_weight: float = option(0.4, low=0, high=WEIGHT, only=_UPERNET)
     """Weight of the loss of a second, small head that helps to train; 0 = without."""
-    checkpointing: bool = option(False, on_resume="free", only=_UPERNET)
-    """Compute the blocks' activations again when they are needed, instead of keeping them: slower, less memory."""
+    checkpointing: bool = again(CompileOptions, "checkpointing", only=_UPERNET)
     min_scale: float = option(0.5, low=0.1, high=10)
     """Short side of an image in training, in sides of the crop, at least."""
     max_scale: float = option(2.0, low=0.1, high=10)
@@ -104,7 +104,7 @@ annotations are 8-bit PNGs of class numbers."""
     untrained: bool = option(False, on_resume="more")
     """Train beside it the same encoder with new weights, by the same recipe but for layer decay, to see what \
 pre-training brought."""
-    eval_only: bool = option(False, group="measuring", idles=("training",))
+    eval_only: bool = option(False, group="measuring", idles=("training", "num_heads"))
     """Only measure the run of semmae segment that --encoder names, on images that it was not trained on."""
 
 

@@ -43,17 +43,24 @@ class RunOptions(WorkerOptions, SeedOptions):
     config: Path | None = option(None, reads="file", control=True, on_resume="free")
     """YAML file with options, such as the config.yaml of an earlier run; options given beside it win."""
     resume: bool = option(False, control=True, continues=True, on_resume="free")
-    """Go on with the run in --out, with its own options."""
+    """Resume the run in --out, with its own options."""
     overwrite: bool = option(False, control=True, on_resume="free")
     """Delete the run that lies in --out first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions(RunOptions):
+class DataOptions:
     """Images."""
 
     data: str = field(metadata=about(reads="images", objects=True))
-    """Images: a folder of any depth, a list of files, Parquet file(s) with an `image` column, or hf:NAME."""
+    """Images: a folder of any depth, a list of files, Parquet with an `image` column (files, or one at https://…), \
+    or hf:NAME."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(DataOptions, RunOptions):
+    """Images."""
+
     limit: int | None = option(None, low=1, high=MOST)
     """Use only so many of the images (of each split), drawn by the seed."""
 
@@ -173,13 +180,27 @@ class PresetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderOptions(ImageOptions):
+class HeadsOptions:
+    """The encoder."""
+
+    num_heads: int | None = option(None, low=1, high=1024)
+    """Heads of the encoder, where its file does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderHeadsOptions(HeadsOptions):
+    """The encoder."""
+
+    decoder_num_heads: int | None = option(None, low=1, high=1024)
+    """Heads of the decoder, where its file does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions(HeadsOptions, ImageOptions):
     """The encoder."""
 
     encoder: str = field(metadata=about(reads="network", objects=True))
     """Encoder: a run of semmae, timm:NAME, or a checkpoint file."""
-    num_heads: int | None = option(None, low=1, high=1024, group="training")
-    """Heads of the encoder, where its file does not say."""
     image_size: int | None = option(None, low=8, high=PIXELS)
     """Pixels a side; default: as the encoder was trained."""
 

@@ -10,7 +10,9 @@ from typing import Any
 def texts_of(kind: type[Any]) -> dict[str, str]:
     """By name, the texts of the options that a class declares itself, each in one line."""
     declared = _classes(str(sys.modules[kind.__module__].__file__))[kind.__name__]
-    return {
+    own = vars(kind).get("__annotations__", {})
+    elsewhere = {name: kind.__dataclass_fields__[name].metadata.get("text_of") for name in own if name != "GROUP"}
+    return {name: help_of(other)[name] for name, other in elsewhere.items() if other} | {
         field.target.id: " ".join(str(text.value.value).split())
         for field, text in zip(declared.body, declared.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign)
@@ -18,6 +20,11 @@ def texts_of(kind: type[Any]) -> dict[str, str]:
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
     }
+
+
+def help_of(kind: type[Any]) -> dict[str, str]:
+    """By name, the texts of all options of a verb."""
+    return {name: text for group in reversed(kind.__mro__[:-1]) for name, text in texts_of(group).items()}
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semmae.errors import UserError, near, near_only
-from semmae.names import shown, user_path
+from semmae.names import check_text, shown, user_path
 from semmae.options.fields import Option, flag, is_given, options_of
 from semmae.options.functions import text_of
 
@@ -122,8 +122,11 @@ def converted(option: Option, value: Any) -> Any:
         with contextlib.suppress(ValueError):
             return float(value)
     if isinstance(value, str) and is_named:
-        text = _plain_text(option.flag, value)
-        return Path(text) if Path in option.kinds else text
+        check_text(value, option.flag)
+        if option.facts.reads or option.facts.writes:
+            path = user_path(value, option.flag)
+            # As a path, hf:NAME or an address would be written otherwise.
+            return path if Path in option.kinds else str(path) if value.startswith("~") else value
     return value
 
 
@@ -182,12 +185,3 @@ def _own_scalar(value: Any) -> Any:
             # An enumeration's own __str__ may give its name.
             return value if type(value) is kind else str.__str__(value) if isinstance(value, str) else kind(value)
     return value
-
-
-def _plain_text(option: str, text: str) -> str:
-    try:
-        text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{option} {shown(text)}: is no text (half of a surrogate pair); check the name") from error
-    path = user_path(text, option)
-    return str(path) if text.startswith("~") else text  # as a path, hf:NAME or a URL would be written otherwise

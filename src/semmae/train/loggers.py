@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from semmae.errors import UserError, near
 from semmae.files import read_json, write_json
+from semmae.names import shown
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -133,7 +134,7 @@ def check_loggers(names: Iterable[str]) -> None:
     """Refuse names that are not known, and those whose library is not installed."""
     for name in names:
         if name not in LOGGERS:
-            raise UserError(f"--logger: unknown logger {name!r}{near(name, LOGGERS)}")
+            raise UserError(f"--logger: unknown logger {shown(name)}{near(name, LOGGERS)}")
         kind = LOGGERS[name]
         if kind.library is not None and importlib.util.find_spec(kind.library) is None:
             package = kind.library if kind.extra is None else f'"semmae[{kind.extra}]"'

@@ -14,6 +14,7 @@ from semmae.evaluation.protocols.shape import Measured
 from semmae.formats.folders import read_learned, read_segmenter
 from semmae.formats.open import find_segmenter
 from semmae.models.segmenter import Segmenter
+from semmae.names import shown
 from semmae.objects import described
 from semmae.options.fields import shared
 from semmae.options.segment import SegmentOptions, SegmentRecipe
@@ -99,7 +100,7 @@ def check_same_classes(options: SegmentOptions, segmenter: Segmenter, data: Meas
     if data.names == known or (not data.named and len(data.names) <= len(known)):
         return
     strange = [name for name in data.names if name not in known]
-    differs = f"{strange[0]!r} is not among them" if strange else "they are numbered otherwise"
+    differs = f"{shown(strange[0])} is not among them" if strange else "they are numbered otherwise"
     raise UserError(
         f"--data {described(options.data)}: {len(data.names)} classes, {options.encoder} knows {len(known)}, and "
         f"{differs}; give data of the classes it was trained on"

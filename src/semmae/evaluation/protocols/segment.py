@@ -21,6 +21,7 @@ from semmae.formats.folders import check_saveable, digest, save_segmenter
 from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import LEVELS, Segmenter, SegmenterSpec, smallest_image, usual_blocks
 from semmae.models.vit import Encoder
+from semmae.names import shown
 from semmae.options.segment import Head, SegmentRecipe, WindowOptions
 from semmae.options.shared import PrecisionOptions, SeedOptions, WorkerOptions
 from semmae.run.ranks import is_rank_zero
@@ -130,7 +131,7 @@ class Segment(Protocol[SegmentationData]):
                 raise UserError(f"--encoder {self.source}: {depth} blocks, UPerNet reads four; use --head linear")
             if size < smallest_image(patch):
                 least = smallest_image(patch)
-                raise UserError(f"--image-size {size}: at least {least} for UPerNet on patches of {patch}")
+                raise UserError(f"--image-size {size}: must be at least {least} for UPerNet on patches of {patch}")
             self.read_blocks(depth)
         check_saveable(encoder)
 
@@ -145,7 +146,9 @@ class Segment(Protocol[SegmentationData]):
             blocks = ()
         if len(blocks) != LEVELS or list(blocks) != sorted(set(blocks)) or not 0 <= blocks[0] <= blocks[-1] < depth:
             usual = ",".join(map(str, usual_blocks(depth)))
-            raise UserError(f"--blocks {given!r}: must be four rising numbers from 0 to {depth - 1}, such as {usual}")
+            raise UserError(
+                f"--blocks {shown(given)}: must be four rising numbers from 0 to {depth - 1}, such as {usual}"
+            )
         return blocks
 
     def prepare(self, encoder: Encoder) -> None:
