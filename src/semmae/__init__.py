@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from semmae import losses as losses, masking as masking, patches as patches
     from semmae.calls import *
     from semmae.data.augment import LabelledCrops as LabelledCrops, augmentation as augmentation
-    from semmae.data.coding import Coding as MaskCoding
+    from semmae.data.coding import Coding as AnnotationCoding
     from semmae.data.loaders import (
         CropDataset as CropDataset,
         EpochSampler as EpochSampler,

@@ -193,7 +193,7 @@ def _(desk: Desk) -> None:
             shutil.copytree("photos/cat", f"two/{name}")
         for path in Path("two/masks").iterdir():
             Image.fromarray((np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)).save(path)
-        data = semmae.open_segmentation("two", semmae.MaskCoding(), val_share=0.5)
+        data = semmae.open_segmentation("two", semmae.AnnotationCoding(), val_share=0.5)
         assert len(data.names) == 2, data.names
 
 

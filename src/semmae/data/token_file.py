@@ -153,7 +153,7 @@ def finish(file: TokenFile, names: Sequence[str], labels: Sequence[str] | None, 
         file.path.unlink()
     else:
         write_csv(listed, [tuple(table), *zip(*table.values(), strict=True)])
-        os.replace(file.path, out)
+        os.replace(file.path, out)  # not `whole`: it may be many gigabytes, and lies beside its place already
 
 
 def _write_npz(file: TokenFile, table: Mapping[str, list[str]], path: Path) -> None:
