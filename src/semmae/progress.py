@@ -55,7 +55,7 @@ def _plain(text: str, stream: TextIO) -> str:
 
 
 def _escape(error: UnicodeError) -> tuple[bytes, int]:
-    """What is written for letters that an encoding lacks, and where to go on: a handler of encoding errors."""
+    """What is written for letters that an encoding lacks, and where to continue: a handler of encoding errors."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     written = b""

@@ -123,7 +123,7 @@ def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, Python's and numpy's shared random numbers are those of this seed; afterwards they go on as before."""
+    """Inside, Python's and numpy's shared random numbers are those of this seed; afterwards they continue as before."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

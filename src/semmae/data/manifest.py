@@ -175,7 +175,7 @@ def _unreadable(source: Source, workers: int, cache: Path | None) -> dict[int, s
                 readable[i] = True
             else:
                 reasons[int(i)] = reason
-    finally:  # also when interrupted: the next check goes on from here
+    finally:  # also when interrupted: the next check continues from here
         if file is not None and len(reasons) < len(todo):
             write_known(file, known, found[readable])  # those of other splits stay
     return reasons

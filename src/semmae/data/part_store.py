@@ -46,7 +46,7 @@ Rows = np.memmap[Any, np.dtype[np.uint8]]
 
 
 class PartStore:
-    """Made by `create` (to write, also to go on writing) or `open` (to read a complete one)."""
+    """Made by `create` (to write, or to continue writing) or `open` (to read a complete one)."""
 
     def __init__(self, path: Path, meta: dict[str, Any], *, writable: bool) -> None:
         self.path, self._meta, self._writable = Path(path), meta, writable

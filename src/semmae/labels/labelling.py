@@ -65,7 +65,7 @@ def check_learner(out: Path, learner: Path | None, encoder: Encoder, teacher: ob
         if learner is None:
             if needed:
                 raise UserError(
-                    f"--labels-only: {out} has not learned parts yet; go on with --resume, or label by the learner of "
+                    f"--labels-only: {out} has not learned parts yet; use --resume, or label by the learner of "
                     "another run: --learner RUN"
                 )
             return

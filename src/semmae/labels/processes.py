@@ -67,7 +67,7 @@ def _results(processes: dict[Connection, SpawnProcess]) -> Iterator[tuple[int, f
                 if process.exitcode:
                     raise UserError(
                         f"a labelling process ended with exit code {process.exitcode}; where memory is short use "
-                        "fewer --devices or a smaller --batch-size, and go on with --resume"
+                        "fewer --devices or a smaller --batch-size, and --resume"
                     ) from None
                 continue
             if isinstance(result, Exception):
@@ -110,7 +110,7 @@ def _label_blocks(
     parent = multiprocessing.parent_process()
     for message in label_blocks(job, blocks, encoder, learner, threads=threads, device=device):
         if parent is not None and not parent.is_alive():
-            return  # killed: the run that goes on will do the rest
+            return  # killed: the resumed run will do the rest
         results.send(message)
 
 

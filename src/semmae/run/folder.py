@@ -1,10 +1,10 @@
-"""The run folder: claimed, refused, gone on with or begun anew, but never touched before all options are checked.
+"""The run folder: claimed, refused, resumed or begun anew, but never touched before all options are checked.
 
 Notable here:
 - a run claims its folder before it looks at its data, by a lock of the system's in `.semmae-lock`, which is free again
   with the process however that ends: of two that are started together one is refused;
 - from its beginning to its good end a run keeps the file `.unfinished` in its folder. Where it is left, the run was
-  killed: the same command goes on with it;
+  killed: the same command resumes it;
 - --overwrite deletes what a run writes, and nothing else: a folder that holds anything of the user's is refused.
 """
 
@@ -57,7 +57,7 @@ def claimed(options: OptionsT, makes: Path | None = None) -> Iterator[OptionsT]:
     """The options to run with, `out` locked: values checked, the folder looked at, --resume filled in.
 
     --resume is filled in too where `out` holds a run that was begun with just these options and did not
-    come to its end: the same command again goes on. Where the block fails, a folder that was only locked goes again.
+    come to its end: the same command again resumes it. Where the block fails, a folder that was only locked goes again.
     `makes`: a file outside the folder in which the work is to end.
     """
     check_claim(options)
@@ -71,7 +71,7 @@ def claimed(options: OptionsT, makes: Path | None = None) -> Iterator[OptionsT]:
             stack.enter_context(locked(options.out))
         own = settled(options)
         if own.resume and not continues(options) and is_rank_zero():
-            _log.info("--out %s: this very run was begun there and not finished; going on with it", own.out)
+            _log.info("--out %s: this very run was begun there and not finished; resuming it", own.out)
         yield own
 
 
@@ -102,7 +102,7 @@ def check_inputs(options: Any, makes: Path | None = None) -> None:
 
 
 def settled(options: OptionsT) -> OptionsT:
-    """Whether these options begin a run, or go on with the one in `out`."""
+    """Whether these options begin a run, or resume the one in `out`."""
     config = options.out / CONFIG
     interrupted = config.is_file() and (options.out / UNFINISHED).is_file() and not options.overwrite
     if continues(options) or (interrupted and began_alike(options)):
@@ -120,7 +120,7 @@ def _refuse_occupied(options: RunOptions) -> None:
         return
     if not options.overwrite:
         check_inputs(options)  # the folder of the images is not empty either
-        raise UserError(f"--out {out}: not empty; use --resume to go on, --overwrite to replace it, or another folder")
+        raise UserError(f"--out {out}: not empty; use --resume to continue it, --overwrite to replace it, or another folder")
     if CONFIG not in names:
         raise UserError(f"--out {out}: holds no run of semmae: --overwrite will not delete it; use another folder")
     foreign = [str(path.relative_to(out)) for path in foreign_files(out)]
@@ -241,7 +241,7 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the run in a folder, so that one killed meanwhile is neither gone on with nor taken for no run."""
+    """Remove the run in a folder, so that one killed meanwhile is neither resumed nor taken for no run."""
     sweep(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
     for name in sorted((_NAMES | _RUNS) - {CONFIG, _LOCK}):

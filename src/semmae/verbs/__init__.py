@@ -1,7 +1,7 @@
 """One file a verb: top to bottom what it does. How every verb begins and ends stands here.
 
 Notable here:
-- a verb that writes the folder of a run is called with `out` its own: locked, new or the one to go on with;
+- a verb that writes the folder of a run is called with `out` its own: locked, new or the one to resume;
 - its last lines are shown when everything is written and the run is marked as finished: a reader that closes the pipe
   costs nothing;
 - a finished run that is asked for again says the same, and computes nothing.

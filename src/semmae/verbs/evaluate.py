@@ -2,7 +2,7 @@
 
 Notable here:
 - one pass of the encoder over each set of images serves k-NN and the probe;
-- the figures of a protocol are kept as soon as it is finished, in figures.json: a run that was stopped goes on after
+- the figures of a protocol are kept as soon as it is finished, in figures.json: a run that was stopped continues after
   the last finished one, and its table is the one of a run that was not stopped.
 """
 
@@ -88,7 +88,7 @@ def evaluate(options: EvaluateOptions) -> Path:
     with run_folder(options) as out:
         methods = {OWN: measured(steps(), encoder, out)}
         if data.pixels is not None:
-            # As segmentation leaves it, also where a run that goes on has found those figures finished.
+            # As segmentation leaves it, also where a resumed run has found those figures finished.
             segmenting.prepare(encoder)
         if options.untrained:
             methods[UNTRAINED] = measured(steps(), fresh_like(encoder, options.seed), out / UNTRAINED)
