@@ -120,7 +120,9 @@ def _refuse_occupied(options: RunOptions) -> None:
         return
     if not options.overwrite:
         check_inputs(options)  # the folder of the images is not empty either
-        raise UserError(f"--out {out}: not empty; use --resume to continue it, --overwrite to replace it, or another folder")
+        raise UserError(
+            f"--out {out}: not empty; use --resume to continue it, --overwrite to replace it, or another folder"
+        )
     if CONFIG not in names:
         raise UserError(f"--out {out}: holds no run of semmae: --overwrite will not delete it; use another folder")
     foreign = [str(path.relative_to(out)) for path in foreign_files(out)]
