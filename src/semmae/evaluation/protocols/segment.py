@@ -1,6 +1,6 @@
 """Semantic segmentation: UPerNet with the whole encoder trained, or a linear head on its frozen patch tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -167,16 +167,16 @@ class Segment(Protocol[SegmentationData]):
         facts |= {"encoder_digest": digest(encoder)}  # as it is before it is trained
         out.mkdir(parents=True, exist_ok=True)
         stage = UNTRAINED if name == UNTRAINED else "segment"
-        with summarised(out, stage, data.train.images, [data.val.images], **facts):
+        with summarised(out, stage, data.train.images, [data.val.images], **facts) as summary:
             options = FitOptions(self.training, out, stage, self.rounds, self.recipe.clip, unit="round")
             task = SegmentTask(segmenter, self.recipe, lr=self.rate)
-            fit(task, self.loader(encoder, data), options, Evaluation(validated, 1))
+            summary.trained(fit(task, self.loader(encoder, data), options, Evaluation(validated, 1)))
             if not is_rank_zero():
                 return None
-            about = {"encoder": self.source, "steps": self.recipe.steps}
+            about = {"encoder": self.source, **summary.length}
             save_segmenter(segmenter, out / "segmenter", about, image_keys(data.train.images))
         # A run resumed at its end has validated nothing.
-        return last[0] if last else self.windows.measure(segmenter, data.val)
+        return replace(last[0] if last else self.windows.measure(segmenter, data.val), length=summary.length)
 
     def new_segmenter(self, encoder: Encoder, classes: tuple[str, ...]) -> Segmenter:
         """The encoder with a new head."""
