@@ -9,7 +9,7 @@ from typing import Any
 
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.errors import DiskError, UserError
-from semmae.files import Fields, read_json, write_json
+from semmae.files import Fields, guarded, read_json, write_json
 from semmae.names import short
 from semmae.run.ranks import is_rank_zero
 
@@ -86,13 +86,14 @@ def summarised(
     summary.write()  # already now: a killed run, too, knows what it was begun with
     if is_rank_zero():
         write_skipped([images, *also], out / "skipped.csv")
-    try:
-        yield summary
-    except BaseException:
-        with suppress(DiskError):  # on a full disk it is the first fault that counts
-            summary.write()
-        raise
-    summary.write(finished=True)
+    with guarded(out):
+        try:
+            yield summary
+        except BaseException:
+            with suppress(DiskError, UserError):  # on a full disk, or without the folder, the first fault counts
+                summary.write()
+            raise
+        summary.write(finished=True)
 
 
 def _check_unchanged(out: Path, earlier: Fields, facts: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
-from semmae.files import Fields, read_records, read_text, write_text
+from semmae.files import Fields, check_guarded, read_records, read_text, write_text
 from semmae.memory import keep_freed_memory
 from semmae.progress import is_terminal, shown_rate, write
 from semmae.run.ranks import is_rank_zero
@@ -326,6 +326,7 @@ class Meter(pl.Callback):
 
     def _append(self, trainer: pl.Trainer, epoch: int, metrics: Mapping[str, float]) -> None:
         path = self.options.out / "metrics.jsonl"
+        check_guarded(path)
         place = {"stage": self.options.stage, "step": trainer.global_step, "epoch": epoch}
         with path.open("a") as file:
             file.write(json.dumps({**place, **{name: round(value, 8) for name, value in metrics.items()}}) + "\n")

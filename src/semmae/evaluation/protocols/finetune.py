@@ -17,6 +17,7 @@ from semmae.evaluation.accuracy import class_figures
 from semmae.evaluation.classifier import CentreCrops, measure_classifier, predict
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Measured, Protocol
+from semmae.files import make_folder
 from semmae.formats.folders import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
 from semmae.formats.open import load_classifier
 from semmae.models.classifier import Classifier, set_drop_path
@@ -80,7 +81,7 @@ class Finetune(Protocol[TrainVal]):
 
     def run(self, encoder: Encoder, data: TrainVal, out: Path, name: str = OWN) -> Measured | None:
         """Leaves `classifier/` in `out`; one that lies there already is read, where a run is resumed."""
-        out.mkdir(exist_ok=True)
+        make_folder(out)
         classifier, length = self.train(self.new_classifier(encoder, len(data.classes)), data, out, name)
         found = None
         if is_rank_zero():

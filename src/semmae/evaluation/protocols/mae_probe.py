@@ -14,6 +14,7 @@ from semmae.evaluation.features import View
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.probe import measure_head
 from semmae.evaluation.protocols.shape import Measured, Protocol
+from semmae.files import make_folder
 from semmae.formats.folders import digest
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder
@@ -57,7 +58,7 @@ class MaeProbe(Protocol[TrainVal]):
         rate = self.training.scaled_rate(self.recipe.blr, len(data.train))
         loader = self.training.loader(dataset, rate)
         task = ProbeTask(encoder, head, data.train_targets, self.recipe, lr=rate)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         facts = {"epochs": self.epochs, "image_size": size, "encoder_digest": digest(encoder)}
         with summarised(out, "probe", data.train, [data.val], **facts) as summary:
             summary.trained(fit(task, loader, FitOptions(self.training, out, "probe", self.epochs, clip=0.0)))

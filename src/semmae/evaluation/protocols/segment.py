@@ -17,6 +17,7 @@ from semmae.errors import UserError
 from semmae.evaluation.protocols import OWN, UNTRAINED
 from semmae.evaluation.protocols.shape import Measured, Protocol, Segmented
 from semmae.evaluation.segmentation import evaluate, figures
+from semmae.files import make_folder
 from semmae.formats.folders import check_saveable, digest, save_segmenter
 from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import LEVELS, Segmenter, SegmenterSpec, smallest_image, usual_blocks
@@ -165,7 +166,7 @@ class Segment(Protocol[SegmentationData]):
 
         facts = {"steps": self.recipe.steps, "head": self.recipe.head, "masks_digest": data.digest}
         facts |= {"encoder_digest": digest(encoder)}  # as it is before it is trained
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         stage = UNTRAINED if name == UNTRAINED else "segment"
         with summarised(out, stage, data.train.images, [data.val.images], **facts) as summary:
             options = FitOptions(self.training, out, stage, self.rounds, self.recipe.clip, unit="round")
