@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,57 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
         beside.write_text("half")
         raise failure
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def removed(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def moved(run: Path) -> None:
+    run.rename(run.with_name("elsewhere"))
+
+
+def replaced(run: Path) -> None:
+    """By another run, whose folder is not to be written to."""
+    shutil.rmtree(run)
+    run.mkdir()
+
+
+@pytest.mark.parametrize("taken", [removed, moved, replaced])
+@pytest.mark.parametrize("within", ["", "parts"])
+def test_nothing_is_written_below_a_folder_that_was_taken_away(
+    taken: Callable[[Path], None], within: str, tmp_path: Path
+) -> None:
+    """Neither by us nor by a library, whose error is explained by it; what lies elsewhere is written as ever."""
+    run, stage = tmp_path / "run", tmp_path / "run" / within
+    writes: list[Callable[[], object]] = [
+        lambda: files.write_text(stage / "a.txt", "new"),
+        lambda: files.write_text(stage / "deep" / "er" / "a.txt", "new"),
+        lambda: files.make_folder(stage / "folder"),
+        lambda: files.whole_folder(stage / "folder").__enter__(),
+        lambda: files.check_guarded(stage / "metrics.jsonl"),
+        lambda: (stage / "metrics" / "a.txt").open("a"),
+    ]
+    for write in writes:
+        stage.mkdir(parents=True)
+        with refused(f"--out {run}", "removed or moved"), files.guarded(run), files.guarded(stage):
+            files.write_text(stage / "before.txt", "old")
+            taken(run)
+            files.write_text(tmp_path / "beside.txt", "new")
+            write()
+        assert list(run.rglob("*")) == []
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
+    files.write_text(run / "after.txt", "nobody guards it")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("ours"), DiskError("full"), FileNotFoundError("another"), KeyboardInterrupt()]
+)
+def test_what_fails_while_the_folder_is_there_is_not_explained_by_it(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as raised, files.guarded(tmp_path):
+        raise error
+    assert raised.value is error
 
 
 @pytest.mark.parametrize("place", ["/proc/x/a.txt", "/dev/null/a.txt", "x" * 300 + "/a.txt"])

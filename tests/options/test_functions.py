@@ -1,14 +1,16 @@
 """Functions by name: text and function are each other's, and what cannot be found is named in one line."""
 
 import functools
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 from refusals import refused
 
+from semmae.errors import UserError
 from semmae.masking import random_mask
-from semmae.options.functions import function_at, text_of
+from semmae.options.functions import foreign, function_at, text_of
 
 SOURCE = """
 def corners(context):
@@ -68,18 +70,47 @@ def test_what_is_not_found_is_named(own_module: str, text: str, words: list[str]
         function_at(text.format(own_module), "--masking")
 
 
-def test_a_module_that_python_cannot_read_is_named_by_its_line(own_module: str) -> None:
-    Path(f"{own_module}.py").write_text("def corners(context):\n    return context +\n")
+FAULTS = [  # a line of one's own code, and what is said of it
+    ("return = 1", ["SyntaxError"]),
+    ("import no_such_package", ["ModuleNotFoundError", "no_such_package"]),
+    ("from semmae.masking import no_such_mask", ["ImportError", "no_such_mask"]),
+    ("raise RuntimeError('two\\nlines')", ["RuntimeError: two lines"]),
+    ("raise StopIteration", ["StopIteration"]),
+    ("import sys; sys.exit(4)", ["SystemExit: 4"]),
+    ("import json; json.loads('{')", ["JSONDecodeError"]),  # raised deep in a library, the fault of this line
+]
 
-    with refused(f"{own_module}.py, line 2"):
-        function_at(f"{own_module}:corners", "--masking")
+
+@pytest.mark.parametrize(("line", "words"), FAULTS)
+def test_what_ones_own_code_raises_is_named_by_its_line(
+    line: str, words: list[str], own_module: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it is imported, in a module that it imports, and as it is called; the log has the traceback."""
+    Path(f"{own_module}.py").write_text(f"'Masks.'\n{line}\n")
+    Path("imports.py").write_text(f"import {own_module}\n")
+    sys.modules.pop("imports", None)
+    for module in (own_module, "imports"):
+        with refused(f"--masking {module}:corners", f"{own_module}.py, line 2", *words):
+            function_at(f"{module}:corners", "--masking")
+
+    if "SyntaxError" in words:
+        return
+    Path(f"{own_module}.py").write_text(f"def corners(context):\n    {line}\n")
+    importlib.invalidate_caches()
+    called = function_at(f"{own_module}:corners", "--masking")
+    with caplog.at_level("DEBUG", "semmae"), refused("own", f"{own_module}.py, line 2", *words), foreign("own"):
+        called("context")
+    assert "Traceback" in caplog.text and line in caplog.text
 
 
-def test_what_ones_own_module_lacks_is_its_own_fault(own_module: str) -> None:
-    Path(f"{own_module}.py").write_text("import no_such_package\n")
+def test_ctrl_c_in_ones_own_code_is_ctrl_c() -> None:
+    with pytest.raises(KeyboardInterrupt), foreign("own"):
+        raise KeyboardInterrupt
 
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        function_at(f"{own_module}:corners", "--masking")
+
+def test_a_refusal_in_ones_own_code_stays_as_it_is() -> None:
+    with refused("--mask-ratio 2"), foreign("own"):
+        raise UserError("--mask-ratio 2: must be from 0 to 1")
 
 
 def test_functions_that_no_text_finds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,9 +84,17 @@ def test_an_output_that_is_the_input_is_called_so(creatures: Path) -> None:
 
 
 def test_a_mask_function_that_fails_is_named(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_masks.py").write_text("def broken(context):\n    raise KeyError('scores')\n")
+    """At once where it always fails; else in the middle of a run, which can be gone on with."""
+    (tmp_path / "own_masks.py").write_text(
+        "def broken(context):\n    raise KeyError('scores')\n"
+        "def leaves(context):\n    hidden = context.uniform().argsort(1) < 8\n"
+        "    return hidden if context.progress < 0.3 else exit(3)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    options = {"masking": "own_masks:broken", "epochs": 1, **tiny.SIZE, **tiny.TRAIN}
-    with refused("--masking own_masks:broken", "KeyError", "'scores'"):
-        semmae.pretrain(data=creatures / "images", out=tmp_path / "out", **options)
+    given = {"data": creatures / "images", "out": tmp_path / "out", "epochs": 1, **tiny.SIZE, **tiny.TRAIN}
+    with refused("--masking own_masks:broken", "own_masks.py, line 2", "KeyError", "'scores'"):
+        semmae.pretrain(masking="own_masks:broken", **given)
     assert not (tmp_path / "out").exists()
+    with refused("--masking own_masks:leaves", "own_masks.py, line 5", "SystemExit: 3"):
+        semmae.pretrain(masking="own_masks:leaves", **given)
+    assert (tmp_path / "out" / ".unfinished").exists()

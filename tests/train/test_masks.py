@@ -134,7 +134,7 @@ def stripes(context: MaskContext) -> Tensor:
 
 
 def test_the_example_of_an_own_function_works() -> None:
-    mask = CheckedMask(stripes)(a_context())
+    mask = CheckedMask(stripes, "own:stripes")(a_context())
 
     assert torch.equal(mask, stripes(a_context()))
     assert mask.sum(1).tolist() == [18] * 4
@@ -160,12 +160,12 @@ def test_what_an_own_function_returned_is_named() -> None:
         def mine(context: MaskContext, result: object = result) -> object:
             return result
 
-        with refused("mine", *words):
-            CheckedMask(mine)(a_context())  # type: ignore[arg-type]
+        with refused("--masking own:mine", *words):
+            CheckedMask(mine, "own:mine")(a_context())  # type: ignore[arg-type]
 
 
 def test_an_own_function_must_hide_as_many_in_every_batch() -> None:
-    checked = CheckedMask(lambda context: first_hidden(20 if context.progress < 0.6 else 21))
+    checked = CheckedMask(lambda context: first_hidden(20 if context.progress < 0.6 else 21), "own:mine")
 
     checked(a_context())
     checked(a_context())

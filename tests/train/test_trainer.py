@@ -1,6 +1,7 @@
 """`fit`: steps of several batches, limits of the gradient, loss scaling, weights that are not finite."""
 
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from refusals import refused
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from semmae.files import guarded
 from semmae.train import trainer
 from semmae.train.batches import Training
 from semmae.train.optimizer import adamw, adamw_warmup_cosine, can_fuse, warmup_cosine_rate
@@ -260,3 +262,21 @@ def test_a_folder_that_tensorboard_cannot_open_is_trained_in(tmp_path: Path) -> 
     train(out, size=16)
     assert not (out / "tensorboard").exists()
     assert len(tiny.losses(out)) == 3
+
+
+def test_a_folder_that_is_removed_meanwhile_ends_the_training_and_is_not_made_again(tmp_path: Path) -> None:
+    done: list[int] = []
+    out = tmp_path / "run"
+
+    class Removing(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
+            done.append(trainer.global_step)
+            if len(done) == 2:
+                shutil.rmtree(out)
+
+    for logger in ("none", "tensorboard,csv"):
+        done.clear()
+        out.mkdir()
+        with refused(f"--out {out}", "removed"), guarded(out):
+            train(out, 8, callbacks=(Removing(),), logger=logger, epochs=2)
+        assert done == [1, 2] and not out.exists()

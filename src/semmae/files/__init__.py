@@ -3,6 +3,7 @@
 Notable here:
 - a file or folder is written beside its place and moved there whole: a reader sees the old one or the new one, and
   where writing fails or is stopped, nothing of the new one stays;
+- nothing is written into the folder of a run that was removed or replaced while the run lasts (`guarded`);
 - what lies beside its place bears a suffix of our own: `sweep` removes what a killed process left, and nothing else;
 - a reader takes regular files of a bounded size only: a FIFO, a device, a file of gigabytes or one nested a thousand
   deep is refused in one line, as is one in another encoding or of another form;
@@ -23,7 +24,9 @@ from semmae.files.reading import (
 )
 from semmae.files.writing import (
     PART as PART,
+    check_guarded as check_guarded,
     check_replaceable as check_replaceable,
+    guarded as guarded,
     is_disk_fault as is_disk_fault,
     is_part as is_part,
     make_folder as make_folder,

@@ -1,4 +1,4 @@
-"""Whole-or-nothing writes: beside the place, then moved there."""
+"""Whole-or-nothing writes: beside the place, then moved there; none into a folder that was taken away meanwhile."""
 
 import csv
 import errno
@@ -27,6 +27,53 @@ _FULL_WORDS = re.compile(
     r"|PytorchStreamWriter|inline_container|iostream error",
     re.I,
 )
+
+# Folders that are to stay, and a descriptor of each: as long as it is open, no other folder has the same number.
+_GUARDED: list[tuple[Path, int]] = []
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """Nothing is made or written below the folder of a run once it was removed, moved or replaced by another.
+
+    Raises:
+        UserError: it was, as soon as something is written there, or fails for want of it.
+    """
+    place = Path(os.path.abspath(folder))
+    entry = (place, os.open(place, os.O_RDONLY | os.O_DIRECTORY))
+    _GUARDED.append(entry)
+    try:
+        yield
+    except Exception as error:
+        fault = _taken_away(place)
+        if fault is None or str(error) == fault:
+            raise
+        raise UserError(fault) from error
+    finally:
+        _GUARDED.remove(entry)
+        os.close(entry[1])
+
+
+def check_guarded(path: Path) -> None:
+    """UserError where the path lies below a `guarded` folder that is no longer there."""
+    fault = _taken_away(path)
+    if fault is not None:
+        raise UserError(fault)
+
+
+def _taken_away(path: Path) -> str | None:
+    place = Path(os.path.abspath(path)) if _GUARDED else path
+    for folder, descriptor in _GUARDED:
+        if place.is_relative_to(folder) and not _is_at(folder, descriptor):
+            return f"--out {folder}: was removed or moved while the run wrote there; begin the run anew"
+    return None
+
+
+def _is_at(folder: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 @contextmanager
@@ -75,6 +122,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def make_folder(folder: Path) -> None:
     """Make a folder, and those around it, where it is not there; UserError where the system refuses that."""
+    check_guarded(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -139,7 +139,7 @@ class LoggerOptions:
     logger: str = option("tensorboard", on_resume="free")
     """Where metrics go beside metrics.jsonl, divided by commas: tensorboard, wandb, mlflow, csv; or none."""
     callbacks: tuple[Any, ...] = option((), python=True, control=True, on_resume="free")
-    """Callbacks of Lightning to train with, beside ours."""
+    """Callbacks of Lightning for the training of this verb, beside ours; stages within it have none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from semmae.masking import num_hidden, num_hints
 from semmae.options.functions import function_at
 from semmae.options.maskings import MASKINGS
 from semmae.options.values import check_choice
-from semmae.train.masks import CheckedMask, MaskContext
+from semmae.train.masks import MaskContext, draw_mask
 
 
 def check_masking(masking: str, *, patches: int, ratio: float, hint: float) -> None:
@@ -54,11 +54,4 @@ def try_mask(
         context = dataclasses.replace(context, parts=parts, attention=context.uniform())
     if token_subset is not None:
         context = context.most_attended(token_subset)
-    mask = CheckedMask(function_at(function, "--masking"))
-    try:
-        mask(context)
-    except UserError:
-        raise
-    except Exception as error:  # of the user's own code
-        fault = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UserError(f"--masking {function}: {fault}; mend the function") from error
+    draw_mask(function, context)

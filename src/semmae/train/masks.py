@@ -21,7 +21,7 @@ from torch import Tensor
 
 from semmae.errors import UserError
 from semmae.masking import attention_mask, block_mask, most_attended, part_counts, random_mask, semantic_mask
-from semmae.options.functions import function_at
+from semmae.options.functions import foreign, function_at
 from semmae.options.maskings import MASKINGS
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def draw_mask(masking: str, context: MaskContext) -> Tensor:
 def mask_function(masking: str) -> MaskFunction:
     """The function of that name among `MASKINGS`, or your own, `package.module:function`, whose masks are checked."""
     if masking not in MASKINGS:
-        return CheckedMask(function_at(masking, "--masking"))
+        return CheckedMask(function_at(masking, "--masking"), masking)
     row = MASKINGS[masking]
     function: MaskFunction = pkgutil.resolve_name(row.function)
     blend = row.blend
@@ -122,42 +122,44 @@ def batch_seed(task: "pl.LightningModule", seed: int, batch_index: int) -> int:
 
 
 class CheckedMask:
-    """One's own mask function, whose every result is checked.
+    """One's own mask function, of that name as an option, whose every result is checked.
 
     To count what is hidden, one has to wait for the device: no training with one's own masks is without that.
     """
 
-    def __init__(self, function: MaskFunction) -> None:
-        self.function = function
+    def __init__(self, function: MaskFunction, name: str) -> None:
+        self.function, self.option = function, f"--masking {name}"
         self._hidden: int | None = None
 
     def __call__(self, context: MaskContext) -> Tensor:
-        """The function's mask, bool (B, L); UserError where it is none, or hides another number in some row."""
-        mask = self.function(context)
-        name = getattr(self.function, "__qualname__", repr(self.function))
+        """The function's mask, bool (B, L).
+
+        Raises:
+            UserError: the function fails, its mask is none, or hides another number in some row.
+        """
+        with foreign(self.option):
+            mask = self.function(context)
         if not isinstance(mask, Tensor):
-            raise UserError(f"mask function {name} returned {type(mask).__name__}; return a bool tensor (B, L)")
+            raise UserError(f"{self.option} returned {type(mask).__name__}; return a bool tensor (B, L)")
         if mask.dtype != torch.bool or mask.shape != context.shape or mask.device != context.device:
             kind = str(mask.dtype).removeprefix("torch.")
             raise UserError(
-                f"mask function {name} returned {kind} {tuple(mask.shape)} on {mask.device}; "
+                f"{self.option} returned {kind} {tuple(mask.shape)} on {mask.device}; "
                 f"return bool {context.shape} on {context.device}, True = hidden"
             )
-        self._count(mask, name)
+        self._count(mask)
         return mask
 
-    def _count(self, mask: Tensor, name: str) -> None:
+    def _count(self, mask: Tensor) -> None:
         counts = mask.sum(1)
         least, most = int(counts.min()), int(counts.max())
         if least != most:
-            raise UserError(
-                f"mask function {name} hides {least} to {most} patches a row; hide the same number in every row"
-            )
+            raise UserError(f"{self.option} hides {least} to {most} patches a row; hide the same number in every row")
         if not 0 < most < mask.shape[1]:
-            raise UserError(f"mask function {name} hides {most} of {mask.shape[1]} patches; hide some, but not all")
+            raise UserError(f"{self.option} hides {most} of {mask.shape[1]} patches; hide some, but not all")
         if self._hidden is not None and most != self._hidden:
             raise UserError(
-                f"mask function {name} hides {most} patches a row, before it were {self._hidden}; "
+                f"{self.option} hides {most} patches a row, before it were {self._hidden}; "
                 "hide the same number in every batch"
             )
         self._hidden = most

@@ -4,6 +4,7 @@ Notable here:
 - a checkpoint is due at the end of an optimiser step, also in the middle of an epoch: the first soon, later ones every
   ten minutes. So a kill costs no more than these, and small data does not write its network every epoch;
 - Ctrl-C and SIGTERM (Slurm, containers) end the step that is running, keep it and stop; a second Ctrl-C does not wait;
+- a training that a callback has ended is kept as ended: resumed, it trains no further;
 - a resumed run goes on with the very next batch: items are functions of (seed, epoch, row), so that the sampler needs
   no more than the place to begin at;
 - of several processes each sends the others what it wishes, and receives what they wished a step before: so all save
@@ -125,8 +126,15 @@ class Keeper(Checkpoint):
         self.signals = Signals()
         self._begun = self._saved = time.monotonic()
         self._first = True
+        self._ended = False  # by a callback, in the state that is kept
         self._vote = Vote(1)
         self._held: dict[str, int] | None = None  # states in the checkpoint that this goes on with
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ended": True} if self._ended else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._ended = bool(state_dict.get("ended", False))
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -150,6 +158,7 @@ class Keeper(Checkpoint):
         self._vote = Vote(trainer.world_size)
         self._begun = self._saved = time.monotonic()
         self._first = not self.path.exists()
+        trainer.should_stop = trainer.should_stop or self._ended
         self.signals.watch()  # after Lightning, whose own handlers it restores in the end
 
     def on_train_batch_end(
@@ -172,6 +181,11 @@ class Keeper(Checkpoint):
         if wish:
             self._save(trainer, wish)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What a callback has ended is known here, after its epoch's end."""
+        if trainer.should_stop and not self._ended:
+            self._save(trainer, Wish.SAVE)
+
     def _due(self) -> bool:
         age = self._saved - self._begun
         return time.monotonic() - self._saved >= min(_AT_MOST, max(_AT_LEAST, age))
@@ -182,6 +196,7 @@ class Keeper(Checkpoint):
         return Wish.SAVE if due and trainer.is_global_zero else Wish.NOTHING
 
     def _save(self, trainer: pl.Trainer, wish: Wish) -> None:
+        self._ended = trainer.should_stop
         trainer.save_checkpoint(self.path)
         self._saved, self._first = time.monotonic(), False
         if wish == Wish.STOP:

@@ -3,47 +3,97 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.errors import DiskError, UserError
-from semmae.files import Fields, read_json, write_json
+from semmae.files import Fields, guarded, read_json, write_json
 from semmae.names import short
 from semmae.run.ranks import is_rank_zero
+
+_LENGTHS, _PLANNED = ("epochs", "steps"), "_planned"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How many of its planned optimiser steps a training has done: all, unless a callback has ended it."""
+
+    steps: int
+    planned: int
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was ended early."""
+        return self.steps < self.planned
+
+    def of(self, count: float) -> float:
+        """How many of the planned epochs, or of whatever they are counted in, were done; whole ones as an int."""
+        done = round(count * self.steps / self.planned, 2)
+        return int(done) if done == int(done) else done
+
+
+class Summary:
+    """summary.json of a stage; minutes add up over resumes.
+
+    Epochs or steps among the `facts` are those planned. Of a training that a callback has ended, here or before the
+    run was resumed, they are those done, and beside them stands `epochs_planned`.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        self.path, self.facts = path, facts
+        self._started = time.monotonic()
+        earlier = Fields(path, read_json(path) if path.exists() else {})
+        _check_unchanged(path.parent, earlier, facts)
+        self._before = earlier.get("minutes", int | float, 0.0)
+        for name in _LENGTHS:
+            if name in facts and (planned := earlier.get(name + _PLANNED, int)) is not None:
+                facts |= {name: earlier.need(name, int | float), name + _PLANNED: planned}
+
+    def trained(self, trained: Trained) -> None:
+        """Note how long a training really was."""
+        for name in _LENGTHS:
+            if name in self.facts:
+                planned = self.facts.pop(name + _PLANNED, self.facts[name])
+                self.facts |= {name: trained.of(planned)} | ({name + _PLANNED: planned} if trained.stopped else {})
+        self.write()  # now: a run that is resumed may not train again
+
+    @property
+    def length(self) -> dict[str, float]:
+        """How long was trained, for the description of a protocol."""
+        names = [each for name in _LENGTHS for each in (name, name + _PLANNED)]
+        return {name: self.facts[name] for name in names if name in self.facts}
+
+    def write(self, *, finished: bool = False) -> None:
+        """Write it as it now is; the first process does."""
+        if is_rank_zero():
+            minutes = round(self._before + (time.monotonic() - self._started) / 60, 3)
+            write_json(self.path, {**self.facts, "finished": finished, "minutes": minutes})
 
 
 @contextmanager
 def summarised(
     out: Path, stage: str, images: ImageSet, also: Sequence[ImageSet] = (), /, **facts: Any
-) -> Iterator[None]:
-    """Write skipped.csv before, and summary.json before and after, one stage of a run; minutes add up over resumes.
+) -> Iterator[Summary]:
+    """Write skipped.csv before, and summary.json before and after, one stage of a run.
 
     In skipped.csv are those of `also` too, the images that the stage is measured on. A stage that was begun with other
     images is refused; so it is with every fact named `…_digest`.
     """
-    path, started = out / "summary.json", time.monotonic()
-    facts = {"manifest": images.digest, **facts}
-    earlier = Fields(path, read_json(path) if path.exists() else {})
-    _check_unchanged(out, earlier, facts)
-    before = earlier.get("minutes", int | float, 0.0)
     counts = {"images": len(images), "skipped": len(images.manifest.skipped), "classes": len(set(images.labels or ()))}
-
-    def write(finished: bool) -> None:
-        if is_rank_zero():
-            minutes = round(before + (time.monotonic() - started) / 60, 3)
-            write_json(path, {"stage": stage, **counts, **facts, "finished": finished, "minutes": minutes})
-
-    write(finished=False)  # already now: a killed run, too, knows what it was begun with
+    summary = Summary(out / "summary.json", {"stage": stage, **counts, "manifest": images.digest, **facts})
+    summary.write()  # already now: a killed run, too, knows what it was begun with
     if is_rank_zero():
         write_skipped([images, *also], out / "skipped.csv")
-    try:
-        yield
-    except BaseException:
-        with suppress(DiskError):  # on a full disk it is the first fault that counts
-            write(finished=False)
-        raise
-    write(finished=True)
+    with guarded(out):
+        try:
+            yield summary
+        except BaseException:
+            with suppress(DiskError, UserError):  # on a full disk, or without the folder, the first fault counts
+                summary.write()
+            raise
+        summary.write(finished=True)
 
 
 def _check_unchanged(out: Path, earlier: Fields, facts: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ Notable here:
   would write their figures a second time. What is not reported yet is in the checkpoint, so that a resumed run
   reports the same;
 - a loss that is not finite stops the run, and so do weights: neither reaches a checkpoint. A step that loss scaling
-  (fp16) leaves out changes no weight, and is no fault.
+  (fp16) leaves out changes no weight, and is no fault;
+- a user's callback may end a training early: `fit` returns how far it came, and what is measured at the end is measured
+  then.
 """
 
 import json
@@ -35,7 +37,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.errors import UserError
-from semmae.files import Fields, read_records, read_text, write_text
+from semmae.files import Fields, check_guarded, read_records, read_text, write_text
 from semmae.memory import keep_freed_memory
 from semmae.progress import is_terminal, shown_rate, write
 from semmae.run.ranks import is_rank_zero
@@ -47,6 +49,7 @@ from semmae.train.nodes import cluster
 from semmae.train.optimizer import clip_gradients
 from semmae.train.precision import resolve_precision
 from semmae.train.stopping import PATIENCE, Keeper
+from semmae.train.summary import Trained
 
 LOG_EVERY = 10  # steps
 LAST = "last.ckpt"
@@ -75,7 +78,7 @@ class Evaluation:
     """What to measure while training goes on: name → value, to stand among the metrics."""
 
     measure: Callable[[], dict[str, float]]
-    every: int  # epochs; the last one is measured too
+    every: int  # epochs; the last one is measured too, whichever it turns out to be
 
 
 def fit(
@@ -83,8 +86,10 @@ def fit(
     loader: DataLoader[dict[str, Any]],
     options: FitOptions,
     evaluation: Evaluation | None = None,
-) -> None:
+) -> Trained:
     """Train to the last epoch; a training that is resumed from `out/checkpoints/last.ckpt` on, if there is one.
+
+    Returns how many of the steps were done: all of them, unless a callback has ended it.
 
     The user's callbacks come after ours: at the end of a step they find the metrics written and the state kept.
     Whether a resumed run ends as one that was never stopped is up to them too.
@@ -109,6 +114,13 @@ def fit(
                 signal.signal(signal.SIGINT, previous)
         if trainer.interrupted:
             raise Interrupted
+    of_an_epoch = int(trainer.num_training_batches) // training.accumulate
+    trained = Trained(trainer.global_step, options.epochs * of_an_epoch)
+    if trained.stopped and is_rank_zero():
+        whole = trained.steps % of_an_epoch == 0
+        unit, most = (options.unit, options.epochs) if whole else ("step", trained.planned)
+        _log.warning("%s: stopped after %s %s of %d by a callback", options.stage, unit, trained.of(most), most)
+    return trained
 
 
 @contextmanager
@@ -171,6 +183,7 @@ class Meter(pl.Callback):
         self._images = 0
         self._waited = 0.0
         self._advised = False
+        self._begun = self._measured = -1  # steps: where this process began, and what was measured last
         self._mark = self._since = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,6 +197,7 @@ class Meter(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Continue the file of metrics where the checkpoint was saved: later lines are written again."""
         self._restart_clock()
+        self._begun = trainer.global_step
         # A checkpoint is read onto the CPU; what is added to these is on the device of training.
         self._losses, self._norms = (
             [value.to(module.device) for value in values] for values in (self._losses, self._norms)
@@ -226,9 +240,21 @@ class Meter(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Report the rest of the epoch, before the checkpoint callback saves anything."""
+        # Of a step that a callback has cut off in the middle nothing was learned.
+        del self._losses[len(self._losses) // self._accumulate * self._accumulate :]
         if self._losses:
             self.check(trainer, module)
             self._report(trainer, self._evaluated(trainer))
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Measure what a callback has made the last epoch; that it would be was not known at its end."""
+        if self.evaluation is None or trainer.global_step in (self._begun, self._measured):
+            return
+        if trainer.is_global_zero:
+            found = self.evaluation.measure()
+            self._append(trainer, trainer.current_epoch - 1, found)
+            shown = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+            _log.info("%s: %s", self.options.stage, shown)
 
     def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Refuse losses since the last report, and weights, that are not finite; waits for the device."""
@@ -245,7 +271,7 @@ class Meter(pl.Callback):
         due = self.evaluation is not None and (epoch % self.evaluation.every == 0 or epoch == self.options.epochs)
         if self.evaluation is None or not due or not trainer.is_global_zero:
             return {}
-        started = time.monotonic()
+        started, self._measured = time.monotonic(), trainer.global_step
         found = self.evaluation.measure()
         self._since += time.monotonic() - started
         return found
@@ -265,7 +291,8 @@ class Meter(pl.Callback):
             **evaluated,
         }
         if trainer.is_global_zero:
-            self._write(trainer, metrics, evaluated)
+            self._append(trainer, trainer.current_epoch, metrics)
+            self._show(trainer, metrics, evaluated)
             self._advise(trainer, metrics["data_wait"])
         self._losses.clear()
         self._norms.clear()
@@ -297,13 +324,14 @@ class Meter(pl.Callback):
         norms = [norm for norm in torch.stack(self._norms).tolist() if math.isfinite(norm)] if self._norms else []
         return {"grad_norm": sum(norms) / len(norms)} if norms else {}
 
-    def _write(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
-        place = {"stage": self.options.stage, "step": trainer.global_step, "epoch": trainer.current_epoch}
-        with (self.options.out / "metrics.jsonl").open("a") as file:
+    def _append(self, trainer: pl.Trainer, epoch: int, metrics: Mapping[str, float]) -> None:
+        path = self.options.out / "metrics.jsonl"
+        check_guarded(path)
+        place = {"stage": self.options.stage, "step": trainer.global_step, "epoch": epoch}
+        with path.open("a") as file:
             file.write(json.dumps({**place, **{name: round(value, 8) for name, value in metrics.items()}}) + "\n")
         for logger in trainer.loggers:
             logger.log_metrics(dict(metrics), trainer.global_step)
-        self._show(trainer, metrics, evaluated)
 
     def _show(self, trainer: pl.Trainer, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> None:
         """One line: rewritten in place on a terminal, one an epoch elsewhere."""

@@ -9,9 +9,11 @@ Notable here:
 
 import importlib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from semmae.files import guarded
 from semmae.options.fields import verb_of
 from semmae.options.shared import RunOptions
 from semmae.progress import say
@@ -42,7 +44,8 @@ def _in_folder(options: RunOptions) -> Path:
     """Run a verb that writes the folder of a run, and show its last lines."""
     done = is_done(options)
     if not done:
-        with claimed(options) as own:
+        # Other processes may be here before the first one has made the folder; they write nothing there.
+        with claimed(options) as own, guarded(own.out) if is_rank_zero() else nullcontext():
             _verb(own)(own)
     from semmae.reporting.ending import end, ending  # not above: it imports what pages need
 

@@ -14,7 +14,7 @@ from typing import Any
 from semmae.data.classes import TrainVal, open_sets, train_val
 from semmae.data.manifest import ImageSet
 from semmae.evaluation.features import View, encoder_facts, resolve_pooling
-from semmae.evaluation.protocols import OWN
+from semmae.evaluation.protocols import OWN, UNTRAINED
 from semmae.evaluation.protocols.shape import DataT, Measured, Protocol, measure
 from semmae.formats.folders import save_head
 from semmae.models.vit import Encoder
@@ -62,12 +62,20 @@ def write_figures(
     with folder as out:
         methods = measured(out)
         if is_rank_zero():
+            about = {**about, **_lengths(methods)}
             head = methods[OWN].head
             if head is not None:
                 save_head(head, out / "head", about)
             write_measured(out, about, methods, sets)
             write_report(out)
     return out
+
+
+def _lengths(methods: Mapping[str, Measured]) -> dict[str, float]:
+    """For how many epochs or steps was trained; of the untrained encoder too, where it is another number."""
+    own = methods[OWN].length
+    other = methods[UNTRAINED].length if UNTRAINED in methods else own
+    return {**own, **({} if other == own else {f"untrained_{name}": value for name, value in other.items()})}
 
 
 def facts_of(options: EncoderOptions, encoder: Encoder) -> dict[str, Any]:

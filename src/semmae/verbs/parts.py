@@ -32,7 +32,7 @@ from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.part_losses import views_of
 from semmae.train.parts import PartsTask
-from semmae.train.summary import summarised
+from semmae.train.summary import Summary, Trained, summarised
 from semmae.train.trainer import FitOptions, fit
 
 _log = logging.getLogger("semmae")
@@ -114,9 +114,9 @@ def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None
         assert truth is not None, "check_parts asks for it"
         _measure(options, PartStore.open(out), images, encoder, truth)
     else:
-        with summarised(out, "parts", images, **facts):
+        with summarised(out, "parts", images, **facts) as summary:
             if encoder is not None:
-                bring_learner(options, images, encoder)
+                bring_learner(options, images, encoder, summary)
             if not is_rank_zero():
                 return
             store = label_all(options, images, encoder)
@@ -129,12 +129,13 @@ def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None
         write_parts_page(out)  # after the summary, which stands there
 
 
-def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> None:
-    """Make `learner/` in --out, unless it is there: a copy of that of --learner, or trained."""
+def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder, summary: Summary) -> None:
+    """Make `learner/` in --out, unless it is there: a copy of that of --learner, or trained, which `summary` notes."""
     if kind(options.out / LEARNER) == LEARNER:
         return
     if options.learner is None:
-        learner = train_learner(options, images, encoder)
+        learner, trained = train_learner(options, images, encoder)
+        summary.trained(trained)
         if is_rank_zero():
             facts = labelling.learner_facts(options.teacher, encoder, _size(options, encoder))
             save_learner(learner, options.out / LEARNER, facts)
@@ -142,8 +143,8 @@ def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
         labelling.copy_learner(options.learner, options.out)
 
 
-def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> PartLearner:
-    """Train the part learner on random crops of the images, or of a sample of them."""
+def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> tuple[PartLearner, Trained]:
+    """Train the part learner on random crops of the images, or of a sample of them; and how far that came."""
     torch.manual_seed(options.seed)
     spec = PartsSpec(
         width=encoder.width, patch_size=encoder.patch_size, head_dim=encoder.width // encoder.spec.num_heads,
@@ -165,8 +166,7 @@ def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> 
     )  # fmt: skip
     training = shared(Training, options, hyperparameters=kept_values(options))
     how = FitOptions(training, options.out, "parts", options.epochs, clip=0.0)
-    fit(PartsTask(encoder, learner, recipe), training.loader(crops), how)
-    return learner
+    return learner, fit(PartsTask(encoder, learner, recipe), training.loader(crops), how)
 
 
 def label_all(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> PartStore:

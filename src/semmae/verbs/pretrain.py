@@ -151,14 +151,14 @@ def train_autoencoder(
         "model": options.model,
         "masking": options.masking,
     }
-    with summarised(options.out, "pretrain", images, **facts):
+    with summarised(options.out, "pretrain", images, **facts) as summary:
         loader = training.loader(dataset, rate)
         how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip)
         compiled = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
         task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled)
-        fit(task, loader, how)
+        summary.trained(fit(task, loader, how))
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)

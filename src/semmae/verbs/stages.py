@@ -42,10 +42,11 @@ def teacher_stage(options: PretrainOptions) -> TeacherOptions:
 def _stage(options: PretrainOptions, kind: type[StageT], name: str, **own: Any) -> StageT:
     """Options of a stage that runs inside this one.
 
-    What every training takes is handed down. Beyond that verbs have a rate, a decay, a mask, each a meaning of
-    its own: of these a stage keeps its defaults. `own` wins over both.
+    What every training takes is handed down, but for callbacks: what one has seen of a training (the best loss, the
+    time) counts for no other. Beyond that verbs have a rate, a decay, a mask, each a meaning of its own: of these a
+    stage keeps its defaults. `own` wins over both.
     """
     out = options.out / name
     begun = options.resume and (out / CONFIG).exists()
-    handed = shared(SizeOptions, options, out=out, resume=begun, overwrite=False, config=None)
+    handed = shared(SizeOptions, options, out=out, resume=begun, overwrite=False, config=None, callbacks=())
     return shared(kind, handed, **own)

@@ -86,10 +86,10 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     rate = training.scaled_rate(options.blr, len(images))
     task = TeacherTask(encoder, shared(TeacherRecipe, options), lr=rate)
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
-    with summarised(out, "teacher", images, **facts):
+    with summarised(out, "teacher", images, **facts) as summary:
         loader = training.loader(crops_of(options, images), rate)
         how = FitOptions(training, out, "teacher", options.epochs, options.clip, clip_each=True)  # as DINO and iBOT do
-        fit(task, loader, how, knn_evaluation(options, images, task.teacher))
+        summary.trained(fit(task, loader, how, knn_evaluation(options, images, task.teacher)))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
 

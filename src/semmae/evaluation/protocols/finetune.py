@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from semmae.evaluation.accuracy import class_figures
 from semmae.evaluation.classifier import CentreCrops, measure_classifier, predict
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Measured, Protocol
+from semmae.files import make_folder
 from semmae.formats.folders import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
 from semmae.formats.open import load_classifier
 from semmae.models.classifier import Classifier, set_drop_path
@@ -79,11 +81,12 @@ class Finetune(Protocol[TrainVal]):
 
     def run(self, encoder: Encoder, data: TrainVal, out: Path, name: str = OWN) -> Measured | None:
         """Leaves `classifier/` in `out`; one that lies there already is read, where a run is resumed."""
-        out.mkdir(exist_ok=True)
-        classifier = self.train(self.new_classifier(encoder, len(data.classes)), data, out, name)
+        make_folder(out)
+        classifier, length = self.train(self.new_classifier(encoder, len(data.classes)), data, out, name)
         found = None
         if is_rank_zero():
             found = measure_classifier(classifier, data.val, data.val_targets, data.classes, self.crops)
+            found = dataclasses.replace(found, length=length)
         barrier()
         return found
 
@@ -95,8 +98,10 @@ class Finetune(Protocol[TrainVal]):
         classifier.checkpointing = self.recipe.checkpointing
         return classifier
 
-    def train(self, classifier: Classifier, data: TrainVal, out: Path, name: str) -> Classifier:
-        """Train in `out` and write `classifier/`."""
+    def train(
+        self, classifier: Classifier, data: TrainVal, out: Path, name: str
+    ) -> tuple[Classifier, Mapping[str, float]]:
+        """Train in `out` and write `classifier/`; and how long it was trained."""
         folder, images, recipe = out / CLASSIFIER, len(data.train), self.recipe
         stage = STAGE if name == OWN else name
         facts = {
@@ -106,16 +111,16 @@ class Finetune(Protocol[TrainVal]):
             "encoder_digest": digest(classifier),
             "validation_digest": data.val.digest,
         }
-        with summarised(out, stage, data.train, [data.val], **facts):
+        with summarised(out, stage, data.train, [data.val], **facts) as summary:
             if self.training.resume and (folder / CONFIG).is_file():
-                return load_classifier(folder)[0]
+                return load_classifier(folder)[0], summary.length
             compiled = resolve_compile(recipe.compile, self.training.optimiser_steps(images, recipe.epochs))
             rate = self.training.scaled_rate(recipe.blr, images)
             task = FinetuneTask(classifier, recipe, lr=rate, compiled=compiled)
             classes = data.train_targets.tolist() if recipe.balanced else None
             loader = self.training.loader(self.train_crops(classifier.encoder, data), rate, classes)
             options = FitOptions(self.training, out, stage, recipe.epochs, recipe.clip)
-            fit(task, loader, options, self.validation(task, data))
+            summary.trained(fit(task, loader, options, self.validation(task, data)))
             if is_rank_zero():
                 about = {
                     "stage": STAGE,
@@ -126,7 +131,7 @@ class Finetune(Protocol[TrainVal]):
                 }
                 learned = image_keys(data.train)
                 save_classifier(task.result, folder, data.classes, self.crop_pct, about, learned)
-            return task.result
+            return task.result, summary.length
 
     def train_crops(self, encoder: Encoder, data: TrainVal) -> LabelledCrops:
         """The training images' crops."""

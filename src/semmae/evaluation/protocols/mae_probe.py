@@ -1,6 +1,7 @@
 """MAE's linear probe: a linear head on random crops that a frozen encoder looks at, trained for hours."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from semmae.evaluation.features import View
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.probe import measure_head
 from semmae.evaluation.protocols.shape import Measured, Protocol
+from semmae.files import make_folder
 from semmae.formats.folders import digest
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Encoder
@@ -44,11 +46,11 @@ class MaeProbe(Protocol[TrainVal]):
             )
 
     def run(self, encoder: Encoder, data: TrainVal, out: Path, name: str = OWN) -> Measured | None:
-        head = self.train(encoder, data, out)
-        return measure_head(head, encoder, data, self.view) if is_rank_zero() else None
+        head, length = self.train(encoder, data, out)
+        return replace(measure_head(head, encoder, data, self.view), length=length) if is_rank_zero() else None
 
-    def train(self, encoder: Encoder, data: TrainVal, out: Path) -> LinearHead:
-        """The head, begun in `out` or gone on with."""
+    def train(self, encoder: Encoder, data: TrainVal, out: Path) -> tuple[LinearHead, Mapping[str, float]]:
+        """The head, begun in `out` or gone on with; and how long it was trained."""
         torch.manual_seed(self.training.seed)
         head = LinearHead(HeadSpec(encoder.width, tuple(data.classes), self.view.pooling))
         size = self.view.image_size
@@ -56,11 +58,11 @@ class MaeProbe(Protocol[TrainVal]):
         rate = self.training.scaled_rate(self.recipe.blr, len(data.train))
         loader = self.training.loader(dataset, rate)
         task = ProbeTask(encoder, head, data.train_targets, self.recipe, lr=rate)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         facts = {"epochs": self.epochs, "image_size": size, "encoder_digest": digest(encoder)}
-        with summarised(out, "probe", data.train, [data.val], **facts):
-            fit(task, loader, FitOptions(self.training, out, "probe", self.epochs, clip=0.0))
-        return head
+        with summarised(out, "probe", data.train, [data.val], **facts) as summary:
+            summary.trained(fit(task, loader, FitOptions(self.training, out, "probe", self.epochs, clip=0.0)))
+        return head, summary.length
 
     def describe(self, data: TrainVal) -> dict[str, Any]:
         return {

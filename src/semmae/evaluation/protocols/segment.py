@@ -1,6 +1,6 @@
 """Semantic segmentation: UPerNet with the whole encoder trained, or a linear head on its frozen patch tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from semmae.errors import UserError
 from semmae.evaluation.protocols import OWN, UNTRAINED
 from semmae.evaluation.protocols.shape import Measured, Protocol, Segmented
 from semmae.evaluation.segmentation import evaluate, figures
+from semmae.files import make_folder
 from semmae.formats.folders import check_saveable, digest, save_segmenter
 from semmae.models.classifier import set_drop_path
 from semmae.models.segmenter import LEVELS, Segmenter, SegmenterSpec, smallest_image, usual_blocks
@@ -165,18 +166,18 @@ class Segment(Protocol[SegmentationData]):
 
         facts = {"steps": self.recipe.steps, "head": self.recipe.head, "masks_digest": data.digest}
         facts |= {"encoder_digest": digest(encoder)}  # as it is before it is trained
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         stage = UNTRAINED if name == UNTRAINED else "segment"
-        with summarised(out, stage, data.train.images, [data.val.images], **facts):
+        with summarised(out, stage, data.train.images, [data.val.images], **facts) as summary:
             options = FitOptions(self.training, out, stage, self.rounds, self.recipe.clip, unit="round")
             task = SegmentTask(segmenter, self.recipe, lr=self.rate)
-            fit(task, self.loader(encoder, data), options, Evaluation(validated, 1))
+            summary.trained(fit(task, self.loader(encoder, data), options, Evaluation(validated, 1)))
             if not is_rank_zero():
                 return None
-            about = {"encoder": self.source, "steps": self.recipe.steps}
+            about = {"encoder": self.source, **summary.length}
             save_segmenter(segmenter, out / "segmenter", about, image_keys(data.train.images))
         # A run resumed at its end has validated nothing.
-        return last[0] if last else self.windows.measure(segmenter, data.val)
+        return replace(last[0] if last else self.windows.measure(segmenter, data.val), length=summary.length)
 
     def new_segmenter(self, encoder: Encoder, classes: tuple[str, ...]) -> Segmenter:
         """The encoder with a new head."""

@@ -1,9 +1,10 @@
 """What every protocol is: how an encoder is measured, as a value; and the one way in which all are gone through."""
 
+import copy
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from semmae.data.manifest import ImageSet
 from semmae.data.segmentation import LabelledImages
+from semmae.errors import UserError, reason
 from semmae.evaluation.protocols import OWN, UNTRAINED
 from semmae.models.fresh import fresh_like
 from semmae.models.head import LinearHead
@@ -49,11 +51,16 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures by name, what lies behind them for tables and pictures, and a head where one was trained."""
+    """Figures by name, what lies behind them for tables and pictures, and a head where one was trained.
+
+    `length`: for how many epochs or steps a network was trained for it, and of how many planned ones, where a
+    callback has ended that early.
+    """
 
     figures: Figures
     details: Classified | Segmented | None = None
     head: LinearHead | None = None
+    length: Mapping[str, float] = field(default_factory=dict)
 
 
 class Protocol(ABC, Generic[DataT]):
@@ -89,8 +96,18 @@ def measure(
 
     The encoder was prepared. Empty in processes other than the first one.
     """
-    encoders = {OWN: (encoder, out)}
+    trainings = {OWN: (protocol, encoder, out)}
     if untrained_seed is not None:
-        encoders[UNTRAINED] = (fresh_like(encoder, untrained_seed), out / UNTRAINED)
-    found = {name: protocol.run(each, data, place, name) for name, (each, place) in encoders.items()}
+        trainings[UNTRAINED] = (_copied(protocol), fresh_like(encoder, untrained_seed), out / UNTRAINED)
+    found = {name: each.run(network, data, place, name) for name, (each, network, place) in trainings.items()}
     return {name: measured for name, measured in found.items() if measured is not None}
+
+
+def _copied(protocol: Protocol[DataT]) -> Protocol[DataT]:
+    """A protocol whose callbacks know nothing yet: what they see of one training counts for no other."""
+    try:
+        return copy.deepcopy(protocol)
+    except Exception as error:  # of the user's own classes
+        raise UserError(
+            f"callbacks: cannot be copied for --untrained ({reason(error)}); leave one of them out"
+        ) from error
