@@ -113,7 +113,7 @@ def save_classifier(
 
     timm crops images by `crop_pct`; `learned` has a key of each image that it learned from, for `read_learned`.
     """
-    config = classifier_config(classifier, classes)
+    config = timm_config(classifier.encoder, classes)
     config["pretrained_cfg"]["crop_pct"] = crop_pct
     own = {"pooling": classifier.pooling}
     _write(folder, CLASSIFIER, classifier.vit, classifier.encoder.spec, extra, config, own, learned)
@@ -133,11 +133,6 @@ def read_classifier(folder: Path) -> tuple[Classifier, list[str]]:
         named = {_WITHIN + name: tensor for name, tensor in state.items()}
         classifier = fitted(lambda: Classifier(Encoder(spec, build()), len(classes), pooling), named)
         return classifier.eval(), classes
-
-
-def classifier_config(classifier: Classifier, classes: Sequence[str]) -> dict[str, Any]:
-    """The configuration with which timm builds this classifier; UserError where it can not."""
-    return timm_config(classifier.encoder, classes)
 
 
 def save_head(head: LinearHead, folder: Path, extra: dict[str, Any] | None = None) -> None:
