@@ -498,6 +498,10 @@ def test_an_export_that_was_damaged_is_not_called_finished(harm: str, form: str,
     [
         (["--to", "timm", "--decoder", "with"], ["--to timm", "decoder"]),
         (["--to", "hff"], ["'hff'"]),
+        *(
+            (["--to", "onnx", "--out", f"out/m{ending}"], [f"--out out/m{ending}", "--out out/m"])
+            for ending in (".onnx", ".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+        ),
         (["--to", "timm", "--private"], ["--push-to-hub"]),
         (["--to", "timm", "--push-to-hub", "a b/c"], ["--push-to-hub", "a b/c"]),
         (["--to", "timm", "--image-size", "33"], ["--image-size 33", "patch size 8", "32 or 40"]),

@@ -37,6 +37,7 @@ from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 
 ABOUT = "export.json"  # what was exported; by it --overwrite knows an export
+_OF_FILES = (".onnx", ".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # endings that no folder of an export bears
 _MASK_RATIO = 0.75  # MAE's, where no run gives another
 
 
@@ -97,6 +98,9 @@ def _check_request(options: ExportOptions) -> None:
     check_inputs(options)
     check_place("--out", out.absolute().parent, out)  # it is written beside its place, and moved there
     check_replaceable(out)
+    if out.suffix in _OF_FILES and not out.is_dir():
+        fault = f"is the name of a file, and --to {options.to} writes a folder"
+        raise UserError(f"--out {out}: {fault}; use --out {out.with_suffix('')}")
     _check_there(options)
     writing = WRITINGS[options.to]
     if options.decoder == "with" and writing.decoder == "never":
