@@ -6,11 +6,16 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import torch
+from refusals import refused
 
 import semmae
+from semmae.errors import UserError
 from semmae.options import VERBS
 
 WRITER = Path(__file__).parents[1] / "tools" / "stub.py"
@@ -59,6 +64,62 @@ def test_a_star_takes_every_name_and_help_shows_the_options() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """The choices of a `Literal`, alone or beside None."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next(filter(None, map(choices, get_args(annotation))), ())
+
+
+def chosen() -> dict[str, tuple[str, ...]]:
+    """By "function.argument" or "Class.argument", the choices of every building block that has some."""
+    found = {}
+    for name in semmae._blocks():
+        block = getattr(semmae, name)
+        if callable(block):
+            hints = get_type_hints(block.__init__ if isinstance(block, type) else block)
+            found |= {f"{name}.{own}": choices(kind) for own, kind in hints.items() if own != "return"}
+    return {name: known for name, known in found.items() if known}
+
+
+IMAGES = torch.zeros(1, 3, 16, 16)
+
+
+def tiny_encoder() -> semmae.Encoder:
+    return semmae.Encoder(semmae.EncoderSpec(16, 8, 24, 1, 3))
+
+
+def losses_of_parts(reconstruction: Any) -> None:
+    learner = semmae.PartLearner(semmae.PartsSpec(24, 8))
+    features = [tiny_encoder().last_block_features(IMAGES)] * 2
+    recipe = semmae.PartsRecipe(reconstruction=reconstruction)
+    semmae.parts_losses(learner, recipe, IMAGES, features, torch.zeros(1, 2, 5))
+
+
+GIVEN: dict[str, Callable[[Any], object]] = {
+    "Classifier.pooling": lambda value: semmae.Classifier(tiny_encoder(), 2, value),
+    "HeadSpec.pooling": lambda value: semmae.HeadSpec(24, ("a", "b"), value),
+    "PartsRecipe.reconstruction": losses_of_parts,
+    "PartsSpec.target": lambda value: semmae.PartsSpec(24, 8, target=value),
+    "SegmenterSpec.head": lambda value: semmae.SegmenterSpec(("a", "b"), value),
+    "WholeDataset.fit": lambda value: semmae.WholeDataset(None, 16, value),  # type: ignore[arg-type]
+    "embed_images.pooling": lambda value: semmae.embed_images(tiny_encoder(), [], pooling=value),
+    "extract.pooling": lambda value: semmae.extract(tiny_encoder(), [], mean=[0], std=[1], pooling=value),
+    "pool.pooling": lambda value: semmae.pool(tiny_encoder()(IMAGES), value),
+    "reconstruction_loss.kind": lambda value: semmae.reconstruction_loss(IMAGES, IMAGES, value),
+    "resolve_precision.precision": lambda value: semmae.resolve_precision(value),
+}
+
+
+def test_each_argument_of_a_few_choices_refuses_all_else() -> None:
+    every = chosen()
+    assert every.keys() == GIVEN.keys()
+    for name, known in every.items():
+        for value in (f"{known[0]} ", known[0].upper(), "bf-16", "", 3):
+            with refused(repr(value), error=(UserError, ValueError)):
+                GIVEN[name](value)
 
 
 CALLS = {

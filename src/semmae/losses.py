@@ -52,6 +52,8 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: Literal["m
     """L_r of SemMAE: error of a reconstruction (B, 3, s, s) of images (B, 3, S, S), averaged by area to its size."""
     if images.shape[-1] != reconstruction.shape[-1]:
         images = functional.interpolate(images, reconstruction.shape[-2:], mode="area")
+    if kind not in ("mse", "l1"):
+        raise ValueError(f'kind must be "mse" or "l1", not {kind!r}')
     loss = functional.mse_loss if kind == "mse" else functional.l1_loss
     return loss(reconstruction, images)
 

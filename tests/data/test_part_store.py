@@ -242,6 +242,13 @@ def test_facts_that_are_no_object_are_refused(content: bytes, tmp_path: Path) ->
         PartStore.open(tmp_path / "none")
 
 
+def test_a_run_of_pretrain_that_made_parts_stands_for_them(tmp_path: Path) -> None:
+    path = whole(tmp_path / "run" / "parts")
+    store = PartStore.open(tmp_path / "run")
+    assert store.path == path and np.array_equal(store.labels, PartStore.open(path).labels)
+    assert np.array_equal(pickle.loads(pickle.dumps(store)).labels, store.labels)
+
+
 def test_the_digest_is_that_of_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part_store, "_BLOCK", 4)
     path = whole(tmp_path / "p")

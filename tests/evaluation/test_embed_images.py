@@ -75,6 +75,9 @@ def test_nothing_gives_nothing_and_wrong_input_is_refused(encoder: Path) -> None
     loaded = semmae.load_encoder(encoder)
 
     assert semmae.embed_images(loaded, []).shape == (0, 24)
-    for images, options in (("photos", {}), (["none.jpg"], {}), ([], {"batch_size": 0})):
+    for images in ("photos", ["none.jpg"]):
         with refused():
-            semmae.embed_images(loaded, images, **options)  # type: ignore[arg-type]
+            semmae.embed_images(loaded, images)  # type: ignore[arg-type]
+    for batch_size in (0, -1, "a", 1.5, None, True):
+        with refused("--batch-size", repr(batch_size)):
+            semmae.embed_images(loaded, [], batch_size=batch_size)  # type: ignore[arg-type]

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 
 from semmae.formats.choose import choose
 from semmae.formats.files import read_file
 from semmae.formats.folders import save_autoencoder, save_classifier, save_encoder, save_segmenter
+from semmae.formats.form import Subject
 from semmae.formats.open import load_encoder
 from semmae.formats.pooling import pooling_by_name, pooling_of_file, pooling_of_folder
+from semmae.formats.write import write_form
 from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.segmenter import Segmenter, SegmenterSpec
@@ -95,3 +98,19 @@ def test_folders_of_transformers_and_timm(tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps(config))
         save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
         assert (pooling_of_folder(folder) or "cls") == expected, name
+
+
+def test_a_saved_encoder_keeps_its_own_and_an_edited_one_is_refused(tmp_path: Path) -> None:
+    encoder = Encoder(SPEC)
+    encoder.pooling = "mean"
+    save_encoder(encoder, tmp_path / "encoder")
+    assert load_encoder(tmp_path).pooling == "mean"
+    for form in ("mae", "hf"):
+        (tmp_path / form).mkdir()
+        write_form(form, Subject("given", encoder, 0.75), tmp_path / form)
+
+    for place in ("encoder", "mae", "hf"):
+        config = tmp_path / place / "config.json"
+        config.write_text(config.read_text().replace('"pooling": "mean"', '"pooling": "max"'))
+        with refused(config, "'max'", "cls or mean"):
+            load_encoder(tmp_path / place)

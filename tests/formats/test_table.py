@@ -15,7 +15,7 @@ from semmae.formats import huggingface
 from semmae.formats.choose import choose, without_heads
 from semmae.formats.files import read_weights
 from semmae.formats.folders import digest
-from semmae.formats.form import Model, State, Subject
+from semmae.formats.form import Model, State, Subject, pooling_of
 from semmae.formats.hub import FILES
 from semmae.formats.mae import to_mae
 from semmae.formats.open import load_encoder, load_mae
@@ -25,6 +25,7 @@ from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options import kind_of
+from semmae.options.shared import Pooling
 
 SPEC = EncoderSpec(32, 8, 48, 2, 3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 CLASSES = ["cat", "dog", "cow & calf"]
@@ -36,8 +37,15 @@ def filled(model: Any) -> Any:
     return model.eval()
 
 
+def pooled(pooling: Pooling) -> Encoder:
+    encoder = Encoder(SPEC)
+    encoder.pooling = pooling
+    return encoder
+
+
 KINDS: dict[str, Callable[[], Model]] = {
     "encoder": lambda: filled(Encoder(SPEC)),
+    "encoder of a masked autoencoder": lambda: filled(pooled("mean")),
     "decoder": lambda: filled(MaskedAutoencoder(Encoder(SPEC), DecoderSpec(32, 1, 4), norm_pix_loss=False)),
     "head": lambda: filled(Classifier(Encoder(SPEC), len(CLASSES), "cls")),
 }
@@ -45,7 +53,8 @@ KINDS: dict[str, Callable[[], Model]] = {
 
 def held(form: str) -> list[str]:
     """What of a model a form has a place for."""
-    kinds = {"encoder": True, "decoder": WRITINGS[form].decoder != "never", "head": WRITINGS[form].head}
+    encoders = dict.fromkeys((kind for kind in KINDS if kind.startswith("encoder")), True)
+    kinds = encoders | {"decoder": WRITINGS[form].decoder != "never", "head": WRITINGS[form].head}
     return [kind for kind, holds in kinds.items() if holds]
 
 
@@ -85,13 +94,16 @@ def test_what_a_row_writes_is_read_bit_for_bit(form: str, kind: str, tmp_path: P
         assert facts["difference"] < 1e-4  # it was run and compared
         return
     encoder = model if isinstance(model, Encoder) else model.encoder
-    read = load_encoder(tmp_path).vit.state_dict()
-    assert all(torch.equal(tensor, encoder.vit.state_dict()[name]) for name, tensor in read.items())
+    (file,) = [tmp_path / name for name in reading.weights if (tmp_path / name).exists()]
+    for place in (tmp_path, file):
+        read = load_encoder(place)
+        tensors = read.vit.state_dict()
+        assert all(torch.equal(tensor, encoder.vit.state_dict()[name]) for name, tensor in tensors.items())
+        assert (read.spec, read.pooling) == (SPEC, pooling_of(model))
     if isinstance(model, MaskedAutoencoder):
         assert digest(load_mae(tmp_path)) == digest(model)
-    (file,) = [tmp_path / name for name in reading.weights if (tmp_path / name).exists()]
     # An encoder alone bears timm's names in MAE's form too.
-    assert recognising(read_weights(file).tensors) == ["timm" if form == "mae" and kind == "encoder" else form]
+    assert recognising(read_weights(file).tensors) == ["timm" if form == "mae" and isinstance(model, Encoder) else form]
 
 
 @pytest.mark.parametrize("form", WRITINGS)

@@ -11,6 +11,7 @@ from refusals import check_refusal, refused
 
 from semmae.cli import run
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options import VERBS
 from semmae.options.finetune import FinetuneOptions
 from semmae.options.teacher import TeacherOptions
 from semmae.options.values import check_given, check_values
@@ -18,7 +19,7 @@ from semmae.reporting.model_card import Card, find_run, write_card
 from semmae.reporting.next_steps import next_steps
 from semmae.reporting.run_page import write_report
 from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, made, to_yaml
-from semmae.run.finished import is_done
+from semmae.run.finished import is_done, is_finished
 from semmae.run.folder import claimed
 
 
@@ -84,9 +85,11 @@ def test_nobody_knows_that_two_objects_of_one_description_are_the_same(begun: Pa
     """So a finished run is not said to be of the very images that are given now."""
     (begun / UNFINISHED).unlink()
     (begun / "encoder").mkdir()
+    for name in VERBS["teacher"].product:
+        (begun / name).touch()
     (begun / "summary.json").write_text(json.dumps({"stage": "teacher", "finished": True}))
     options = TeacherOptions(data=ImageFolder(300), out=begun, epochs=7)
-    assert began_alike(options) and not is_done(options)
+    assert is_finished(begun) and began_alike(options) and not is_done(options)
 
 
 def test_lists_of_paths_are_kept_as_such(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from semmae import shell
 from semmae.cli import run
 from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.options import kind_of
+from semmae.options import VERBS, kind_of
 from semmae.options.knn import KnnOptions
 from semmae.progress import logged
 from semmae.reporting import ending, next_steps
@@ -112,18 +112,55 @@ def test_what_is_not_finished_is_not_taken_for_it(whole_run: Path, tmp_path: Pat
     assert is_finished(whole_run)
     (tmp_path / "config.yaml").write_text((whole_run / "config.yaml").read_text())
     assert not is_finished(tmp_path)  # as a copy without the hidden marker
+    for name in VERBS["pretrain"].product:
+        assert not is_finished(tmp_path)  # something is gone: --resume writes it again
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     for finished in (False, True):
         (tmp_path / "summary.json").write_text(json.dumps({"finished": finished}))
         assert is_finished(tmp_path) == finished
-    (tmp_path / "summary.json").write_text(json.dumps({"finished": True, "stage": "pretrain"}))
-    assert not is_finished(tmp_path)  # its encoder is gone: --resume writes it again
-    (tmp_path / "encoder").mkdir()
-    assert is_finished(tmp_path)
     (tmp_path / "parts.json").write_text(json.dumps({"complete": False}))
     assert not is_finished(tmp_path)
     (tmp_path / "parts.json").unlink()
     (tmp_path / ".unfinished").touch()
     assert not is_finished(tmp_path)
+
+
+@pytest.mark.parametrize("verb", [verb for verb, row in VERBS.items() if row.product])
+def test_a_run_without_what_it_made_is_not_called_finished(verb: str, tmp_path: Path) -> None:
+    """Figures and pages may be there: each file that others read is looked for, of a verb that only measured none."""
+    row = VERBS[verb]
+    (tmp_path / "config.yaml").write_text(f"verb: {verb}\n")
+    (tmp_path / "results.json").write_text("{}")
+    for name in row.product:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+        assert any(Path(name).match(pattern) for pattern in row.leaves)
+    for name in row.product:
+        assert is_finished(tmp_path)
+        (tmp_path / name).unlink()
+        assert not is_finished(tmp_path)
+        (tmp_path / name).write_text("{}")
+    if row.network:
+        shutil.rmtree(tmp_path / row.network)
+        (tmp_path / "config.yaml").write_text(f"verb: {verb}\neval_only: true\n")
+        assert is_finished(tmp_path)
+
+
+def test_weights_that_are_gone_are_written_again_when_asked(
+    encoder: Path, creatures: Path, tmp_path: Path, refuse: tiny.Refuse
+) -> None:
+    out = tmp_path / "probe"
+    asked = ["probe", "--encoder", str(encoder), "--data", str(creatures / "images"), "--out", str(out)]
+    asked += [*FEW, "--epochs", "1"]
+    assert run(asked) == 0
+    weights = out / "head" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+
+    refuse(asked, weights, f"--out {out}", "--resume", "--overwrite")
+    assert run([*asked, "--resume"]) == 0
+    assert weights.read_bytes() == before
 
 
 def test_every_command_that_is_named_can_be_pasted(

@@ -365,6 +365,9 @@ def test_only_a_file_of_its_own_is_replaced_and_only_when_asked_to(
         assert run([*fewer, "--overwrite"]) == 0
         assert len(read(tmp_path / out)["path"]) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.paths.csv", "b.safetensors"]
+    (tmp_path / "b.paths.csv").unlink()
+    refuse(fewer, tmp_path, "b.safetensors", "b.paths.csv", "--overwrite")
+    assert run([*fewer, "--overwrite"]) == 0 and (tmp_path / "b.paths.csv").is_file()
 
 
 def test_a_disk_too_small(

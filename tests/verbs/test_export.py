@@ -23,6 +23,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.files import PART
 from semmae.formats import folders as checkpoint, huggingface, onnx
 from semmae.formats.open import load_encoder, load_mae
+from semmae.formats.table import WRITINGS
 from semmae.models import weights
 from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -461,11 +462,46 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_is(run: Path, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos", "runs"]
 
 
+@pytest.mark.parametrize("form", ["timm", "mae", "hf", "onnx"])
+@pytest.mark.parametrize("harm", ["gone", "changed", "not listed"])
+def test_an_export_that_was_damaged_is_not_called_finished(harm: str, form: str, run: Path, tmp_path: Path) -> None:
+    if WRITINGS[form].missing():
+        pytest.skip("needs libraries that are not installed")
+    out = semmae.export(encoder=run, to=form, out=tmp_path / "out").path
+    (out / "README.md").write_text("The licence is ours.")  # the card is for its owner to complete
+    assert semmae.export(encoder=run, to=form, out=out).path == out
+    assert (out / "README.md").read_text() == "The licence is ours."
+    about = json.loads((out / "export.json").read_text())
+    assert about["files"].keys() == {path.name for path in out.iterdir()} - {"README.md", "export.json"}
+
+    for name in about["files"]:
+        whole = (out / name).read_bytes()
+        if harm == "gone":
+            (out / name).unlink()
+        elif harm == "changed":
+            (out / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        else:
+            del about["files"]
+            (out / "export.json").write_text(json.dumps(about))
+            name = "export.json"
+        with refused(f"--out {out}", name, "--overwrite"):
+            semmae.export(encoder=run, to=form, out=out)
+        if harm == "not listed":
+            break
+        (out / name).write_bytes(whole)
+    semmae.export(encoder=run, to=form, out=out, overwrite=True)
+    assert semmae.export(encoder=run, to=form, out=out).path == out
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         (["--to", "timm", "--decoder", "with"], ["--to timm", "decoder"]),
         (["--to", "hff"], ["'hff'"]),
+        *(
+            (["--to", "onnx", "--out", f"out/m{ending}"], [f"--out out/m{ending}", "--out out/m"])
+            for ending in (".onnx", ".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+        ),
         (["--to", "timm", "--private"], ["--push-to-hub"]),
         (["--to", "timm", "--push-to-hub", "a b/c"], ["--push-to-hub", "a b/c"]),
         (["--to", "timm", "--image-size", "33"], ["--image-size 33", "patch size 8", "32 or 40"]),

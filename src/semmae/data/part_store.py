@@ -115,8 +115,13 @@ class PartStore:
 
     @classmethod
     def open(cls, path: Path, *, manifest_digest: str | None = None) -> "PartStore":
-        """A complete store, read-only, made for these images; its arrays are read once, see above."""
+        """A complete store, read-only, made for these images; its arrays are read once, see above.
+
+        `path` is the folder of a run of `semmae parts`, or of one of `pretrain` that has made parts within it.
+        """
         path = Path(path)
+        if not (path / "parts.json").exists() and (path / "parts" / "parts.json").exists():
+            path = path / "parts"
         if not (path / "parts.json").exists():
             raise UserError(f"{path}: no part labels (parts.json); make them with `semmae parts`")
         store = cls(path, read_meta(path), writable=False)

@@ -1,6 +1,7 @@
 """Which part of a data set is for training and which is held out, by names of folders, files or the hub."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,12 @@ _TRAIN_FOLDERS = (*TRAIN, "train_mini")  # iNaturalist 2021 gives a tenth of its
 VAL = ("val", "validation", "valid", "test")
 
 ANNOTATION_FOLDERS = ("masks", "annotations")  # beside a folder `images`, what belongs to these
+
+
+def side_by_side(root: Path) -> tuple[Path, Path] | None:
+    """The images and the annotations of a folder that holds both, as `images` and one of `ANNOTATION_FOLDERS`."""
+    annotations = next((root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()), None)
+    return (root / "images", annotations) if annotations and (root / "images").is_dir() else None
 
 
 def are_splits(names: Iterable[str]) -> bool:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from semmae.models.vit import Encoder
 from semmae.names import shown
 from semmae.objects import described
 from semmae.options.shared import AnyPooling, Pooling, PrecisionOptions, ViewOptions, WorkerOptions
+from semmae.options.values import check_choice, given_options
 from semmae.progress import Progress
 from semmae.train.precision import autocast, resolve_precision
 
@@ -112,6 +113,7 @@ def extract(
     in. Batches have "image" uint8 (B, 3, S, S) and "row" int64 (B,), each row once, in any order. The progress line,
     `label`, counts to `total` images.
     """
+    check_choice("pooling", pooling, get_args(Pooling))
 
     def embed(images: Tensor) -> Tensor:
         return pool(encoder(normalise(images.to(device, non_blocking=True), mean, std)), pooling)
@@ -141,8 +143,9 @@ def embed_images(
     `ImageTransform` takes, and in place of a list an iterator will do. Pooling None is what fits the encoder.
     """
     items, total = _items(images)
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}, and must be 1 at least")
+    batch_size = given_options(ViewOptions, {"batch_size": batch_size})["batch_size"]
+    if pooling is not None:
+        check_choice("pooling", pooling, get_args(Pooling))
     if not isinstance(encoder, Encoder):
         encoder = open_encoder(encoder)
     spec, device = encoder.spec, device_of(encoder)
@@ -152,7 +155,7 @@ def embed_images(
         while batch := [_image(item) for item in islice(items, batch_size)]:
             squares = transform.squares(batch)
             features = encoder(normalise(squares.to(device, non_blocking=True), spec.mean, spec.std))
-            vectors.append(pool(features, pooling or encoder.pooling).float().cpu().numpy())
+            vectors.append(pool(features, encoder.pooling if pooling is None else pooling).float().cpu().numpy())
             progress.update(len(batch))
     return np.concatenate(vectors)
 

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -15,6 +15,7 @@ from semmae.formats.choose import Chosen
 from semmae.models.vit import MODELS
 from semmae.models.weights import NORM_EPS
 from semmae.names import shown
+from semmae.options.shared import Pooling
 
 Colour = tuple[float, float, float]
 
@@ -97,6 +98,17 @@ def _by_project(path: Path, chosen: Chosen, width: int | None, of_form: int | No
     if known is not None:
         _LOG.info("%s: %d heads, as its project trains models of these sizes; others by num_heads", path, known)
     return known
+
+
+def pooling_beside(path: Path) -> Pooling | None:
+    """Which vector fits the encoder, as `config.json` beside the weights records it in our own section; None: not."""
+    config = Fields(path.with_name(_CONFIG), read_beside(path))
+    found: Pooling | None = Fields(config.path, config.get("semmae", dict, {})).get("pooling", str)
+    if found is not None and found not in get_args(Pooling):
+        raise UserError(
+            f"{config.path}: pooling is {shown(found)}, must be {' or '.join(get_args(Pooling))}; restore it"
+        )
+    return found
 
 
 def colours_beside(path: Path, _: Mapping[str, Tensor]) -> Unseen:

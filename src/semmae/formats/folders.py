@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from semmae.errors import UserError, reason
 from semmae.files import Fields, open_regular, read_json, read_text, whole, whole_folder, write_json, write_text
+from semmae.formats.beside import pooling_beside
 from semmae.models.classifier import Classifier
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -51,7 +52,7 @@ def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = 
 
     UserError where timm's arguments cannot describe it, or the folder holds other files.
     """
-    _write(folder, ENCODER, encoder.vit, encoder.spec, extra, timm_config(encoder))
+    _write(folder, ENCODER, encoder.vit, encoder.spec, extra, timm_config(encoder), {"pooling": encoder.pooling})
 
 
 def read_encoder(folder: Path) -> Encoder:
@@ -59,7 +60,9 @@ def read_encoder(folder: Path) -> Encoder:
     with _explained(folder):
         config, state = _read(folder, ENCODER)
         spec, build = _builder(config, state)
-        return Encoder(spec, fitted(build, state)).eval()
+        encoder = Encoder(spec, fitted(build, state)).eval()
+    encoder.pooling = pooling_beside(folder / CONFIG) or "cls"
+    return encoder
 
 
 def save_autoencoder(autoencoder: MaskedAutoencoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
@@ -110,7 +113,7 @@ def save_classifier(
 
     timm crops images by `crop_pct`; `learned` has a key of each image that it learned from, for `read_learned`.
     """
-    config = classifier_config(classifier, classes)
+    config = timm_config(classifier.encoder, classes)
     config["pretrained_cfg"]["crop_pct"] = crop_pct
     own = {"pooling": classifier.pooling}
     _write(folder, CLASSIFIER, classifier.vit, classifier.encoder.spec, extra, config, own, learned)
@@ -130,11 +133,6 @@ def read_classifier(folder: Path) -> tuple[Classifier, list[str]]:
         named = {_WITHIN + name: tensor for name, tensor in state.items()}
         classifier = fitted(lambda: Classifier(Encoder(spec, build()), len(classes), pooling), named)
         return classifier.eval(), classes
-
-
-def classifier_config(classifier: Classifier, classes: Sequence[str]) -> dict[str, Any]:
-    """The configuration with which timm builds this classifier; UserError where it can not."""
-    return timm_config(classifier.encoder, classes)
 
 
 def save_head(head: LinearHead, folder: Path, extra: dict[str, Any] | None = None) -> None:

@@ -16,6 +16,7 @@ from semmae.formats.beside import Unseen, colours_beside
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
+from semmae.options.shared import Pooling
 
 State = Mapping[str, Tensor]
 Renamed = tuple[dict[str, Tensor], list[str]]  # tensors under other names, and the names of those dropped
@@ -32,6 +33,11 @@ def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
 def encoder_of(model: Model) -> Encoder:
     """The model itself, or the encoder below its decoder or head."""
     return model if isinstance(model, Encoder) else model.encoder
+
+
+def pooling_of(model: Model) -> Pooling:
+    """Which vector fits the encoder: of a classifier the one that it looks at."""
+    return model.encoder.pooling if isinstance(model, MaskedAutoencoder) else model.pooling
 
 
 @dataclass(frozen=True)

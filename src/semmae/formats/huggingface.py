@@ -21,7 +21,7 @@ from semmae.files import write_json
 from semmae.formats.beside import IMAGENET, Colour, Unseen, check_square, colours, is_number, read_beside
 from semmae.formats.dino import with_registers
 from semmae.formats.folders import CONFIG, WEIGHTS, save_tensors
-from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of, renamed
+from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of, pooling_of, renamed
 from semmae.formats.mae import released
 from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
@@ -280,7 +280,8 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
     else:
         config, tensors = encoder_config(spec, state, eps), from_encoder(state)
     save_tensors(tensors, folder / WEIGHTS)
-    write_json(folder / CONFIG, config)
+    # transformers keeps what it does not know.
+    write_json(folder / CONFIG, config | {"semmae": {"pooling": pooling_of(model)}})
     write_json(folder / PREPROCESSOR, preprocessor_config(spec, subject.crop_pct))
     return {}
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from semmae.files import write_json
 from semmae.formats.folders import CONFIG
-from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
+from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of, pooling_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.weights import MEAN_NORM
 from semmae.shell import python, text
@@ -107,6 +107,7 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
         "num_heads": spec.num_heads,
         "mean": list(spec.mean),
         "std": list(spec.std),
+        "semmae": {"pooling": pooling_of(model)},
     }
     if isinstance(model, MaskedAutoencoder):
         config |= {"decoder_num_heads": model.decoder.num_heads, "norm_pix_loss": model.norm_pix_loss}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from semmae.errors import UserError, reason
-from semmae.formats.form import Form, Model, Subject, Writing, encoder_of
+from semmae.formats.form import Form, Model, Subject, Writing, encoder_of, pooling_of
 from semmae.models.classifier import Classifier
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
@@ -131,6 +131,7 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
         "std": json.dumps(list(spec.std)),
         "image_size": str(spec.image_size),
         "patch_size": str(spec.patch_size),
+        "pooling": pooling_of(model),
         "semmae": version("semmae"),
     }
     if isinstance(model, Classifier):

@@ -130,7 +130,7 @@ def load_mae(
     else:
         remedy = "give a run of semmae pretrain, or a file or folder in MAE's or ViTMAE's form"
         raise UserError(f"{path}: holds no masked autoencoder; {remedy}")
-    _named(found.encoder, path).pooling = "mean"
+    _named(found.encoder, path)
     return found
 
 

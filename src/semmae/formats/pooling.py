@@ -2,15 +2,15 @@
 
 The loss of a masked autoencoder does not train the class token, that of DINO and iBOT does little else. So it is the
 mean of the patch tokens for masked autoencoders and for what was fine-tuned by it, the class token for DINO, iBOT,
-DINOv2 and all others. A file that holds an encoder alone, as MAE's own release does, is known by its name.
+DINOv2 and all others. What semmae writes, a run or an export in any form, records it in its `config.json`. A file of
+others that holds an encoder alone, as MAE's own release does, is known by its name.
 """
 
 import re
 from pathlib import Path
 
-from semmae.files import Fields, read_json
 from semmae.formats import folders as checkpoint
-from semmae.formats.beside import read_beside
+from semmae.formats.beside import pooling_beside, read_beside
 from semmae.formats.table import reading_of_folder
 from semmae.formats.unfinished import is_unfinished
 from semmae.options import VERBS
@@ -28,7 +28,7 @@ def pooling_by_name(name: str) -> Pooling:
 
 def pooling_of_file(path: Path, has_decoder: bool) -> Pooling:
     """Of a checkpoint file."""
-    return "mean" if has_decoder else pooling_by_name(path.stem)
+    return "mean" if has_decoder else pooling_beside(path) or pooling_by_name(path.stem)
 
 
 def pooling_of_folder(folder: Path) -> Pooling | None:
@@ -37,10 +37,9 @@ def pooling_of_folder(folder: Path) -> Pooling | None:
         place = folder / name
         kind = checkpoint.kind(place)
         if kind == checkpoint.ENCODER:
-            return _trained_by(checkpoint.read_extra(place).get("stage"))
+            return _trained_by(checkpoint.read_extra(place).get("stage")) or pooling_beside(place / checkpoint.CONFIG)
         if kind == checkpoint.CLASSIFIER:
-            own = Fields(place / checkpoint.CONFIG, read_json(place / checkpoint.CONFIG)).need("semmae", dict)
-            return "mean" if own.get("pooling") == "mean" else "cls"
+            return pooling_beside(place / checkpoint.CONFIG)
         if kind in (checkpoint.AUTOENCODER, checkpoint.SEGMENTER):  # the latter classifies every pixel by its patch
             return "mean"
     if is_unfinished(folder):
@@ -51,6 +50,6 @@ def pooling_of_folder(folder: Path) -> Pooling | None:
     return "mean" if isinstance(model, str) and pooling_by_name(model) == "mean" else None
 
 
-def _trained_by(verb: object) -> Pooling:
-    """Of an encoder that this verb has trained."""
-    return VERBS[verb].pooling if isinstance(verb, str) and verb in VERBS else "cls"
+def _trained_by(verb: object) -> Pooling | None:
+    """Of an encoder that this verb has trained; None for what is no verb."""
+    return VERBS[verb].pooling if isinstance(verb, str) and verb in VERBS else None

@@ -1,16 +1,16 @@
 """FORMS: every form of checkpoint, a row each, in the order in which they are recognised."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from semmae.formats import dino, huggingface, mae, mmpretrain, onnx, timm
 from semmae.formats.form import Form, Reading, State, Writing
 
-FORMS: Mapping[str, Form] = {
-    form.name: form for form in (huggingface.FORM, mmpretrain.FORM, mae.FORM, dino.FORM, timm.FORM, onnx.FORM)
-}
-READINGS: Mapping[str, Reading] = {name: form.reading for name, form in FORMS.items() if form.reading}
-WRITINGS: Mapping[str, Writing] = {name: form.writing for name, form in FORMS.items() if form.writing}
+_ROWS = (huggingface.FORM, mmpretrain.FORM, mae.FORM, dino.FORM, timm.FORM, onnx.FORM)
+FORMS: Mapping[str, Form] = MappingProxyType({row.name: row for row in _ROWS})
+READINGS: Mapping[str, Reading] = MappingProxyType({row.name: row.reading for row in _ROWS if row.reading})
+WRITINGS: Mapping[str, Writing] = MappingProxyType({row.name: row.writing for row in _ROWS if row.writing})
 
 
 def reading_of(state: State) -> Reading:

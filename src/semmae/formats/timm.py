@@ -145,9 +145,7 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
         about = {"crop_pct": subject.crop_pct}
         checkpoint.save_classifier(model, folder, subject.classes, subject.crop_pct, about)
     else:
-        encoder = encoder_of(model)
-        # By it the encoder of a masked autoencoder is known again.
-        checkpoint.save_encoder(encoder, folder, {"stage": "pretrain"} if encoder.pooling == "mean" else None)
+        checkpoint.save_encoder(encoder_of(model), folder)
     return {}
 
 

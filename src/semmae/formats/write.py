@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from semmae.errors import UserError
 from semmae.files import PART
 from semmae.formats import folders as checkpoint
-from semmae.formats.form import Model, Reading, Subject, encoder_of
+from semmae.formats.form import Model, Reading, Subject, encoder_of, pooling_of
 from semmae.formats.open import load_encoder, load_mae
 from semmae.formats.table import FORMS, WRITINGS
 from semmae.models.classifier import Classifier
@@ -92,10 +92,8 @@ def _read_again(like: Model, folder: Path, reading: Reading) -> Model:
 
 def _unseen(model: Model) -> tuple[Any, ...]:
     """What a model computes by beside its weights: sizes, heads and colours, epsilons; decoder and target; pooling."""
-    sizes = (encoder_of(model).spec, norm_epsilons(model))
-    if isinstance(model, Classifier):
-        return (*sizes, model.pooling)
-    return (*sizes, model.decoder, model.norm_pix_loss) if isinstance(model, MaskedAutoencoder) else sizes
+    every = (encoder_of(model).spec, norm_epsilons(model), pooling_of(model))
+    return (*every, model.decoder, model.norm_pix_loss) if isinstance(model, MaskedAutoencoder) else every
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Notable here:
   so that the first steps do not spoil the encoder.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from timm.layers.drop import DropPath
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from semmae.models.blocks import AnyBlock, ViT, embed, run_blocks
 from semmae.models.vit import Encoder, Features
 from semmae.options.shared import Pooling
+from semmae.options.values import check_choice
 
 HEAD_STD = 2e-5  # of the head's first weights (MAE)
 _IN_TIMM: dict[Pooling, Literal["avg", "token"]] = {"mean": "avg", "cls": "token"}
@@ -31,6 +32,7 @@ class Classifier(nn.Module):
 
     def __init__(self, encoder: Encoder, num_classes: int, pooling: Pooling = "mean") -> None:
         super().__init__()
+        check_choice("pooling", pooling, get_args(Pooling))
         vit = encoder.vit
         if not isinstance(vit, VisionTransformer):
             raise ValueError(f"its class in timm is {type(vit).__name__}, not VisionTransformer")

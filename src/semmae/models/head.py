@@ -1,16 +1,19 @@
 """One vector an image, and the linear head that classifies it: what a linear probe learns."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from semmae.models.vit import Features
 from semmae.options.shared import Pooling
+from semmae.options.values import check_choice
 
 
 def pool(features: Features, pooling: Pooling) -> Tensor:
     """One vector an image, (B, C): the class token, or the mean of the patch tokens."""
+    check_choice("pooling", pooling, get_args(Pooling))
     return features.cls if pooling == "cls" else features.patches.mean(1)
 
 
@@ -21,6 +24,9 @@ class HeadSpec:
     width: int  # C, channels of a token
     classes: tuple[str, ...]  # K names
     pooling: Pooling = "cls"
+
+    def __post_init__(self) -> None:
+        check_choice("pooling", self.pooling, get_args(Pooling))
 
 
 class LinearHead(nn.Module):

@@ -85,6 +85,7 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, encoder: Encoder, decoder: DecoderSpec, norm_pix_loss: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
+        encoder.pooling = "mean"  # its loss does not train the class token
         self.decoder = decoder
         self.norm_pix_loss = norm_pix_loss
         self.checkpointing = False  # less memory in training, for a third more time: see `run_blocks`

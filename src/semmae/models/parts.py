@@ -32,6 +32,10 @@ class PartsSpec:
     decoder_width: int = 96  # channels at the patch grid, halved at every doubling, at least 32
     target: Literal["pixels", "features"] = "pixels"  # what the decoder rebuilds
 
+    def __post_init__(self) -> None:
+        if self.target not in ("pixels", "features"):
+            raise ValueError(f'target must be "pixels" or "features", not {self.target!r}')
+
     @property
     def doublings(self) -> int:
         """How often the decoder doubles the patch grid; past the wanted side where a patch is no power of two."""

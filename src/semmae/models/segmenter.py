@@ -11,7 +11,7 @@ Notable here:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from segmentation_models_pytorch.base.initialization import initialize_decoder
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from semmae.models.blocks import embed, run_blocks
 from semmae.models.vit import Encoder
+from semmae.options.values import check_choice
 
 Head = Literal["upernet", "linear"]
 
@@ -40,6 +41,9 @@ class SegmenterSpec:
     blocks: tuple[int, ...] = (3, 5, 7, 11)  # whose tokens UPerNet reads, counted from 0
     decoder_channels: int = 512
     auxiliary: bool = True  # a second head while training
+
+    def __post_init__(self) -> None:
+        check_choice("head", self.head, get_args(Head))
 
 
 class Scores(NamedTuple):

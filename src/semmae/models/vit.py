@@ -74,8 +74,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.vit: ViT = build_vit(spec) if vit is None else vit
-        # What no weight shows, set by `load_encoder`: which vector says most of an image, where it was loaded from as
-        # that was given, and what makes the transform of a specification (networks know no files of images).
+        # What no weight shows, set by `load_encoder` (the first by `MaskedAutoencoder` too): which vector says most of
+        # an image, where it was loaded from as that was given, and what makes the transform of a specification
+        # (networks know no files of images).
         self.pooling: Pooling = "cls"
         self.source = ""
         self.make_transform: Callable[[EncoderSpec], Callable[[Any], Tensor]] | None = None

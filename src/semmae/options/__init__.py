@@ -16,7 +16,7 @@ class Verb(NamedTuple):
     leaves: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()  # folders there that are runs themselves
     within: str = ""  # the one of these whose figures and networks are all that it leaves
-    product: str = ""  # what is there at its good end: the folder of a network, or a file; "": its results show it
+    product: tuple[str, ...] = ()  # files that are there at its good end; none: its results show it
     checkpoint: str = ""  # how names of its encoder's tensors begin in a checkpoint; "": it keeps no encoder there
     pooling: Literal["cls", "mean"] = "cls"  # which vector says most of an image, of an encoder that it has trained
     title: str = ""  # of its curves on a page; "": its name
@@ -26,7 +26,7 @@ class Verb(NamedTuple):
     @property
     def network(self) -> str:
         """The folder of the network that it leaves; empty where it leaves none."""
-        return "" if "." in self.product else self.product
+        return (*self.product, "")[0].rpartition("/")[0]
 
 
 def _weights(*folders: str) -> tuple[str, ...]:
@@ -34,6 +34,11 @@ def _weights(*folders: str) -> tuple[str, ...]:
     return tuple(
         f"{folder}/{name}" for folder in folders for name in ("model.safetensors", "config.json", "learned.txt")
     )
+
+
+def _networks(*folders: str) -> tuple[str, ...]:
+    """What must be in these folders for their networks to be read."""
+    return tuple(f"{folder}/{name}" for folder in folders for name in ("model.safetensors", "config.json"))
 
 
 _RESULTS = ("results.json", "results.md")
@@ -44,7 +49,7 @@ VERBS = {
     "teacher": Verb(
         "train an encoder on your own images, to learn parts from",
         leaves=_weights("encoder"),
-        product="encoder",
+        product=_networks("encoder"),
         checkpoint="teacher.vit.",  # of its two networks the averaged one is kept
         title="Teacher",
         deed="{encoder} was trained as a teacher, by self-distillation without labels,",
@@ -56,7 +61,7 @@ VERBS = {
             *("parts.npy", "attention.npy", "parts.json", "quality.json"),
             *("parts.html", "parts.png", "pictures/parts.npz"),
         ),
-        product="parts.npy",
+        product=("parts.npy", "parts.json"),
         title="Parts",
         deed="Semantic parts were learned from a frozen encoder",
     ),
@@ -64,7 +69,7 @@ VERBS = {
         "pre-train a masked autoencoder with semantic-guided masking",
         leaves=(*_weights("encoder", "autoencoder"), "pictures/masks.png", "pictures/reconstructions.png"),
         runs=("teacher", "parts"),
-        product="encoder",
+        product=_networks("encoder", "autoencoder"),
         checkpoint="mae.encoder.vit.",
         pooling="mean",
         title="Masked autoencoder",
@@ -75,12 +80,13 @@ VERBS = {
         "measure an encoder by a linear head on its features",
         leaves=(*_weights("head"), *_CLASSES),
         runs=("untrained",),
+        product=_networks("head"),
     ),
     "finetune": Verb(
         "train an encoder on to classify, and measure how well it does",
         leaves=(*_weights("classifier"), *_CLASSES),
         runs=("untrained",),
-        product="classifier",
+        product=_networks("classifier"),
         title="Fine-tuning",
         deed="An encoder was fine-tuned to classify images",
     ),
@@ -88,7 +94,7 @@ VERBS = {
         "train an encoder to classify every pixel, and measure how well it does",
         leaves=(*_weights("segmenter"), *_RESULTS, "per_class.csv", "predictions.png"),
         runs=("untrained",),
-        product="segmenter",
+        product=_networks("segmenter"),
         title="Segmentation",
         deed="An encoder was trained to classify every pixel",
     ),

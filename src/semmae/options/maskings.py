@@ -5,6 +5,7 @@ A new masking is a function in `semmae.train.masks` and a row here. Sources are 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 
@@ -36,4 +37,4 @@ _ROWS = (
     Masking("block", "semmae.train.masks:block", "rectangles", whole_grid=True),
     Masking("attention", "semmae.train.masks:attention", "the most attended", reads="attention", hints=True),
 )
-MASKINGS: Mapping[str, Masking] = {row.name: row for row in _ROWS}
+MASKINGS: Mapping[str, Masking] = MappingProxyType({row.name: row for row in _ROWS})

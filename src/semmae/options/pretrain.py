@@ -52,7 +52,7 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
 
     parts: Path | None = option(None, reads="labels", excludes=("teacher",))
-    """Part labels of these images, written by `semmae parts`."""
+    """Part labels of these images: a run of `semmae parts` or `pretrain`."""
     teacher: str | None = option(None, reads="network", objects=True)
     """Encoder to learn parts from, when --parts is not given; without both, one is trained first."""
     epochs: int = option(400, low=1, high=EPOCHS)

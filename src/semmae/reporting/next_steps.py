@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semmae.data.splits import side_by_side
 from semmae.files import Fields
 from semmae.models.vit import MODELS
 from semmae.reporting.page import Record, read_facts
@@ -159,7 +160,9 @@ def _after_probe(run: _Run) -> Iterator[Step]:
 def _after_evaluate(run: _Run) -> Iterator[Step]:
     own = read_facts(run.folder / "results.json").get("this encoder", {})
     if "knn_top1" in own:
-        yield _finetune(run)
+        # It alone takes images and annotations side by side for both.
+        both = None if run.config.get("masks") else side_by_side(Path(run.data))
+        yield _finetune(run, **({"data": both[0]} if both else {}))
     elif run.config.get("masks") is None:
         segment = command("segment", **run.encoder(), out=fresh(run.folder, "segment"))
         yield Step("Train segmentation on this encoder", segment)
@@ -194,8 +197,8 @@ def _after_demo(run: _Run) -> Iterator[Step]:
         yield Step("The same in full", command("pretrain", data=run.data, out=fresh(run.folder, "pretrain")))
 
 
-def _finetune(run: _Run) -> Step:
-    options = run.encoder() | {"out": fresh(run.folder, "finetune")}
+def _finetune(run: _Run, **own: Any) -> Step:
+    options = run.encoder() | {"out": fresh(run.folder, "finetune")} | own
     return Step("Train a classifier on this encoder", command("finetune", **options))
 
 

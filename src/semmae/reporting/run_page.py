@@ -83,6 +83,7 @@ def write_report(run: Path) -> Path:
     stages = _read_stages(run)
     verb = saved_options(run).get("verb") or summary.get("stage") or next(reversed(stages), "")
     row = VERBS.get(verb, Verb(""))
+    network = "" if config.get("eval_only") else row.network
     basics = {**(config if stages else {}), **summary, "minutes": _minutes(run)}
     results = list(_results(run))
     return write_page(
@@ -91,7 +92,7 @@ def write_report(run: Path) -> Path:
         verdicts=verdicts(run),
         lead=_lead(row.deed, config, basics),
         facts=_facts(run, config, basics, stages),
-        notices=_notices(run, row.network, stages),
+        notices=_notices(run, network, stages),
         stage_table=_stage_table(run, basics, stages) if len(stages) > 1 else None,
         pictures=list(_pictures(run)),
         curves=[(_title(stage), *charts.charts(records)) for stage, records in stages.items()],
@@ -101,7 +102,7 @@ def write_report(run: Path) -> Path:
             " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
         ),
         config=[(name, number(value)) for name, value in config.items()],
-        steps=_steps(run, verb, row.network),
+        steps=_steps(run, verb, network),
     )
 
 

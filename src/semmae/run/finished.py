@@ -5,7 +5,7 @@ from pathlib import Path
 
 from semmae.errors import UserError
 from semmae.files import Fields, read_json
-from semmae.options import VERBS
+from semmae.options import VERBS, Verb
 from semmae.options.fields import Reads, options_of, with_facts
 from semmae.options.shared import RunOptions
 from semmae.run.config import CONFIG, UNFINISHED, began_alike, is_object, readable_value, saved_options
@@ -24,14 +24,15 @@ def is_finished(run: Path) -> bool:
     """Whether the folder holds a run that came to its good end, by the files that it leaves there."""
     if not (run / CONFIG).is_file() or (run / UNFINISHED).exists():
         return False
-    summary = _fields(run / "summary.json")
-    stage = summary.get("stage", str, "")
-    if stage in VERBS and not (run / VERBS[stage].product).exists():
+    options = saved_options(run)
+    row = VERBS.get(options.get("verb", ""), Verb(""))
+    if row.within:
+        return is_finished(run / row.within)
+    if not (options.get("eval_only") or all((run / name).is_file() for name in row.product)):
         return False  # --resume makes it again
     if not _fields(run / "parts.json").get("complete", bool, True):
         return False
-    of_demo = _fields(run / VERBS["demo"].within / "summary.json")
-    return (run / "results.json").is_file() or any(each.get("finished", bool, False) for each in (summary, of_demo))
+    return (run / "results.json").is_file() or _fields(run / "summary.json").get("finished", bool, False)
 
 
 def _fields(path: Path) -> Fields:

@@ -6,6 +6,8 @@ a point of NMI on drawn creatures (docs/parts-measured.md). Concentration and to
 off by default.
 """
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,7 +24,8 @@ from semmae.losses import (
 )
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Features
-from semmae.options.parts import PartsRecipe
+from semmae.options.parts import PartsRecipe, Reconstruction
+from semmae.options.values import check_choice
 
 
 def views_of(recipe: PartsRecipe) -> int:
@@ -38,6 +41,7 @@ def parts_losses(
     `images` are the normalised first views (B, 3, S, S), which are rebuilt; `features` the `last_block_features` of
     each view; `crops` where the views lie, as `Crop.numbers` (B, views, 5).
     """
+    check_choice("reconstruction", recipe.reconstruction, get_args(Reconstruction))
     output = learner(features[0])
     if learner.spec.target == "features":
         rebuilt = feature_loss(output.reconstruction, features[0].patches)

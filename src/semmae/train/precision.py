@@ -7,12 +7,13 @@ float32 means float32: TF32 stays off, as torch leaves it. Whoever wants it on a
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from semmae.errors import UserError
 from semmae.options.shared import Precision
+from semmae.options.values import check_choice
 
 Arithmetic = Literal["float32", "bf16", "fp16"]
 
@@ -22,6 +23,7 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 def resolve_precision(precision: Precision) -> Arithmetic:
     """`auto` is bf16 where the processor that trains computes in it, else float32."""
+    check_choice("precision", precision, get_args(Precision))
     if precision != "auto":
         return precision
     if torch.cuda.is_available():

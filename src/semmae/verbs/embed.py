@@ -60,7 +60,7 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     tokens = [encoder.pooling] if asked == [_AUTO] else asked
     size = options.image_size or encoder.spec.image_size
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
-    store = None if options.parts is None else _open_parts(options.parts, images)
+    store = None if options.parts is None else PartStore.open(options.parts, manifest_digest=images.digest)
     info = _info(options, tokens, encoder, size, images, store)
     if options.out.exists() and not (options.overwrite or run.resume):
         if read_info(options.out) != info:
@@ -87,6 +87,9 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
 
 
 def _already_whole(out: Path) -> Path:
+    listed = paths_beside(out)
+    if listed is not None and not listed.is_file():
+        raise UserError(f"--out {out}: exists, but {listed}, which names its images, is gone; use --overwrite")
     say(f"{out}: already finished; nothing was computed (--overwrite makes it anew)\n{lines(step=_loading(out))}")
     return out
 
@@ -126,13 +129,6 @@ def _tokens(options: EmbedOptions) -> list[str]:
         asked_too = f"add it to --tokens {options.tokens}" if _AUTO not in asked else "give --tokens mean,parts"
         raise UserError(f"--parts: is read for part tokens alone; {asked_too}, or leave it out")
     return [token for token in (*TOKENS, _AUTO) if token in asked]
-
-
-def _open_parts(folder: Path, images: ImageSet) -> PartStore:
-    """The part labels of --parts, which must be of these images."""
-    if not (folder / "parts.json").exists() and (folder / "parts" / "parts.json").exists():
-        folder = folder / "parts"  # of a run of pretrain
-    return PartStore.open(folder, manifest_digest=images.digest)
 
 
 def _info(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from semmae.data.classes import TrainVal
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.data.segmentation import SegmentationData
-from semmae.data.splits import ANNOTATION_FOLDERS
+from semmae.data.splits import side_by_side
 from semmae.errors import UserError
 from semmae.evaluation.features import View, image_features, open_encoder
 from semmae.evaluation.parts import pixel_truth
@@ -102,11 +102,8 @@ def with_annotations(options: EvaluateOptions) -> EvaluateOptions:
     """Where --data holds images and annotations side by side, these two as --data and --masks."""
     if options.masks is not None or not isinstance(options.data, str | Path):
         return options
-    root = user_path(options.data, "--data")
-    beside = next((root / name for name in ANNOTATION_FOLDERS if (root / name).is_dir()), None)
-    if beside is None or not (root / "images").is_dir():
-        return options
-    return replace(options, data=str(root / "images"), masks=beside)
+    found = side_by_side(user_path(options.data, "--data"))
+    return options if found is None else replace(options, data=str(found[0]), masks=found[1])
 
 
 def open_data(options: EvaluateOptions) -> EvaluationData:

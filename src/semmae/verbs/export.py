@@ -7,6 +7,7 @@ Notable here:
 """
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -36,6 +37,7 @@ from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 
 ABOUT = "export.json"  # what was exported; by it --overwrite knows an export
+_OF_FILES = (".onnx", ".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # endings that no folder of an export bears
 _MASK_RATIO = 0.75  # MAE's, where no run gives another
 
 
@@ -62,7 +64,8 @@ def export(options: ExportOptions) -> Path:
         return options.out
     with whole_folder(options.out) as folder:
         facts = write_form(options.to, subject, folder)
-        write_json(folder / ABOUT, {**asked, "semmae": version("semmae"), **facts})
+        files = {path.name: _file_digest(path) for path in sorted(folder.iterdir())}
+        write_json(folder / ABOUT, {**asked, "semmae": version("semmae"), **facts, "files": files})
         write_text(folder / CARD, write_card(card))
     made = [str(path) for path in sorted(options.out.iterdir())]
     if options.push_to_hub:
@@ -95,6 +98,9 @@ def _check_request(options: ExportOptions) -> None:
     check_inputs(options)
     check_place("--out", out.absolute().parent, out)  # it is written beside its place, and moved there
     check_replaceable(out)
+    if out.suffix in _OF_FILES and not out.is_dir():
+        fault = f"is the name of a file, and --to {options.to} writes a folder"
+        raise UserError(f"--out {out}: {fault}; use --out {out.with_suffix('')}")
     _check_there(options)
     writing = WRITINGS[options.to]
     if options.decoder == "with" and writing.decoder == "never":
@@ -128,13 +134,27 @@ def _check_there(options: ExportOptions) -> None:
 
 
 def _is_written(options: ExportOptions, facts: Mapping[str, Any]) -> bool:
-    """Whether --out holds just this export; UserError where it holds another, which is not to be replaced."""
-    if options.overwrite or not (options.out / ABOUT).is_file():
+    """Whether --out holds just this export; UserError where it holds another, or a damaged one: not to be replaced."""
+    out = options.out
+    if options.overwrite or not (out / ABOUT).is_file():
         return False
-    there = read_json(options.out / ABOUT)
+    there = read_json(out / ABOUT)
+    remedy = "use --overwrite to replace it, or another folder"
     if any(there.get(name) != value for name, value in facts.items()):
-        raise UserError(f"--out {options.out}: holds another export; use --overwrite to replace it, or another folder")
+        raise UserError(f"--out {out}: holds another export; {remedy}")
+    files = Fields(out / ABOUT, there).get("files", dict, {ABOUT: ""})  # once it listed none
+    damaged = [name for name, wanted in files.items() if _file_digest(out / name) != wanted]
+    if damaged:
+        raise UserError(f"--out {out}: {listed(damaged)} of this export is gone or was changed; {remedy}")
     return True
+
+
+def _file_digest(path: Path) -> str:
+    """SHA-256, in hexadecimal, of a file's bytes; empty where there is no such file."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open_subject(options: ExportOptions, ratio: float) -> Subject:

@@ -18,9 +18,10 @@ from semmae.evaluation.classifier import CentreCrops, measure_classifier, predic
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Measured, Protocol
 from semmae.files import make_folder
-from semmae.formats.folders import CLASSIFIER, CONFIG, classifier_config, digest, save_classifier
+from semmae.formats.folders import CLASSIFIER, CONFIG, digest, save_classifier
 from semmae.formats.open import load_classifier
 from semmae.models.classifier import Classifier, set_drop_path
+from semmae.models.timm_config import timm_config
 from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
 from semmae.options.finetune import FinetuneRecipe
@@ -66,7 +67,7 @@ class Finetune(Protocol[TrainVal]):
             set_norm_eps(encoder, NORM_EPS)
         if encoder.spec.image_size != self.image_size:
             encoder.set_image_size(self.image_size)
-        classifier_config(Classifier(copy.deepcopy(encoder), 2, self.recipe.pooling), ("one", "other"))
+        timm_config(Classifier(copy.deepcopy(encoder), 2, self.recipe.pooling).encoder, ("one", "other"))
 
     def check(self, data: TrainVal) -> None:
         """Refuse more batches than images, and a rate that would rise in the end."""

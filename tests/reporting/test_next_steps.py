@@ -1,0 +1,79 @@
+"""The commands that a finished run names: each is of a verb, with its options, on data that it takes."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+
+from semmae.data.classes import voters
+from semmae.data.manifest import open_images
+from semmae.options import VERBS, kind_of
+from semmae.reporting.next_steps import _STEPS, next_steps
+from semmae.run.start import check_start
+from semmae.verbs import evaluate, segment
+from semmae.verbs.measuring import divided, open_class_sets
+
+# As the verbs open them; all others take any images.
+OPENED: dict[str, Callable[[Any], object]] = {
+    "knn": lambda options: voters(options.data, open_class_sets(options), limit=None),
+    "probe": lambda options: divided(options, open_class_sets(options)),
+    "finetune": lambda options: divided(options, open_class_sets(options)),
+    "segment": segment.open_data,
+    "evaluate": lambda options: evaluate.open_data(evaluate.with_annotations(options)),
+}
+
+
+def finished(folder: Path, verb: str, **options: Any) -> Path:
+    """A run that names its next steps by what it was begun with; nothing in it was computed."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"verb": verb, "out": str(folder), **options}))
+    (folder / "summary.json").write_text(json.dumps({"stage": verb, "classes": 2}))
+    return folder
+
+
+def commands(run: Path) -> list[list[str]]:
+    lines = [shlex.split(step.command) for step in next_steps(run) if step.command.startswith("semmae ")]
+    return [words[1:] for words in lines]
+
+
+def opened(words: list[str]) -> str:
+    """Parse a command, check it as its verb does at once, and open its data; the verb."""
+    verb, *given = words
+    options = tiny.options_from(kind_of(verb), given)
+    assert verb in VERBS
+    if "IMAGES" in given or "DATA" in given:  # for the reader to fill in
+        return verb
+    check_start(options, [])
+    if hasattr(options, "data"):
+        options = dataclasses.replace(options, workers=0)
+        OPENED.get(verb, lambda own: open_images(own.data, workers=0))(options)
+    return verb
+
+
+@pytest.mark.parametrize("verb", _STEPS)
+@pytest.mark.parametrize("masks", [False, True])
+def test_every_command_opens_its_data(verb: str, masks: bool, creatures: Path, encoder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": str(creatures / "images"), "encoder": str(encoder)}
+    if masks:
+        options["masks"] = str(creatures / "masks")
+    run = finished(tmp_path / "run", verb, **options)
+    for own in ({"knn_top1": 1.0}, {})[: 1 + masks]:  # without annotations there were classes
+        (run / "results.json").write_text(json.dumps({"this encoder": own}))
+        found = [opened(words) for words in commands(run)]
+        assert found or verb in ("probe", "segment")
+
+
+@pytest.mark.parametrize(("own", "next_verb"), [({"knn_top1": 1.0}, "finetune"), ({}, "segment")])
+def test_of_images_and_annotations_side_by_side_each_verb_gets_what_it_takes(
+    own: dict[str, Any], next_verb: str, creatures: Path, encoder: Path, tmp_path: Path
+) -> None:
+    run = finished(tmp_path / "run", "evaluate", data=str(creatures), encoder=str(encoder))
+    (run / "results.json").write_text(json.dumps({"this encoder": own}))
+
+    assert [opened(words) for words in commands(run)] == [next_verb]
