@@ -202,7 +202,10 @@ def test_the_python_call_has_the_same_options(verb: str) -> None:
     kind = kind_of(verb)
     call = getattr(semmae, verb)
     assert callable(call)  # also `semmae.report`, beside the module semmae.reporting.run_page
-    assert list(inspect.signature(call).parameters) == [field.name for field in dataclasses.fields(kind)]
+    taken = inspect.signature(call).parameters
+    required = [field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    assert sorted(taken) == sorted(field.name for field in dataclasses.fields(kind))
+    assert [name for name in taken if taken[name].default is inspect.Parameter.empty] == list(taken)[: len(required)]
     assert inspect.signature(call).return_annotation is semmae.calls.RESULTS[verb]
     found = str(call.__doc__)
     assert found.startswith(str(kind.__doc__))

@@ -100,7 +100,7 @@ def test_commands_are_taken_as_they_stand(page: Path) -> None:
         if "--help" in arguments:
             assert arguments == ["--help"], line
         elif "--resume" in arguments or "--config" in arguments:  # read a folder that is not here
-            read_arguments(verb, kind, arguments)
+            read_arguments(kind, arguments)
         else:
             assert tiny.options_from(kind, arguments) is not None, line
 

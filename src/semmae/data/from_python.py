@@ -95,9 +95,7 @@ def _checked(data: Any) -> Any:
         raise UserError("DataLoader: gives batches; give its .dataset")
     # The last two: there is a method in all data sets of torch, and in classes.
     if isinstance(data, bytes | bytearray | Mapping | IterableDataset | type) or not hasattr(data, "__getitem__"):
-        raise UserError(
-            f"data {shown(data)}, of type {type(data).__name__}: is not read; {_REMEDY}"
-        )
+        raise UserError(f"data {shown(data)}, of type {type(data).__name__}: is not read; {_REMEDY}")
     try:
         count = len(data)
     except Exception as error:
