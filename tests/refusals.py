@@ -19,7 +19,7 @@ def check_refusal(line: str, *facts: object) -> None:
 
 
 @contextmanager
-def refused(*facts: object, error: type[Exception] = UserError) -> Iterator[pytest.ExceptionInfo[Exception]]:
+def refused(*facts: object, error: type[BaseException] = UserError) -> Iterator[pytest.ExceptionInfo[BaseException]]:
     """What is done inside is refused by a line with all facts."""
     with pytest.raises(error) as raised:
         yield raised

@@ -17,6 +17,7 @@ import semmae.reporting.run_page
 from semmae.cli import run
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import command_options, flag
+from semmae.run.signals import Interrupted
 
 SIZES = [*tiny.SMALL, "--epochs", "1"]
 
@@ -271,6 +272,24 @@ def test_ctrl_c_while_libraries_load_is_no_traceback(
     monkeypatch.setattr("semmae.cli.kind_of", pressed)
     assert run(["knn"]) == 130
     assert capsys.readouterr().err.startswith("\nsemmae: ")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted(signal.SIGTERM)])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stopped_python_call_is_no_exception_to_skip(
+    begun: bool, stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(options: object, given: object) -> None:
+        if begun:
+            (tmp_path / "config.yaml").touch()
+        raise stop
+
+    monkeypatch.setattr("semmae.calls.run_verb", pressed)
+    remedy = (str(tmp_path), "resume=True") if begun else ("nothing was written",)
+    with refused("semmae.knn: stopped", *remedy, error=KeyboardInterrupt) as raised:
+        semmae.knn(encoder="e", data="d", out=tmp_path)
+    assert not isinstance(raised.value, Exception)
+    assert raised.value.signum == getattr(stop, "signum", signal.SIGINT)  # type: ignore[attr-defined]
 
 
 def test_the_hint_to_go_on_can_be_pasted(

@@ -1,6 +1,7 @@
 """The Python call of every verb: its options by name, from the one declaration; what it returns, a row each."""
 
 import inspect
+import signal
 import textwrap
 import types
 import typing
@@ -38,7 +39,8 @@ from semmae.results import (
     SegmentResult,
     TeacherResult,
 )
-from semmae.run.config import made
+from semmae.run.config import is_begun, made
+from semmae.run.signals import Interrupted, Stopped
 from semmae.verbs import run_verb
 
 ResultT = TypeVar("ResultT", bound=Result)
@@ -63,8 +65,15 @@ def call(options: type[Any], result: type[ResultT]) -> Callable[..., ResultT]:
         if unnamed.keys() & given.keys():
             raise UserError(f"semmae.{verb}: {' and '.join(unnamed)} is given twice; give it once")
         values = {**unnamed, **given}
-        with memory_given_back():
-            return result.of(run_verb(made(options, values), values))
+        own = made(options, values)
+        try:
+            with memory_given_back():
+                return result.of(run_verb(own, values))
+        except (Interrupted, KeyboardInterrupt) as stop:
+            # No Exception: a loop that skips what fails would go on with the next call.
+            out = getattr(own, "out", None)
+            remedy = f"resume {out} by this call with resume=True" if is_begun(out) else "nothing was written"
+            raise Stopped(getattr(stop, "signum", signal.SIGINT), f"semmae.{verb}: stopped; {remedy}") from stop
 
     RESULTS[verb] = result
     called.__name__ = called.__qualname__ = verb

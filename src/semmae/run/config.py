@@ -174,6 +174,11 @@ def _changed_since(options: Any, path: Path, may_differ: tuple[str, ...]) -> tup
     return None
 
 
+def is_begun(out: Path | str | None) -> bool:
+    """Whether a run was begun in `out`, or for the file `out`, so that --resume goes on with it."""
+    return out is not None and (run_of(out) / CONFIG).is_file()
+
+
 def run_of(out: Path | str) -> Path:
     """The folder in which a run keeps its options: `out` itself, or beside it where a file is being written."""
     beside = Path(f"{out}{PARTIAL}")
