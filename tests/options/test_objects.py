@@ -13,7 +13,7 @@ from semmae.cli import run
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.finetune import FinetuneOptions
 from semmae.options.teacher import TeacherOptions
-from semmae.options.values import check_given, check_values
+from semmae.options.values import check_given, check_values, given_options
 from semmae.reporting.model_card import Card, find_run, write_card
 from semmae.reporting.next_steps import next_steps
 from semmae.reporting.run_page import write_report
@@ -36,6 +36,24 @@ class ImageFolder:
 
 
 DESCRIBED = "ImageFolder of 300 images"
+
+
+class Loader:
+    """As torch's `DataLoader`."""
+
+    dataset = ()
+
+    def __iter__(self) -> Any:
+        raise AssertionError("no batch is loaded when options are checked")
+
+
+def test_a_value_of_no_kind_that_an_option_takes_says_what_it_takes() -> None:
+    for wrong in (3, None, {1, 2}, iter("ab")):
+        with refused("--data", "a path", "map-style data set"):
+            given_options(TeacherOptions, {"data": wrong})
+    with refused("--init 3", "a path", "semmae.load_encoder"):
+        given_options(TeacherOptions, {"init": 3})
+    given_options(TeacherOptions, {"data": Loader()})  # refused by its name where data is opened
 
 
 @pytest.fixture
