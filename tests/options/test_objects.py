@@ -93,6 +93,13 @@ def test_other_data_is_refused(other: Any, begun: Path) -> None:
         resumed(begun, data=other)
 
 
+def test_its_options_are_taken_with_other_data(begun: Path) -> None:
+    given = {"config": begun / CONFIG, "out": begun.parent / "other"}
+    with refused(f"--config {begun / CONFIG}", DESCRIBED, "give --data"):
+        made(TeacherOptions, given)
+    assert made(TeacherOptions, given | {"data": "photos"}).epochs == 7
+
+
 def test_no_command_line_can_resume_it(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["teacher", "--out", str(begun), "--resume"]) == 2
     check_refusal(capsys.readouterr().err, "--data: ", DESCRIBED, "data=")
