@@ -184,7 +184,8 @@ def _check_limits(option: Option, value: Any) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
     facts = option.facts
-    if not facts.low <= value <= facts.high or abs(value) == float("inf"):  # so written, NaN is refused too
+    inside = facts.low < value < facts.high if facts.open else facts.low <= value <= facts.high
+    if not inside or abs(value) == float("inf"):  # so written, NaN is refused too
         raise UserError(f"{option.flag} {shown(value)}: must be {option.limits or 'a finite number'}")
 
 

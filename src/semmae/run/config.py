@@ -70,8 +70,8 @@ def saved_options(run: Path) -> Mapping[str, Any]:
 def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
     """Options of a YAML file, for the dataclass `kind`.
 
-    UserError where it is of another verb, or a key is no option, or one that is given beside the file, or a value is not
-    one that the option takes.
+    UserError where it is of another verb, or a key is no option, or one that is given beside the file, or the option
+    does not take its value.
     """
     from semmae.files.yaml import read_yaml
 
