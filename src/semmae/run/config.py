@@ -8,6 +8,7 @@ from semmae.errors import UserError
 from semmae.files import Fields
 from semmae.names import shown
 from semmae.objects import described, recordable
+from semmae.options import VERBS
 from semmae.options.fields import Option, flag, options_of, verb_of, with_facts
 from semmae.options.presets import preset_options
 from semmae.options.values import as_given, check_value, converted, given_options, near_option
@@ -65,6 +66,15 @@ def saved_options(run: Path) -> Mapping[str, Any]:
     saved = read_yaml(path)
     Fields(path, saved).get("verb", str)
     return saved
+
+
+def verb_of_run(folder: Path) -> str | None:
+    """The verb whose run lies in a folder; None where none does, whatever others call config.yaml."""
+    try:
+        verb = saved_options(folder).get("verb")
+    except UserError:
+        return None
+    return str(verb) if verb in VERBS else None
 
 
 def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
