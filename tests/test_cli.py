@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,6 +195,8 @@ def test_help_of_a_verb_gives_every_option(verb: str, capsys: pytest.CaptureFixt
     output = capsys.readouterr().out
     kind = kind_of(verb)
     assert (kind.__doc__ or "").split("(")[0].split(",")[0] in " ".join(output.split())
+    headings = re.findall(r"^(\S.*):$", output, re.MULTILINE)
+    assert [heading for heading in headings if re.search(r"[.:;]( |$)", heading)] == []
     options = list(command_options(kind))
     assert [name for name in options if flag(name) not in output and not (verb == "report" and "PATH" in output)] == []
 

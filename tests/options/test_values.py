@@ -92,6 +92,13 @@ def test_a_class_of_options_made_by_hand_is_checked_too() -> None:
         check_values(kind(out=Path("o"), data="d", encoder="e", temperature=math.nan))
 
 
+def test_a_value_that_is_no_choice_is_named_with_the_choices() -> None:
+    for value in ("cks", "clss", 3, None):
+        line = by_call("knn", "pooling", value)
+        assert line.startswith(f"--pooling {value!r}: must be one of auto, cls, mean"), line
+    assert 'did you mean "cls"' in by_call("knn", "pooling", "clss")
+
+
 def test_scalars_of_numpy_are_numbers() -> None:
     kind = kind_of("knn")
     given = given_options(kind, {"k": np.int64(5), "temperature": np.float32(0.5), "untrained": np.bool_(True)})

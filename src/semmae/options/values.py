@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from semmae.errors import UserError, near, near_only
+from semmae.errors import UserError, near_only
 from semmae.names import check_text, shown, user_path
 from semmae.options.fields import Option, Reads, flag, is_given, options_of
 from semmae.options.functions import text_of
@@ -38,8 +38,8 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
     """Refuse a value that is not among the choices, where there are any."""
     choices = tuple(known)
     if choices and (type(value) is not str or value not in choices):
-        hint = near(str(value)[:80], choices)
-        raise UserError(f"{flag(name)}: unknown {name.replace('_', ' ')} {shown(value)}{hint}")
+        hint = near_only(str(value)[:80], choices)
+        raise UserError(f"{flag(name)} {shown(value)}: must be one of {', '.join(choices)}{hint}")
 
 
 def check_image_size(image_size: int, patch_size: int, name: str = "image_size") -> None:
