@@ -288,7 +288,7 @@ def test_a_stopped_python_call_is_no_exception_to_skip(
         raise stop
 
     monkeypatch.setattr("semmae.calls.run_verb", pressed)
-    remedy = (str(tmp_path), "resume=True") if begun else ("nothing was written",)
+    remedy = (f"resume with out={str(tmp_path)!r}, resume=True",) if begun else ("nothing was written",)
     with refused("semmae.knn: stopped", *remedy, error=KeyboardInterrupt) as raised:
         semmae.knn(encoder="e", data="d", out=tmp_path)
     assert not isinstance(raised.value, Exception)

@@ -72,7 +72,7 @@ def call(options: type[Any], result: type[ResultT]) -> Callable[..., ResultT]:
         except (Interrupted, KeyboardInterrupt) as stop:
             # No Exception: a loop that skips what fails would go on with the next call.
             out = getattr(own, "out", None)
-            remedy = f"resume {out} by this call with resume=True" if is_begun(out) else "nothing was written"
+            remedy = f"resume with out={str(out)!r}, resume=True" if is_begun(out) else "nothing was written"
             raise Stopped(getattr(stop, "signum", signal.SIGINT), f"semmae.{verb}: stopped; {remedy}") from stop
 
     RESULTS[verb] = result
