@@ -160,9 +160,9 @@ def load_remote(address: str) -> Mapping[str, "Dataset"]:
     """The table of a Parquet file at an address that fsspec reads, by the file's name; `datasets` keeps a copy."""
     name = address.rpartition("/")[2]
     if not name.endswith(".parquet"):
-        raise UserError(
-            f"{shown(address)}: at an address Parquet files alone are read; download the images and give their folder"
-        )
+        of_hub = address.startswith("hf:")
+        remedy = "give the data set as hf:NAME" if of_hub else "download the images and give their folder"
+        raise UserError(f"{shown(address)}: at an address Parquet files alone are read; {remedy}")
     datasets = _datasets()
     try:
         table = datasets.load_dataset("parquet", data_files=[address], split="train")
