@@ -20,8 +20,8 @@ def check_refusal(line: str, *facts: object) -> None:
 
 @contextmanager
 def refused(
-    *facts: object, error: type[Exception] | tuple[type[Exception], ...] = UserError
-) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    *facts: object, error: type[BaseException] | tuple[type[BaseException], ...] = UserError
+) -> Iterator[pytest.ExceptionInfo[BaseException]]:
     """What is done inside is refused by a line with all facts."""
     with pytest.raises(error) as raised:
         yield raised

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import semmae.reporting.run_page
 from semmae.cli import run
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import command_options, flag
+from semmae.run.signals import Interrupted
 
 SIZES = [*tiny.SMALL, "--epochs", "1"]
 
@@ -49,8 +51,8 @@ REFUSED = [
     ("--data broken", ["2 of 20 images (10.0 %)", "limit 5 %", "00.png"]),
     ("--image-size 30", ["30", "patch size 8", "use 24 or 32"]),
     ("--patch-size 0", ["--patch-size 0", "from 2"]),
-    ("--mask-ratio 0", ["0.0", "outside (0, 1)", "0.75"]),
-    ("--mask-ratio 1", ["1.0", "outside (0, 1)", "0.75"]),
+    ("--mask-ratio 0", ["--mask-ratio 0.0", "between 0 and 1"]),
+    ("--mask-ratio 1", ["--mask-ratio 1.0", "between 0 and 1"]),
     ("--mask-ratio 0.99", ["0.99", "16", "at most 0.9375"]),
     ("--mask-ratio 1e-12", ["1e-12", "16"]),
     ("--model vit_tini", ["'vit_tini'", '"vit_tiny"']),
@@ -193,6 +195,8 @@ def test_help_of_a_verb_gives_every_option(verb: str, capsys: pytest.CaptureFixt
     output = capsys.readouterr().out
     kind = kind_of(verb)
     assert (kind.__doc__ or "").split("(")[0].split(",")[0] in " ".join(output.split())
+    headings = re.findall(r"^(\S.*):$", output, re.MULTILINE)
+    assert [heading for heading in headings if re.search(r"[.:;]( |$)", heading)] == []
     options = list(command_options(kind))
     assert [name for name in options if flag(name) not in output and not (verb == "report" and "PATH" in output)] == []
 
@@ -202,7 +206,10 @@ def test_the_python_call_has_the_same_options(verb: str) -> None:
     kind = kind_of(verb)
     call = getattr(semmae, verb)
     assert callable(call)  # also `semmae.report`, beside the module semmae.reporting.run_page
-    assert list(inspect.signature(call).parameters) == [field.name for field in dataclasses.fields(kind)]
+    taken = inspect.signature(call).parameters
+    required = [field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    assert sorted(taken) == sorted(field.name for field in dataclasses.fields(kind))
+    assert [name for name in taken if taken[name].default is inspect.Parameter.empty] == list(taken)[: len(required)]
     assert inspect.signature(call).return_annotation is semmae.calls.RESULTS[verb]
     found = str(call.__doc__)
     assert found.startswith(str(kind.__doc__))
@@ -268,6 +275,24 @@ def test_ctrl_c_while_libraries_load_is_no_traceback(
     monkeypatch.setattr("semmae.cli.kind_of", pressed)
     assert run(["knn"]) == 130
     assert capsys.readouterr().err.startswith("\nsemmae: ")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted(signal.SIGTERM)])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stopped_python_call_is_no_exception_to_skip(
+    begun: bool, stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(options: object, given: object) -> None:
+        if begun:
+            (tmp_path / "config.yaml").touch()
+        raise stop
+
+    monkeypatch.setattr("semmae.calls.run_verb", pressed)
+    remedy = (f"resume with out={str(tmp_path)!r}, resume=True",) if begun else ("nothing was written",)
+    with refused("semmae.knn: stopped", *remedy, error=KeyboardInterrupt) as raised:
+        semmae.knn(encoder="e", data="d", out=tmp_path)
+    assert not isinstance(raised.value, Exception)
+    assert raised.value.signum == getattr(stop, "signum", signal.SIGINT)  # type: ignore[attr-defined]
 
 
 def test_the_hint_to_go_on_can_be_pasted(

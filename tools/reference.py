@@ -17,6 +17,7 @@ import griffe
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import command_options, flag
 from semmae.options.texts import help_of
+from semmae.options.values import in_python
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
@@ -59,7 +60,7 @@ def table(verb: str) -> str:
     own = [name for name in fields if name in vars(kind)["__annotations__"]]
     lines = ["| option | default | what it is |", "|---|---|---|"]
     for name in [*own, *(name for name in fields if name not in own)]:
-        text = texts[name]
+        text = f"{texts[name]} {in_python(known_options[name])}".rstrip()
         known = ", ".join(f"`{choice}`" for choice in known_options[name].choices)
         words = f"{text} One of {known}." if known else text
         lines.append(f"| `{flag(name)}` | {default(fields[name])} | {cell(words)} |")

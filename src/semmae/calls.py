@@ -1,9 +1,14 @@
 """The Python call of every verb: its options by name, from the one declaration; what it returns, a row each."""
 
 import inspect
+import signal
 import textwrap
+import types
+import typing
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar
 
 from semmae.errors import UserError
 from semmae.memory import memory_given_back
@@ -12,7 +17,7 @@ from semmae.options.demo import DemoOptions
 from semmae.options.embed import EmbedOptions
 from semmae.options.evaluate import EvaluateOptions
 from semmae.options.export import ExportOptions
-from semmae.options.fields import options_of, verb_of
+from semmae.options.fields import Option, Reads, options_of, verb_of
 from semmae.options.finetune import FinetuneOptions
 from semmae.options.knn import KnnOptions
 from semmae.options.parts import PartsOptions
@@ -23,6 +28,7 @@ from semmae.options.report import ReportOptions
 from semmae.options.segment import SegmentOptions
 from semmae.options.teacher import TeacherOptions
 from semmae.options.texts import help_of
+from semmae.options.values import in_python
 from semmae.results import (
     ClassResult,
     DemoResult,
@@ -33,22 +39,23 @@ from semmae.results import (
     SegmentResult,
     TeacherResult,
 )
-from semmae.run.config import made
+from semmae.run.config import is_begun, made
+from semmae.run.signals import Interrupted, Stopped
 from semmae.verbs import run_verb
 
-P = ParamSpec("P")
 ResultT = TypeVar("ResultT", bound=Result)
 
-
 RESULTS: dict[str, type[Result]] = {}  # by verb
+# What a call takes beside a path, by what the option reads; where these are declared, tools/stub.py says.
+_OBJECTS: dict[Reads | None, str] = {"images": "Sequence[Any] | DataSet", "network": "Encoder"}
+_FUNCTION = "Callable[[MaskContext], Tensor]"
 
 
-def call(options: Callable[P, object], result: type[ResultT]) -> Callable[P, ResultT]:
+def call(options: type[Any], result: type[ResultT]) -> Callable[..., ResultT]:
     """A verb that takes its options by name and returns a result."""
-    assert isinstance(options, type)
-    signature, verb = inspect.signature(options), verb_of(options)
+    signature, verb = _signature(options, result), verb_of(options)
 
-    def called(*args: P.args, **given: P.kwargs) -> ResultT:
+    def called(*args: Any, **given: Any) -> ResultT:
         try:
             unnamed = signature.bind_partial(*args).arguments
         except TypeError:
@@ -58,22 +65,70 @@ def call(options: Callable[P, object], result: type[ResultT]) -> Callable[P, Res
         if unnamed.keys() & given.keys():
             raise UserError(f"semmae.{verb}: {' and '.join(unnamed)} is given twice; give it once")
         values = {**unnamed, **given}
-        with memory_given_back():
-            return result.of(run_verb(made(options, values), values))
+        own = made(options, values)
+        try:
+            with memory_given_back():
+                return result.of(run_verb(own, values))
+        except (Interrupted, KeyboardInterrupt) as stop:
+            # No Exception: a loop that skips what fails would go on with the next call.
+            out = getattr(own, "out", None)
+            remedy = f"resume with out={str(out)!r}, resume=True" if is_begun(out) else "nothing was written"
+            raise Stopped(getattr(stop, "signum", signal.SIGINT), f"semmae.{verb}: stopped; {remedy}") from stop
 
     RESULTS[verb] = result
     called.__name__ = called.__qualname__ = verb
-    called.__doc__ = _documented(options)
-    called.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
+    called.__signature__ = signature  # type: ignore[attr-defined]
+    called.__doc__ = _documented(options, signature)
     return called
 
 
-def _documented(options: type[Any]) -> str:
+class _Written(str):
+    """A type as it is written; `help` would show a text in quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _signature(options: type[Any], result: type[Result]) -> inspect.Signature:
+    """What a call takes: what is required, then the verb's own options, then those that others have too."""
+    every, declared = options_of(options), inspect.signature(options).parameters
+    required = [name for name in reversed(list(every)) if every[name].is_required]
+    own = vars(options)["__annotations__"]
+    others = sorted((name for name in every if name not in required), key=lambda name: name not in own)
+    parameters = [declared[name].replace(annotation=_Written(_taken(every[name]))) for name in [*required, *others]]
+    return inspect.Signature(parameters, return_annotation=result)
+
+
+def _taken(option: Option) -> str:
+    """What a call takes for an option, as a type is written: where a path is declared, whatever leads to one."""
+    facts, hint = option.facts, option.type
+    if facts.python:
+        return "Any"
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    taken = [_written(kind, facts.reads) for kind in kinds if kind is not NoneType]
+    if facts.objects:
+        taken.append(_OBJECTS[facts.reads])
+    if facts.function:
+        taken.append(_FUNCTION)
+    if NoneType in kinds:
+        taken.append("None")
+    return " | ".join(taken)
+
+
+def _written(kind: Any, reads: str | None) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "Literal[" + ", ".join(f'"{choice}"' for choice in typing.get_args(kind)) + "]"
+    return "str | PathLike[str]" if kind is Path or (kind is str and reads) else str(kind.__name__)
+
+
+def _documented(options: type[Any], signature: inspect.Signature) -> str:
     """What the verb does, then its options as `--help` explains them."""
-    texts = help_of(options)
+    every, texts = options_of(options), help_of(options)
     lines = [
-        textwrap.fill(f"{name}: {texts[name]}", 100, initial_indent="    ", subsequent_indent=" " * 8)
-        for name in options_of(options)
+        textwrap.fill(
+            f"{name}: {texts[name]} {in_python(every[name])}", 100, initial_indent="    ", subsequent_indent=" " * 8
+        )
+        for name in signature.parameters
     ]
     return "\n".join([str(options.__doc__), "", "Args:", *lines])
 

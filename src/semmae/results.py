@@ -40,13 +40,14 @@ class Result:
         figures = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.repr}
         del figures["path"]
         ordered = sorted(figures.items(), key=lambda figure: figure[0] == _UNTRAINED)  # its own figures first
-        shown = [f"{name}={_shown(value)}" for name, value in ordered if value is not None]
+        shown = [f"{name}={_shown(value, figures)}" for name, value in ordered if value is not None]
         return f"{type(self).__name__}({', '.join([str(self.path), *shown])})"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, declared: Figures) -> str:
+    """A figure; of those of another encoder the ones that the result has a place for itself."""
     if isinstance(value, Mapping):
-        inner = (f"{name}={_shown(figure)}" for name, figure in value.items() if isinstance(figure, float))
+        inner = (f"{name}={value[name]:.4g}" for name in declared if isinstance(value.get(name), float))
         return f"({', '.join(inner)})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -136,7 +137,7 @@ class EvaluateResult(MeasuredResult):
     def figures_in(cls, path: Path) -> Figures:
         found = _read(path / "results.json")
         own: Figures = found.get("this encoder", {})
-        return {**own, "figures": own, _UNTRAINED: found.get(_UNTRAINED)}
+        return {**own, "figures": own or None, _UNTRAINED: found.get(_UNTRAINED)}
 
 
 @dataclass(frozen=True, repr=False)

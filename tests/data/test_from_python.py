@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, random_split
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from semmae.data.classes import open_classes
 from semmae.data.loaders import CropDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images, write_skipped
 from semmae.data.segmentation import is_divided
@@ -278,6 +279,39 @@ def test_labels_that_name_no_class(folder: Path) -> None:
         images = open_images([(image, label) for label in labels])
         assert images.labels is None and note in images.source.class_note
     assert open_images([(image, "a"), (image, torch.tensor(7))]).labels == ["a", "7"]
+
+
+WITHOUT_CLASSES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "folder": (lambda folder: folder / "cat", "one folder a class"),
+    "list of paths": (paths_in, "(image, label)"),
+    "list of images": (lambda folder: [Image.open(path) for path in paths_in(folder)], "(image, label)"),
+    "some of them": (lambda folder: Subset([Image.open(path) for path in paths_in(folder)], [1, 2]), "(image, label)"),  # type: ignore[arg-type]
+    "text file": (lambda folder: listed(folder, "a.txt", ""), "path,label"),
+    "CSV file": (lambda folder: listed(folder, "a.csv", "path\n"), "`label`"),
+    "table": (lambda folder: table_of(folder).remove_columns("label"), "`label`"),
+    "labels": (lambda folder: table_of(folder).rename_column("label", "labels"), '"labels"'),
+    "Parquet": (lambda folder: parquet(folder, "fine_label"), '"fine_label"'),
+}
+
+
+def listed(folder: Path, name: str, head: str) -> Path:
+    (folder / name).write_text(head + "\n".join(NAMES))
+    return folder / name
+
+
+def parquet(folder: Path, label: str) -> str:
+    table_of(folder).rename_column("label", label).to_parquet(folder / "a.parquet")
+    return str(folder / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", WITHOUT_CLASSES)
+def test_without_classes_the_remedy_is_that_of_the_kind_of_data(kind: str, folder: Path) -> None:
+    given, remedy = WITHOUT_CLASSES[kind]
+    data = given(folder)
+    with refused(described(data), "no classes", remedy):
+        open_classes(data, None, limit=None, seed=0, workers=0)
+    with refused("no classes", remedy):
+        open_classes(data, None, limit=2, seed=0, workers=0)
 
 
 def test_what_cannot_be_sent_to_processes_started_anew(folder: Path) -> None:

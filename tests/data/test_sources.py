@@ -181,11 +181,11 @@ def test_what_can_be_no_place_of_images(tmp_path: Path, write_images: WriteImage
         (tmp_path / "a.md", ["1 files (1 .md)"]),
         *((tmp_path / name, [name, "unpack"]) for name in ("a.zip", "a.tar.gz", "a.7z", "a.rar")),
         (tmp_path, ["4 archives", "a.7z"]),
-        ("https://example.org/photos.zip", ["URL", "download"]),
-        ("s3://bucket/photos", ["URL", "download"]),
-        (Path("s3://bucket/photos"), ["URL", "download"]),
+        ("https://example.org/photos.zip", ["address", "download"]),
+        ("s3://bucket/photos", ["address", "download"]),
+        (Path("s3://bucket/photos"), ["no path", "://"]),
         ("hf://datasets/owner/name", ["hf:NAME"]),
-        ("https://example.org/" + "a" * 5000, ["URL", "download"]),
+        ("https://example.org/" + "a" * 5000, ["address", "download"]),
     ):
         with refused(*named):
             open_source(data)

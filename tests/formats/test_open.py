@@ -48,7 +48,7 @@ def test_the_release_of_mae_agrees(shared: Path) -> None:
 )
 def test_what_is_no_encoder_of_ours_is_refused(given: object) -> None:
     for door in (load_encoder, load_mae):
-        with refused(type(given).__name__, "load_encoder", "timm:NAME"):
+        with refused(type(given).__name__, "give a checkpoint file", "timm:NAME"):
             door(given)  # type: ignore[operator]
 
 

@@ -14,7 +14,7 @@ from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options import VERBS
 from semmae.options.finetune import FinetuneOptions
 from semmae.options.teacher import TeacherOptions
-from semmae.options.values import check_given, check_values
+from semmae.options.values import check_given, check_values, given_options
 from semmae.reporting.model_card import Card, find_run, write_card
 from semmae.reporting.next_steps import next_steps
 from semmae.reporting.run_page import write_report
@@ -37,6 +37,24 @@ class ImageFolder:
 
 
 DESCRIBED = "ImageFolder of 300 images"
+
+
+class Loader:
+    """As torch's `DataLoader`."""
+
+    dataset = ()
+
+    def __iter__(self) -> Any:
+        raise AssertionError("no batch is loaded when options are checked")
+
+
+def test_a_value_of_no_kind_that_an_option_takes_says_what_it_takes() -> None:
+    for wrong in (3, None, {1, 2}, iter("ab")):
+        with refused("--data", "a path", "map-style data set"):
+            given_options(TeacherOptions, {"data": wrong})
+    with refused("--init 3", "a path", "semmae.load_encoder"):
+        given_options(TeacherOptions, {"init": 3})
+    given_options(TeacherOptions, {"data": Loader()})  # refused by its name where data is opened
 
 
 @pytest.fixture
@@ -74,6 +92,13 @@ def test_it_is_resumed_with_an_object_alike(begun: Path) -> None:
 def test_other_data_is_refused(other: Any, begun: Path) -> None:
     with refused("--data", DESCRIBED):
         resumed(begun, data=other)
+
+
+def test_its_options_are_taken_with_other_data(begun: Path) -> None:
+    given = {"config": begun / CONFIG, "out": begun.parent / "other"}
+    with refused(f"--config {begun / CONFIG}", DESCRIBED, "give --data"):
+        made(TeacherOptions, given)
+    assert made(TeacherOptions, given | {"data": "photos"}).epochs == 7
 
 
 def test_no_command_line_can_resume_it(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:

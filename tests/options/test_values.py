@@ -67,7 +67,9 @@ def test_defaults_and_both_limits_are_taken(verb: str) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     for name, hint in numbers(verb):
         for value in {defaults[name], *limits(verb, name)} - {None, dataclasses.MISSING}:
-            if int not in tuple(typing.get_args(hint) or (hint,)) or isinstance(value, int):
+            if options_of(kind)[name].facts.open and value in limits(verb, name):
+                assert "between" in by_call(verb, name, value)
+            elif int not in tuple(typing.get_args(hint) or (hint,)) or isinstance(value, int):
                 assert with_defaults(kind, given_options(kind, {name: value}))[name] == value
 
 
@@ -88,6 +90,13 @@ def test_a_class_of_options_made_by_hand_is_checked_too() -> None:
     kind = kind_of("knn")
     with refused("--temperature nan", "from 0.0001 to 1000"):
         check_values(kind(out=Path("o"), data="d", encoder="e", temperature=math.nan))
+
+
+def test_a_value_that_is_no_choice_is_named_with_the_choices() -> None:
+    for value in ("cks", "clss", 3, None):
+        line = by_call("knn", "pooling", value)
+        assert line.startswith(f"--pooling {value!r}: must be one of auto, cls, mean"), line
+    assert 'did you mean "cls"' in by_call("knn", "pooling", "clss")
 
 
 def test_scalars_of_numpy_are_numbers() -> None:
@@ -244,6 +253,8 @@ YAML = {
     "bool": b"k: yes\n",
     "date": b"data: 2020-01-01\n",
     "empty name": b"out: ''\n",
+    "no preset": b"preset: best\n",
+    "no choice": b"pooling: max\n",
 }
 
 
@@ -251,18 +262,16 @@ YAML = {
 def test_files_of_options_that_are_refused(case: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(YAML[case])
     kind = kind_of("knn")
-    given = {"out": tmp_path / "out", "encoder": "e", "config": tmp_path / "a.yaml"}
-    if case != "date":
-        given["data"] = "d"
-    with refused():
-        check_values(kind(**with_defaults(kind, given_options(kind, given))))
+    given = {"out": tmp_path / "out", "encoder": "e", "data": "d", "config": tmp_path / "a.yaml"}
+    with refused(f"--config {tmp_path / 'a.yaml'}: "):  # not an option that nobody typed
+        with_defaults(kind, given_options(kind, given))
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "fifo", tmp_path / "folder", tmp_path / "none", Path("/dev/zero")):
-        with refused(path):
+        with refused(f"--config {path}"):
             with_defaults(kind_of("knn"), given_options(kind_of("knn"), {"config": path}))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from semmae.data.part_store import PartStore
 from semmae.reporting import charts, page, run_page as reporting
-from semmae.reporting.page import Table
+from semmae.reporting.page import Table, score, with_intervals
 from semmae.reporting.pictures import (
     HIDDEN_GREY,
     hide,
@@ -291,6 +291,14 @@ def test_the_page_of_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"semmae knn --encoder '{run}' --data 'my photos'" in page.text
     assert f'timm.create_model("local-dir:{run / "encoder"}", pretrained=True)' in page.text
     assert page.source.count("<polyline") == 12  # loss, learning rate, speed and waiting of three stages
+
+
+def test_the_figures_of_a_column_line_up_whatever_their_size() -> None:
+    shown = with_intervals(
+        {"top1": 0.0, "top1_low": 0.0, "top1_high": 49.0, "top5": 0.25, "top5_low": 0, "top5_high": 1.5}
+    )
+    assert shown == {"top1": "0.0 (0.0 to 49.0)", "top5": "0.2 (0.0 to 1.5)"}
+    assert [score(value) for value in (0.0, 41.234, 0.001, 3)] == ["0.0", "41.2", "0.001", "3"]
 
 
 def test_the_verdict_comes_first_then_figures_with_intervals_then_pictures(tmp_path: Path) -> None:

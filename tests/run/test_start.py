@@ -10,7 +10,10 @@ from PIL import Image
 from refusals import refused
 
 import semmae
+from semmae.options.teacher import TeacherOptions
+from semmae.run.config import CONFIG
 from semmae.run.finished import is_finished
+from semmae.run.start import check_start
 from semmae.train.batches import Training
 
 
@@ -81,6 +84,17 @@ def test_an_output_that_is_the_input_is_called_so(creatures: Path) -> None:
     with refused("--out", "--data"):
         semmae.teacher(data=creatures / "images", out=creatures / "images")
     assert tiny.listing(creatures) == before
+
+
+def test_a_run_is_no_folder_of_images(tmp_path: Path) -> None:
+    """Its pictures are drawn by us; a file of that name may be anybody's."""
+    options = TeacherOptions(data=str(tmp_path), out=tmp_path / "out")
+    for content in ("verb: eat\n", "- a\n", "epochs: 3\n", "verb: [1\n"):
+        (tmp_path / CONFIG).write_text(content)
+        check_start(options, ())
+    (tmp_path / CONFIG).write_text("verb: knn\n")
+    with refused(f"--data {tmp_path}", "a run of semmae knn"):
+        check_start(options, ())
 
 
 def test_a_mask_function_that_fails_is_named(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

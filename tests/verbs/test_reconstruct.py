@@ -104,7 +104,7 @@ def test_of_a_subset_only_so_many_patches_are_shown_and_hidden(creatures: Path, 
     [
         ({"token_subset": 17}, ["--token-subset 17: ", "32 pixels", "16 patches of 8"]),
         ({"out": Path("a.jpg")}, ["--out", "jpg", ".png"]),
-        ({"mask_ratio": 1.0}, ["mask ratio 1.0"]),
+        ({"mask_ratio": 1.0}, ["--mask-ratio 1.0", "between 0 and 1"]),
         ({"image_size": 33}, ["--image-size 33", "patch size 8", "32 or 40"]),
         ({"autoencoder": "encoder"}, ["autoencoder"]),
     ],

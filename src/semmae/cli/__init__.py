@@ -107,11 +107,10 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     out = getattr(options, "out", None)
 
     def stopped(signum: int) -> int:
-        from semmae.run.config import CONFIG, run_of
+        from semmae.run.config import is_begun
 
-        begun = out is not None and (run_of(out) / CONFIG).is_file()
         again = command(verb, out=out, resume=True)
-        return _stopped(f"go on with: {again}" if begun else "nothing was written", signum)
+        return _stopped(f"go on with: {again}" if is_begun(out) else "nothing was written", signum)
 
     try:
         with stoppable(stopped):

@@ -1,10 +1,11 @@
 """`semmae VERB --help`: the verb's own options first, then those that it shares, by subject; drawn by argparse.
 
-A subject is a class of options: its docstring is the heading, and what it declares stands below.
+A subject is a class of options: its docstring begins with the heading, and what it declares stands below.
 """
 
 import argparse
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -32,7 +33,8 @@ def help_text(kind: type[Any]) -> str:
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for declared_by, options in _declared(kind):
-        heading = f"options of {verb_of(kind)}" if declared_by is kind else (declared_by.__doc__ or "").rstrip(".")
+        first = re.split(r"[.:;](?:\s|$)", declared_by.__doc__ or "")[0]  # behind it stands where that is from
+        heading = f"options of {verb_of(kind)}" if declared_by is kind else first
         group = groups.setdefault(heading, page.add_argument_group(heading))
         texts = texts_of(declared_by)
         for option in options:

@@ -124,7 +124,7 @@ def check_classes(data: Any, sets: Sequence[ImageSet], limit: int | None) -> Non
         _check_labelled(data, images)
     known = sorted(set(sets[0].labels or ()))
     if len(known) < 2:
-        remedy = sets[0].source.class_note or "put images into one folder a class"
+        remedy = sets[0].source.class_note or sets[0].source.class_remedy
         raise UserError(f"{described(data)}: a single class ({shown(known[0])}); {remedy}")
     asked = set(sets[-1].labels or ())
     unknown, unasked = sorted(asked.difference(known)), sorted(set(known).difference(asked))
@@ -132,7 +132,7 @@ def check_classes(data: Any, sets: Sequence[ImageSet], limit: int | None) -> Non
         fault = f"{described(data)}: class {_named(unknown)}: has validation images, and none to learn from"
         if limit is None:
             hint = near_only(unknown[0], unasked or known)
-            raise UserError(f"{fault}; rename the folder, or leave these images out{hint}")
+            raise UserError(f"{fault}; rename it, or leave these images out{hint}")
         _log.warning("%s, of which --limit leaves some out; these images count as wrong", fault)
     if unasked:
         _log.warning("%s: class %s: no validation images, so it is not measured", described(data), _named(unasked))
@@ -140,8 +140,8 @@ def check_classes(data: Any, sets: Sequence[ImageSet], limit: int | None) -> Non
 
 def _check_labelled(data: Any, images: ImageSet) -> None:
     if images.labels is None:
-        note = images.source.class_note
-        remedy = f": {note}" if note else "; put images into one folder a class, or add a `label` column"
+        source = images.source
+        remedy = f": {source.class_note}" if source.class_note else f"; {source.class_remedy}"
         raise UserError(f"{described(data)}: no classes{remedy}")
 
 

@@ -37,6 +37,7 @@ class FolderSource:
     sizes: npt.NDArray[np.int64]
     modified: npt.NDArray[np.int64]
     class_note: str = ""
+    class_remedy: str = "put images into one folder a class"
     key: str = field(init=False)
 
     def __post_init__(self) -> None:

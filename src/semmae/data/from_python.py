@@ -55,7 +55,9 @@ def open_object(data: object, split: str | None = None) -> Source:
         return source
     paths = recordable(data)
     if isinstance(paths, list) and paths:
-        return open_paths(paths, described(data))
+        files = open_paths(paths, described(data))
+        files.class_remedy = "give pairs (image, label), or a CSV file of path,label"
+        return files
     return ItemSource(_checked(data))
 
 

@@ -48,6 +48,7 @@ class ItemSource:
     """The items of a map-style object, uint8 (3, H, W). Classes and stamps are known once they are examined."""
 
     modified: npt.NDArray[np.int64]
+    class_remedy = "give each image its class, as a pair (image, label)"
 
     def __init__(self, items: Any, rows: Rows | None = None) -> None:
         self._items = items

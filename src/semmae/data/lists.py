@@ -32,9 +32,12 @@ def open_list(file: Path) -> FolderSource:
     if ending(file.name) == ".txt":
         lines = read_text(file, errors="surrogateescape").splitlines()
         paths = [(f"line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-        return _open(str(file), file.parent, paths, file.parent)
+        source = _open(str(file), file.parent, paths, file.parent)
+        source.class_remedy = "give a CSV file of path,label"
+        return source
     paths, labels = _read_table(file)
     source = _open(str(file), file.parent, paths, file.parent)
+    source.class_remedy = "give each image its class in a column `label`"
     if labels is not None:
         source.labels, source.class_note = classes_of(labels, source.names, None)
     return source

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from semmae.data.compact import Labels, Names
 from semmae.data.splits import TRAIN, VAL, pick_split
-from semmae.errors import UserError, near, reason
+from semmae.errors import UserError, near, near_only, reason
 from semmae.files import open_regular, read_bytes
 from semmae.names import shown
 from semmae.progress import quiet
@@ -36,6 +36,8 @@ _SPLIT = re.compile(rf"({'|'.join(sorted(TRAIN + VAL, key=len, reverse=True))})(
 
 class TableSource:
     """Rows of a `datasets.Dataset` (memory-mapped, so that workers share it)."""
+
+    class_remedy = "give each row its class in a column `label`"
 
     def __init__(
         self,
@@ -110,7 +112,9 @@ def open_parquet(root: Path, files: Sequence[str], split: str | None, data: str)
         counts.append(count)
     bare = [path for path, schema in zip(paths, schemas, strict=True) if "label" not in schema.names]
     columns = ["image"] if bare else ["image", "label"]
-    note = f"{bare[0]} has no column `label`, as others have; add it" if 0 < len(bare) < len(paths) else ""
+    note = _no_label(name for schema in schemas for name in schema.names)
+    if 0 < len(bare) < len(paths):
+        note = f"{bare[0]} has no column `label`, as others have; add it"
     names = Names(f"{file}#{row}" for file, count in zip(files, counts, strict=True) for row in range(count))
     modified = np.repeat(np.array([path.stat().st_mtime_ns for path in paths], dtype=np.int64), counts)
     if not names:
@@ -156,9 +160,9 @@ def load_remote(address: str) -> Mapping[str, "Dataset"]:
     """The table of a Parquet file at an address that fsspec reads, by the file's name; `datasets` keeps a copy."""
     name = address.rpartition("/")[2]
     if not name.endswith(".parquet"):
-        raise UserError(
-            f"{shown(address)}: at an address Parquet files alone are read; download the images and give their folder"
-        )
+        of_hub = address.startswith("hf:")
+        remedy = "give the data set as hf:NAME" if of_hub else "download the images and give their folder"
+        raise UserError(f"{shown(address)}: at an address Parquet files alone are read; {remedy}")
     datasets = _datasets()
     try:
         table = datasets.load_dataset("parquet", data_files=[address], split="train")
@@ -183,12 +187,15 @@ def open_tables(
     if not names:
         raise UserError(f"{data}: no rows; give a data set with images")
     columns = ["image", "label"] if all("label" in table.column_names for table in tables.values()) else ["image"]
+    note = _no_label(name for table in tables.values() for name in table.column_names)
     try:
         rows = _datasets().concatenate_datasets([table.select_columns(columns) for table in tables.values()])
     except Exception as error:  # of columns of different types
         raise UserError(f"{data}: its splits do not fit together ({reason(error)}); give one of them") from error
     unknown = np.zeros(len(names), dtype=np.int64)
-    return TableSource(rows, root=Path(data), key=key, names=names, modified=unknown, beside=beside)
+    return TableSource(
+        rows, root=Path(data), key=key, names=names, modified=unknown, beside=beside, class_note=note
+    )  # fmt: skip
 
 
 def parquet_splits(files: Sequence[str]) -> dict[str, str]:
@@ -245,6 +252,13 @@ def _check_columns(data: str, schema: pa.Schema) -> None:
         raise UserError(f'{data}: column "image" holds {shown(str(kind))}, not bytes; store the encoded image files')
 
 
+def _no_label(columns: Iterable[str]) -> str:
+    """Why a table has no classes, where a column may hold them under another name, such as `fine_label`."""
+    names = dict.fromkeys(columns)
+    hint = "" if "label" in names else near_only("label", names)
+    return hint and f'no column "label"{hint} Rename it'
+
+
 def _labels(rows: "Dataset", names: Names) -> tuple[Labels | None, str]:
     """The class of every row, and, where there are none though there is a column `label`, why, and the remedy."""
     if "label" not in rows.column_names:
@@ -298,7 +312,7 @@ def _class_of(value: object, known: Sequence[str] | None) -> str | None:
     if known is None or isinstance(value, str):
         return str(value)
     if not 0 <= value < len(known):
-        raise ValueError(f"is none of the {len(known)} classes, which are numbered from 0; mend the column")
+        raise ValueError(f"is none of the {len(known)} classes, which are numbered from 0; mend it")
     return str(known[value])
 
 

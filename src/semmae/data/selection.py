@@ -20,6 +20,7 @@ class Source(Protocol):
     sizes: npt.NDArray[np.int64]  # bytes of each encoded image; of what an object gives, a hash of the pixels
     modified: npt.NDArray[np.int64]  # time of the last change in ns, 0 when unknown
     class_note: str  # why there are no classes, or a single one, and the remedy; empty where nothing is odd
+    class_remedy: str  # how images of this kind are given classes, where there is no such note
 
     def __len__(self) -> int: ...
 
@@ -31,7 +32,8 @@ class Selection:
 
     def __init__(self, source: Source, rows: Rows) -> None:
         self._source, self._rows = source, np.asarray(rows, dtype=np.int64)
-        self.root, self.key, self.class_note = source.root, source.key, source.class_note
+        self.root, self.key = source.root, source.key
+        self.class_note, self.class_remedy = source.class_note, source.class_remedy
         self.names = source.names.take(self._rows)
         self.labels = None if source.labels is None else source.labels.take(self._rows)
         self.sizes, self.modified = source.sizes[self._rows], source.modified[self._rows]

@@ -253,7 +253,7 @@ def _existing(spec: str | Path) -> Path:
     """The file or folder that is meant; UserError where there is none."""
     if not isinstance(spec, str | PathLike):
         kind = type(spec).__name__[:40]
-        raise UserError(f"{kind}: no encoder that semmae has loaded; give semmae.load_encoder(…) of {_ENCODERS}")
+        raise UserError(f"{kind}: no encoder that semmae has loaded; give {_ENCODERS}")
     name = str(spec)
     try:
         path = user_path(spec)

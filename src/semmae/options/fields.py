@@ -33,6 +33,7 @@ class Facts:
 
     low: float = -math.inf  # least and highest value of a number
     high: float = math.inf
+    open: bool = False  # neither of the two is taken itself
     # Whether a run may be resumed with another value: no ("same"), yes, for it only adds files or figures ("more"), or
     # yes, for nothing that is left in the folder depends on it ("free").
     on_resume: OnResume = "same"
@@ -103,10 +104,12 @@ class Option:
 
     @property
     def limits(self) -> str | None:
-        """In words, such as "from 0 to 1"; None where it has none."""
+        """In words, such as "from 0 to 1", or "between 0 and 1" where these are not taken; None where it has none."""
         low, high = self.facts.low, self.facts.high
         if low == -math.inf:
             return None
+        if self.facts.open:
+            return f"between {low} and {high}"
         return f"at least {low}" if high == MOST else f"from {low} to {high}"
 
 

@@ -18,7 +18,9 @@ class PretrainRecipe(SeedOptions):
     """What to hide: from a share of every part to whole parts (semantic), a share of every part (intra), whole parts \
     (inter), any patches (random), rectangles (block), the most attended (attention), or what package.module:function \
     of your own returns."""
-    mask_ratio: float = option(0.75, low=0, high=1)  # which ratio hides a patch and leaves one depends on the grid
+    mask_ratio: float = option(
+        0.75, low=0, high=1, open=True
+    )  # which ratio hides a patch and leaves one depends on the grid
     """Share of the patches to hide."""
     gamma: float = option(2.0, low=0, high=1000, only={"masking": "semantic", "blend": None})
     """Exponent of the schedule of semantic masking: the blend is (step / steps)^gamma."""

@@ -17,7 +17,7 @@ class ReconstructOptions(DecoderHeadsOptions, DataOptions, SeedOptions):
     """Picture to write, .png."""
     images: int = option(8, low=1, high=10**6)
     """How many to draw, spread over the data."""
-    mask_ratio: float = option(0.75, low=0, high=1)
+    mask_ratio: float = option(0.75, low=0, high=1, open=True)
     """Share of the patches that is hidden, drawn at random."""
     token_subset: int | None = option(None, low=2, high=2**24)
     """Encode and predict only so many patches of an image, drawn at random; for models trained like that."""

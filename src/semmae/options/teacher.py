@@ -29,7 +29,7 @@ class TeacherRecipe(SeedOptions):
     """Weight of the loss on hidden patches (iBOT); 0 = DINO alone, nothing is hidden."""
     masking: PatchMasking = option("block", beside=("ibot",))
     """What to hide from the student: rectangles of patches, or single ones."""
-    mask_ratio: float = option(0.3, low=0, high=1, beside=("ibot",))  # the grid decides which hides a patch
+    mask_ratio: float = option(0.3, low=0, high=1, open=True, beside=("ibot",))  # the grid decides which hides a patch
     """Share of the patches to hide in a masked crop."""
     mask_spread: float = option(0.2, low=0, high=1, beside=("ibot",))
     """How far --mask-ratio moves up and down from crop to crop."""

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from semmae.errors import UserError, near, near_only
+from semmae.errors import UserError, near_only
 from semmae.names import check_text, shown, user_path
-from semmae.options.fields import Option, flag, is_given, options_of
+from semmae.options.fields import Option, Reads, flag, is_given, options_of
 from semmae.options.functions import text_of
 
 # What a Python call may give beside text, by what the option reads.
-_OBJECTS = {
-    "images": "; or give a list of images or paths, or a map-style data set",
-    "network": "; or give what semmae.load_encoder returns",
+_OBJECTS: Mapping[Reads | None, str] = {
+    "images": "a list of images or paths, or a map-style data set",
+    "network": "what semmae.load_encoder returns",
 }
+# By kind, what a value must be; a text that names something to read is a path, or stands for one.
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
@@ -37,8 +38,8 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
     """Refuse a value that is not among the choices, where there are any."""
     choices = tuple(known)
     if choices and (type(value) is not str or value not in choices):
-        hint = near(str(value)[:80], choices)
-        raise UserError(f"{flag(name)}: unknown {name.replace('_', ' ')} {shown(value)}{hint}")
+        hint = near_only(str(value)[:80], choices)
+        raise UserError(f"{flag(name)} {shown(value)}: must be one of {', '.join(choices)}{hint}")
 
 
 def check_image_size(image_size: int, patch_size: int, name: str = "image_size") -> None:
@@ -144,6 +145,14 @@ def given_options(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def in_python(option: Option) -> str:
+    """What a Python call takes for an option beside text, as a sentence; empty where that is nothing."""
+    also = (
+        _OBJECTS[option.facts.reads] if option.facts.objects else "the function itself" if option.facts.function else ""
+    )
+    return also and f"In Python also {also}."
+
+
 def near_option(name: str, kind: type[Any]) -> str:
     """The hint to append to an unknown option: the near ones, else where all of them, which are many, are listed."""
     return near_only(name[:80], options_of(kind)) or "; the options are those of --help, with _ for -"
@@ -153,8 +162,10 @@ def _is_object(option: Option, value: Any) -> bool:
     """Whether a Python call gave an object, such as a data set, where text is usual."""
     if option.facts.python:
         return True  # checked where its kind is known
-    like = "forward" if option.facts.reads == "network" else "__getitem__"
-    return option.facts.objects and hasattr(value, like) and not isinstance(value, str | bytes | bytearray | type)
+    # A loader gives no items; what to give in its place is said where data is opened.
+    like = ("forward",) if option.facts.reads == "network" else ("__getitem__", "dataset")
+    known = any(hasattr(value, name) for name in like)
+    return option.facts.objects and known and not isinstance(value, str | bytes | bytearray | type)
 
 
 def _check_kind(option: Option, value: Any) -> None:
@@ -162,8 +173,9 @@ def _check_kind(option: Option, value: Any) -> None:
     # Of classes derived from these YAML writes none, and True is no whole number.
     fits = type(value) in option.kinds or (Path in option.kinds and isinstance(value, Path))
     if option.kinds and not fits and not (float in option.kinds and type(value) is int):
-        wanted = " or ".join(words for kind, words in _KINDS.items() if kind in option.kinds)
-        objects = _OBJECTS.get(option.facts.reads or "", "") if option.facts.objects else ""
+        kinds = {Path} if option.facts.reads else option.kinds
+        wanted = " or ".join(words for kind, words in _KINDS.items() if kind in kinds)
+        objects = f"; or give {_OBJECTS[option.facts.reads]}" if option.facts.objects else ""
         raise UserError(f"{option.flag} {shown(value)}: must be {wanted}{objects}")
 
 
@@ -172,7 +184,8 @@ def _check_limits(option: Option, value: Any) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
     facts = option.facts
-    if not facts.low <= value <= facts.high or abs(value) == float("inf"):  # so written, NaN is refused too
+    inside = facts.low < value < facts.high if facts.open else facts.low <= value <= facts.high
+    if not inside or abs(value) == float("inf"):  # so written, NaN is refused too
         raise UserError(f"{option.flag} {shown(value)}: must be {option.limits or 'a finite number'}")
 
 

@@ -176,8 +176,8 @@ def with_intervals(figures: Mapping[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, value in figures.items():
         low, high = (figures.get(f"{name}_{end}") for end in ("low", "high"))
-        if finite(low) and finite(high):
-            shown[name] = f"{score(value)} ({low:.1f} to {high:.1f})"
+        if finite(value) and finite(low) and finite(high):
+            shown[name] = f"{value:.1f} ({low:.1f} to {high:.1f})"
         elif name.removesuffix("_low").removesuffix("_high") not in figures or not name.endswith(("_low", "_high")):
             shown[name] = value
     return shown
@@ -257,7 +257,8 @@ def duration(minutes: float) -> str:
 
 def score(value: object) -> str:
     """Scores of one column line up: always one decimal."""
-    return f"{value:.1f}" if isinstance(value, float) and 1 <= abs(value) < 1000 else number(value)
+    lined_up = isinstance(value, float) and (value == 0 or 1 <= abs(value) < 1000)
+    return f"{value:.1f}" if lined_up else number(value)
 
 
 # Part quality

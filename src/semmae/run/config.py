@@ -8,9 +8,10 @@ from semmae.errors import UserError
 from semmae.files import Fields
 from semmae.names import shown
 from semmae.objects import described, recordable
+from semmae.options import VERBS
 from semmae.options.fields import Option, flag, options_of, verb_of, with_facts
 from semmae.options.presets import preset_options
-from semmae.options.values import as_given, converted, given_options, near_option
+from semmae.options.values import as_given, check_value, converted, given_options, near_option
 
 CONFIG = "config.yaml"
 UNFINISHED = ".unfinished"  # lies in a run's folder from its beginning to its good end
@@ -67,10 +68,20 @@ def saved_options(run: Path) -> Mapping[str, Any]:
     return saved
 
 
+def verb_of_run(folder: Path) -> str | None:
+    """The verb whose run lies in a folder; None where none does, whatever others call config.yaml."""
+    try:
+        verb = saved_options(folder).get("verb")
+    except UserError:
+        return None
+    return str(verb) if verb in VERBS else None
+
+
 def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
     """Options of a YAML file, for the dataclass `kind`.
 
-    UserError where it is of another verb, or a key is no option, or one that is given beside the file.
+    UserError where it is of another verb, or a key is no option, or one that is given beside the file, or the option
+    does not take its value.
     """
     from semmae.files.yaml import read_yaml
 
@@ -84,7 +95,15 @@ def read_config(path: Path, kind: type[Any]) -> dict[str, Any]:
             raise UserError(f"{path}: unknown option {shown(name)}{near_option(name, kind)}")
         if every[name].facts.control:
             raise UserError(f"{path}: {name} says how to begin, not what to do; leave it out there, and give it beside")
-    return {name: converted(every[name], value) for name, value in values.items()}
+    try:
+        found = {name: converted(every[name], value) for name, value in values.items()}
+        for name, value in found.items():
+            if not (every[name].facts.objects and is_object(value)):
+                check_value(every[name], value)
+        preset_options(verb, found.get("preset"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return found
 
 
 def with_defaults(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,18 +114,25 @@ def with_defaults(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """
     saved: dict[str, Any] = {}
     if given.get("config"):
-        saved = read_config(Path(given["config"]), kind) | {"config": Path(given["config"])}
+        saved = _read_given(Path(given["config"]), kind)
     elif any(map(given.get, with_facts(kind, continues=True))):
         saved = _saved_for(kind, given)
     own = preset_options(verb_of(kind), given.get("preset") or saved.get("preset"))
     found = {**own, **saved, **given}
     for name in with_facts(kind, objects=True):
         if is_object(found.get(name)):
-            raise UserError(
-                f"{flag(name)}: the run was begun from Python with {readable_value(found[name])}, which no file can "
-                f"hold; resume it from Python, with {name}= given again"
-            )
+            fault = f"the run was begun from Python with {readable_value(found[name])}, which no file can hold"
+            if "config" in saved:
+                raise UserError(f"--config {saved['config']}: {fault}; give {flag(name)} beside it")
+            raise UserError(f"{flag(name)}: {fault}; resume it from Python, with {name}= given again")
     return found
+
+
+def _read_given(path: Path, kind: type[Any]) -> dict[str, Any]:
+    try:
+        return read_config(path, kind) | {"config": path}
+    except UserError as error:
+        raise UserError(f"--config {error}") from error
 
 
 def _saved_for(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,6 +198,11 @@ def _changed_since(options: Any, path: Path, may_differ: tuple[str, ...]) -> tup
         if _plain(option, getattr(options, name)) != _plain(option, was):
             return name, was
     return None
+
+
+def is_begun(out: Path | str | None) -> bool:
+    """Whether a run was begun in `out`, or for the file `out`, so that --resume goes on with it."""
+    return out is not None and (run_of(out) / CONFIG).is_file()
 
 
 def run_of(out: Path | str) -> Path:

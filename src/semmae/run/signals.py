@@ -9,7 +9,10 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """Training was stopped by Ctrl-C, or by another signal: what was saved can be continued."""
+    """Training was stopped by Ctrl-C, or by another signal: what was saved can be continued.
+
+    No KeyboardInterrupt, which Lightning would answer itself; at the edge it becomes the exit code or `Stopped`.
+    """
 
     def __init__(self, signum: int = signal.SIGINT) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -17,10 +20,10 @@ class Interrupted(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came while something else than training was at work."""
+    """Ctrl-C or SIGTERM ended a verb; a Python call says in the text how to go on."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
+    def __init__(self, signum: int, text: str = "") -> None:
+        super().__init__(text or signal.Signals(signum).name)
         self.signum = signum
 
 

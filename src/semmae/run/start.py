@@ -11,7 +11,7 @@ from semmae.names import shown, user_path
 from semmae.options.fields import Option, Reads, options_of
 from semmae.options.shared import RunOptions
 from semmae.options.values import check_given, check_values
-from semmae.run.config import began_alike
+from semmae.run.config import began_alike, verb_of_run
 from semmae.run.finished import check_known_again
 from semmae.run.folder import check_claim, settled
 from semmae.run.places import is_path
@@ -66,6 +66,9 @@ def _check_there(option: str, value: str | Path, reads: Reads) -> None:
     if not is_path(value):
         return
     path = user_path(value, option)
+    if reads == "images" and (verb := verb_of_run(path)):
+        remedy = "its pictures are no data; give the folder of the images"
+        raise UserError(f"{option} {value}: is a run of semmae {verb}; {remedy}")
     if os.path.lexists(path) or (glob.has_magic(str(value)) and reads == "images"):
         return
     siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -134,7 +134,7 @@ def open_class_data(options: EvaluateOptions) -> TrainVal | None:
             note = next((images.source.class_note for images in sets if images.source.class_note), "")
             raise UserError(
                 f"{name}: neither classes nor annotations to measure by; "
-                f"{note or 'put images into one folder a class, add a `label` column'}, or give --masks"
+                f"{note or sets[0].source.class_remedy}, or give --masks"
             )
         _log.info("%s: no classes, so neither k-NN nor a probe is measured", name)
         return None
