@@ -193,7 +193,8 @@ def test_of_processes_started_together_one_runs(options: TeacherOptions) -> None
         time.sleep(0.01)
     done.set()
     assert sorted(child.ended(60) for child in children) == [0, 3, 3, 3], [child.output for child in children]
-    assert not options.out.exists()  # nothing was written: nothing is left
+    # Nothing was written. An empty folder may be left, where another made it than the one that locked it.
+    assert not options.out.exists() or list(options.out.iterdir()) == []
 
 
 def test_a_claim_that_fails_leaves_no_folder(options: TeacherOptions) -> None:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.files import Fields, open_regular, read_json, reserve, whole, write_json
+from semmae.files import Fields, make_folder, open_regular, read_json, reserve, whole, write_json
 from semmae.names import short, shown
 from semmae.shell import command
 
@@ -106,7 +106,7 @@ class PartStore:
                 _new_rows(path, "attention.npy", (images, attention_grid))
                 _write_meta(path, begun)
             return cls(path, begun, writable=True)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         _new_rows(path, "parts.npy", (images, grid))
         if attention_grid:
             _new_rows(path, "attention.npy", (images, attention_grid))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from semmae.errors import UserError
 from semmae.evaluation.protocols import PROTOCOLS
 from semmae.evaluation.protocols.shape import Figures, Measured, Protocol
-from semmae.files import Fields, read_json, write_json
+from semmae.files import Fields, make_folder, read_json, write_json
 from semmae.formats.folders import digest
 from semmae.models.vit import Encoder
 
@@ -36,7 +36,7 @@ def measure_by(
     folders of their own; with `resume` those whose figures lie there are left out. By `digests` of the data a stopped
     run knows that nothing has changed; `written` writes what lies behind the figures of a protocol that is finished.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     facts = {"encoder_digest": digest(encoder), **digests}
     kept = finished_figures(out, facts) if resume else {}
     for protocol, data in steps:

@@ -15,7 +15,7 @@ from semmae.data.naming import companion_names
 from semmae.data.part_store import PartStore
 from semmae.data.workers import in_threads
 from semmae.errors import UserError
-from semmae.files import is_part, read_json, write_bytes, write_json
+from semmae.files import is_part, make_folder, read_json, write_bytes, write_json
 from semmae.names import shown
 from semmae.progress import Progress
 from semmae.reporting.pictures import label_colours
@@ -81,7 +81,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
         if changed:
             raise UserError(f"{folder}: holds other labels ({'; '.join(changed)}); give another folder")
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(path, about)
 
 

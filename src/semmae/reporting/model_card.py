@@ -158,6 +158,9 @@ def _training(card: Card) -> list[str]:
     if "minutes" in summary:
         state = "" if summary.get("finished", True) else "; it had not come to its end"
         facts.append(f"Time: {summary['minutes']:.1f} minutes{state}.")
+    for length in ("epochs", "steps"):
+        if f"{length}_planned" in summary:
+            facts.append(f"Stopped by a callback after {summary[length]} of {summary[f'{length}_planned']} {length}.")
     recipe = protocol_lines({name: _public(name, value) for name, value in options.items() if name in _recipe(options)})
     return [*([" ".join(facts), ""] if facts else []), "Recipe:", "", *recipe, ""]
 

@@ -12,7 +12,7 @@ from semmae.data.manifest import ImageSet, write_skipped
 from semmae.evaluation.accuracy import confusion_matrix
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Classified, Measured, Segmented
-from semmae.files import write_csv, write_json, write_text
+from semmae.files import make_folder, write_csv, write_json, write_text
 from semmae.reporting.confusion import confusion_picture
 from semmae.reporting.page import figure_rows, figures_table, flat
 from semmae.reporting.pictures import segmentation_picture
@@ -44,7 +44,7 @@ def write_details(out: Path, methods: Mapping[str, Measured]) -> None:
     for name, measured in methods.items():
         if isinstance(measured.details, Classified):
             folder, found = out if name == OWN else out / name, measured.details
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_per_class(folder / "per_class.csv", found.classes, found.chosen, found.targets)
             draw_confusion(folder / "confusion.png", found.classes, found.chosen, found.targets)
     if isinstance(methods[OWN].details, Segmented):

@@ -168,22 +168,23 @@ def locked(out: Path) -> Iterator[None]:
     made = [folder for folder in (out, *out.absolute().parents) if not folder.exists()]
     make_folder(out)
     path = out / _LOCK
-    with _open_locked(path):
+    with _open_locked(path) as descriptor:
         _held[place] = threading.get_ident()
         try:
             yield
         finally:
             _held.pop(place, None)
-            path.unlink(missing_ok=True)  # before it is let go: nobody waits for it
+            if _is_at(descriptor, path):  # not another run's, which has taken the place of a removed folder
+                path.unlink()  # before it is let go: nobody waits for it
             with suppress(OSError):  # something was written
                 for folder in made:
                     folder.rmdir()
 
 
 @contextmanager
-def _open_locked(path: Path) -> Iterator[None]:
-    """The file, made and locked; of the kind that processes which load images do not inherit: they outlive a killed
-    run a little.
+def _open_locked(path: Path) -> Iterator[int]:
+    """The descriptor of the file, made and locked; of the kind that processes which load images do not inherit: they
+    outlive a killed run a little.
     """
     while True:
         try:
@@ -200,7 +201,7 @@ def _open_locked(path: Path) -> Iterator[None]:
                     raise _at_work(path.parent) from None
                 _log.debug("%s: not locked (%s)", path, error)  # a file system without locks: nobody can know
             if _is_at(file.fileno(), path):
-                yield
+                yield file.fileno()
                 return
         # Else its last owner has removed it between the two: it is nobody's lock.
 
@@ -230,7 +231,7 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
                 sweep(out)
             write_text(out / CONFIG, to_yaml(options))
         # A run within a run begins in all processes at once: its folder may not be there yet.
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         stack.enter_context(logged(out / "train.log"))
         _log.debug("semmae started: %s", " ".join(sys.argv))
         try:
