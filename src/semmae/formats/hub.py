@@ -1,4 +1,4 @@
-"""`--push-to-hub`: a folder that is whole already, to a model repository of the Hugging Face hub."""
+"""Model repositories of the Hugging Face hub: `hf:OWNER/NAME` as a folder to read, `--push-to-hub` a whole folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,8 @@ from semmae.shell import quoted
 # What an export may consist of: of one in another form, pushed there before, nothing stays behind.
 FILES = sorted({name for writing in WRITINGS.values() for name in writing.files})
 CARD = "README.md"
+_FACTS = ("config.json", "preprocessor_config.json")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # most repositories hold both, of which one is enough
 
 
 def check_hub_name(name: str) -> None:
@@ -25,6 +27,25 @@ def check_hub_name(name: str) -> None:
     except ValueError as error:
         fault = f"no name for a repository ({reason(error)})"
         raise UserError(f"--push-to-hub {shown(name)}: {fault}; give OWNER/NAME") from error
+
+
+@quiet("huggingface_hub")
+def downloaded(name: str) -> Path:
+    """The folder in the hub's cache with configuration and weights of a model, downloaded where they are not there yet.
+
+    UserError where they are not to be had.
+    """
+    try:
+        for weights in _WEIGHTS:
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_FACTS, weights]))
+            if (folder / weights).is_file():
+                return folder
+    except Exception as error:
+        # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
+        fault = f"{shown(f'hf:{name}')}: not at hand ({reason(error, 150)})"
+        remedy = "download it once where the hub can be reached (its cache, HF_HOME, may be copied)"
+        raise UserError(f"{fault}; check the name, {remedy}, or give a checkpoint file") from error
+    raise UserError(f"{shown(f'hf:{name}')}: holds none of {', '.join(_WEIGHTS)}; give a repository with a ViT")
 
 
 @quiet("huggingface_hub")

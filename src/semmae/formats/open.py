@@ -1,4 +1,4 @@
-"""The door to every encoder and masked autoencoder: a timm name, a folder, a checkpoint file.
+"""The door to every encoder and masked autoencoder: a name of timm or of the hub, a folder, a checkpoint file.
 
 Notable here:
 - forms of others are rows of `table.FORMS`, and none is named here;
@@ -22,6 +22,7 @@ from semmae.formats import beside, folders as checkpoint, mae, timm as timm_form
 from semmae.formats.choose import Chosen, without_heads
 from semmae.formats.files import read_weights
 from semmae.formats.form import Reading
+from semmae.formats.hub import downloaded
 from semmae.formats.pooling import pooling_by_name, pooling_of_file, pooling_of_folder
 from semmae.formats.table import projects, reading_of, reading_of_folder
 from semmae.formats.unfinished import is_unfinished, read_unfinished
@@ -42,16 +43,17 @@ from semmae.models.weights import (
 from semmae.names import user_path
 
 _LOG = logging.getLogger("semmae")
-_ENCODERS = "a checkpoint file, a run of semmae, or timm:NAME"
+_ENCODERS = "a checkpoint file, a run of semmae, timm:NAME or hf:NAME"
 
 
 def load_encoder(spec: str | Path | Encoder, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
     """An encoder, in eval mode, from wherever it lies.
 
-    That is `timm:NAME`; a run of ours (of teacher or pretrain: finished or not), or a folder in it; a folder of timm or
-    of Hugging Face, or an export of ours; a checkpoint file in one of the forms that `docs/checkpoints.md` lists; or an
-    encoder that is loaded already, of which a copy is returned. `num_heads` is for files whose width does not show it;
-    `image_size` is in pixels a side, where images to come are not of the size it was trained at.
+    That is `timm:NAME`; `hf:OWNER/NAME` of the Hugging Face hub; a run of ours (of teacher or pretrain: finished or
+    not), or a folder in it; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file in one of the
+    forms that `docs/checkpoints.md` lists; or an encoder that is loaded already, of which a copy is returned.
+    `num_heads` is for files whose width does not show it; `image_size` is in pixels a side, where images to come are
+    not of the size it was trained at.
     """
     if isinstance(spec, Encoder):
         encoder = _named(copy.deepcopy(spec).eval(), spec.source)
@@ -255,6 +257,8 @@ def _existing(spec: str | Path) -> Path:
         kind = type(spec).__name__[:40]
         raise UserError(f"{kind}: no encoder that semmae has loaded; give {_ENCODERS}")
     name = str(spec)
+    if name.startswith("hf:"):
+        return downloaded(name.removeprefix("hf:"))
     try:
         path = user_path(spec)
         if path.is_file() or path.is_dir():

@@ -23,6 +23,7 @@ from semmae.names import short, user_path
 from semmae.objects import described, recordable
 from semmae.options.shared import Precision
 from semmae.progress import Progress
+from semmae.run.places import is_path
 from semmae.train.precision import resolve_precision
 
 
@@ -52,7 +53,7 @@ def learner_facts(teacher: object, encoder: Encoder, size: int) -> dict[str, Any
     `teacher` is what `load_encoder` made the encoder of, `size` the pixels a side of the images learned from.
     """
     spec = recordable(teacher)
-    if isinstance(spec, str) and not spec.startswith("timm:"):
+    if isinstance(spec, str) and is_path(spec):
         spec = str(user_path(spec, "--teacher").resolve())
     heads = encoder.spec.num_heads
     return {"teacher": spec, "num_heads": heads, "image_size": size, "teacher_digest": digest(encoder)}

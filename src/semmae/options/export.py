@@ -15,7 +15,7 @@ class ExportOptions(DecoderHeadsOptions):
     """Write an encoder, with its decoder or the head of a classifier, for timm, MAE, Hugging Face or ONNX."""
 
     encoder: str = field(metadata=about(reads="network", objects=True))
-    """What to export: a run of semmae, timm:NAME, or a checkpoint file."""
+    """What to export: a run of semmae, timm:NAME, hf:NAME, or a checkpoint file."""
     to: Form = field(metadata=about())
     """Form: a folder of timm; a file as the MAE authors write it; a folder of Hugging Face transformers; ONNX."""
     out: Path = field(metadata=about(writes=True))

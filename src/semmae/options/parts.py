@@ -40,7 +40,7 @@ class LabelOptions(HeadsOptions, TrainOptions):
     """Labels."""
 
     teacher: str | None = option(None, reads="network", objects=True)
-    """Frozen encoder to learn from: timm:NAME, a run of semmae, or a checkpoint file."""
+    """Frozen encoder to learn from: timm:NAME, hf:NAME, a run of semmae, or a checkpoint file."""
     image_size: int | None = option(None, low=8, high=PIXELS)
     """Pixels a side; default: as the encoder was trained."""
     grid: int = option(28, low=2, high=1024)

@@ -74,7 +74,7 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     decoder_heads: int | None = option(None, low=1, high=1024)
     """Heads of the decoder; default: 16, for vit_small 8, for vit_tiny 6."""
     init: str | None = option(None, reads="network", objects=True)
-    """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size; \
+    """Encoder to begin with: a run of semmae, timm:NAME, hf:NAME, or a checkpoint file; of --model's size; \
     with its decoder, if it has one of this run's sizes. Read again by --resume."""
     num_heads: int | None = option(None, low=1, high=1024, beside=("teacher", "init"))
     """Heads of --teacher, or else of --init, where its file does not say."""

@@ -91,7 +91,7 @@ class SegmentOptions(SegmentRecipe, WindowOptions, EncoderOptions, TrainOptions)
     GROUP: ClassVar[str] = "training"
 
     encoder: str = field(metadata=about(reads="network", objects=True, group="measuring"))
-    """Encoder: a run of semmae, timm:NAME, or a checkpoint file; with --eval-only a run of semmae segment."""
+    """Encoder: a run of semmae, timm:NAME, hf:NAME, or a checkpoint file; with --eval-only a run of semmae segment."""
     data: str = field(metadata=about(reads="images", group="measuring"))
     """Folder with images/train, images/val and masks/train, masks/val (or as ADE20K names them); \
 annotations are 8-bit PNGs of class numbers."""

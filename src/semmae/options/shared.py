@@ -200,7 +200,7 @@ class EncoderOptions(HeadsOptions, ImageOptions):
     """The encoder."""
 
     encoder: str = field(metadata=about(reads="network", objects=True))
-    """Encoder: a run of semmae, timm:NAME, or a checkpoint file."""
+    """Encoder: a run of semmae, timm:NAME, hf:NAME, or a checkpoint file."""
     image_size: int | None = option(None, low=8, high=PIXELS)
     """Pixels a side; default: as the encoder was trained."""
 

@@ -75,7 +75,7 @@ class TeacherOptions(TeacherRecipe, PresetOptions, SizeOptions):
     """Learn the positions of patches, as the papers do; fixed sine-cosine ones suit small data. Those of --init are \
 learned."""
     init: str | None = option(None, reads="network", objects=True)
-    """Encoder to begin with: a run of semmae, timm:NAME, or a checkpoint file; of --model's size."""
+    """Encoder to begin with: a run of semmae, timm:NAME, hf:NAME, or a checkpoint file; of --model's size."""
     num_heads: int | None = option(None, low=1, high=1024, beside=("init",))
     """Heads of --init, where its file does not say."""
     knn_every: int = option(10, low=0, high=EPOCHS, on_resume="free")
