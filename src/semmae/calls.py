@@ -70,7 +70,7 @@ def call(options: type[Any], result: type[ResultT]) -> Callable[..., ResultT]:
             with memory_given_back():
                 return result.of(run_verb(own, values))
         except (Interrupted, KeyboardInterrupt) as stop:
-            # No Exception: a loop that skips what fails would go on with the next call.
+            # No Exception: a loop that skips what fails would begin the next call.
             out = getattr(own, "out", None)
             remedy = f"resume with out={str(out)!r}, resume=True" if is_begun(out) else "nothing was written"
             raise Stopped(getattr(stop, "signum", signal.SIGINT), f"semmae.{verb}: stopped; {remedy}") from stop

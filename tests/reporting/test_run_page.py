@@ -284,7 +284,7 @@ def test_the_page_of_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "Reconstructions",
         "Curves",
         "Configuration",
-        "How to go on",
+        "How to resume",
     ]
     assert all(fact in page.text for fact in ("semantic masking", "1,898 images", "10 epochs", "12 min."))
     assert "41.2" in page.text and "num_parts" in page.text
@@ -395,7 +395,7 @@ def test_a_parts_run_and_a_knn_folder_have_pages(tmp_path: Path) -> None:
     write_metrics(parts / "metrics.jsonl", "parts", 9)
     parts_picture(photos(), labels(), NAMES, parts / "parts.png")
     page = Page(write_report(parts))
-    assert page.headings[1:] == ["Parts", "Curves", "How to go on"]
+    assert page.headings[1:] == ["Parts", "Curves", "How to resume"]
     assert f"--parts {parts}" in page.text
     page = Page(write_report(write_knn(tmp_path / "knn")))
     assert page.headings[1:] == ["Results"]

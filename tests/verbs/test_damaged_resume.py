@@ -1,4 +1,4 @@
-"""A run goes on with its checkpoint only where that is whole, its own and finite: else one line, exit 2."""
+"""A run is resumed from its checkpoint only where that is whole, its own and finite: else one line, exit 2."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM outside training: the line that says how to go on, and a second one that does not wait."""
+"""Ctrl-C and SIGTERM outside training: the line that says how to resume, and a second one that does not wait."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def test_labelling_and_embedding_end_with_how_to_go_on(
     child = in_a_process([verb, *words, "--out", str(out)], prepare)
     assert child.ended(120) == 128 + signum, child.output
     lines = [line for line in child.output.splitlines() if line.startswith("semmae: ")]
-    assert lines == [f"semmae: stopped; go on with: semmae {verb} --out {out} --resume"], child.output
+    assert lines == [f"semmae: stopped; resume with: semmae {verb} --out {out} --resume"], child.output
     assert "Traceback" not in child.output
     assert run([verb, "--out", str(out), "--resume"]) == 0
     assert out.exists()

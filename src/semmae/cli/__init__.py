@@ -110,7 +110,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         from semmae.run.config import is_begun
 
         again = command(verb, out=out, resume=True)
-        return _stopped(f"go on with: {again}" if is_begun(out) else "nothing was written", signum)
+        return _stopped(f"resume with: {again}" if is_begun(out) else "nothing was written", signum)
 
     try:
         with stoppable(stopped):
@@ -128,7 +128,7 @@ def _ended(line: str, code: int) -> int:
 
 
 def _stopped(remedy: str, signum: int = signal.SIGINT) -> int:
-    """Say that Ctrl-C, or another signal, stopped the run, and how to go on; returns the exit code."""
+    """Say that Ctrl-C, or another signal, stopped the run, and how to resume; returns the exit code."""
     write(sys.stderr, f"\nsemmae: stopped; {remedy}\n")
     return 128 + signum
 

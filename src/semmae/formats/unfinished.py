@@ -43,10 +43,10 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
     """What such a run has learned up to its last checkpoint; UserError where it has kept no encoder yet."""
     options = saved_options(folder)
     verb = str(options["verb"])
-    going_on = f"go on with: {command(verb, out=folder, resume=True)}"
+    remedy = f"resume with: {command(verb, out=folder, resume=True)}"
     path, prefix = folder / CHECKPOINT, VERBS[verb].checkpoint
     if not prefix or not path.is_file():
-        raise UserError(f"{folder}: not finished, and holds no encoder yet; {going_on}")
+        raise UserError(f"{folder}: not finished, and holds no encoder yet; {remedy}")
     held, begun = Fields(path, read_file(path)), Fields(folder / "config.yaml", options)
     tensors = held.need("state_dict", dict)
     state = {
@@ -57,7 +57,7 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
     model, epochs = begun.need("model", str), begun.need("epochs", int)
     sizes = [begun.need(name, int) for name in ("image_size", "patch_size")]
     if model not in MODELS or min(sizes) < 1:
-        raise UserError(f"{begun.path}: {shown(model)} with {sizes} pixels is no model; restore it, or {going_on}")
+        raise UserError(f"{begun.path}: {shown(model)} with {sizes} pixels is no model; restore it, or {remedy}")
     step, epoch = held.need("global_step", int), held.need("epoch", int) + 1  # the epoch it is in, or has just ended
     progress = f"not finished: step {step}, in epoch {epoch} of {epochs}"
     # Given together with a teacher, the number of heads is the teacher's.

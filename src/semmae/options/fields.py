@@ -41,7 +41,7 @@ class Facts:
     writes: bool = False  # a place that is written to
     suffixes: tuple[str, ...] = ()  # that place is a file, and no folder, with one of these at the end of its name
     control: bool = False  # how a run begins, not what it does: not kept in config.yaml
-    continues: bool = False  # switches it on to go on with the run in --out, by that run's options
+    continues: bool = False  # switches it on to resume the run in --out, by that run's options
     group: str = ""  # options that have an effect only together; by default those of the class that declares it
     idles: tuple[str, ...] = ()  # groups, or single options, that have no effect where this one is given
     only: Mapping[str, Any] | None = None  # values of other options without which it has no effect

@@ -32,8 +32,8 @@ def next_steps(run: Path, verb: str | None = None) -> list[Step]:
     return [] if steps is None else list(steps(_Run(run, config, summary)))
 
 
-def going_on(run: Path, verb: str) -> Step:
-    """How to go on with a run that was stopped; `verb` as for `next_steps`."""
+def resuming(run: Path, verb: str) -> Step:
+    """How to resume a run that was stopped; `verb` as for `next_steps`."""
     return Step("Go on with this run", command(saved_options(run).get("verb", verb), out=run, resume=True))
 
 

@@ -19,7 +19,7 @@ from semmae.names import short
 from semmae.options import VERBS, Verb
 from semmae.reporting import charts
 from semmae.reporting.charts import finite, number
-from semmae.reporting.next_steps import Step, going_on, next_steps
+from semmae.reporting.next_steps import Step, next_steps, resuming
 from semmae.reporting.page import (
     Record,
     Table,
@@ -231,7 +231,7 @@ def _results(run: Path) -> Iterable[Table]:
 
 
 def _steps(run: Path, verb: str, network: str) -> list[Step]:
-    """What this run can be used for next; of one that was stopped, how to go on."""
+    """What this run can be used for next; of one that was stopped, how to resume."""
     if (run / network).exists() or (run / "results.json").exists():
         return next_steps(run, verb)
-    return [going_on(run, verb)] if (run / "checkpoints" / "last.ckpt").exists() else []
+    return [resuming(run, verb)] if (run / "checkpoints" / "last.ckpt").exists() else []

@@ -201,7 +201,7 @@ def _changed_since(options: Any, path: Path, may_differ: tuple[str, ...]) -> tup
 
 
 def is_begun(out: Path | str | None) -> bool:
-    """Whether a run was begun in `out`, or for the file `out`, so that --resume goes on with it."""
+    """Whether a run was begun in `out`, or for the file `out`, so that --resume continues it."""
     return out is not None and (run_of(out) / CONFIG).is_file()
 
 

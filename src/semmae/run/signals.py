@@ -20,7 +20,7 @@ class Interrupted(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended a verb; a Python call says in the text how to go on."""
+    """Ctrl-C or SIGTERM ended a verb; a Python call says in the text how to resume."""
 
     def __init__(self, signum: int, text: str = "") -> None:
         super().__init__(text or signal.Signals(signum).name)

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there, whenever the process is killed or the power fails; and read with suspicion.
 
 A file may be cut by a copy that broke off, be another run's, or hold numbers that are not finite: it is looked at
-before training goes on with it, for what would come of that fails in the middle of Lightning, or not at all.
+before training continues with it, for what would come of that fails in the middle of Lightning, or not at all.
 """
 
 import math

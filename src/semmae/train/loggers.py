@@ -2,7 +2,7 @@
 
 Notable here:
 - no library is imported before its logger is opened, nor to find out whether it is there;
-- what a service calls a run is kept in loggers.json: a resumed run goes on with the same one;
+- what a service calls a run is kept in loggers.json: a resumed run continues the same one;
 - each stage of a run is a run of its own to a service, closed when its training ends.
 """
 

@@ -5,7 +5,7 @@ Notable here:
   ten minutes. So a kill costs no more than these, and small data does not write its network every epoch;
 - Ctrl-C and SIGTERM (Slurm, containers) end the step that is running, keep it and stop; a second Ctrl-C does not wait;
 - a training that a callback has ended is kept as ended: resumed, it trains no further;
-- a resumed run goes on with the very next batch: items are functions of (seed, epoch, row), so that the sampler needs
+- a resumed run continues with the very next batch: items are functions of (seed, epoch, row), so that the sampler needs
   no more than the place to begin at;
 - of several processes each sends the others what it wishes, and receives what they wished a step before: so all save
   and stop at the same step, and none of them waits.
@@ -128,7 +128,7 @@ class Keeper(Checkpoint):
         self._first = True
         self._ended = False  # by a callback, in the state that is kept
         self._vote = Vote(1)
-        self._held: dict[str, int] | None = None  # states in the checkpoint that this goes on with
+        self._held: dict[str, int] | None = None  # states in the checkpoint that this resumes from
 
     def state_dict(self) -> dict[str, Any]:
         return {"ended": True} if self._ended else {}

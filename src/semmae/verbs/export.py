@@ -142,7 +142,7 @@ def _is_written(options: ExportOptions, facts: Mapping[str, Any]) -> bool:
     remedy = "use --overwrite to replace it, or another folder"
     if any(there.get(name) != value for name, value in facts.items()):
         raise UserError(f"--out {out}: holds another export; {remedy}")
-    files = Fields(out / ABOUT, there).get("files", dict, {ABOUT: ""})  # once it listed none
+    files = Fields(out / ABOUT, there).get("files", dict, {ABOUT: ""})  # one that lists none proves nothing
     damaged = [name for name, wanted in files.items() if _file_digest(out / name) != wanted]
     if damaged:
         raise UserError(f"--out {out}: {listed(damaged)} of this export is gone or was changed; {remedy}")
