@@ -234,7 +234,7 @@ def _(desk: Desk) -> int:
 
             patched(PartStore, "write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
-        words = "parts --teacher own --data photos --out parts2 --workers 0 --epochs 1 --batch-size 8"
+        words = "parts --teacher own --data photos --out parts2 --workers 0 --steps 2 --batch-size 8"
         child = child_of(words, stopped)
         assert child.ended(100) == 143, child.output
         assert "semmae parts --out parts2 --resume" in error_line(child.output)

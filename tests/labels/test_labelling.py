@@ -20,7 +20,7 @@ from semmae.labels.labelling import (
     learner_facts,
     teacher_of,
 )
-from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.names import short
 from semmae.options.parts import PartsOptions
@@ -38,7 +38,7 @@ def data(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path)
     encoder = new_encoder(0)
     save_encoder(encoder, tmp_path / "encoder")
-    learner = PartLearner(PartsSpec(encoder.width, 8), encoder)
+    learner = PublishedPartLearner(PublishedPartsSpec(encoder.width, 8), encoder)
     save_learner(learner, Path("run/learner"), learner_facts("encoder", encoder, 32))
     return creatures / "images"
 
@@ -80,7 +80,7 @@ def test_labels_are_resumed_in_any_batch_size_and_refused_for_another_origin(dat
         (encoder, [f"learner_digest {short(store.learner_digest)}"]),
     ):
         if changed is encoder:
-            save_learner(PartLearner(PartsSpec(encoder.width, 8)), Path("run/learner"))
+            save_learner(PublishedPartLearner(PublishedPartsSpec(encoder.width, 8)), Path("run/learner"))
         with refused(*named):
             label(data, changed)
     with refused("images 32, not 31", f"manifest_digest {short(store.manifest_digest)}, not "):

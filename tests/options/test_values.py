@@ -178,6 +178,7 @@ def test_only_a_mask_function_is_taken_as_a_function() -> None:
     [
         ("pretrain", {"num_parts": 4}, {"masking": "random"}),
         ("pretrain", {"num_parts": 4}, {"parts": Path("labels")}),
+        ("pretrain", {"parts_epochs": 4}, {}),  # tokens are learned from by steps
         ("pretrain", {"parts_epochs": 4}, {"masking": "block"}),
         ("pretrain", {"parts_preset": "semmae-published"}, {"parts": Path("labels")}),
         ("pretrain", {"teacher_epochs": 4}, {"teacher": "timm:vit_small_patch16_dinov3"}),

@@ -66,7 +66,7 @@ def test_without_parts_a_teacher_is_trained_and_its_attention_read(creatures: Pa
     options = OPTIONS | {"epochs": 1, "teacher_epochs": 1}
     semmae.pretrain(data=creatures / "images", out=out, masking="random", **options)
     assert np.load(out / "parts" / "attention.npy").shape == (tiny.COUNT, 4, 4)
-    assert yaml.safe_load((out / "parts" / "config.yaml").read_text())["epochs"] == 1  # nothing reads the labels
+    assert yaml.safe_load((out / "parts" / "config.yaml").read_text())["steps"] == 1  # nothing reads the labels
     assert (out / "teacher" / "encoder").is_dir() and (out / "autoencoder").is_dir()
 
 

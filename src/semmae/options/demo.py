@@ -29,8 +29,6 @@ class DemoOptions(RunOptions):
     """Passes over the images of the encoder that parts are learned from."""
     teacher_image_size: int = option(32, low=8, high=PIXELS)
     """Pixels a side of that encoder's crops."""
-    parts_epochs: int = option(6, low=1, high=EPOCHS)
-    """Passes over the images of the part learner."""
     batch_size: int = option(32, low=1, high=2**20)
     """Images per optimiser step."""
     blr: float = option(4e-3, low=0, high=RATE)

@@ -86,9 +86,8 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     """Epochs of the teacher, when one is trained; default: a quarter of --epochs."""
     teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("trains_a_teacher",))
     """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster."""
-    parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("learns_parts",))
-    """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; \
-    a single one where only attention is read."""
+    parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("parts_preset",))
+    """Epochs of the part learner of --parts-preset semmae-published; default: an eighth of --epochs, at least 5."""
     parts_preset: str | None = option(None, beside=("learns_parts",))
     """Recipe of semmae parts, by name, when parts are learned; semmae-published: as the paper learns them."""
 

@@ -20,9 +20,13 @@ def parts_stage(options: PretrainOptions, teacher: Any) -> PartsOptions:
     unread = not options.is_own_masking and "parts" not in options.needs
     # The learner's rate does not follow its batch: a step takes no more images than it was found with.
     most = recipe.get("batch_size", PartsOptions.batch_size)
+    if recipe.get("rebuild") == "pixels":
+        length = {"epochs": options.parts_epochs or (1 if unread else max(5, options.epochs // 8))}
+    else:
+        length = {"steps": 1} if unread else {}
     own = {
         "preset": options.parts_preset,
-        "epochs": options.parts_epochs or (1 if unread else max(5, options.epochs // 8)),
+        **length,
         "batch_size": min(options.batch_size, -(-most // options.batches) * options.batches),
         "teacher": teacher,
         "num_heads": options.num_heads if options.teacher else None,
