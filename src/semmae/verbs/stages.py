@@ -26,7 +26,7 @@ def parts_stage(options: PretrainOptions, teacher: Any) -> PartsOptions:
         "batch_size": min(options.batch_size, -(-most // options.batches) * options.batches),
         "teacher": teacher,
         "num_heads": options.num_heads if options.names_a_teacher else None,
-        # A given encoder sees images of its own size; the one trained here has the autoencoder's patches, and its images.
+        # A given encoder sees images of its own size; one trained here has the autoencoder's patches, and its images.
         "image_size": options.image_size if options.teacher == OWN_TEACHER else options.teacher_image_size,
         "num_parts": options.num_parts,
         "masks": options.masks,
