@@ -2,8 +2,8 @@
 
     python examples/learn_parts.py --data photos --encoder timm:vit_small_patch14_dinov2.lvd142m --out runs/parts
 
-The labels are those of `semmae parts`, but for rounding; `semmae pretrain --parts` and examples/masks.py read them. What
-the verb has besides: runs to go on with, several processes, bf16, tokens on disk, attention, part quality, pictures.
+The labels are those of `semmae parts`, but for rounding; `semmae pretrain --parts` and examples/masks.py read them.
+The verb also has runs to go on with, several processes, bf16, tokens on disk, attention, part quality, pictures.
 """
 
 import argparse

@@ -93,8 +93,9 @@ def whole_run(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     epochs = {name: tiny.EPOCHS for name in ("epochs", "teacher_epochs")}
     with tiny.every_step():
         semmae.pretrain(
-            data=creatures / "images", out=out, masks=creatures / "masks", **epochs, **tiny.SIZE, **tiny.TRAIN
-        )
+            data=creatures / "images", out=out, masks=creatures / "masks", teacher="own",
+            **epochs, **tiny.SIZE, **tiny.TRAIN,
+        )  # fmt: skip
     return out
 
 

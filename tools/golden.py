@@ -45,7 +45,7 @@ RUNS = {
     "block": f"pretrain {_LEARN} {_SIZE} --masking block --epochs 1 --accumulate 2 --init {{teacher}}",
     "random": f"pretrain {_LEARN} {_SIZE} --masking random --epochs 1 --crop-scale 1 --no-norm-pix-loss",
     "attention": f"pretrain {_LEARN} {_SIZE} --masking attention --attention-hint 0.3 --masks {{data}}/masks/train"
-    " --epochs 1 --teacher-epochs 1",
+    " --epochs 1",
     "knn": f"knn {_MEASURE} --encoder {{teacher}} --precision float32 --untrained",
     "probe": f"probe {_MEASURE} --encoder {{semantic}} --precision float32 --flip",
     "probe-mae": f"probe --data {{data}}/images {_TRAIN} --encoder {{semantic}} --protocol mae --epochs 3",

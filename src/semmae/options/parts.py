@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from semmae.options.fields import MOST, again, option
-from semmae.options.shared import EPOCHS, PIXELS, RATE, STEPS, WEIGHT, HeadsOptions, PresetOptions, TrainOptions
+from semmae.options.shared import (
+    EPOCHS,
+    PIXELS,
+    RATE,
+    STEPS,
+    WEIGHT,
+    HeadsOptions,
+    PresetOptions,
+    TrainOptions,
+    teacher_option,
+)
 
 Rebuild = Literal["tokens", "pixels"]
 PngSize = Literal["grid", "image"]
@@ -35,10 +45,12 @@ class PartsRecipe:
 class LabelOptions(HeadsOptions, TrainOptions):
     """Labels."""
 
-    teacher: str | None = option(None, reads="network", objects=True)
-    """Frozen encoder to learn from: timm:NAME, hf:NAME, a run of semmae, or a checkpoint file."""
+    teacher: str = teacher_option()
+    """Frozen encoder to learn from: timm:NAME, hf:NAME, a run of semmae, or a checkpoint file; auto: DINOv2 small of \
+timm's hub, downloaded once (88 MB)."""
     image_size: int | None = option(None, low=8, high=PIXELS)
-    """Pixels a side; default: as the encoder was trained."""
+    """Pixels a side; default: as the encoder was trained, but at most 224, in whole patches. More shows finer parts, \
+and takes longer."""
     grid: int = option(32, low=2, high=1024)
     """Cells a side of the stored part labels."""
     learner: Path | None = option(None, reads="learner", idles=("training",), excludes=("tokens",))

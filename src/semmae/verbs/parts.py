@@ -16,6 +16,7 @@ from semmae.errors import UserError
 from semmae.evaluation.parts import Truth, measure, read_truth
 from semmae.formats.folders import LEARNER, digest, kind, read_learner, save_learner
 from semmae.formats.open import load_encoder
+from semmae.formats.public import public_teacher
 from semmae.labels import labelling
 from semmae.labels.pictures import draw_parts
 from semmae.labels.png import check_folder, export_labels
@@ -24,8 +25,9 @@ from semmae.labels.tokens import Looking, collect_tokens, tokens_of
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder
-from semmae.options.fields import shared
+from semmae.options.fields import is_given, shared
 from semmae.options.parts import PartsOptions, PartsRecipe
+from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER
 from semmae.reporting.page import quality_text
 from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.parts_page import write_parts_page
@@ -42,14 +44,17 @@ from semmae.train.trainer import FitOptions, fit
 _log = logging.getLogger("semmae")
 
 TOKENS = "tokens"  # stored in --out until all images are labelled
+_MOST = 224  # pixels a side, unless more are asked for
+_TRAIN = "train one (semmae teacher --data DATA --out RUN)"
 _SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn pixels from shows
 
 
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""
-    own = with_teacher(options)  # config.yaml keeps what was given
+    options = with_public(options)
+    own = with_learner(options)  # config.yaml keeps what was given
     encoder = None
-    if own.teacher is not None:
+    if own.tokens is None:
         encoder = load_encoder(own.teacher, num_heads=own.num_heads, image_size=own.image_size)
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     shared(Training, options).check()
@@ -64,13 +69,23 @@ def parts(options: PartsOptions) -> Path:
     return options.out
 
 
-def with_teacher(options: PartsOptions) -> PartsOptions:
+def with_public(options: PartsOptions) -> PartsOptions:
+    """The options with what --teacher auto becomes, unless --learner or --tokens take its place."""
+    if options.teacher == OWN_TEACHER:
+        raise UserError(f"--teacher own: parts trains none; {_TRAIN}, then give --teacher RUN")
+    if options.tokens is not None or options.teacher not in (AUTO_TEACHER, PUBLIC_TEACHER):
+        return options
+    if options.learner is not None and options.teacher == AUTO_TEACHER:
+        return options
+    return dataclasses.replace(options, teacher=public_teacher(options.teacher, or_own=False, remedy=f"{_TRAIN}, "))
+
+
+def with_learner(options: PartsOptions) -> PartsOptions:
     """The options with the encoder that --learner brings along; beside it --teacher says where that lies now."""
     if options.learner is None:
-        if options.teacher is None and options.tokens is None:
-            raise UserError("parts needs --teacher, or --learner or --tokens in its place; see semmae parts --help")
         return options
-    own = {name: getattr(options, name) or known for name, known in labelling.teacher_of(options.learner).items()}
+    known = labelling.teacher_of(options.learner)
+    own = {name: getattr(options, name) if is_given(options, name) else known[name] for name in known}
     if own["teacher"] is None:
         raise UserError(f"--learner {options.learner}: does not say what its encoder is; add --teacher")
     return dataclasses.replace(options, **own)
@@ -86,7 +101,7 @@ def check_parts(options: PartsOptions, images: ImageSet) -> None:
         PartStore.open(options.out, manifest_digest=images.digest)
     if options.tokens is not None:
         check_tokens(options.tokens, images, subset=options.limit is not None)
-    if options.teacher is not None:
+    if options.tokens is None:
         labelling.check_devices(options.teacher, options.devices)
     if options.export_png is not None:
         check_folder(options.export_png)
@@ -218,7 +233,7 @@ def label_all(
 ) -> PartStore:
     """The labels of all images: read from token files of the authors', or computed, from stored tokens if given."""
     if encoder is None:
-        assert options.tokens is not None, "with_teacher asks for one of the two"
+        assert options.tokens is not None, "in place of an encoder"
         subset = options.limit is not None
         return import_tokens(options.tokens, images, options.out, subset=subset, workers=options.workers)
     return labelling.label_images(
@@ -230,8 +245,15 @@ def label_all(
 
 
 def _size(options: PartsOptions, encoder: Encoder | None) -> int:
-    """Pixels a side of the images that are learned from and labelled; without an encoder none are."""
-    return options.image_size or (encoder.spec.image_size if encoder else 0)
+    """Pixels a side of the images that are learned from and labelled; without an encoder none are.
+
+    By default those that the encoder was trained at, but at most 224, in whole patches: at DINOv2's 518
+    an image has five times as many patches, for labels that are stored in 28 cells a side.
+    """
+    if options.image_size or encoder is None:
+        return options.image_size or 0
+    patch = encoder.patch_size
+    return min(encoder.spec.image_size, max(patch, _MOST // patch * patch))
 
 
 def _measure(options: PartsOptions, store: PartStore, images: ImageSet, encoder: Encoder | None, truth: Truth) -> None:

@@ -6,7 +6,7 @@ from semmae.options.fields import shared
 from semmae.options.parts import PartsOptions
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions
-from semmae.options.shared import SizeOptions, TrainOptions
+from semmae.options.shared import OWN_TEACHER, SizeOptions, TrainOptions
 from semmae.options.teacher import TeacherOptions
 from semmae.run.config import CONFIG
 
@@ -29,7 +29,9 @@ def parts_stage(options: PretrainOptions, teacher: Any) -> PartsOptions:
         **length,
         "batch_size": min(options.batch_size, -(-most // options.batches) * options.batches),
         "teacher": teacher,
-        "num_heads": options.num_heads if options.teacher else None,
+        "num_heads": options.num_heads if options.names_a_teacher else None,
+        # A given encoder sees images of its own size; one trained here has the autoencoder's patches, and its images.
+        "image_size": options.image_size if options.teacher == OWN_TEACHER else options.teacher_image_size,
         "num_parts": options.num_parts,
         "masks": options.masks,
     }
