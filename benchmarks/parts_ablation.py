@@ -27,7 +27,7 @@ from semmae.labels.tokens import Looking, collect_tokens, tokens_of
 from semmae.models.parts import PartLearner, PartsSpec, PartTokens
 from semmae.options.parts import PartsOptions, PartsRecipe
 from semmae.train.optimizer import adamw, warmup_cosine_rate
-from semmae.train.parts import BETAS, parts_losses
+from semmae.train.parts import BETAS, begin, parts_losses
 
 Figures = dict[str, float]
 
@@ -125,7 +125,10 @@ def learn(reductions: PartLearner, tokens: PartTokens, row: Row, seed: int) -> P
         tokens = PartTokens(*(own[chosen] for own in tokens))
     spec = dataclasses.replace(reductions.spec, num_parts=row.num_parts, refine=row.refine)
     learner = PartLearner(spec)
-    learner.start_from_clusters(tokens, seed)
+    if row.steps:
+        begin(learner, row.recipe, tokens, seed)
+    else:
+        learner.start_from_clusters(tokens, seed)
     row.change(learner)
     if row.steps:
         sampler = StepSampler(len(tokens.last), seed, steps=row.steps, batch_size=PartsOptions.batch_size)

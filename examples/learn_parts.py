@@ -37,7 +37,7 @@ def learn(
 ) -> list[float]:
     """Train the learner from clusters of the tokens on; the loss of every step."""
     recipe = semmae.PartsRecipe()
-    learner.start_from_clusters(tokens, seed)
+    semmae.begin_parts(learner, recipe, tokens, seed)
     optimizer = semmae.adamw(learner, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
     rate = semmae.warmup_cosine_rate(optimizer, total_steps=steps, warmup_steps=round(recipe.warmup_share * steps))
     sampler = semmae.StepSampler(len(tokens.last), seed, steps=steps, batch_size=batch_size)

@@ -154,10 +154,11 @@ class PartLearner(nn.Module):
             reduction.fit(flat[:: max(1, len(flat) // _FIT_TOKENS)])
 
     @torch.no_grad()
-    def start_from_clusters(self, tokens: PartTokens, seed: int) -> None:
+    def start_from_clusters(self, tokens: PartTokens, seed: int, runs: int = 4) -> None:
         """Let the prototypes begin as clusters of reduced tokens (N, L, d): two of all, the others of the object's.
 
-        The background is the cluster to which most of the images' borders belong.
+        The tightest of so many runs of k-means count. The background is the cluster to which most of the images'
+        borders belong.
         """
         generator = torch.Generator().manual_seed(seed)
 
@@ -165,7 +166,7 @@ class PartLearner(nn.Module):
             order = torch.randperm(len(tokens), generator=generator)[:_CLUSTERED]
             return tokens[order.to(tokens.device)].float()
 
-        pair = fit_directions(drawn(tokens.last.flatten(0, 1)), 2, seed)
+        pair = fit_directions(drawn(tokens.last.flatten(0, 1)), 2, seed, runs)
         self.object.vectors.copy_(pair)
         nearest = self._shares(self.object, tokens.last).argmax(-1)  # (N, L)
         if nearest[:, border(nearest.shape[1])].float().mean() > 0.5:
@@ -174,7 +175,7 @@ class PartLearner(nn.Module):
         inside = tokens.keys[nearest == 1]
         if len(inside) < self.spec.num_parts:  # no object: of all tokens then
             inside = tokens.keys.flatten(0, 1)
-        self.parts.vectors.copy_(fit_directions(drawn(inside), self.spec.num_parts, seed))
+        self.parts.vectors.copy_(fit_directions(drawn(inside), self.spec.num_parts, seed, runs))
 
     def forward(self, tokens: PartTokens) -> tuple[Tensor, Tensor]:
         """Shares of background and object (B, L, 2), and of the parts within the object (B, L, K); in float32."""

@@ -36,7 +36,7 @@ from semmae.run.config import kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
-from semmae.train.parts import PartsTask
+from semmae.train.parts import PartsTask, begin
 from semmae.train.published_parts import PublishedPartsTask
 from semmae.train.summary import Summary, Trained, summarised
 from semmae.train.trainer import FitOptions, fit
@@ -197,13 +197,14 @@ def learn_from_tokens(
     learner = PartLearner(PartsSpec.of(encoder, options.num_parts, options.refine))
     store = store_tokens(options, images, encoder, learner, fit=True)
     tokens = tokens_of(store, slice(None))
-    learner.cpu().start_from_clusters(tokens, options.seed)
+    recipe = shared(PartsRecipe, options)
+    begin(learner.cpu(), recipe, tokens, options.seed)
     # Seconds in all: one process takes these steps, whose data is in memory.
     training = shared(Training, options, hyperparameters=kept_values(options), devices=1)
     how = FitOptions(training, options.out, "parts", 1, clip=0.0, unit="round")
     sampler = StepSampler(len(images), options.seed, steps=options.steps, batch_size=options.batch_size)
     loader = make_loader(TokenDataset(tokens._asdict()), options.batch_size // options.accumulate, sampler=sampler)
-    return learner, fit(PartsTask(learner, shared(PartsRecipe, options)), loader, how), store
+    return learner, fit(PartsTask(learner, recipe), loader, how), store
 
 
 def learn_from_pixels(
