@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional as F
 from semmae.data.attention import MOST_ATTENDED
 from semmae.data.balance import balanced_rows
 from semmae.data.colour import HUE, PLAIN_CHANCES, Chances, jitter
-from semmae.data.crop import WHOLE, Crop, centre_crop, crop_image, crop_parts, crop_scores, least_side, random_crop
+from semmae.data.crop import WHOLE, Crop, centre_crop, crop_image, crop_parts, crop_scores, crop_tokens, least_side, random_crop
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.data.workers import LOADERS, start_worker
@@ -118,8 +118,9 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     Item: "images" uint8 (views, 3, size, size), each view its own crop; "crops" float (views, 5), these
     crops as `Crop.numbers`; "row"; with `parts` (one view only), "parts" int64 (side·side,), the part under the
-    centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `local`,
-    "local" uint8 (count, 3, local size, local size).
+    centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `tokens`
+    of whole images, float16 (images, G·G, D), "tokens" float16 (side·side, D), interpolated there (one view, too); with
+    `local`, "local" uint8 (count, 3, local size, local size).
     `colour` also changes the colours of each view, its hue by at most `hue` turns; `chances` of the views, in their
     order, where these are not alike.
     """
@@ -138,6 +139,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         hue: float = HUE,
         attention: bool = False,
         chances: Sequence[Chances] = (),
+        tokens: np.ndarray | None = None,
     ) -> None:
         if chances and len(chances) != views:
             raise ValueError(f"{views} views, but {len(chances)} chances; give one to each view, or none")
@@ -146,8 +148,13 @@ class CropDataset(Dataset[dict[str, Any]]):
                 f"parts need one view (not {views}), a side (not {side}), "
                 f"and the same images ({parts.images} labelled, {len(images)} given)"
             )
+        if tokens is not None and (views != 1 or side is None or len(tokens) != len(images)):
+            raise ValueError(
+                f"tokens need one view (not {views}), a side (not {side}), "
+                f"and the same images ({len(tokens)} with tokens, {len(images)} given)"
+            )
         self.images, self.size, self.views, self.scale, self.seed = images, size, views, scale, seed
-        self.parts, self.side, self.local, self.attention = parts, side, local, attention
+        self.parts, self.side, self.local, self.attention, self.tokens = parts, side, local, attention, tokens
         if attention:
             if parts is None:
                 raise ValueError("attention is stored beside parts, and none are given")
@@ -176,6 +183,8 @@ class CropDataset(Dataset[dict[str, Any]]):
                 item["parts"] = crop_parts(self.parts.labels[row], crops[0], self.side)
                 if self.attention:
                     item["attention"] = crop_scores(self.parts.attention[row], crops[0], self.side) / MOST_ATTENDED
+            if self.tokens is not None and self.side is not None:
+                item["tokens"] = crop_tokens(self.tokens[row], crops[0], self.side)
             items.append(item)
         return items
 

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from semmae.options.fields import option
 from semmae.options.maskings import MASKINGS
 from semmae.options.shared import EPOCHS, PIXELS, RATE, CompileOptions, PresetOptions, SeedOptions, SizeOptions
+
+Target = Literal["pixels", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,12 @@ class PretrainRecipe(SeedOptions):
 class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions):
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
 
-    parts: Path | None = option(None, reads="labels", excludes=("teacher",))
+    target: Target = option("pixels")
+    """What to predict of hidden patches: their pixels, as the paper does, or the tokens that the teacher has there,     to learn from a public encoder with hundreds or thousands of images."""
+    parts: Path | None = option(None, reads="labels")
     """Part labels of these images: a run of `semmae parts` or `pretrain`."""
     teacher: str | None = option(None, reads="network", objects=True)
-    """Encoder to learn parts from, when --parts is not given; without both, one is trained first."""
+    """Encoder to learn parts from, when --parts is not given, and to predict the tokens of (by default those of the     encoder that --parts were learned from); without both, one is trained first."""
     epochs: int = option(400, low=1, high=EPOCHS)
     """Passes over the images."""
     blr: float = option(1.5e-4, low=0, high=RATE)
@@ -65,7 +69,7 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     """Highest norm of the gradient; 0 = unlimited."""
     crop_scale: float = option(0.2, low=0.05, high=1)
     """Share of an image's area that a crop shows at least; 1 = whole images."""
-    norm_pix_loss: bool = option(True)
+    norm_pix_loss: bool = option(True, only={"target": "pixels"})
     """Predict pixels normalised per patch."""
     decoder_width: int | None = option(None, low=4, high=2**16)
     """Width of the decoder; default: 512, for vit_small 256, for vit_tiny 192."""
@@ -84,8 +88,8 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     """Folder of PNG annotations of true parts, to measure learned parts against."""
     teacher_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("trains_a_teacher",))
     """Epochs of the teacher, when one is trained; default: a quarter of --epochs."""
-    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("trains_a_teacher",))
-    """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster."""
+    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("trains_a_teacher", "stores_tokens"))
+    """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster. And of the     images whose tokens are stored, which is done without a GPU: by default at most 16 patches a side."""
     parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("learns_parts",))
     """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; \
     a single one where only attention is read."""
@@ -100,8 +104,14 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
 
     @property
     def trains_a_teacher(self) -> bool:
-        """Whether the encoder to learn parts from is trained here."""
-        return self.learns_parts and self.teacher is None
+        """Whether the encoder to learn parts or to predict tokens from is trained here."""
+        needed = self.learns_parts or (self.stores_tokens and self.parts is None)
+        return needed and self.teacher is None
+
+    @property
+    def stores_tokens(self) -> bool:
+        """Whether a teacher's tokens are predicted, which without a GPU are computed beforehand."""
+        return self.target == "tokens"
 
 
 # Presets

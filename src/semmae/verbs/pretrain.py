@@ -9,12 +9,12 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.evaluation.quality import read_annotations
-from semmae.formats.folders import save_autoencoder, save_encoder
+from semmae.formats.folders import LEARNER, digest, kind, save_autoencoder, save_encoder
 from semmae.formats.init import init_autoencoder
 from semmae.formats.open import load_encoder
-from semmae.labels.labelling import check_devices
+from semmae.labels.labelling import check_devices, teacher_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
-from semmae.models.vit import Encoder, EncoderSpec
+from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.options.fields import shared
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions, PretrainRecipe
@@ -41,17 +41,21 @@ def pretrain(options: PretrainOptions) -> Path:
     shared(Training, options).check()
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
-    init = load_init(options)
     teacher = load_teacher(options)
     if options.parts is not None:
         given = PartStore.open(options.parts, manifest_digest=images.digest)
         if "attention" in options.needs:
             _ = given.attention  # a store that holds none is refused before anything is written
+        if options.target == "tokens" and teacher is None:
+            teacher = teacher_of_parts(given)
+    init = load_init(options, teacher)
     if options.masks is not None:
         read_annotations(images.names, options.masks)
     with run_folder(options):
         store = part_labels(options, images, teacher) if options.parts or options.learns_parts else None
-        train_autoencoder(options, images, store, init)
+        if options.target == "tokens":
+            teacher = teacher or load_encoder(str(own_teacher(options, images)))
+        train_autoencoder(options, images, store, init, teacher if options.target == "tokens" else None)
         if is_rank_zero():
             write_report(options.out)
     return options.out
@@ -60,19 +64,23 @@ def pretrain(options: PretrainOptions) -> Path:
 def check_recipe(options: PretrainOptions) -> None:
     """Refuse sizes that do not divide, a mask ratio that leaves nothing, and options that contradict each other."""
     check_image_size(options.image_size, options.patch_size)
-    check_image_size(options.teacher_image_size or options.image_size, options.patch_size)
+    if options.trains_a_teacher:
+        check_image_size(options.teacher_image_size or options.image_size, options.patch_size)
     decoder_spec(options)
     check_compile(options.compile)
     masking, subset, ratio = options.masking, options.token_subset, options.mask_ratio
     patches = patches_taking_part(masking, options.image_size, options.patch_size, subset)
     check_masking(masking, patches=patches, ratio=ratio, hint=options.attention_hint)
-    if not (options.is_own_masking or options.needs) and (options.parts or options.teacher):
+    if options.parts and options.teacher and options.target == "pixels":
+        raise UserError("--parts and --teacher exclude each other; give one of them")
+    reads_teacher = options.teacher and options.target == "pixels"
+    if not (options.is_own_masking or options.needs) and (options.parts or reads_teacher):
         raise UserError(f"--masking {masking} reads no parts; leave out --parts and --teacher, or choose semantic")
     if options.masks and not options.learns_parts:
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
     if options.teacher:
         check_devices(options.teacher, options.devices)
-    elif options.learns_parts:
+    elif options.trains_a_teacher:
         check_teacher(teacher_stage(options))
     preset_options("parts", options.parts_preset, "--parts-preset")
     if options.is_own_masking:
@@ -82,24 +90,39 @@ def check_recipe(options: PretrainOptions) -> None:
         )  # fmt: skip
 
 
-def load_init(options: PretrainOptions) -> MaskedAutoencoder | None:
-    """The autoencoder that --init begins with; None where none is asked for."""
+def load_init(options: PretrainOptions, teacher: Encoder | None) -> MaskedAutoencoder | None:
+    """The autoencoder that --init begins with, to predict what is asked for; None where none is asked for."""
     if options.init is None:
         return None
     torch.manual_seed(options.seed)  # of a decoder that is new
     return init_autoencoder(
-        options.init, decoder_spec(options), options.norm_pix_loss,
+        options.init, decoder_spec(options, teacher), options.norm_pix_loss,
         model=options.model, image_size=options.image_size, patch_size=options.patch_size,
         num_heads=options.num_heads if options.teacher is None else None,
     )  # fmt: skip
 
 
 def load_teacher(options: PretrainOptions) -> Encoder | None:
-    """The encoder of --teacher, checked against the image size."""
+    """The encoder of --teacher, checked against the image size where parts are learned from it."""
     if options.teacher is None:
         return None
     encoder = load_encoder(options.teacher, num_heads=options.num_heads)
-    check_image_size(options.image_size, encoder.patch_size)
+    if options.learns_parts:
+        check_image_size(options.image_size, encoder.patch_size)
+    return encoder
+
+
+def teacher_of_parts(store: PartStore) -> Encoder:
+    """The encoder that part labels were learned from, as their learner recorded it."""
+    facts = teacher_of(store.path) if kind(store.path / LEARNER) == LEARNER else {"teacher": None}
+    if facts["teacher"] is None:
+        raise UserError(f"--target tokens: {store.path} does not say what encoder its parts are of; add --teacher")
+    encoder = load_encoder(facts["teacher"], num_heads=facts["num_heads"])
+    if digest(encoder) != store.teacher_digest:
+        raise UserError(
+            f"--target tokens: {facts['teacher']} is another encoder than the one that the parts in {store.path} were "
+            "learned from; restore it, or give another by --teacher"
+        )
     return encoder
 
 
@@ -128,11 +151,19 @@ def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
 
 
 def train_autoencoder(
-    options: PretrainOptions, images: ImageSet, store: PartStore | None, init: MaskedAutoencoder | None = None
+    options: PretrainOptions,
+    images: ImageSet,
+    store: PartStore | None,
+    init: MaskedAutoencoder | None = None,
+    teacher: Encoder | None = None,
 ) -> None:
-    """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures."""
+    """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures.
+
+    `teacher`: whose tokens are predicted, which without a GPU are stored beforehand; None of pixels.
+    """
+    tokens = None if teacher is None or torch.cuda.is_available() else stored_tokens(options, images, teacher)
     torch.manual_seed(options.seed)
-    mae = init or new_autoencoder(options)
+    mae = init or new_autoencoder(options, teacher)
     training = shared(Training, options, hyperparameters=kept_values(options))
     rate = training.scaled_rate(options.blr, len(images))
     recipe = shared(PretrainRecipe, options)
@@ -143,8 +174,9 @@ def train_autoencoder(
     )
     scale = (options.crop_scale, 1.0)
     dataset = CropDataset(
-        images, options.image_size, scale=scale, seed=options.seed, parts=store, side=side, attention=attention
-    )
+        images, options.image_size, scale=scale, seed=options.seed, parts=store, side=side, attention=attention,
+        tokens=tokens,
+    )  # fmt: skip
     facts = {
         "epochs": options.epochs,
         "image_size": options.image_size,
@@ -157,7 +189,8 @@ def train_autoencoder(
         compiled = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
-        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled)
+        seen = teacher if tokens is None else None
+        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled, teacher=seen)
         summary.trained(fit(task, loader, how))
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
@@ -166,16 +199,22 @@ def train_autoencoder(
             draw_masks(options.out / "pictures", images, store, mae, recipe)
 
 
-def new_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
-    """An untrained one of the sizes that were asked for."""
+def new_autoencoder(options: PretrainOptions, teacher: Encoder | None) -> MaskedAutoencoder:
+    """An untrained one of the sizes that were asked for, to predict the teacher's tokens where there is one."""
     encoder = Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size))
-    return MaskedAutoencoder(encoder, decoder_spec(options), options.norm_pix_loss)
+    return MaskedAutoencoder(encoder, decoder_spec(options, teacher), options.norm_pix_loss)
 
 
-def decoder_spec(options: PretrainOptions) -> DecoderSpec:
-    """The decoder that fits the encoder, with the sizes that were asked for."""
+def decoder_spec(options: PretrainOptions, teacher: Encoder | None = None) -> DecoderSpec:
+    """The decoder that fits the encoder, with the sizes that were asked for, and what it predicts.
+
+    Without a teacher at hand tokens have the width of one that is trained here.
+    """
     usual = DecoderSpec.named(options.model)
     width, heads = options.decoder_width or usual.width, options.decoder_heads or usual.num_heads
     if width % heads or width % 4:
         raise UserError(f"--decoder-width {width} is not divisible by 4 and by --decoder-heads {heads}; change one")
-    return DecoderSpec(width, options.decoder_depth or usual.depth, heads)
+    tokens = teacher.width if teacher is not None else MODELS[options.model][0]
+    return DecoderSpec(
+        width, options.decoder_depth or usual.depth, heads, tokens if options.target == "tokens" else 0
+    )
