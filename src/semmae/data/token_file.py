@@ -26,14 +26,14 @@ from semmae.names import readable
 
 Array = npt.NDArray[Any]
 
-_SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "int32": "I32"}
+_SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "int32": "I32", "uint8": "U8"}
 _BLOCK = 2**25  # bytes copied together, and those of a row group
 _MOST_ROWS = 2**14  # of a row group
 
 
 @dataclass(frozen=True)
 class Column:
-    """One of the arrays: its name, the shape of one row, and "float32", "float16" or "int32"."""
+    """One of the arrays: its name, the shape of one row, and its type, one of `_SAFETENSORS_TYPES`."""
 
     name: str
     shape: tuple[int, ...]
@@ -74,13 +74,18 @@ class TokenFile:
             return file.read(len(self._header)) == self._header
 
     def write(self, start: int, values: Mapping[str, Array]) -> None:
-        """Write rows from `start` on, (n, *shape) of every column."""
+        """Write rows from `start` on, (n, *shape) of every column that is given."""
         with self.path.open("r+b") as file:
-            for column in self.columns:
+            for column in [each for each in self.columns if each.name in values]:
                 rows = np.ascontiguousarray(values[column.name], dtype=np.dtype(column.dtype).newbyteorder("<"))
                 assert rows.shape[1:] == column.shape, f"{column.name}: {rows.shape}, not {column.shape} a row"
                 file.seek(self._starts[column.name] + start * column.row_bytes)
                 file.write(rows.data)
+
+    def mapped(self, name: str) -> Array:
+        """All rows of a column, mapped from the file."""
+        (column,) = (each for each in self.columns if each.name == name)
+        return np.memmap(self.path, column.dtype, "r", self._starts[name], (self.rows, *column.shape))
 
     def sync(self) -> None:
         with self.path.open("r+b") as file:

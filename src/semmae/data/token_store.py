@@ -1,0 +1,74 @@
+"""Tokens that a frozen encoder gave of images, kept on disk while a run needs them.
+
+One row an image, written in blocks of rows by whoever computes them; a run that was killed goes on with the rows that
+are missing. Every block is on the disk before it is noted as done.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from semmae.data.token_file import Array, Column, TokenFile
+from semmae.errors import DiskError
+from semmae.files import make_folder
+from semmae.names import bytes_shown
+
+FILE = "tokens.safetensors"
+_DONE = "done"
+
+
+class TokenStore:
+    """Arrays (rows, *shape), in a folder of their own."""
+
+    def __init__(self, folder: Path, rows: int, columns: Sequence[Column], info: Mapping[str, Any]) -> None:
+        """`info`: JSON that says what the numbers are of; rows of another one are not taken for these."""
+        self.folder = folder
+        self._done = Column(_DONE, (), "int32")
+        self._file = TokenFile(folder / FILE, rows, [*columns, self._done], info)
+
+    @property
+    def rows(self) -> int:
+        return self._file.rows
+
+    def begin(self, remedy: str) -> bool:
+        """Go on with what is there of the same rows, columns and info, or begin anew: then True.
+
+        DiskError, with the remedy, where the file system has not the room.
+        """
+        if self._file.is_begun():
+            return False
+        make_folder(self.folder)
+        needed, free = self._file.size, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise DiskError(
+                f"{self.folder}: tokens of {self.rows} images need {bytes_shown(needed)}, {bytes_shown(free)} are "
+                f"free there; {remedy}"
+            )
+        self._file.create()
+        return True
+
+    def missing(self) -> npt.NDArray[np.int64]:
+        """Rows that are not computed, ascending."""
+        done = np.concatenate([*self._file.blocks(self._done)]) if self.rows else np.zeros(0, np.int32)
+        return np.flatnonzero(done == 0)
+
+    def write(self, rows: Array, values: Mapping[str, Array]) -> None:
+        """Write rows (n,), ascending: of every column (n, *shape)."""
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        for places in np.split(np.arange(len(rows)), breaks):
+            self._file.write(int(rows[places[0]]), {name: own[places] for name, own in values.items()})
+        self._file.sync()
+        for places in np.split(np.arange(len(rows)), breaks):
+            self._file.write(int(rows[places[0]]), {_DONE: np.ones(len(places), np.int32)})
+
+    def read(self, name: str) -> Array:
+        """A column (rows, *shape), mapped from the file: nothing is in memory until it is looked at."""
+        return self._file.mapped(name)
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
