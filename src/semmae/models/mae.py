@@ -81,6 +81,11 @@ def _hidden_in_a_row(mask: Tensor) -> int:
     return int(most)
 
 
+def _at(patches: Tensor, places: Tensor) -> Tensor:
+    """Of patches (B, L, D) those of indices (B, H): (B, H, D)."""
+    return patches.gather(1, places[:, :, None].expand(-1, -1, patches.shape[2]))
+
+
 class MaskedAutoencoder(nn.Module):
     """Encoder, and a light decoder; with `norm_pix_loss` it predicts pixels normalised per patch.
 
@@ -138,13 +143,13 @@ class MaskedAutoencoder(nn.Module):
         encoded = self.encoder.encode_visible(images, visible, self.checkpointing)
         prediction = self._decode(encoded, visible, hidden, images.shape[-1] // self.encoder.patch_size)
         if self.decoder.token_width:
-            patches, loss_of = self._checked_tokens(tokens, images), masked_token_loss
+            patches = self._checked_tokens(tokens, images)
+            loss = masked_token_loss(prediction, _at(patches, hidden))
         else:
-            patches, loss_of = patchify(images, self.encoder.patch_size), masked_pixel_loss
-        target = patches.gather(1, hidden[:, :, None].expand(-1, -1, patches.shape[2]))
-        if self.norm_pix_loss and not self.decoder.token_width:
-            target = normalize_patches(target)
-        return MAEOutput(loss_of(prediction, target), prediction, hidden, patches.shape[1])
+            patches = patchify(images, self.encoder.patch_size)
+            target = _at(patches, hidden)
+            loss = masked_pixel_loss(prediction, normalize_patches(target) if self.norm_pix_loss else target)
+        return MAEOutput(loss, prediction, hidden, patches.shape[1])
 
     def _check_mask(self, images: Tensor, mask: Tensor, subset: Tensor | None) -> None:
         """Refuse a mask of other patches than the images have: these would never be looked at."""

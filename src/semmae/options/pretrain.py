@@ -56,11 +56,13 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
 
     target: Target = option("pixels")
-    """What to predict of hidden patches: their pixels, as the paper does, or the tokens that the teacher has there,     to learn from a public encoder with hundreds or thousands of images."""
+    """What to predict of hidden patches: their pixels, as the paper does, or the tokens that the teacher has there, \
+    to learn from a public encoder with hundreds or thousands of images."""
     parts: Path | None = option(None, reads="labels")
     """Part labels of these images: a run of `semmae parts` or `pretrain`."""
     teacher: str | None = option(None, reads="network", objects=True)
-    """Encoder to learn parts from, when --parts is not given, and to predict the tokens of (by default those of the     encoder that --parts were learned from); without both, one is trained first."""
+    """Encoder to learn parts from, when --parts is not given, and to predict the tokens of (by default those of the \
+    encoder that --parts were learned from); without both, one is trained first."""
     epochs: int = option(400, low=1, high=EPOCHS)
     """Passes over the images."""
     blr: float = option(1.5e-4, low=0, high=RATE)
@@ -89,7 +91,8 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     teacher_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("trains_a_teacher",))
     """Epochs of the teacher, when one is trained; default: a quarter of --epochs."""
     teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("trains_a_teacher", "stores_tokens"))
-    """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster. And of the     images whose tokens are stored, which is done without a GPU: by default at most 16 patches a side."""
+    """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster. And of the \
+    images whose tokens are stored, which is done without a GPU: by default at most 16 patches a side."""
     parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("learns_parts",))
     """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; \
     a single one where only attention is read."""

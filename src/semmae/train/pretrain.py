@@ -7,7 +7,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from semmae.data.loaders import normalise
 from semmae.masking import num_hidden
@@ -17,6 +16,7 @@ from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
 from semmae.train.masks import MaskContext, MaskMeter, batch_seed, mask_function
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
+from semmae.train.teacher_tokens import tokens_of
 
 BETAS = (0.9, 0.95)  # MAE, main_pretrain.py
 _COUNTED = "mask_meter"  # what it has counted, in a checkpoint
@@ -55,16 +55,6 @@ def mask_context(
         hint=recipe.attention_hint,
     )
     return context if recipe.token_subset is None else context.most_attended(recipe.token_subset)
-
-
-@torch.no_grad()
-def tokens_of(teacher: Encoder, crops: Tensor, side: int) -> Tensor:
-    """A teacher's patch tokens (B, side·side, D) of crops, uint8 (B, 3, S, S), resized until it has that many."""
-    images = normalise(crops, teacher.spec.mean, teacher.spec.std)
-    size = side * teacher.patch_size
-    if images.shape[-1] != size:
-        images = interpolate(images, (size, size), mode="bicubic", antialias=True)
-    return teacher(images).patches
 
 
 class PretrainTask(pl.LightningModule):

@@ -7,6 +7,7 @@ import torch
 from semmae.data.loaders import CropDataset
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.data.token_store import TokenStore
 from semmae.errors import UserError
 from semmae.evaluation.quality import read_annotations
 from semmae.formats.folders import LEARNER, digest, kind, save_autoencoder, save_encoder
@@ -29,6 +30,7 @@ from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import summarised
+from semmae.train.teacher_tokens import fill_store, token_store, usual_size
 from semmae.train.trainer import FitOptions, barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
@@ -52,9 +54,10 @@ def pretrain(options: PretrainOptions) -> Path:
     if options.masks is not None:
         read_annotations(images.names, options.masks)
     with run_folder(options):
-        store = part_labels(options, images, teacher) if options.parts or options.learns_parts else None
         if options.target == "tokens":
             teacher = teacher or load_encoder(str(own_teacher(options, images)))
+            store_tokens(options, images, teacher)
+        store = part_labels(options, images, teacher) if options.parts or options.learns_parts else None
         train_autoencoder(options, images, store, init, teacher if options.target == "tokens" else None)
         if is_rank_zero():
             write_report(options.out)
@@ -90,7 +93,7 @@ def check_recipe(options: PretrainOptions) -> None:
         )  # fmt: skip
 
 
-def load_init(options: PretrainOptions, teacher: Encoder | None) -> MaskedAutoencoder | None:
+def load_init(options: PretrainOptions, teacher: Encoder | None = None) -> MaskedAutoencoder | None:
     """The autoencoder that --init begins with, to predict what is asked for; None where none is asked for."""
     if options.init is None:
         return None
@@ -109,6 +112,8 @@ def load_teacher(options: PretrainOptions) -> Encoder | None:
     encoder = load_encoder(options.teacher, num_heads=options.num_heads)
     if options.learns_parts:
         check_image_size(options.image_size, encoder.patch_size)
+    if options.target == "tokens" and options.teacher_image_size is not None:
+        check_image_size(options.teacher_image_size, encoder.patch_size, "teacher_image_size")
     return encoder
 
 
@@ -140,6 +145,20 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
     return PartStore.open(stage.out, manifest_digest=images.digest)
 
 
+def store_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> None:
+    """Store the teacher's tokens of every image inside `out`, unless a GPU is there to compute those of every crop."""
+    if not torch.cuda.is_available() and is_rank_zero():
+        size = options.teacher_image_size or usual_size(teacher)
+        store = tokens_within(options, images, teacher)
+        fill_store(store, images, teacher, size=size, precision=options.precision, workers=options.workers)
+
+
+def tokens_within(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> TokenStore:
+    """The store of the teacher's tokens inside `out`."""
+    size = options.teacher_image_size or usual_size(teacher)
+    return token_store(options.out / "teacher_tokens", images, teacher, size, options.precision)
+
+
 def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
     """Train an encoder on the images themselves inside `out`, unless an earlier start of this run has."""
     stage = teacher_stage(options)
@@ -159,9 +178,9 @@ def train_autoencoder(
 ) -> None:
     """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures.
 
-    `teacher`: whose tokens are predicted, which without a GPU are stored beforehand; None of pixels.
+    `teacher`: whose tokens are predicted, None of pixels; without a GPU `store_tokens` has been called before.
     """
-    tokens = None if teacher is None or torch.cuda.is_available() else stored_tokens(options, images, teacher)
+    tokens = None if teacher is None or torch.cuda.is_available() else tokens_within(options, images, teacher)
     torch.manual_seed(options.seed)
     mae = init or new_autoencoder(options, teacher)
     training = shared(Training, options, hyperparameters=kept_values(options))
@@ -196,6 +215,8 @@ def train_autoencoder(
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)
             save_autoencoder(mae, options.out / "autoencoder")
+            if tokens is not None:
+                tokens.remove()
             draw_masks(options.out / "pictures", images, store, mae, recipe)
 
 
@@ -215,6 +236,4 @@ def decoder_spec(options: PretrainOptions, teacher: Encoder | None = None) -> De
     if width % heads or width % 4:
         raise UserError(f"--decoder-width {width} is not divisible by 4 and by --decoder-heads {heads}; change one")
     tokens = teacher.width if teacher is not None else MODELS[options.model][0]
-    return DecoderSpec(
-        width, options.decoder_depth or usual.depth, heads, tokens if options.target == "tokens" else 0
-    )
+    return DecoderSpec(width, options.decoder_depth or usual.depth, heads, tokens if options.target == "tokens" else 0)
