@@ -87,9 +87,10 @@ def test_a_teacher_that_gives_no_numbers_is_refused(images: ImageSet, teacher: E
         filled(tmp_path / "tokens", images, teacher)
 
 
-def test_whole_images_are_as_the_teacher_was_trained_but_no_more_than_16_patches() -> None:
+def test_whole_images_are_as_the_teacher_was_trained_but_of_224_pixels_at_most() -> None:
     assert usual_size(Encoder(EncoderSpec(32, 8, 24, 1, 2))) == 32
     assert usual_size(Encoder(EncoderSpec(518, 14, 24, 1, 2))) == 224
+    assert usual_size(Encoder(EncoderSpec(480, 15, 24, 1, 2))) == 210
 
 
 def test_the_mean_token_is_soon_beaten(images: ImageSet, teacher: Encoder, tmp_path: Path) -> None:

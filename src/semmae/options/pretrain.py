@@ -90,9 +90,9 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     """Folder of PNG annotations of true parts, to measure learned parts against."""
     teacher_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("trains_a_teacher",))
     """Epochs of the teacher, when one is trained; default: a quarter of --epochs."""
-    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("trains_a_teacher", "stores_tokens"))
+    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("trains_a_teacher", "predicts_tokens"))
     """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster. And of the \
-    images whose tokens are stored, which is done without a GPU: by default at most 16 patches a side."""
+    images whose tokens are stored, without a GPU; default: as it was trained, but at most 224, in whole patches."""
     parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("learns_parts",))
     """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; \
     a single one where only attention is read."""
@@ -108,12 +108,16 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     @property
     def trains_a_teacher(self) -> bool:
         """Whether the encoder to learn parts or to predict tokens from is trained here."""
-        needed = self.learns_parts or (self.stores_tokens and self.parts is None)
-        return needed and self.teacher is None
+        return self.needs_teacher and self.teacher is None
 
     @property
-    def stores_tokens(self) -> bool:
-        """Whether a teacher's tokens are predicted, which without a GPU are computed beforehand."""
+    def needs_teacher(self) -> bool:
+        """Whether an encoder is needed that --parts do not bring along."""
+        return self.learns_parts or (self.predicts_tokens and self.parts is None)
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether a teacher's tokens are predicted, and not pixels."""
         return self.target == "tokens"
 
 

@@ -22,7 +22,7 @@ from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.train.precision import autocast, resolve_precision
 
-_MOST_SIDE = 16  # patches of a whole image; of DINOv2's ViT-S/14 that is 224 pixels, and 197 kB an image
+_MOST = 224  # pixels a side of a whole image: of DINOv2's ViT-S/14 16 x 16 tokens, 197 kB an image
 _TOGETHER = 16  # images shown to the teacher at once, always the same ones
 
 
@@ -38,8 +38,9 @@ def tokens_of(teacher: Encoder, crops: Tensor, side: int) -> Tensor:
 
 
 def usual_size(teacher: Encoder) -> int:
-    """Pixels a side of the images that are shown to a teacher whole: as it was trained, but at most 16 patches."""
-    return min(teacher.spec.image_size // teacher.patch_size, _MOST_SIDE) * teacher.patch_size
+    """Pixels a side of the images that a teacher is shown whole: as it was trained, but at most 224, in patches."""
+    patch = teacher.patch_size
+    return max(min(teacher.spec.image_size, _MOST) // patch, 1) * patch
 
 
 def token_store(folder: Path, images: ImageSet, teacher: Encoder, size: int, precision: Precision) -> TokenStore:

@@ -48,17 +48,17 @@ def pretrain(options: PretrainOptions) -> Path:
         given = PartStore.open(options.parts, manifest_digest=images.digest)
         if "attention" in options.needs:
             _ = given.attention  # a store that holds none is refused before anything is written
-        if options.target == "tokens" and teacher is None:
+        if options.predicts_tokens and teacher is None:
             teacher = teacher_of_parts(given)
     init = load_init(options, teacher)
     if options.masks is not None:
         read_annotations(images.names, options.masks)
     with run_folder(options):
-        if options.target == "tokens":
+        if options.predicts_tokens:
             teacher = teacher or load_encoder(str(own_teacher(options, images)))
             store_tokens(options, images, teacher)
         store = part_labels(options, images, teacher) if options.parts or options.learns_parts else None
-        train_autoencoder(options, images, store, init, teacher if options.target == "tokens" else None)
+        train_autoencoder(options, images, store, init, teacher if options.predicts_tokens else None)
         if is_rank_zero():
             write_report(options.out)
     return options.out
@@ -74,9 +74,9 @@ def check_recipe(options: PretrainOptions) -> None:
     masking, subset, ratio = options.masking, options.token_subset, options.mask_ratio
     patches = patches_taking_part(masking, options.image_size, options.patch_size, subset)
     check_masking(masking, patches=patches, ratio=ratio, hint=options.attention_hint)
-    if options.parts and options.teacher and options.target == "pixels":
+    if options.parts and options.teacher and not options.predicts_tokens:
         raise UserError("--parts and --teacher exclude each other; give one of them")
-    reads_teacher = options.teacher and options.target == "pixels"
+    reads_teacher = options.teacher and not options.predicts_tokens
     if not (options.is_own_masking or options.needs) and (options.parts or reads_teacher):
         raise UserError(f"--masking {masking} reads no parts; leave out --parts and --teacher, or choose semantic")
     if options.masks and not options.learns_parts:
@@ -112,7 +112,7 @@ def load_teacher(options: PretrainOptions) -> Encoder | None:
     encoder = load_encoder(options.teacher, num_heads=options.num_heads)
     if options.learns_parts:
         check_image_size(options.image_size, encoder.patch_size)
-    if options.target == "tokens" and options.teacher_image_size is not None:
+    if options.predicts_tokens and options.teacher_image_size is not None:
         check_image_size(options.teacher_image_size, encoder.patch_size, "teacher_image_size")
     return encoder
 
@@ -215,9 +215,9 @@ def train_autoencoder(
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)
             save_autoencoder(mae, options.out / "autoencoder")
+            draw_masks(options.out / "pictures", images, store, mae, recipe)
             if tokens is not None:
                 tokens.remove()
-            draw_masks(options.out / "pictures", images, store, mae, recipe)
 
 
 def new_autoencoder(options: PretrainOptions, teacher: Encoder | None) -> MaskedAutoencoder:
@@ -236,4 +236,4 @@ def decoder_spec(options: PretrainOptions, teacher: Encoder | None = None) -> De
     if width % heads or width % 4:
         raise UserError(f"--decoder-width {width} is not divisible by 4 and by --decoder-heads {heads}; change one")
     tokens = teacher.width if teacher is not None else MODELS[options.model][0]
-    return DecoderSpec(width, options.decoder_depth or usual.depth, heads, tokens if options.target == "tokens" else 0)
+    return DecoderSpec(width, options.decoder_depth or usual.depth, heads, tokens if options.predicts_tokens else 0)
