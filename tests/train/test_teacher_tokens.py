@@ -64,7 +64,8 @@ def test_rows_that_are_there_are_kept(
 ) -> None:
     """Stopped after some rows and begun again, the file is the same as one that was never stopped."""
     whole = np.array(filled(tmp_path / "once", images, teacher).read(TOKENS))
-    real, seen = teacher_tokens.tokens_of, []
+    real = teacher_tokens.tokens_of
+    seen: list[int] = []
 
     def once(*arguments: object) -> torch.Tensor:
         if len(seen) == 1:
@@ -82,6 +83,7 @@ def test_rows_that_are_there_are_kept(
 
 
 def test_a_teacher_that_gives_no_numbers_is_refused(images: ImageSet, teacher: Encoder, tmp_path: Path) -> None:
+    assert isinstance(teacher.vit.norm, torch.nn.LayerNorm)
     torch.nn.init.constant_(teacher.vit.norm.weight, torch.inf)
     with refused("--teacher", "not finite"):
         filled(tmp_path / "tokens", images, teacher)
@@ -109,7 +111,7 @@ def test_the_mean_token_is_soon_beaten(images: ImageSet, teacher: Encoder, tmp_p
         mask = random_mask(torch.rand(len(images), 16, generator=generator), 0.5)
         optimizer.zero_grad()
         loss = mae(pixels, mask, tokens=tokens).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[0] > 1 > baseline
