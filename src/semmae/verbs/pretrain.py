@@ -50,6 +50,8 @@ def pretrain(options: PretrainOptions) -> Path:
             _ = given.attention  # a store that holds none is refused before anything is written
         if options.predicts_tokens and teacher is None:
             teacher = teacher_of_parts(given)
+    if options.predicts_tokens and options.teacher_image_size is not None and teacher is not None:
+        check_image_size(options.teacher_image_size, teacher.patch_size, "teacher_image_size")
     init = load_init(options, teacher)
     if options.masks is not None:
         read_annotations(images.names, options.masks)
@@ -112,8 +114,6 @@ def load_teacher(options: PretrainOptions) -> Encoder | None:
     encoder = load_encoder(options.teacher, num_heads=options.num_heads)
     if options.learns_parts:
         check_image_size(options.image_size, encoder.patch_size)
-    if options.predicts_tokens and options.teacher_image_size is not None:
-        check_image_size(options.teacher_image_size, encoder.patch_size, "teacher_image_size")
     return encoder
 
 
