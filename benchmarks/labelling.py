@@ -5,8 +5,8 @@
 prints a line per measurement and, last, one JSON object; the same with command and machine is written to
 `benchmarks/results/labelling.json`. Random weights and noise as images: neither speed depends on them.
 
-- "preloaded": the same batches of decoded images through the bare encoder (`last_block_features` alone, pixels
-  normalised before) and through labelling (normalise, encoder, part maps, 28 × 28, argmax, attention, store). The two
+- "preloaded": the same batches of decoded images through the bare encoder (pixels normalised before) and
+  through labelling (normalise, encoder, reduced tokens, part maps, borders, argmax, attention, store). The two
   take turns, and the ratio is the median over rounds: other work on the machine slows both.
   On a CPU the same ratio of processor time stands beside it.
 - "end to end": JPEG files of 256 × 256 pixels → labels in the store, beside the loader alone. Where the loader is
@@ -39,7 +39,7 @@ from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.trainer import resolve_precision
 
-GRID = 28
+GRID = 32
 CASES = (("vit_small", 224, 16), ("vit_tiny", 112, 8))
 IMAGENET = 1_300_000
 
@@ -65,8 +65,8 @@ def throughput(model: str, size: int, patch: int, options: argparse.Namespace, f
     """Images/s of the bare encoder and of labelling, preloaded; of the loader and of labelling, end to end."""
     torch.manual_seed(0)
     encoder = Encoder(EncoderSpec.named(model, size, patch)).eval().to(DEVICE)
-    spec = PartsSpec(encoder.width, patch, head_dim=encoder.width // encoder.spec.num_heads)
-    learner = PartLearner(spec, encoder).eval().to(DEVICE)
+    spec = PartsSpec.of(encoder)
+    learner = PartLearner(spec).eval().to(DEVICE)
     images = jpegs(folder / "jpegs", options.images)
     count, block, attended = len(images), min(options.images, most_rows()), stored_side(size // patch)
     store = PartStore.create(
@@ -117,7 +117,7 @@ def features(encoder: Encoder, pixels: Tensor, precision: str) -> None:
     """The bare forward pass of one batch."""
     dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     with torch.autocast(DEVICE.type, dtype, enabled=precision != "float32"):
-        encoder.last_block_features(pixels)
+        encoder(pixels)
 
 
 def clocked(work: Callable[[], None], busy: list[float]) -> Callable[[], None]:

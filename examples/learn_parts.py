@@ -1,10 +1,9 @@
 """Learns the parts of one's own images in a plain PyTorch loop, and labels every image with them.
 
-    python examples/learn_parts.py --data photos --encoder timm:vit_small_patch16_224.dino --out runs/parts
+    python examples/learn_parts.py --data photos --encoder timm:vit_small_patch14_dinov2.lvd142m --out runs/parts
 
-The labels are those of `semmae parts` with its defaults in float32, but for rounding; `semmae pretrain --parts` and
-examples/masks.py read them. What the verb has besides: a run to go on with, several processes, bf16, attention
-beside the labels, part quality, pictures.
+The labels are those of `semmae parts`, but for rounding; `semmae pretrain --parts` and examples/masks.py read them.
+The verb also has runs to go on with, several processes, bf16, tokens on disk, attention, part quality, pictures.
 """
 
 import argparse
@@ -16,57 +15,61 @@ from torch import Tensor
 import semmae
 
 
+@torch.no_grad()
+def look(
+    images: semmae.ImageSet, encoder: semmae.Encoder, image_size: int, workers: int = 2
+) -> tuple[semmae.PartLearner, semmae.PartTokens]:
+    """A part learner that has learned nothing yet, and the encoder's tokens of all images, reduced by it."""
+    device = next(encoder.parameters()).device
+    learner = semmae.PartLearner(semmae.PartsSpec.of(encoder)).to(device)
+    views = []
+    for batch in semmae.make_loader(semmae.WholeDataset(images, image_size), 32, workers=workers):
+        pixels = semmae.normalise(batch["image"].to(device), encoder.spec.mean, encoder.spec.std)
+        seen, _ = encoder.token_views(pixels)
+        views.append([tokens.half() for tokens in seen])
+    everything = semmae.TokenViews(*(torch.cat(each) for each in zip(*views, strict=True)))
+    learner.fit_reductions(everything)
+    return learner, learner.reduce(everything)
+
+
 def learn(
-    images: semmae.ImageSet,
-    encoder: semmae.Encoder,
-    epochs: int = 20,
-    batch_size: int = 64,
-    workers: int = 2,
-    seed: int = 0,
-) -> tuple[semmae.PartLearner, list[float]]:
-    """A part learner trained on two crops of each image, and the loss of every step; the encoder stays as it is."""
-    spec, recipe, device = encoder.spec, semmae.PartsRecipe(), next(encoder.parameters()).device
-    torch.manual_seed(seed)
-    sizes = semmae.PartsSpec(spec.width, spec.patch_size, head_dim=spec.width // spec.num_heads)
-    # Parts start as the heads of the encoder's last block; semmae.PartLearner(sizes) alone would start at random.
-    learner = semmae.PartLearner(sizes, encoder, torch.Generator().manual_seed(seed)).to(device)
-    crops = semmae.CropDataset(images, spec.image_size, views=2, scale=(0.5, 1.0), seed=seed, colour=True, hue=0.5)
-    sampler = semmae.EpochSampler(len(images), seed)
-    loader = semmae.make_loader(crops, batch_size, sampler=sampler, workers=workers, drop_last=True)
-    steps = epochs * len(loader)
-    assert steps, f"{len(images)} images make no batch of {batch_size}"
+    learner: semmae.PartLearner, tokens: semmae.PartTokens, steps: int = 150, batch_size: int = 64, seed: int = 0
+) -> list[float]:
+    """Train the learner from clusters of the tokens on; the loss of every step."""
+    recipe = semmae.PartsRecipe()
+    learner.start_from_clusters(tokens, seed)
     optimizer = semmae.adamw(learner, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
     rate = semmae.warmup_cosine_rate(optimizer, total_steps=steps, warmup_steps=round(recipe.warmup_share * steps))
+    sampler = semmae.StepSampler(len(tokens.last), seed, steps=steps, batch_size=batch_size)
     recorded: list[Tensor] = []
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
-        for batch in loader:
-            views = [semmae.normalise(view.to(device), spec.mean, spec.std) for view in batch["images"].unbind(1)]
-            with torch.no_grad():
-                features = [encoder.last_block_features(view) for view in views]
-            losses = semmae.parts_losses(learner, recipe, views[0], features, batch["crops"].to(device))
-            optimizer.zero_grad()
-            losses["loss"].backward()
-            optimizer.step()
-            rate.step()
-            recorded.append(losses["loss"].detach())
-        print(f"epoch {epoch + 1}/{epochs}, loss {recorded[-1]:.4f}")
-    return learner, torch.stack(recorded).tolist()
+    for batch in semmae.make_loader(semmae.TokenDataset(tokens._asdict()), batch_size, sampler=sampler):
+        losses = semmae.parts_losses(learner, recipe, semmae.PartTokens(**batch))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        rate.step()
+        recorded.append(losses["loss"].detach())
+    return torch.stack(recorded).tolist()
 
 
 @torch.inference_mode()
 def label(
-    images: semmae.ImageSet, encoder: semmae.Encoder, learner: semmae.PartLearner, out: Path, workers: int = 2
+    images: semmae.ImageSet,
+    encoder: semmae.Encoder,
+    learner: semmae.PartLearner,
+    tokens: semmae.PartTokens,
+    out: Path,
+    workers: int = 2,
 ) -> semmae.PartStore:
-    """The labels of all images, whole, on a grid of 28 × 28 cells."""
-    spec, device = encoder.spec, next(encoder.parameters()).device
+    """The labels of all images on a grid of 32 × 32 cells, their borders drawn to those of the images."""
     store = semmae.PartStore.create(
-        out, images=len(images), grid=28, label_names=learner.spec.label_names, manifest_digest=images.digest,
+        out, images=len(images), grid=32, label_names=learner.spec.label_names, manifest_digest=images.digest,
         teacher_digest=semmae.digest(encoder), learner_digest=semmae.digest(learner),
     )  # fmt: skip
-    for batch in semmae.make_loader(semmae.WholeDataset(images, spec.image_size), 32, workers=workers):
-        pixels = semmae.normalise(batch["image"].to(device), spec.mean, spec.std)
-        store.write(batch["row"], learner.labels(encoder.last_block_features(pixels), store.grid))
+    side = round(tokens.last.shape[1] ** 0.5) * encoder.patch_size
+    for batch in semmae.make_loader(semmae.WholeDataset(images, side), 32, workers=workers):
+        own = semmae.PartTokens(*(each[batch["row"]] for each in tokens))
+        store.write(batch["row"], learner.labels(own, semmae.guides(batch["image"], store.grid)))
     store.finish()
     return store
 
@@ -74,13 +77,14 @@ def label(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of images")
-    parser.add_argument("--encoder", required=True, help="timm:NAME, a run of semmae, or a checkpoint file")
+    parser.add_argument("--encoder", required=True, help="timm:NAME, hf:NAME, a run of semmae, or a checkpoint file")
     parser.add_argument("--out", required=True, type=Path, help="folder to write labels and learner to")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--steps", type=int, default=150)
     given = parser.parse_args()
     photos = semmae.open_images(given.data)
-    frozen = semmae.load_encoder(given.encoder).requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
-    learned, _ = learn(photos, frozen, given.epochs, given.batch_size)
-    label(photos, frozen, learned, given.out)
+    frozen = semmae.load_encoder(given.encoder, image_size=given.image_size).requires_grad_(False)
+    learned, seen = look(photos, frozen, given.image_size)
+    learn(learned, seen, given.steps)
+    label(photos, frozen, learned, seen, given.out)
     semmae.save_learner(learned, given.out / "learner")

@@ -90,11 +90,12 @@ def whole_run(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     import semmae
 
     out = tmp_path_factory.mktemp("whole") / "run"
-    epochs = {name: tiny.EPOCHS for name in ("epochs", "teacher_epochs", "parts_epochs")}
+    epochs = {name: tiny.EPOCHS for name in ("epochs", "teacher_epochs")}
     with tiny.every_step():
         semmae.pretrain(
-            data=creatures / "images", out=out, masks=creatures / "masks", **epochs, **tiny.SIZE, **tiny.TRAIN
-        )
+            data=creatures / "images", out=out, masks=creatures / "masks", teacher="own",
+            **epochs, **tiny.SIZE, **tiny.TRAIN,
+        )  # fmt: skip
     return out
 
 

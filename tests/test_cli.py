@@ -82,7 +82,10 @@ REFUSED = [
     ("--batch-size 3 --devices 2", ["--batch-size 3", "--devices 2", "multiple"]),
     ("--decoder-width 190", ["190", "4", "6", "change one"]),
     ("--limit 0", ["--limit 0", "at least 1"]),
-    ("--teacher-image-size 8", ["patch of 1"]),
+    ("--teacher own --teacher-image-size 8", ["patch of 1"]),
+    ("--teacher own --teacher-image-size 30", ["--teacher-image-size 30", "patch size 8", "use 24 or 32"]),
+    ("--teacher-epochs 2", ["--teacher-epochs 2", "--teacher own"]),
+    ("--teacher own --masking random", ["--teacher own"]),
     ("--teacher photo.pth", ["photo.pth", "not readable", ".safetensors"]),
     ("--teacher empty.pth", ["empty.pth", "not readable", ".safetensors"]),
     ("--teacher nowhere", ["--teacher nowhere", "timm:NAME"]),
@@ -113,7 +116,11 @@ def test_what_pretrain_refuses(arguments: str, named: list[str], desk: Path, ref
 
 OTHERS = [
     ("pretrain --out out", ["--data", "semmae pretrain --help"]),
-    ("parts --data images --out out", ["--teacher", "semmae parts --help"]),
+    (
+        "parts --data images --out out",
+        ["--teacher auto", "HF_HUB_OFFLINE", "semmae teacher", "HF_HOME", "--teacher FILE"],
+    ),
+    ("parts --data images --out out --teacher own", ["--teacher own", "semmae teacher"]),
     ("pretrain --data images --out out --config words.yaml", ["--epochs 'three'", "whole number"]),
     ("teacher --data images --out out --image-size 30", ["30", "patch size 16", "use 16 or 32"]),
     ("teacher --data images --out out --preset ibot-s16", ["'ibot-s16'", '"ibot-vit-s16"']),

@@ -97,24 +97,14 @@ def tiny_encoder() -> semmae.Encoder:
     return semmae.Encoder(semmae.EncoderSpec(16, 8, 24, 1, 3))
 
 
-def losses_of_parts(reconstruction: Any) -> None:
-    learner = semmae.PartLearner(semmae.PartsSpec(24, 8))
-    features = [tiny_encoder().last_block_features(IMAGES)] * 2
-    recipe = semmae.PartsRecipe(reconstruction=reconstruction)
-    semmae.parts_losses(learner, recipe, IMAGES, features, torch.zeros(1, 2, 5))
-
-
 GIVEN: dict[str, Callable[[Any], object]] = {
     "Classifier.pooling": lambda value: semmae.Classifier(tiny_encoder(), 2, value),
     "HeadSpec.pooling": lambda value: semmae.HeadSpec(24, ("a", "b"), value),
-    "PartsRecipe.reconstruction": losses_of_parts,
-    "PartsSpec.target": lambda value: semmae.PartsSpec(24, 8, target=value),
     "SegmenterSpec.head": lambda value: semmae.SegmenterSpec(("a", "b"), value),
     "WholeDataset.fit": lambda value: semmae.WholeDataset(None, 16, value),  # type: ignore[arg-type]
     "embed_images.pooling": lambda value: semmae.embed_images(tiny_encoder(), [], pooling=value),
     "extract.pooling": lambda value: semmae.extract(tiny_encoder(), [], mean=[0], std=[1], pooling=value),
     "pool.pooling": lambda value: semmae.pool(tiny_encoder()(IMAGES), value),
-    "reconstruction_loss.kind": lambda value: semmae.reconstruction_loss(IMAGES, IMAGES, value),
     "resolve_precision.precision": lambda value: semmae.resolve_precision(value),
 }
 

@@ -148,7 +148,7 @@ def test_every_stage_of_the_work_on_such_a_folder(
     semmae.finetune(out=tmp_path / "finetune", epochs=1, **measured | tiny.TRAIN)
     semmae.finetune(out=tmp_path / "again", eval_only=True, **measured | {"encoder": str(tmp_path / "finetune")})
     labelled = {"teacher": measured["encoder"], "data": str(photos), "grid": 7, **tiny.TRAIN}
-    semmae.parts(out=parts, epochs=1, export_png=tmp_path / "png", **labelled)
+    semmae.parts(out=parts, steps=2, export_png=tmp_path / "png", **labelled)
     assert run(["parts", "--out", str(parts), "--resume"]) == 0
     semmae.pretrain(data=str(photos), parts=parts, out=tmp_path / "run", epochs=1, **tiny.SIZE, **tiny.TRAIN)
     for suffix in (".parquet", ".npz", ".safetensors"):

@@ -23,7 +23,7 @@ LARGEST = {".whl": 1_000_000, ".gz": 6_000_000}  # bytes; weights or runs that s
 JUNK = ("__pycache__", ".pyc", ".pytest_cache", ".safetensors", ".ckpt", ".pth", ".pt", ".onnx", "/runs/", "/site/")
 SMALL_DEMO = (
     *("--images", "32", "--image-size", "32", "--batch-size", "8", "--workers", "0"),
-    *("--teacher-epochs", "1", "--parts-epochs", "1", "--epochs", "1"),
+    *("--teacher-epochs", "1", "--epochs", "1"),
 )
 
 

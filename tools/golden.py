@@ -38,14 +38,14 @@ _MEASURE = "--data {data}/images --workers 0 --batch-size 16"
 RUNS = {
     "teacher": f"teacher {_LEARN} {_SIZE} --epochs 3 --local-crops 2 --prototypes 64 --head-width 64 --knn-every 2",
     "dino": f"teacher {_LEARN} {_SIZE} --epochs 1 --ibot 0 --centering sinkhorn --prototypes 64 --head-width 64",
-    "parts": f"parts {_LEARN} --teacher {{teacher}} --masks {{data}}/masks/train --epochs 3 --concentration 0.1",
+    "parts": f"parts {_LEARN} --teacher {{teacher}} --masks {{data}}/masks/train --steps 12",
     "published": f"parts {_LEARN} --teacher {{teacher}} --preset semmae-published --epochs 1 --grid 8",
     "semantic": f"pretrain {_LEARN} {_SIZE} --parts {{parts}} --epochs 3",
     "inter": f"pretrain {_LEARN} {_SIZE} --parts {{published}} --masking inter --token-subset 12 --epochs 1",
     "block": f"pretrain {_LEARN} {_SIZE} --masking block --epochs 1 --accumulate 2 --init {{teacher}}",
     "random": f"pretrain {_LEARN} {_SIZE} --masking random --epochs 1 --crop-scale 1 --no-norm-pix-loss",
     "attention": f"pretrain {_LEARN} {_SIZE} --masking attention --attention-hint 0.3 --masks {{data}}/masks/train"
-    " --epochs 1 --teacher-epochs 1 --parts-epochs 1",
+    " --epochs 1",
     "knn": f"knn {_MEASURE} --encoder {{teacher}} --precision float32 --untrained",
     "probe": f"probe {_MEASURE} --encoder {{semantic}} --precision float32 --flip",
     "probe-mae": f"probe --data {{data}}/images {_TRAIN} --encoder {{semantic}} --protocol mae --epochs 3",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from semmae.data.loaders import (
         CropDataset as CropDataset,
         EpochSampler as EpochSampler,
+        StepSampler as StepSampler,
         WholeDataset as WholeDataset,
         denormalise as denormalise,
         make_loader as make_loader,
@@ -37,14 +38,11 @@ if TYPE_CHECKING:
         open_segmentation as open_segmentation,
     )
     from semmae.data.splits import held_out as held_out
+    from semmae.data.token_store import TokenDataset as TokenDataset
     from semmae.data.transform import ImageTransform as ImageTransform
     from semmae.errors import UserError as UserError
     from semmae.evaluation.accuracy import class_report as class_report, confusion_matrix as confusion_matrix
-    from semmae.evaluation.baselines import (
-        cluster_labels as cluster_labels,
-        fit_clusters as fit_clusters,
-        head_labels as head_labels,
-    )
+    from semmae.evaluation.baselines import cluster_labels as cluster_labels, head_labels as head_labels
     from semmae.evaluation.features import embed_images as embed_images, extract as extract, raw_pixels as raw_pixels
     from semmae.evaluation.keypoints import keypoint_quality as keypoint_quality, read_keypoints as read_keypoints
     from semmae.evaluation.knn import knn_accuracy as knn_accuracy, knn_scores as knn_scores
@@ -60,6 +58,7 @@ if TYPE_CHECKING:
         slide as sliding_logits,
     )
     from semmae.evaluation.tokens import image_tokens as image_tokens, pool_parts as pool_parts
+    from semmae.filters import guided_filter as guided_filter, guides as guides, refine_maps as refine_maps
     from semmae.formats.folders import (
         digest as digest,
         read_learner as read_learner,
@@ -78,11 +77,9 @@ if TYPE_CHECKING:
         load_segmenter as load_segmenter,
     )
     from semmae.losses import (
-        concentration_loss as concentration_loss,
         diversity_loss as diversity_loss,
-        feature_loss as feature_loss,
         masked_pixel_loss as masked_pixel_loss,
-        mutual_information_loss as mutual_information_loss,
+        rebuild_loss as rebuild_loss,
         reconstruction_loss as reconstruction_loss,
         total_variation_loss as total_variation_loss,
     )
@@ -105,9 +102,18 @@ if TYPE_CHECKING:
         MAEOutput as MAEOutput,
         MaskedAutoencoder as MaskedAutoencoder,
     )
-    from semmae.models.parts import PartLearner as PartLearner, PartsOutput as PartsOutput, PartsSpec as PartsSpec
+    from semmae.models.parts import PartLearner as PartLearner, PartsSpec as PartsSpec, PartTokens as PartTokens
+    from semmae.models.published_parts import (
+        PublishedPartLearner as PublishedPartLearner,
+        PublishedPartsSpec as PublishedPartsSpec,
+    )
     from semmae.models.segmenter import Segmenter as Segmenter, SegmenterSpec as SegmenterSpec
-    from semmae.models.vit import Encoder as Encoder, EncoderSpec as EncoderSpec, Features as Features
+    from semmae.models.vit import (
+        Encoder as Encoder,
+        EncoderSpec as EncoderSpec,
+        Features as Features,
+        TokenViews as TokenViews,
+    )
     from semmae.options.parts import PartsRecipe as PartsRecipe
     from semmae.reporting.pictures import (
         masks_picture as masks_picture,
@@ -117,8 +123,9 @@ if TYPE_CHECKING:
     )
     from semmae.train.masks import MaskContext as MaskContext, draw_mask as draw_mask, mask_seed as mask_seed
     from semmae.train.optimizer import adamw as adamw, warmup_cosine_rate as warmup_cosine_rate
-    from semmae.train.part_losses import agreement_loss as agreement_loss, parts_losses as parts_losses
+    from semmae.train.parts import parts_losses as parts_losses
     from semmae.train.precision import resolve_precision as resolve_precision
+    from semmae.train.published_parts import published_parts_losses as published_parts_losses
 
 __version__ = "0.1.0"
 

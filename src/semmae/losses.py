@@ -1,4 +1,4 @@
-"""The objectives: masked pixels (MAE), masked tokens (MILAN), reconstruction and diversity (SemMAE, stage 1).
+"""The objectives: masked pixels (MAE), masked tokens (MILAN), rebuilt tokens (parts), reconstruction and diversity.
 
 Every loss of the project goes through `in_float32`, those of other libraries too: what precedes it may be computed in
 half precision, a loss is not. In bf16 close vectors are rounded onto each other, and small differences to nothing.
@@ -6,7 +6,7 @@ half precision, a loss is not. In bf16 close vectors are rounded onto each other
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,14 +60,11 @@ def masked_token_loss(prediction: Tensor, tokens: Tensor) -> Tensor:
 
 
 @in_float32
-def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: Literal["mse", "l1"] = "mse") -> Tensor:
-    """L_r of SemMAE: error of a reconstruction (B, 3, s, s) of images (B, 3, S, S), averaged by area to its size."""
+def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """L_r of SemMAE: squared error of a reconstruction (B, 3, s, s) of images (B, 3, S, S), averaged to its size."""
     if images.shape[-1] != reconstruction.shape[-1]:
         images = functional.interpolate(images, reconstruction.shape[-2:], mode="area")
-    if kind not in ("mse", "l1"):
-        raise ValueError(f'kind must be "mse" or "l1", not {kind!r}')
-    loss = functional.mse_loss if kind == "mse" else functional.l1_loss
-    return loss(reconstruction, images)
+    return functional.mse_loss(reconstruction, images)
 
 
 @in_float32
@@ -83,40 +80,21 @@ def diversity_loss(maps: Tensor) -> Tensor:
 
 
 @in_float32
-def feature_loss(reconstruction: Tensor, patches: Tensor) -> Tensor:
-    """L_r on frozen features: squared error of a reconstruction (B, C, g, g) of patch tokens (B, L, C), g² = L."""
-    return functional.mse_loss(reconstruction.flatten(2).transpose(1, 2), patches)
+def rebuild_loss(maps: Tensor, weights: Tensor, tokens: Tensor) -> Tensor:
+    """Error of tokens (B, L, d) rebuilt from one descriptor a part and image, by shares (B, L, K) → scalar.
 
-
-@in_float32
-def mutual_information_loss(first: Tensor, second: Tensor) -> Tensor:
-    """Minus the mutual information of the labels that two views give to the same places, in nats.
-
-    Lowest (−log N) when a place has the same label in both views, surely, and all labels are equally common:
-    maps follow the image's geometry, ignore its colours, are decided, and none is left empty. Of soft labels
-    (B, N, h, w) each, sum 1 over N. Invariant information clustering (arXiv 1807.06653), section 3.1.
+    The descriptor of a part is the mean of the image's tokens, weighted by `weights` (B, L) and the part's shares; a
+    patch is rebuilt as the mean of the descriptors by its own shares. A linear bottleneck: what the maps do not tell
+    apart is lost. The squared error is given as a share of the tokens' variance in the batch; patches count in both as
+    `weights` says.
     """
-    count = first.shape[1]
-    a, b = (maps.transpose(0, 1).reshape(count, -1) for maps in (first, second))
-    joint = a @ b.T / a.shape[1]
-    joint = ((joint + joint.T) / 2).clamp_min(torch.finfo(joint.dtype).eps)
-    apart = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
-    return -(joint * (joint / apart).log()).sum()
-
-
-@in_float32
-def concentration_loss(maps: Tensor) -> Tensor:
-    """Mean variance of place within a part, in squared image sides: maps (B, N, g, g) → scalar in [0, 1/2].
-
-    SCOPS (Hung et al., CVPR 2019, arXiv 1905.01298), section 3.2, "geometric concentration".
-    """
-    places = (torch.arange(maps.shape[-1], device=maps.device, dtype=maps.dtype) + 0.5) / maps.shape[-1]
-    mass = maps.sum((2, 3)).clamp_min(torch.finfo(maps.dtype).eps)
-    spread = maps.new_zeros(maps.shape[:2])
-    for shares in (maps.sum(3), maps.sum(2)):  # over the rows, over the columns: (B, N, g)
-        centre = (shares * places).sum(2) / mass
-        spread = spread + (shares * (places - centre[:, :, None]) ** 2).sum(2) / mass
-    return spread.mean()
+    shares = maps * weights[:, :, None]
+    descriptors = shares.transpose(1, 2) @ tokens / (shares.sum(1)[:, :, None] + 1e-3)
+    errors = (tokens - maps @ descriptors).square().sum(2)
+    tiny = torch.finfo(weights.dtype).eps
+    mean = (tokens * weights[:, :, None]).sum((0, 1)) / weights.sum().clamp_min(tiny)
+    spread = (tokens - mean).square().sum(2)
+    return (errors * weights).sum() / (spread * weights).sum().clamp_min(tiny)
 
 
 @in_float32
@@ -125,9 +103,9 @@ def total_variation_loss(maps: Tensor) -> Tensor:
 
     PDiscoFormer (Aniraj et al., ECCV 2024, arXiv 2407.04538), equation 4: parts of any shape, but connected.
     """
-    down = (maps[:, :, 1:] - maps[:, :, :-1]).abs().sum(1).mean()
-    across = (maps[..., 1:] - maps[..., :-1]).abs().sum(1).mean()
-    return down + across
+    differences = [(maps[:, :, 1:] - maps[:, :, :-1]).abs().sum(1), (maps[..., 1:] - maps[..., :-1]).abs().sum(1)]
+    # A single cell has no neighbours, and no mean of their differences.
+    return torch.stack([each.sum() / max(each.numel(), 1) for each in differences]).sum()
 
 
 @in_float32

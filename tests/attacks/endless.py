@@ -227,14 +227,14 @@ def _(desk: Desk) -> None:
 @attack("C7", "SIGTERM while labelling, and a second Ctrl-C while something waits")
 def _(desk: Desk) -> int:
     with desk.copy():
-        works("teacher --data photos --out own --knn-every 0 " + TRAIN)
+        works("teacher --data photos --out mine --knn-every 0 " + TRAIN)
 
         def stopped() -> None:
             from semmae.data.part_store import PartStore
 
             patched(PartStore, "write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
-        words = "parts --teacher own --data photos --out parts2 --workers 0 --epochs 1 --batch-size 8"
+        words = "parts --teacher mine --data photos --out parts2 --workers 0 --steps 2 --batch-size 8"
         child = child_of(words, stopped)
         assert child.ended(100) == 143, child.output
         assert "semmae parts --out parts2 --resume" in error_line(child.output)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
 from semmae.data.attention import MOST_ATTENDED, attention_ranks, ranks, stored_side
+from semmae.data.crop import WHOLE, Crop, crop_scores
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=200))
@@ -37,3 +38,21 @@ def test_labels_and_attention_are_below_a_kilobyte(side: int, stored: int) -> No
     if side == 28:
         cells = attention.view(3, 14, 2, 14, 2).mean((2, 4)).flatten(1)
         assert torch.equal(found.flatten(1).argsort(1), cells.argsort(1))
+
+
+@pytest.mark.parametrize("side", [8, 14, 16, 28])
+@pytest.mark.parametrize("crop", [WHOLE, Crop(0.25, 0.125, 0.5, 0.75, flip=True)])
+def test_attention_of_one_grid_of_patches_reaches_another(side: int, crop: Crop) -> None:
+    """A hill over the 16 × 16 patches of 14 of 224 pixels, seen at the centres of other patches."""
+
+    def hill(down: np.ndarray, across: np.ndarray) -> np.ndarray:
+        return np.exp(-((down - 0.4)[:, None] ** 2 + (across - 0.3)[None, :] ** 2) / 0.08)
+
+    def centres(count: int) -> np.ndarray:
+        return (np.arange(count) + 0.5) / count
+
+    given = torch.from_numpy(hill(centres(16), centres(16)).ravel()[None])
+    found = crop_scores(attention_ranks(given)[0].numpy(), crop, side)
+    across = 1 - centres(side) if crop.flip else centres(side)
+    expected = hill(crop.top + crop.height * centres(side), crop.left + crop.width * across)
+    assert spearmanr(found, expected.ravel()).statistic > 0.99

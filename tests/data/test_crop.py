@@ -16,7 +16,6 @@ from semmae.data.crop import (
     crop_parts,
     crop_scores,
     crop_tokens,
-    matching_places,
     pixel_box,
     random_crop,
 )
@@ -150,42 +149,6 @@ def test_whole_keeps_the_grid() -> None:
     assert crop_parts(labels, WHOLE, 7).tolist() == list(range(49))
     image = noise(12, 12)
     assert torch.equal(crop_image(image, WHOLE, 12), image)
-
-
-def _seen(image: torch.Tensor, crop: Crop, where: torch.Tensor) -> torch.Tensor:
-    """Values of an image (1, H, W) of floats at places of its crop, which is resized without blur."""
-    top, left, height, width = pixel_box(crop, *image.shape[1:])
-    box = image[None, :, top : top + height, left : left + width]
-    cut = functional.interpolate(box, (200, 200), mode="bilinear", align_corners=False)
-    return functional.grid_sample(cut.flip(-1) if crop.flip else cut, where, align_corners=False)[0, 0]
-
-
-@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
-def test_matching_places_show_the_same_pixels(flips: tuple[bool, bool]) -> None:
-    """A ramp over the image marks every place: both crops must read the same value there, and it is the right one."""
-    rows, columns = torch.meshgrid(torch.arange(100.0), torch.arange(100.0), indexing="ij")
-    crops = (Crop(0.1, 0.3, 0.5, 0.6, flips[0]), Crop(0.2, 0.0, 0.8, 0.7, flips[1]))
-    first, second = (torch.tensor([crop.numbers]) for crop in crops)
-
-    places = matching_places(first, second, 4)
-
-    # Shared: rows 20 to 60, columns 30 to 70 of 100, so the first of four places lies an eighth into it.
-    expected = {0: 20 + 40 * (torch.arange(4) + 0.5) / 4, 1: 30 + 40 * (torch.arange(4) + 0.5) / 4}
-    for ramp, axis in ((rows, 0), (columns, 1)):
-        read = [_seen(ramp[None], crop, where) for crop, where in zip(crops, places, strict=True)]
-        assert torch.allclose(read[0], read[1], atol=0.6)
-        wanted = expected[axis][:, None] if axis == 0 else expected[axis][None, :]
-        assert torch.allclose(read[0] + 0.5, wanted.expand(4, 4), atol=0.6)
-
-
-def test_a_crop_matches_itself_everywhere() -> None:
-    crop = torch.tensor([Crop(0.2, 0.1, 0.5, 0.4, True).numbers])
-
-    first, second = matching_places(crop, crop, 3)
-
-    assert torch.equal(first, second)
-    assert torch.allclose(first[0, :, 0, 1], torch.tensor([-2 / 3, 0.0, 2 / 3]), atol=1e-6)
-    assert torch.allclose(first[0, 0, :, 0], torch.tensor([2 / 3, 0.0, -2 / 3]), atol=1e-6)  # from right to left
 
 
 @given(crops, st.integers(1, 15), st.integers(1, 29), st.integers(0, 10**6))

@@ -17,10 +17,9 @@ from torchvision.transforms.v2 import functional as F
 
 from semmae.data.colour import GLOBAL_CHANCES, PLAIN_CHANCES, jitter
 from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, crop_scores, random_crop
-from semmae.data.loaders import CropDataset, EpochSampler, LocalCrops, WholeDataset, make_loader, normalise
+from semmae.data.loaders import CropDataset, EpochSampler, LocalCrops, StepSampler, WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.data.segment_crops import StepSampler
 
 NAMES = [f"c{i % 2}/{i:02}.jpg" for i in range(11)]
 

@@ -3,20 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.nn import functional
 
 from semmae.data.loaders import normalise
 from semmae.evaluation import baselines
-from semmae.evaluation.baselines import (
-    baseline_labels,
-    cluster_labels,
-    fit_clusters,
-    head_labels,
-    sample_tokens,
-)
-from semmae.models.vit import Encoder, EncoderSpec
+from semmae.evaluation.baselines import baseline_labels, cluster_labels, fit_baselines, head_labels
+from semmae.filters import guides
+from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.vit import Encoder, EncoderSpec, TokenViews
 
 SPEC = EncoderSpec(image_size=32, patch_size=8, width=24, depth=2, num_heads=3)
 
@@ -69,31 +64,6 @@ def test_heads_are_upsampled_before_the_argmax() -> None:
     assert upper.tolist() == [0] * 21 + [1] * 11
 
 
-def test_clusters_that_lie_far_apart_are_found() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = 10 * torch.eye(5)
-    truth = torch.randint(0, 5, (3, 16), generator=generator)
-    patches = centres[truth] + torch.randn(3, 16, 5, generator=generator)
-    found = fit_clusters(patches.flatten(0, 1), 5, seed=0)
-    distances = torch.cdist(found, centres)
-    assert sorted(distances.argmin(1).tolist()) == list(range(5)) and distances.min(1).values.max() < 1.5
-    labels = cluster_labels(patches, found, 4)
-    assert adjusted_rand_score(truth.flatten(), labels.flatten()) == 1
-
-
-def test_clusters_are_the_same_for_a_seed_whatever_ran_before() -> None:
-    tokens = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
-    first = fit_clusters(tokens, 7, seed=4)
-    np.random.random(5)
-    torch.rand(5)
-    assert torch.equal(fit_clusters(tokens, 7, seed=4), first)
-    assert not torch.equal(fit_clusters(tokens, 7, seed=5), first)
-
-
-def test_there_are_no_more_clusters_than_tokens() -> None:
-    assert sorted(fit_clusters(torch.tensor([[0.0], [1.0]]), 7, seed=0).flatten().tolist()) == [0, 1]
-
-
 def test_a_label_is_the_centre_nearest_to_the_interpolated_token() -> None:
     generator = torch.Generator().manual_seed(0)
     patches, centres = torch.randn(2, 16, 8, generator=generator), torch.randn(6, 8, generator=generator)
@@ -111,41 +81,87 @@ def test_order_of_centres_only_renames_the_labels() -> None:
     assert torch.equal(order[cluster_labels(patches, centres[order], 9).long()], cluster_labels(patches, centres, 9))
 
 
-def test_sampled_tokens_are_the_learners_and_equally_many_of_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = an_encoder()
-    monkeypatch.setattr(baselines, "FIT_TOKENS", 15)
-    found = sample_tokens(encoder, batches(5, 2), images=5, generator=torch.Generator().manual_seed(0))
+def of_all(encoder: Encoder, count: int, size: int) -> tuple[Tensor, TokenViews, Tensor]:
+    """Images, the views of their tokens and their attention, at once."""
+    images = torch.cat([batch["image"] for batch in batches(count, size)])
     with torch.inference_mode():
-        pixels = normalise(torch.cat([batch["image"] for batch in batches(5, 2)]), SPEC.mean, SPEC.std)
-        patches = encoder.last_block_features(pixels).patches
-    same = torch.cdist(found["kmeans"], patches.flatten(0, 1), compute_mode="donot_use_mm_for_euclid_dist") < 1e-5
-    places = same.nonzero()[:, 1]
-    assert torch.allclose(
-        found["kmeans_centred"], (patches - patches.mean(1, keepdim=True)).flatten(0, 1)[places], atol=1e-5
-    )
+        views, attention = encoder.eval().token_views(normalise(images, SPEC.mean, SPEC.std), attention=True)
+    assert attention is not None
+    return images, views, attention
+
+
+def test_tokens_that_are_clustered_are_the_encoders_and_equally_many_of_each_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder, given = an_encoder(), []
+    monkeypatch.setattr(baselines, "FIT_TOKENS", 15)
+    monkeypatch.setattr(baselines, "fit_clusters", lambda tokens, *rest: given.append((tokens, rest)) or tokens[:2])
+    clusters = fit_baselines(encoder, batches(5, 2), 4, 7, images=5)
+    patches = of_all(encoder, 5, 2)[1].last
+    assert list(clusters.centres) == ["kmeans", "kmeans_centred"] and [rest for _, rest in given] == [(4, 7)] * 2
+    (own, _), (centred, _) = given
+    # They are kept in half precision until all images were seen.
+    distances = torch.cdist(own, patches.flatten(0, 1), compute_mode="donot_use_mm_for_euclid_dist")
+    places = distances.argmin(1)
+    assert distances.amin(1).max() < 0.02
+    assert torch.allclose(centred, (patches - patches.mean(1, keepdim=True)).flatten(0, 1)[places], atol=5e-3)
     assert len(places) == len(places.unique()) == 15
     assert (places // 16).bincount().tolist() == [3] * 5
 
 
-def test_labels_of_an_encoder_are_those_of_its_attention_and_tokens() -> None:
-    encoder = an_encoder().train()
-    own, less = torch.randn(2, 4, SPEC.width, generator=torch.Generator().manual_seed(2))
-    centres = {"kmeans": own, "kmeans_centred": less}
-    labels = baseline_labels(encoder, batches(5, 2), centres, 8, images=5)
-    assert encoder.training, "left as it came"
+def test_clusters_in_two_steps_are_a_learner_that_has_learned_nothing() -> None:
+    """The same tokens, the same start: what training adds is all that differs."""
+    encoder = an_encoder()
+    images, views, _ = of_all(encoder, 6, 2)
+    clusters = fit_baselines(encoder, batches(6, 2), 4, 3, images=6)
+    learner = PartLearner(PartsSpec.of(encoder, 3))
+    learner.fit_reductions(TokenViews(*(view.half() for view in views)))
+    learner.start_from_clusters(learner.reduce(TokenViews(*(view.half() for view in views))), 3)
+
+    found = baseline_labels(encoder, batches(6, 2), clusters, 8, images=6)["kmeans_two_steps"]
+
     with torch.inference_mode():
-        encoder.eval()
-        pixels = normalise(torch.cat([batch["image"] for batch in batches(5, 2)]), SPEC.mean, SPEC.std)
-        attention, patches = encoder.attention(pixels), encoder.last_block_features(pixels).patches
+        expected = learner.labels(learner.reduce(views), guides(images, 8)).numpy()
+    assert clusters.two_steps.spec == learner.spec
+    assert (found == expected).mean() > 0.98 and len(np.unique(found)) > 2
+
+
+@pytest.mark.parametrize("labels", [1, 2, 7])
+def test_there_are_as_many_labels_in_two_steps_as_asked_for(labels: int) -> None:
+    encoder = an_encoder()
+    clusters = fit_baselines(encoder, batches(3, 2), labels, 0, images=3)
+    assert len(clusters.two_steps.spec.label_names) == max(labels, 2)
+    found = baseline_labels(encoder, batches(3, 2), clusters, 8, images=3)["kmeans_two_steps"]
+    assert found.max() < max(labels, 2)
+
+
+def test_labels_of_an_encoder_are_those_of_its_attention_and_tokens() -> None:
+    encoder = an_encoder()
+    clusters = fit_baselines(encoder, batches(5, 2), 4, 0, images=5)
+    encoder.train()
+    labels = baseline_labels(encoder, batches(5, 2), clusters, 8, images=5)
+    assert encoder.training, "left as it came"
+    images, views, attention = of_all(encoder, 5, 2)
+    patches, (own, less) = views.last, clusters.centres.values()
+    two_steps = clusters.two_steps
     expected = {
         "heads": head_labels(attention, 8, background=False),
         "heads_background": head_labels(attention, 8, background=True),
         "kmeans": cluster_labels(patches, own, 8),
         "kmeans_centred": cluster_labels(patches - patches.mean(1, keepdim=True), less, 8),
+        "kmeans_two_steps": two_steps.labels(two_steps.reduce(views), guides(images, 8)),
     }
-    assert labels.keys() == expected.keys()
+    assert list(labels) == list(expected)
     for name, grids in expected.items():
         assert labels[name].dtype == np.uint8
         # Sums of other batches are rounded otherwise: a tie may fall the other way.
         assert (labels[name] == grids.numpy()).mean() > 0.99, name
         assert len(np.unique(grids)) > 1
+
+
+def test_an_image_is_looked_at_once_for_all_baselines() -> None:
+    encoder, ran = an_encoder(), []
+    clusters = fit_baselines(encoder, batches(5, 2), 4, 0, images=5)
+    encoder.vit.blocks[0].register_forward_hook(lambda *_: ran.append(0))
+    baseline_labels(encoder, batches(5, 2), clusters, 8, images=5)
+    assert len(ran) == 3

@@ -20,6 +20,7 @@ from semmae.models.classifier import Classifier
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder, EncoderSpec
 
@@ -30,7 +31,8 @@ OWN = "semmae"
 def save_all(folder: Path) -> None:
     checkpoint.save_encoder(Encoder(TINY), folder / "encoder")
     checkpoint.save_autoencoder(MaskedAutoencoder(Encoder(TINY), DecoderSpec(32, 1, 4)), folder / "autoencoder")
-    checkpoint.save_learner(PartLearner(PartsSpec(width=48, patch_size=8, num_parts=3)), folder / "learner")
+    checkpoint.save_learner(PartLearner(PartsSpec(48, 48, patch_size=8, num_parts=3)), folder / "learner")
+    checkpoint.save_learner(PublishedPartLearner(PublishedPartsSpec(48, 8, num_parts=3)), folder / "published learner")
     checkpoint.save_classifier(Classifier(Encoder(TINY), 2), folder / "classifier", ["a", "b"])
     checkpoint.save_head(LinearHead(HeadSpec(48, ("a", "b"))), folder / "head")
     segmenter = Segmenter(Encoder(TINY), SegmenterSpec(("sky", "tree"), "linear", (), 8))
@@ -41,6 +43,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "encoder": load_encoder,
     "autoencoder": load_mae,
     "learner": checkpoint.read_learner,
+    "published learner": checkpoint.read_learner,
     "classifier": load_classifier,
     "head": load_head,
     "segmenter": load_segmenter,
@@ -95,7 +98,28 @@ def test_every_value_of_a_configuration_is_checked(kind: str, saved: Path, tmp_p
             except UserError as error:
                 assert "\n" not in str(error) and len(str(error)) < 500
     # Of one type with what stood there, and all that such a value can be.
-    assert {place[-1] for place, _ in accepted} <= {"mlp_ratio", "norm_pix_loss", "background", "auxiliary", "mean"}
+    assert {place[-1] for place, _ in accepted} <= {
+        "mlp_ratio",
+        "norm_pix_loss",
+        "background",
+        "auxiliary",
+        "mean",
+        "refine",
+    }
+
+
+@pytest.mark.parametrize("kind", ["learner", "published learner"])
+def test_a_learner_that_is_said_to_be_of_the_other_kind_is_refused(kind: str, saved: Path, tmp_path: Path) -> None:
+    other = {"learner": "pixels", "published learner": "tokens"}[kind]
+    for number, value in enumerate((other, "features", "")):
+        with refused(tmp_path, *(["rebuilds", "tokens, pixels"] if value != other else [])):
+            checkpoint.read_learner(edited(saved / kind, tmp_path / str(number), (OWN, "rebuilds"), value))
+    folder = edited(saved / kind, tmp_path / "none", (OWN, "spec"), None)
+    config = json.loads((saved / kind / "config.json").read_text())
+    del config[OWN]["rebuilds"]  # as versions before wrote it
+    (folder / "config.json").write_text(json.dumps(config))
+    with refused(folder, "rebuilds"):
+        checkpoint.read_learner(folder)
 
 
 DAMAGED: dict[str, bytes] = {
@@ -114,8 +138,8 @@ DAMAGED: dict[str, bytes] = {
 @pytest.mark.parametrize("damage", DAMAGED)
 @pytest.mark.parametrize("kind", READERS)
 def test_damaged_configurations_are_refused_in_one_line(kind: str, damage: str, saved: Path, tmp_path: Path) -> None:
-    folder = edited(saved / kind, tmp_path / "folder", (OWN, "kind"), kind)
-    (folder / "config.json").write_bytes(DAMAGED[damage].replace(b"KIND", kind.encode()))
+    folder = edited(saved / kind, tmp_path / "folder", (OWN, "kind"), kind.split()[-1])
+    (folder / "config.json").write_bytes(DAMAGED[damage].replace(b"KIND", kind.split()[-1].encode()))
 
     with refused(folder):
         READERS[kind](folder)
@@ -123,7 +147,7 @@ def test_damaged_configurations_are_refused_in_one_line(kind: str, damage: str, 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_weights_that_are_no_numbers_are_refused(kind: str, saved: Path, tmp_path: Path) -> None:
-    folder = edited(saved / kind, tmp_path / "folder", (OWN, "kind"), kind)
+    folder = edited(saved / kind, tmp_path / "folder", (OWN, "kind"), kind.split()[-1])
     state = load_file(folder / "model.safetensors")
     name = next(name for name, tensor in state.items() if tensor.is_floating_point() and tensor.ndim)
     state[name] = state[name].clone().fill_(torch.nan)

@@ -16,6 +16,7 @@ from semmae.errors import DiskError
 from semmae.formats import folders as checkpoint
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import encoder_from_weights, wrap_vit
 
@@ -174,14 +175,26 @@ def test_a_masked_autoencoder_comes_back_whole(encoder: Encoder, tmp_path: Path)
     assert checkpoint.read_extra(tmp_path / "autoencoder") == {"step": 5}
 
 
-def test_a_part_learner_comes_back_whole(tmp_path: Path) -> None:
-    spec = PartsSpec(width=48, patch_size=8, num_parts=3, background=False, head_dim=16, decoder_width=32)
-    saved = PartLearner(spec)
-    checkpoint.save_learner(saved, tmp_path / "learner")
+@pytest.mark.parametrize(
+    "saved",
+    [
+        PartLearner(PartsSpec(width=48, key_width=64, patch_size=8, num_parts=3, components=40, refine=False)),
+        PublishedPartLearner(
+            PublishedPartsSpec(48, 8, num_parts=3, background=False, head_dim=16, decoder_width=32, blur=1)
+        ),
+    ],
+    ids=["tokens", "pixels"],
+)
+def test_a_part_learner_of_either_kind_comes_back_whole(saved: checkpoint.AnyPartLearner, tmp_path: Path) -> None:
+    with torch.no_grad():
+        for tensor in saved.state_dict().values():
+            tensor.normal_()  # what was fitted too
+    checkpoint.save_learner(saved, tmp_path / "learner", {"image_size": 32})
 
     read = checkpoint.read_learner(tmp_path / "learner")
 
-    assert read.spec == spec
+    assert type(read) is type(saved) and read.spec == saved.spec and not read.training
+    assert checkpoint.read_extra(tmp_path / "learner") == {"image_size": 32}
     assert checkpoint.digest(read) == checkpoint.digest(saved)
 
 

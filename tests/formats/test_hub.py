@@ -44,7 +44,7 @@ def test_a_teacher_of_the_hub_is_known_again_by_its_name(encoder: Path, creature
     semmae.export(encoder=encoder, to="hf", out=tmp_path / "export")
     in_cache(tmp_path / "export", "semmae-tests/teacher")
     given: dict[str, Any] = {"data": creatures / "images", "workers": 0, "limit": 8}
-    run = semmae.parts(teacher="hf:semmae-tests/teacher", out=tmp_path / "parts", epochs=1, batch_size=8, **given)
+    run = semmae.parts(teacher="hf:semmae-tests/teacher", out=tmp_path / "parts", steps=2, batch_size=8, **given)
     again = semmae.parts(learner=run.path, out=tmp_path / "again", **given)
     assert (again.path / "parts.npy").read_bytes() == (run.path / "parts.npy").read_bytes()
 

@@ -33,6 +33,34 @@ def test_a_folder_of_timm_is_read_with_its_preprocessing(tmp_path: Path) -> None
         assert encoder(torch.randn(1, 3, 48, 48)).patches.shape == (1, 36, 48)
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+@torch.no_grad()
+def test_dinov2_reads_images_of_any_size_that_divides_as_timm_does(name: str, tmp_path: Path) -> None:
+    """Positions of 5 × 5 patches of 14, and four registers that are no patches; attention by the softmax itself."""
+    sizes = {**SIZES, "img_size": 70}
+    model = timm.create_model(name, **sizes, num_classes=0, dynamic_img_size=True).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    timm.models.save_for_hf(model, str(tmp_path), model_args=sizes, safe_serialization=True)
+    encoder = load_encoder(f"timm:local-dir:{tmp_path}")
+    assert (encoder.spec.image_size, encoder.patch_size) == (70, 14)
+    before, softmax = model.num_prefix_tokens, []
+    last = model.blocks[-1].attn
+    last.fused_attn = False
+    last.attn_drop.register_forward_hook(lambda _, __, weights: softmax.append(weights))
+    for size in (14, 28, 56, 70, 98, 224):
+        images = torch.randn(2, 3, size, size)
+        tokens, features = model.forward_features(images), encoder(images)
+        assert features.patches.shape == (2, (size // 14) ** 2, 48)
+        torch.testing.assert_close(features.cls, tokens[:, 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(features.patches, tokens[:, before:], atol=1e-5, rtol=1e-5)
+        expected = softmax.pop()[:, :, 0, before:]
+        torch.testing.assert_close(encoder.attention(images), expected, atol=1e-5, rtol=1e-5)
+    for size in (32, 60):
+        with refused(f"{size} pixels", "patches of 14", f"{size // 14 * 14} or {size // 14 * 14 + 14}"):
+            load_encoder(encoder, image_size=size)
+
+
 @torch.no_grad()
 def test_a_folder_of_dinov3_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = {**SIZES, "patch_size": 8}

@@ -12,20 +12,15 @@ from semmae.data.attention import attention_ranks
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.formats.folders import digest, save_encoder, save_learner
+from semmae.filters import guides, refine_maps, upsample_maps
+from semmae.formats.folders import AnyPartLearner, digest, save_encoder, save_learner
 from semmae.labels.blocks import Job, compute_labels, label_blocks
 from semmae.labels.processes import label_in_processes
 from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 
 SIZE, GRID, BLOCK = 32, 7, 5  # 32 creatures: six blocks and two images
-
-
-@pytest.fixture(scope="module")
-def networks() -> tuple[Encoder, PartLearner]:
-    torch.manual_seed(0)
-    encoder = Encoder(EncoderSpec.named("vit_tiny", SIZE, 8)).eval()
-    return encoder, PartLearner(PartsSpec(encoder.width, 8), encoder).eval()
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +28,26 @@ def images(creatures: Path) -> ImageSet:
     return open_images(creatures / "images")
 
 
+@pytest.fixture(scope="module", params=["tokens", "pixels"])
+def networks(request: pytest.FixtureRequest, images: ImageSet) -> tuple[Encoder, AnyPartLearner]:
+    """An encoder, and a learner of either kind that has learned nothing yet."""
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec.named("vit_tiny", SIZE, 8)).eval()
+    if request.param == "pixels":
+        return encoder, PublishedPartLearner(PublishedPartsSpec(encoder.width, 8), encoder).eval()
+    learner = PartLearner(PartsSpec.of(encoder)).eval()
+    pixels = torch.stack([WholeDataset(images, SIZE)[row]["image"] for row in range(16)])
+    with torch.inference_mode():
+        views, _ = encoder.token_views(normalise(pixels, encoder.spec.mean, encoder.spec.std))
+        learner.fit_reductions(views)
+        learner.start_from_clusters(learner.reduce(views), 0)
+    return encoder, learner
+
+
 def job(
     out: Path,
     images: ImageSet,
-    networks: tuple[Encoder, PartLearner],
+    networks: tuple[Encoder, AnyPartLearner],
     workers: int = 0,
     precision: Literal["float32", "bf16"] = "float32",
 ) -> Job:
@@ -49,17 +60,22 @@ def job(
     return Job(store=store, images=images, size=SIZE, block=BLOCK, precision=precision, workers=workers)
 
 
-def slowly(images: ImageSet, networks: tuple[Encoder, PartLearner]) -> tuple[np.ndarray, np.ndarray]:
+def slowly(images: ImageSet, networks: tuple[Encoder, AnyPartLearner]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and attention, block by block, as one reads it in the docstrings."""
     encoder, learner = networks
     whole, found, attended = WholeDataset(images, SIZE), [], []
     with torch.inference_mode():
         for at in range(0, len(images), BLOCK):
             rows = range(at, min(at + BLOCK, len(images)))
-            pixels = normalise(torch.stack([whole[row]["image"] for row in rows]), encoder.spec.mean, encoder.spec.std)
-            maps = learner.part_maps(encoder.last_block_features(pixels))
-            large = torch.nn.functional.interpolate(maps, (GRID, GRID), mode="bilinear", align_corners=False)
-            found.append(large.argmax(1).numpy())
+            pictures = torch.stack([whole[row]["image"] for row in rows])
+            pixels = normalise(pictures, encoder.spec.mean, encoder.spec.std)
+            if isinstance(learner, PublishedPartLearner):
+                labels = upsample_maps(learner.part_maps(encoder.last_block_features(pixels)), GRID).argmax(1)
+            else:
+                tokens = learner.reduce(encoder.token_views(pixels)[0])
+                maps = refine_maps(learner.part_maps(tokens), guides(pictures, GRID))
+                labels = (maps[:, 1:].argmax(1) + 1) * (maps[:, 1:].sum(1) > maps[:, 0])
+            found.append(labels.numpy())
             attended.append(attention_ranks(encoder.attention(pixels).mean(1)).numpy())
     return np.concatenate(found), np.concatenate(attended)
 
@@ -116,7 +132,7 @@ def test_bf16_changes_few_labels(images: ImageSet, networks: Any) -> None:
     pixels = torch.stack([WholeDataset(images, SIZE)[row]["image"] for row in range(16)])
     batch = [(torch.arange(16), pixels)]
     both = [
-        next(compute_labels(batch, *networks, grid=GRID, precision=precision, threads=1))[0].labels
+        next(compute_labels(batch, *networks, grid=SIZE, precision=precision, threads=1))[0].labels
         for precision in ("float32", "bf16")
     ]
     assert 0.9 < (both[0] == both[1]).float().mean() < 1

@@ -20,11 +20,11 @@ from semmae.labels.labelling import (
     learner_facts,
     teacher_of,
 )
-from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.names import short
 from semmae.options.parts import PartsOptions
-from semmae.verbs.parts import with_teacher
+from semmae.verbs.parts import with_learner
 
 
 def new_encoder(seed: int, patch: int = 8) -> Encoder:
@@ -38,7 +38,7 @@ def data(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path)
     encoder = new_encoder(0)
     save_encoder(encoder, tmp_path / "encoder")
-    learner = PartLearner(PartsSpec(encoder.width, 8), encoder)
+    learner = PublishedPartLearner(PublishedPartsSpec(encoder.width, 8), encoder)
     save_learner(learner, Path("run/learner"), learner_facts("encoder", encoder, 32))
     return creatures / "images"
 
@@ -63,7 +63,7 @@ def test_other_images_are_labelled_by_a_learner_that_knows_its_encoder(data: Pat
     assert teacher_of(Path("other/learner")) == known
     # Where --teacher is given beside it, the encoder has moved.
     given = PartsOptions(data="", out=Path("new"), learner=Path("run"), teacher="moved")
-    assert with_teacher(given).teacher == "moved" and with_teacher(given).num_heads == 3
+    assert with_learner(given).teacher == "moved" and with_learner(given).num_heads == 3
 
 
 def test_labels_are_resumed_in_any_batch_size_and_refused_for_another_origin(data: Path) -> None:
@@ -80,7 +80,7 @@ def test_labels_are_resumed_in_any_batch_size_and_refused_for_another_origin(dat
         (encoder, [f"learner_digest {short(store.learner_digest)}"]),
     ):
         if changed is encoder:
-            save_learner(PartLearner(PartsSpec(encoder.width, 8)), Path("run/learner"))
+            save_learner(PublishedPartLearner(PublishedPartsSpec(encoder.width, 8)), Path("run/learner"))
         with refused(*named):
             label(data, changed)
     with refused("images 32, not 31", f"manifest_digest {short(store.manifest_digest)}, not "):
@@ -113,7 +113,7 @@ def test_a_learner_of_another_encoder_is_refused_with_both_digests(data: Path) -
     with refused("patches of 8", "patches of 16"):
         check_learner(Path("unknown"), None, new_encoder(1, patch=16), "encoder")
     with refused("--learner unknown", "--teacher"):
-        with_teacher(PartsOptions(data="", out=Path("new"), learner=Path("unknown")))
+        with_learner(PartsOptions(data="", out=Path("new"), learner=Path("unknown")))
 
 
 def test_an_encoder_that_is_an_object_is_known_by_its_digest_and_used_by_one_process(data: Path) -> None:
@@ -129,16 +129,15 @@ def test_an_encoder_that_is_an_object_is_known_by_its_digest_and_used_by_one_pro
 @pytest.mark.parametrize(
     ("learner", "named"),
     [
-        (None, ["--teacher", "--learner", "--tokens"]),
         ("nowhere", ["nowhere", "learner"]),
         ("whole", ["whole", "whole/parts"]),
     ],
 )
-def test_what_is_refused(learner: str | None, named: list[str], data: Path, tmp_path: Path) -> None:
+def test_what_is_refused(learner: str, named: list[str], data: Path, tmp_path: Path) -> None:
     copy_learner(Path("run"), Path("whole/parts"))
     before = tiny.listing(tmp_path)
     with refused(*named):
-        with_teacher(PartsOptions(data=str(data), out=Path("new"), learner=Path(learner) if learner else None))
+        with_learner(PartsOptions(data=str(data), out=Path("new"), learner=Path(learner)))
     assert tiny.listing(tmp_path) == before
 
 

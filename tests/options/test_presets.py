@@ -125,20 +125,21 @@ def test_pretrain_takes_a_preset_and_hands_none_to_its_stages(tmp_path: Path) ->
 
 
 def test_the_published_pretraining_learns_parts_as_published() -> None:
-    """Section 3.1: reconstruction and diversity; not with the batch of stage 2, whose size the rate does not follow."""
+    """Section 3.1: pixels and diversity; not with the batch of stage 2, whose size the rate does not follow."""
     kind = kind_of("pretrain")
     given = preset_options("pretrain", "semmae-vit-b16")
     options = kind(data="photos", out=Path("out"), teacher="encoder", **given)
 
     stage = parts_stage(options, "encoder")
 
-    assert (stage.preset, stage.agreement, stage.hue, stage.reconstruction) == ("semmae-published", 0.0, 0.0, "mse")
+    assert (stage.preset, stage.rebuild, stage.diversity, stage.sample) == ("semmae-published", "pixels", 0.1, None)
     assert (stage.batch_size, stage.lr, stage.epochs) == (64, PartsOptions.lr, 5)
-    assert (stage.image_size, stage.teacher, stage.num_parts) == (224, "encoder", 6)
+    assert (stage.image_size, stage.teacher, stage.num_parts) == (None, "encoder", 6)  # as the encoder was trained
     many = parts_stage(dataclasses.replace(options, devices=8, nodes=10, parts_epochs=2), "encoder")
     assert (many.batch_size, many.epochs) == (80, 2)
     small = parts_stage(dataclasses.replace(options, batch_size=32, parts_preset=None), "encoder")
-    assert (small.batch_size, small.agreement, small.preset) == (32, PartsOptions.agreement, None)
+    assert (small.batch_size, small.rebuild, small.preset) == (32, "tokens", None)
+    assert (small.steps, small.epochs) == (PartsOptions.steps, PartsOptions.epochs)  # not an eighth of the run's
 
 
 def test_an_unknown_preset_of_the_parts_is_refused(refuse: tiny.Refuse, tmp_path: Path) -> None:

@@ -178,11 +178,15 @@ def test_only_a_mask_function_is_taken_as_a_function() -> None:
     [
         ("pretrain", {"num_parts": 4}, {"masking": "random"}),
         ("pretrain", {"num_parts": 4}, {"parts": Path("labels")}),
+        ("pretrain", {"parts_epochs": 4}, {}),  # tokens are learned from by steps
         ("pretrain", {"parts_epochs": 4}, {"masking": "block"}),
         ("pretrain", {"parts_preset": "semmae-published"}, {"parts": Path("labels")}),
         ("pretrain", {"teacher_epochs": 4}, {"teacher": "timm:vit_small_patch16_dinov3"}),
+        ("pretrain", {"teacher_epochs": 4}, {}),  # nobody knows yet whether one is trained
+        ("pretrain", {"teacher": "own"}, {"masking": "random"}),
         ("pretrain", {"teacher_image_size": 64}, {"masking": "random"}),
         ("pretrain", {"num_heads": 4}, {}),
+        ("pretrain", {"num_heads": 4}, {"teacher": "own"}),
         ("teacher", {"num_heads": 4}, {}),
         ("teacher", {"local_size": 32}, {}),
         ("teacher", {"mask_ratio": 0.4}, {"ibot": 0.0}),

@@ -14,6 +14,7 @@ import yaml
 from semmae.data.classes import voters
 from semmae.data.manifest import open_images
 from semmae.options import VERBS, kind_of
+from semmae.options.shared import PUBLIC_TEACHER
 from semmae.reporting.next_steps import _STEPS, next_steps
 from semmae.run.start import check_start
 from semmae.verbs import evaluate, segment
@@ -67,6 +68,15 @@ def test_every_command_opens_its_data(verb: str, masks: bool, creatures: Path, e
         (run / "results.json").write_text(json.dumps({"this encoder": own}))
         found = [opened(words) for words in commands(run)]
         assert found or verb in ("probe", "segment")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "named"), [(PUBLIC_TEACHER, None), ("own", "own"), ("timm:vit_tiny", "timm:vit_tiny")]
+)
+def test_after_the_demo_the_teacher_stays(teacher: str, named: str | None, creatures: Path, tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", "demo", data=str(creatures / "images"), teacher=teacher)
+    ((_, *words),) = commands(run)
+    assert dict(zip(words[::2], words[1::2], strict=True)).get("--teacher") == named
 
 
 @pytest.mark.parametrize(("own", "next_verb"), [({"knn_top1": 1.0}, "finetune"), ({}, "segment")])

@@ -271,6 +271,7 @@ def test_numbers_for_people(value: object, text: str) -> None:
 
 def test_the_page_of_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = pretrain_run(tmp_path / "run a")
+    (run / "parts" / "parts.json").write_text(json.dumps({"extra": {"teacher": "timm:vit_tiny"}}))
     (tmp_path / "my photos").mkdir()
     monkeypatch.chdir(tmp_path)
     path = write_report(run)
@@ -287,7 +288,7 @@ def test_the_page_of_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "How to resume",
     ]
     assert all(fact in page.text for fact in ("semantic masking", "1,898 images", "10 epochs", "12 min."))
-    assert "41.2" in page.text and "num_parts" in page.text
+    assert "41.2" in page.text and "num_parts" in page.text and "Teacher timm:vit_tiny" in page.text
     assert f"semmae knn --encoder '{run}' --data 'my photos'" in page.text
     assert f'timm.create_model("local-dir:{run / "encoder"}", pretrained=True)' in page.text
     assert page.source.count("<polyline") == 12  # loss, learning rate, speed and waiting of three stages

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
-from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.teacher import TeacherRecipe
 from semmae.train.optimizer import adamw_warmup_cosine, clip_gradients, layer_decay_groups, set_weight_decay
@@ -85,7 +85,9 @@ def test_a_teachers_mask_token_decays_as_ibots_does() -> None:
 
 def test_a_part_learner_decays_no_bias() -> None:
     """Its queries' and keys' biases have a dimension for the part: they look like matrices."""
-    found = decays(PartLearner(PartsSpec(width=24, patch_size=8, num_parts=3, head_dim=8, decoder_width=16)))
+    found = decays(
+        PublishedPartLearner(PublishedPartsSpec(width=24, patch_size=8, num_parts=3, head_dim=8, decoder_width=16))
+    )
 
     assert found["attention.query_weight"] == found["decoder.last.weight"] == 0.05
     assert found["background"] == 0.0

@@ -12,7 +12,7 @@ from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.reporting.page import QUALITY_ROWS
 
-EPOCHS = "--epochs 1 --teacher-epochs 1 --parts-epochs 1"
+EPOCHS = "--epochs 1 --teacher-epochs 1"
 TINY = f"--image-size 32 {EPOCHS} --batch-size 8 --workers 0 --images 16".split()
 
 

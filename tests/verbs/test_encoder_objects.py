@@ -53,7 +53,7 @@ def test_trainings_begin_with_objects(encoder: Encoder, creatures: Path, tmp_pat
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     given = {"data": creatures / "images", "epochs": 1, "limit": 8, "blr": 0.0, **tiny.SIZE, **tiny.TRAIN}
     semmae.teacher(out=tmp_path / "teacher", init=encoder, knn_every=0, **given)
-    semmae.pretrain(out=tmp_path / "mae", init=encoder, teacher=encoder, parts_epochs=1, **given)
+    semmae.pretrain(out=tmp_path / "mae", init=encoder, teacher=encoder, **given)
     assert not (tmp_path / "mae/teacher").exists()
     for run in ("teacher", "mae"):
         found = semmae.load_encoder(tmp_path / run).state_dict()

@@ -30,6 +30,7 @@ from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import set_norm_eps, wrap_vit
+from semmae.options.shared import PUBLIC_TEACHER
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 SPEC = EncoderSpec(32, 8, 48, 2, 3, mean=MEAN, std=STD)
@@ -295,6 +296,21 @@ def test_the_card_names_the_run_and_no_paths(run: Path, tmp_path: Path) -> None:
     ):  # fmt: skip
         assert each in card, each
     assert "/home/me" not in card and str(tmp_path) not in card and "77.5" not in card
+
+
+@pytest.mark.parametrize(
+    ("teacher", "named"),
+    [(PUBLIC_TEACHER, ["timm:vit_small", "DINOv2", "2304.07193", "Apache-2.0"]), ("/home/me/dino.pth", ["`dino.pth`"])],
+)
+def test_the_card_names_what_parts_were_learned_from(teacher: str, named: list[str], run: Path, tmp_path: Path) -> None:
+    config = run / "config.yaml"
+    config.write_text(f"{config.read_text()}teacher: {teacher}\n")
+    (run / "parts").mkdir()
+    (run / "parts/parts.json").write_text(json.dumps({"extra": {"teacher": teacher}}))
+    card = (semmae.export(encoder=run, to="timm", out=tmp_path / "out").path / "README.md").read_text()
+    (line,) = [line for line in card.splitlines() if "Parts: learned from" in line]
+    assert all(each in line for each in named) and "/home/me" not in card
+    assert ("- teacher: " in card) == (teacher != PUBLIC_TEACHER)
 
 
 EVALUATED = {

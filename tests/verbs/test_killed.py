@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,24 @@ from forked import in_a_process, suicide
 
 from semmae.cli import run
 from semmae.data.part_store import PartStore
+from semmae.data.token_store import TokenStore
+from semmae.labels import tokens
 from semmae.run.config import UNFINISHED
 from semmae.train import trainer
+from semmae.verbs.parts import TOKENS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _several_rows() -> Iterator[None]:
+    """Of labels that are made of tokens, in every process that is forked here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "most_rows", lambda: 8)
+        yield
 
 
 @pytest.fixture(scope="module")
 def command(creatures: Path, encoder: Path) -> list[str]:
-    given = {"data": creatures / "images", "teacher": encoder, "epochs": 2, "workers": 0, "batch-size": 8}
+    given = {"data": creatures / "images", "teacher": encoder, "steps": 8, "workers": 0, "batch-size": 8}
     return ["parts", *(text for name, value in given.items() for text in (f"--{name}", str(value)))]
 
 
@@ -45,7 +56,7 @@ def assert_as_never_killed(out: Path, never_killed: Path) -> None:
     assert PartStore.open(out).complete
     assert json.loads((out / "summary.json").read_text())["finished"]
     assert sorted(tiny.listing(out / "learner")) == sorted(tiny.listing(never_killed / "learner"))
-    left = [path.name for path in out.iterdir() if path.name == UNFINISHED or path.suffix == ".tmp"]
+    left = [path.name for path in out.iterdir() if path.name in (UNFINISHED, TOKENS) or path.suffix == ".tmp"]
     assert left == []
 
 
@@ -111,9 +122,25 @@ def in_half_a_row_of_attention() -> None:
     PartStore.write_attention = dying  # type: ignore[method-assign]
 
 
+def in_a_block_of_tokens() -> None:
+    real = TokenStore.write
+    calls = []
+
+    def dying(store: TokenStore, rows: Any, values: Any) -> None:
+        calls.append(rows)
+        if len(calls) < 2:
+            return real(store, rows, values)
+        store._file.write(int(rows[0]), {name: own[:1] for name, own in values.items()})
+        suicide()
+
+    TokenStore.write = dying  # type: ignore[method-assign]
+
+
 MOMENTS = [
     at_renaming_of("config.yaml", after=False),
     at_renaming_of("summary.json", after=True),
+    at_renaming_of("reductions.safetensors", after=False),
+    in_a_block_of_tokens,
     in_half_a_line_of_metrics,
     at_renaming_of("last.ckpt", after=True),
     at_renaming_of("learner", after=False),

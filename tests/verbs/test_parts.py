@@ -15,22 +15,29 @@ from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.evaluation.quality import quality, read_annotations
+from semmae.filters import guides
 from semmae.formats.folders import read_learner
+from semmae.labels import labelling
+from semmae.models.parts import PartLearner
+from semmae.models.published_parts import PublishedPartLearner
+from semmae.models.vit import Encoder
 from semmae.names import short
+from semmae.options.parts import PartsOptions
 
 
 def test_interrupted_and_resumed_is_as_never_interrupted(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
     out, teacher = tmp_path / "run", whole_run / "teacher"
     with tiny.every_step():
-        with tiny.interrupted("parts", step=10):  # in the middle of the third epoch
-            semmae.parts(data=creatures / "images", out=out, teacher=teacher, epochs=tiny.EPOCHS, **tiny.TRAIN)
-        assert not (out / "learner").exists()
+        with tiny.interrupted("parts", step=70):
+            semmae.parts(data=creatures / "images", out=out, teacher=teacher, **tiny.TRAIN)
+        assert not (out / "learner").exists() and (out / "tokens").is_dir()
         semmae.parts(out=out, resume=True)
     assert tiny.losses(out) == tiny.losses(whole_run / "parts")
-    assert len(tiny.losses(out)) == tiny.STEPS
+    assert len(tiny.losses(out)) == PartsOptions.steps
     tiny.assert_same_weights(out / "learner", whole_run / "parts" / "learner")
     assert (out / "parts.npy").read_bytes() == (whole_run / "parts" / "parts.npy").read_bytes()
     assert (out / "report.html").is_file()
+    assert not (out / "tokens").exists(), "all that they were for is done"
     tiny.saved_state(out)
 
 
@@ -47,9 +54,11 @@ def test_a_row_holds_the_labels_of_its_image(whole_run: Path, creatures: Path) -
     store = PartStore.open(whole_run / "parts", manifest_digest=images.digest)
     learner, encoder = read_learner(whole_run / "parts" / "learner").eval(), semmae.load_encoder(whole_run / "teacher")
     whole = WholeDataset(images, tiny.SIZE["image_size"])
-    pixels = normalise(torch.stack([whole[row]["image"] for row in (3, 30)]), encoder.spec.mean, encoder.spec.std)
+    pictures = torch.stack([whole[row]["image"] for row in (3, 30)])
+    assert isinstance(learner, PartLearner)
     with torch.inference_mode():
-        labels = learner.labels(encoder.last_block_features(pixels), store.grid).numpy()
+        seen, _ = learner.look(encoder, normalise(pictures, encoder.spec.mean, encoder.spec.std))
+        labels = learner.labels(seen, guides(pictures, store.grid)).numpy()
     assert (labels == store.labels[[3, 30]]).mean() > 0.999
     assert store.label_names == ["background", *(f"part {number}" for number in range(1, 7))]
 
@@ -57,7 +66,8 @@ def test_a_row_holds_the_labels_of_its_image(whole_run: Path, creatures: Path) -
 def test_quality_is_measured_against_the_masks(whole_run: Path, creatures: Path) -> None:
     measured = json.loads((whole_run / "parts" / "quality.json").read_text())
     assert list(measured) == [
-        *("learned", "heads", "heads_background", "kmeans", "kmeans_centred", "grid", "bands", "protocol")
+        *("learned", "heads", "heads_background", "kmeans", "kmeans_centred", "kmeans_two_steps"),
+        *("grid", "bands", "protocol"),
     ]
     images = open_images(creatures / "images")
     store = PartStore.open(whole_run / "parts", manifest_digest=images.digest)
@@ -164,33 +174,100 @@ def test_parts_of_a_sample_label_all_images(whole_run: Path, creatures: Path, tm
     out = tmp_path / "run"
     with tiny.every_step():
         semmae.parts(
+            data=creatures / "images", out=out, teacher=whole_run / "teacher", sample=2 * tiny.BATCH, steps=4,
+            num_parts=3, total_variation=0.1, refine=False, **tiny.TRAIN,
+        )  # fmt: skip
+    steps = tiny.metrics(out)
+    assert len(steps) == 4
+    assert {name for name in steps[0] if name.startswith("loss")} == {
+        *("loss", "loss_object", "loss_object_variation", "loss_parts", "loss_parts_variation")
+    }
+    store = PartStore.open(out)
+    assert store.images == tiny.COUNT and store.complete
+    assert store.label_names == ["background", "part 1", "part 2", "part 3"]
+    assert not (out / "tokens").exists()
+    assert json.loads((out / "summary.json").read_text())["steps"] == 4
+
+
+def test_parts_are_learned_from_pixels_of_a_sample_too(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with tiny.every_step():
+        semmae.parts(
             data=creatures / "images", out=out, teacher=whole_run / "teacher", sample=2 * tiny.BATCH, epochs=2,
-            reconstruction="features", agreement=0, concentration=0.1, total_variation=0.1, start="random",
-            blur=1, background=False, **tiny.TRAIN,
+            rebuild="pixels", start="random", blur=1, background=False, **tiny.TRAIN,
         )  # fmt: skip
     steps = tiny.metrics(out)
     assert len(steps) == 2 * 2
-    assert {name for name in steps[0] if name.startswith("loss")} == {
-        *("loss", "loss_reconstruction", "loss_diversity", "loss_concentration", "loss_total_variation")
-    }
+    assert {name for name in steps[0] if name.startswith("loss")} == {"loss", "loss_reconstruction", "loss_diversity"}
     store = PartStore.open(out)
     assert store.images == tiny.COUNT
     assert "background" not in store.label_names
+    assert isinstance(read_learner(out / "learner"), PublishedPartLearner)
+    assert json.loads((out / "summary.json").read_text())["epochs"] == 2
+
+
+class Killed(Exception):
+    """In place of a signal."""
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def test_a_run_whose_learner_was_saved_goes_on_from_its_tokens(
+    encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image is looked at again, neither for labels nor for pictures; and what is made is what would have been."""
+    given = {"data": creatures / "images", "teacher": encoder, "steps": 3, **tiny.TRAIN}
+    semmae.parts(out=tmp_path / "whole", **given)
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PartStore, "write", killed)
+        semmae.parts(out=out, **given)
+    assert (out / "learner").is_dir() and (out / "tokens").is_dir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "token_views", killed)
+        semmae.parts(out=out, resume=True)
+    for name in ("parts.npy", "attention.npy", "parts.png", "pictures/parts.npz"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not (out / "tokens").exists()
+
+
+def test_a_sample_labels_all_images_by_the_encoder(
+    encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stored tokens are of other rows."""
+    given = {"data": creatures / "images", "teacher": encoder, "steps": 3, "sample": 20, **tiny.TRAIN}
+    with monkeypatch.context() as patch:
+        patch.setattr(labelling, "label_from_tokens", killed)
+        semmae.parts(out=tmp_path / "whole", **given)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PartStore, "write", killed)
+        semmae.parts(out=tmp_path / "run", **given)
+    assert (tmp_path / "run" / "tokens").is_dir()
+    semmae.parts(out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "parts.npy").read_bytes() == (tmp_path / "whole" / "parts.npy").read_bytes()
+    assert not (tmp_path / "run" / "tokens").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ("--teacher TEACHER --blur 4", "5"),
-        ("--teacher TEACHER --hue 0.6", "0.5"),
-        ("--teacher TEACHER --reconstruction mae", "mse"),
+        ("--teacher TEACHER --preset semmae-published --blur 4", "5"),
+        ("--teacher TEACHER --rebuild features", "tokens"),
+        ("--teacher TEACHER --epochs 3", "--epochs 3"),
+        ("--teacher TEACHER --diversity 0.3", "--diversity 0.3"),
+        ("--teacher TEACHER --preset semmae-published --steps 3", "--steps 3"),
+        ("--teacher TEACHER --rebuild pixels --no-refine", "--no-refine"),
+        ("--teacher TEACHER --nodes 2", "--nodes 2"),
+        ("--teacher TEACHER --steps 0", "from 1"),
         ("--teacher TEACHER --keypoints none.csv", "none.csv"),
         ("--teacher TEACHER --sample 0", "at least 1"),
         ("--teacher TEACHER --quality-only --masks none", "no run"),
         ("--teacher TEACHER --labels-only", "no run"),
         ("--teacher TEACHER --tokens none", "--teacher"),
         ("--learner RUN --num-parts 3", "--num-parts 3"),
-        ("--learner RUN --epochs 99", "--epochs 99"),
+        ("--learner RUN --steps 99", "--steps 99"),
         ("--tokens none", "none"),
     ],
 )

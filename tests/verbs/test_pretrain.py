@@ -93,7 +93,7 @@ def test_stopped_between_two_lines_the_next_one_gives_of_all_steps(
 
 def test_the_whole_way_stopped_at_the_parts_goes_on_there(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    stages = {"teacher_epochs": tiny.EPOCHS, "parts_epochs": tiny.EPOCHS}
+    stages = {"teacher": "own", "teacher_epochs": tiny.EPOCHS}
     with tiny.every_step():
         with tiny.interrupted("parts", step=6):
             semmae.pretrain(data=creatures / "images", out=out, **stages, **OPTIONS)

@@ -61,7 +61,7 @@ def test_the_teacher_is_that_of_the_parts(whole_run: Path, creatures: Path, tmp_
 
 
 def test_without_a_teacher_one_is_trained_first(creatures: Path, tmp_path: Path) -> None:
-    one = {**OPTIONS, "epochs": 1, "teacher_epochs": 1}
+    one = {**OPTIONS, "epochs": 1, "teacher_epochs": 1, "teacher": "own"}
     semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", **one)
     assert (tmp_path / "run/teacher/encoder/model.safetensors").is_file()
     assert not (tmp_path / "run/parts").exists()
@@ -100,8 +100,8 @@ def test_options_that_contradict_each_other_are_refused(
     tokens, random = ["--target", "tokens"], ["--masking", "random"]
     parts, teacher = ["--parts", str(whole_run / "parts")], ["--teacher", str(encoder)]
     refuse([*base, "--target", "token"], tmp_path / "out", "--target 'token'", "did you mean")
-    refuse([*base, *parts, *teacher], tmp_path / "out", "--parts", "--teacher")
-    refuse([*base, *random, *teacher], tmp_path / "out", "--masking random", "--teacher")
+    refuse([*base, *parts, *teacher], tmp_path / "out", "--teacher", encoder, "learns parts", "predicts tokens")
+    refuse([*base, *random, *teacher], tmp_path / "out", "--teacher", encoder, "learns parts", "predicts tokens")
     refuse([*base, *tokens, *random, *parts], tmp_path / "out", "--masking random", "--parts")
     refuse([*base, *tokens, "--no-norm-pix-loss"], tmp_path / "out", "--no-norm-pix-loss", "--target pixels")
     size = ["--teacher-image-size", "36"]

@@ -68,10 +68,10 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
 
 def test_without_parts_a_teacher_is_trained_and_its_attention_read(creatures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = OPTIONS | {"epochs": 1, "teacher_epochs": 1}
+    options = OPTIONS | {"epochs": 1, "teacher": "own", "teacher_epochs": 1}
     semmae.pretrain(data=creatures / "images", out=out, masking="random", **options)
     assert np.load(out / "parts" / "attention.npy").shape == (tiny.COUNT, 4, 4)
-    assert yaml.safe_load((out / "parts" / "config.yaml").read_text())["epochs"] == 1  # nothing reads the labels
+    assert yaml.safe_load((out / "parts" / "config.yaml").read_text())["steps"] == 1  # nothing reads the labels
     assert (out / "teacher" / "encoder").is_dir() and (out / "autoencoder").is_dir()
 
 

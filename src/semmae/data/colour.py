@@ -30,12 +30,12 @@ PLAIN_CHANCES = Chances()  # of local crops, and of the views that parts are lea
 GLOBAL_CHANCES = (Chances(1.0), Chances(0.1, 0.2))
 
 
-def jitter(image: Tensor, rng: np.random.Generator, most_hue: float = HUE, chances: Chances = PLAIN_CHANCES) -> Tensor:
-    """uint8 (3, S, S) → the same, changed by chance; hue by at most `most_hue` of the colour circle either way."""
+def jitter(image: Tensor, rng: np.random.Generator, chances: Chances = PLAIN_CHANCES) -> Tensor:
+    """uint8 (3, S, S) → the same, changed by chance; hue by at most `HUE` of the colour circle either way."""
     change, gray, blur, sigma = rng.random(4).tolist()
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
     if change < 0.8:
-        image = shift_colours(image, 1 + 0.4 * brightness, 1 + 0.4 * contrast, 1 + 0.2 * saturation, most_hue * hue)
+        image = shift_colours(image, 1 + 0.4 * brightness, 1 + 0.4 * contrast, 1 + 0.2 * saturation, HUE * hue)
     if gray < 0.2:
         image = shift_colours(image, 1, 1, 0, 0)
     if blur < chances.blur:

@@ -154,27 +154,3 @@ def _hats(positions: np.ndarray, cells: int) -> np.ndarray:
     places = np.minimum(np.maximum(positions * cells - 0.5, 0), cells - 1).astype(np.float32)
     weights = np.abs(places[:, None] - np.arange(cells, dtype=np.float32))
     return np.maximum(np.subtract(1, weights, out=weights), 0, out=weights)
-
-
-def matching_places(first: Tensor, second: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Where two crops of one image, rows of `Crop.numbers` (B, 5), show the same places, side × side of them.
-
-    They are spread evenly over what both crops show; where these share nothing, over the border between them. In each
-    crop's own coordinates, (B, side, side, 2), x before y, -1 to 1 from edge to edge: as `grid_sample` of torch takes
-    them with align_corners=False.
-    """
-    low = torch.maximum(first[:, :2], second[:, :2])  # (B, 2): top, left
-    high = torch.minimum(first[:, :2] + first[:, 2:4], second[:, :2] + second[:, 2:4])
-    steps = (torch.arange(side, device=first.device, dtype=first.dtype) + 0.5) / side
-    places = low[:, None] + (high - low)[:, None] * steps[:, None]  # (B, side, 2): of the image, y and x
-    return _inside(places, first), _inside(places, second)
-
-
-def _inside(places: Tensor, crops: Tensor) -> Tensor:
-    """Rows and columns of the image (B, side, 2) → the grid of their places in the crops (B, side, side, 2)."""
-    own = (places - crops[:, None, :2]) / crops[:, None, 2:4]  # (B, side, 2), 0 to 1
-    y, x = own.unbind(2)
-    x = torch.where(crops[:, 4:] > 0, 1 - x, x)
-    side = places.shape[1]
-    grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=3)
-    return 2 * grid - 1

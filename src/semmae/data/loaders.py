@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional as F
 
 from semmae.data.attention import MOST_ATTENDED
 from semmae.data.balance import balanced_rows
-from semmae.data.colour import HUE, PLAIN_CHANCES, Chances, jitter
+from semmae.data.colour import PLAIN_CHANCES, Chances, jitter
 from semmae.data.crop import (
     WHOLE,
     Crop,
@@ -116,6 +116,31 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return replicas, rank
 
 
+class StepSampler(EpochSampler):
+    """(pass, row) of rounds of `steps` batches: one endless stream of shuffled passes, cut into equal rounds.
+
+    So a training is as long as given in steps, whatever the number of images, and a resumed round shows the same.
+    """
+
+    def __init__(self, length: int, seed: int, *, steps: int, batch_size: int) -> None:
+        super().__init__(length, seed)
+        self.images = steps * batch_size  # of a round, over all ranks
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        replicas, rank = self._place()
+        first = self.epoch * self.images
+        begin = first + self.left_out * replicas
+        order: tuple[int, list[int]] = (-1, [])
+        for position in range(begin + rank, first + self.images, replicas):
+            number, place = divmod(position, self.length)
+            if order[0] != number:
+                order = (number, np.random.default_rng((self.seed, number)).permutation(self.length).tolist())
+            yield number, order[1][place]
+
+    def __len__(self) -> int:
+        return self.images // self._place()[0]
+
+
 @dataclass(frozen=True)
 class LocalCrops:
     """Small crops beside the large ones (multi-crop: SwAV, arXiv 2006.09882; DINO)."""
@@ -133,7 +158,7 @@ class CropDataset(Dataset[dict[str, Any]]):
     centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `tokens`,
     whose rows are float16 (G·G, D) of whole images, "tokens" float16 (side·side, D), interpolated there (of one view,
     too); with `local`, "local" uint8 (count, 3, local size, local size).
-    `colour` also changes the colours of each view, its hue by at most `hue` turns; `chances` of the views, in their
+    `colour` also changes the colours of each view; `chances` of the views, in their
     order, where these are not alike.
     """
 
@@ -148,7 +173,6 @@ class CropDataset(Dataset[dict[str, Any]]):
         side: int | None = None,
         colour: bool = False,
         local: LocalCrops | None = None,
-        hue: float = HUE,
         attention: bool = False,
         chances: Sequence[Chances] = (),
         tokens: TokenStore | None = None,
@@ -171,7 +195,7 @@ class CropDataset(Dataset[dict[str, Any]]):
             if parts is None:
                 raise ValueError("attention is stored beside parts, and none are given")
             _ = parts.attention  # a store that holds none is refused before anything is loaded
-        self.colour, self.hue, self.chances = colour, hue, tuple(chances)
+        self.colour, self.chances = colour, tuple(chances)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -242,7 +266,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         views = [crop_image(image, crop, size) for crop in crops]
         if self.colour:
             each = chances or (PLAIN_CHANCES,) * count
-            views = [jitter(view, rng, self.hue, own) for view, own in zip(views, each, strict=True)]
+            views = [jitter(view, rng, own) for view, own in zip(views, each, strict=True)]
         # One view, the usual case, needs no copy to stand in a row.
         return crops, views[0][None] if count == 1 else _planes(torch.stack([_pixels(view) for view in views]))
 

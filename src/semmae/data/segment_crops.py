@@ -9,7 +9,7 @@ Notable here:
 - labels are resized by nearest neighbour: there is no class between two classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from semmae.data.coding import IGNORED
 from semmae.data.colour import shift_colours
 from semmae.data.crop import at_centres
-from semmae.data.loaders import EpochSampler, Key, epoch_and_row
+from semmae.data.loaders import Key, epoch_and_row
 from semmae.data.segmentation import LabelledImages
 
 _TRIES = 10  # crops drawn until one is mixed enough
@@ -71,31 +71,6 @@ class WholeLabelled(Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         image, labels = self.labelled.read(row, 2 * self.size)
         return {"image": resized(image, *scaled_size(labels.shape, self.size)), "labels": labels, "row": row}
-
-
-class StepSampler(EpochSampler):
-    """(pass, row) of rounds of `steps` batches: one endless stream of shuffled passes, cut into equal rounds.
-
-    So a training is as long as given in steps, whatever the number of images, and a resumed round shows the same.
-    """
-
-    def __init__(self, length: int, seed: int, *, steps: int, batch_size: int) -> None:
-        super().__init__(length, seed)
-        self.images = steps * batch_size  # of a round, over all ranks
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        replicas, rank = self._place()
-        first = self.epoch * self.images
-        begin = first + self.left_out * replicas
-        order: tuple[int, list[int]] = (-1, [])
-        for position in range(begin + rank, first + self.images, replicas):
-            number, place = divmod(position, self.length)
-            if order[0] != number:
-                order = (number, np.random.default_rng((self.seed, number)).permutation(self.length).tolist())
-            yield number, order[1][place]
-
-    def __len__(self) -> int:
-        return self.images // self._place()[0]
 
 
 def augmented(image: Tensor, labels: Tensor, how: Augmentation, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

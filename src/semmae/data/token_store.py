@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from semmae.data.token_file import Array, Column, TokenFile
 from semmae.errors import DiskError
@@ -72,3 +74,16 @@ class TokenStore:
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class TokenDataset(Dataset[dict[str, Tensor]]):
+    """Arrays (N, …) of tokens in memory, an item an image; it is asked for as (epoch, row), as `EpochSampler` does."""
+
+    def __init__(self, tokens: Mapping[str, Tensor]) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tokens.values())))
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        return {name: own[key[1]] for name, own in self.tokens.items()}

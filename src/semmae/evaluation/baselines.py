@@ -1,36 +1,35 @@
 """What learned parts are compared with: labels that the same frozen encoder gives without any learning.
 
 - `head_labels`: the heads of its last block are the parts (SemMAE's own starting point).
-- `cluster_labels`: its patch tokens are clustered by k-means, as Amir et al. (arXiv 2112.05814) cluster
-  the keys made from them. (Tokens after the final norm, or of length 1, scored the same: on 200 drawn
-  creatures NMI 10.5 to 11.0, no further apart than two seeds.)
+- `cluster_labels`: its last patch tokens are clustered by k-means, as Amir et al. (arXiv 2112.05814) cluster
+  the keys made from them.
+- k-means in two steps: object and background by last tokens, then the object's keys of the last block but one. That
+  is a `PartLearner` before it has learned anything, with the same tokens and the same borders of its labels.
 
-Both see what the part learner sees, the layer-normed input of the last block, and both are upsampled as its maps are,
-soft and before the argmax: neither content nor resolution is the difference. Neither is blurred: the blur is a part of
-the method. Clusters are fitted to a sample of tokens: memory is bounded.
+The first two are upsampled, soft and before the argmax; their borders are not drawn to the image's, and they are not
+blurred: both are a part of the methods. Clusters are fitted to a sample of images: memory is bounded.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch.nn import functional
 
+from semmae.clusters import fit_clusters
 from semmae.data.loaders import normalise
 from semmae.evaluation.features import evaluating
-from semmae.models.vit import Encoder
+from semmae.filters import guides, upsample_maps
+from semmae.models.parts import PartLearner, PartsSpec, as_grid
+from semmae.models.vit import Encoder, TokenViews
 from semmae.progress import Progress
 
 Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S)
 Labels = npt.NDArray[np.uint8]
 
-FIT_IMAGES = 256  # images that clusters are fitted to, at most: enough that no single one matters
-FIT_TOKENS = 2**14  # tokens of them, at most: 25 MB for ViT-S
-_FIT_STARTS = 4  # runs of k-means from other centres, of which the tightest is kept
+FIT_TOKENS = 2**14  # tokens that k-means of all tokens is fitted to, at most: 25 MB for ViT-S
 
 
 def head_labels(attention: Tensor, grid: int, *, background: bool) -> Tensor:
@@ -40,7 +39,7 @@ def head_labels(attention: Tensor, grid: int, *, background: bool) -> Tensor:
     the patches, so that heads which look at the class token or at registers lose nothing by it. With `background`
     label 0 is where all heads together look less than they do on average, and heads are labels from 1 on.
     """
-    maps = _upsampled(attention / attention.sum(-1, keepdim=True), grid)
+    maps = upsample_maps(as_grid((attention / attention.sum(-1, keepdim=True)).transpose(1, 2)), grid)
     if background:
         average = torch.full_like(maps[:, :1], 1 / attention.shape[2])
         looked_at = maps.mean(1, keepdim=True) >= average
@@ -52,18 +51,7 @@ def cluster_labels(patches: Tensor, centres: Tensor, grid: int) -> Tensor:
     """Tokens (B, L, C), interpolated between the patches → the nearest of centres (K, C): uint8 (B, grid, grid)."""
     # |f - c|² but for |f|², which all clusters share: linear in f, so upsampling it is upsampling f.
     nearness = 2 * patches @ centres.T - centres.square().sum(1)
-    return _upsampled(nearness.transpose(1, 2), grid).argmax(1).to(torch.uint8)
-
-
-def fit_clusters(tokens: Tensor, clusters: int, seed: int) -> Tensor:
-    """Centres (K, C) of k-means over tokens (N, C), on their device; fewer than asked where tokens are fewer.
-
-    Repeatable to the last bit on a machine: one thread, as sums split over threads are not.
-    """
-    means = KMeans(min(clusters, len(tokens)), n_init=_FIT_STARTS, random_state=seed)
-    with threadpool_limits(1):
-        means.fit(tokens.float().cpu().numpy())
-    return torch.from_numpy(means.cluster_centers_).to(tokens)
+    return upsample_maps(as_grid(nearness), grid).argmax(1).to(torch.uint8)
 
 
 # Clusterings by name → the tokens (B, L, C) that they are of; centred: less the mean token of their image.
@@ -73,58 +61,69 @@ _CLUSTERED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@torch.inference_mode()
-def sample_tokens(
-    encoder: Encoder, batches: Iterable[Batch], *, images: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Patch tokens of the last block's input, equally many of each image, `FIT_TOKENS` in all at most.
+class Clusters(NamedTuple):
+    """What labels by clusters need: centres (K, C) of every clustering of all tokens, and a learner of two steps."""
 
-    `images` is how many the batches hold in all. Clustering → its tokens (N, C), the same ones for each, on the
-    encoder's device.
+    centres: dict[str, Tensor]
+    two_steps: PartLearner
+
+
+@torch.inference_mode()
+def fit_baselines(encoder: Encoder, batches: Iterable[Batch], labels: int, seed: int, *, images: int) -> Clusters:
+    """So many clusters of the patch tokens of some images, which the batches hold, `images` in all.
+
+    Of all tokens equally many of each image count, `FIT_TOKENS` at most. In two steps there are as many labels.
     """
-    chosen: dict[str, list[Tensor]] = {name: [] for name in _CLUSTERED}
+    generator = torch.Generator().manual_seed(seed)
+    seen = []
     with evaluating(encoder), Progress(images, label="tokens for k-means") as progress:
         for batch in progress.iterate(batches):
-            patches = encoder.last_block_features(_pixels(encoder, batch)).patches
-            count, length, _ = patches.shape
-            share = min(length, -(-FIT_TOKENS // images))
-            places = torch.rand(count, length, generator=generator).argsort(1)[:, :share].to(patches.device)
-            index = places[:, :, None].expand(-1, -1, patches.shape[2])
-            for name, prepared in _CLUSTERED.items():
-                chosen[name].append(prepared(patches).gather(1, index).flatten(0, 1))
-            progress.update(count)
-    return {name: torch.cat(found)[:FIT_TOKENS] for name, found in chosen.items()}
+            views, _ = encoder.token_views(_pixels(encoder, batch))
+            seen.append(TokenViews(*(view.half() for view in views)))
+            progress.update(len(batch["image"]))
+    views = TokenViews(*(torch.cat(each) for each in zip(*seen, strict=True)))
+    count, length, _ = views.last.shape
+    places = torch.rand(count, length, generator=generator).argsort(1)[:, : min(length, -(-FIT_TOKENS // count))]
+    rows = torch.arange(count)[:, None]
+    centres = {
+        name: fit_clusters(prepared(views.last.float())[rows, places].flatten(0, 1)[:FIT_TOKENS], labels, seed)
+        for name, prepared in _CLUSTERED.items()
+    }
+    two_steps = PartLearner(PartsSpec.of(encoder, max(labels - 1, 1))).to(views.last.device).eval()
+    two_steps.fit_reductions(views)
+    two_steps.start_from_clusters(two_steps.reduce(views), seed)
+    return Clusters(centres, two_steps)
 
 
 @torch.inference_mode()
 def baseline_labels(
-    encoder: Encoder, batches: Iterable[Batch], centres: Mapping[str, Tensor], grid: int, *, images: int
+    encoder: Encoder, batches: Iterable[Batch], clusters: Clusters, grid: int, *, images: int
 ) -> dict[str, Labels]:
     """Labels of every image by each baseline that looks at it: uint8 (N, grid, grid) each, in the order of the batches.
 
-    By attention "heads" and "heads_background"; and by each clustering, of which `centres` has the centres (K, C).
+    By attention "heads" and "heads_background"; by each clustering of all tokens; and "kmeans_two_steps".
     """
-    labels: dict[str, list[Labels]] = {name: [] for name in ("heads", "heads_background", *centres)}
+    labels: dict[str, list[Labels]] = {}
     with evaluating(encoder), Progress(images, label="baselines") as progress:
         for batch in progress.iterate(batches):
-            pixels = _pixels(encoder, batch)
-            attention = encoder.attention(pixels)
-            patches = encoder.last_block_features(pixels).patches
-            labels["heads"].append(head_labels(attention, grid, background=False).cpu().numpy())
-            labels["heads_background"].append(head_labels(attention, grid, background=True).cpu().numpy())
-            for name, found in centres.items():
-                labels[name].append(cluster_labels(_CLUSTERED[name](patches), found, grid).cpu().numpy())
-            progress.update(len(pixels))
+            views, attention = encoder.token_views(_pixels(encoder, batch), attention=True)
+            assert attention is not None, "it was asked for"
+            two_steps, small = clusters.two_steps, guides(batch["image"].to(attention.device), grid)
+            found = {
+                "heads": head_labels(attention, grid, background=False),
+                "heads_background": head_labels(attention, grid, background=True),
+                **{
+                    name: cluster_labels(_CLUSTERED[name](views.last), centres, grid)
+                    for name, centres in clusters.centres.items()
+                },
+                "kmeans_two_steps": two_steps.labels(two_steps.reduce(views), small),
+            }
+            for name, own in found.items():
+                labels.setdefault(name, []).append(own.cpu().numpy())
+            progress.update(len(small))
     return {name: np.concatenate(parts) for name, parts in labels.items()}
 
 
 def _pixels(encoder: Encoder, batch: Batch) -> Tensor:
     device = next(encoder.parameters()).device
     return normalise(batch["image"].to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
-
-
-def _upsampled(maps: Tensor, grid: int) -> Tensor:
-    """Maps over the patches (B, K, L) → (B, K, grid, grid), as the part learner's are."""
-    side = round(maps.shape[2] ** 0.5)
-    squares = maps.reshape(*maps.shape[:2], side, side)
-    return functional.interpolate(squares, (grid, grid), mode="bilinear", align_corners=False)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from semmae.data.coding import IGNORED
@@ -16,7 +15,7 @@ from semmae.data.manifest import ImageSet, sample_rows
 from semmae.data.part_store import PartStore
 from semmae.data.segmentation import LabelledImages
 from semmae.errors import UserError
-from semmae.evaluation.baselines import FIT_IMAGES, baseline_labels, fit_clusters, sample_tokens
+from semmae.evaluation.baselines import baseline_labels, fit_baselines
 from semmae.evaluation.keypoints import Keypoints, keypoint_quality, read_keypoints
 from semmae.evaluation.quality import (
     SAMPLE,
@@ -29,6 +28,7 @@ from semmae.evaluation.quality import (
     sample,
 )
 from semmae.files import write_json
+from semmae.models.parts import images_to_fit
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
 
@@ -110,12 +110,12 @@ def measure(
     protocol = truth.protocol | {"labels": store.num_labels, "grid": store.grid}
     scores = {"learned": _rounded(score(store.labels[truth.rows], truth))}
     if encoder is not None:
-        found, tokens = measure_encoder(
+        found, fitted = measure_encoder(
             encoder, images, truth, labels=store.num_labels, grid=store.grid, size=size, batch_size=batch_size,
             workers=workers, seed=seed,
         )  # fmt: skip
         scores |= found
-        protocol |= {"heads": encoder.spec.num_heads, "kmeans_tokens": tokens}
+        protocol |= {"heads": encoder.spec.num_heads, "kmeans_images": fitted}
     scores |= measure_grids(truth, labels=store.num_labels, grid=store.grid)
     write_json(path, {**scores, "protocol": protocol})
     return scores
@@ -133,17 +133,15 @@ def measure_encoder(
     workers: int,
     seed: int,
 ) -> tuple[Scores, int]:
-    """Quality of an encoder's heads and of `labels` clusters of its tokens; how many tokens these are fitted to."""
+    """Quality of an encoder's heads and of `labels` clusters of its tokens; how many images these are fitted to."""
 
     def loader(rows: Sequence[int]) -> Iterable[Mapping[str, Tensor]]:
         return make_loader(WholeDataset(images, size), batch_size, sampler=rows, workers=workers)
 
-    fitted = _drawn(truth.rows, FIT_IMAGES, seed)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = sample_tokens(encoder, loader(fitted), images=len(fitted), generator=generator)
-    centres = {name: fit_clusters(own, labels, seed) for name, own in tokens.items()}
-    found = baseline_labels(encoder, loader(truth.rows), centres, grid, images=len(truth.rows))
-    return {name: _rounded(score(own, truth)) for name, own in found.items()}, len(tokens["kmeans"])
+    fitted = _drawn(truth.rows, images_to_fit(encoder, size), seed)
+    clusters = fit_baselines(encoder, loader(fitted), labels, seed, images=len(fitted))
+    found = baseline_labels(encoder, loader(truth.rows), clusters, grid, images=len(truth.rows))
+    return {name: _rounded(score(own, truth)) for name, own in found.items()}, len(fitted)
 
 
 def measure_grids(truth: Truth, *, labels: int, grid: int) -> Scores:

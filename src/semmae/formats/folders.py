@@ -31,6 +31,7 @@ from semmae.models.classifier import Classifier
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.specs import read_spec
 from semmae.models.timm_config import timm_config
@@ -44,6 +45,12 @@ CONFIG = "config.json"
 LEARNED = "learned.txt"  # a key a line of the images that it learned from
 ENCODER, AUTOENCODER, LEARNER, CLASSIFIER = "encoder", "autoencoder", "learner", "classifier"
 HEAD, SEGMENTER = "head", "segmenter"
+AnyPartLearner = PartLearner | PublishedPartLearner
+# By what they rebuild.
+_LEARNERS: Mapping[str, tuple[type[Any], type[Any]]] = {
+    "tokens": (PartLearner, PartsSpec),
+    "pixels": (PublishedPartLearner, PublishedPartsSpec),
+}
 _WITHIN = "encoder.vit."  # before the encoder's tensors in networks that hold one
 
 
@@ -88,17 +95,23 @@ def read_decoder_spec(folder: Path) -> DecoderSpec:
         return read_spec(DecoderSpec, _own(folder, _read_config(folder, AUTOENCODER)).need("decoder", dict))
 
 
-def save_learner(learner: PartLearner, folder: Path, extra: dict[str, Any] | None = None) -> None:
+def save_learner(learner: AnyPartLearner, folder: Path, extra: dict[str, Any] | None = None) -> None:
     """Write a part learner, without the encoder that it was trained on; otherwise as `save_encoder`."""
-    _write(folder, LEARNER, learner, learner.spec, extra)
+    (rebuilds,) = (name for name, (network, _) in _LEARNERS.items() if type(learner) is network)
+    _write(folder, LEARNER, learner, learner.spec, extra, own={"rebuilds": rebuilds})
 
 
-def read_learner(folder: Path) -> PartLearner:
+def read_learner(folder: Path) -> AnyPartLearner:
     """The part learner of a folder by `save_learner`, in eval mode; errors as `read_encoder`."""
     with _explained(folder):
         config, state = _read(folder, LEARNER)
-        spec = read_spec(PartsSpec, config["semmae"].get("spec"))
-        return fitted(lambda: PartLearner(spec), state).eval()
+        rebuilds = _own(folder, config).need("rebuilds", str)
+        if rebuilds not in _LEARNERS:
+            raise ValueError(f"rebuilds is {shown(rebuilds)}; one of {', '.join(_LEARNERS)}")
+        network, kind_of_spec = _LEARNERS[rebuilds]
+        spec = read_spec(kind_of_spec, config["semmae"].get("spec"))
+        learner: AnyPartLearner = fitted(lambda: network(spec), state).eval()
+        return learner
 
 
 def save_classifier(

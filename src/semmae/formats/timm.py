@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
@@ -51,6 +52,15 @@ def load_named(name: str) -> Encoder:
             f"timm:{name}: tensors with values that are infinite or no numbers: {listed(broken)}; give other weights"
         )
     return encoder
+
+
+def cached(name: str) -> Path | None:
+    """The weights of a model of timm's hub, by its name there, in the Hugging Face cache; None where they are not."""
+    config = None if ":" in name else timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id or config.hf_hub_filename or config.custom_load:
+        return None
+    found = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, checkpoint.WEIGHTS)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _check_folder(folder: Path) -> None:
@@ -101,7 +111,12 @@ def _check_name(name: str) -> None:
 @quiet("huggingface_hub")
 def _create(name: str, pretrained: bool) -> Any:
     try:
-        model: Any = timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
+        place = cached(name) if pretrained else None
+        # From the cache without asking the hub: offline that takes minutes, and the same name stays the same weights.
+        overlay = {"file": str(place)} if place else None
+        model: Any = timm.create_model(
+            name, pretrained=pretrained, dynamic_img_size=True, pretrained_cfg_overlay=overlay
+        )
         # Dropped afterwards: asked for a model without classifier, timm would not load strictly.
         before = list(model.state_dict())
         model.reset_classifier(0)

@@ -16,6 +16,7 @@ from semmae.formats.files import read_file
 from semmae.models.vit import MODELS, EncoderSpec
 from semmae.names import shown
 from semmae.options import VERBS
+from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER
 from semmae.run.config import UNFINISHED, saved_options
 from semmae.shell import command
 
@@ -61,5 +62,6 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
     step, epoch = held.need("global_step", int), held.need("epoch", int) + 1  # the epoch it is in, or has just ended
     progress = f"not finished: step {step}, in epoch {epoch} of {epochs}"
     # Given together with a teacher, the number of heads is the teacher's.
-    heads = None if begun.get("teacher", str | None) else begun.get("num_heads", int | None)
+    named = begun.get("teacher", str | None) not in (None, AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER)
+    heads = None if named else begun.get("num_heads", int | None)
     return UnfinishedRun(state, EncoderSpec.named(model, *sizes), begun.get("init", str | None), heads, progress)

@@ -5,10 +5,10 @@ threads, and how a sum is split over threads cannot change a label. On a GPU two
 it computes one block while the labels of the last are fetched.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.data.workers import in_threads
-from semmae.models.parts import PartLearner
+from semmae.filters import guides
+from semmae.formats.folders import AnyPartLearner
 from semmae.models.vit import Encoder
 from semmae.progress import timed
+
+Made = TypeVar("Made")
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _GPU_THREADS = 2
@@ -66,7 +69,7 @@ def label_blocks(
     job: Job,
     blocks: Sequence[int],
     encoder: Encoder,
-    learner: PartLearner,
+    learner: AnyPartLearner,
     *,
     threads: int,
     device: torch.device | None = None,
@@ -95,7 +98,7 @@ def label_blocks(
 def compute_labels(
     batches: Iterable[tuple[Tensor, Tensor]],
     encoder: Encoder,
-    learner: PartLearner,
+    learner: AnyPartLearner,
     *,
     grid: int,
     precision: Literal["float32", "bf16", "fp16"],
@@ -104,28 +107,53 @@ def compute_labels(
     device: torch.device | None = None,
 ) -> Iterator[tuple[Labelled, float]]:
     """(Rows (B,), images uint8 (B, 3, S, S)) → what they are labelled, seconds waited; in order."""
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or usual_device()
+    labeller: Any = learner.to(device).eval()  # of either kind, it reads what it has looked at itself
+
+    def labelled(pixels: Tensor, rows: Tensor, images: Tensor) -> Labelled:
+        seen, heads = labeller.look(encoder, pixels, attention)
+        labels = labeller.labels(seen, guides(images, grid)).cpu()
+        return Labelled(rows, labels, None if heads is None else attention_ranks(heads.mean(1)).cpu())
+
+    yield from through_encoder(batches, encoder, labelled, precision=precision, threads=threads, device=device)
+
+
+def usual_device() -> torch.device:
+    """A GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def through_encoder(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    encoder: Encoder,
+    work: Callable[[Tensor, Tensor, Tensor], Made],
+    *,
+    precision: Literal["float32", "bf16", "fp16"],
+    threads: int,
+    device: torch.device,
+) -> Iterator[tuple[Made, float]]:
+    """`work` of every batch: normalised images (B, 3, S, S), rows (B,), images uint8 → its result, seconds waited.
+
+    In order. `work` calls the encoder, on a CPU in `threads` at once; nothing is differentiated.
+    """
     threads = threads if device.type == "cpu" else _GPU_THREADS
-    encoder, learner, dtype = encoder.to(device).eval(), learner.to(device).eval(), _DTYPES[precision]
+    encoder, dtype = encoder.to(device).eval(), _DTYPES[precision]
 
     @torch.inference_mode()  # as autocast, of a thread: entered in the one that computes
-    def labelled(batch: tuple[tuple[Tensor, Tensor], float]) -> tuple[Labelled, float]:
+    def worked(batch: tuple[tuple[Tensor, Tensor], float]) -> tuple[Made, float]:
         (rows, images), waited = batch
-        pixels = normalise(images.to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
+        images = images.to(device, non_blocking=True)
+        pixels = normalise(images, encoder.spec.mean, encoder.spec.std)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            if not attention:
-                labels = learner.labels(encoder.last_block_features(pixels), grid)
-                return Labelled(rows, labels.cpu(), None), waited
-            features, heads = encoder.last_block(pixels)
-            labels = learner.labels(features, grid)
-        return Labelled(rows, labels.cpu(), attention_ranks(heads.mean(1)).cpu()), waited
+            return work(pixels, rows, images), waited
 
-    with _one_thread_an_operation():
-        yield from in_threads(labelled, timed(batches), threads, ahead=1)
+    with one_thread_an_operation():
+        yield from in_threads(worked, timed(batches), threads, ahead=1)
 
 
 @contextmanager
-def _one_thread_an_operation() -> Iterator[None]:
+def one_thread_an_operation() -> Iterator[None]:
+    """Inside, torch splits no operation: sums are always added up in the same order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

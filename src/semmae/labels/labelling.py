@@ -12,11 +12,22 @@ import torch
 from semmae.data.attention import stored_side
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
+from semmae.data.token_store import TokenStore
 from semmae.errors import UserError
 from semmae.files import Fields
-from semmae.formats.folders import CONFIG, LEARNER, digest, kind, read_extra, read_learner, save_learner
+from semmae.formats.folders import (
+    CONFIG,
+    LEARNER,
+    AnyPartLearner,
+    digest,
+    kind,
+    read_extra,
+    read_learner,
+    save_learner,
+)
 from semmae.labels.blocks import Job, label_blocks, most_rows
 from semmae.labels.processes import label_in_processes
+from semmae.labels.tokens import label_from_tokens
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
 from semmae.names import short, user_path
@@ -103,7 +114,7 @@ def label_images(
     out: Path,
     images: ImageSet,
     encoder: Encoder,
-    learner: PartLearner,
+    learner: AnyPartLearner,
     *,
     teacher: object,
     num_heads: int | None,
@@ -113,11 +124,13 @@ def label_images(
     precision: Precision = "auto",
     devices: int = 1,
     workers: int = 0,
+    tokens: TokenStore | None = None,
 ) -> PartStore:
     """Label every image that has no labels or no attention yet, whole and stretched to a square of `size` pixels.
 
     `out` is the folder of the store, and of the learner where `devices` > 1: each of so many processes loads the
     encoder again, by `teacher` and `num_heads`, and has `workers` of its own. `grid` is cells a side of the labels.
+    With the `tokens` of all images, labels come from these, and no image is looked at again.
     """
     store = PartStore.create(
         out,
@@ -130,6 +143,10 @@ def label_images(
         attention_grid=stored_side(size // encoder.patch_size),
         extra={"teacher": described(teacher)},
     )
+    if tokens is not None and isinstance(learner, PartLearner):
+        label_from_tokens(store, tokens, learner)
+        store.finish()
+        return store
     block = min(batch_size, most_rows())
     job = Job(store, images, size, block, resolve_precision(precision), workers)
     blocks = job.unfinished()

@@ -1,6 +1,8 @@
 """What is drawn of a data set that is labelled: images beside their parts, and the samples that parts.html shows."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +10,9 @@ from torch import Tensor
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
+from semmae.data.token_store import TokenStore
 from semmae.formats.folders import LEARNER, read_learner
+from semmae.labels.tokens import tokens_of
 from semmae.models.vit import Encoder
 from semmae.reporting.part_samples import FILE, collect, spread
 from semmae.reporting.pictures import parts_picture
@@ -16,10 +20,13 @@ from semmae.reporting.pictures import parts_picture
 _PICTURED = 24  # images in parts.png
 
 
-def draw_parts(out: Path, store: PartStore, images: ImageSet, encoder: Encoder | None, size: int) -> None:
+def draw_parts(
+    out: Path, store: PartStore, images: ImageSet, encoder: Encoder | None, size: int, tokens: TokenStore | None = None
+) -> None:
     """`parts.png`, images spread over the data set, each beside its parts; and what `parts.html` shows.
 
-    The latter by soft maps of images of `size` pixels a side, from the learner in `out`; without an encoder, nothing.
+    The latter by soft maps from the learner in `out`, of stored `tokens` of all images, or else of images of `size`
+    pixels a side; without an encoder, nothing.
     """
     rows = spread(len(images), _PICTURED)
     whole = WholeDataset(images, 224)
@@ -28,11 +35,15 @@ def draw_parts(out: Path, store: PartStore, images: ImageSet, encoder: Encoder |
     if encoder is None:
         return
     device = next(encoder.parameters()).device
-    learner = read_learner(out / LEARNER).to(device)
+    learner: Any = read_learner(out / LEARNER).to(device)  # of either kind
 
     @torch.inference_mode()
-    def soft_maps(pixels: Tensor) -> Tensor:
+    def soft_maps(rows: Sequence[int], pixels: Tensor) -> Tensor:
+        if tokens is not None:
+            found: Tensor = learner.part_maps(tokens_of(tokens, rows, device))
+            return found
         seen = normalise(pixels.to(device), encoder.spec.mean, encoder.spec.std)
-        return learner.part_maps(encoder.last_block_features(seen))
+        maps: Tensor = learner.part_maps(learner.look(encoder, seen)[0])
+        return maps
 
     collect(images, store, soft_maps, size, out / FILE)

@@ -86,27 +86,31 @@ def run_blocks(blocks: Iterable[AnyBlock], tokens: Tensor, checkpointing: bool =
 
 def head_weights(block: AnyBlock) -> HeadWeights:
     """The block's queries and keys as linear functions of its layer-normed input; a bias it lacks is 0."""
-    attention = block.attn
-    heads = attention.num_heads
-    if attention.qkv is None:
-        layers = (attention.q_proj, attention.k_proj)
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    else:
-        weights = list(attention.qkv.weight.chunk(3)[:2])
-        biases = _fused_biases(attention)
+    heads = block.attn.num_heads
     parts: list[Tensor] = []
-    for weight, bias in zip(weights, biases, strict=True):
+    for weight, bias in _projections(block.attn)[:2]:
         rows = weight.reshape(heads, -1, weight.shape[1])
         parts += [rows, rows.new_zeros(rows.shape[:2]) if bias is None else bias.reshape(heads, -1)]
     return HeadWeights(*parts)
 
 
-def _fused_biases(attention: Any) -> list[Tensor | None]:
-    """Biases of queries and keys where one linear makes both; Eva keeps them beside that linear."""
+def keys_and_values(block: AnyBlock, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, T, D) of all heads side by side, not rotated, of the tokens (B, T, C) that enter a block."""
+    normed = block.norm1(tokens)
+    _, key, value = _projections(block.attn)
+    return functional.linear(normed, *key), functional.linear(normed, *value)
+
+
+def _projections(attention: Any) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of queries, keys and values; where one linear makes all three, Eva keeps biases beside it."""
+    if attention.qkv is None:
+        return [(layer.weight, layer.bias) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
     if isinstance(attention, EvaAttention):
-        return [attention.q_bias, attention.k_bias]
-    bias = attention.qkv.bias
-    return [None, None] if bias is None else list(bias.chunk(3)[:2])
+        biases = [attention.q_bias, attention.k_bias, attention.v_bias]
+    else:
+        bias = attention.qkv.bias
+        biases = [None, None, None] if bias is None else list(bias.chunk(3))
+    return list(zip(attention.qkv.weight.chunk(3), biases, strict=True))
 
 
 def class_attention(block: AnyBlock, tokens: Tensor, rotary: Tensor | None, prefix: int) -> Tensor:

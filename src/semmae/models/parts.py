@@ -1,22 +1,37 @@
-"""The part learner (SemMAE, section 3.1 and Figure 1 A): class token → part tokens → part maps → image.
+"""The part learner: patch tokens of a frozen encoder → soft maps of parts.
 
 Notable here:
-- part tokens start as the heads of the frozen encoder's last block: part h's logits are then that
-  head's class-to-patch logits, and training refines them;
-- parts compete for every patch: the logits are normalised over the parts, then blurred;
-- the decoder sees the maps and the class token, nothing else: where comes from the maps, how it looks
-  from the token. That bottleneck is what turns maps into parts.
+- one small learner twice: object and background by the encoder's last tokens, then parts within the object by keys of
+  the last block but one. Within one softmax the background would take the parts' place;
+- a map is a softmax over cosines to prototypes, which start as clusters of tokens: where a part is absent from an
+  image, its map is empty there;
+- nothing is drawn from a map but what it says: its parts' mean tokens rebuild the image's tokens (`rebuild_loss`),
+  linearly. A decoder with freedom of its own, as the published one has (`published_parts`), rebuilds an image from
+  maps that are no parts.
+
+About linear bottlenecks of part descriptors: Choudhury et al. (arXiv 2111.06349); SCOPS (arXiv 1905.01298).
 """
 
 from dataclasses import dataclass
-from math import comb
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from semmae.models.vit import Encoder, Features
+from semmae.clusters import fit_directions
+from semmae.filters import refine_maps, upsample_maps
+from semmae.models.vit import Encoder, TokenViews
+
+_TEMPERATURES = (5.0, 10.0)  # what cosines are multiplied by at the start: of object and background, of parts
+_FIT_IMAGES, _FIT_BYTES = 256, 2**29  # at most
+_FIT_TOKENS = 2**16  # tokens at most that principal components are fitted to
+_CLUSTERED = 12_000  # tokens at most that clusters are fitted to
+
+
+def part_names(parts: int, background: bool = True) -> list[str]:
+    """Names of the labels, the background's first."""
+    return ["background"] * background + [f"part {number}" for number in range(1, parts + 1)]
 
 
 @dataclass(frozen=True)
@@ -24,178 +39,187 @@ class PartsSpec:
     """What must be known to build a part learner before its weights are loaded."""
 
     width: int  # of the encoder's tokens
+    key_width: int  # of its keys and values, all heads together: as a rule the same
     patch_size: int
     num_parts: int = 6
-    background: bool = True  # one more label, 0, for what belongs to no part
-    head_dim: int = 64  # channels of one part's query and key
-    blur: int = 3  # cells a side of the low-pass kernel over the patch grid, odd; 1 = none
-    decoder_width: int = 96  # channels at the patch grid, halved at every doubling, at least 32
-    target: Literal["pixels", "features"] = "pixels"  # what the decoder rebuilds
+    components: int = 128  # principal components that are kept of tokens, at most
+    refine: bool = True  # borders of labels follow those of the image (`refine_maps`)
 
-    def __post_init__(self) -> None:
-        if self.target not in ("pixels", "features"):
-            raise ValueError(f'target must be "pixels" or "features", not {self.target!r}')
-
-    @property
-    def doublings(self) -> int:
-        """How often the decoder doubles the patch grid; past the wanted side where a patch is no power of two."""
-        if self.target == "features":
-            return 0
-        return max(1, (self.patch_size - 1).bit_length() - 1)  # to half the image's side at least
+    @classmethod
+    def of(cls, encoder: Encoder, num_parts: int = 6, refine: bool = True) -> "PartsSpec":
+        """Of an encoder's sizes."""
+        return cls(encoder.width, encoder.key_width, encoder.patch_size, num_parts, refine=refine)
 
     @property
     def label_names(self) -> list[str]:
-        parts = [f"part {number}" for number in range(1, self.num_parts + 1)]
-        return ["background", *parts] if self.background else parts
+        return part_names(self.num_parts)
+
+    def kept(self, width: int) -> int:
+        """Numbers that are kept of a token of that width."""
+        return min(self.components, width)
 
 
-class PartsOutput(NamedTuple):
-    """Maps (B, M, g, g), M = N or 1 + N; reconstruction (B, 3, s, s) normalised pixels, or (B, C, g, g) features."""
+class PartTokens(NamedTuple):
+    """What is learned from, reduced: last tokens (B, L, c), keys and values (B, L, d) of the last block but one."""
 
-    maps: Tensor
-    reconstruction: Tensor
+    last: Tensor
+    keys: Tensor
+    values: Tensor
 
 
-class PartAttention(nn.Module):
-    """Part tokens embedded from the class token, and their logits over the patches.
+class Reduction(nn.Module):
+    """Tokens on their principal components, in a unit in which their mean squared distance from their mean is 1.
 
-    A part is a query of the class token and a key of the patches, as an attention head is:
-    logit = (W_Q ĉ + b_Q)·(W_K f̂ + b_K)/√d, linear in f̂ with part token W_Kᵀ(W_Q ĉ + b_Q)/√d.
+    `unit`: of tokens scaled to length 1, and not centred: directions are what is compared.
     """
 
-    def __init__(self, width: int, num_parts: int, head_dim: int) -> None:
+    def __init__(self, width: int, kept: int, unit: bool = False) -> None:
         super().__init__()
-        self.query_weight = nn.Parameter(torch.empty(num_parts, head_dim, width))
-        self.query_bias = nn.Parameter(torch.zeros(num_parts, head_dim))
-        self.key_weight = nn.Parameter(torch.empty(num_parts, head_dim, width))
-        self.key_bias = nn.Parameter(torch.zeros(num_parts, head_dim))
-        nn.init.normal_(self.query_weight, std=width**-0.5)
-        nn.init.normal_(self.key_weight, std=width**-0.5)
+        self.unit = unit
+        self.mean: Tensor
+        self.basis: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("basis", torch.eye(width)[:, :kept].clone())
 
-    def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
-        """Layer-normed cls (B, C) and patches (B, L, C) of the last block's input → logits (B, N, L)."""
-        query = torch.einsum("bc,ndc->bnd", cls, self.query_weight) + self.query_bias
-        query = query * self.query_weight.shape[1] ** -0.5
-        tokens = torch.einsum("bnd,ndc->bnc", query, self.key_weight)
-        bias = (query * self.key_bias).sum(-1, keepdim=True)
-        logits: Tensor = tokens @ patches.transpose(1, 2) + bias
-        return logits
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (…, C) → float32 (…, kept)."""
+        return (self._scaled(tokens) - self.mean) @ self.basis
 
     @torch.no_grad()
-    def start_from_heads(self, encoder: Encoder, generator: torch.Generator | None = None) -> None:
-        """Copy queries and keys of the encoder's last block, in place.
+    def fit(self, tokens: Tensor) -> None:
+        """Take mean and components of tokens (N, C)."""
+        tokens = self._scaled(tokens)
+        mean = tokens.mean(0)
+        centre = torch.zeros_like(mean) if self.unit else mean
+        shifted = (tokens - centre).double()
+        _, vectors = torch.linalg.eigh(shifted.T @ shifted)  # ascending
+        basis = vectors.flip(1)[:, : self.basis.shape[1]].float()
+        spread = ((tokens - mean) @ basis).square().sum(1).mean().sqrt()
+        size = tokens.square().sum(1).mean().sqrt()  # tokens that are all alike are not blown up to noise
+        self.mean.copy_(centre)
+        self.basis.copy_(basis / spread.maximum(1e-3 * size).clamp_min(torch.finfo(torch.float32).tiny))
 
-        Parts beyond the number of heads repeat the heads with noise half as large as the weights
-        (our choice; the paper has as many parts as heads).
-        """
-        for own, heads in zip(
-            (self.query_weight, self.query_bias, self.key_weight, self.key_bias), encoder.last_heads(), strict=True
-        ):
-            for part in range(len(own)):
-                values = heads[part % len(heads)]
-                if part >= len(heads):
-                    noise = torch.randn(values.shape, generator=generator).to(values)
-                    values = values + 0.5 * values.std() * noise
-                own[part] = values
+    def _scaled(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.float()
+        return functional.normalize(tokens, dim=-1) if self.unit else tokens
 
 
-class StyleDecoder(nn.Module):
-    """Part maps → image: convolutions carry the layout, AdaIN the look (StyleGAN, arXiv 1812.04948)."""
+class Prototypes(nn.Module):
+    """Tokens → shares of K prototypes: softmax over k of τ · cos(M z, w_k) + b_k; M starts as the identity."""
 
-    def __init__(self, spec: PartsSpec) -> None:
+    def __init__(self, count: int, width: int, temperature: float, mapped: bool) -> None:
         super().__init__()
-        width = spec.decoder_width
-        self.first = nn.Conv2d(spec.num_parts + spec.background, width, 3, padding=1)
-        self.layers = nn.ModuleList()
-        for _ in range(spec.doublings):
-            narrower = max(width // 2, 32)
-            self.layers.append(StyleLayer(width, narrower, spec.width))
-            width = narrower
-        if not spec.doublings:  # features stay on the patch grid
-            self.layers.append(StyleLayer(width, width, spec.width, scale=1))
-        self.last = nn.Conv2d(width, 3 if spec.target == "pixels" else spec.width, 1)
+        # In tens: so the optimiser, whose steps are alike for all, moves it by what counts.
+        self.temperature = nn.Parameter(torch.tensor(temperature / 10))
+        self.map = nn.Parameter(torch.eye(width)) if mapped else None
+        self.vectors = nn.Parameter(torch.randn(count, width))
+        self.bias = nn.Parameter(torch.zeros(count))
 
-    def forward(self, maps: Tensor, style: Tensor) -> Tensor:
-        """Maps (B, M, g, g), style (B, C) → (B, 3, s, s) with s = g·2^doublings, or features (B, C, g, g)."""
-        features = functional.leaky_relu(self.first(maps), 0.2)
-        for layer in self.layers:
-            features = layer(features, style)
-        rebuilt: Tensor = self.last(features)
-        return rebuilt
-
-
-class StyleLayer(nn.Module):
-    """Upsample → convolution → AdaIN → nonlinearity."""
-
-    def __init__(self, width_in: int, width_out: int, style_width: int, scale: int = 2) -> None:
-        super().__init__()
-        self.scale = scale
-        self.convolution = nn.Conv2d(width_in, width_out, 3, padding=1)
-        self.style = nn.Linear(style_width, 2 * width_out)
-        nn.init.normal_(self.style.weight, std=0.02)
-        nn.init.zeros_(self.style.bias)
-
-    def forward(self, features: Tensor, style: Tensor) -> Tensor:
-        """Features (B, W, s, s), style (B, C) → (B, W', scale·s, scale·s)."""
-        if self.scale > 1:
-            features = functional.interpolate(features, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        features = functional.instance_norm(self.convolution(features))
-        scale, shift = self.style(style)[:, :, None, None].chunk(2, dim=1)
-        return functional.leaky_relu(features * (1.0 + scale) + shift, 0.2)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L, d) → (B, L, K), which sum to 1."""
+        if self.map is not None:
+            tokens = tokens @ self.map
+        cosines = functional.normalize(tokens, dim=-1) @ functional.normalize(self.vectors, dim=1).T
+        return (10 * self.temperature * cosines + self.bias).softmax(-1)
 
 
 class PartLearner(nn.Module):
-    """Part attention and style decoder over the tokens of a frozen encoder.
+    """Object and background, and parts within the object, of the tokens of a frozen encoder."""
 
-    The heads of the encoder's last block start the part tokens, `generator` those beyond; without an encoder all start
-    at random.
-    """
-
-    def __init__(
-        self, spec: PartsSpec, encoder: Encoder | None = None, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, spec: PartsSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.kernel: Tensor
-        self.attention = PartAttention(spec.width, spec.num_parts, spec.head_dim)
-        # Background is what the parts together turn away from: bias − scale · mean of their logits.
-        self.background = nn.Parameter(torch.tensor([0.0, 1.0])) if spec.background else None
-        self.decoder = StyleDecoder(spec)
-        if encoder is not None:
-            self.attention.start_from_heads(encoder, generator)
-        self.register_buffer("kernel", _binomial(spec.blur), persistent=False)
+        last, keys = spec.kept(spec.width), spec.kept(spec.key_width)
+        self.reductions = nn.ModuleList(  # of last tokens, keys, values
+            [Reduction(spec.width, last, unit=True), Reduction(spec.key_width, keys), Reduction(spec.key_width, keys)]
+        )
+        self.object = Prototypes(2, last, _TEMPERATURES[0], mapped=False)  # the background first
+        self.parts = Prototypes(spec.num_parts, keys, _TEMPERATURES[1], mapped=True)
 
-    def forward(self, features: Features) -> PartsOutput:
-        """`Encoder.last_block_features` of a batch → maps and reconstruction."""
-        maps = self.part_maps(features)
-        return PartsOutput(maps, self.decoder(maps, features.cls))
+    def look(self, encoder: Encoder, images: Tensor, attention: bool = False) -> tuple[PartTokens, Tensor | None]:
+        """Reduced tokens of normalised images (B, 3, S, S); where asked for, attention (B, heads, L) too."""
+        views, heads = encoder.token_views(images, attention)
+        return self.reduce(views), heads
 
-    def part_maps(self, features: Features) -> Tensor:
-        """Soft parts of a batch: (B, M, g, g), background first; they compete for each patch, where they sum to 1."""
-        logits = self.attention(features.cls, features.patches)
-        # A head's softmax runs over patches and ignores its mean; parts are compared at equal mean.
-        logits = logits - logits.mean(-1, keepdim=True)
-        if self.background is not None:
-            bias, scale = self.background.to(logits.dtype)
-            logits = torch.cat([bias - scale * logits.mean(1, keepdim=True), logits], dim=1)
-        side = int(logits.shape[2] ** 0.5)
-        return self._blur(logits.softmax(dim=1).unflatten(2, (side, side)))
+    def reduce(self, views: TokenViews) -> PartTokens:
+        """Tokens as they are stored: of half precision, in half precision, whatever they were computed in."""
+        with torch.autocast(views.last.device.type, enabled=False):
+            return PartTokens(*(reduce(own.half()).half() for reduce, own in zip(self.reductions, views, strict=True)))
 
-    def _blur(self, maps: Tensor) -> Tensor:
-        margin, count = self.spec.blur // 2, maps.shape[1]
-        kernel = self.kernel.to(maps.dtype).expand(count, 1, -1, -1)
-        padded = functional.pad(maps, (margin,) * 4, mode="replicate")
-        return functional.conv2d(padded, kernel, groups=count)
+    def fit_reductions(self, views: TokenViews) -> None:
+        """Take principal components of an encoder's tokens (N, L, C) of some images."""
+        for reduction, tokens in zip(self.reductions, views, strict=True):
+            flat = tokens.flatten(0, 1)
+            assert isinstance(reduction, Reduction)
+            reduction.fit(flat[:: max(1, len(flat) // _FIT_TOKENS)])
 
-    def labels(self, features: Features, grid: int) -> Tensor:
-        """Hard parts of a batch on a grid × grid raster: uint8 (B, grid, grid)."""
-        maps = self.part_maps(features)
-        # Upsampled before the argmax, so that borders fall between patches.
-        maps = functional.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
-        return maps.argmax(dim=1).to(torch.uint8)
+    @torch.no_grad()
+    def start_from_clusters(self, tokens: PartTokens, seed: int) -> None:
+        """Let the prototypes begin as clusters of reduced tokens (N, L, d): two of all, the others of the object's.
+
+        The background is the cluster to which most of the images' borders belong.
+        """
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(tokens: Tensor) -> Tensor:
+            order = torch.randperm(len(tokens), generator=generator)[:_CLUSTERED]
+            return tokens[order.to(tokens.device)].float()
+
+        pair = fit_directions(drawn(tokens.last.flatten(0, 1)), 2, seed)
+        self.object.vectors.copy_(pair)
+        nearest = self._shares(self.object, tokens.last).argmax(-1)  # (N, L)
+        if nearest[:, border(nearest.shape[1])].float().mean() > 0.5:
+            self.object.vectors.copy_(pair.flip(0))
+            nearest = 1 - nearest
+        inside = tokens.keys[nearest == 1]
+        if len(inside) < self.spec.num_parts:  # no object: of all tokens then
+            inside = tokens.keys.flatten(0, 1)
+        self.parts.vectors.copy_(fit_directions(drawn(inside), self.spec.num_parts, seed))
+
+    def forward(self, tokens: PartTokens) -> tuple[Tensor, Tensor]:
+        """Shares of background and object (B, L, 2), and of the parts within the object (B, L, K); in float32."""
+        with torch.autocast(tokens.last.device.type, enabled=False):
+            return self.object(tokens.last.float()), self.parts(tokens.keys.float())
+
+    def part_maps(self, tokens: PartTokens) -> Tensor:
+        """Soft parts of a batch: (B, 1 + K, g, g), background first; they sum to 1 at every patch."""
+        return _as_maps(*self(tokens))
+
+    def labels(self, tokens: PartTokens, images: Tensor) -> Tensor:
+        """Hard parts of images uint8 (B, 3, G, G), as `guides` gives them: uint8 (B, G, G)."""
+        maps = self.part_maps(tokens)
+        maps = refine_maps(maps, images) if self.spec.refine else upsample_maps(maps, images.shape[-1])
+        # Object or not is decided first: many parts share what is the object's.
+        inside = maps[:, 1:].sum(1) > maps[:, 0]
+        return ((maps[:, 1:].argmax(1) + 1) * inside).to(torch.uint8)
+
+    @staticmethod
+    def _shares(prototypes: Prototypes, tokens: Tensor, batch: int = 256) -> Tensor:
+        """Shares (N, L, K) of many tokens, without all of them in single precision."""
+        starts = range(0, len(tokens), batch)
+        return torch.cat([prototypes(tokens[start : start + batch].float()) for start in starts])
 
 
-def _binomial(side: int) -> Tensor:
-    """The (side, side) kernel of binomial coefficients, sum 1: the usual small low-pass filter."""
-    row = torch.tensor([float(comb(side - 1, k)) for k in range(side)]) / 2 ** (side - 1)
-    return torch.outer(row, row)
+def images_to_fit(encoder: Encoder, size: int) -> int:
+    """Of how many images, `size` pixels a side, tokens are held at full width for what is fitted to them."""
+    each = (size // encoder.patch_size) ** 2 * (encoder.width + 2 * encoder.key_width) * 2  # bytes, in half precision
+    return min(_FIT_IMAGES, max(1, _FIT_BYTES // each))
+
+
+def border(length: int) -> Tensor:
+    """Which patches of a square grid of L lie at its edge: bool (L,)."""
+    side = round(length**0.5)
+    edge = torch.zeros(side, side, dtype=torch.bool)
+    edge[0] = edge[-1] = edge[:, 0] = edge[:, -1] = True
+    return edge.flatten()
+
+
+def as_grid(shares: Tensor) -> Tensor:
+    """Shares of patches (B, L, K) → maps (B, K, g, g), g² = L."""
+    side = round(shares.shape[1] ** 0.5)
+    return shares.transpose(1, 2).reshape(len(shares), -1, side, side)
+
+
+def _as_maps(shares: Tensor, parts: Tensor) -> Tensor:
+    inside = shares[:, :, 1:]
+    return as_grid(torch.cat([1 - inside, inside * parts], 2))

@@ -24,6 +24,7 @@ from semmae.models.blocks import (
     embed,
     head_weights,
     is_rotary,
+    keys_and_values,
     run_block,
     run_blocks,
 )
@@ -46,6 +47,14 @@ class Features(NamedTuple):
 
     cls: Tensor
     patches: Tensor
+
+
+class TokenViews(NamedTuple):
+    """Patch tokens (B, L, C) after the final norm; keys and values (B, L, C) of the last block but one."""
+
+    last: Tensor
+    keys: Tensor
+    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,12 @@ class Encoder(nn.Module):
     def width(self) -> int:
         return self.spec.width
 
+    @property
+    def key_width(self) -> int:
+        """Numbers of a patch's key, all heads together."""
+        weight = head_weights(self.vit.blocks[-1]).key_weight
+        return weight.shape[0] * weight.shape[1]
+
     def forward(self, images: Tensor) -> Features:
         """Normalised images (B, 3, S, S), S any multiple of the patch size → `Features`."""
         self._check_size(images)
@@ -137,6 +152,17 @@ class Encoder(nn.Module):
         found = next(islice(self._blocks(images), block % depth, None))
         return class_attention(*found, self.vit.num_prefix_tokens)
 
+    def token_views(self, images: Tensor, attention: bool = False) -> tuple[TokenViews, Tensor | None]:
+        """Patch tokens in three views of one pass, and where asked for `attention` of the last block."""
+        prefix = self.vit.num_prefix_tokens
+        for index, entered in enumerate(self._blocks(images)):
+            block, tokens, rotary = entered
+            if index == max(self.spec.depth - 2, 0):
+                keys, values = keys_and_values(block, tokens[:, prefix:])
+        heads = class_attention(block, tokens, rotary, prefix) if attention else None
+        last = self._split(self.vit.norm(run_block(block, tokens, rotary)))
+        return TokenViews(last.patches, keys, values), heads
+
     def last_heads(self) -> HeadWeights:
         """Queries and keys of the last block's heads; ValueError where logits are not linear in its features."""
         block: AnyBlock = self.vit.blocks[-1]
@@ -150,9 +176,10 @@ class Encoder(nn.Module):
         """Every block, what enters it (B, prefix + L, C), and its rotary positions; run when the next is asked for."""
         self._check_size(images)
         tokens, rotary = embed(self.vit, images)
-        for block, positions in zip(self.vit.blocks, rotary, strict=True):
+        for index, (block, positions) in enumerate(zip(self.vit.blocks, rotary, strict=True)):
             yield block, tokens, positions
-            tokens = run_block(block, tokens, positions)
+            if index + 1 < len(self.vit.blocks):
+                tokens = run_block(block, tokens, positions)
 
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semmae.options.fields import option
-from semmae.options.shared import EPOCHS, PIXELS, RATE, Model, RunOptions
+from semmae.options.shared import EPOCHS, PIXELS, RATE, Model, RunOptions, teacher_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,8 @@ class DemoOptions(RunOptions):
     """Your own images; default: drawn creatures, whose parts are known."""
     masks: Path | None = option(None, reads="annotations")
     """Folder of PNG annotations of the true parts of your images, if there are any."""
+    teacher: str = teacher_option()
+    """Encoder to learn parts from, as for semmae pretrain; auto: on drawn images own."""
     images: int = option(800, low=1, high=10**6)
     """How many creatures to draw, or how many of your images to use at most."""
     model: Model = option("vit_tiny")
@@ -26,11 +28,9 @@ class DemoOptions(RunOptions):
     epochs: int = option(10, low=1, high=EPOCHS)
     """Passes over the images of the masked autoencoder."""
     teacher_epochs: int = option(6, low=1, high=EPOCHS)
-    """Passes over the images of the encoder that parts are learned from."""
+    """Passes over the images of one's own teacher."""
     teacher_image_size: int = option(32, low=8, high=PIXELS)
-    """Pixels a side of that encoder's crops."""
-    parts_epochs: int = option(6, low=1, high=EPOCHS)
-    """Passes over the images of the part learner."""
+    """Pixels a side of the crops that one's own teacher is trained on; given, also of the images another one sees."""
     batch_size: int = option(32, low=1, high=2**20)
     """Images per optimiser step."""
     blr: float = option(4e-3, low=0, high=RATE)

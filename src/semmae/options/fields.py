@@ -49,6 +49,8 @@ class Facts:
     beside: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()  # other options that cannot be given beside it
     positional: str = ""  # what to call it where it may be given without its name
+    # What the default, a word such as auto, may become when a run begins; config.yaml holds that.
+    becomes: tuple[str, ...] = ()
     objects: bool = False  # a Python call may give an object that config.yaml cannot hold
     function: bool = False  # a Python call may give a function, which is kept as `package.module:name`
     python: bool = False  # it is of the Python call alone
@@ -93,6 +95,10 @@ class Option:
     def choices(self) -> tuple[str, ...]:
         """The choices of a `Literal`; empty for any other."""
         return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
+
+    def is_word(self, value: Any) -> bool:
+        """Whether a value is one of the words of its own that it takes where others are paths or names."""
+        return isinstance(value, str) and bool(self.facts.becomes) and value in (self.default, *self.facts.becomes)
 
     @property
     def is_switch(self) -> bool:

@@ -5,10 +5,22 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from semmae.options.fields import MOST, again, option
-from semmae.options.shared import EPOCHS, PIXELS, RATE, WEIGHT, HeadsOptions, PresetOptions, TrainOptions
+from semmae.options.shared import (
+    EPOCHS,
+    PIXELS,
+    RATE,
+    STEPS,
+    WEIGHT,
+    HeadsOptions,
+    PresetOptions,
+    TrainOptions,
+    teacher_option,
+)
 
-Reconstruction = Literal["mse", "l1", "features"]
+Rebuild = Literal["tokens", "pixels"]
 PngSize = Literal["grid", "image"]
+
+_TOKENS, _PIXELS = {"rebuild": "tokens"}, {"rebuild": "pixels"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,16 +29,10 @@ class PartsRecipe:
 
     GROUP: ClassVar[str] = "training"
 
-    reconstruction: Reconstruction = option("mse")
-    """L_r: squared or absolute error of pixels, or squared error of the frozen encoder's patch tokens."""
-    diversity: float = option(0.1, low=0, high=WEIGHT)
+    total_variation: float = option(0.4, low=0, high=WEIGHT, only=_TOKENS)
+    """Weight of the total variation of the maps (PDiscoFormer): larger, smoother, and fewer."""
+    diversity: float = option(0.1, low=0, high=WEIGHT, only=_PIXELS)
     """Weight of the diversity loss, λ_d."""
-    agreement: float = option(0.3, low=0, high=WEIGHT)
-    """Weight of the agreement of two views (not in the paper): the same label at the same place. 0: as published."""
-    concentration: float = option(0.0, low=0, high=WEIGHT)
-    """Weight of the concentration of each part (SCOPS, not in the paper)."""
-    total_variation: float = option(0.0, low=0, high=WEIGHT)
-    """Weight of the total variation of the maps (PDiscoFormer, not in the paper)."""
     lr: float = option(3e-3, low=0, high=RATE)
     """Learning rate at its highest."""
     weight_decay: float = option(0.0, low=0, high=100)
@@ -39,11 +45,13 @@ class PartsRecipe:
 class LabelOptions(HeadsOptions, TrainOptions):
     """Labels."""
 
-    teacher: str | None = option(None, reads="network", objects=True)
-    """Frozen encoder to learn from: timm:NAME, hf:NAME, a run of semmae, or a checkpoint file."""
+    teacher: str = teacher_option()
+    """Frozen encoder to learn from: timm:NAME, hf:NAME, a run of semmae, or a checkpoint file; auto: DINOv2 small of \
+timm's hub, downloaded once (88 MB)."""
     image_size: int | None = option(None, low=8, high=PIXELS)
-    """Pixels a side; default: as the encoder was trained."""
-    grid: int = option(28, low=2, high=1024)
+    """Pixels a side; default: as the encoder was trained, but at most 224, in whole patches. More shows finer parts, \
+and takes longer."""
+    grid: int = option(32, low=2, high=1024)
     """Cells a side of the stored part labels."""
     learner: Path | None = option(None, reads="learner", idles=("training",), excludes=("tokens",))
     """Run of `semmae parts` whose learner labels the images, with its own encoder: nothing is trained."""
@@ -67,22 +75,27 @@ class PartsOptions(PartsRecipe, PresetOptions, LabelOptions):
 
     devices: int = again(TrainOptions, "devices", group="labelling")  # labelling is shared by several processes too
     nodes: int = again(TrainOptions, "nodes", group="labelling")
-    epochs: int = option(20, low=1, high=EPOCHS)
+    rebuild: Rebuild = option("tokens")
+    """What part maps have to rebuild: the encoder's tokens, from each part's mean token in the image; or pixels, by \
+    SemMAE's decoder (see --preset semmae-published)."""
+    steps: int = option(150, low=1, high=STEPS, only=_TOKENS)
+    """Optimiser steps on tokens; twice as many changed nothing."""
+    epochs: int = option(20, low=1, high=EPOCHS, only=_PIXELS)
     """Passes over the images."""
-    sample: int | None = option(None, low=1, high=MOST)
-    """Learn from so many of the images, drawn by the seed; all are labelled. Default: from all."""
+    sample: int | None = option(2000, low=1, high=MOST)
+    """Learn from so many of the images at most, drawn by the seed; all are labelled."""
     num_parts: int = option(6, low=1, high=254)  # a label is a byte: one is the background, one "not yet computed"
     """Parts to learn, besides the background."""
-    background: bool = option(True)
+    refine: bool = option(True, only=_TOKENS)
+    """Borders of labels follow those of the image (guided filter)."""
+    background: bool = option(True, only=_PIXELS)
     """One more label for what belongs to no part."""
-    start: Literal["heads", "random"] = option("heads")
+    start: Literal["heads", "random"] = option("heads", only=_PIXELS)
     """Where part tokens start: the heads of the encoder's last block, or random."""
-    blur: int = option(3, low=1, high=255)
+    blur: int = option(3, low=1, high=255, only=_PIXELS)
     """Patches a side of the low-pass filter over the maps, odd; 1: none."""
-    decoder_width: int = option(96, low=4, high=2**16)
+    decoder_width: int = option(96, low=4, high=2**16, only=_PIXELS)
     """Channels of the style decoder at the patch grid; halved at every doubling of its side, down to 32."""
-    hue: float = option(0.5, low=0, high=0.5)  # turns either way: half of one reaches every hue
-    """How far the colours of a view may turn, in turns of the colour circle: 0.5 is any colour, DINO's is 0.1."""
     masks: Path | None = option(None, reads="annotations", on_resume="more", group="measuring")
     """Folder of PNG annotations of true parts (same names, 0 = background), to measure against."""
     keypoints: Path | None = option(None, reads="file", on_resume="more", group="measuring")
@@ -96,19 +109,19 @@ class PartsOptions(PartsRecipe, PresetOptions, LabelOptions):
 
 
 def semmae_published() -> dict[str, Any]:
-    """SemMAE as published: pixel reconstruction and diversity, one view.
+    """SemMAE as published: pixel reconstruction and diversity.
 
     Source: section 3.1 of the paper (arXiv 2206.10207): L = L_r + λ_d·L_d, six parts that start as the heads of iBOT's
     ViT-S/16. It gives no weight, rate or length, and no part quality: λ_d, the rate, and the 64 images of a step that
-    the rate was found with are ours. What agreement of views changes is measured in docs/parts-measured.md.
+    the rate was found with are ours. Its parts, beside those of the defaults: docs/parts-measured.md.
 
     Not taken over, as nothing is published of it: how logits are scaled (here centred image by image), where the
     background comes from (here a logit from the mean of the parts'), and what the decoder's style is read from (here
     the last block's input).
     """
     return {
-        "num_parts": 6, "background": True, "start": "heads", "batch_size": 64, "reconstruction": "mse",
-        "diversity": 0.1, "agreement": 0.0, "concentration": 0.0, "total_variation": 0.0, "hue": 0.0,
+        "rebuild": "pixels", "num_parts": 6, "background": True, "start": "heads", "batch_size": 64, "diversity": 0.1,
+        "grid": 28, "sample": None,
     }  # fmt: skip
 
 

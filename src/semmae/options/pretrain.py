@@ -7,7 +7,19 @@ from typing import Any, Literal
 
 from semmae.options.fields import option
 from semmae.options.maskings import MASKINGS
-from semmae.options.shared import EPOCHS, PIXELS, RATE, CompileOptions, PresetOptions, SeedOptions, SizeOptions
+from semmae.options.shared import (
+    AUTO_TEACHER,
+    EPOCHS,
+    OWN_TEACHER,
+    PIXELS,
+    PUBLIC_TEACHER,
+    RATE,
+    CompileOptions,
+    PresetOptions,
+    SeedOptions,
+    SizeOptions,
+    teacher_option,
+)
 
 Target = Literal["pixels", "tokens"]
 
@@ -60,9 +72,10 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     to learn from a public encoder with hundreds or thousands of images."""
     parts: Path | None = option(None, reads="labels")
     """Part labels of these images: a run of `semmae parts` or `pretrain`."""
-    teacher: str | None = option(None, reads="network", objects=True)
-    """Encoder to learn parts from, when --parts is not given, and to predict the tokens of (by default those of the \
-    encoder that --parts were learned from); without both, one is trained first."""
+    teacher: str = teacher_option(beside=("learns_parts", "predicts_tokens"))
+    """Encoder to learn parts from, when --parts is not given, and to predict the tokens of (beside --parts, auto is \
+the one that they were learned from): timm:NAME, hf:NAME, a run of semmae, or a checkpoint file; own: one trained \
+first, on these images; auto: DINOv2 small of timm's hub, downloaded once (88 MB), or own where it cannot be had."""
     epochs: int = option(400, low=1, high=EPOCHS)
     """Passes over the images."""
     blr: float = option(1.5e-4, low=0, high=RATE)
@@ -82,43 +95,45 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     init: str | None = option(None, reads="network", objects=True)
     """Encoder to begin with: a run of semmae, timm:NAME, hf:NAME, or a checkpoint file; of --model's size; \
     with its decoder, if it has one of this run's sizes. Read again by --resume."""
-    num_heads: int | None = option(None, low=1, high=1024, beside=("teacher", "init"))
+    num_heads: int | None = option(None, low=1, high=1024, beside=("names_a_teacher", "init"))
     """Heads of --teacher, or else of --init, where its file does not say."""
     num_parts: int = option(6, low=1, high=254, beside=("learns_parts",))
     """Parts to learn, when --parts is not given."""
     masks: Path | None = option(None, reads="annotations", on_resume="more")
     """Folder of PNG annotations of true parts, to measure learned parts against."""
-    teacher_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("trains_a_teacher",))
-    """Epochs of the teacher, when one is trained; default: a quarter of --epochs."""
-    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("trains_a_teacher", "predicts_tokens"))
-    """Pixels a side of the crops the teacher is trained on; default: as --image-size. Smaller is faster. And of the \
-    images whose tokens are stored, without a GPU; default: as it was trained, but at most 224, in whole patches."""
-    parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("learns_parts",))
-    """Epochs of the part learner, when parts are learned; default: an eighth of --epochs, at least 5; \
-    a single one where only attention is read."""
+    teacher_epochs: int | None = option(
+        None, low=1, high=EPOCHS, only={"teacher": OWN_TEACHER}, beside=("learns_parts", "predicts_tokens")
+    )
+    """Epochs of one's own teacher; default: a quarter of --epochs."""
+    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("learns_parts", "predicts_tokens"))
+    """Pixels a side of the images the teacher sees; default: as it was trained, but at most 224, in whole patches; or \
+of the crops that one's own is trained on; default: as --image-size. Smaller is faster."""
+    parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("parts_preset",))
+    """Epochs of the part learner of --parts-preset semmae-published; default: an eighth of --epochs, at least 5."""
     parts_preset: str | None = option(None, beside=("learns_parts",))
     """Recipe of semmae parts, by name, when parts are learned; semmae-published: as the paper learns them."""
 
     @property
     def learns_parts(self) -> bool:
-        """Whether part labels are made here; one's own mask function gets some where --teacher asks for them."""
-        asked = self.is_own_masking and self.teacher is not None
+        """Whether part labels are made here; one's own mask function gets some where --teacher is not left at auto."""
+        asked = self.is_own_masking and self.teacher != AUTO_TEACHER
         return self.parts is None and (asked or bool(self.needs))
-
-    @property
-    def trains_a_teacher(self) -> bool:
-        """Whether the encoder to learn parts or to predict tokens from is trained here."""
-        return self.needs_teacher and self.teacher is None
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether an encoder is needed that --parts do not bring along."""
-        return self.learns_parts or (self.predicts_tokens and self.parts is None)
 
     @property
     def predicts_tokens(self) -> bool:
         """Whether a teacher's tokens are predicted, and not pixels."""
         return self.target == "tokens"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether an encoder is needed that --parts do not bring along."""
+        brought = self.parts is not None and self.teacher == AUTO_TEACHER
+        return self.learns_parts or (self.predicts_tokens and not brought)
+
+    @property
+    def names_a_teacher(self) -> bool:
+        """Whether the teacher is a given one, which --num-heads is then of."""
+        return self.teacher not in (AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER)
 
 
 # Presets

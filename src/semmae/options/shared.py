@@ -16,6 +16,15 @@ AnyPooling = Literal["auto", "cls", "mean"]
 EPOCHS, STEPS, PIXELS = 10**6, 10**9, 8192
 VAL_SHARE = 0.2  # of each class, or of the images, that is held out where the data has no split
 WEIGHT, RATE = 10**6, 1000  # of a loss; of learning
+# What --teacher may be beside the name of an encoder: the public one where it is to be had, one trained here.
+AUTO_TEACHER, OWN_TEACHER = "auto", "own"
+# DINOv2 small of Meta AI (arXiv 2304.07193), trained on 142 million images; Apache-2.0.
+PUBLIC_TEACHER = "timm:vit_small_patch14_dinov2.lvd142m"
+
+
+def teacher_option(**facts: Any) -> Any:
+    """The field of --teacher, the encoder to learn parts from; with what more may be said of it."""
+    return option(AUTO_TEACHER, reads="network", becomes=(PUBLIC_TEACHER, OWN_TEACHER), objects=True, **facts)
 
 
 @dataclass(frozen=True, kw_only=True)

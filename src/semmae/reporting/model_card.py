@@ -24,6 +24,7 @@ from semmae.models.vit import Encoder
 from semmae.names import user_path
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import options_of
+from semmae.options.shared import PUBLIC_TEACHER
 from semmae.reporting.page import figure_rows, flat, methods_of, read_facts
 from semmae.reporting.results import markdown_table, protocol_lines
 from semmae.run.config import CONFIG, readable_value, saved_options
@@ -33,8 +34,8 @@ RESULTS = "results.json"
 _TRAINED = (checkpoint.CLASSIFIER, checkpoint.SEGMENTER)
 
 _LICENCE = (
-    "Not stated. The data, and weights that the training began with, may bind what these may be used for; whoever "
-    "publishes them should state a licence here and in the header."
+    "Not stated. The data, and weights that the training began with or learned parts from, may bind what these may be "
+    "used for; whoever publishes them should state a licence here and in the header."
 )
 
 _LOG = logging.getLogger("semmae")
@@ -49,6 +50,7 @@ class Run:
     summary: Mapping[str, Any]  # summary.json; empty where there is none
     results: Mapping[str, Mapping[str, Any]]  # content of results.json files, by where they lay
     own: str | None = None  # which of them is of what the run itself trained, where that has a head
+    teacher: str | None = None  # what its parts were learned from, where it has made some
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def find_run(spec: object) -> Run | None:
         read_facts(folder / "summary.json"),
         {path.parent.name: read_facts(path) for path in found},
         folder.name if any((folder / name).is_dir() for name in _TRAINED) else None,
+        read_facts(folder / "parts" / "parts.json").get("extra", {}).get("teacher"),
     )
 
 
@@ -158,6 +161,8 @@ def _training(card: Card) -> list[str]:
     if "minutes" in summary:
         state = "" if summary.get("finished", True) else "; it had not come to its end"
         facts.append(f"Time: {summary['minutes']:.1f} minutes{state}.")
+    if card.run.teacher is not None:
+        facts.append(f"Parts: learned from {_teacher(card.run.teacher)}.")
     for length in ("epochs", "steps"):
         if f"{length}_planned" in summary:
             facts.append(f"Stopped by a callback after {summary[length]} of {summary[f'{length}_planned']} {length}.")
@@ -165,11 +170,20 @@ def _training(card: Card) -> list[str]:
     return [*([" ".join(facts), ""] if facts else []), "Recipe:", "", *recipe, ""]
 
 
+def _teacher(spec: str) -> str:
+    """The encoder that parts were learned from; of what --teacher auto finds whose it is."""
+    if spec != PUBLIC_TEACHER:
+        return f"the encoder `{_public('teacher', spec)}`"
+    return f"the public encoder `{spec}` (DINOv2 of Meta AI, arXiv 2304.07193, Apache-2.0)"
+
+
 def _recipe(options: Mapping[str, Any]) -> set[str]:
     """The options that shape the weights, but for the images, which have a sentence of their own."""
     declared = options_of(kind_of(options["verb"])).values() if options.get("verb") in VERBS else ()
-    shaping = (each for each in declared if each.facts.on_resume == "same" and not each.facts.control)
-    return {option.name for option in shaping if option.facts.reads != "images"}
+    shaping = [each for each in declared if each.facts.on_resume == "same" and not each.facts.control]
+    # Of what a run finds or makes by itself the sentences say what it was.
+    words = {each.name for each in shaping if each.is_word(options.get(each.name))}
+    return {option.name for option in shaping if option.facts.reads != "images"} - words
 
 
 def _figures(card: Card) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from semmae.data.splits import side_by_side
 from semmae.files import Fields
 from semmae.models.vit import MODELS
+from semmae.options.shared import OWN_TEACHER, PUBLIC_TEACHER
 from semmae.reporting.page import Record, read_facts
 from semmae.run.config import saved_options
 from semmae.shell import command, python, text
@@ -194,7 +195,10 @@ def _after_demo(run: _Run) -> Iterator[Step]:
             "Measure the encoder in every way", command("evaluate", **options, out=fresh(run.folder, "evaluate"))
         )
     else:
-        yield Step("The same in full", command("pretrain", data=run.data, out=fresh(run.folder, "pretrain")))
+        known = {OWN_TEACHER: OWN_TEACHER, PUBLIC_TEACHER: None}  # the latter is the usual one
+        teacher = known.get(str(run.config.get("teacher")), run.input("teacher"))
+        again = {"data": run.data, "teacher": teacher, "out": fresh(run.folder, "pretrain")}
+        yield Step("The same in full", command("pretrain", **again))
 
 
 def _finetune(run: _Run, **own: Any) -> Step:

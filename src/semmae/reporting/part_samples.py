@@ -29,7 +29,7 @@ from semmae.files import open_regular, write_bytes
 from semmae.names import shown
 from semmae.progress import Progress
 
-SoftMaps = Callable[[Tensor], Tensor]  # uint8 (B, 3, s, s) → (B, K, g, g)
+SoftMaps = Callable[[Sequence[int], Tensor], Tensor]  # rows, images uint8 (B, 3, s, s) → (B, K, g, g)
 
 FILE = Path("pictures", "parts.npz")
 
@@ -86,7 +86,7 @@ class _Cut:
 def collect(images: ImageSet, store: PartStore, soft_maps: SoftMaps, size: int, path: Path) -> None:
     """Choose what parts.html shows of a finished store and write it to `path`, whole or not at all.
 
-    `soft_maps` takes batches of whole images, stretched to size × size.
+    `soft_maps` takes batches of rows and of whole images, stretched to size × size.
     """
     scanned, shown = spread(len(images), _SCANNED), spread(len(images), _SHOWN)
     labels = np.asarray(store.labels[scanned])
@@ -224,7 +224,7 @@ def _look(
                     _Cut(candidate, crop, crop_image(image, crop, _CROP_SIDE))
                     for candidate, crop in zip(by_row[row], crops, strict=True)
                 ]
-            maps |= dict(zip(batch, soft_maps(torch.stack(whole)).cpu().half(), strict=True))
+            maps |= dict(zip(batch, soft_maps(batch, torch.stack(whole)).cpu().half(), strict=True))
             progress.update(len(batch))
     return maps, cuts, aspects
 

@@ -119,7 +119,7 @@ def _facts(config: Record, summary: Record, meta: Record, parts: list[Part]) -> 
         "Epochs": summary.get("epochs"),
         "Time": duration(summary["minutes"]) if "minutes" in summary else None,
         "Data": config.get("data"),
-        "Teacher": meta.get("extra", {}).get("teacher") or config.get("teacher"),
+        "Teacher": meta.get("extra", {}).get("teacher"),
     }
 
 

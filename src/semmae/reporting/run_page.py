@@ -157,6 +157,8 @@ def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any])
         "Time, all stages" if len(stages) > 1 else "Time": basics["minutes"] and duration(basics["minutes"]),
         "Data": config.get("data"),
         "Encoder": str(run / "encoder") if (run / "encoder").exists() else None,
+        # What the parts are of that were learned on the way.
+        "Teacher": read_facts(run / "parts" / "parts.json").get("extra", {}).get("teacher"),
     }
 
 

@@ -1,4 +1,11 @@
-"""config.yaml: the options that a run was begun with, and its verb; by it a run is resumed, and known again."""
+"""config.yaml: the options that a run was begun with, and its verb; by it a run is resumed, and known again.
+
+Some defaults stand for what is found when a run begins (`becomes`): --teacher auto is the public encoder where that is
+to be had, else one trained here. config.yaml holds what it became, never the word, and the rule of a resumed run is:
+- by --resume, and by the same command again, it keeps what it became, whatever is to be had by then;
+- what it became can be given in words too, and is then the same; anything else is refused, as of any option;
+- where it can no longer be had, the run stops in a line that says so: nothing takes its place.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +16,7 @@ from semmae.files import Fields
 from semmae.names import shown
 from semmae.objects import described, recordable
 from semmae.options import VERBS
-from semmae.options.fields import Option, flag, options_of, verb_of, with_facts
+from semmae.options.fields import Option, flag, is_given, options_of, verb_of, with_facts
 from semmae.options.presets import preset_options
 from semmae.options.values import as_given, check_value, converted, given_options, near_option
 
@@ -187,13 +194,26 @@ def began_alike(options: Any, *, leaves_the_same: bool = False) -> bool:
         return False  # of another verb, or not written by one
 
 
+def what_became(options: Any) -> dict[str, Any]:
+    """What the options that are words such as --teacher auto became when the run in `options.out` began, by name."""
+    return _became(options, saved_options(options.out))
+
+
+def _became(options: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    words = (option for option in options_of(type(options)).values() if option.is_word(saved.get(option.name)))
+    return {word.name: saved[word.name] for word in words if not is_given(options, word.name)}
+
+
 def _changed_since(options: Any, path: Path, may_differ: tuple[str, ...]) -> tuple[str, Any] | None:
     """The first option that differs from those in a config.yaml in a way that matters, and what it was there."""
     saved = read_config(path, type(options))
+    kept = _became(options, saved)
     labelling = any(getattr(options, name, False) for name in ("labels_only", "quality_only"))
     for name, option in options_of(type(options)).items():
         if option.facts.on_resume in may_differ or (labelling and option.facts.group == "labelling"):
             continue  # labels are the same from any number of processes; training is not
+        if name in kept:
+            continue
         was = saved.get(name, option.default)
         if _plain(option, getattr(options, name)) != _plain(option, was):
             return name, was

@@ -78,7 +78,7 @@ def _made_of(options: RunOptions) -> Iterator[Path]:
     """The files and folders that a run is made of: images, annotations, and of other runs their weights and labels."""
     for name, option in options_of(type(options)).items():
         value, reads = getattr(options, name), option.facts.reads
-        if reads in (None, "file") or not isinstance(value, str | Path):
+        if reads in (None, "file") or not isinstance(value, str | Path) or option.is_word(value):
             continue
         for root in existing(value):
             if reads not in _INSIDE:

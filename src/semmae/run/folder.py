@@ -28,7 +28,7 @@ from semmae.options.fields import flag, options_of, with_facts
 from semmae.options.shared import RunOptions, TrainOptions
 from semmae.options.values import check_values
 from semmae.progress import held, logged
-from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, continues, to_yaml
+from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, continues, to_yaml, what_became
 from semmae.run.places import check_apart, check_place
 from semmae.run.ranks import is_rank_zero, take_rank
 
@@ -92,7 +92,7 @@ def check_inputs(options: Any, makes: Path | None = None) -> None:
     inputs = {
         option.flag: value
         for name, option in every.items()
-        if option.facts.reads and isinstance(value := getattr(options, name), str | Path)
+        if option.facts.reads and isinstance(value := getattr(options, name), str | Path) and not option.is_word(value)
     }
     if continues(options):
         inputs.pop("--config", None)  # may be the run's own: nothing is deleted
@@ -106,7 +106,7 @@ def settled(options: OptionsT) -> OptionsT:
     config = options.out / CONFIG
     interrupted = config.is_file() and (options.out / UNFINISHED).is_file() and not options.overwrite
     if continues(options) or (interrupted and began_alike(options)):
-        return dataclasses.replace(options, resume=True)
+        return dataclasses.replace(options, resume=True, **what_became(options))
     # Ranks started by rank 0 find the folder already begun.
     if is_rank_zero():
         _refuse_occupied(options)

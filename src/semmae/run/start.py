@@ -47,7 +47,7 @@ def check_start(options: Any, given: Iterable[str]) -> None:
             settled(options)
     for name, option in options_of(type(options)).items():
         value = getattr(options, name)
-        if option.facts.reads and isinstance(value, str | Path):
+        if option.facts.reads and isinstance(value, str | Path) and not option.is_word(value):
             _check_there(option.flag, value, option.facts.reads)
         if option.facts.suffixes:
             _check_suffix(option, value)

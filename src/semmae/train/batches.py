@@ -46,7 +46,10 @@ class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOpt
         super().check()
 
     def loader(
-        self, dataset: CropDataset | LabelledCrops, rate: float | None = None, classes: Sequence[int] | None = None
+        self,
+        dataset: CropDataset | LabelledCrops,
+        rate: float | None = None,
+        classes: Sequence[int] | None = None,
     ) -> DataLoader[dict[str, Any]]:
         """Shuffled whole batches, as many as make whole optimiser steps; with `classes`, each class equally often.
 

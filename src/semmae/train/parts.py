@@ -1,43 +1,28 @@
-"""Stage 1: the part learner, trained to rebuild images from part maps of a frozen encoder."""
+"""Stage 1: the part learner, trained on stored tokens of a frozen encoder."""
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from semmae.data.loaders import normalise
-from semmae.models.parts import PartLearner
-from semmae.models.vit import Encoder, Features
+from semmae.losses import rebuild_loss, total_variation_loss
+from semmae.models.parts import PartLearner, PartTokens, as_grid
 from semmae.options.parts import PartsRecipe
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
-from semmae.train.part_losses import parts_losses
 
-BETAS = (0.9, 0.99)  # ours: the paper names no optimiser
+BETAS = (0.9, 0.99)
 
 
 class PartsTask(pl.LightningModule):
-    """Trains a `PartLearner` on batches {"images": uint8 (B, views, 3, S, S), "crops": (B, views, 5)}."""
+    """Trains a `PartLearner`, started from clusters, on batches of `PartTokens` as a dictionary."""
 
-    def __init__(self, encoder: Encoder, learner: PartLearner, recipe: PartsRecipe) -> None:
+    def __init__(self, learner: PartLearner, recipe: PartsRecipe) -> None:
         super().__init__()
-        # In a tuple, so that the frozen encoder is neither trained nor saved with every checkpoint.
-        self._frozen = (encoder.eval().requires_grad_(False),)
         self.learner = learner
         self.recipe = recipe
 
-    def setup(self, stage: str) -> None:
-        """Move the frozen encoder, which Lightning does not see, to the device."""
-        self._frozen[0].to(self.device)
-
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Rebuild the first view of every image from its part maps, which the second view confirms."""
-        encoder = self._frozen[0]
-        views = batch["images"].shape[1]
-        images = normalise(batch["images"].transpose(0, 1).flatten(0, 1), encoder.spec.mean, encoder.spec.std)
-        with torch.no_grad():
-            seen = encoder.last_block_features(images)
-        features = [Features(*view) for view in zip(seen.cls.chunk(views), seen.patches.chunk(views), strict=True)]
-        losses = parts_losses(self.learner, self.recipe, images.chunk(views)[0], features, batch["crops"])
+        losses = parts_losses(self.learner, self.recipe, PartTokens(**batch))
         self.log_dict({name: value.detach() for name, value in losses.items()}, logger=False)
         return losses["loss"]
 
@@ -53,3 +38,20 @@ class PartsTask(pl.LightningModule):
             warmup_steps=round(self.recipe.warmup_share * total),
             fused=can_fuse(self.trainer),
         )
+
+
+def parts_losses(learner: PartLearner, recipe: PartsRecipe, tokens: PartTokens) -> dict[str, Tensor]:
+    """Tokens rebuilt and variation of the maps, of object and background and of the parts, and "loss", their sum.
+
+    The parts see the object as it is drawn at this step, and do not change it. Plain PyTorch, for a loop of one's own.
+    """
+    last, values = tokens.last.float(), tokens.values.float()
+    shares, parts = learner(tokens)
+    inside = shares[:, :, 1].detach()
+    losses = {
+        "object": rebuild_loss(shares, torch.ones_like(inside), last),
+        "object_variation": recipe.total_variation * total_variation_loss(as_grid(shares)),
+        "parts": rebuild_loss(parts, inside, values),
+        "parts_variation": recipe.total_variation * total_variation_loss(as_grid(parts * inside[:, :, None])),
+    }
+    return {"loss": torch.stack(list(losses.values())).sum(), **{f"loss_{name}": loss for name, loss in losses.items()}}

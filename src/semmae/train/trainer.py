@@ -229,7 +229,7 @@ class Meter(pl.Callback):
     ) -> None:
         """Keep the loss on its device; every `LOG_EVERY` steps look at it."""
         self._losses.append(outputs["loss"].detach())
-        self._images += len(batch["images"]) * trainer.world_size
+        self._images += len(next(iter(batch.values()))) * trainer.world_size
         if len(self._losses) % self._accumulate == 0:
             # Lightning would hold the step's gradients until the next forward pass is over, the memory's peak.
             for optimizer in trainer.optimizers:

@@ -2,26 +2,32 @@
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from semmae.data.loaders import CropDataset
+from semmae.data.loaders import CropDataset, StepSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.data.token_store import TokenDataset, TokenStore
 from semmae.errors import UserError
 from semmae.evaluation.parts import Truth, measure, read_truth
 from semmae.formats.folders import LEARNER, digest, kind, read_learner, save_learner
 from semmae.formats.open import load_encoder
+from semmae.formats.public import public_teacher
 from semmae.labels import labelling
 from semmae.labels.pictures import draw_parts
 from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
+from semmae.labels.tokens import Looking, collect_tokens, tokens_of
 from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder
-from semmae.options.fields import shared
+from semmae.options.fields import is_given, shared
 from semmae.options.parts import PartsOptions, PartsRecipe
+from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER
 from semmae.reporting.page import quality_text
 from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.parts_page import write_parts_page
@@ -30,21 +36,25 @@ from semmae.run.config import kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
-from semmae.train.part_losses import views_of
 from semmae.train.parts import PartsTask
+from semmae.train.published_parts import PublishedPartsTask
 from semmae.train.summary import Summary, Trained, summarised
 from semmae.train.trainer import FitOptions, fit
 
 _log = logging.getLogger("semmae")
 
-_SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn from shows
+TOKENS = "tokens"  # stored in --out until all images are labelled
+_MOST = 224  # pixels a side, unless more are asked for
+_TRAIN = "train one (semmae teacher --data DATA --out RUN)"
+_SCALE = (0.5, 1.0)  # share of an image's area that a crop to learn pixels from shows
 
 
 def parts(options: PartsOptions) -> Path:
     """Learn semantic parts from a frozen encoder and label every image with them."""
-    own = with_teacher(options)  # config.yaml keeps what was given
+    options = with_public(options)
+    own = with_learner(options)  # config.yaml keeps what was given
     encoder = None
-    if own.teacher is not None:
+    if own.tokens is None:
         encoder = load_encoder(own.teacher, num_heads=own.num_heads, image_size=own.image_size)
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     shared(Training, options).check()
@@ -59,13 +69,23 @@ def parts(options: PartsOptions) -> Path:
     return options.out
 
 
-def with_teacher(options: PartsOptions) -> PartsOptions:
+def with_public(options: PartsOptions) -> PartsOptions:
+    """The options with what --teacher auto becomes, unless --learner or --tokens take its place."""
+    if options.teacher == OWN_TEACHER:
+        raise UserError(f"--teacher own: parts trains none; {_TRAIN}, then give --teacher RUN")
+    if options.tokens is not None or options.teacher not in (AUTO_TEACHER, PUBLIC_TEACHER):
+        return options
+    if options.learner is not None and options.teacher == AUTO_TEACHER:
+        return options
+    return dataclasses.replace(options, teacher=public_teacher(options.teacher, or_own=False, remedy=f"{_TRAIN}, "))
+
+
+def with_learner(options: PartsOptions) -> PartsOptions:
     """The options with the encoder that --learner brings along; beside it --teacher says where that lies now."""
     if options.learner is None:
-        if options.teacher is None and options.tokens is None:
-            raise UserError("parts needs --teacher, or --learner or --tokens in its place; see semmae parts --help")
         return options
-    own = {name: getattr(options, name) or known for name, known in labelling.teacher_of(options.learner).items()}
+    known = labelling.teacher_of(options.learner)
+    own = {name: getattr(options, name) if is_given(options, name) else known[name] for name in known}
     if own["teacher"] is None:
         raise UserError(f"--learner {options.learner}: does not say what its encoder is; add --teacher")
     return dataclasses.replace(options, **own)
@@ -81,13 +101,13 @@ def check_parts(options: PartsOptions, images: ImageSet) -> None:
         PartStore.open(options.out, manifest_digest=images.digest)
     if options.tokens is not None:
         check_tokens(options.tokens, images, subset=options.limit is not None)
-    if options.teacher is not None:
+    if options.tokens is None:
         labelling.check_devices(options.teacher, options.devices)
     if options.export_png is not None:
         check_folder(options.export_png)
     trains = options.learner is None and options.tokens is None and not (options.labels_only or options.quality_only)
-    if options.nodes > 1 and not trains:
-        raise UserError(f"--nodes {options.nodes}: nodes share training alone; use --nodes 1, --devices N")
+    if options.nodes > 1 and not (trains and options.rebuild == "pixels"):
+        raise UserError(f"--nodes {options.nodes}: nodes share training from pixels alone; use --nodes 1, --devices N")
 
 
 def true_parts(options: PartsOptions, images: ImageSet) -> Truth | None:
@@ -109,82 +129,131 @@ def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None
     if encoder is not None:
         encoder.eval().requires_grad_(False)
         facts = {"teacher_digest": digest(encoder), "image_size": _size(options, encoder)}
-        facts |= {"epochs": options.epochs} if options.learner is None else {}
+        if options.learner is None:
+            facts |= {"steps": options.steps} if options.rebuild == "tokens" else {"epochs": options.epochs}
     if options.quality_only:
         assert truth is not None, "check_parts asks for it"
         _measure(options, PartStore.open(out), images, encoder, truth)
     else:
+        tokens = None
         with summarised(out, "parts", images, **facts) as summary:
             if encoder is not None:
-                bring_learner(options, images, encoder, summary)
+                tokens = bring_learner(options, images, encoder, summary)
             if not is_rank_zero():
                 return
-            store = label_all(options, images, encoder)
+            store = label_all(options, images, encoder, tokens)
             if truth is not None:
                 _measure(options, store, images, encoder, truth)
-            draw_parts(out, store, images, encoder, _size(options, encoder))
+            draw_parts(out, store, images, encoder, _size(options, encoder), tokens)
+            shutil.rmtree(out / TOKENS, ignore_errors=True)  # all that they were for is done
             if options.export_png is not None:
                 export_labels(store, images, options.export_png, options.export_size, options.workers)
     if (out / SAMPLES).exists():
         write_parts_page(out)  # after the summary, which stands there
 
 
-def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder, summary: Summary) -> None:
-    """Make `learner/` in --out, unless it is there: a copy of that of --learner, or trained, which `summary` notes."""
+def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder, summary: Summary) -> TokenStore | None:
+    """Make `learner/` in --out, unless it is there: a copy of that of --learner, or trained, which `summary` notes.
+
+    Returns the stored tokens of all images, where they were learned from, here or before the run was resumed.
+    """
+    some = images
+    if options.sample is not None:
+        some = ImageSet(images.source, images.manifest.subset(options.sample, options.seed))
     if kind(options.out / LEARNER) == LEARNER:
-        return
-    if options.learner is None:
-        learner, trained = train_learner(options, images, encoder)
-        summary.trained(trained)
+        learner = read_learner(options.out / LEARNER)
+        kept = (options.out / TOKENS).is_dir() and len(some) == len(images) and is_rank_zero()
+        if kept and isinstance(learner, PartLearner):
+            return store_tokens(options, images, encoder, learner, fit=False)
+        return None
+    if options.learner is not None:
         if is_rank_zero():
-            facts = labelling.learner_facts(options.teacher, encoder, _size(options, encoder))
-            save_learner(learner, options.out / LEARNER, facts)
-    elif is_rank_zero():
-        labelling.copy_learner(options.learner, options.out)
+            labelling.copy_learner(options.learner, options.out)
+        return None
+    learn = learn_from_tokens if options.rebuild == "tokens" else learn_from_pixels
+    learner, trained, tokens = learn(options, some, encoder)
+    summary.trained(trained)
+    if is_rank_zero():
+        facts = labelling.learner_facts(options.teacher, encoder, _size(options, encoder))
+        save_learner(learner, options.out / LEARNER, facts)
+    return tokens if len(some) == len(images) else None
 
 
-def train_learner(options: PartsOptions, images: ImageSet, encoder: Encoder) -> tuple[PartLearner, Trained]:
-    """Train the part learner on random crops of the images, or of a sample of them; and how far that came."""
+def store_tokens(
+    options: PartsOptions, images: ImageSet, encoder: Encoder, learner: PartLearner, *, fit: bool
+) -> TokenStore:
+    """The encoder's tokens of all these images, as the learner reduces them."""
+    looking = Looking(
+        encoder, _size(options, encoder), options.grid, options.batch_size, options.workers, options.precision
+    )
+    return collect_tokens(options.out / TOKENS, images, learner, looking, fit=fit)
+
+
+def learn_from_tokens(
+    options: PartsOptions, images: ImageSet, encoder: Encoder
+) -> tuple[PartLearner, Trained, TokenStore]:
+    """Store the encoder's tokens, and train the part learner on them; how far that came, and the tokens."""
     torch.manual_seed(options.seed)
-    spec = PartsSpec(
+    learner = PartLearner(PartsSpec.of(encoder, options.num_parts, options.refine))
+    store = store_tokens(options, images, encoder, learner, fit=True)
+    tokens = tokens_of(store, slice(None))
+    learner.cpu().start_from_clusters(tokens, options.seed)
+    # Seconds in all: one process takes these steps, whose data is in memory.
+    training = shared(Training, options, hyperparameters=kept_values(options), devices=1)
+    how = FitOptions(training, options.out, "parts", 1, clip=0.0, unit="round")
+    sampler = StepSampler(len(images), options.seed, steps=options.steps, batch_size=options.batch_size)
+    loader = make_loader(TokenDataset(tokens._asdict()), options.batch_size // options.accumulate, sampler=sampler)
+    return learner, fit(PartsTask(learner, shared(PartsRecipe, options)), loader, how), store
+
+
+def learn_from_pixels(
+    options: PartsOptions, images: ImageSet, encoder: Encoder
+) -> tuple[PublishedPartLearner, Trained, None]:
+    """Train SemMAE's part learner on random crops; and how far that came."""
+    torch.manual_seed(options.seed)
+    spec = PublishedPartsSpec(
         width=encoder.width, patch_size=encoder.patch_size, head_dim=encoder.width // encoder.spec.num_heads,
         num_parts=options.num_parts, background=options.background, blur=options.blur,
         decoder_width=options.decoder_width,
-        target="features" if options.reconstruction == "features" else "pixels",
     )  # fmt: skip
     generator = torch.Generator().manual_seed(options.seed)
     try:
-        learner = PartLearner(spec, encoder if options.start == "heads" else None, generator)
+        learner = PublishedPartLearner(spec, encoder if options.start == "heads" else None, generator)
     except ValueError as error:
         raise UserError(f"--start heads: {error} with --start random") from error
-    recipe = shared(PartsRecipe, options)
-    if options.sample is not None:
-        images = ImageSet(images.source, images.manifest.subset(options.sample, options.seed))
-    crops = CropDataset(
-        images, _size(options, encoder), views=views_of(recipe), scale=_SCALE, seed=options.seed,
-        colour=views_of(recipe) > 1, hue=options.hue,
-    )  # fmt: skip
+    crops = CropDataset(images, _size(options, encoder), scale=_SCALE, seed=options.seed)
     training = shared(Training, options, hyperparameters=kept_values(options))
     how = FitOptions(training, options.out, "parts", options.epochs, clip=0.0)
-    return learner, fit(PartsTask(encoder, learner, recipe), training.loader(crops), how)
+    task = PublishedPartsTask(encoder, learner, shared(PartsRecipe, options))
+    return learner, fit(task, training.loader(crops), how), None
 
 
-def label_all(options: PartsOptions, images: ImageSet, encoder: Encoder | None) -> PartStore:
-    """The labels of all images: read from token files, or computed."""
+def label_all(
+    options: PartsOptions, images: ImageSet, encoder: Encoder | None, tokens: TokenStore | None = None
+) -> PartStore:
+    """The labels of all images: read from token files of the authors', or computed, from stored tokens if given."""
     if encoder is None:
-        assert options.tokens is not None, "with_teacher asks for one of the two"
+        assert options.tokens is not None, "in place of an encoder"
         subset = options.limit is not None
         return import_tokens(options.tokens, images, options.out, subset=subset, workers=options.workers)
     return labelling.label_images(
         options.out, images, encoder, read_learner(options.out / LEARNER),
         teacher=options.teacher, num_heads=options.num_heads, size=_size(options, encoder), grid=options.grid,
         batch_size=options.batch_size, precision=options.precision, devices=options.devices, workers=options.workers,
+        tokens=tokens,
     )  # fmt: skip
 
 
 def _size(options: PartsOptions, encoder: Encoder | None) -> int:
-    """Pixels a side of the images that are learned from and labelled; without an encoder none are."""
-    return options.image_size or (encoder.spec.image_size if encoder else 0)
+    """Pixels a side of the images that are learned from and labelled; without an encoder none are.
+
+    By default those that the encoder was trained at, but at most 224, in whole patches: at DINOv2's 518
+    an image has five times as many patches, for labels that are stored in 28 cells a side.
+    """
+    if options.image_size or encoder is None:
+        return options.image_size or 0
+    patch = encoder.patch_size
+    return min(encoder.spec.image_size, max(patch, _MOST // patch * patch))
 
 
 def _measure(options: PartsOptions, store: PartStore, images: ImageSet, encoder: Encoder | None, truth: Truth) -> None:

@@ -1,5 +1,6 @@
 """`semmae pretrain`: the masked autoencoder with semantic-guided masking; alone, or the whole way."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -13,18 +14,20 @@ from semmae.evaluation.quality import read_annotations
 from semmae.formats.folders import LEARNER, digest, kind, save_autoencoder, save_encoder
 from semmae.formats.init import init_autoencoder
 from semmae.formats.open import load_encoder
+from semmae.formats.public import public_teacher
 from semmae.labels.labelling import check_devices, teacher_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.options.fields import shared
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions, PretrainRecipe
+from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER
 from semmae.options.values import check_image_size
 from semmae.reporting.mask_pictures import draw_masks
 from semmae.reporting.run_page import write_report
 from semmae.run.config import UNFINISHED, kept_values
 from semmae.run.folder import run_folder
-from semmae.run.ranks import is_rank_zero
+from semmae.run.ranks import is_rank_zero, started
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
@@ -43,14 +46,15 @@ def pretrain(options: PretrainOptions) -> Path:
     shared(Training, options).check()
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
+    options = with_teacher(options)
     teacher = load_teacher(options)
     if options.parts is not None:
         given = PartStore.open(options.parts, manifest_digest=images.digest)
         if "attention" in options.needs:
             _ = given.attention  # a store that holds none is refused before anything is written
-        if options.predicts_tokens and teacher is None:
+        if options.predicts_tokens and not options.needs_teacher:
             teacher = teacher_of_parts(given)
-    if options.predicts_tokens and options.teacher_image_size is not None and teacher is not None:
+    if options.teacher_image_size is not None and teacher is not None:
         check_image_size(options.teacher_image_size, teacher.patch_size, "teacher_image_size")
     init = load_init(options, teacher)
     if options.masks is not None:
@@ -69,30 +73,32 @@ def pretrain(options: PretrainOptions) -> Path:
 def check_recipe(options: PretrainOptions) -> None:
     """Refuse sizes that do not divide, a mask ratio that leaves nothing, and options that contradict each other."""
     check_image_size(options.image_size, options.patch_size)
-    if options.trains_a_teacher:
-        check_image_size(options.teacher_image_size or options.image_size, options.patch_size)
     decoder_spec(options)
     check_compile(options.compile)
     masking, subset, ratio = options.masking, options.token_subset, options.mask_ratio
     patches = patches_taking_part(masking, options.image_size, options.patch_size, subset)
     check_masking(masking, patches=patches, ratio=ratio, hint=options.attention_hint)
-    if options.parts and options.teacher and not options.predicts_tokens:
-        raise UserError("--parts and --teacher exclude each other; give one of them")
-    reads_teacher = options.teacher and not options.predicts_tokens
-    if not (options.is_own_masking or options.needs) and (options.parts or reads_teacher):
-        raise UserError(f"--masking {masking} reads no parts; leave out --parts and --teacher, or choose semantic")
+    if not (options.is_own_masking or options.needs) and options.parts:
+        raise UserError(f"--masking {masking} reads no parts; leave out --parts, or choose semantic")
     if options.masks and not options.learns_parts:
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
-    if options.teacher:
+    if options.learns_parts:
         check_devices(options.teacher, options.devices)
-    elif options.trains_a_teacher:
-        check_teacher(teacher_stage(options))
+    if options.needs_teacher and options.teacher == OWN_TEACHER:
+        check_own_teacher(options)
     preset_options("parts", options.parts_preset, "--parts-preset")
     if options.is_own_masking:
         try_mask(
             masking, patches=(options.image_size // options.patch_size) ** 2, ratio=ratio, token_subset=subset,
             labels=options.num_parts + 1, seed=options.seed, has_parts=bool(options.parts) or options.learns_parts,
         )  # fmt: skip
+
+
+def check_own_teacher(options: PretrainOptions) -> None:
+    """Refuse sizes that do not divide, and masks that hide nothing, of the teacher that is trained here."""
+    if options.teacher_image_size is not None:
+        check_image_size(options.teacher_image_size, options.patch_size, "teacher_image_size")
+    check_teacher(teacher_stage(options))
 
 
 def load_init(options: PretrainOptions, teacher: Encoder | None = None) -> MaskedAutoencoder | None:
@@ -103,18 +109,36 @@ def load_init(options: PretrainOptions, teacher: Encoder | None = None) -> Maske
     return init_autoencoder(
         options.init, decoder_spec(options, teacher), options.norm_pix_loss,
         model=options.model, image_size=options.image_size, patch_size=options.patch_size,
-        num_heads=options.num_heads if options.teacher is None else None,
+        num_heads=None if options.names_a_teacher else options.num_heads,
     )  # fmt: skip
 
 
+def with_teacher(options: PretrainOptions) -> PretrainOptions:
+    """The options with what --teacher auto becomes, where it is needed; resumed, it is known already.
+
+    Processes that were started together would each find it out for itself, and might differ: they train no teacher of
+    their own unless asked to.
+    """
+    if not wants_teacher(options) or options.teacher not in (AUTO_TEACHER, PUBLIC_TEACHER):
+        return options
+    alone = options.nodes == 1 and started()[1] == 1
+    remedy = "" if alone else "let the teacher be trained here (--teacher own), "
+    options = dataclasses.replace(options, teacher=public_teacher(options.teacher, or_own=alone, remedy=remedy))
+    if options.teacher == OWN_TEACHER:
+        check_own_teacher(options)
+    return options
+
+
 def load_teacher(options: PretrainOptions) -> Encoder | None:
-    """The encoder of --teacher, checked against the image size where parts are learned from it."""
-    if options.teacher is None:
+    """The encoder of --teacher; None where none is given or needed any more."""
+    if not wants_teacher(options) or options.teacher == OWN_TEACHER:
         return None
-    encoder = load_encoder(options.teacher, num_heads=options.num_heads)
-    if options.learns_parts:
-        check_image_size(options.image_size, encoder.patch_size)
-    return encoder
+    return load_encoder(options.teacher, num_heads=options.num_heads if options.names_a_teacher else None)
+
+
+def wants_teacher(options: PretrainOptions) -> bool:
+    """Whether an encoder is needed still: labels that are there already need none."""
+    return options.predicts_tokens if has_parts(options) else options.needs_teacher
 
 
 def teacher_of_parts(store: PartStore) -> Encoder:
@@ -131,17 +155,23 @@ def teacher_of_parts(store: PartStore) -> Encoder:
     return encoder
 
 
+def has_parts(options: PretrainOptions) -> bool:
+    """Whether an earlier start of this run has made its part labels."""
+    parts = options.out / "parts"
+    return options.resume and (parts / "parts.json").exists() and not (parts / UNFINISHED).exists()
+
+
 def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | None) -> PartStore:
     """The part labels to mask by: given, or learned inside `out` from --teacher or from one's own."""
     if options.parts is not None:
         return PartStore.open(options.parts, manifest_digest=images.digest)
-    spec = options.teacher or str(own_teacher(options, images))
+    if has_parts(options):
+        return PartStore.open(options.out / "parts", manifest_digest=images.digest)
+    spec = str(own_teacher(options, images)) if options.teacher == OWN_TEACHER else options.teacher
     stage = parts_stage(options, spec)
-    complete = (stage.out / "parts.json").exists() and not (stage.out / UNFINISHED).exists()
-    if not (stage.resume and complete):
-        with run_folder(stage):
-            learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images))
-            barrier()
+    with run_folder(stage):
+        learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images))
+        barrier()
     return PartStore.open(stage.out, manifest_digest=images.digest)
 
 

@@ -6,7 +6,7 @@ from semmae.options.fields import shared
 from semmae.options.parts import PartsOptions
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions
-from semmae.options.shared import SizeOptions, TrainOptions
+from semmae.options.shared import OWN_TEACHER, SizeOptions, TrainOptions
 from semmae.options.teacher import TeacherOptions
 from semmae.run.config import CONFIG
 
@@ -20,12 +20,18 @@ def parts_stage(options: PretrainOptions, teacher: Any) -> PartsOptions:
     unread = not options.is_own_masking and "parts" not in options.needs
     # The learner's rate does not follow its batch: a step takes no more images than it was found with.
     most = recipe.get("batch_size", PartsOptions.batch_size)
+    if recipe.get("rebuild") == "pixels":
+        length = {"epochs": options.parts_epochs or (1 if unread else max(5, options.epochs // 8))}
+    else:
+        length = {"steps": 1} if unread else {}
     own = {
         "preset": options.parts_preset,
-        "epochs": options.parts_epochs or (1 if unread else max(5, options.epochs // 8)),
+        **length,
         "batch_size": min(options.batch_size, -(-most // options.batches) * options.batches),
         "teacher": teacher,
-        "num_heads": options.num_heads if options.teacher else None,
+        "num_heads": options.num_heads if options.names_a_teacher else None,
+        # A given encoder sees images of its own size; one trained here has the autoencoder's patches, and its images.
+        "image_size": options.image_size if options.teacher == OWN_TEACHER else options.teacher_image_size,
         "num_parts": options.num_parts,
         "masks": options.masks,
     }

@@ -9,9 +9,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader
 
 from semmae.data.classes import image_keys
-from semmae.data.loaders import make_loader
+from semmae.data.loaders import StepSampler, make_loader
 from semmae.data.manifest import sample_rows
-from semmae.data.segment_crops import Augmentation, SegmentCrops, StepSampler, WholeLabelled
+from semmae.data.segment_crops import Augmentation, SegmentCrops, WholeLabelled
 from semmae.data.segmentation import LabelledImages, MeasuredData, SegmentationData
 from semmae.errors import UserError
 from semmae.evaluation.protocols import OWN, UNTRAINED

@@ -1,0 +1,185 @@
+"""Images → reduced tokens of a frozen encoder, stored; and labels that are made of stored tokens.
+
+An encoder that does not learn says the same of an image each time: it looks once, and the part learner goes over what
+it said at thousands of images a second. Where the tokens of all images are stored, their labels come from these.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from semmae.data.attention import attention_ranks, stored_side
+from semmae.data.loaders import WholeDataset, make_loader
+from semmae.data.manifest import ImageSet
+from semmae.data.part_store import PartStore
+from semmae.data.token_file import Array, Column
+from semmae.data.token_store import TokenStore
+from semmae.errors import UserError, reason
+from semmae.filters import guides
+from semmae.formats.folders import digest, save_tensors
+from semmae.labels.blocks import most_rows, one_thread_an_operation, through_encoder, usual_device
+from semmae.models.parts import PartLearner, PartTokens, images_to_fit
+from semmae.models.vit import Encoder, TokenViews
+from semmae.options.shared import Precision
+from semmae.progress import Progress
+from semmae.train.precision import resolve_precision
+
+_REDUCTIONS = "reductions.safetensors"
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Looking:
+    """A frozen encoder, and how it looks at images."""
+
+    encoder: Encoder
+    size: int  # pixels a side that images are stretched to
+    grid: int  # cells a side of the labels to come
+    batch_size: int
+    workers: int
+    precision: Precision
+
+    @property
+    def block(self) -> int:
+        """Images that are looked at together: always the same ones, so that a resumed run sees the same numbers."""
+        return min(self.batch_size, most_rows())
+
+    @property
+    def cells(self) -> int:
+        """Patches of an image."""
+        return (self.size // self.encoder.patch_size) ** 2
+
+    def at(
+        self, images: ImageSet, rows: Sequence[int], work: Callable[[Tensor, Tensor, Tensor], Made], progress: Progress
+    ) -> Iterator[Made]:
+        """`work` of images in blocks of rows, as `through_encoder` calls it."""
+        loader = make_loader(WholeDataset(images, self.size), self.block, sampler=rows, workers=self.workers)
+        batches = ((batch["row"], batch["image"]) for batch in loader)
+        done = 0
+        for made, waited in through_encoder(
+            batches, self.encoder, work,
+            precision=resolve_precision(self.precision), threads=torch.get_num_threads(), device=usual_device(),
+        ):  # fmt: skip
+            progress.waited(waited)
+            progress.update(min(self.block, len(rows) - done))
+            done += self.block
+            yield made
+
+    def beside(self, images: Tensor, heads: Tensor) -> dict[str, Array]:
+        """What labels need beside tokens: images at their resolution, and ranks of the attention (B, heads, L)."""
+        found = {"image": guides(images, self.grid), "attention": attention_ranks(heads.mean(1))}
+        return {name: values.cpu().numpy() for name, values in found.items()}
+
+
+def collect_tokens(
+    folder: Path, images: ImageSet, learner: PartLearner, looking: Looking, *, fit: bool = True
+) -> TokenStore:
+    """Tokens of every image, reduced by the learner, whose reductions are fitted first; begun, or gone on with.
+
+    Beside the tokens there are "image", uint8 (3, grid, grid), and "attention", uint8 (a, a), for labels. Without `fit`
+    the learner's reductions are taken as they are.
+    """
+    spec = learner.spec
+    last, keys = spec.kept(spec.width), spec.kept(spec.key_width)
+    attention = (stored_side(looking.size // looking.encoder.patch_size),) * 2
+    columns = [
+        Column("last", (looking.cells, last), "float16"),
+        Column("keys", (looking.cells, keys), "float16"),
+        Column("values", (looking.cells, keys), "float16"),
+        Column("attention", attention, "uint8"),
+        Column("image", (3, looking.grid, looking.grid), "uint8"),
+    ]
+    info = {
+        "encoder": digest(looking.encoder), "images": images.digest, "image_size": looking.size, "grid": looking.grid,
+    }  # fmt: skip
+    store = TokenStore(folder, len(images), columns, info)
+    if store.begin("learn from fewer images (--sample), or write to another disk"):
+        (folder / _REDUCTIONS).unlink(missing_ok=True)
+    fitted = _spread(len(images), images_to_fit(looking.encoder, looking.size))
+    others = np.setdiff1d(np.arange(len(images)), fitted)
+    device = usual_device()
+    learner = learner.to(device).eval()
+    with Progress(len(store.missing()), "images", "tokens") as progress:
+        if fit and (folder / _REDUCTIONS).is_file():
+            _read_reductions(learner, folder / _REDUCTIONS)
+        elif fit:
+            _fit(folder, store, images, fitted, learner, looking, progress)
+
+        def tokens(pixels: Tensor, rows: Tensor, images: Tensor) -> tuple[Array, dict[str, Array]]:
+            seen, heads = learner.look(looking.encoder, pixels, attention=True)
+            assert heads is not None, "it was asked for"
+            return rows.numpy(), _arrays(seen) | looking.beside(images, heads)
+
+        missing = store.missing()
+        for part in (fitted, others):
+            blocks = [part[at : at + looking.block] for at in range(0, len(part), looking.block)]
+            left = [row for block in blocks if np.isin(block, missing).any() for row in block.tolist()]
+            for rows, values in looking.at(images, left, tokens, progress):
+                store.write(rows, values)
+    return store
+
+
+def _fit(
+    folder: Path, store: TokenStore, images: ImageSet, rows: Array, learner: PartLearner, looking: Looking,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Fit the learner's reductions to the tokens of these rows, keep them, and store the reduced tokens."""
+
+    def views(pixels: Tensor, rows: Tensor, images: Tensor) -> tuple[Array, TokenViews, dict[str, Array]]:
+        found, heads = looking.encoder.token_views(pixels, attention=True)
+        assert heads is not None, "it was asked for"
+        return rows.numpy(), TokenViews(*(view.half().cpu() for view in found)), looking.beside(images, heads)
+
+    seen = list(looking.at(images, rows.tolist(), views, progress))
+    every = TokenViews(*(torch.cat(some) for some in zip(*(found for _, found, _ in seen), strict=True)))
+    learner.fit_reductions(every)
+    save_tensors(learner.reductions.state_dict(), folder / _REDUCTIONS)
+    device = usual_device()
+    with one_thread_an_operation():  # as those that follow are reduced
+        for block, found, rest in seen:
+            store.write(block, _arrays(learner.reduce(TokenViews(*(view.to(device) for view in found)))) | rest)
+
+
+def _read_reductions(learner: PartLearner, path: Path) -> None:
+    try:
+        learner.reductions.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path}: {reason(error)}; remove {path.parent} and resume its run") from error
+
+
+def tokens_of(store: TokenStore, rows: Sequence[int] | Array | slice, device: torch.device | str = "cpu") -> PartTokens:
+    """Tokens of some rows, in memory."""
+    return PartTokens(*(torch.from_numpy(np.array(store.read(name)[rows])).to(device) for name in PartTokens._fields))
+
+
+def label_from_tokens(store: PartStore, tokens: TokenStore, learner: PartLearner) -> None:
+    """Write labels and attention of all images that have none, from their stored tokens."""
+    images, attention = tokens.read("image"), tokens.read("attention")
+    learner = learner.cpu().eval()
+    missing = store.missing()
+    starts = np.unique(missing // most_rows()) * most_rows()  # of blocks that are always the same
+    with Progress(len(starts) * most_rows(), "images", "labelling") as progress:
+        for start in starts:
+            rows = np.arange(start, min(start + most_rows(), tokens.rows))
+            with torch.inference_mode():
+                labels = learner.labels(tokens_of(tokens, rows), torch.from_numpy(images[rows]))
+            store.write_attention(rows, attention[rows])
+            store.write(rows, labels)
+            progress.update(len(rows))
+
+
+def _spread(count: int, most: int) -> Array:
+    """At most so many rows, ascending, spread evenly over a data set that may be sorted."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def _arrays(tokens: PartTokens) -> dict[str, Array]:
+    return {name: values.cpu().numpy() for name, values in tokens._asdict().items()}
