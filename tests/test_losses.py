@@ -13,6 +13,7 @@ from semmae.losses import (
     class_loss,
     diversity_loss,
     masked_pixel_loss,
+    masked_token_loss,
     rebuild_loss,
     reconstruction_loss,
     total_variation_loss,
@@ -31,6 +32,20 @@ def test_masked_pixel_loss_is_that_of_the_release() -> None:
         for b, patch in mask.nonzero().tolist()
     ]
     assert loss.item() == pytest.approx(sum(errors) / mask.sum().item(), rel=1e-5)
+
+
+def test_masked_token_loss_is_the_error_of_tokens_of_mean_0_and_variance_1() -> None:
+    prediction, tokens = torch.randn(2, 3, 8), 5 * torch.randn(2, 3, 8) + 2
+
+    loss = masked_token_loss(prediction, tokens.half())
+
+    squares = []
+    for guess, token in zip(prediction.flatten(0, 1).tolist(), tokens.half().flatten(0, 1).tolist(), strict=True):
+        mean = sum(token) / 8
+        deviation = math.sqrt(sum((number - mean) ** 2 for number in token) / 8 + 1e-5)
+        squares += [(one - (number - mean) / deviation) ** 2 for one, number in zip(guess, token, strict=True)]
+    assert loss.item() == pytest.approx(sum(squares) / len(squares), rel=1e-5)
+    assert masked_token_loss(torch.zeros_like(tokens), tokens).item() == pytest.approx(1, rel=1e-4)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
@@ -198,6 +213,7 @@ def maps(*shape: int) -> torch.Tensor:
 
 ARGUMENTS: dict[str, Any] = {
     "masked_pixel_loss": lambda: (torch.randn(2, 5, 12), torch.randn(2, 5, 12)),
+    "masked_token_loss": lambda: (torch.randn(2, 5, 12), torch.randn(2, 5, 12)),
     "reconstruction_loss": lambda: (torch.randn(2, 3, 4, 4), torch.randn(2, 3, 8, 8)),
     "diversity_loss": lambda: (maps(2, 4, 6, 6),),
     "rebuild_loss": lambda: (shares(2, 9, 3), torch.rand(2, 9), torch.randn(2, 9, 8)),

@@ -9,7 +9,16 @@ from torch.nn import functional
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
-from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, crop_scores, pixel_box, random_crop
+from semmae.data.crop import (
+    WHOLE,
+    Crop,
+    crop_image,
+    crop_parts,
+    crop_scores,
+    crop_tokens,
+    pixel_box,
+    random_crop,
+)
 
 crops = st.builds(
     lambda top, left, bottom, right, flip: Crop(top, left, bottom * (1 - top), right * (1 - left), flip),
@@ -146,15 +155,33 @@ def test_whole_keeps_the_grid() -> None:
 @settings(max_examples=100, deadline=None)
 def test_scores_are_those_of_grid_sample(crop: Crop, cells: int, side: int, seed: int) -> None:
     grid = np.random.default_rng(seed).integers(0, 255, (cells, cells), np.uint8)
-    steps = (torch.arange(side, dtype=torch.float64) + 0.5) / side
-    y, x = crop.top + crop.height * steps, crop.left + crop.width * (1 - steps if crop.flip else steps)
-    places = torch.stack([x[None, :].expand(side, -1), y[:, None].expand(-1, side)], dim=2) * 2 - 1
-    expected = functional.grid_sample(
-        torch.from_numpy(grid).double()[None, None], places[None], padding_mode="border", align_corners=False
-    )
+    expected = sampled(torch.from_numpy(grid).double()[None], crop, side)
     found = crop_scores(grid, crop, side)
     assert found.dtype == torch.float32 and found.shape == (side * side,)
     assert torch.allclose(found, expected.flatten().float(), atol=1e-3)
+
+
+def sampled(channels: torch.Tensor, crop: Crop, side: int) -> torch.Tensor:
+    """Channels (C, G, G) of a whole image at the centres of a crop's patches, (C, side, side), by torch."""
+    steps = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    y, x = crop.top + crop.height * steps, crop.left + crop.width * (1 - steps if crop.flip else steps)
+    places = torch.stack([x[None, :].expand(side, -1), y[:, None].expand(-1, side)], dim=2) * 2 - 1
+    return functional.grid_sample(channels[None], places[None], padding_mode="border", align_corners=False)[0]
+
+
+@given(crops, st.integers(1, 15), st.integers(1, 29), st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_tokens_are_those_of_grid_sample(crop: Crop, cells: int, side: int, seed: int) -> None:
+    tokens = np.random.default_rng(seed).standard_normal((cells * cells, 5)).astype(np.float16)
+    channels = torch.from_numpy(tokens).double().T.reshape(5, cells, cells)
+    found = crop_tokens(tokens, crop, side)
+    assert found.dtype == torch.float16 and found.shape == (side * side, 5)
+    assert torch.allclose(found.double(), sampled(channels, crop, side).flatten(1).T, atol=3e-3)
+
+
+def test_tokens_of_the_whole_image_on_their_own_grid_are_themselves() -> None:
+    tokens = np.random.default_rng(0).standard_normal((14 * 14, 8)).astype(np.float16)
+    assert crop_tokens(tokens, WHOLE, 14).tolist() == tokens.tolist()
 
 
 def test_scores_of_the_whole_image_on_their_own_grid_are_themselves() -> None:

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from semmae.formats.open import load_mae
+from semmae.losses import masked_token_loss
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder, split_mask
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.models.weights import wrap_vit
@@ -227,3 +228,33 @@ def test_a_mask_that_would_show_hidden_patches_is_refused() -> None:
             mae(images, mask)
     with refused("(2, 16)", "(2, 8)", error=ValueError):
         mae(images, some_mask(2, 16, 12), subset)
+
+
+def test_tokens_of_a_teacher_are_predicted_as_pixels_are() -> None:
+    """The same network up to the prediction layer, whose target is the tokens of hidden patches, of a subset too."""
+    torch.manual_seed(0)
+    pixels = tiny()
+    torch.manual_seed(0)
+    mae = MaskedAutoencoder(Encoder(pixels.encoder.spec), DecoderSpec(32, 2, 4, token_width=192))
+    images, mask, tokens = torch.randn(2, 3, 32, 32), some_mask(2, 16, 12), torch.randn(2, 16, 192)
+    assert mae.state_dict().keys() == pixels.state_dict().keys()  # of width 192 = 8·8·3 also alike in all sizes
+
+    output = mae(images, mask, tokens=tokens)
+
+    assert torch.equal(output.pred, pixels(images, mask).pred)
+    rows = zip(output.pred, tokens, mask, strict=True)
+    expected = torch.stack([masked_token_loss(pred[hidden], own[hidden]) for pred, own, hidden in rows]).mean()
+    assert torch.allclose(output.loss, expected)
+    subset = torch.rand(2, 16).argsort(1)[:, :8]
+    part = mae(images, some_mask(2, 8, 6), subset, tokens=tokens)
+    chosen = tokens.gather(1, part.hidden[:, :, None].expand(-1, -1, 192))
+    assert torch.allclose(part.loss, masked_token_loss(part.hidden_pred, chosen))
+
+
+def test_tokens_that_are_not_given_are_asked_for() -> None:
+    mae = MaskedAutoencoder(tiny().encoder, DecoderSpec(32, 2, 4, token_width=24))
+    images, mask = torch.randn(2, 3, 32, 32), some_mask(2, 16, 12)
+    with refused("none are given", "(2, 16, 24)", error=ValueError):
+        mae(images, mask)
+    with refused("(2, 9, 24)", "(2, 16, 24)", error=ValueError):
+        mae(images, mask, tokens=torch.randn(2, 9, 24))

@@ -31,9 +31,14 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     real, real_step = MaskedAutoencoder.forward, task.PretrainTask.training_step
 
     def watched(
-        mae: MaskedAutoencoder, images: Tensor, mask: Tensor, subset: Tensor | None = None, count: int | None = None
+        mae: MaskedAutoencoder,
+        images: Tensor,
+        mask: Tensor,
+        subset: Tensor | None = None,
+        count: int | None = None,
+        tokens: Tensor | None = None,
     ) -> MAEOutput:
-        output = real(mae, images, mask, subset, count)
+        output = real(mae, images, mask, subset, count, tokens)
         assert count in (6, None) and subset is not None and mask.shape == (len(images), 8) and (mask.sum(1) == 6).all()
         seen.append((subset, output))
         return output

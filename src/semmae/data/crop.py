@@ -126,10 +126,27 @@ def crop_scores(grid: np.ndarray, crop: Crop, side: int) -> Tensor:
 
     A cell's number holds at its centre; between centres bilinear, outside the outermost as there.
     """
-    centres = (np.arange(side) + 0.5) / side
-    down = _hats(crop.top + crop.height * centres, grid.shape[0])
-    across = _hats(crop.left + crop.width * (1 - centres if crop.flip else centres), grid.shape[1])
+    down, across = _crop_hats(crop, side, *grid.shape)
     return torch.from_numpy((down @ grid.astype(np.float32) @ across.T).ravel())
+
+
+def crop_tokens(tokens: np.ndarray, crop: Crop, side: int) -> Tensor:
+    """Tokens (G·G, D) of a whole image → float16 (side·side, D) of a crop, both row-major.
+
+    Interpolated as `crop_scores` does it: a token holds at its patch's centre.
+    """
+    cells, width = math.isqrt(len(tokens)), tokens.shape[1]
+    down, across = _crop_hats(crop, side, cells, cells)
+    rows = down @ tokens.astype(np.float32).reshape(cells, -1)
+    found = across @ rows.reshape(side, cells, width)
+    return torch.from_numpy(found.reshape(-1, width).astype(np.float16))
+
+
+def _crop_hats(crop: Crop, side: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """How much each row and each column of a grid counts at the centres of a crop's patches: (side, rows), …."""
+    centres = (np.arange(side) + 0.5) / side
+    down = _hats(crop.top + crop.height * centres, rows)
+    return down, _hats(crop.left + crop.width * (1 - centres if crop.flip else centres), columns)
 
 
 def _hats(positions: np.ndarray, cells: int) -> np.ndarray:

@@ -19,15 +19,27 @@ from torchvision.transforms.v2 import InterpolationMode, functional as F
 from semmae.data.attention import MOST_ATTENDED
 from semmae.data.balance import balanced_rows
 from semmae.data.colour import PLAIN_CHANCES, Chances, jitter
-from semmae.data.crop import WHOLE, Crop, centre_crop, crop_image, crop_parts, crop_scores, least_side, random_crop
+from semmae.data.crop import (
+    WHOLE,
+    Crop,
+    centre_crop,
+    crop_image,
+    crop_parts,
+    crop_scores,
+    crop_tokens,
+    least_side,
+    random_crop,
+)
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
+from semmae.data.token_store import TokenStore
 from semmae.data.workers import LOADERS, start_worker
 
 # On a machine of one core the default of two processes is no fault: training shows how long it waits for images.
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
 
 Key = int | tuple[int, int]  # a row, or (epoch, row)
+TOKENS = "tokens"  # in an item and in a store: a teacher's
 _PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
 _AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
 _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
@@ -143,8 +155,9 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     Item: "images" uint8 (views, 3, size, size), each view its own crop; "crops" float (views, 5), these
     crops as `Crop.numbers`; "row"; with `parts` (one view only), "parts" int64 (side·side,), the part under the
-    centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `local`,
-    "local" uint8 (count, 3, local size, local size).
+    centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `tokens`,
+    whose rows are float16 (G·G, D) of whole images, "tokens" float16 (side·side, D), interpolated there (of one view,
+    too); with `local`, "local" uint8 (count, 3, local size, local size).
     `colour` also changes the colours of each view; `chances` of the views, in their
     order, where these are not alike.
     """
@@ -162,6 +175,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         local: LocalCrops | None = None,
         attention: bool = False,
         chances: Sequence[Chances] = (),
+        tokens: TokenStore | None = None,
     ) -> None:
         if chances and len(chances) != views:
             raise ValueError(f"{views} views, but {len(chances)} chances; give one to each view, or none")
@@ -170,8 +184,13 @@ class CropDataset(Dataset[dict[str, Any]]):
                 f"parts need one view (not {views}), a side (not {side}), "
                 f"and the same images ({parts.images} labelled, {len(images)} given)"
             )
+        if tokens is not None and (views != 1 or side is None or tokens.rows != len(images)):
+            raise ValueError(
+                f"tokens need one view (not {views}), a side (not {side}), "
+                f"and the same images ({tokens.rows} with tokens, {len(images)} given)"
+            )
         self.images, self.size, self.views, self.scale, self.seed = images, size, views, scale, seed
-        self.parts, self.side, self.local, self.attention = parts, side, local, attention
+        self.parts, self.side, self.local, self.attention, self.tokens = parts, side, local, attention, tokens
         if attention:
             if parts is None:
                 raise ValueError("attention is stored beside parts, and none are given")
@@ -193,6 +212,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         places = [epoch_and_row(key) for key in keys]
         rngs = [np.random.default_rng((self.seed, *place)) for place in places]
         pictures = self._pictures([row for _, row in places], rngs)
+        # Mapped anew for every batch: sent to a process that loads images, a mapped file would be copied into it.
+        tokens = None if self.tokens is None else self.tokens.read(TOKENS)
         items = []
         for (_, row), (crops, item) in zip(places, list(pictures), strict=True):
             item |= {"crops": torch.tensor([crop.numbers for crop in crops]), "row": row}
@@ -200,6 +221,8 @@ class CropDataset(Dataset[dict[str, Any]]):
                 item["parts"] = crop_parts(self.parts.labels[row], crops[0], self.side)
                 if self.attention:
                     item["attention"] = crop_scores(self.parts.attention[row], crops[0], self.side) / MOST_ATTENDED
+            if tokens is not None and self.side is not None:
+                item[TOKENS] = crop_tokens(tokens[row], crops[0], self.side)
             items.append(item)
         return items
 

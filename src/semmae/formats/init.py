@@ -52,7 +52,7 @@ def init_autoencoder(
         _LOG.info("%s: encoder and decoder taken", name)
         return mae.train()
     encoder = init_encoder(init, model=model, image_size=image_size, patch_size=patch_size, num_heads=num_heads)
-    reason = f"its decoder ({_sizes(found, decoder)}) is not of this run's sizes" if found else "it has no decoder"
+    reason = f"its decoder ({_sizes(found, decoder)}) is not what this run asks for" if found else "it has no decoder"
     _LOG.info("%s: encoder taken; %s: a new one begins (%s)", name, reason, _sizes(decoder, found))
     try:
         return MaskedAutoencoder(encoder, decoder, norm_pix_loss).train()
@@ -81,6 +81,9 @@ def _usual_norms(init: str | Encoder, module: nn.Module) -> None:
 
 
 def _sizes(decoder: DecoderSpec, other: DecoderSpec | None) -> str:
-    """In words; with the heads, which not every file gives, where nothing else is different."""
+    """In words; with what it predicts where that is different, or else, where nothing but they is, with the heads."""
+    sizes = f"width {decoder.width}, depth {decoder.depth}"
+    if other is not None and decoder.token_width != other.token_width:
+        return sizes + (f", tokens of width {decoder.token_width}" if decoder.token_width else ", pixels")
     heads = other is not None and (decoder.width, decoder.depth) == (other.width, other.depth)
-    return f"width {decoder.width}, depth {decoder.depth}" + (f", heads {decoder.num_heads}" if heads else "")
+    return sizes + (f", heads {decoder.num_heads}" if heads else "")

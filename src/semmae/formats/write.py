@@ -34,6 +34,8 @@ def _fault(name: str, model: Model) -> str:
     writing, title = WRITINGS[name], FORMS[name].title
     if isinstance(model, MaskedAutoencoder) and writing.decoder == "never":
         return f"has a decoder, for which {title} has no place"
+    if isinstance(model, MaskedAutoencoder) and model.decoder.token_width:
+        return "its decoder predicts the tokens of a teacher, and not pixels"
     if isinstance(model, Classifier) and not writing.head:
         return f"has the head of a classifier, for which {title} has no place"
     if writing.peculiar is not None:

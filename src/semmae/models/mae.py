@@ -3,7 +3,8 @@
 Notable here:
 - the mask is an argument: the model draws no random number;
 - tokens stay in shuffled order, visible first: attention does not mind, so nothing is unshuffled;
-- only hidden patches go through the prediction layer.
+- only hidden patches go through the prediction layer;
+- in place of pixels it may predict a teacher's patch tokens (MILAN, arXiv 2208.06049), which are an argument too.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from semmae.losses import masked_pixel_loss
+from semmae.losses import masked_pixel_loss, masked_token_loss
 from semmae.models.blocks import run_blocks
 from semmae.models.vit import Encoder, init_transformer
 from semmae.patches import normalize_patches, patchify, resize_positions, sincos_positions
@@ -22,11 +23,12 @@ from semmae.patches import normalize_patches, patchify, resize_positions, sincos
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """Sizes of the decoder; the MAE paper's for ViT-B and ViT-L."""
+    """Sizes of the decoder, the MAE paper's for ViT-B and ViT-L; and what it predicts."""
 
     width: int = 512
     depth: int = 8
     num_heads: int = 16
+    token_width: int = 0  # of the teacher whose tokens are predicted; 0: pixels
 
     @classmethod
     def named(cls, model: str) -> "DecoderSpec":
@@ -49,16 +51,16 @@ class MAEOutput:
     """The loss, and the predictions of hidden patches."""
 
     loss: Tensor  # scalar, mean squared error on hidden patches
-    hidden_pred: Tensor  # (B, H, p·p·3), rows in the order of `hidden`
+    hidden_pred: Tensor  # (B, H, p·p·3), of a teacher's tokens (B, H, D); rows in the order of `hidden`
     hidden: Tensor  # (B, H) indices, ascending
     num_patches: int  # L
 
     @property
     def pred(self) -> Tensor:
-        """Predictions on the full grid (B, L, p·p·3), row-major; zero on visible patches."""
-        batch, _, pixels = self.hidden_pred.shape
-        full = self.hidden_pred.new_zeros(batch, self.num_patches, pixels)
-        return full.scatter(1, self.hidden[:, :, None].expand(-1, -1, pixels), self.hidden_pred)
+        """Predictions on the full grid (B, L, p·p·3 or D), row-major; zero on visible patches."""
+        batch, _, width = self.hidden_pred.shape
+        full = self.hidden_pred.new_zeros(batch, self.num_patches, width)
+        return full.scatter(1, self.hidden[:, :, None].expand(-1, -1, width), self.hidden_pred)
 
 
 def split_mask(mask: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
@@ -79,8 +81,16 @@ def _hidden_in_a_row(mask: Tensor) -> int:
     return int(most)
 
 
+def _at(patches: Tensor, places: Tensor) -> Tensor:
+    """Of patches (B, L, D) those of indices (B, H): (B, H, D)."""
+    return patches.gather(1, places[:, :, None].expand(-1, -1, patches.shape[2]))
+
+
 class MaskedAutoencoder(nn.Module):
-    """Encoder, and a light decoder; with `norm_pix_loss` it predicts pixels normalised per patch."""
+    """Encoder, and a light decoder; with `norm_pix_loss` it predicts pixels normalised per patch.
+
+    With a `token_width` of the decoder it predicts a teacher's patch tokens of that width, and no pixels.
+    """
 
     def __init__(self, encoder: Encoder, decoder: DecoderSpec, norm_pix_loss: bool = True) -> None:
         super().__init__()
@@ -107,30 +117,39 @@ class MaskedAutoencoder(nn.Module):
             *(Block(decoder.width, decoder.num_heads, qkv_bias=True, norm_layer=norm) for _ in range(decoder.depth))
         )
         self.decoder_norm = norm(decoder.width)
-        self.decoder_pred = nn.Linear(decoder.width, encoder.patch_size**2 * 3)
+        self.decoder_pred = nn.Linear(decoder.width, decoder.token_width or encoder.patch_size**2 * 3)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
             init_transformer(part)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(
-        self, images: Tensor, mask: Tensor, subset: Tensor | None = None, count: int | None = None
+        self,
+        images: Tensor,
+        mask: Tensor,
+        subset: Tensor | None = None,
+        count: int | None = None,
+        tokens: Tensor | None = None,
     ) -> MAEOutput:
         """Normalised images (B, 3, S, S) and a mask bool (B, L), the same count in every row, to predictions.
 
         `subset`: indices (B, N) of the patches that take part, the mask then (B, N) over these. `count`: how many
-        each row hides, where that is known: then nothing waits for a GPU.
+        each row hides, where that is known: then nothing waits for a GPU. `tokens`: the teacher's (B, L, D), a token
+        a patch, where these are predicted.
         """
         self._check_mask(images, mask, subset)
         visible, hidden = split_mask(mask, count)
         if subset is not None:
             visible, hidden = subset.gather(1, visible), subset.gather(1, hidden)
-        tokens = self.encoder.encode_visible(images, visible, self.checkpointing)
-        prediction = self._decode(tokens, visible, hidden, images.shape[-1] // self.encoder.patch_size)
-        patches = patchify(images, self.encoder.patch_size)
-        target = patches.gather(1, hidden[:, :, None].expand(-1, -1, patches.shape[2]))
-        if self.norm_pix_loss:
-            target = normalize_patches(target)
-        return MAEOutput(masked_pixel_loss(prediction, target), prediction, hidden, patches.shape[1])
+        encoded = self.encoder.encode_visible(images, visible, self.checkpointing)
+        prediction = self._decode(encoded, visible, hidden, images.shape[-1] // self.encoder.patch_size)
+        if self.decoder.token_width:
+            patches = self._checked_tokens(tokens, images)
+            loss = masked_token_loss(prediction, _at(patches, hidden))
+        else:
+            patches = patchify(images, self.encoder.patch_size)
+            target = _at(patches, hidden)
+            loss = masked_pixel_loss(prediction, normalize_patches(target) if self.norm_pix_loss else target)
+        return MAEOutput(loss, prediction, hidden, patches.shape[1])
 
     def _check_mask(self, images: Tensor, mask: Tensor, subset: Tensor | None) -> None:
         """Refuse a mask of other patches than the images have: these would never be looked at."""
@@ -139,6 +158,14 @@ class MaskedAutoencoder(nn.Module):
         if mask.shape != wanted:
             among = "" if subset is None else " of the subset"
             raise ValueError(f"a mask {tuple(mask.shape)} for patches {wanted}{among}; give one value a patch")
+
+    def _checked_tokens(self, tokens: Tensor | None, images: Tensor) -> Tensor:
+        """The teacher's tokens, one for each patch of the images; ValueError where there are others, or none."""
+        wanted = (len(images), (images.shape[-1] // self.encoder.patch_size) ** 2, self.decoder.token_width)
+        if tokens is None or tokens.shape != wanted:
+            given = "none are given" if tokens is None else f"they are {tuple(tokens.shape)}"
+            raise ValueError(f"predicts the tokens of a teacher, and {given}; give tokens {wanted}")
+        return tokens
 
     def set_image_size(self, image_size: int) -> None:
         """Resample the positions of encoder and decoder in place, for images of so many pixels a side."""
@@ -149,7 +176,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pos_embed = nn.Parameter(positions.detach(), requires_grad=False)
 
     def _decode(self, tokens: Tensor, visible: Tensor, hidden: Tensor, side: int) -> Tensor:
-        """Tokens (B, 1 + V, C) of visible patches → predicted pixels (B, H, p·p·3) of hidden ones."""
+        """Tokens (B, 1 + V, C) of visible patches → what is predicted of hidden ones: (B, H, p·p·3 or D)."""
         tokens = self.decoder_embed(tokens)
         masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden.shape[1], -1)
         positions = resize_positions(self.decoder_pos_embed, side)

@@ -67,7 +67,10 @@ VERBS = {
     ),
     "pretrain": Verb(
         "pre-train a masked autoencoder with semantic-guided masking",
-        leaves=(*_weights("encoder", "autoencoder"), "pictures/masks.png", "pictures/reconstructions.png"),
+        leaves=(
+            *_weights("encoder", "autoencoder"),
+            *("pictures/masks.png", "pictures/reconstructions.png", "teacher_tokens/tokens.safetensors"),
+        ),
         runs=("teacher", "parts"),
         product=_networks("encoder", "autoencoder"),
         checkpoint="mae.encoder.vit.",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from semmae.options.fields import option
 from semmae.options.maskings import MASKINGS
@@ -20,6 +20,8 @@ from semmae.options.shared import (
     SizeOptions,
     teacher_option,
 )
+
+Target = Literal["pixels", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +67,15 @@ class PretrainRecipe(SeedOptions):
 class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions):
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
 
-    parts: Path | None = option(None, reads="labels", excludes=("teacher",))
+    target: Target = option("pixels")
+    """What to predict of hidden patches: their pixels, as the paper does, or the tokens that the teacher has there, \
+    to learn from a public encoder with hundreds or thousands of images."""
+    parts: Path | None = option(None, reads="labels")
     """Part labels of these images: a run of `semmae parts` or `pretrain`."""
-    teacher: str = teacher_option(beside=("learns_parts",))
-    """Encoder to learn parts from, when --parts is not given: timm:NAME, hf:NAME, a run of semmae, or a checkpoint \
-file; own: one trained first, on these images; auto: DINOv2 small of timm's hub, downloaded once (88 MB), or own \
-where it cannot be had."""
+    teacher: str = teacher_option(beside=("learns_parts", "predicts_tokens"))
+    """Encoder to learn parts from, when --parts is not given, and to predict the tokens of (beside --parts, auto is \
+the one that they were learned from): timm:NAME, hf:NAME, a run of semmae, or a checkpoint file; own: one trained \
+first, on these images; auto: DINOv2 small of timm's hub, downloaded once (88 MB), or own where it cannot be had."""
     epochs: int = option(400, low=1, high=EPOCHS)
     """Passes over the images."""
     blr: float = option(1.5e-4, low=0, high=RATE)
@@ -79,7 +84,7 @@ where it cannot be had."""
     """Highest norm of the gradient; 0 = unlimited."""
     crop_scale: float = option(0.2, low=0.05, high=1)
     """Share of an image's area that a crop shows at least; 1 = whole images."""
-    norm_pix_loss: bool = option(True)
+    norm_pix_loss: bool = option(True, only={"target": "pixels"})
     """Predict pixels normalised per patch."""
     decoder_width: int | None = option(None, low=4, high=2**16)
     """Width of the decoder; default: 512, for vit_small 256, for vit_tiny 192."""
@@ -97,10 +102,10 @@ where it cannot be had."""
     masks: Path | None = option(None, reads="annotations", on_resume="more")
     """Folder of PNG annotations of true parts, to measure learned parts against."""
     teacher_epochs: int | None = option(
-        None, low=1, high=EPOCHS, only={"teacher": OWN_TEACHER}, beside=("learns_parts",)
+        None, low=1, high=EPOCHS, only={"teacher": OWN_TEACHER}, beside=("learns_parts", "predicts_tokens")
     )
     """Epochs of one's own teacher; default: a quarter of --epochs."""
-    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("learns_parts",))
+    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("learns_parts", "predicts_tokens"))
     """Pixels a side of the images the teacher sees; default: as it was trained, but at most 224, in whole patches; or \
 of the crops that one's own is trained on; default: as --image-size. Smaller is faster."""
     parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("parts_preset",))
@@ -115,8 +120,19 @@ of the crops that one's own is trained on; default: as --image-size. Smaller is 
         return self.parts is None and (asked or bool(self.needs))
 
     @property
+    def predicts_tokens(self) -> bool:
+        """Whether a teacher's tokens are predicted, and not pixels."""
+        return self.target == "tokens"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether an encoder is needed that --parts do not bring along."""
+        brought = self.parts is not None and self.teacher == AUTO_TEACHER
+        return self.learns_parts or (self.predicts_tokens and not brought)
+
+    @property
     def names_a_teacher(self) -> bool:
-        """Whether the encoder to learn parts from is a given one, which --num-heads is then of."""
+        """Whether the teacher is a given one, which --num-heads is then of."""
         return self.teacher not in (AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER)
 
 

@@ -26,7 +26,7 @@ _PICTURED = 8  # images in each picture
 def draw_masks(
     folder: Path, images: ImageSet, store: PartStore | None, mae: MaskedAutoencoder, recipe: PretrainRecipe
 ) -> None:
-    """masks.png, masks at five points of the schedule; reconstructions.png, at its first.
+    """masks.png, masks at five points of the schedule; of predicted pixels reconstructions.png, at its first.
 
     Hidden patches are grey; those that take no part, where only a subset does, are pale.
     """
@@ -44,8 +44,9 @@ def draw_masks(
     shown = pixels if subset is None else faded(pixels, subset, length)
     masks = [(title, on_the_grid(mask, subset, length)) for title, mask, subset in drawn]
     masks_picture(shown, grids, names, masks, folder / "masks.png")
-    rebuilt = reconstruct_pixels(mae, pixels, mask, subset)
-    reconstructions_picture(shown, masks[0][1], rebuilt, folder / "reconstructions.png")
+    if not mae.decoder.token_width:
+        rebuilt = reconstruct_pixels(mae, pixels, mask, subset)
+        reconstructions_picture(shown, masks[0][1], rebuilt, folder / "reconstructions.png")
 
 
 @torch.inference_mode()

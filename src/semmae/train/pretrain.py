@@ -11,10 +11,12 @@ from torch import Tensor
 from semmae.data.loaders import normalise
 from semmae.masking import num_hidden
 from semmae.models.mae import MaskedAutoencoder
+from semmae.models.vit import Encoder
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
 from semmae.train.masks import MaskContext, MaskMeter, batch_seed, mask_function
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
+from semmae.train.teacher_tokens import tokens_of
 
 BETAS = (0.9, 0.95)  # MAE, main_pretrain.py
 _COUNTED = "mask_meter"  # what it has counted, in a checkpoint
@@ -59,7 +61,8 @@ class PretrainTask(pl.LightningModule):
     """Trains a `MaskedAutoencoder`.
 
     Batches are {"images": uint8 (B, 1, 3, S, S)}, beside them "parts" int64 (B, L) and "attention" float (B, L) where
-    the masking reads them. One's own mask function (`semmae.train.masks`) reads what there is.
+    the masking reads them. One's own mask function (`semmae.train.masks`) reads what there is. Where the autoencoder
+    predicts tokens, these are "tokens" (B, L, D) of the batch, or what the frozen `teacher` says of its images.
 
     `lr` is the highest rate; `label_names` are those of the part labels in the batches; `compiled`, it trains through
     torch.compile: `mae` itself stays as it is, and so do names in checkpoints.
@@ -73,23 +76,32 @@ class PretrainTask(pl.LightningModule):
         lr: float,
         label_names: Sequence[str] = (),
         compiled: bool = False,
+        teacher: Encoder | None = None,
     ) -> None:
         super().__init__()
+        # In a tuple, so that the frozen encoder is neither trained nor saved with every checkpoint.
+        self._frozen = () if teacher is None else (teacher.eval().requires_grad_(False),)
         self.mae, self.recipe, self.lr = mae, recipe, lr
         # Every batch has the same shape: the last, short one of an epoch is left out.
         self._forward = torch.compile(mae.forward, dynamic=False) if compiled else mae.forward
         self._draw = mask_function(recipe.masking)
         self._meter = MaskMeter(label_names)
 
+    def setup(self, stage: str) -> None:
+        """Move the frozen encoder, which Lightning does not see, to the device."""
+        for teacher in self._frozen:
+            teacher.to(self.device)
+
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """One masked reconstruction: a step, or one batch of several that make it."""
         spec = self.mae.encoder.spec
         images = normalise(batch["images"][:, 0], spec.mean, spec.std)
-        patches = (images.shape[-1] // spec.patch_size) ** 2
-        mask, subset = self._mask(batch, (len(images), patches), batch_index)
+        side = images.shape[-1] // spec.patch_size
+        mask, subset = self._mask(batch, (len(images), side**2), batch_index)
         # How many one's own function hides is counted; that waits for the device.
         count = num_hidden(mask.shape[1], self.recipe.mask_ratio) if self.recipe.masking in MASKINGS else None
-        loss: Tensor = self._forward(images, mask, subset, count).loss
+        tokens = tokens_of(self._frozen[0], batch["images"][:, 0], side) if self._frozen else batch.get("tokens")
+        loss: Tensor = self._forward(images, mask, subset, count, tokens).loss
         self.log("loss", loss.detach(), logger=False)
         return loss
 

@@ -8,15 +8,16 @@ import torch
 from semmae.data.loaders import CropDataset
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.data.token_store import TokenStore
 from semmae.errors import UserError
 from semmae.evaluation.quality import read_annotations
-from semmae.formats.folders import save_autoencoder, save_encoder
+from semmae.formats.folders import LEARNER, digest, kind, save_autoencoder, save_encoder
 from semmae.formats.init import init_autoencoder
 from semmae.formats.open import load_encoder
 from semmae.formats.public import public_teacher
-from semmae.labels.labelling import check_devices
+from semmae.labels.labelling import check_devices, teacher_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
-from semmae.models.vit import Encoder, EncoderSpec
+from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.options.fields import shared
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions, PretrainRecipe
@@ -32,6 +33,7 @@ from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import summarised
+from semmae.train.teacher_tokens import fill_store, token_store, usual_size
 from semmae.train.trainer import FitOptions, barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
@@ -44,18 +46,25 @@ def pretrain(options: PretrainOptions) -> Path:
     shared(Training, options).check()
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
     options.check_images(len(images))
-    init = load_init(options)
     options = with_teacher(options)
     teacher = load_teacher(options)
     if options.parts is not None:
         given = PartStore.open(options.parts, manifest_digest=images.digest)
         if "attention" in options.needs:
             _ = given.attention  # a store that holds none is refused before anything is written
+        if options.predicts_tokens and not options.needs_teacher:
+            teacher = teacher_of_parts(given)
+    if options.teacher_image_size is not None and teacher is not None:
+        check_image_size(options.teacher_image_size, teacher.patch_size, "teacher_image_size")
+    init = load_init(options, teacher)
     if options.masks is not None:
         read_annotations(images.names, options.masks)
     with run_folder(options):
+        if options.predicts_tokens:
+            teacher = teacher or load_encoder(str(own_teacher(options, images)))
+            store_tokens(options, images, teacher)
         store = part_labels(options, images, teacher) if options.parts or options.learns_parts else None
-        train_autoencoder(options, images, store, init)
+        train_autoencoder(options, images, store, init, teacher if options.predicts_tokens else None)
         if is_rank_zero():
             write_report(options.out)
     return options.out
@@ -75,7 +84,7 @@ def check_recipe(options: PretrainOptions) -> None:
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
     if options.learns_parts:
         check_devices(options.teacher, options.devices)
-    if options.learns_parts and options.teacher == OWN_TEACHER:
+    if options.needs_teacher and options.teacher == OWN_TEACHER:
         check_own_teacher(options)
     preset_options("parts", options.parts_preset, "--parts-preset")
     if options.is_own_masking:
@@ -92,25 +101,25 @@ def check_own_teacher(options: PretrainOptions) -> None:
     check_teacher(teacher_stage(options))
 
 
-def load_init(options: PretrainOptions) -> MaskedAutoencoder | None:
-    """The autoencoder that --init begins with; None where none is asked for."""
+def load_init(options: PretrainOptions, teacher: Encoder | None = None) -> MaskedAutoencoder | None:
+    """The autoencoder that --init begins with, to predict what is asked for; None where none is asked for."""
     if options.init is None:
         return None
     torch.manual_seed(options.seed)  # of a decoder that is new
     return init_autoencoder(
-        options.init, decoder_spec(options), options.norm_pix_loss,
+        options.init, decoder_spec(options, teacher), options.norm_pix_loss,
         model=options.model, image_size=options.image_size, patch_size=options.patch_size,
         num_heads=None if options.names_a_teacher else options.num_heads,
     )  # fmt: skip
 
 
 def with_teacher(options: PretrainOptions) -> PretrainOptions:
-    """The options with what --teacher auto becomes, where parts are learned from it; resumed, it is known already.
+    """The options with what --teacher auto becomes, where it is needed; resumed, it is known already.
 
     Processes that were started together would each find it out for itself, and might differ: they train no teacher of
     their own unless asked to.
     """
-    if not options.learns_parts or options.teacher not in (AUTO_TEACHER, PUBLIC_TEACHER) or has_parts(options):
+    if not wants_teacher(options) or options.teacher not in (AUTO_TEACHER, PUBLIC_TEACHER):
         return options
     alone = options.nodes == 1 and started()[1] == 1
     remedy = "" if alone else "let the teacher be trained here (--teacher own), "
@@ -121,12 +130,28 @@ def with_teacher(options: PretrainOptions) -> PretrainOptions:
 
 
 def load_teacher(options: PretrainOptions) -> Encoder | None:
-    """The encoder of --teacher; None where none is given, or its labels are there already."""
-    if not options.learns_parts or options.teacher == OWN_TEACHER or has_parts(options):
+    """The encoder of --teacher; None where none is given or needed any more."""
+    if not wants_teacher(options) or options.teacher == OWN_TEACHER:
         return None
-    encoder = load_encoder(options.teacher, num_heads=options.num_heads if options.names_a_teacher else None)
-    if options.teacher_image_size is not None:
-        check_image_size(options.teacher_image_size, encoder.patch_size, "teacher_image_size")
+    return load_encoder(options.teacher, num_heads=options.num_heads if options.names_a_teacher else None)
+
+
+def wants_teacher(options: PretrainOptions) -> bool:
+    """Whether an encoder is needed still: labels that are there already need none."""
+    return options.predicts_tokens if has_parts(options) else options.needs_teacher
+
+
+def teacher_of_parts(store: PartStore) -> Encoder:
+    """The encoder that part labels were learned from, as their learner recorded it."""
+    facts = teacher_of(store.path) if kind(store.path / LEARNER) == LEARNER else {"teacher": None}
+    if facts["teacher"] is None:
+        raise UserError(f"--target tokens: {store.path} does not say what encoder its parts are of; add --teacher")
+    encoder = load_encoder(facts["teacher"], num_heads=facts["num_heads"])
+    if digest(encoder) != store.teacher_digest:
+        raise UserError(
+            f"--target tokens: {facts['teacher']} is another encoder than the one that the parts in {store.path} were "
+            "learned from; restore it, or give another by --teacher"
+        )
     return encoder
 
 
@@ -150,6 +175,20 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
     return PartStore.open(stage.out, manifest_digest=images.digest)
 
 
+def store_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> None:
+    """Store the teacher's tokens of every image inside `out`, unless a GPU is there to compute those of every crop."""
+    if not torch.cuda.is_available() and is_rank_zero():
+        size = options.teacher_image_size or usual_size(teacher)
+        store = tokens_within(options, images, teacher)
+        fill_store(store, images, teacher, size=size, precision=options.precision, workers=options.workers)
+
+
+def tokens_within(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> TokenStore:
+    """The store of the teacher's tokens inside `out`."""
+    size = options.teacher_image_size or usual_size(teacher)
+    return token_store(options.out / "teacher_tokens", images, teacher, size, options.precision)
+
+
 def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
     """Train an encoder on the images themselves inside `out`, unless an earlier start of this run has."""
     stage = teacher_stage(options)
@@ -161,11 +200,19 @@ def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
 
 
 def train_autoencoder(
-    options: PretrainOptions, images: ImageSet, store: PartStore | None, init: MaskedAutoencoder | None = None
+    options: PretrainOptions,
+    images: ImageSet,
+    store: PartStore | None,
+    init: MaskedAutoencoder | None = None,
+    teacher: Encoder | None = None,
 ) -> None:
-    """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures."""
+    """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures.
+
+    `teacher`: whose tokens are predicted, None of pixels; without a GPU `store_tokens` has been called before.
+    """
+    tokens = None if teacher is None or torch.cuda.is_available() else tokens_within(options, images, teacher)
     torch.manual_seed(options.seed)
-    mae = init or new_autoencoder(options)
+    mae = init or new_autoencoder(options, teacher)
     training = shared(Training, options, hyperparameters=kept_values(options))
     rate = training.scaled_rate(options.blr, len(images))
     recipe = shared(PretrainRecipe, options)
@@ -176,8 +223,9 @@ def train_autoencoder(
     )
     scale = (options.crop_scale, 1.0)
     dataset = CropDataset(
-        images, options.image_size, scale=scale, seed=options.seed, parts=store, side=side, attention=attention
-    )
+        images, options.image_size, scale=scale, seed=options.seed, parts=store, side=side, attention=attention,
+        tokens=tokens,
+    )  # fmt: skip
     facts = {
         "epochs": options.epochs,
         "image_size": options.image_size,
@@ -190,25 +238,32 @@ def train_autoencoder(
         compiled = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
-        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled)
+        seen = teacher if tokens is None else None
+        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled, teacher=seen)
         summary.trained(fit(task, loader, how))
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)
             save_autoencoder(mae, options.out / "autoencoder")
             draw_masks(options.out / "pictures", images, store, mae, recipe)
+            if tokens is not None:
+                tokens.remove()
 
 
-def new_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
-    """An untrained one of the sizes that were asked for."""
+def new_autoencoder(options: PretrainOptions, teacher: Encoder | None) -> MaskedAutoencoder:
+    """An untrained one of the sizes that were asked for, to predict the teacher's tokens where there is one."""
     encoder = Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size))
-    return MaskedAutoencoder(encoder, decoder_spec(options), options.norm_pix_loss)
+    return MaskedAutoencoder(encoder, decoder_spec(options, teacher), options.norm_pix_loss)
 
 
-def decoder_spec(options: PretrainOptions) -> DecoderSpec:
-    """The decoder that fits the encoder, with the sizes that were asked for."""
+def decoder_spec(options: PretrainOptions, teacher: Encoder | None = None) -> DecoderSpec:
+    """The decoder that fits the encoder, with the sizes that were asked for, and what it predicts.
+
+    Without a teacher at hand tokens have the width of one that is trained here.
+    """
     usual = DecoderSpec.named(options.model)
     width, heads = options.decoder_width or usual.width, options.decoder_heads or usual.num_heads
     if width % heads or width % 4:
         raise UserError(f"--decoder-width {width} is not divisible by 4 and by --decoder-heads {heads}; change one")
-    return DecoderSpec(width, options.decoder_depth or usual.depth, heads)
+    tokens = teacher.width if teacher is not None else MODELS[options.model][0]
+    return DecoderSpec(width, options.decoder_depth or usual.depth, heads, tokens if options.predicts_tokens else 0)

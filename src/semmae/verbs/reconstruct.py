@@ -37,6 +37,11 @@ def reconstruct(options: ReconstructOptions) -> Path:
     check_inputs(options)
     _check_picture(out)
     mae = load_mae(options.autoencoder, num_heads=options.num_heads, decoder_num_heads=options.decoder_num_heads)
+    if mae.decoder.token_width:
+        raise UserError(
+            f"{options.autoencoder}: predicts the tokens of a teacher, which cannot be drawn; give an autoencoder that "
+            "predicts pixels"
+        )
     size = _checked_size(options, mae)
     images = open_images(options.data, workers=options.workers)
     about = _about(options, mae, size, images)

@@ -1,0 +1,118 @@
+"""A teacher's tokens as targets: those of crops, and those of whole images, stored and interpolated."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from refusals import refused
+
+from semmae.data.crop import WHOLE, crop_image, crop_tokens
+from semmae.data.loaders import TOKENS, CropDataset, make_loader, normalise
+from semmae.data.manifest import ImageSet, open_images
+from semmae.data.token_store import TokenStore
+from semmae.losses import masked_token_loss
+from semmae.masking import random_mask
+from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.vit import Encoder, EncoderSpec
+from semmae.train import teacher_tokens
+from semmae.train.teacher_tokens import fill_store, token_store, tokens_of, usual_size
+
+
+@pytest.fixture
+def images(creatures: Path) -> ImageSet:
+    return open_images(creatures / "images", workers=0)
+
+
+@pytest.fixture
+def teacher() -> Encoder:
+    return Encoder(EncoderSpec(32, 8, 24, 2, 2, mean=(0.4, 0.5, 0.6))).eval().requires_grad_(False)
+
+
+def filled(folder: Path, images: ImageSet, teacher: Encoder) -> TokenStore:
+    store = token_store(folder, images, teacher, 32, "float32")
+    fill_store(store, images, teacher, size=32, precision="float32", workers=0)
+    return store
+
+
+def test_stored_tokens_are_those_of_crops_where_a_crop_is_the_whole_image(
+    images: ImageSet, teacher: Encoder, tmp_path: Path
+) -> None:
+    stored = filled(tmp_path / "tokens", images, teacher).read(TOKENS)
+    crops = torch.stack([crop_image(images.read(row), WHOLE, 32) for row in range(4)])
+    wanted = tokens_of(teacher, crops, 4)
+    assert torch.allclose(wanted, teacher(teacher_input(teacher, crops)).patches, atol=1e-4)
+    carried = torch.stack([crop_tokens(stored[row], WHOLE, 4) for row in range(4)])
+    assert (carried.float() - wanted).abs().max() < 2e-3
+
+
+def teacher_input(teacher: Encoder, crops: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(each)[:, None, None] for each in (teacher.spec.mean, teacher.spec.std))
+    return (crops / 255 - mean) / std
+
+
+def test_crops_are_resized_to_one_token_a_patch(teacher: Encoder) -> None:
+    crops = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    assert tokens_of(teacher, crops, 3).shape == (2, 9, 24)
+    plain = torch.full((1, 3, 48, 48), 128, dtype=torch.uint8)  # resized, it is itself
+    same = torch.full((1, 3, 24, 24), 128, dtype=torch.uint8)
+    assert torch.allclose(tokens_of(teacher, plain, 3), tokens_of(teacher, same, 3), atol=1e-4)
+
+
+def test_rows_that_are_there_are_kept(
+    images: ImageSet, teacher: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after some rows and begun again, the file is the same as one that was never stopped."""
+    whole = np.array(filled(tmp_path / "once", images, teacher).read(TOKENS))
+    real = teacher_tokens.tokens_of
+    seen: list[int] = []
+
+    def once(*arguments: object) -> torch.Tensor:
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(teacher_tokens, "tokens_of", once)
+    with pytest.raises(KeyboardInterrupt):
+        filled(tmp_path / "twice", images, teacher)
+    store = token_store(tmp_path / "twice", images, teacher, 32, "float32")
+    assert 0 < len(store.missing()) < len(images)
+    monkeypatch.setattr(teacher_tokens, "tokens_of", real)
+    assert (np.array(filled(tmp_path / "twice", images, teacher).read(TOKENS)) == whole).all()
+
+
+def test_a_teacher_that_gives_no_numbers_is_refused(images: ImageSet, teacher: Encoder, tmp_path: Path) -> None:
+    assert isinstance(teacher.vit.norm, torch.nn.LayerNorm)
+    torch.nn.init.constant_(teacher.vit.norm.weight, torch.inf)
+    with refused("--teacher", "not finite"):
+        filled(tmp_path / "tokens", images, teacher)
+
+
+def test_whole_images_are_as_the_teacher_was_trained_but_of_224_pixels_at_most() -> None:
+    assert usual_size(Encoder(EncoderSpec(32, 8, 24, 1, 2))) == 32
+    assert usual_size(Encoder(EncoderSpec(518, 14, 24, 1, 2))) == 224
+    assert usual_size(Encoder(EncoderSpec(480, 15, 24, 1, 2))) == 210
+
+
+def test_the_mean_token_is_soon_beaten(images: ImageSet, teacher: Encoder, tmp_path: Path) -> None:
+    """What knows nothing of an image predicts the same everywhere: at best the mean, by place in the grid too."""
+    crops = CropDataset(images, 32, scale=(0.5, 1.0), side=4, tokens=filled(tmp_path / "tokens", images, teacher))
+    batch = next(iter(make_loader(crops, len(images))))
+    pixels, tokens = normalise(batch["images"][:, 0], teacher.spec.mean, teacher.spec.std), batch["tokens"]
+    normal = torch.nn.functional.layer_norm(tokens.float(), (24,))
+    baseline = masked_token_loss(normal.mean(0, keepdim=True).expand_as(normal), tokens)
+    mae = MaskedAutoencoder(Encoder(EncoderSpec(32, 8, 48, 2, 3)), DecoderSpec(32, 1, 4, token_width=24))
+    optimizer = torch.optim.AdamW(mae.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+
+    losses = []
+    for _ in range(150):
+        mask = random_mask(torch.rand(len(images), 16, generator=generator), 0.5)
+        optimizer.zero_grad()
+        loss = mae(pixels, mask, tokens=tokens).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] > 1 > baseline
+    assert sum(losses[-10:]) / 10 < 0.8 * baseline

@@ -1,0 +1,117 @@
+"""`semmae pretrain --target tokens`: what a run leaves, how it is resumed, and what its decoder is not good for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from refusals import refused
+
+import semmae
+from semmae.formats import folders as checkpoint
+from semmae.formats.open import load_encoder, load_mae
+from semmae.options.pretrain import PretrainOptions
+from semmae.verbs.pretrain import load_init
+
+OPTIONS: dict[str, Any] = {"target": "tokens", "epochs": tiny.EPOCHS, "blr": 0.02, **tiny.SIZE, **tiny.TRAIN}
+
+
+@pytest.fixture(scope="module")
+def run(creatures: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random masks, and an encoder of another width than the student's."""
+    out = tmp_path_factory.mktemp("target") / "run"
+    with tiny.every_step():
+        semmae.pretrain(data=creatures / "images", out=out, masking="random", teacher=encoder, **OPTIONS)
+    return out
+
+
+def test_the_run_leaves_masks_and_no_pictures_of_predictions(run: Path) -> None:
+    assert (run / "pictures/masks.png").is_file() and not (run / "pictures/reconstructions.png").exists()
+    assert not (run / "teacher_tokens").exists()
+    mae = load_mae(run)
+    assert mae.decoder.token_width == 24 and mae.decoder_pred.out_features == 24
+    assert "tokens" in (run / "report.html").read_text()
+
+
+def test_interrupted_and_resumed_is_as_never_interrupted(
+    run: Path, creatures: Path, encoder: Path, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "data": creatures / "images", "masking": "random", "teacher": encoder}
+    with tiny.every_step():
+        with tiny.interrupted("pretrain", step=6):
+            semmae.pretrain(out=tmp_path / "twice", **options)
+        assert (tmp_path / "twice/teacher_tokens/tokens.safetensors").is_file()
+        with refused("--target pixels", "tokens"):
+            semmae.pretrain(out=tmp_path / "twice", target="pixels", resume=True)
+        semmae.pretrain(out=tmp_path / "twice", resume=True)
+    assert tiny.losses(tmp_path / "twice") == tiny.losses(run)
+    tiny.assert_same_weights(tmp_path / "twice/autoencoder", run / "autoencoder")
+
+
+@pytest.mark.parametrize("given", [{}, {"token_subset": 8}])
+def test_the_teacher_is_that_of_the_parts(whole_run: Path, creatures: Path, tmp_path: Path, given: Any) -> None:
+    """Semantic masks; the encoder is the one that the learner recorded, or what stands in its place."""
+    one = {**OPTIONS, "epochs": 1, **given}
+    for name, teacher in (("recorded", {}), ("given", {"teacher": whole_run / "teacher"})):
+        with tiny.every_step():
+            semmae.pretrain(data=creatures / "images", out=tmp_path / name, parts=whole_run / "parts", **teacher, **one)
+    assert tiny.losses(tmp_path / "recorded") == tiny.losses(tmp_path / "given")
+    assert load_mae(tmp_path / "given").decoder.token_width == 192
+
+
+def test_without_a_teacher_one_is_trained_first(creatures: Path, tmp_path: Path) -> None:
+    one = {**OPTIONS, "epochs": 1, "teacher_epochs": 1, "teacher": "own"}
+    semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", **one)
+    assert (tmp_path / "run/teacher/encoder/model.safetensors").is_file()
+    assert not (tmp_path / "run/parts").exists()
+    assert load_mae(tmp_path / "run").decoder.token_width == 192
+
+
+def test_a_run_begins_with_its_decoder_where_that_predicts_the_same(run: Path, encoder: Path) -> None:
+    teacher = load_encoder(encoder)
+    options = PretrainOptions(data="photos", out=Path("out"), init=str(run), masking="random", **OPTIONS)
+    taken, wanted = load_init(options, teacher), load_mae(run)
+    assert taken is not None and torch.equal(taken.decoder_pred.weight, wanted.decoder_pred.weight)
+    pixels = PretrainOptions(
+        data="photos", out=Path("out"), init=str(run), masking="random", **{**OPTIONS, "target": "pixels"}
+    )
+    fresh = load_init(pixels)
+    assert fresh is not None and fresh.decoder_pred.out_features == 8 * 8 * 3
+    assert torch.equal(fresh.encoder.vit.blocks[0].attn.qkv.weight, wanted.encoder.vit.blocks[0].attn.qkv.weight)
+
+
+def test_what_a_decoder_of_tokens_is_not_good_for_is_refused(run: Path, creatures: Path, tmp_path: Path) -> None:
+    with refused(run, "tokens", "pixels"):
+        semmae.reconstruct(autoencoder=run, data=creatures / "images", out=tmp_path / "a.png")
+    for form, asked in (("mae", "auto"), ("mae", "with"), ("hf", "with")):
+        with refused("tokens", "--decoder without"):
+            semmae.export(encoder=run, to=form, out=tmp_path / "export", decoder=asked)
+    for form in ("mae", "hf", "timm"):
+        semmae.export(encoder=run, to=form, out=tmp_path / form, decoder="without")
+        found = load_encoder(tmp_path / form).vit
+        assert checkpoint.digest(found) == checkpoint.digest(load_encoder(run).vit)
+
+
+def test_options_that_contradict_each_other_are_refused(
+    whole_run: Path, creatures: Path, encoder: Path, tmp_path: Path, refuse: tiny.Refuse
+) -> None:
+    base = ["pretrain", "--data", str(creatures / "images"), "--out", str(tmp_path / "out"), *tiny.SMALL]
+    tokens, random = ["--target", "tokens"], ["--masking", "random"]
+    parts, teacher = ["--parts", str(whole_run / "parts")], ["--teacher", str(encoder)]
+    refuse([*base, "--target", "token"], tmp_path / "out", "--target 'token'", "did you mean")
+    refuse([*base, *parts, *teacher], tmp_path / "out", "--teacher", encoder, "learns parts", "predicts tokens")
+    refuse([*base, *random, *teacher], tmp_path / "out", "--teacher", encoder, "learns parts", "predicts tokens")
+    refuse([*base, *tokens, *random, *parts], tmp_path / "out", "--masking random", "--parts")
+    refuse([*base, *tokens, "--no-norm-pix-loss"], tmp_path / "out", "--no-norm-pix-loss", "--target pixels")
+    size = ["--teacher-image-size", "36"]
+    refuse([*base, *tokens, *random, *teacher, *size], tmp_path / "out", "--teacher-image-size 36", "32 or 40")
+
+
+def test_parts_that_do_not_say_their_encoder_ask_for_it(whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    for name in ("parts.json", "parts.npy", "attention.npy"):
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        (tmp_path / "parts" / name).write_bytes((whole_run / "parts" / name).read_bytes())
+    with refused("--target tokens", tmp_path / "parts", "--teacher"):
+        semmae.pretrain(data=creatures / "images", out=tmp_path / "out", parts=tmp_path / "parts", **OPTIONS)
+    assert not (tmp_path / "out").exists()
