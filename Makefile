@@ -1,9 +1,13 @@
-# `make demo` and `make test` need Python 3.11 or newer, pip and nothing else: they set up .venv/ first, once per lock file.
+# `make demo` and `make test` need Python 3.11 or newer, pip and nothing else: they set up .venv/ first, once per lock
+# file. For the demo that is what running needs, for everything else the development tools too.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+RUN_STAMP := .venv/.runs
 STAMP := .venv/.installed
 LOCK := requirements.lock
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+BACKEND := hatchling hatch-fancy-pypi-readme editables# the build-system of pyproject.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -25,14 +29,19 @@ help:
 setup: $(STAMP)
 
 # pip leaves what is already right alone, so a set-up that was interrupted goes on where it stopped.
-$(STAMP): $(LOCK) pyproject.toml
+# As constraints the lock file gives versions and installs nothing: that leaves the development tools out.
+$(RUN_STAMP): $(LOCK) pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit("semmae needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --requirement $(LOCK)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --constraint $(LOCK) $(BACKEND)
+	$(PIP) --constraint $(LOCK) --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP)
+$(STAMP): $(RUN_STAMP)
+	$(PIP) --requirement $(LOCK)
+	@touch $@
+
+demo: $(RUN_STAMP)
 	$(BIN)/semmae demo --out runs/demo --overwrite $(if $(DATA),--data "$(DATA)")
 
 # By files, for what tests of one file share is made once; each process takes a core and a gigabyte.

@@ -2,6 +2,8 @@
 
 import re
 import runpy
+import shutil
+import subprocess
 import tomllib
 import zipfile
 from importlib.metadata import PackageMetadata
@@ -89,3 +91,25 @@ def test_a_wheel_that_lacks_a_file_of_the_package_is_refused(lost: str, tmp_path
             check_wheel(wheel)
     else:
         check_wheel(wheel)
+
+
+def test_the_demo_is_set_up_without_the_development_tools() -> None:
+    """What make would run in a fresh clone: versions of the lock file everywhere, all of it for the tests alone."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    stamps = ["RUN_STAMP=nowhere/.runs", "STAMP=nowhere/.installed"]
+    said = {
+        target: subprocess.run(
+            ["make", "-n", target, *stamps], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for target in ("demo", "test")
+    }
+    installs = {
+        target: [line for line in text.splitlines() if " pip install " in line] for target, text in said.items()
+    }
+    assert all("requirements.lock" in line for line in installs["test"])
+    assert [line for line in installs["demo"] if "--requirement" in line] == []
+    assert installs["test"] == [*installs["demo"], installs["test"][-1]] and "--requirement" in installs["test"][-1]
+    (backend,) = [line for line in installs["demo"] if "--editable" not in line]
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert backend.split()[-len(build) :] == [re.split("[<>=]", name)[0] for name in build]

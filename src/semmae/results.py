@@ -141,12 +141,16 @@ class EvaluateResult(MeasuredResult):
 
 
 @dataclass(frozen=True, repr=False)
-class DemoResult(ClassResult):
-    """A run of `demo`: k-NN of the encoder that it trained."""
+class DemoResult(MeasuredResult):
+    """A run of `demo`: k-NN and linear probe of the encoder that it trained; every figure is in `figures` too."""
+
+    knn_top1: float | None = None
+    probe_top1: float | None = None
+    figures: Figures | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def figures_in(cls, path: Path) -> Figures:
-        return _read(path / "run" / "results.json")
+        return EvaluateResult.figures_in(path / "run")
 
 
 def _read(path: Path) -> Figures:

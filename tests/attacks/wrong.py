@@ -201,8 +201,8 @@ def _(desk: Desk) -> None:
 def _(desk: Desk) -> int:
     figures = {"top1": 20.0, "top1_low": 18.0, "top1_high": 22.0, "top5": 50.0, "images": 1000}
     better = {**figures, "top1": 40.0, "top1_low": 37.0, "top1_high": 43.0}
-    assert verdicts.encoder_below_untrained({**figures, "untrained": better})
-    assert not verdicts.encoder_below_untrained({**better, "untrained": figures})
+    assert verdicts.encoder_below({**figures, "untrained": better})
+    assert not verdicts.encoder_below({**better, "untrained": figures})
     assert verdicts.parts_unused([900, 100, 0, 0, 0, 0, 0], [f"part {number}" for number in range(7)])
     stuck = {"stage": "teacher", "loss_dino": math.log(1024), "teacher_information": 0.0}
     assert verdicts.teacher_collapsed([{**stuck, "step": step} for step in (1, 2)], 1024)

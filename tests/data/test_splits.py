@@ -3,7 +3,7 @@
 import pytest
 from refusals import refused
 
-from semmae.data.splits import are_splits, check_whole, find_split, pick_split
+from semmae.data.splits import are_splits, check_whole, find_split, folds, pick_split
 
 
 def test_the_first_of_val_validation_test_is_held_out() -> None:
@@ -49,3 +49,13 @@ def test_a_split_without_its_counterpart_is_refused(names: list[str], named: lis
 def test_unknown_split() -> None:
     with pytest.raises(ValueError, match="'dev'"):
         find_split("dev", ["train"])
+
+
+def test_folds_hold_every_row_once_and_each_class_evenly() -> None:
+    labels = ["a"] * 10 + ["b"] * 7 + ["c"]
+    found = folds(labels, 4, seed=0)
+    assert sorted(row for fold in found for row in fold) == list(range(18))
+    for label, least in (("a", 2), ("b", 1), ("c", 0)):
+        counts = [sum(labels[row] == label for row in fold) for fold in found]
+        assert least <= min(counts) and max(counts) <= least + 1
+    assert found == folds(labels, 4, seed=0) != folds(labels, 4, seed=1)

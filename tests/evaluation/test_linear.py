@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from semmae.evaluation import linear
-from semmae.evaluation.linear import probe_features, train_heads
+from semmae.evaluation.linear import probe_features, probe_folds, train_heads
 from semmae.models.head import HeadSpec, LinearHead
 from semmae.models.vit import Features
 
@@ -126,3 +126,13 @@ def test_a_head_pools_as_it_is_given() -> None:
     for pooling, pooled in (("cls", tokens.cls), ("mean", tokens.patches.mean(1))):
         head = LinearHead(HeadSpec(WIDTH, tuple("abcde"), pooling)).eval()
         assert torch.equal(head(tokens), head.logits(pooled))
+
+
+def test_no_fold_is_classified_by_a_head_that_has_seen_it() -> None:
+    """Features that only name the image say nothing of another; those of the class say all."""
+    targets = torch.arange(40) % 2
+    parts = [list(range(first, 40, 4)) for first in (0, 1, 2, 3)]
+    parts = [[*parts[0][:5], *parts[1][5:]], [*parts[1][:5], *parts[0][5:]], parts[2], parts[3]]
+    names = torch.eye(40)
+    assert (probe_folds(names, targets, parts) == 0).float().mean() < 0.7
+    assert (probe_folds(torch.cat([names, targets[:, None] * 3.0], 1), targets, parts) == 0).all()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from semmae.evaluation.accuracy import wilson_interval
-from semmae.reporting.verdicts import encoder_below_untrained, parts_unused, teacher_collapsed
+from semmae.reporting.verdicts import encoder_above, encoder_below, parts_unused, teacher_collapsed
 
 UNIFORM = math.log(1024)
 
@@ -55,24 +55,35 @@ def figures(hits: int, count: int, prefix: str = "") -> dict[str, float]:
 
 def test_an_encoder_below_its_untrained_self_is_named_with_its_figures() -> None:
     own, untrained = figures(300, 1000), figures(400, 1000)
-    said = encoder_below_untrained({"protocol": {}, **own, "untrained": untrained})
+    said = encoder_below({"protocol": {}, **own, "untrained": untrained})
     assert said is not None and "30.0" in said and "40.0" in said and "chance" not in said
-    assert encoder_below_untrained({**untrained, "untrained": own}) is None
-    assert encoder_below_untrained({**own, "untrained": own}) is None
-    assert encoder_below_untrained(own) is None  # nothing to compare with
+    assert encoder_below({**untrained, "untrained": own}) is None
+    assert encoder_below({**own, "untrained": own}) is None
+    assert encoder_below(own) is None  # nothing to compare with
 
 
 def test_a_difference_within_the_intervals_is_called_one() -> None:
-    said = encoder_below_untrained({**figures(30, 100), "untrained": figures(35, 100)})
+    near, far = {**figures(30, 100), "untrained": figures(35, 100)}, {**figures(90, 100), "untrained": figures(35, 100)}
+    said = encoder_below(near)
     assert said is not None and "within chance" in said
+    said = encoder_above(far)
+    assert said is not None and "chance" not in said
 
 
 def test_of_several_protocols_those_below_are_named() -> None:
     own = figures(30, 100, "knn_") | figures(90, 100, "probe_") | {"segment_miou": 20.0, "knn_images": 100}
     other = figures(80, 100, "knn_") | figures(40, 100, "probe_") | {"segment_miou": 21.0, "knn_images": 200}
-    said = encoder_below_untrained({"protocol": {"knn": {}}, "this encoder": own, "untrained": other})
+    said = encoder_below({"protocol": {"knn": {}}, "this encoder": own, "untrained": other})
     assert said is not None and "30.0" in said and "21.0" in said
     assert "90.0" not in said and "200" not in said
+
+
+def test_raw_pixels_are_compared_likewise() -> None:
+    own, pixels = figures(300, 1000, "knn_"), figures(400, 1000, "knn_")
+    results = {"this encoder": own, "untrained": own, "raw_pixels": pixels}
+    said = encoder_below(results, "raw_pixels")
+    assert said is not None and "raw pixels" in said and "30.0" in said and "40.0" in said and "chance" not in said
+    assert encoder_below(results) is None
 
 
 def test_labels_hardly_given_are_counted() -> None:

@@ -4,6 +4,8 @@ Notable:
 - eight classes that differ in shape, not in colour, and share six part labels;
 - one rule orders the colours of an image (heads are paler than bodies, limbs darker, wings of another hue),
   so that parts can be learned from pixels;
+- `patterned` ones are easier to take apart and harder to classify: a kind of part has a pattern and a family of hues
+  through all images; a creature is turned any way, before scenery of cool hues;
 - picture and annotation come from one drawing, a canvas of codes (label and tone) at three times the size: the
   picture is its coloured average, the annotation its centre pixels, so that it has no blended labels;
 - image i is a pure function of (seed, i): asking for more images keeps the first ones.
@@ -186,6 +188,26 @@ CREATURES: dict[str, Creature] = {
     ),
 }
 
+
+class Look(NamedTuple):
+    """How a kind of part looks in all patterned images."""
+
+    hue: float  # the middle of its family, in turns of the colour circle
+    kind: str  # "plain", "stripes" or "spots"
+    wavelength: float  # of these, as a share of the image's side
+
+
+LOOKS = {
+    BODY: Look(0.07, "spots", 0.125),
+    HEAD: Look(0.3, "plain", 1),
+    LIMB: Look(0.98, "stripes", 0.07),
+    WING: Look(0.89, "stripes", 0.125),
+    TOP: Look(0.16, "spots", 0.07),
+}
+
+
+COOL = (0.5, 0.7)  # hues of what lies behind a patterned creature; those of its parts are warm and green
+
 # What lies about behind a creature: kind, how many, length and width in image sides.
 CLUTTER: tuple[tuple[str, tuple[int, int], tuple[float, float], tuple[float, float]], ...] = (
     ("oval", (2, 5), (0.12, 0.35), (0.08, 0.25)),  # hills and bushes
@@ -252,10 +274,10 @@ def _pose(creature: Creature, rng: np.random.Generator) -> Posed:
     return posed
 
 
-def _place(posed: Posed, side: int, rng: np.random.Generator) -> tuple[Posed, float]:
-    """The pieces turned, mirrored and moved into a canvas `side` pixels wide, and the pixels of one unit."""
+def _place(posed: Posed, side: int, rng: np.random.Generator, turn: float) -> tuple[Posed, float]:
+    """The pieces turned by `turn` degrees at most, mirrored, moved into a canvas `side` wide; one unit in pixels."""
     stretch = rng.uniform(0.9, 1.1, 2) * (rng.choice([-1, 1]), 1)
-    tilt = rng.uniform(-15, 15)
+    tilt = rng.uniform(-turn, turn)
     moved = [(code, _turned(points * stretch, (0, 0), tilt)) for code, points in posed]
     everything = np.concatenate([points for _, points in moved])
     low, extent = everything.min(0), np.ptp(everything, 0)
@@ -288,20 +310,40 @@ def _palette(rng: np.random.Generator) -> Floats:
     return np.stack([plain, 0.75 * plain, ink, pattern], 1)
 
 
-def _add_pattern(codes: Bytes, part: int, unit: float, rng: np.random.Generator) -> None:
-    """Give stripes, spots or nothing to `part` in the canvas of codes (side, side), in place."""
+def _patterned_palette(rng: np.random.Generator) -> Floats:
+    """Colours (labels, TONES, 3), 0-255, of one image: every kind of part in its family of hues, in any class."""
+    light = rng.uniform(-0.02, 0.02)  # of which all parts of an image turn
+    plain = np.full((len(PARTS), 3), 250.0)
+    for part, look in LOOKS.items():
+        hue = look.hue + light + rng.uniform(-0.03, 0.03)
+        plain[part] = _rgb(hue, rng.uniform(0.5, 0.95), rng.uniform(0.6, 1))
+    ink = 0.3 * plain
+    ink[EYE] = 30
+    share = rng.uniform(0.4, 0.7, (len(PARTS), 1))
+    pattern = share * plain + (1 - share) * rng.choice([0, 255], (len(PARTS), 1))
+    return np.stack([plain, 0.75 * plain, ink, pattern], 1)
+
+
+def _drawn_pattern(unit: float, rng: np.random.Generator) -> tuple[str, float, float]:
+    """Kind, angle and wavelength of the pattern of a part whose look is its image's own."""
     kind, angle = rng.choice(["plain", "stripes", "spots"]), rng.uniform(0, np.pi)
-    frequency = 2 * np.pi / (rng.uniform(20, 30) * unit)
-    y, x = np.nonzero(codes == part * TONES + PLAIN)
+    return str(kind), angle, rng.uniform(20, 30) * unit
+
+
+def _add_pattern(codes: Bytes, of: tuple[int, ...], pattern: tuple[str, float, float]) -> None:
+    """Give stripes, spots or nothing to the pieces of these codes in the canvas (side, side), in place."""
+    kind, angle, wavelength = pattern
+    frequency = 2 * np.pi / wavelength
+    y, x = np.nonzero(np.isin(codes, of))
     along = np.sin(frequency * (x * np.cos(angle) + y * np.sin(angle)))
     across = np.sin(frequency * (y * np.cos(angle) - x * np.sin(angle)))
-    shown = {"plain": along > 1, "stripes": along > 0, "spots": along * across > 0.3}[str(kind)]
-    codes[y[shown], x[shown]] = part * TONES + PATTERN
+    shown = {"plain": along > 1, "stripes": along > 0, "spots": along * across > 0.3}[kind]
+    codes[y[shown], x[shown]] = of[0] + PATTERN
 
 
-def _background(side: int, parts: Floats, rng: np.random.Generator) -> Bytes:
-    """A cluttered scene (side, side, 3) in muted colours unlike those of `parts` (n, 3)."""
-    candidates = [_rgb(rng.uniform(), rng.uniform(0.05, 0.5), rng.uniform(0.3, 0.95)) for _ in range(6)]
+def _background(side: int, parts: Floats, rng: np.random.Generator, hues: tuple[float, float]) -> Bytes:
+    """A cluttered scene (side, side, 3) in muted colours of these hues, unlike those of `parts` (n, 3)."""
+    candidates = [_rgb(rng.uniform(*hues), rng.uniform(0.05, 0.5), rng.uniform(0.3, 0.95)) for _ in range(6)]
     base = max(candidates, key=lambda colour: np.abs(parts - colour).sum(1).min())
     sky = np.clip(base + rng.normal(0, 20, (3, 3, 1)) + rng.normal(0, 10, (3, 3, 3)), 0, 255)
     scene = Image.fromarray(sky.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
@@ -319,23 +361,28 @@ def _background(side: int, parts: Floats, rng: np.random.Generator) -> Bytes:
     return np.asarray(scene)
 
 
-def draw_creature(name: str, size: int, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
+def draw_creature(name: str, size: int, rng: np.random.Generator, patterned: bool = False) -> tuple[Bytes, Bytes]:
     """One creature of class `name`: picture (size, size, 3) and annotation (size, size) of indices into PARTS."""
     side = size * OVERSAMPLING
-    placed, unit = _place(_pose(CREATURES[name], rng), side, rng)
+    placed, unit = _place(_pose(CREATURES[name], rng), side, rng, 180 if patterned else 15)
     canvas = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(canvas)
-    line = max(OVERSAMPLING, round(4.5 * unit))
+    line = max(OVERSAMPLING, round((3 if patterned else 4.5) * unit))
     for code, points in placed:
         flat = points.ravel().tolist()
         draw.polygon(flat, fill=code)
         if code % TONES != INK:  # a line around a pupil would fill the eye
             draw.line(flat + flat[:4], fill=code - code % TONES + INK, width=line, joint="curve")
     codes = np.array(canvas)
-    for part in (BODY, WING):
-        _add_pattern(codes, part, unit, rng)
-    palette = _palette(rng)
-    scene = _background(side, palette[BODY:, PLAIN], rng)
+    if patterned:
+        for part, look in LOOKS.items():
+            pattern = look.kind, rng.uniform(0, np.pi), look.wavelength * side * rng.uniform(0.9, 1.1)
+            _add_pattern(codes, (part * TONES + PLAIN, part * TONES + FAR), pattern)
+    else:
+        for part in (BODY, WING):
+            _add_pattern(codes, (part * TONES + PLAIN,), _drawn_pattern(unit, rng))
+    palette = _patterned_palette(rng) if patterned else _palette(rng)
+    scene = _background(side, palette[BODY:, PLAIN], rng, COOL if patterned else (0, 1))
     inked = palette.reshape(-1, 3).astype(np.uint8)[codes]
     picture = Image.fromarray(np.where(codes[..., None] > 0, inked, scene)).reduce(OVERSAMPLING)
     light = np.linspace(1.05, 0.85, size)[:, None, None]  # from above, so that no colour is quite flat
@@ -343,10 +390,11 @@ def draw_creature(name: str, size: int, rng: np.random.Generator) -> tuple[Bytes
     return np.clip(np.asarray(picture) * light, 0, 255).astype(np.uint8), codes[middle, middle] // TONES
 
 
-def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0) -> None:
+def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0, patterned: bool = False) -> None:
     """Write `count` images of `size` pixels: out/{images,masks}/CLASS/0001.png and out/classes.json.
 
     Annotations are 8-bit PNGs of indices into "parts" in classes.json, 0 for the background. Classes take turns.
+    `patterned`: every kind of part has its own pattern and family of hues; creatures are turned any way.
     """
     for option, value, low, high in (
         ("count", count, 1, 10_000_000),
@@ -365,7 +413,7 @@ def draw_creatures(out: Path, *, count: int = 800, size: int = 96, seed: int = 0
                 (made / kind / name).mkdir(parents=True)
         for i in range(count):
             name = names[i % len(names)]
-            picture, parts = draw_creature(name, size, np.random.default_rng([seed, i]))
+            picture, parts = draw_creature(name, size, np.random.default_rng([seed, i]), patterned)
             path = f"{name}/{i // len(names) + 1:04d}.png"
             Image.fromarray(picture).save(made / "images" / path)
             Image.fromarray(parts).save(made / "masks" / path)

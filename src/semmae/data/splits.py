@@ -83,3 +83,11 @@ def held_out(labels: Sequence[str], share: float, seed: int) -> tuple[list[int],
         out += rng.permutation(of_class)[:count].tolist()
     kept = sorted(set(range(len(labels))).difference(out))
     return kept, sorted(out)
+
+
+def folds(labels: Sequence[str], count: int, seed: int) -> list[list[int]]:
+    """Every row in one of `count` parts, ascending: each class is dealt out evenly, in an order drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels))
+    dealt = shuffled[np.argsort(np.array(labels)[shuffled], kind="stable")]
+    return [sorted(dealt[first::count].tolist()) for first in range(count)]

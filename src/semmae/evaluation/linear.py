@@ -84,6 +84,23 @@ def probe_features(
     return TrainedHead(head.cpu(), rate, sweep)
 
 
+def probe_folds(features: Tensor, targets: Tensor, folds: Sequence[Sequence[int]], *, seed: int = 0) -> Tensor:
+    """How many classes come before the true one, int64 (N,): every image classified by a head that has not seen it.
+
+    Features are float (N, C), targets integers (N,), folds the rows of each part; a head learns from all parts but one,
+    its rate chosen on the next one.
+    """
+    spec = HeadSpec(features.shape[1], tuple(map(str, range(int(targets.max()) + 1))))
+    ranks = torch.empty_like(targets, dtype=torch.int64)
+    for index, asked in enumerate(folds):
+        kept = [row for other in (*folds[index + 1 :], *folds[:index]) for row in other]
+        head = probe_features(
+            features[kept], targets[kept], spec, range(len(folds[(index + 1) % len(folds)])), seed=seed
+        ).head
+        ranks[asked] = class_ranks(head.logits(features[asked]).detach(), targets[asked])
+    return ranks
+
+
 @torch.no_grad()
 def train_heads(
     head: LinearHead,

@@ -38,6 +38,7 @@ class DecoderSpec:
 # By name of the encoder: the MAE paper's for ViT-B and larger; for smaller encoders our choice, so
 # that the decoder stays the lighter half.
 DECODERS = {
+    "vit_mini": DecoderSpec(96, 1, 3),
     "vit_tiny": DecoderSpec(192, 4, 6),
     "vit_small": DecoderSpec(256, 4, 8),
     "vit_base": DecoderSpec(),

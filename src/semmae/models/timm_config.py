@@ -64,8 +64,8 @@ def timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any]
 
 def _nearest_name(spec: EncoderSpec) -> str:
     """A name of timm's for these sizes; every argument is given beside it, so that near is enough."""
-    nearest = min(MODELS, key=lambda name: abs(MODELS[name][0] - spec.width))
-    names = [f"{nearest}_patch{patch}_224" for patch in (spec.patch_size, 16, 14)]
+    nearest_first = sorted(MODELS, key=lambda name: abs(MODELS[name][0] - spec.width))
+    names = (f"{name}_patch{patch}_224" for name in nearest_first for patch in (spec.patch_size, 16, 14))
     return next(name for name in names if timm.is_model(name))
 
 

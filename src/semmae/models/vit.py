@@ -34,6 +34,7 @@ from semmae.patches import patchify, resize_positions, sincos_positions
 
 # name: (width, depth, heads)
 MODELS = {
+    "vit_mini": (96, 4, 3),  # ours, for drawings and minutes; the others have names in timm
     "vit_tiny": (192, 12, 3),
     "vit_small": (384, 12, 6),
     "vit_base": (768, 12, 12),

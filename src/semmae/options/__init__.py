@@ -116,7 +116,7 @@ VERBS = {
     "demo": Verb(
         "the whole way in minutes, without data of your own",
         leaves=("creatures/images/*/*.png", "creatures/masks/*/*.png", "creatures/classes.json"),
-        runs=("run",),
+        runs=("teacher", "run"),
         within="run",
         deed="The demo was run",
     ),

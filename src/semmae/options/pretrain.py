@@ -87,11 +87,11 @@ first, on these images; auto: DINOv2 small of timm's hub, downloaded once (88 MB
     norm_pix_loss: bool = option(True, only={"target": "pixels"})
     """Predict pixels normalised per patch."""
     decoder_width: int | None = option(None, low=4, high=2**16)
-    """Width of the decoder; default: 512, for vit_small 256, for vit_tiny 192."""
+    """Width of the decoder; default: 512, for vit_small 256, for vit_tiny 192, for vit_mini 96."""
     decoder_depth: int | None = option(None, low=1, high=256)
-    """Blocks of the decoder; default: 8, for vit_small and vit_tiny 4."""
+    """Blocks of the decoder; default: 8, for vit_small and vit_tiny 4, for vit_mini 1."""
     decoder_heads: int | None = option(None, low=1, high=1024)
-    """Heads of the decoder; default: 16, for vit_small 8, for vit_tiny 6."""
+    """Heads of the decoder; default: 16, for vit_small 8, for vit_tiny 6, for vit_mini 3."""
     init: str | None = option(None, reads="network", objects=True)
     """Encoder to begin with: a run of semmae, timm:NAME, hf:NAME, or a checkpoint file; of --model's size; \
     with its decoder, if it has one of this run's sizes. Read again by --resume."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from semmae.errors import UserError
 from semmae.options.fields import MOST, about, option
 
-Model = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+Model = Literal["vit_mini", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 Compile = Literal["auto", "on", "off"]
 Pooling = Literal["cls", "mean"]

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from semmae.data.part_store import PartStore
-from semmae.evaluation.protocols import OWN, PROTOCOLS, UNTRAINED
+from semmae.evaluation.protocols import OWN, PROTOCOLS, RAW, UNTRAINED
 from semmae.reporting.page import by_step, methods_of, quality, read_config, read_facts, read_records
 
 # On 400 flat drawings, 8 epochs of `teacher --preset small-drawings` end at 0.989 of the uniform answer's loss, and an
@@ -23,6 +23,7 @@ _CONSTANT = 0.1  # nats that an answer says of its image: below, all images get 
 _LAST = 0.1  # share of the records, from the end, that are judged
 _BLOCK = 65536  # rows of part labels that are counted together
 _UNUSED = 0.005  # of all patches: a label below does not count as in use
+_OTHERS = {UNTRAINED: "its untrained self", RAW: "raw pixels"}  # what the encoder is compared with, in words
 # The figures by which encoders are compared, of a single protocol and of several, and what they are called.
 _COMPARED = {row.summary[0]: row.words(row.summary[0]) for row in PROTOCOLS.values() if row.prefix} | {
     row.prefix + row.summary[0]: row.full_words(row.summary[0]) for row in PROTOCOLS.values() if row.prefix
@@ -41,8 +42,9 @@ def verdicts(run: Path) -> list[str]:
         compared = quality(read_facts(folder / "quality.json"))
         found.append(compared[0] if compared else None)
     results = read_facts(run / "results.json")
-    wrong.append(encoder_below_untrained(results))
-    found.append(encoder_above_untrained(results) if UNTRAINED in results else measured(results))
+    wrong += [encoder_below(results, other) for other in _OTHERS]
+    above = [encoder_above(results, other) for other in _OTHERS if other in results]
+    found += above or [measured(results)]
     return [sentence for sentence in wrong + found if sentence]
 
 
@@ -81,26 +83,26 @@ def teacher_collapsed(records: Iterable[Mapping[str, Any]], prototypes: int) -> 
     return f"The teacher has collapsed or learned nothing: {fault}; raise --koleo or --epochs, or lower --momentum."
 
 
-def encoder_below_untrained(results: Mapping[str, Any]) -> str | None:
-    """Which figures of results.json are below those of the same encoder with new weights; None where none is."""
-    below = _compared(results, operator.lt)
-    return f"The encoder is below its untrained self: {'; '.join(below)}." if below else None
+def encoder_below(results: Mapping[str, Any], other: str = UNTRAINED) -> str | None:
+    """Which figures of results.json are below those of `other`, a key of `_OTHERS`; None where none is."""
+    below = _compared(results, other, operator.lt)
+    return f"The encoder is below {_OTHERS[other]}: {'; '.join(below)}." if below else None
 
 
-def encoder_above_untrained(results: Mapping[str, Any]) -> str | None:
-    """Which figures are at or above those of the same encoder with new weights; None where none is."""
-    above = _compared(results, operator.ge)
-    return f"The encoder is at or above its untrained self: {'; '.join(above)}." if above else None
+def encoder_above(results: Mapping[str, Any], other: str = UNTRAINED) -> str | None:
+    """Which figures are at or above those of `other`, a key of `_OTHERS`; None where none is."""
+    above = _compared(results, other, operator.ge)
+    return f"The encoder is at or above {_OTHERS[other]}: {'; '.join(above)}." if above else None
 
 
-def _compared(results: Mapping[str, Any], holds: Callable[[float, float], bool]) -> list[str]:
-    """In words, the figures of which this holds between the encoder and its untrained self."""
+def _compared(results: Mapping[str, Any], other: str, holds: Callable[[float, float], bool]) -> list[str]:
+    """In words, the figures of which this holds between the encoder and what it is compared with."""
     methods = methods_of(results)
-    own, untrained = methods[OWN], methods.get(UNTRAINED, {})
+    own, others = methods[OWN], methods.get(other, {})
     return [
-        f"{words} {_figure(own, name)} against {_figure(untrained, name)}{_chance(own, untrained, name)}"
-        for name, words in _measures(own, untrained)
-        if holds(own[name], untrained[name])
+        f"{words} {_figure(own, name)} against {_figure(others, name)}{_chance(own, others, name)}"
+        for name, words in _measures(own, others)
+        if holds(own[name], others[name])
     ]
 
 
@@ -148,7 +150,8 @@ def _figure(figures: Mapping[str, Any], name: str) -> str:
 def _chance(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
     """What overlapping intervals mean of a difference; nothing where they do not, or there are none."""
     first, second = _interval(own, name), _interval(other, name)
-    return ", within chance" if first and second and first[1] >= second[0] else ""
+    overlap = first and second and first[0] <= second[1] and second[0] <= first[1]
+    return ", within chance" if overlap else ""
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -3,32 +3,39 @@
 import dataclasses
 from pathlib import Path
 
-from semmae.data.classes import voters
+from torch import Tensor
+
+from semmae.data.classes import TrainVal, voters
 from semmae.data.creatures import draw_creatures
 from semmae.data.loaders import WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images
+from semmae.data.splits import folds
 from semmae.errors import UserError
-from semmae.evaluation.features import View, device_of, encoder_facts, open_encoder, raw_pixels
-from semmae.evaluation.protocols import OWN
+from semmae.evaluation.accuracy import class_figures
+from semmae.evaluation.features import View, encoder_facts, image_features, open_encoder, raw_pixels
+from semmae.evaluation.linear import probe_folds
+from semmae.evaluation.protocols import OWN, PROTOCOLS, RAW, TEACHER, UNTRAINED
 from semmae.evaluation.protocols.knn import Knn
-from semmae.evaluation.protocols.shape import measure
+from semmae.evaluation.protocols.shape import Figures
 from semmae.evaluation.quality import read_annotations
 from semmae.formats.public import public_teacher
+from semmae.models.fresh import fresh_like
 from semmae.options.demo import DemoOptions
 from semmae.options.fields import is_given, shared
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER
 from semmae.options.values import check_image_size
-from semmae.reporting.results import write_results
+from semmae.reporting.results import write_comparison
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import claimed, run_folder
 from semmae.verbs.pretrain import pretrain
 
 _PUBLIC_SIZE = 112  # pixels of the images that the public teacher sees: 8 × 8 patches, in a quarter of the time of 224
+_FOLDS = 4
 
 
 def demo(options: DemoOptions) -> Path:
-    """Show the whole way in minutes: teacher, parts, masked autoencoder, k-NN, report."""
+    """Show the whole way in minutes: a first encoder, parts, masked autoencoder, k-NN, linear probe, report."""
     check_image_size(options.image_size, options.patch_size)
     if options.data is not None:
         images = open_images(options.data, limit=options.images, seed=options.seed, workers=options.workers)
@@ -45,11 +52,15 @@ def demo(options: DemoOptions) -> Path:
         data, masks = options.data, options.masks
         if data is None:
             data, masks = _creatures(options)
-        with claimed(pretrain_options(options, data, masks)) as stage:
+        first = None
+        if options.teacher == OWN_TEACHER:
+            with claimed(first_options(options, data)) as stage:
+                first = pretrain(stage)
+        with claimed(pretrain_options(options, data, masks, first)) as stage:
             run = pretrain(stage)
         images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
         if len(set(images.labels or ())) > 1:  # a single class has no wrong neighbour
-            compare_knn(options, data, images, run)
+            compare(options, data, images, run, first)
         write_report(run)
     return options.out
 
@@ -65,38 +76,63 @@ def with_teacher(options: DemoOptions) -> DemoOptions:
 def _creatures(options: DemoOptions) -> tuple[str, Path]:
     folder = options.out / "creatures"
     if not folder.exists():
-        draw_creatures(folder, count=options.images, size=96, seed=options.seed)
+        draw_creatures(folder, count=options.images, size=96, seed=options.seed, patterned=True)
     return str(folder / "images"), folder / "masks"
 
 
-def pretrain_options(options: DemoOptions, data: str, masks: Path | None) -> PretrainOptions:
-    """The run that the demo makes, in `run/` below its folder."""
+def first_options(options: DemoOptions, data: str) -> PretrainOptions:
+    """The autoencoder that hides patches at random, in `teacher/`: from its encoder parts are learned."""
+    unread = {"teacher": AUTO_TEACHER, "teacher_image_size": None}
+    return _stage(options, data, "teacher", masking="random", epochs=options.teacher_epochs, **unread)
+
+
+def pretrain_options(options: DemoOptions, data: str, masks: Path | None, first: Path | None) -> PretrainOptions:
+    """The run in `run/` below the folder of the demo, which begins with the first autoencoder, if there is one."""
+    if first is not None:
+        own = {"teacher": str(first), "init": str(first), "parts_preset": "small-drawings"}
+        return _stage(options, data, "run", masks=masks, **own)
     size: int | None = options.teacher_image_size
-    if options.teacher != OWN_TEACHER and not is_given(options, "teacher_image_size"):
+    if not is_given(options, "teacher_image_size"):
         size = _PUBLIC_SIZE if options.teacher == PUBLIC_TEACHER else None
-    return shared(
-        PretrainOptions,
-        options,
-        data=data,
-        out=options.out / "run",
-        masks=masks,
-        teacher_image_size=size,
-        limit=options.images,
-        config=None,
-        resume=options.resume and (options.out / "run" / "config.yaml").exists(),
-        overwrite=False,
-    )
+    return _stage(options, data, "run", masks=masks, teacher_image_size=size)
 
 
-def compare_knn(options: DemoOptions, data: str, images: ImageSet, run: Path) -> None:
-    """Leave-one-out k-NN of the encoder, of the same encoder untrained, and of raw pixels, kept in `run`'s results."""
+def _stage(options: DemoOptions, data: str, name: str, **own: object) -> PretrainOptions:
+    out = options.out / name
+    begun = options.resume and (out / "config.yaml").exists()
+    common = {"data": data, "out": out, "limit": options.images, "config": None, "resume": begun, "overwrite": False}
+    return shared(PretrainOptions, options, **{**common, "teacher_epochs": None, **own})
+
+
+def compare(options: DemoOptions, data: str, images: ImageSet, run: Path, first: Path | None) -> None:
+    """k-NN and a linear probe of the encoder and of what it is compared with, kept in `run`'s results.
+
+    Beside it: the same encoder untrained, the one that parts were learned from, and raw pixels.
+    """
     encoder = open_encoder(run)
-    protocol = Knn(View(encoder.spec.image_size, "mean", workers=options.workers))
+    view = View(encoder.spec.image_size, "mean", workers=options.workers)
+    whole = make_loader(WholeDataset(images, view.image_size, fit="centre"), view.batch_size, workers=options.workers)
+    encoders = {OWN: encoder, UNTRAINED: fresh_like(encoder, options.seed)}
+    if first is not None:
+        encoders[TEACHER] = open_encoder(first)
+    features = {name: image_features(each, images, view) for name, each in encoders.items()}
+    features[RAW] = raw_pixels(whole)
     asked = voters(data, [images], limit=options.images)
-    methods = measure(protocol, encoder, asked, run, untrained_seed=options.seed)
-    figures = {name: measured.figures for name, measured in methods.items()}
-    whole = WholeDataset(images, encoder.spec.image_size, fit="centre")
-    pixels = raw_pixels(make_loader(whole, protocol.view.batch_size, workers=options.workers))
-    figures["raw_pixels"] = protocol.figures(pixels, pixels, asked, device_of(encoder))
-    about = {**protocol.describe(asked), **encoder_facts(str(run), encoder), "data": data, "seed": options.seed}
-    write_results(run, about, figures[OWN], {name: found for name, found in figures.items() if name != OWN})
+    knn = Knn(view)
+    methods = {name: _figures(knn, found, asked, options.seed) for name, found in features.items()}
+    split = f"each of {_FOLDS} parts of the images by a head that learned from the others"
+    about = {
+        **encoder_facts(str(run), encoder), "data": data, "seed": options.seed,
+        "knn": knn.describe(asked), "probe": {"method": "linear probe", **view.describe(), "split": split},
+    }  # fmt: skip
+    write_comparison(run, about, methods)
+
+
+def _figures(knn: Knn, features: Tensor, asked: TrainVal, seed: int) -> Figures:
+    """Of features (N, C): every image classified by its neighbours, and by a linear head that has not seen it."""
+    ranks = probe_folds(features, asked.train_targets, folds(asked.train.labels or (), _FOLDS, seed), seed=seed)
+    found = {
+        "knn": knn.figures(features, features, asked, features.device),
+        "probe": class_figures(ranks, asked.train_targets, len(asked.classes)),
+    }
+    return {PROTOCOLS[name].prefix + key: value for name, figures in found.items() for key, value in figures.items()}

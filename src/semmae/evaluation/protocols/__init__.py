@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 OWN, UNTRAINED = "this encoder", "untrained"  # what is measured: the encoder, and the same one with new weights
+TEACHER, RAW = "teacher", "raw_pixels"  # the encoder that its parts were learned from, and no encoder at all
 
 _OF_CLASSES = {
     "top1": "top-1 %",
@@ -23,6 +24,7 @@ PART_METHODS = {
     "heads_background": "attention heads and background",
     "kmeans": "k-means of tokens",
     "kmeans_centred": "k-means of tokens, image mean removed",
+    "kmeans_two_steps": "k-means in two steps, object and parts",
     "grid": "fixed grid",
     "bands": "horizontal bands",
 }
