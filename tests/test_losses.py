@@ -12,6 +12,7 @@ from semmae import losses
 from semmae.losses import (
     class_loss,
     diversity_loss,
+    image_token_loss,
     masked_pixel_loss,
     masked_token_loss,
     rebuild_loss,
@@ -46,6 +47,13 @@ def test_masked_token_loss_is_the_error_of_tokens_of_mean_0_and_variance_1() -> 
         squares += [(one - (number - mean) / deviation) ** 2 for one, number in zip(guess, token, strict=True)]
     assert loss.item() == pytest.approx(sum(squares) / len(squares), rel=1e-5)
     assert masked_token_loss(torch.zeros_like(tokens), tokens).item() == pytest.approx(1, rel=1e-4)
+
+
+def test_image_token_loss_is_the_squared_error_as_it_stands() -> None:
+    prediction, tokens = torch.randn(3, 8), 5 * torch.randn(3, 8) + 2
+    pairs = zip(prediction.flatten().tolist(), tokens.flatten().tolist(), strict=True)
+    expected = sum((one - other) ** 2 for one, other in pairs) / 24
+    assert image_token_loss(prediction, tokens).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
@@ -214,6 +222,7 @@ def maps(*shape: int) -> torch.Tensor:
 ARGUMENTS: dict[str, Any] = {
     "masked_pixel_loss": lambda: (torch.randn(2, 5, 12), torch.randn(2, 5, 12)),
     "masked_token_loss": lambda: (torch.randn(2, 5, 12), torch.randn(2, 5, 12)),
+    "image_token_loss": lambda: (torch.randn(2, 12), torch.randn(2, 12)),
     "reconstruction_loss": lambda: (torch.randn(2, 3, 4, 4), torch.randn(2, 3, 8, 8)),
     "diversity_loss": lambda: (maps(2, 4, 6, 6),),
     "rebuild_loss": lambda: (shares(2, 9, 3), torch.rand(2, 9), torch.randn(2, 9, 8)),

@@ -1,4 +1,4 @@
-"""The objectives: masked pixels (MAE), masked tokens (MILAN), rebuilt tokens (parts), reconstruction and diversity.
+"""The objectives: masked pixels (MAE), tokens of a teacher (MILAN), rebuilt ones (parts), reconstruction and diversity.
 
 Every loss of the project goes through `in_float32`, those of other libraries too: what precedes it may be computed in
 half precision, a loss is not. In bf16 close vectors are rounded onto each other, and small differences to nothing.
@@ -51,12 +51,18 @@ def masked_pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def masked_token_loss(prediction: Tensor, tokens: Tensor) -> Tensor:
     """Mean squared error of predictions and a teacher's patch tokens (B, H, D), each of these normalised by itself.
 
-    Normalised as a layer norm without weights does it, as in MILAN (arXiv 2208.06049). Its numbers then have mean 0 and
-    variance 1, so that predicting 0 costs 1, and of a teacher no token counts more for being longer. MaskFeat (arXiv
-    2112.09133) takes squared errors too, EVA (arXiv 2211.07636) the cosine; a squared error of tokens of one length
-    asks for the same direction.
+    Normalised as a layer norm without weights does it: its numbers then have mean 0 and variance 1, so that predicting
+    0 costs 1, and of a teacher no token counts more for being longer. MaskFeat (arXiv 2112.09133) takes squared errors
+    too. MILAN (arXiv 2208.06049) and EVA (arXiv 2211.07636) take the cosine, which asks for the same direction: of two
+    vectors of one length the squared error is 1 - cosine, up to a factor.
     """
     return functional.mse_loss(prediction, functional.layer_norm(tokens, tokens.shape[-1:]))
+
+
+@in_float32
+def image_token_loss(prediction: Tensor, tokens: Tensor) -> Tensor:
+    """Mean squared error of predictions and whitened class tokens (B, D) of a teacher (`whitening`)."""
+    return functional.mse_loss(prediction, tokens)
 
 
 @in_float32

@@ -231,24 +231,61 @@ def test_a_mask_that_would_show_hidden_patches_is_refused() -> None:
 
 
 def test_tokens_of_a_teacher_are_predicted_as_pixels_are() -> None:
-    """The same network up to the prediction layer, whose target is the tokens of hidden patches, of a subset too."""
+    """The same network up to the prediction layer; also of a subset. Visible ones are a layer away."""
     torch.manual_seed(0)
     pixels = tiny()
     torch.manual_seed(0)
     mae = MaskedAutoencoder(Encoder(pixels.encoder.spec), DecoderSpec(32, 2, 4, token_width=192))
     images, mask, tokens = torch.randn(2, 3, 32, 32), some_mask(2, 16, 12), torch.randn(2, 16, 192)
-    assert mae.state_dict().keys() == pixels.state_dict().keys()  # of width 192 = 8·8·3 also alike in all sizes
+    assert {name.split(".")[0] for name in mae.state_dict().keys() ^ pixels.state_dict().keys()} == HEADS
 
     output = mae(images, mask, tokens=tokens)
 
-    assert torch.equal(output.pred, pixels(images, mask).pred)
-    rows = zip(output.pred, tokens, mask, strict=True)
-    expected = torch.stack([masked_token_loss(pred[hidden], own[hidden]) for pred, own, hidden in rows]).mean()
-    assert torch.allclose(output.loss, expected)
+    assert torch.equal(output.pred, pixels(images, mask).pred)  # of width 192 = 8·8·3: alike in all sizes
+    assert output.loss.item() == pytest.approx(every_patch(mae, images, output.pred, tokens, mask, ~mask), rel=1e-5)
     subset = torch.rand(2, 16).argsort(1)[:, :8]
-    part = mae(images, some_mask(2, 8, 6), subset, tokens=tokens)
-    chosen = tokens.gather(1, part.hidden[:, :, None].expand(-1, -1, 192))
-    assert torch.allclose(part.loss, masked_token_loss(part.hidden_pred, chosen))
+    inside = some_mask(2, 8, 6)
+    part = mae(images, inside, subset, tokens=tokens)
+    hidden = torch.zeros(2, 16, dtype=torch.bool).scatter(1, subset, inside)
+    visible = torch.zeros(2, 16, dtype=torch.bool).scatter(1, subset, ~inside)
+    assert part.loss.item() == pytest.approx(every_patch(mae, images, part.pred, tokens, hidden, visible), rel=1e-5)
+
+
+HEADS = {"visible_pred", "image_pred"}
+
+
+@torch.no_grad()
+def every_patch(
+    mae: MaskedAutoencoder, images: Tensor, pred: Tensor, tokens: Tensor, hidden: Tensor, visible: Tensor
+) -> float:
+    """The error of each patch that takes part, one after the other, and their mean."""
+    errors = []
+    for row in range(len(images)):
+        places = visible[row].nonzero().flatten()
+        encoded = mae.encoder.encode_visible(images[row : row + 1], places[None])[0, 1:]
+        errors += [float(masked_token_loss(pred[row, i], tokens[row, i])) for i in hidden[row].nonzero().flatten()]
+        shown = mae.visible_pred(encoded)
+        errors += [float(masked_token_loss(own, tokens[row, i])) for own, i in zip(shown, places, strict=True)]
+    return sum(errors) / len(errors)
+
+
+@torch.no_grad()
+def test_the_mean_of_visible_tokens_predicts_that_of_the_image() -> None:
+    mae = MaskedAutoencoder(tiny().encoder, DecoderSpec(32, 2, 4, token_width=24))
+    images, mask, tokens = torch.randn(2, 3, 32, 32), some_mask(2, 16, 12), torch.randn(2, 16, 24)
+    image = torch.randn(2, 24)
+    visible = split_mask(mask)[0]
+    guess = mae.image_pred(mae.encoder.encode_visible(images, visible)[:, 1:].mean(1))
+    more = mae(images, mask, tokens=tokens, image_token=image).loss - mae(images, mask, tokens=tokens).loss
+    assert more.item() == pytest.approx((guess - image).square().mean().item(), rel=1e-4)
+
+
+def test_every_weight_but_the_class_token_s_own_is_taught_by_tokens() -> None:
+    mae = MaskedAutoencoder(tiny().encoder, DecoderSpec(32, 2, 4, token_width=24))
+    images, mask = torch.randn(2, 3, 32, 32), some_mask(2, 16, 12)
+    mae(images, mask, tokens=torch.randn(2, 16, 24), image_token=torch.randn(2, 24)).loss.backward()
+    without = [name for name, own in mae.named_parameters() if own.requires_grad and own.grad is None]
+    assert without == []
 
 
 def test_tokens_that_are_not_given_are_asked_for() -> None:

@@ -8,15 +8,15 @@ import torch
 from refusals import refused
 
 from semmae.data.crop import WHOLE, crop_image, crop_tokens
-from semmae.data.loaders import TOKENS, CropDataset, make_loader, normalise
+from semmae.data.loaders import IMAGE_TOKEN, TOKENS, CropDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.token_store import TokenStore
 from semmae.losses import masked_token_loss
 from semmae.masking import random_mask
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
-from semmae.models.vit import Encoder, EncoderSpec
+from semmae.models.vit import Encoder, EncoderSpec, Features
 from semmae.train import teacher_tokens
-from semmae.train.teacher_tokens import fill_store, token_store, tokens_of, usual_size
+from semmae.train.teacher_tokens import class_tokens, fill_store, token_store, tokens_of, usual_size, whitening
 
 
 @pytest.fixture
@@ -38,12 +38,39 @@ def filled(folder: Path, images: ImageSet, teacher: Encoder) -> TokenStore:
 def test_stored_tokens_are_those_of_crops_where_a_crop_is_the_whole_image(
     images: ImageSet, teacher: Encoder, tmp_path: Path
 ) -> None:
-    stored = filled(tmp_path / "tokens", images, teacher).read(TOKENS)
+    store = filled(tmp_path / "tokens", images, teacher)
+    stored = store.read(TOKENS)
     crops = torch.stack([crop_image(images.read(row), WHOLE, 32) for row in range(4)])
     wanted = tokens_of(teacher, crops, 4)
-    assert torch.allclose(wanted, teacher(teacher_input(teacher, crops)).patches, atol=1e-4)
+    assert torch.allclose(wanted.patches, teacher(teacher_input(teacher, crops)).patches, atol=1e-4)
     carried = torch.stack([crop_tokens(stored[row], WHOLE, 4) for row in range(4)])
-    assert (carried.float() - wanted).abs().max() < 2e-3
+    assert (carried.float() - wanted.patches).abs().max() < 2e-3
+    whole = torch.from_numpy(np.array(store.read(IMAGE_TOKEN)[:4]))
+    assert (whole.float() - wanted.cls).abs().max() < 2e-3
+    item = CropDataset(images, 32, side=4, tokens=store)[2]
+    assert torch.equal(item[IMAGE_TOKEN], whole[2])
+    assert torch.allclose(class_tokens(images, teacher, 32, torch.device("cpu"))[:4], wanted.cls, atol=1e-4)
+
+
+def test_whitened_tokens_are_as_far_apart_in_every_kept_direction() -> None:
+    """Mean 0, a mean square of 1, the same variance in 64 orthogonal directions and none in others."""
+    tokens = torch.randn(300, 80, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, 80) + 5
+    mean, matrix = whitening(tokens)
+    white = ((tokens - mean) @ matrix).double()
+    assert white.mean(0).abs().max() < 1e-4 and white.square().mean().item() == pytest.approx(1, rel=1e-3)
+    variances = torch.linalg.eigvalsh(white.T @ white / 300).flip(0)
+    assert torch.allclose(variances[:64], torch.full((64,), 80 / 64).double(), rtol=1e-2) and variances[64] < 1e-3
+    assert torch.allclose(matrix, matrix.T, atol=1e-4)  # turned back: nearest to the tokens themselves
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_of_few_images_or_like_ones_there_are_fewer_directions(count: int) -> None:
+    tokens = torch.randn(count, 24)
+    for given in (tokens, tokens[:1].expand(count, -1)):
+        mean, matrix = whitening(given)
+        assert matrix.isfinite().all() and ((given - mean) @ matrix).square().mean() < 1.01
+    mean, matrix = whitening(tokens)
+    assert torch.linalg.matrix_rank(matrix, rtol=1e-3) == max(count - 1, 1) or count == 1
 
 
 def teacher_input(teacher: Encoder, crops: torch.Tensor) -> torch.Tensor:
@@ -53,10 +80,10 @@ def teacher_input(teacher: Encoder, crops: torch.Tensor) -> torch.Tensor:
 
 def test_crops_are_resized_to_one_token_a_patch(teacher: Encoder) -> None:
     crops = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
-    assert tokens_of(teacher, crops, 3).shape == (2, 9, 24)
+    assert tokens_of(teacher, crops, 3).patches.shape == (2, 9, 24)
     plain = torch.full((1, 3, 48, 48), 128, dtype=torch.uint8)  # resized, it is itself
     same = torch.full((1, 3, 24, 24), 128, dtype=torch.uint8)
-    assert torch.allclose(tokens_of(teacher, plain, 3), tokens_of(teacher, same, 3), atol=1e-4)
+    assert torch.allclose(tokens_of(teacher, plain, 3).cls, tokens_of(teacher, same, 3).cls, atol=1e-4)
 
 
 def test_rows_that_are_there_are_kept(
@@ -67,7 +94,7 @@ def test_rows_that_are_there_are_kept(
     real = teacher_tokens.tokens_of
     seen: list[int] = []
 
-    def once(*arguments: object) -> torch.Tensor:
+    def once(*arguments: object) -> Features:
         if len(seen) == 1:
             raise KeyboardInterrupt
         seen.append(1)

@@ -39,7 +39,7 @@ from semmae.data.workers import LOADERS, start_worker
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
 
 Key = int | tuple[int, int]  # a row, or (epoch, row)
-TOKENS = "tokens"  # in an item and in a store: a teacher's
+TOKENS, IMAGE_TOKEN = "tokens", "image_token"  # in an item and in a store: a teacher's
 _PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
 _AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
 _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
@@ -156,8 +156,8 @@ class CropDataset(Dataset[dict[str, Any]]):
     Item: "images" uint8 (views, 3, size, size), each view its own crop; "crops" float (views, 5), these
     crops as `Crop.numbers`; "row"; with `parts` (one view only), "parts" int64 (side·side,), the part under the
     centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `tokens`,
-    whose rows are float16 (G·G, D) of whole images, "tokens" float16 (side·side, D), interpolated there (of one view,
-    too); with `local`, "local" uint8 (count, 3, local size, local size).
+    whose rows are float16 (G·G, D) and (D,) of whole images, "tokens" float16 (side·side, D), interpolated there (of
+    one view, too), and "image_token" float16 (D,); with `local`, "local" uint8 (count, 3, local size, local size).
     `colour` also changes the colours of each view; `chances` of the views, in their
     order, where these are not alike.
     """
@@ -213,7 +213,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         rngs = [np.random.default_rng((self.seed, *place)) for place in places]
         pictures = self._pictures([row for _, row in places], rngs)
         # Mapped anew for every batch: sent to a process that loads images, a mapped file would be copied into it.
-        tokens = None if self.tokens is None else self.tokens.read(TOKENS)
+        tokens = None if self.tokens is None else (self.tokens.read(TOKENS), self.tokens.read(IMAGE_TOKEN))
         items = []
         for (_, row), (crops, item) in zip(places, list(pictures), strict=True):
             item |= {"crops": torch.tensor([crop.numbers for crop in crops]), "row": row}
@@ -222,7 +222,8 @@ class CropDataset(Dataset[dict[str, Any]]):
                 if self.attention:
                     item["attention"] = crop_scores(self.parts.attention[row], crops[0], self.side) / MOST_ATTENDED
             if tokens is not None and self.side is not None:
-                item[TOKENS] = crop_tokens(tokens[row], crops[0], self.side)
+                item[TOKENS] = crop_tokens(tokens[0][row], crops[0], self.side)
+                item[IMAGE_TOKEN] = torch.from_numpy(tokens[1][row].astype(np.float16))
             items.append(item)
         return items
 

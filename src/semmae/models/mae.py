@@ -4,7 +4,8 @@ Notable here:
 - the mask is an argument: the model draws no random number;
 - tokens stay in shuffled order, visible first: attention does not mind, so nothing is unshuffled;
 - only hidden patches go through the prediction layer;
-- in place of pixels it may predict a teacher's patch tokens (MILAN, arXiv 2208.06049), which are an argument too.
+- in place of pixels it may predict a teacher's tokens (MILAN, arXiv 2208.06049), which are arguments too: those of
+  hidden patches by the decoder, those of visible ones and of the image straight from the encoder, by a layer each.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from semmae.losses import masked_pixel_loss, masked_token_loss
+from semmae.losses import image_token_loss, masked_pixel_loss, masked_token_loss
 from semmae.models.blocks import run_blocks
 from semmae.models.vit import Encoder, init_transformer
 from semmae.patches import normalize_patches, patchify, resize_positions, sincos_positions
@@ -51,7 +52,7 @@ DECODERS = {
 class MAEOutput:
     """The loss, and the predictions of hidden patches."""
 
-    loss: Tensor  # scalar, mean squared error on hidden patches
+    loss: Tensor  # scalar, mean squared error on hidden patches; of a teacher's tokens on all, and on the image's
     hidden_pred: Tensor  # (B, H, p·p·3), of a teacher's tokens (B, H, D); rows in the order of `hidden`
     hidden: Tensor  # (B, H) indices, ascending
     num_patches: int  # L
@@ -90,13 +91,13 @@ def _at(patches: Tensor, places: Tensor) -> Tensor:
 class MaskedAutoencoder(nn.Module):
     """Encoder, and a light decoder; with `norm_pix_loss` it predicts pixels normalised per patch.
 
-    With a `token_width` of the decoder it predicts a teacher's patch tokens of that width, and no pixels.
+    With a `token_width` of the decoder it predicts a teacher's tokens of that width, and no pixels.
     """
 
     def __init__(self, encoder: Encoder, decoder: DecoderSpec, norm_pix_loss: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
-        encoder.pooling = "mean"  # its loss does not train the class token
+        encoder.pooling = "mean"  # its loss trains patch tokens and their mean, not the class token
         self.decoder = decoder
         self.norm_pix_loss = norm_pix_loss
         self.checkpointing = False  # less memory in training, for a third more time: see `run_blocks`
@@ -122,6 +123,11 @@ class MaskedAutoencoder(nn.Module):
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
             init_transformer(part)
         nn.init.normal_(self.mask_token, std=0.02)
+        if decoder.token_width:
+            self.visible_pred = nn.Linear(encoder.width, decoder.token_width)
+            self.image_pred = nn.Linear(encoder.width, decoder.token_width)
+            init_transformer(self.visible_pred)
+            init_transformer(self.image_pred)
 
     def forward(
         self,
@@ -130,12 +136,14 @@ class MaskedAutoencoder(nn.Module):
         subset: Tensor | None = None,
         count: int | None = None,
         tokens: Tensor | None = None,
+        image_token: Tensor | None = None,
     ) -> MAEOutput:
         """Normalised images (B, 3, S, S) and a mask bool (B, L), the same count in every row, to predictions.
 
         `subset`: indices (B, N) of the patches that take part, the mask then (B, N) over these. `count`: how many
         each row hides, where that is known: then nothing waits for a GPU. `tokens`: the teacher's (B, L, D), a token
-        a patch, where these are predicted.
+        a patch, where these are predicted; with `image_token` (B, D), that of each whole image, the mean of the
+        visible tokens predicts it as well.
         """
         self._check_mask(images, mask, subset)
         visible, hidden = split_mask(mask, count)
@@ -145,12 +153,20 @@ class MaskedAutoencoder(nn.Module):
         prediction = self._decode(encoded, visible, hidden, images.shape[-1] // self.encoder.patch_size)
         if self.decoder.token_width:
             patches = self._checked_tokens(tokens, images)
-            loss = masked_token_loss(prediction, _at(patches, hidden))
+            loss = self._token_loss(encoded[:, 1:], prediction, _at(patches, visible), _at(patches, hidden))
+            if image_token is not None:
+                loss = loss + image_token_loss(self.image_pred(encoded[:, 1:].mean(1)), image_token)
         else:
             patches = patchify(images, self.encoder.patch_size)
             target = _at(patches, hidden)
             loss = masked_pixel_loss(prediction, normalize_patches(target) if self.norm_pix_loss else target)
         return MAEOutput(loss, prediction, hidden, patches.shape[1])
+
+    def _token_loss(self, encoded: Tensor, prediction: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Error of all patches alike: of encoded ones (B, V, C), a layer away, and of predicted ones (B, H, D)."""
+        shown = masked_token_loss(self.visible_pred(encoded), visible)
+        share = hidden.shape[1] / (hidden.shape[1] + visible.shape[1])
+        return share * masked_token_loss(prediction, hidden) + (1 - share) * shown
 
     def _check_mask(self, images: Tensor, mask: Tensor, subset: Tensor | None) -> None:
         """Refuse a mask of other patches than the images have: these would never be looked at."""

@@ -68,8 +68,8 @@ class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
 
     target: Target = option("pixels")
-    """What to predict of hidden patches: their pixels, as the paper does, or the tokens that the teacher has there, \
-    to learn from a public encoder with hundreds or thousands of images."""
+    """What to predict: the pixels of hidden patches, as the paper does, or the tokens that the teacher has of all \
+    patches and of the image, to learn from a public encoder with hundreds or thousands of images."""
     parts: Path | None = option(None, reads="labels")
     """Part labels of these images: a run of `semmae parts` or `pretrain`."""
     teacher: str = teacher_option(beside=("learns_parts", "predicts_tokens"))
@@ -208,6 +208,32 @@ def small_images() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def small_photos() -> dict[str, Any]:
+    """Hundreds of photos and a public teacher, minutes: ViT-mini/16 at 64 pixels.
+
+    Ours. Measured on `clothing` (341 photos of 10 classes), DINOv2 ViT-S/14 as the teacher, two cores of an EPYC (AVX2)
+    that others used too; 8.5 minutes of processor time, of which 2.6 for the teacher's tokens:
+
+        semmae pretrain --preset small-photos --data clothing --masking random --out runs/a --workers 0
+        semmae knn --encoder runs/a --data clothing --out runs/a-knn --untrained --workers 0
+
+    | k-NN, each photo among the others, 95 % interval | top-1 %             |
+    |--------------------------------------------------|---------------------|
+    | this, seed 0                                     | 40.2 (35.1 to 45.5) |
+    | semantic masks by --parts, seed 0, as long       | 40.5 (35.4 to 45.8) |
+    | untrained                                        | 26.1 (21.7 to 31.0) |
+    | raw pixels, 16 x 16                              | 39.3                |
+    | the teacher at 224 pixels, class token; mean     | 43.7; 37.2          |
+
+    It learned from the photos that it is measured on, without their classes. One seed; longer runs, and pixels as the
+    target, were not measured.
+    """
+    return {
+        "target": "tokens", "model": "vit_mini", "image_size": 64, "patch_size": 16, "epochs": 150, "batch_size": 16,
+        "blr": 0.032, "warmup_share": 0.05, "mask_ratio": 0.5, "crop_scale": 0.6,
+    }  # fmt: skip
+
+
 # AdamW with betas 0.9 and 0.95, for all of them. A batch of 1024 works too: the rate follows it.
 _MAE: Mapping[str, Any] = {
     "image_size": 224, "patch_size": 16, "epochs": 800, "batch_size": 4096, "blr": 1.5e-4, "warmup_share": 40 / 800,
@@ -215,4 +241,4 @@ _MAE: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-PRESETS = (semmae_vit_b16, semmae_vit_b8, mae_vit_b16, mae_vit_l16, small_images)
+PRESETS = (semmae_vit_b16, semmae_vit_b8, mae_vit_b16, mae_vit_l16, small_images, small_photos)

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from semmae.data.loaders import normalise
+from semmae.data.loaders import IMAGE_TOKEN, TOKENS, normalise
 from semmae.masking import num_hidden
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
@@ -62,7 +62,8 @@ class PretrainTask(pl.LightningModule):
 
     Batches are {"images": uint8 (B, 1, 3, S, S)}, beside them "parts" int64 (B, L) and "attention" float (B, L) where
     the masking reads them. One's own mask function (`semmae.train.masks`) reads what there is. Where the autoencoder
-    predicts tokens, these are "tokens" (B, L, D) of the batch, or what the frozen `teacher` says of its images.
+    predicts tokens, these are "tokens" (B, L, D) and "image_token" (B, D) of the batch, or what the frozen `teacher`
+    says of its images; the latter are whitened by the mean and matrix of `whiten` (`whitening`), or else left out.
 
     `lr` is the highest rate; `label_names` are those of the part labels in the batches; `compiled`, it trains through
     torch.compile: `mae` itself stays as it is, and so do names in checkpoints.
@@ -77,6 +78,7 @@ class PretrainTask(pl.LightningModule):
         label_names: Sequence[str] = (),
         compiled: bool = False,
         teacher: Encoder | None = None,
+        whiten: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         # In a tuple, so that the frozen encoder is neither trained nor saved with every checkpoint.
@@ -84,6 +86,10 @@ class PretrainTask(pl.LightningModule):
         self.mae, self.recipe, self.lr = mae, recipe, lr
         # Every batch has the same shape: the last, short one of an epoch is left out.
         self._forward = torch.compile(mae.forward, dynamic=False) if compiled else mae.forward
+        self.token_mean: Tensor | None
+        self.token_matrix: Tensor | None
+        for name, own in zip(("token_mean", "token_matrix"), whiten or (None, None), strict=True):
+            self.register_buffer(name, own)  # in checkpoints, for a resumed run to predict the very same
         self._draw = mask_function(recipe.masking)
         self._meter = MaskMeter(label_names)
 
@@ -100,10 +106,20 @@ class PretrainTask(pl.LightningModule):
         mask, subset = self._mask(batch, (len(images), side**2), batch_index)
         # How many one's own function hides is counted; that waits for the device.
         count = num_hidden(mask.shape[1], self.recipe.mask_ratio) if self.recipe.masking in MASKINGS else None
-        tokens = tokens_of(self._frozen[0], batch["images"][:, 0], side) if self._frozen else batch.get("tokens")
-        loss: Tensor = self._forward(images, mask, subset, count, tokens).loss
+        tokens, image_token = self._tokens(batch, side)
+        loss: Tensor = self._forward(images, mask, subset, count, tokens, image_token).loss
         self.log("loss", loss.detach(), logger=False)
         return loss
+
+    def _tokens(self, batch: Mapping[str, Tensor], side: int) -> tuple[Tensor | None, Tensor | None]:
+        """What is to be predicted where that is tokens: of patches, and of the image."""
+        patches, image = batch.get(TOKENS), batch.get(IMAGE_TOKEN)
+        if self._frozen:
+            image, patches = tokens_of(self._frozen[0], batch["images"][:, 0], side)
+        if image is None or self.token_mean is None or self.token_matrix is None:
+            return patches, None
+        with torch.autocast(self.device.type, enabled=False):
+            return patches, (image.float() - self.token_mean) @ self.token_matrix
 
     def interval_metrics(self) -> dict[str, float]:
         """Blend and hidden share of each part, averaged since the last call; waits for the device."""

@@ -1,4 +1,5 @@
-"""A frozen teacher's patch tokens, which an autoencoder may predict in place of pixels: one for each of its patches.
+"""A frozen teacher's tokens, which an autoencoder may predict in place of pixels: one for each of its patches, and the
+class token of the image, whitened.
 
 On a GPU every crop is shown to the teacher. A CPU would take longer for that than for the training: there every image
 is shown to it once, whole, and what it said is interpolated at the patches of each crop (`data.crop.crop_tokens`).
@@ -6,35 +7,63 @@ is shown to it once, whole, and what it said is interpolated at the patches of e
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from semmae.data.loaders import TOKENS, WholeDataset, make_loader, normalise
+from semmae.data.loaders import IMAGE_TOKEN, TOKENS, WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.token_file import Column
 from semmae.data.token_store import TokenStore
 from semmae.errors import UserError
 from semmae.formats.folders import digest
-from semmae.models.vit import Encoder
+from semmae.models.vit import Encoder, Features
 from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.train.precision import autocast, resolve_precision
 
 _MOST = 224  # pixels a side of a whole image: of DINOv2's ViT-S/14 16 x 16 tokens, 197 kB an image
 _TOGETHER = 16  # images shown to the teacher at once, always the same ones
+_DIRECTIONS = 64  # in which class tokens are told apart: of 341 photos k-NN is best with 32 to 64 of 384
+_FIT_IMAGES = 4096  # images at most that directions are found from, where no tokens of all are stored
 
 
 @torch.no_grad()
-def tokens_of(teacher: Encoder, crops: Tensor, side: int) -> Tensor:
-    """The teacher's tokens (B, side·side, D) of crops, uint8 (B, 3, S, S), resized until it has just so many."""
+def tokens_of(teacher: Encoder, crops: Tensor, side: int) -> Features:
+    """What the teacher says of crops, uint8 (B, 3, S, S), resized until it has side·side patches of them."""
     images = normalise(crops, teacher.spec.mean, teacher.spec.std)
     size = side * teacher.patch_size
     if images.shape[-1] != size:
         images = interpolate(images, (size, size), mode="bicubic", antialias=True)
-    tokens: Tensor = teacher(images).patches
-    return tokens
+    said: Features = teacher(images)
+    return said
+
+
+def whitening(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and matrix (D, D) of class tokens (N, D), with which (tokens - mean) @ matrix are whitened.
+
+    Most of what class tokens are is alike in all images. Of the rest the 64 principal directions are kept, fewer of
+    fewer images, and all made equally long, so that what tells few images apart counts as well; turned back into the
+    teacher's axes (ZCA), with a mean square of 1. AM-RADIO's students learn from standardised tokens for the same
+    reason (PHI-S, arXiv 2410.01680).
+    """
+    tokens = tokens.double()
+    mean = tokens.mean(0)
+    _, lengths, directions = torch.linalg.svd(tokens - mean, full_matrices=False)
+    # The mean is taken off: one direction of N has no length, but for rounding.
+    kept = max(1, min(_DIRECTIONS, int((lengths > 1e-4 * lengths[0]).sum())))
+    axes = directions[:kept]
+    scale = (len(tokens) * tokens.shape[1] / kept) ** 0.5 / lengths[:kept].clamp_min(1e-12)
+    return mean.float(), (axes.T * scale @ axes).float()
+
+
+@torch.no_grad()
+def class_tokens(images: ImageSet, teacher: Encoder, size: int, device: torch.device, workers: int = 0) -> Tensor:
+    """The teacher's class tokens (N, D) of whole images, 4096 at most, from the first to the last equally far apart."""
+    rows = range(0, len(images), -(-len(images) // _FIT_IMAGES))
+    side, teacher = size // teacher.patch_size, teacher.eval().to(device)
+    loader = make_loader(WholeDataset(images, size), _TOGETHER, sampler=rows, workers=workers)
+    return torch.cat([tokens_of(teacher, batch["image"].to(device), side).cls.float().cpu() for batch in loader])
 
 
 def usual_size(teacher: Encoder) -> int:
@@ -45,9 +74,10 @@ def usual_size(teacher: Encoder) -> int:
 
 def token_store(folder: Path, images: ImageSet, teacher: Encoder, size: int, precision: Precision) -> TokenStore:
     """The store of the tokens of all images, whole and stretched to `size` pixels a side; `fill_store` fills it."""
-    column = Column(TOKENS, ((size // teacher.patch_size) ** 2, teacher.width), "float16")
+    patches = Column(TOKENS, ((size // teacher.patch_size) ** 2, teacher.width), "float16")
+    columns = [patches, Column(IMAGE_TOKEN, (teacher.width,), "float16")]
     info = {"encoder_digest": digest(teacher), "images_digest": images.digest, "image_size": size}
-    return TokenStore(folder, len(images), [column], info | {"precision": resolve_precision(precision)})
+    return TokenStore(folder, len(images), columns, info | {"precision": resolve_precision(precision)})
 
 
 def fill_store(
@@ -65,11 +95,12 @@ def fill_store(
     teacher.eval()
     with autocast(precision, torch.device("cpu")), Progress(len(rows), label=f"teacher's tokens{done}") as progress:
         for batch in progress.iterate(loader):
-            tokens = tokens_of(teacher, batch["image"], side).half()
-            if not tokens.isfinite().all():
+            said = tokens_of(teacher, batch["image"], side)
+            values = {TOKENS: said.patches.half(), IMAGE_TOKEN: said.cls.half()}
+            if not all(tokens.isfinite().all() for tokens in values.values()):
                 raise UserError(
                     f"--teacher {teacher.source}: its tokens are not finite, or beyond 65504; its weights are "
                     "damaged, use others"
                 )
-            store.write(batch["row"].numpy(), {TOKENS: tokens.numpy().astype(np.float16)})
-            progress.update(len(tokens))
+            store.write(batch["row"].numpy(), {name: tokens.numpy() for name, tokens in values.items()})
+            progress.update(len(said.cls))

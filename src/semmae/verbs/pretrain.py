@@ -3,9 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from semmae.data.loaders import CropDataset
+from semmae.data.loaders import IMAGE_TOKEN, CropDataset
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.data.token_store import TokenStore
@@ -33,7 +35,7 @@ from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import summarised
-from semmae.train.teacher_tokens import fill_store, token_store, usual_size
+from semmae.train.teacher_tokens import class_tokens, fill_store, token_store, usual_size, whitening
 from semmae.train.trainer import FitOptions, barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
@@ -239,7 +241,8 @@ def train_autoencoder(
         labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
         seen = teacher if tokens is None else None
-        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled, teacher=seen)
+        whiten = None if teacher is None else whitening(image_tokens(options, images, teacher, tokens))
+        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled, teacher=seen, whiten=whiten)
         summary.trained(fit(task, loader, how))
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
@@ -248,6 +251,14 @@ def train_autoencoder(
             draw_masks(options.out / "pictures", images, store, mae, recipe)
             if tokens is not None:
                 tokens.remove()
+
+
+def image_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder, stored: TokenStore | None) -> Tensor:
+    """Class tokens (N, D) to be whitened by: those that are stored, or those of some whole images."""
+    if stored is not None:
+        return torch.from_numpy(stored.read(IMAGE_TOKEN).astype(np.float32))
+    size = options.teacher_image_size or usual_size(teacher)
+    return class_tokens(images, teacher, size, torch.device("cuda"), options.workers)
 
 
 def new_autoencoder(options: PretrainOptions, teacher: Encoder | None) -> MaskedAutoencoder:
