@@ -212,7 +212,7 @@ def small_photos() -> dict[str, Any]:
     """Hundreds of photos and a public teacher, minutes: ViT-mini/16 at 64 pixels.
 
     Ours. Measured on `clothing` (341 photos of 10 classes), DINOv2 ViT-S/14 as the teacher, two cores of an EPYC (AVX2)
-    that others used too; 8.5 minutes of processor time, of which 2.6 for the teacher's tokens:
+    that others used too; 5.9 minutes of processor time, and by calculation 2.6 for the teacher's tokens:
 
         semmae pretrain --preset small-photos --data clothing --masking random --out runs/a --workers 0
         semmae knn --encoder runs/a --data clothing --out runs/a-knn --untrained --workers 0
