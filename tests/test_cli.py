@@ -93,7 +93,7 @@ REFUSED = [
     ("--parts nowhere", ["--parts nowhere", "semmae parts"]),
     ("--masks nowhere", ["nowhere", "PNG"]),
     ("--masks empty", ["empty", "32 images"]),
-    ("--parts a --teacher b", ["--parts and --teacher"]),
+    ("--parts a --teacher b", ["--teacher b", "learns parts"]),
     ("--parts empty --masks texts", ["--masks", "semmae parts"]),
     ("--masking random --parts empty", ["--masking random", "--parts", "semantic"]),
     ("--resume --overwrite", ["--resume and --overwrite"]),

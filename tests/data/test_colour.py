@@ -55,12 +55,11 @@ def test_jitter_is_a_function_of_its_generator() -> None:
     assert {(view.shape, view.dtype) for view in views} == {(image.shape, torch.uint8)}
 
 
-def test_hue_turns_as_far_as_given() -> None:
+def test_hue_turns_as_far_as_dinos() -> None:
     red = torch.tensor([150, 60, 60], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16)
-    for most, low, high in ((0.0, 0.0, 0.02), (0.1, 0.05, 0.12), (0.5, 0.3, 0.5)):
-        seen = [jitter(red, np.random.default_rng(seed), most).float().mean((1, 2)).tolist() for seed in range(60)]
-        turned = [abs((colorsys.rgb_to_hsv(*colour)[0] + 0.5) % 1 - 0.5) for colour in seen]
-        assert low <= max(turned) <= high
+    seen = [jitter(red, np.random.default_rng(seed)).float().mean((1, 2)).tolist() for seed in range(60)]
+    turned = [abs((colorsys.rgb_to_hsv(*colour)[0] + 0.5) % 1 - 0.5) for colour in seen]
+    assert 0.05 <= max(turned) <= 0.12
 
 
 def test_views_are_blurred_as_often_as_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,13 +82,13 @@ def test_parts_are_learned_from_what_lies_in_the_cache(
     filled: Path, weights: Path, creatures: Path, tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:
     given: dict[str, Any] = {"data": creatures / "images", "out": tmp_path / "parts", "limit": 8, "image_size": 28}
-    run = semmae.parts(**given, epochs=1, **tiny.TRAIN).path
+    run = semmae.parts(**given, steps=2, **tiny.TRAIN).path
     assert kept(run) == PUBLIC_TEACHER and PUBLIC_TEACHER in said.text
     store = PartStore.open(run)
     assert store.extra == {"teacher": PUBLIC_TEACHER} and store.teacher_digest == digest(semmae.load_encoder(weights))
     # Asked for again where it has gone meanwhile: what is finished needs no encoder, and other images do.
     shutil.rmtree(filled)
-    semmae.parts(**given, epochs=1, **tiny.TRAIN)
+    semmae.parts(**given, steps=2, **tiny.TRAIN)
     with refused(PUBLIC_TEACHER, "not at hand"):
         semmae.parts(**given | {"limit": 9, "out": tmp_path / "more"}, learner=run, workers=0)
 
@@ -167,13 +167,14 @@ def test_the_demo_draws_without_it(filled: Path) -> None:
     drawn, own = DemoOptions(out=Path("out")), DemoOptions(out=Path("out"), data="photos")
     sizes = {}
     for options in (drawn, own, dataclasses.replace(own, teacher_image_size=56), dataclasses.replace(own, teacher="x")):
-        stage = demo.pretrain_options(demo.with_teacher(options), "photos", None)
+        first = Path("first") if demo.with_teacher(options).teacher == OWN_TEACHER else None
+        stage = demo.pretrain_options(demo.with_teacher(options), "photos", None, first)
         sizes[options.data, options.teacher_image_size, options.teacher] = (stage.teacher, stage.teacher_image_size)
     assert sizes == {
-        (None, 32, "auto"): (OWN_TEACHER, 32),
-        ("photos", 32, "auto"): (PUBLIC_TEACHER, 112),
+        (None, 128, "auto"): ("first", 128),
+        ("photos", 128, "auto"): (PUBLIC_TEACHER, 112),
         ("photos", 56, "auto"): (PUBLIC_TEACHER, 56),
-        ("photos", 32, "x"): ("x", None),
+        ("photos", 128, "x"): ("x", None),
     }
 
 

@@ -304,6 +304,8 @@ def test_bfloat16_autocast_stays_close(encoder: Encoder) -> None:
 
 def test_every_size_of_the_table_is_one_that_timm_knows() -> None:
     for name, (width, depth, heads) in MODELS.items():
+        if name == "vit_mini":  # of our own, for minutes
+            continue
         patch_size = 14 if name == "vit_huge" else 16
         with torch.device("meta"):
             known = timm.create_model(f"{name}_patch{patch_size}_224", num_classes=0)

@@ -174,6 +174,7 @@ def test_every_command_that_is_named_can_be_pasted(
         *("--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--prototypes", "64", "--head-width", "64"),
     ]
     less: dict[str, list[str]] = {
+        "parts": [*FEW, "--steps", "2"],
         "evaluate": ["--workers", "0"],
         "finetune": [*FEW, "--epochs", "1"],
         "export": [],

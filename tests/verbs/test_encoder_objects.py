@@ -23,7 +23,7 @@ def test_parts_of_an_object_are_those_of_its_path(
     encoder: Encoder, whole_run: Path, creatures: Path, tmp_path: Path
 ) -> None:
     before, data = digest(encoder), creatures / "images"
-    given = {"data": data, "epochs": tiny.EPOCHS, **tiny.TRAIN}
+    given = {"data": data, **tiny.TRAIN}
     semmae.parts(out=tmp_path / "run", teacher=encoder, **given)
     tiny.assert_same_weights(tmp_path / "run/learner", whole_run / "parts/learner")
     assert (tmp_path / "run/parts.npy").read_bytes() == (whole_run / "parts/parts.npy").read_bytes()

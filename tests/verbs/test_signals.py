@@ -46,8 +46,8 @@ def test_labelling_and_embedding_end_with_how_to_go_on(
         out, words = tmp_path / "x.npz", [*words, "--encoder", str(encoder)]
         prepare = when_called(embedding, "_write", send(signum))
     else:
-        out, words = tmp_path / "run", [*words, "--teacher", str(encoder), "--epochs", "1"]
-        prepare = when_called(PartStore, "write", send(signum))
+        out, words = tmp_path / "run", [*words, "--teacher", str(encoder), "--steps", "2"]
+        prepare = when_called(PartStore, "write", send(signum), call=1)  # labels of 32 images are written at once
     child = in_a_process([verb, *words, "--out", str(out)], prepare)
     assert child.ended(120) == 128 + signum, child.output
     lines = [line for line in child.output.splitlines() if line.startswith("semmae: ")]

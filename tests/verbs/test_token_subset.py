@@ -36,9 +36,9 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
         mask: Tensor,
         subset: Tensor | None = None,
         count: int | None = None,
-        tokens: Tensor | None = None,
+        *tokens: Tensor | None,
     ) -> MAEOutput:
-        output = real(mae, images, mask, subset, count, tokens)
+        output = real(mae, images, mask, subset, count, *tokens)
         assert count in (6, None) and subset is not None and mask.shape == (len(images), 8) and (mask.sum(1) == 6).all()
         seen.append((subset, output))
         return output

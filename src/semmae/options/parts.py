@@ -126,7 +126,7 @@ def semmae_published() -> dict[str, Any]:
 
 
 def small_drawings() -> dict[str, Any]:
-    """The drawn creatures of `semmae demo`, and an encoder of patches of 8 trained in a minute."""
+    """Drawn creatures of the demo, and an encoder with patches of 8, of a minute."""
     return {"total_variation": 0.1}
 
 
