@@ -6,14 +6,14 @@ from collections.abc import Mapping
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from semmae.losses import rebuild_loss, total_variation_loss
 from semmae.models.parts import PartLearner, PartTokens, Prototypes, as_grid
 from semmae.options.parts import PartsRecipe
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
 
-BETAS = (0.9, 0.99)
+BETAS = (0.9, 0.99)  # ours: the paper names no optimiser
 _STARTS = 6  # clusterings that are tried
 _TRIED_STEPS, _TRIED_BATCH, _JUDGED = 25, 32, 128  # steps of each, images of a step, and images that it is judged by
 
@@ -32,17 +32,21 @@ class PartsTask(pl.LightningModule):
         return losses["loss"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW; warm-up, then cosine to zero."""
-        total = int(self.trainer.estimated_stepping_batches)
-        return adamw_warmup_cosine(
-            self.learner,
-            lr=self.recipe.lr,
-            betas=BETAS,
-            weight_decay=self.recipe.weight_decay,
-            total_steps=total,
-            warmup_steps=round(self.recipe.warmup_share * total),
-            fused=can_fuse(self.trainer),
-        )
+        return recipe_optimizer(self.learner, self.recipe, self.trainer)
+
+
+def recipe_optimizer(learner: nn.Module, recipe: PartsRecipe, trainer: pl.Trainer) -> OptimizerLRScheduler:
+    """AdamW; warm-up, then cosine to zero: of either learner."""
+    total = int(trainer.estimated_stepping_batches)
+    return adamw_warmup_cosine(
+        learner,
+        lr=recipe.lr,
+        betas=BETAS,
+        weight_decay=recipe.weight_decay,
+        total_steps=total,
+        warmup_steps=round(recipe.warmup_share * total),
+        fused=can_fuse(trainer),
+    )
 
 
 def parts_losses(learner: PartLearner, recipe: PartsRecipe, tokens: PartTokens) -> dict[str, Tensor]:

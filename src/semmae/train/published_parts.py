@@ -10,9 +10,7 @@ from semmae.losses import diversity_loss, reconstruction_loss
 from semmae.models.published_parts import PublishedPartLearner
 from semmae.models.vit import Encoder, Features
 from semmae.options.parts import PartsRecipe
-from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
-
-BETAS = (0.9, 0.99)  # ours: the paper names no optimiser
+from semmae.train.parts import recipe_optimizer
 
 
 class PublishedPartsTask(pl.LightningModule):
@@ -40,17 +38,7 @@ class PublishedPartsTask(pl.LightningModule):
         return losses["loss"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW; warm-up, then cosine to zero."""
-        total = int(self.trainer.estimated_stepping_batches)
-        return adamw_warmup_cosine(
-            self.learner,
-            lr=self.recipe.lr,
-            betas=BETAS,
-            weight_decay=self.recipe.weight_decay,
-            total_steps=total,
-            warmup_steps=round(self.recipe.warmup_share * total),
-            fused=can_fuse(self.trainer),
-        )
+        return recipe_optimizer(self.learner, self.recipe, self.trainer)
 
 
 def published_parts_losses(
