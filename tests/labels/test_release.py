@@ -1,5 +1,6 @@
 """The authors' token files, made here by the layout that their reader expects, become the labels of their images."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,26 @@ def test_the_order_of_the_lines_is_that_of_attention(tmp_path: Path) -> None:
     assert (np.delete(attention, packed[:, 14].astype(int)) == 0).all()
     np.save(tmp_path / "b.npy", packed[packed[:, 14].argsort()])
     assert read_tokens(tmp_path / "b.npy").attention is None
+
+
+def test_no_two_threads_parse_a_header_at_once(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11's parser fails, now and then, when two of its threads parse (gh-106905)."""
+    written(tmp_path / "tokens")
+    parsing: list[int] = []
+    most = []
+
+    def load(path: Path, read: Any = np.load, **how: Any) -> Any:
+        parsing.append(1)
+        most.append(len(parsing))
+        time.sleep(0.02)
+        parsing.pop()
+        return read(path, **how)
+
+    monkeypatch.setattr(np, "load", load)
+    import_tokens(tmp_path / "tokens", images, tmp_path / "out", workers=3)
+    assert max(most) == 1
 
 
 def test_a_store_of_the_images_in_their_order(images: ImageSet, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ not kept are below all others. Files whose lines run through the grid row by row
 """
 
 import math
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +50,7 @@ _POSITION = 2 * NUM_PARTS
 _HEAD = 2 * NUM_PARTS + 1  # columns before the pixels
 _EMBEDDING = 768
 _BLOCK = 256  # files whose labels are written together
+_HEADER = threading.Lock()  # NumPy parses a header by `ast`, which Python 3.11 cannot do in two threads (gh-106905)
 
 
 class Tokens(NamedTuple):
@@ -118,7 +120,8 @@ def check_tokens(folder: Path, images: ImageSet, *, subset: bool) -> tuple[list[
 def read_tokens(path: Path) -> Tokens:
     """What one file holds."""
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False).squeeze()
+        with _HEADER:  # the tokens themselves are read below, by several threads at once
+            tokens = np.load(path, mmap_mode="r", allow_pickle=False).squeeze()
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: no readable .npy file ({error}); restore it from the release") from error
     if tokens.ndim != 2 or tokens.dtype.kind != "f" or (patch := _patch_size(tokens.shape[1])) is None:
