@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from refusals import refused
 
-from semmae.data.creatures import CREATURES, PARTS, draw_creature, draw_creatures, outline
+from semmae.data.creature_shapes import CREATURES, PARTS, outline
+from semmae.data.creatures import draw_creature, draw_creatures
 
 PER_CLASS = 40
 
