@@ -5,7 +5,8 @@ Notable:
 - one rule orders the colours of an image (heads are paler than bodies, limbs darker, wings of another hue),
   so that parts can be learned from pixels;
 - `patterned` ones are easier to take apart and harder to classify: a kind of part has a pattern and a family of hues
-  through all images; a creature is turned any way, before scenery of cool hues;
+  through all images; a creature is turned any way, before scenery of cool hues, in a light of the image's own, so that
+  two parts of one image differ in a way that holds where the same colour is another part's in the next;
 - picture and annotation come from one drawing, a canvas of codes (label and tone) at three times the size: the
   picture is its coloured average, the annotation its centre pixels, so that it has no blended labels;
 - image i is a pure function of (seed, i): asking for more images keeps the first ones.
@@ -67,6 +68,9 @@ LOOKS = {
 }
 
 
+LIGHT = (
+    0.2  # of a patterned image: its three colours are brighter or darker by a factor of up to e^0.2, each by its own
+)
 COOL = (0.5, 0.7)  # hues of what lies behind a patterned creature; those of its parts are warm and green
 
 # What lies about behind a creature: kind, how many, length and width in image sides.
@@ -117,10 +121,9 @@ def _palette(rng: np.random.Generator) -> Floats:
 
 def _patterned_palette(rng: np.random.Generator) -> Floats:
     """Colours (labels, TONES, 3), 0-255, of one image: every kind of part in its family of hues, in any class."""
-    light = rng.uniform(-0.02, 0.02)  # of which all parts of an image turn
     plain = np.full((len(PARTS), 3), 250.0)
     for part, look in LOOKS.items():
-        hue = look.hue + light + rng.uniform(-0.03, 0.03)
+        hue = look.hue + rng.uniform(-0.04, 0.04)
         plain[part] = _rgb(hue, rng.uniform(0.5, 0.95), rng.uniform(0.6, 1))
     ink = 0.3 * plain
     ink[EYE] = 30
