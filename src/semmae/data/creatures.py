@@ -5,8 +5,8 @@ Notable:
 - one rule orders the colours of an image (heads are paler than bodies, limbs darker, wings of another hue),
   so that parts can be learned from pixels;
 - `patterned` ones are easier to take apart and harder to classify: a kind of part has a pattern and a family of hues
-  through all images; a creature is turned any way, before scenery of cool hues, in a light of the image's own, so that
-  two parts of one image differ in a way that holds where the same colour is another part's in the next;
+  through all images; a creature is turned any way, before scenery of cool hues, in a light of the
+  image's own: how two of its parts differ holds in all images, while a colour by itself says less;
 - picture and annotation come from one drawing, a canvas of codes (label and tone) at three times the size: the
   picture is its coloured average, the annotation its centre pixels, so that it has no blended labels;
 - image i is a pure function of (seed, i): asking for more images keeps the first ones.
@@ -68,9 +68,7 @@ LOOKS = {
 }
 
 
-LIGHT = (
-    0.2  # of a patterned image: its three colours are brighter or darker by a factor of up to e^0.2, each by its own
-)
+LIGHT = 0.25  # of a patterned image: each of its colours is stronger or weaker, by a factor of up to e^0.25
 COOL = (0.5, 0.7)  # hues of what lies behind a patterned creature; those of its parts are warm and green
 
 # What lies about behind a creature: kind, how many, length and width in image sides.
@@ -121,9 +119,10 @@ def _palette(rng: np.random.Generator) -> Floats:
 
 def _patterned_palette(rng: np.random.Generator) -> Floats:
     """Colours (labels, TONES, 3), 0-255, of one image: every kind of part in its family of hues, in any class."""
+    turn = rng.uniform(-0.02, 0.02)  # of the hues of all parts of an image
     plain = np.full((len(PARTS), 3), 250.0)
     for part, look in LOOKS.items():
-        hue = look.hue + rng.uniform(-0.04, 0.04)
+        hue = look.hue + turn + rng.uniform(-0.03, 0.03)
         plain[part] = _rgb(hue, rng.uniform(0.5, 0.95), rng.uniform(0.6, 1))
     ink = 0.3 * plain
     ink[EYE] = 30
@@ -194,6 +193,8 @@ def draw_creature(name: str, size: int, rng: np.random.Generator, patterned: boo
     inked = palette.reshape(-1, 3).astype(np.uint8)[codes]
     picture = Image.fromarray(np.where(codes[..., None] > 0, inked, scene)).reduce(OVERSAMPLING)
     light = np.linspace(1.05, 0.85, size)[:, None, None]  # from above, so that no colour is quite flat
+    if patterned:
+        light = light * np.exp(rng.uniform(-LIGHT, LIGHT, 3))
     middle = slice(OVERSAMPLING // 2, None, OVERSAMPLING)
     return np.clip(np.asarray(picture) * light, 0, 255).astype(np.uint8), codes[middle, middle] // TONES
 
