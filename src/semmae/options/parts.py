@@ -133,7 +133,7 @@ def semmae_published() -> dict[str, Any]:
 
 def small_drawings() -> dict[str, Any]:
     """Drawn creatures of the demo, and an encoder with patches of 8, of a minute."""
-    return {"total_variation": 0.1, "lr": 3e-2, "map_keys": False, "place": False, "quality_images": 500}
+    return {"total_variation": 0.1, "lr": 3e-2, "map_keys": False, "quality_images": 500}
 
 
 PRESETS = (semmae_published, small_drawings)
