@@ -68,7 +68,7 @@ LOOKS = {
 }
 
 
-LIGHT = 0.12  # of a patterned image: each of its colours is stronger or weaker, by a factor of up to e^0.12
+LIGHT = 0.2  # of a patterned image: each of its colours is stronger or weaker, by a factor of up to e^0.2
 COOL = (0.5, 0.7)  # hues of what lies behind a patterned creature; those of its parts are warm and green
 
 # What lies about behind a creature: kind, how many, length and width in image sides.
