@@ -24,7 +24,7 @@ from semmae.data.token_store import TokenDataset
 from semmae.evaluation.parts import Truth, measure_encoder, measure_grids, read_truth, score
 from semmae.formats.open import load_encoder
 from semmae.labels.tokens import Looking, collect_tokens, tokens_of
-from semmae.models.parts import PartLearner, PartsSpec, PartTokens, without_place
+from semmae.models.parts import PartLearner, PartsSpec, PartTokens
 from semmae.options.parts import PartsOptions, PartsRecipe
 from semmae.train.optimizer import adamw, warmup_cosine_rate
 from semmae.train.parts import BETAS, parts_losses
@@ -82,7 +82,7 @@ ROWS = {
     "keys never mapped": Row(mapped=False, change=_fixed_map),
     "the map not learned any further": Row(change=_fixed_map),
     "values less the mean of their place": Row(
-        tokens=lambda tokens: tokens._replace(values=without_place(tokens.values))
+        tokens=lambda tokens: tokens._replace(values=(tokens.values - tokens.values.float().mean(0)).half())
     ),
     "logits from values": Row(tokens=lambda tokens: tokens._replace(keys=tokens.values)),
     "logits from last tokens": Row(tokens=lambda tokens: tokens._replace(keys=tokens.last)),

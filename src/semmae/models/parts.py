@@ -226,11 +226,6 @@ class PartLearner(nn.Module):
         return torch.cat([prototypes(tokens[start : start + batch].float()) for start in starts])
 
 
-def without_place(tokens: Tensor) -> Tensor:
-    """Tokens (N, L, d) less the mean token of their place in the image, in their precision."""
-    return (tokens - tokens.float().mean(0)).to(tokens.dtype)
-
-
 def images_to_fit(encoder: Encoder, size: int) -> int:
     """Of how many images, `size` pixels a side, tokens are held at full width for what is fitted to them."""
     each = (size // encoder.patch_size) ** 2 * (encoder.width + 2 * encoder.key_width) * 2  # bytes, in half precision

@@ -90,8 +90,6 @@ class PartsOptions(PartsRecipe, PresetOptions, LabelOptions):
     """Parts to learn, besides the background."""
     map_keys: bool = option(True, only=_TOKENS)
     """Start from clusters of what keys say of values; else of the keys as they are."""
-    place: bool = option(True, only=_TOKENS)
-    """Where in the image a patch lies is part of what has to be rebuilt; not so for images that have no up."""
     refine: bool = option(True, only=_TOKENS)
     """Borders of labels follow those of the image (guided filter)."""
     background: bool = option(True, only=_PIXELS)

@@ -22,7 +22,7 @@ from semmae.labels.pictures import draw_parts
 from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
 from semmae.labels.tokens import Looking, collect_tokens, tokens_of
-from semmae.models.parts import PartLearner, PartsSpec, without_place
+from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder
 from semmae.options.fields import is_given, shared
@@ -197,8 +197,6 @@ def learn_from_tokens(
     learner = PartLearner(PartsSpec.of(encoder, options.num_parts, options.refine))
     store = store_tokens(options, images, encoder, learner, fit=True)
     tokens = tokens_of(store, slice(None))
-    if not options.place:
-        tokens = tokens._replace(values=without_place(tokens.values))
     recipe = shared(PartsRecipe, options)
     learner.cpu().start_from_clusters(tokens, options.seed, mapped=options.map_keys)
     # Seconds in all: one process takes these steps, whose data is in memory.
