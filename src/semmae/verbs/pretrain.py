@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semmae.data.kept import KeptImages
 from semmae.data.loaders import IMAGE_TOKEN, CropDataset
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
@@ -225,8 +226,8 @@ def train_autoencoder(
     )
     scale = (options.crop_scale, 1.0)
     dataset = CropDataset(
-        images, options.image_size, scale=scale, seed=options.seed, parts=store, side=side, attention=attention,
-        tokens=tokens,
+        KeptImages(images), options.image_size, scale=scale, seed=options.seed, parts=store, side=side,
+        attention=attention, tokens=tokens,
     )  # fmt: skip
     facts = {
         "epochs": options.epochs,
