@@ -92,62 +92,52 @@ def in_half_a_line_of_metrics() -> None:
     trainer.Meter.on_train_epoch_end = dying  # type: ignore[method-assign]
 
 
-def in_half_a_row() -> None:
-    real = PartStore.write
-    calls = []
+def in_the_second_write(store: type, function: str, part: Callable[[Any, Any, Any], None]) -> Callable[[], None]:
+    """Dies after `part` of what a store should write when it is asked to a second time."""
 
-    def dying(store: PartStore, rows: Any, labels: Any) -> None:
-        calls.append(rows)
-        if len(calls) < 2:
-            return real(store, rows, labels)
-        store.labels[int(rows[0])] = np.asarray(labels[0])
-        store.labels[int(rows[1]), :9] = np.asarray(labels[1])[:9]
-        suicide()
+    def prepare() -> None:
+        real = getattr(store, function)
+        calls = []
 
-    PartStore.write = dying  # type: ignore[method-assign]
+        def dying(self: Any, rows: Any, values: Any) -> None:
+            calls.append(rows)
+            if len(calls) < 2:
+                return real(self, rows, values)
+            part(self, rows, values)
+            suicide()
 
+        setattr(store, function, dying)
 
-def in_half_a_row_of_attention() -> None:
-    real = PartStore.write_attention
-    calls = []
-
-    def dying(store: PartStore, rows: Any, attention: Any) -> None:
-        calls.append(rows)
-        if len(calls) < 2:
-            return real(store, rows, attention)
-        store.attention[int(rows[0])] = np.asarray(attention[0])
-        store.attention[int(rows[1]), :2] = np.asarray(attention[1])[:2]
-        suicide()
-
-    PartStore.write_attention = dying  # type: ignore[method-assign]
+    return prepare
 
 
-def in_a_block_of_tokens() -> None:
-    real = TokenStore.write
-    calls = []
+def half_a_row(column: str, cells: int) -> Callable[[Any, Any, Any], None]:
+    """Writes one row of labels or attention, and some rows of cells of the next."""
 
-    def dying(store: TokenStore, rows: Any, values: Any) -> None:
-        calls.append(rows)
-        if len(calls) < 2:
-            return real(store, rows, values)
-        store._file.write(int(rows[0]), {name: own[:1] for name, own in values.items()})
-        suicide()
+    def write(store: PartStore, rows: Any, values: Any) -> None:
+        array = getattr(store, column)
+        array[int(rows[0])] = np.asarray(values[0])
+        array[int(rows[1]), :cells] = np.asarray(values[1])[:cells]
 
-    TokenStore.write = dying  # type: ignore[method-assign]
+    return write
+
+
+def one_row_of_tokens(store: TokenStore, rows: Any, values: Any) -> None:
+    store._file.write(int(rows[0]), {name: own[:1] for name, own in values.items()})
 
 
 MOMENTS = [
     at_renaming_of("config.yaml", after=False),
     at_renaming_of("summary.json", after=True),
     at_renaming_of("reductions.safetensors", after=False),
-    in_a_block_of_tokens,
+    in_the_second_write(TokenStore, "write", one_row_of_tokens),
     in_half_a_line_of_metrics,
     at_renaming_of("last.ckpt", after=True),
     at_renaming_of("learner", after=False),
     at_renaming_of("parts.npy", after=True),
     at_renaming_of("attention.npy", after=True),
-    in_half_a_row_of_attention,
-    in_half_a_row,
+    in_the_second_write(PartStore, "write_attention", half_a_row("attention", cells=2)),
+    in_the_second_write(PartStore, "write", half_a_row("labels", cells=9)),
     at_renaming_of("parts.json", after=False),
     at_renaming_of("parts.png", after=False),
     at_renaming_of("report.html", after=True),
