@@ -24,10 +24,10 @@ from semmae.data.token_store import TokenDataset
 from semmae.evaluation.parts import Truth, measure_encoder, measure_grids, read_truth, score
 from semmae.formats.open import load_encoder
 from semmae.labels.tokens import Looking, collect_tokens, tokens_of
-from semmae.models.parts import PartLearner, PartsSpec, PartTokens
+from semmae.models.parts import PartLearner, PartsSpec, PartTokens, without_place
 from semmae.options.parts import PartsOptions, PartsRecipe
 from semmae.train.optimizer import adamw, warmup_cosine_rate
-from semmae.train.parts import BETAS, begin, parts_losses
+from semmae.train.parts import BETAS, parts_losses
 
 Figures = dict[str, float]
 
@@ -41,6 +41,7 @@ class Row:
     refine: bool = True
     steps: int = PartsOptions.steps
     learned: int | None = None  # images
+    mapped: bool = True
     tokens: Callable[[PartTokens], PartTokens] = lambda tokens: tokens
     change: Callable[[PartLearner], object] = lambda learner: None  # of the learner before it learns
 
@@ -61,20 +62,28 @@ def _only(name: str) -> Callable[[PartLearner], object]:
 
 ROWS = {
     "default": Row(),
-    "nothing learned: k-means in two steps": Row(steps=0),
+    "nothing learned: as it starts": Row(steps=0),
+    "nothing learned: k-means in two steps": Row(steps=0, mapped=False),
+    "the same, borders not refined": Row(steps=0, mapped=False, refine=False),
     "object learned, parts not": Row(change=_only("object")),
     "parts learned, object not": Row(change=_only("parts")),
     "borders not refined": Row(refine=False),
-    "nothing learned, borders not refined": Row(steps=0, refine=False),
     "no total variation": Row(PartsRecipe(total_variation=0.0)),
     **{f"total variation {weight}": Row(PartsRecipe(total_variation=weight)) for weight in (0.2, 0.3, 0.4, 0.6, 1.0)},
     "5 parts": Row(num_parts=5),
     "7 parts": Row(num_parts=7),
-    "7 parts, nothing learned": Row(num_parts=7, steps=0),
+    "7 parts: k-means in two steps": Row(num_parts=7, steps=0, mapped=False),
+    "50 steps": Row(steps=50),
+    "150 steps": Row(steps=150),
     "300 steps": Row(steps=300),
     "200 images": Row(learned=200),
     "parts start at random": Row(change=_random),
-    "keys not mapped": Row(change=_fixed_map),
+    "clusters of keys that are not mapped": Row(mapped=False),
+    "keys never mapped": Row(mapped=False, change=_fixed_map),
+    "the map not learned any further": Row(change=_fixed_map),
+    "values less the mean of their place": Row(
+        tokens=lambda tokens: tokens._replace(values=without_place(tokens.values))
+    ),
     "logits from values": Row(tokens=lambda tokens: tokens._replace(keys=tokens.values)),
     "logits from last tokens": Row(tokens=lambda tokens: tokens._replace(keys=tokens.last)),
     "keys rebuilt": Row(tokens=lambda tokens: tokens._replace(values=tokens.keys)),
@@ -91,7 +100,7 @@ def main() -> None:
     encoder = load_encoder(options.teacher, image_size=options.image_size).eval().requires_grad_(False)
     looking = Looking(encoder, options.image_size, options.grid, 32, 0, "auto")
     images = open_images(options.learn)
-    images = ImageSet(images.source, images.manifest.subset(PartsOptions.sample or len(images), 0))
+    images = ImageSet(images.source, images.manifest.subset(options.learned, 0))
     reductions = PartLearner(PartsSpec.of(encoder))
     known = collect_tokens(options.cache / "learn", images, reductions, looking)
     asked = collect_tokens(options.cache / "measured", measured, reductions, looking, fit=False)
@@ -125,10 +134,7 @@ def learn(reductions: PartLearner, tokens: PartTokens, row: Row, seed: int) -> P
         tokens = PartTokens(*(own[chosen] for own in tokens))
     spec = dataclasses.replace(reductions.spec, num_parts=row.num_parts, refine=row.refine)
     learner = PartLearner(spec)
-    if row.steps:
-        begin(learner, row.recipe, tokens, seed)
-    else:
-        learner.start_from_clusters(tokens, seed)
+    learner.start_from_clusters(tokens, seed, mapped=row.mapped)
     row.change(learner)
     if row.steps:
         sampler = StepSampler(len(tokens.last), seed, steps=row.steps, batch_size=PartsOptions.batch_size)
@@ -172,6 +178,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--grid", type=int, default=PartsOptions.grid)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--learned", type=int, default=PartsOptions.sample, help="images that are learned from, at most"
+    )
     parser.add_argument("--measured", type=int, default=400, help="images that are measured, at most")
     parser.add_argument("--cache", type=Path, required=True, help="folder for tokens, which another call reads again")
     parser.add_argument("--rows", nargs="*", help=f"some of: {', '.join(ROWS)}")

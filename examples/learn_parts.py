@@ -33,11 +33,11 @@ def look(
 
 
 def learn(
-    learner: semmae.PartLearner, tokens: semmae.PartTokens, steps: int = 150, batch_size: int = 64, seed: int = 0
+    learner: semmae.PartLearner, tokens: semmae.PartTokens, steps: int = 100, batch_size: int = 32, seed: int = 0
 ) -> list[float]:
-    """Train the learner from clusters of the tokens on; the loss of every step."""
+    """Train the learner, from where it starts on these tokens; the loss of every step."""
     recipe = semmae.PartsRecipe()
-    semmae.begin_parts(learner, recipe, tokens, seed)
+    learner.start_from_clusters(tokens, seed, mapped=True)
     optimizer = semmae.adamw(learner, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
     rate = semmae.warmup_cosine_rate(optimizer, total_steps=steps, warmup_steps=round(recipe.warmup_share * steps))
     sampler = semmae.StepSampler(len(tokens.last), seed, steps=steps, batch_size=batch_size)

@@ -123,7 +123,7 @@ if TYPE_CHECKING:
     )
     from semmae.train.masks import MaskContext as MaskContext, draw_mask as draw_mask, mask_seed as mask_seed
     from semmae.train.optimizer import adamw as adamw, warmup_cosine_rate as warmup_cosine_rate
-    from semmae.train.parts import begin as begin_parts, parts_losses as parts_losses
+    from semmae.train.parts import parts_losses as parts_losses
     from semmae.train.precision import resolve_precision as resolve_precision
     from semmae.train.published_parts import published_parts_losses as published_parts_losses
 

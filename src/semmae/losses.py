@@ -94,13 +94,17 @@ def rebuild_loss(maps: Tensor, weights: Tensor, tokens: Tensor) -> Tensor:
     apart is lost. The squared error is given as a share of the tokens' variance in the batch; patches count in both as
     `weights` says.
     """
-    shares = maps * weights[:, :, None]
-    descriptors = shares.transpose(1, 2) @ tokens / (shares.sum(1)[:, :, None] + 1e-3)
-    errors = (tokens - maps @ descriptors).square().sum(2)
     tiny = torch.finfo(weights.dtype).eps
-    mean = (tokens * weights[:, :, None]).sum((0, 1)) / weights.sum().clamp_min(tiny)
-    spread = (tokens - mean).square().sum(2)
-    return (errors * weights).sum() / (spread * weights).sum().clamp_min(tiny)
+    with torch.no_grad():
+        # From their mean, so that the difference of sums below is not one of large numbers.
+        tokens = tokens - torch.einsum("bld,bl->d", tokens, weights) / weights.sum().clamp_min(tiny)
+        spread = torch.einsum("bld,bld,bl->", tokens, tokens, weights)
+    shares = maps * weights[:, :, None]
+    sums = shares.transpose(1, 2) @ tokens
+    descriptors = sums / (shares.sum(1)[:, :, None] + 1e-3)
+    # |t - r|² = |t|² - 2 t·r + |r|², summed over patches before the descriptors are multiplied: no (B, L, d) is made.
+    rebuilt = 2 * descriptors * sums - (shares.transpose(1, 2) @ maps) @ descriptors * descriptors
+    return (spread - rebuilt.sum()) / spread.clamp_min(tiny)
 
 
 @in_float32

@@ -142,6 +142,50 @@ def test_components_are_no_more_than_a_token_has() -> None:
     assert all(tokens.dtype == torch.float16 for tokens in learner.reduce(views))
 
 
+# Where learning starts
+
+
+def test_keys_are_mapped_to_what_they_say_of_values_within_the_image() -> None:
+    """Regression of the values' differences from the mean of their image's object, on the object's keys, by NumPy."""
+    learner, drawing = a_learner(), drawn(noise=1.0)
+    learner.fit_reductions(drawing.views)
+    tokens = learner.reduce(drawing.views)
+
+    learner.start_from_clusters(tokens, 0, mapped=True)
+
+    inside = (learner(tokens)[0].argmax(-1) == 1).numpy()
+    keys, values = tokens.keys.double().numpy(), tokens.values.double().numpy()
+    keys = np.concatenate([own[within] for own, within in zip(keys, inside, strict=True)])
+    values = np.concatenate([own[within] - own[within].mean(0) for own, within in zip(values, inside, strict=True)])
+    weight = np.sqrt(1e-3 * (keys**2).sum() / KEYS) * np.eye(KEYS)
+    expected, *_ = np.linalg.lstsq(np.concatenate([keys, weight]), np.concatenate([values, 0 * weight]), rcond=None)
+    expected *= np.sqrt(KEYS) / np.linalg.norm(expected)
+    assert np.abs(learner.parts.map.detach().numpy() - expected).max() < 1e-4
+
+
+def test_parts_start_apart_where_keys_differ_most_by_what_values_know_nothing_of() -> None:
+    """Photos of two kinds: keys say of which first of all. k-means takes that for parts; the start does not."""
+    drawing = drawn(parts=2, noise=0.05)
+    kind = torch.zeros(12, SIDE * SIDE, KEYS)
+    kind[::2, :, 0], kind[1::2, :, 1] = 30, 30
+    views = drawing.views._replace(keys=drawing.views.keys + kind)
+    learner = a_learner(2)
+    learner.fit_reductions(views)
+    tokens = learner.reduce(views)
+
+    inside = drawing.truth > 0
+    learner.start_from_clusters(tokens, 0)
+    assert agreement(found(learner, tokens)[inside], drawing.truth[inside]) < 0.1
+    learner.start_from_clusters(tokens, 0, mapped=True)
+    assert agreement(found(learner, tokens), drawing.truth) == 1.0
+
+
+def test_values_that_are_all_alike_leave_the_keys_as_they_are() -> None:
+    learner, tokens = started(drawn())
+    learner.start_from_clusters(tokens._replace(values=torch.zeros_like(tokens.values)), 0, mapped=True)
+    assert torch.equal(learner.parts.map, torch.eye(KEYS))
+
+
 # Maps
 
 

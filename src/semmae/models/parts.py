@@ -27,6 +27,8 @@ _TEMPERATURES = (5.0, 10.0)  # what cosines are multiplied by at the start: of o
 _FIT_IMAGES, _FIT_BYTES = 256, 2**29  # at most
 _FIT_TOKENS = 2**16  # tokens at most that principal components are fitted to
 _CLUSTERED = 12_000  # tokens at most that clusters are fitted to
+_RUNS = 4  # of k-means, of which the tightest counts
+_RIDGE = 1e-3  # share of the mean square of keys
 
 
 def part_names(parts: int, background: bool = True) -> list[str]:
@@ -154,28 +156,51 @@ class PartLearner(nn.Module):
             reduction.fit(flat[:: max(1, len(flat) // _FIT_TOKENS)])
 
     @torch.no_grad()
-    def start_from_clusters(self, tokens: PartTokens, seed: int, runs: int = 4) -> None:
-        """Let the prototypes begin as clusters of reduced tokens (N, L, d): two of all, the others of the object's.
+    def start_from_clusters(self, tokens: PartTokens, seed: int, *, mapped: bool = False) -> None:
+        """Let the prototypes be clusters of reduced tokens (N, L, d): two of all, the others of the object's keys.
 
-        The tightest of so many runs of k-means count. The background is the cluster to which most of the images'
-        borders belong.
+        The tightest of some runs of k-means count. `mapped`: keys are mapped before to what they say of the values'
+        differences from their image's mean object, which is what parts have to rebuild. Clusters of the keys as they
+        are end in several ways, of which some learn worse.
         """
-        generator = torch.Generator().manual_seed(seed)
+        inside = self._start_object(tokens, seed)
+        if mapped:
+            assert self.parts.map is not None, "of a part learner"
+            self.parts.map.copy_(self._map_to_values(tokens, inside))
+        self._start_parts(tokens.keys[inside], seed)
 
-        def drawn(tokens: Tensor) -> Tensor:
-            order = torch.randperm(len(tokens), generator=generator)[:_CLUSTERED]
-            return tokens[order.to(tokens.device)].float()
-
-        pair = fit_directions(drawn(tokens.last.flatten(0, 1)), 2, seed, runs)
+    def _start_object(self, tokens: PartTokens, seed: int) -> Tensor:
+        """Two clusters, the background that to which most of the images' borders belong; the object, bool (N, L)."""
+        pair = fit_directions(_drawn(tokens.last.flatten(0, 1), seed), 2, seed, _RUNS)
         self.object.vectors.copy_(pair)
-        nearest = self._shares(self.object, tokens.last).argmax(-1)  # (N, L)
+        nearest = self._shares(self.object, tokens.last).argmax(-1)
         if nearest[:, border(nearest.shape[1])].float().mean() > 0.5:
             self.object.vectors.copy_(pair.flip(0))
             nearest = 1 - nearest
-        inside = tokens.keys[nearest == 1]
-        if len(inside) < self.spec.num_parts:  # no object: of all tokens then
-            inside = tokens.keys.flatten(0, 1)
-        self.parts.vectors.copy_(fit_directions(drawn(inside), self.spec.num_parts, seed, runs))
+        inside = nearest == 1
+        return inside if inside.sum() >= self.spec.num_parts else torch.ones_like(inside)  # no object: all is its own
+
+    def _map_to_values(self, tokens: PartTokens, inside: Tensor) -> Tensor:
+        """Ridge regression of values on keys (N, L, d) of the object (N, L): (d, d), as long as the identity."""
+        rows = torch.linspace(0, len(inside) - 1, min(len(inside), _FIT_IMAGES)).round().long()
+        weights = inside[rows].float()[:, :, None]
+        keys, values = tokens.keys[rows].float() * weights, tokens.values[rows].float()
+        means = (values * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp_min(1)
+        values = (values - means) * weights
+        keys, values = keys.flatten(0, 1).double(), values.flatten(0, 1).double()
+        products = keys.T @ keys
+        products.diagonal().add_(_RIDGE * products.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
+        found = torch.linalg.solve(products, keys.T @ values)
+        size = float(found.norm())
+        # Of values that are all alike there is nothing to say.
+        return found.mul(len(found) ** 0.5 / size).float() if size > 0 else torch.eye(len(found))
+
+    def _start_parts(self, inside: Tensor, seed: int) -> None:
+        """Clusters of keys (M, d), as the parts see them."""
+        inside = _drawn(inside, seed)
+        if self.parts.map is not None:
+            inside = inside @ self.parts.map
+        self.parts.vectors.copy_(fit_directions(inside, self.spec.num_parts, seed, _RUNS))
 
     def forward(self, tokens: PartTokens) -> tuple[Tensor, Tensor]:
         """Shares of background and object (B, L, 2), and of the parts within the object (B, L, K); in float32."""
@@ -201,6 +226,11 @@ class PartLearner(nn.Module):
         return torch.cat([prototypes(tokens[start : start + batch].float()) for start in starts])
 
 
+def without_place(tokens: Tensor) -> Tensor:
+    """Tokens (N, L, d) less the mean token of their place in the image, in their precision."""
+    return (tokens - tokens.float().mean(0)).to(tokens.dtype)
+
+
 def images_to_fit(encoder: Encoder, size: int) -> int:
     """Of how many images, `size` pixels a side, tokens are held at full width for what is fitted to them."""
     each = (size // encoder.patch_size) ** 2 * (encoder.width + 2 * encoder.key_width) * 2  # bytes, in half precision
@@ -219,6 +249,12 @@ def as_grid(shares: Tensor) -> Tensor:
     """Shares of patches (B, L, K) → maps (B, K, g, g), g² = L."""
     side = round(shares.shape[1] ** 0.5)
     return shares.transpose(1, 2).reshape(len(shares), -1, side, side)
+
+
+def _drawn(tokens: Tensor, seed: int) -> Tensor:
+    """As many of tokens (N, d) as clusters are fitted to."""
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:_CLUSTERED]
+    return tokens[order.to(tokens.device)].float()
 
 
 def _as_maps(shares: Tensor, parts: Tensor) -> Tensor:

@@ -73,19 +73,25 @@ class PartsOptions(PartsRecipe, PresetOptions, LabelOptions):
 
     GROUP: ClassVar[str] = "training"
 
+    batch_size: int = option(32, low=1, high=2**20, group="batches")
+    """Images per optimiser step, over all devices."""
     devices: int = again(TrainOptions, "devices", group="labelling")  # labelling is shared by several processes too
     nodes: int = again(TrainOptions, "nodes", group="labelling")
     rebuild: Rebuild = option("tokens")
     """What part maps have to rebuild: the encoder's tokens, from each part's mean token in the image; or pixels, by \
     SemMAE's decoder (see --preset semmae-published)."""
-    steps: int = option(150, low=1, high=STEPS, only=_TOKENS)
-    """Optimiser steps on tokens; twice as many changed nothing."""
+    steps: int = option(100, low=1, high=STEPS, only=_TOKENS)
+    """Optimiser steps on tokens; three times as many changed nothing."""
     epochs: int = option(20, low=1, high=EPOCHS, only=_PIXELS)
     """Passes over the images."""
     sample: int | None = option(2000, low=1, high=MOST)
     """Learn from so many of the images at most, drawn by the seed; all are labelled."""
     num_parts: int = option(6, low=1, high=254)  # a label is a byte: one is the background, one "not yet computed"
     """Parts to learn, besides the background."""
+    map_keys: bool = option(True, only=_TOKENS)
+    """Start from clusters of what keys say of values; else of the keys as they are."""
+    place: bool = option(True, only=_TOKENS)
+    """Where in the image a patch lies is part of what has to be rebuilt; not so for images that have no up."""
     refine: bool = option(True, only=_TOKENS)
     """Borders of labels follow those of the image (guided filter)."""
     background: bool = option(True, only=_PIXELS)
@@ -127,7 +133,7 @@ def semmae_published() -> dict[str, Any]:
 
 def small_drawings() -> dict[str, Any]:
     """Drawn creatures of the demo, and an encoder with patches of 8, of a minute."""
-    return {"total_variation": 0.1}
+    return {"total_variation": 0.1, "map_keys": False, "place": False}
 
 
 PRESETS = (semmae_published, small_drawings)

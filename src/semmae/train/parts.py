@@ -1,6 +1,5 @@
 """Stage 1: the part learner, trained on stored tokens of a frozen encoder."""
 
-import copy
 from collections.abc import Mapping
 
 import pytorch_lightning as pl
@@ -9,13 +8,11 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from semmae.losses import rebuild_loss, total_variation_loss
-from semmae.models.parts import PartLearner, PartTokens, Prototypes, as_grid
+from semmae.models.parts import PartLearner, PartTokens, as_grid
 from semmae.options.parts import PartsRecipe
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
 
 BETAS = (0.9, 0.99)  # ours: the paper names no optimiser
-_STARTS = 6  # clusterings that are tried
-_TRIED_STEPS, _TRIED_BATCH, _JUDGED = 25, 32, 128  # steps of each, images of a step, and images that it is judged by
 
 
 class PartsTask(pl.LightningModule):
@@ -64,37 +61,6 @@ def parts_losses(learner: PartLearner, recipe: PartsRecipe, tokens: PartTokens) 
     return {"loss": _sum(losses), **{f"loss_{name}": loss for name, loss in losses.items()}}
 
 
-def begin(learner: PartLearner, recipe: PartsRecipe, tokens: PartTokens, seed: int) -> None:
-    """Start the learner from those of several clusterings from which it learns best, by its own objective.
-
-    The tightest clusters are not those of the best parts. On street photos k-means ends in one of three ways: the one
-    that the objective is lowest of after a few steps gives the best parts in the end, the tightest one the worst.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    count = len(tokens.last)
-    judged = _rows(tokens, torch.linspace(0, count - 1, min(count, _JUDGED)).round().long())
-    batches = [_rows(tokens, torch.randint(count, (_TRIED_BATCH,), generator=generator)) for _ in range(_TRIED_STEPS)]
-    found: list[tuple[float, Tensor]] = []
-    for turn in range(_STARTS):
-        learner.start_from_clusters(tokens, seed + turn, runs=1)
-        vectors = learner.parts.vectors.detach().clone()
-        tried = copy.deepcopy(learner.parts)
-        optimizer = torch.optim.Adam(tried.parameters(), lr=recipe.lr)
-        for batch in batches:
-            optimizer.zero_grad()
-            _sum(_tried(learner, tried, recipe, batch)).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        with torch.no_grad():
-            found.append((float(_sum(_tried(learner, tried, recipe, judged))), vectors))
-    learner.parts.load_state_dict({**learner.parts.state_dict(), "vectors": min(found, key=lambda each: each[0])[1]})
-
-
-def _tried(learner: PartLearner, parts: Prototypes, recipe: PartsRecipe, tokens: PartTokens) -> dict[str, Tensor]:
-    with torch.no_grad():
-        inside = learner.object(tokens.last.float())[:, :, 1]
-    return _within(parts(tokens.keys.float()), inside, recipe, tokens)
-
-
 def _within(parts: Tensor, inside: Tensor, recipe: PartsRecipe, tokens: PartTokens) -> dict[str, Tensor]:
     """The terms of parts (B, L, K) within an object (B, L)."""
     variation = total_variation_loss(as_grid(parts * inside[:, :, None]))
@@ -106,7 +72,3 @@ def _within(parts: Tensor, inside: Tensor, recipe: PartsRecipe, tokens: PartToke
 
 def _sum(losses: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
-
-
-def _rows(tokens: PartTokens, rows: Tensor) -> PartTokens:
-    return PartTokens(*(own[rows] for own in tokens))

@@ -22,7 +22,7 @@ from semmae.labels.pictures import draw_parts
 from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
 from semmae.labels.tokens import Looking, collect_tokens, tokens_of
-from semmae.models.parts import PartLearner, PartsSpec
+from semmae.models.parts import PartLearner, PartsSpec, without_place
 from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder
 from semmae.options.fields import is_given, shared
@@ -36,7 +36,7 @@ from semmae.run.config import kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
-from semmae.train.parts import PartsTask, begin
+from semmae.train.parts import PartsTask
 from semmae.train.published_parts import PublishedPartsTask
 from semmae.train.summary import Summary, Trained, summarised
 from semmae.train.trainer import FitOptions, fit
@@ -197,8 +197,10 @@ def learn_from_tokens(
     learner = PartLearner(PartsSpec.of(encoder, options.num_parts, options.refine))
     store = store_tokens(options, images, encoder, learner, fit=True)
     tokens = tokens_of(store, slice(None))
+    if not options.place:
+        tokens = tokens._replace(values=without_place(tokens.values))
     recipe = shared(PartsRecipe, options)
-    begin(learner.cpu(), recipe, tokens, options.seed)
+    learner.cpu().start_from_clusters(tokens, options.seed, mapped=options.map_keys)
     # Seconds in all: one process takes these steps, whose data is in memory.
     training = shared(Training, options, hyperparameters=kept_values(options), devices=1)
     how = FitOptions(training, options.out, "parts", 1, clip=0.0, unit="round")
