@@ -277,7 +277,7 @@ def _write_sheet(
     about.add_text("Software", _SOFTWARE)
     if description:
         about.add_text("Description", description)
-    sheet.save(buffer, "PNG", optimize=True, pnginfo=about)
+    sheet.save(buffer, "PNG", pnginfo=about)  # optimize: 4 times as long, for 3 % of the bytes
     write_bytes(path, buffer.getvalue())
 
 
