@@ -207,19 +207,23 @@ def write_tables(proof: Entry) -> None:
 
 
 def with_tables(page: str, text: str, proof: Entry) -> str:
-    """The text of a page with its tables as `proof` has them.
+    """The text of a page with its tables as `proof` has them; ValueError as `between`."""
+    for name, table in TABLES[page].items():
+        text = between(f"proof.py: {name}", text, table(proof))
+    return text
+
+
+def between(name: str, text: str, lines: Sequence[str]) -> str:
+    """The text with these lines between the comments <!-- NAME --> and <!-- end -->.
 
     Raises:
-        ValueError: the page has no place for one of them.
+        ValueError: it has no such place, or several.
     """
-    for name, table in TABLES[page].items():
-        begin, end = f"<!-- proof.py: {name} -->", "<!-- end -->"
-        lines = "\n".join(["", "", *table(proof), "", ""])
-        text, count = re.subn(
-            f"({re.escape(begin)}).*?({re.escape(end)})", rf"\g<1>{lines}\g<2>", text, flags=re.DOTALL
-        )
-        if count != 1:
-            raise ValueError(f"docs/{page}: {begin} … {end} stands there {count} times, not once")
+    begin, end = f"<!-- {name} -->", "<!-- end -->"
+    table = "\n".join(["", "", *lines, "", ""])
+    text, count = re.subn(f"({re.escape(begin)}).*?({re.escape(end)})", rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{begin} … {end} stands there {count} times, not once")
     return text
 
 

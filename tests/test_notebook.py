@@ -50,4 +50,4 @@ def test_the_notebook_runs_and_shows_pictures_and_the_figures_of_its_results(
     assert sum("image/png" in data for data in shown) == 4  # images, parts, masks, neighbours
     facts = json.loads(shown[-1]["text/plain"].strip("'"))
     assert facts["top1"][0] == pytest.approx(facts["top1"][1])
-    assert facts["vectors"] == [240, 192] and facts["nearest"]
+    assert facts["vectors"] == [240, 96] and facts["nearest"]

@@ -57,6 +57,14 @@ def test_every_result_has_the_command_that_the_script_says(proof: ModuleType) ->
     assert {name: entry["command"] for name, entry in results.items()} == proof.COMMANDS
 
 
+def test_the_table_of_tokens_is_the_results_of_its_commands() -> None:
+    tokens = script("tokens")
+    results, text = tokens.read_results(), tokens.PAGE.read_text()
+    assert tokens.with_table(text, results) == text, "python benchmarks/tokens.py --table"
+    assert results.pop("benchmark") == "tokens"
+    assert {name: entry["command"] for name, entry in results.items()} == tokens.commands()
+
+
 def test_pages_give_the_commands_behind_their_tables(proof: ModuleType) -> None:
     """Where a command stands in a page whose table it made, it has the same options, in whatever order."""
 

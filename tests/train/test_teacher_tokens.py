@@ -15,7 +15,9 @@ from semmae.losses import masked_token_loss
 from semmae.masking import random_mask
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec, Features
+from semmae.options.pretrain import PretrainRecipe
 from semmae.train import teacher_tokens
+from semmae.train.pretrain import PretrainTask
 from semmae.train.teacher_tokens import class_tokens, fill_store, token_store, tokens_of, usual_size, whitening
 
 
@@ -41,7 +43,7 @@ def test_stored_tokens_are_those_of_crops_where_a_crop_is_the_whole_image(
     store = filled(tmp_path / "tokens", images, teacher)
     stored = store.read(TOKENS)
     crops = torch.stack([crop_image(images.read(row), WHOLE, 32) for row in range(4)])
-    wanted = tokens_of(teacher, crops, 4)
+    wanted = tokens_of(teacher, crops, 32)
     assert torch.allclose(wanted.patches, teacher(teacher_input(teacher, crops)).patches, atol=1e-4)
     carried = torch.stack([crop_tokens(stored[row], WHOLE, 4) for row in range(4)])
     assert (carried.float() - wanted.patches).abs().max() < 2e-3
@@ -49,7 +51,27 @@ def test_stored_tokens_are_those_of_crops_where_a_crop_is_the_whole_image(
     assert (whole.float() - wanted.cls).abs().max() < 2e-3
     item = CropDataset(images, 32, side=4, tokens=store)[2]
     assert torch.equal(item[IMAGE_TOKEN], whole[2])
-    assert torch.allclose(class_tokens(images, teacher, 32, torch.device("cpu"))[:4], wanted.cls, atol=1e-4)
+    assert torch.allclose(class_tokens(images, teacher, 32, 32, torch.device("cpu"))[:4], wanted.cls, atol=1e-4)
+
+
+def test_shown_whole_images_a_teacher_says_what_is_stored(images: ImageSet, teacher: Encoder, tmp_path: Path) -> None:
+    """The two ways to a target: tokens in the batch, as on a CPU, and a teacher that sees its crops, as on a GPU.
+
+    The student has 2 x 2 patches, the teacher 4 x 4.
+    """
+    store = filled(tmp_path / "tokens", images, teacher)
+    crops = torch.stack([crop_image(images.read(row), WHOLE, 32) for row in range(4)])[:, None]
+    carried = torch.stack([crop_tokens(store.read(TOKENS)[row], WHOLE, 2) for row in range(4)])
+    stored = {TOKENS: carried, IMAGE_TOKEN: torch.from_numpy(np.array(store.read(IMAGE_TOKEN)[:4]))}
+    whiten = whitening(torch.from_numpy(store.read(IMAGE_TOKEN).astype(np.float32)))
+    mae = MaskedAutoencoder(Encoder(EncoderSpec(32, 8, 24, 1, 2)), DecoderSpec(16, 1, 2, token_width=24))
+    recipe = PretrainRecipe(masking="random")
+    given = PretrainTask(mae, recipe, lr=1.0, whiten=whiten)._tokens({"images": crops, **stored}, 2)
+    task = PretrainTask(mae, recipe, lr=1.0, whiten=whiten, teacher=teacher, teacher_size=32)
+    shown = task._tokens({"images": crops}, 2)
+    for ours, theirs, spread in zip(shown, given, (1.0, float(whiten[1].norm())), strict=True):
+        assert ours is not None and theirs is not None
+        assert (ours.float() - theirs.float()).abs().max() < 2e-3 * spread
 
 
 def test_whitened_tokens_are_as_far_apart_in_every_kept_direction() -> None:
@@ -78,12 +100,13 @@ def teacher_input(teacher: Encoder, crops: torch.Tensor) -> torch.Tensor:
     return (crops / 255 - mean) / std
 
 
-def test_crops_are_resized_to_one_token_a_patch(teacher: Encoder) -> None:
+def test_crops_are_resized_to_what_the_teacher_is_shown(teacher: Encoder) -> None:
     crops = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
-    assert tokens_of(teacher, crops, 3).patches.shape == (2, 9, 24)
+    assert tokens_of(teacher, crops, 24).patches.shape == (2, 9, 24)
+    assert tokens_of(teacher, crops, 32, side=5).patches.shape == (2, 25, 24)
     plain = torch.full((1, 3, 48, 48), 128, dtype=torch.uint8)  # resized, it is itself
     same = torch.full((1, 3, 24, 24), 128, dtype=torch.uint8)
-    assert torch.allclose(tokens_of(teacher, plain, 3).cls, tokens_of(teacher, same, 3).cls, atol=1e-4)
+    assert torch.allclose(tokens_of(teacher, plain, 24).cls, tokens_of(teacher, same, 24).cls, atol=1e-4)
 
 
 def test_rows_that_are_there_are_kept(

@@ -49,6 +49,25 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     tiny.assert_same_weights(tmp_path / "twice/autoencoder", run / "autoencoder")
 
 
+def test_a_teacher_that_sees_every_crop_stores_nothing(
+    run: Path, creatures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: stopped and resumed the run ends the same, and the teacher is in no checkpoint."""
+    monkeypatch.setattr("semmae.verbs.pretrain.teacher_sees_crops", lambda: True)
+    options = {**OPTIONS, "data": creatures / "images", "masking": "random", "teacher": encoder}
+    with tiny.every_step():
+        semmae.pretrain(out=tmp_path / "once", **options)
+        with tiny.interrupted("pretrain", step=6):
+            semmae.pretrain(out=tmp_path / "twice", **options)
+        assert not (tmp_path / "twice/teacher_tokens").exists()
+        kept = torch.load(tmp_path / "twice/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        assert {name for name in kept if not name.startswith("mae.")} == {"token_mean", "token_matrix"}
+        semmae.pretrain(out=tmp_path / "twice", resume=True)
+    assert tiny.losses(tmp_path / "twice") == tiny.losses(tmp_path / "once")
+    tiny.assert_same_weights(tmp_path / "twice/autoencoder", tmp_path / "once/autoencoder")
+    assert tiny.losses(tmp_path / "once") != tiny.losses(run)  # of crops it says something else than of whole images
+
+
 @pytest.mark.parametrize("given", [{}, {"token_subset": 8}])
 def test_the_teacher_is_that_of_the_parts(whole_run: Path, creatures: Path, tmp_path: Path, given: Any) -> None:
     """Semantic masks; the encoder is the one that the learner recorded, or what stands in its place."""

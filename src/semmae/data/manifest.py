@@ -87,7 +87,7 @@ class ImageSet:
         self.source, self.manifest = source, manifest
         if positions is None:
             positions = _positions(source.names, manifest.names)
-        self._positions = np.asarray(positions, dtype=np.int64)
+        self.positions = np.asarray(positions, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -105,7 +105,7 @@ class ImageSet:
         return self.manifest.digest
 
     def select(self, rows: Rows) -> "ImageSet":
-        return ImageSet(self.source, self.manifest.select(rows), self._positions[np.asarray(rows, dtype=np.int64)])
+        return ImageSet(self.source, self.manifest.select(rows), self.positions[np.asarray(rows, dtype=np.int64)])
 
     def read(self, row: int, least: int | None = None) -> Tensor:
         """uint8 (3, H, W) of a row, a large photo at a fraction of its size where `least` allows (see `decode`)."""
@@ -118,7 +118,7 @@ class ImageSet:
 
     def _decoded(self, row: int, decoder: Callable[[bytes | Tensor], Decoded]) -> Decoded:
         try:
-            return decoder(self.source.read(int(self._positions[row])))
+            return decoder(self.source.read(int(self.positions[row])))
         except (OSError, ValueError) as error:
             name = f"{self.source.root}/{self.names[row]}"
             raise UserError(f"{name}: no longer readable ({error}); restore it, or begin anew without it") from error

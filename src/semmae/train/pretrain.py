@@ -63,7 +63,8 @@ class PretrainTask(pl.LightningModule):
     Batches are {"images": uint8 (B, 1, 3, S, S)}, beside them "parts" int64 (B, L) and "attention" float (B, L) where
     the masking reads them. One's own mask function (`semmae.train.masks`) reads what there is. Where the autoencoder
     predicts tokens, these are "tokens" (B, L, D) and "image_token" (B, D) of the batch, or what the frozen `teacher`
-    says of its images; the latter are whitened by the mean and matrix of `whiten` (`whitening`), or else left out.
+    says of its images, shown at `teacher_size` pixels a side; the latter are whitened by the mean and matrix of
+    `whiten` (`whitening`), or else left out.
 
     `lr` is the highest rate; `label_names` are those of the part labels in the batches; `compiled`, it trains through
     torch.compile: `mae` itself stays as it is, and so do names in checkpoints.
@@ -78,12 +79,13 @@ class PretrainTask(pl.LightningModule):
         label_names: Sequence[str] = (),
         compiled: bool = False,
         teacher: Encoder | None = None,
+        teacher_size: int = 0,
         whiten: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         # In a tuple, so that the frozen encoder is neither trained nor saved with every checkpoint.
         self._frozen = () if teacher is None else (teacher.eval().requires_grad_(False),)
-        self.mae, self.recipe, self.lr = mae, recipe, lr
+        self.mae, self.recipe, self.lr, self._teacher_size = mae, recipe, lr, teacher_size
         # Every batch has the same shape: the last, short one of an epoch is left out.
         self._forward = torch.compile(mae.forward, dynamic=False) if compiled else mae.forward
         self.token_mean: Tensor | None
@@ -115,7 +117,7 @@ class PretrainTask(pl.LightningModule):
         """What is to be predicted where that is tokens: of patches, and of the image."""
         patches, image = batch.get(TOKENS), batch.get(IMAGE_TOKEN)
         if self._frozen:
-            image, patches = tokens_of(self._frozen[0], batch["images"][:, 0], side)
+            image, patches = tokens_of(self._frozen[0], batch["images"][:, 0], self._teacher_size, side)
         if image is None or self.token_mean is None or self.token_matrix is None:
             return patches, None
         with torch.autocast(self.device.type, enabled=False):

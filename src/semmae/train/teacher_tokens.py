@@ -1,8 +1,9 @@
 """A frozen teacher's tokens, which an autoencoder may predict in place of pixels: one for each of its patches, and the
 class token of the image, whitened.
 
-On a GPU every crop is shown to the teacher. A CPU would take longer for that than for the training: there every image
-is shown to it once, whole, and what it said is interpolated at the patches of each crop (`data.crop.crop_tokens`).
+On a GPU every crop is shown to the teacher, resized to what it knows. A CPU would take longer for that than for the
+training: there every image is shown to it once, whole. Either way what it said is interpolated at the patches of each
+crop.
 """
 
 from pathlib import Path
@@ -29,14 +30,20 @@ _FIT_IMAGES = 4096  # images at most that directions are found from, where no to
 
 
 @torch.no_grad()
-def tokens_of(teacher: Encoder, crops: Tensor, side: int) -> Features:
-    """What the teacher says of crops, uint8 (B, 3, S, S), resized until it has side·side patches of them."""
+def tokens_of(teacher: Encoder, crops: Tensor, size: int, side: int | None = None) -> Features:
+    """What the teacher says of crops, uint8 (B, 3, S, S), shown at `size` pixels a side.
+
+    With `side`, its patch tokens at the centres of side·side patches, as `data.crop.crop_tokens` has them.
+    """
     images = normalise(crops, teacher.spec.mean, teacher.spec.std)
-    size = side * teacher.patch_size
     if images.shape[-1] != size:
         images = interpolate(images, (size, size), mode="bicubic", antialias=True)
     said: Features = teacher(images)
-    return said
+    cells = size // teacher.patch_size
+    if side is None or side == cells:
+        return said
+    grid = said.patches.float().transpose(1, 2).reshape(len(crops), -1, cells, cells)
+    return Features(said.cls, interpolate(grid, (side, side), mode="bilinear").flatten(2).transpose(1, 2))
 
 
 def whitening(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,12 +65,16 @@ def whitening(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def class_tokens(images: ImageSet, teacher: Encoder, size: int, device: torch.device, workers: int = 0) -> Tensor:
-    """The teacher's class tokens (N, D) of whole images, 4096 at most, from the first to the last equally far apart."""
-    rows = range(0, len(images), -(-len(images) // _FIT_IMAGES))
-    side, teacher = size // teacher.patch_size, teacher.eval().to(device)
-    loader = make_loader(WholeDataset(images, size), _TOGETHER, sampler=rows, workers=workers)
-    return torch.cat([tokens_of(teacher, batch["image"].to(device), side).cls.float().cpu() for batch in loader])
+def class_tokens(
+    images: ImageSet, teacher: Encoder, crop_size: int, size: int, device: torch.device, workers: int = 0
+) -> Tensor:
+    """The teacher's class tokens (N, D) of whole images, 4096 at most, from the first to the last equally far apart.
+
+    As it is shown crops: of `crop_size` pixels a side, resized to `size`.
+    """
+    rows, teacher = range(0, len(images), -(-len(images) // _FIT_IMAGES)), teacher.eval().to(device)
+    loader = make_loader(WholeDataset(images, crop_size), _TOGETHER, sampler=rows, workers=workers)
+    return torch.cat([tokens_of(teacher, batch["image"].to(device), size).cls.float().cpu() for batch in loader])
 
 
 def usual_size(teacher: Encoder) -> int:
@@ -90,12 +101,11 @@ def fill_store(
         return
     rows = range(int(missing[0]), len(images))  # written in their order
     loader = make_loader(WholeDataset(images, size), _TOGETHER, sampler=rows, workers=workers)
-    side = size // teacher.patch_size
     done = f", {rows.start} done before" if rows.start else ""
     teacher.eval()
     with autocast(precision, torch.device("cpu")), Progress(len(rows), label=f"teacher's tokens{done}") as progress:
         for batch in progress.iterate(loader):
-            said = tokens_of(teacher, batch["image"], side)
+            said = tokens_of(teacher, batch["image"], size)
             values = {TOKENS: said.patches.half(), IMAGE_TOKEN: said.cls.half()}
             if not all(tokens.isfinite().all() for tokens in values.values()):
                 raise UserError(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semmae.data.kept import KeptImages
 from semmae.data.loaders import IMAGE_TOKEN, CropDataset
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
@@ -185,15 +186,24 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
 
 def store_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> None:
     """Store the teacher's tokens of every image inside `out`, unless a GPU is there to compute those of every crop."""
-    if not torch.cuda.is_available() and is_rank_zero():
-        size = options.teacher_image_size or usual_size(teacher)
-        store = tokens_within(options, images, teacher)
+    if not teacher_sees_crops() and is_rank_zero():
+        store, size = tokens_within(options, images, teacher), teacher_size(options, teacher)
         fill_store(store, images, teacher, size=size, precision=options.precision, workers=options.workers)
+
+
+def teacher_sees_crops() -> bool:
+    """Whether the teacher is shown every crop while the autoencoder is trained, for which a CPU is too slow."""
+    return torch.cuda.is_available()
+
+
+def teacher_size(options: PretrainOptions, teacher: Encoder) -> int:
+    """Pixels a side of what a teacher is shown whose tokens are predicted."""
+    return options.teacher_image_size or usual_size(teacher)
 
 
 def tokens_within(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> TokenStore:
     """The store of the teacher's tokens inside `out`."""
-    size = options.teacher_image_size or usual_size(teacher)
+    size = teacher_size(options, teacher)
     return token_store(options.out / "teacher_tokens", images, teacher, size, options.precision)
 
 
@@ -216,9 +226,9 @@ def train_autoencoder(
 ) -> None:
     """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures.
 
-    `teacher`: whose tokens are predicted, None of pixels; without a GPU `store_tokens` has been called before.
+    `teacher`: whose tokens are predicted, None of pixels; unless it sees every crop, `store_tokens` has been called.
     """
-    tokens = None if teacher is None or torch.cuda.is_available() else tokens_within(options, images, teacher)
+    tokens = None if teacher is None or teacher_sees_crops() else tokens_within(options, images, teacher)
     torch.manual_seed(options.seed)
     mae = init or new_autoencoder(options, teacher)
     training = shared(Training, options, hyperparameters=kept_values(options))
@@ -231,8 +241,8 @@ def train_autoencoder(
     )
     scale = (options.crop_scale, 1.0)
     dataset = CropDataset(
-        images, options.image_size, scale=scale, seed=options.seed, parts=store, side=side, attention=attention,
-        tokens=tokens,
+        KeptImages(images), options.image_size, scale=scale, seed=options.seed, parts=store, side=side,
+        attention=attention, tokens=tokens,
     )  # fmt: skip
     facts = {
         "epochs": options.epochs,
@@ -248,7 +258,10 @@ def train_autoencoder(
         mae.checkpointing = options.checkpointing
         seen = teacher if tokens is None else None
         whiten = None if teacher is None else whitening(image_tokens(options, images, teacher, tokens))
-        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, compiled=compiled, teacher=seen, whiten=whiten)
+        size = 0 if teacher is None else teacher_size(options, teacher)
+        task = PretrainTask(
+            mae, recipe, lr=rate, label_names=labels, compiled=compiled, teacher=seen, teacher_size=size, whiten=whiten
+        )
         with one_thread_an_operation() if mae.encoder.width < _SHARED_FROM else nullcontext():
             summary.trained(fit(task, loader, how))
         if is_rank_zero():
@@ -264,8 +277,9 @@ def image_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder, s
     """Class tokens (N, D) to be whitened by: those that are stored, or those of some whole images."""
     if stored is not None:
         return torch.from_numpy(stored.read(IMAGE_TOKEN).astype(np.float32))
-    size = options.teacher_image_size or usual_size(teacher)
-    return class_tokens(images, teacher, size, torch.device("cuda"), options.workers)
+    size = teacher_size(options, teacher)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return class_tokens(images, teacher, options.image_size, size, device, options.workers)
 
 
 def new_autoencoder(options: PretrainOptions, teacher: Encoder | None) -> MaskedAutoencoder:

@@ -6,6 +6,7 @@ import torch
 
 from semmae.data.classes import class_indices
 from semmae.data.colour import GLOBAL_CHANCES
+from semmae.data.kept import KeptImages
 from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.errors import UserError
@@ -108,7 +109,7 @@ def crops_of(options: TeacherOptions, images: ImageSet) -> CropDataset:
     local = LocalCrops(options.local_crops, local_size(options), scale) if options.local_crops else None
     large = (options.crop_scale, 1.0)
     return CropDataset(
-        images, options.image_size, views=2, scale=large, seed=options.seed, colour=True, local=local,
+        KeptImages(images), options.image_size, views=2, scale=large, seed=options.seed, colour=True, local=local,
         chances=GLOBAL_CHANCES,
     )  # fmt: skip
 

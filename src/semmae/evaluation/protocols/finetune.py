@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from semmae.data.augment import LabelledCrops, augmentation
 from semmae.data.classes import TrainVal, image_keys
+from semmae.data.kept import KeptImages
 from semmae.errors import UserError
 from semmae.evaluation.accuracy import class_figures
 from semmae.evaluation.classifier import CentreCrops, measure_classifier, predict
@@ -137,7 +138,7 @@ class Finetune(Protocol[TrainVal]):
     def train_crops(self, encoder: Encoder, data: TrainVal) -> LabelledCrops:
         """The training images' crops."""
         return LabelledCrops(
-            data.train,
+            KeptImages(data.train),
             data.train_targets,
             self.image_size,
             scale=(self.recipe.crop_scale, 1.0),

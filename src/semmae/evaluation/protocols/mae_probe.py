@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from semmae.data.classes import TrainVal
+from semmae.data.kept import KeptImages
 from semmae.data.loaders import CropDataset
 from semmae.errors import UserError
 from semmae.evaluation.features import View
@@ -54,7 +55,9 @@ class MaeProbe(Protocol[TrainVal]):
         torch.manual_seed(self.training.seed)
         head = LinearHead(HeadSpec(encoder.width, tuple(data.classes), self.view.pooling))
         size = self.view.image_size
-        dataset = CropDataset(data.train, size, scale=(self.recipe.crop_scale, 1.0), seed=self.training.seed)
+        dataset = CropDataset(
+            KeptImages(data.train), size, scale=(self.recipe.crop_scale, 1.0), seed=self.training.seed
+        )
         rate = self.training.scaled_rate(self.recipe.blr, len(data.train))
         loader = self.training.loader(dataset, rate)
         task = ProbeTask(encoder, head, data.train_targets, self.recipe, lr=rate)
