@@ -25,7 +25,7 @@ from semmae.formats.folders import digest, save_encoder
 from semmae.formats.timm import cached
 from semmae.models.weights import wrap_vit
 from semmae.options.demo import DemoOptions
-from semmae.options.pretrain import PretrainOptions
+from semmae.options.pretrain import PretrainOptions, small_photos
 from semmae.options.shared import OWN_TEACHER, PUBLIC_TEACHER
 from semmae.verbs import demo, pretrain
 
@@ -176,6 +176,16 @@ def test_the_demo_draws_without_it(filled: Path) -> None:
         ("photos", 56, "auto"): (PUBLIC_TEACHER, 56),
         ("photos", 128, "x"): ("x", None),
     }
+
+
+def test_the_demo_of_photos_predicts_the_tokens_of_a_given_encoder() -> None:
+    """By the recipe for photos, but for what is given."""
+    recipe = small_photos()
+    options = DemoOptions(out=Path("out"), data="photos", teacher="x", epochs=7)
+    stage = demo.pretrain_options(demo.with_recipe(options), "photos", None, None)
+    assert {name: getattr(stage, name) for name in recipe} == {**recipe, "epochs": 7}
+    own = dataclasses.replace(options, teacher=OWN_TEACHER)
+    assert demo.with_recipe(own) == own
 
 
 # The hub

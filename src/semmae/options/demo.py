@@ -28,11 +28,11 @@ first; auto: on drawn images own."""
     """Pixels a side of a patch."""
     crop_scale: float = option(0.4, low=0.05, high=1)
     """Share of an image's area that a crop shows at least."""
-    teacher_epochs: int = option(16, low=1, high=EPOCHS)
+    teacher_epochs: int = option(20, low=1, high=EPOCHS)
     """Passes over the images of one's own teacher, an autoencoder that hides patches at random."""
     teacher_image_size: int = option(128, low=8, high=PIXELS)
     """Pixels a side of the images the teacher sees when parts are learned."""
-    epochs: int = option(10, low=1, high=EPOCHS)
+    epochs: int = option(12, low=1, high=EPOCHS)
     """Passes over the images of the masked autoencoder."""
     batch_size: int = option(32, low=1, high=2**20)
     """Images per optimiser step."""

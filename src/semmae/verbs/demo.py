@@ -22,6 +22,7 @@ from semmae.formats.public import public_teacher
 from semmae.models.fresh import fresh_like
 from semmae.options.demo import DemoOptions
 from semmae.options.fields import is_given, shared
+from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER
 from semmae.options.values import check_image_size
@@ -32,11 +33,12 @@ from semmae.verbs.pretrain import pretrain
 
 _PUBLIC_SIZE = 112  # pixels of the images that the public teacher sees: 8 × 8 patches, in a quarter of the time of 224
 _FOLDS = 4
+# Recipe of one's own images: on hundreds of photos a public encoder's tokens teach more than their pixels.
+_PRESET = "small-photos"
 
 
 def demo(options: DemoOptions) -> Path:
     """Show the whole way in minutes: a first encoder, parts, masked autoencoder, k-NN, linear probe, report."""
-    check_image_size(options.image_size, options.patch_size)
     if options.data is not None:
         images = open_images(options.data, limit=options.images, seed=options.seed, workers=options.workers)
         if options.masks is not None:
@@ -45,7 +47,8 @@ def demo(options: DemoOptions) -> Path:
         raise UserError(
             "--masks belongs to your own images, and drawn ones have theirs; give --data too, or leave it out"
         )
-    options = with_teacher(options)
+    options = with_recipe(with_teacher(options))
+    check_image_size(options.image_size, options.patch_size)
     if options.teacher == OWN_TEACHER:
         check_image_size(options.teacher_image_size, options.patch_size, "teacher_image_size")
     with run_folder(options):
@@ -73,6 +76,18 @@ def with_teacher(options: DemoOptions) -> DemoOptions:
     return dataclasses.replace(options, teacher=teacher)
 
 
+def with_recipe(options: DemoOptions) -> DemoOptions:
+    """The options with those of the preset for photos that are not given, where a given encoder teaches."""
+    if options.teacher == OWN_TEACHER:
+        return options
+    recipe = {
+        name: value
+        for name, value in preset_options("pretrain", _PRESET).items()
+        if hasattr(options, name) and not is_given(options, name)
+    }
+    return dataclasses.replace(options, **recipe)
+
+
 def _creatures(options: DemoOptions) -> tuple[str, Path]:
     folder = options.out / "creatures"
     if not folder.exists():
@@ -94,7 +109,10 @@ def pretrain_options(options: DemoOptions, data: str, masks: Path | None, first:
     size: int | None = options.teacher_image_size
     if not is_given(options, "teacher_image_size"):
         size = _PUBLIC_SIZE if options.teacher == PUBLIC_TEACHER else None
-    return _stage(options, data, "run", masks=masks, teacher_image_size=size)
+    unshared = {
+        name: value for name, value in preset_options("pretrain", _PRESET).items() if not hasattr(options, name)
+    }
+    return _stage(options, data, "run", masks=masks, teacher_image_size=size, preset=_PRESET, **unshared)
 
 
 def _stage(options: DemoOptions, data: str, name: str, **own: object) -> PretrainOptions:
