@@ -15,6 +15,7 @@ from refusals import refused
 from torch import Tensor
 
 from semmae.data.part_store import PartStore
+from semmae.options.shared import PUBLIC_TEACHER
 from semmae.reporting import charts, page, run_page as reporting
 from semmae.reporting.page import Table, score, with_intervals
 from semmae.reporting.pictures import (
@@ -292,6 +293,33 @@ def test_the_page_of_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"semmae knn --encoder '{run}' --data 'my photos'" in page.text
     assert f'timm.create_model("local-dir:{run / "encoder"}", pretrained=True)' in page.text
     assert page.source.count("<polyline") == 12  # loss, learning rate, speed and waiting of three stages
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (f"teacher: {PUBLIC_TEACHER}", f"{PUBLIC_TEACHER} (DINOv2 of Meta AI, arXiv 2304.07193, Apache-2.0)"),
+        ("teacher: auto\nparts: labels", "the encoder timm:vit_tiny:"),
+        ("teacher: auto\nparts: elsewhere", "the encoder that its parts were learned from:"),
+        ("teacher: own", "trained first, on these images."),
+    ],
+)
+def test_the_page_says_whose_tokens_were_learned(
+    config: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "labels/parts/parts.json"  # of a run that has made parts within it
+    store.parent.mkdir(parents=True)
+    store.write_text(json.dumps({"extra": {"teacher": "timm:vit_tiny"}}))
+    run = tmp_path / "run"
+    write_metrics(run / "metrics.jsonl", "pretrain", 9)
+    options = f"verb: pretrain\nout: run\nmasking: random\n{config}\n"
+    monkeypatch.chdir(run)  # not where the run was started
+    for target in ("tokens", "pixels"):
+        (run / "config.yaml").write_text(f"{options}target: {target}\n")
+        text = Page(write_report(run)).text
+        assert ("The encoder learned the tokens of" in text and said in text) == (target == "tokens")
+        alone = "learned from that encoder, and not from these images alone." in text
+        assert alone == (target == "tokens" and config != "teacher: own")
 
 
 def test_the_figures_of_a_column_line_up_whatever_their_size() -> None:

@@ -313,6 +313,26 @@ def test_the_card_names_what_parts_were_learned_from(teacher: str, named: list[s
     assert ("- teacher: " in card) == (teacher != PUBLIC_TEACHER)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"teacher": PUBLIC_TEACHER, "parts": None}, f"the public encoder `{PUBLIC_TEACHER}` (DINOv2"),
+        ({"teacher": "auto", "parts": "labels"}, "the encoder `dino.pth`: it learned from that encoder, and not from"),
+        ({"teacher": "own", "parts": None}, "an encoder that was trained first, on these images."),
+    ],
+)
+def test_the_card_says_whose_tokens_were_learned(
+    options: dict[str, Any], named: str, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/parts.json").write_text(json.dumps({"extra": {"teacher": "/home/me/dino.pth"}}))
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"target": "tokens", "out": "runs/birds"} | options
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    card = (semmae.export(encoder=run, to="timm", out=tmp_path / "out").path / "README.md").read_text()
+    assert f"The encoder learned the tokens of {named}" in card and "/home/me" not in card
+    assert "- teacher: " not in card and "Parts: learned from" not in card
+
+
 EVALUATED = {
     "protocol": {
         "encoder": "/home/me/runs/a", "data": "/home/me/photos", "knn": {"method": "k-NN, cosine", "k": 20},

@@ -24,9 +24,9 @@ from semmae.models.vit import Encoder
 from semmae.names import user_path
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import options_of
-from semmae.options.shared import PUBLIC_TEACHER
 from semmae.reporting.page import figure_rows, flat, methods_of, read_facts
 from semmae.reporting.results import markdown_table, protocol_lines
+from semmae.reporting.teachers import in_words, parts_teacher, tokens_sentence, tokens_teacher
 from semmae.run.config import CONFIG, readable_value, saved_options
 
 RESULTS = "results.json"
@@ -34,7 +34,7 @@ RESULTS = "results.json"
 _TRAINED = (checkpoint.CLASSIFIER, checkpoint.SEGMENTER)
 
 _LICENCE = (
-    "Not stated. The data, and weights that the training began with or learned parts from, may bind what these may be "
+    "Not stated. The data, and weights that the training began with or learned from, may bind what these may be "
     "used for; whoever publishes them should state a licence here and in the header."
 )
 
@@ -50,7 +50,8 @@ class Run:
     summary: Mapping[str, Any]  # summary.json; empty where there is none
     results: Mapping[str, Mapping[str, Any]]  # content of results.json files, by where they lay
     own: str | None = None  # which of them is of what the run itself trained, where that has a head
-    teacher: str | None = None  # what its parts were learned from, where it has made some
+    parts_teacher: str | None = None  # what its parts were learned from, where it has made some
+    tokens_teacher: str | None = None  # whose tokens its encoder has learned, where it has
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def find_run(spec: object) -> Run | None:
         read_facts(folder / "summary.json"),
         {path.parent.name: read_facts(path) for path in found},
         folder.name if any((folder / name).is_dir() for name in _TRAINED) else None,
-        read_facts(folder / "parts" / "parts.json").get("extra", {}).get("teacher"),
+        parts_teacher(folder / "parts"),
+        tokens_teacher(folder, options),
     )
 
 
@@ -161,20 +163,15 @@ def _training(card: Card) -> list[str]:
     if "minutes" in summary:
         state = "" if summary.get("finished", True) else "; it had not come to its end"
         facts.append(f"Time: {summary['minutes']:.1f} minutes{state}.")
-    if card.run.teacher is not None:
-        facts.append(f"Parts: learned from {_teacher(card.run.teacher)}.")
+    if card.run.parts_teacher is not None:
+        facts.append(f"Parts: learned from {in_words(_public('teacher', card.run.parts_teacher), '`')}.")
+    if card.run.tokens_teacher is not None:
+        facts.append(tokens_sentence(_public("teacher", card.run.tokens_teacher), "`"))
     for length in ("epochs", "steps"):
         if f"{length}_planned" in summary:
             facts.append(f"Stopped by a callback after {summary[length]} of {summary[f'{length}_planned']} {length}.")
     recipe = protocol_lines({name: _public(name, value) for name, value in options.items() if name in _recipe(options)})
     return [*([" ".join(facts), ""] if facts else []), "Recipe:", "", *recipe, ""]
-
-
-def _teacher(spec: str) -> str:
-    """The encoder that parts were learned from; of what --teacher auto finds whose it is."""
-    if spec != PUBLIC_TEACHER:
-        return f"the encoder `{_public('teacher', spec)}`"
-    return f"the public encoder `{spec}` (DINOv2 of Meta AI, arXiv 2304.07193, Apache-2.0)"
 
 
 def _recipe(options: Mapping[str, Any]) -> set[str]:

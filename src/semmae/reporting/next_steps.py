@@ -38,6 +38,11 @@ def resuming(run: Path, verb: str) -> Step:
     return Step("Go on with this run", command(saved_options(run).get("verb", verb), out=run, resume=True))
 
 
+def input_of(run: Path, name: str) -> str | None:
+    """What a run read by an option, as it is called from here; None where it was not given, or cannot be found."""
+    return _Run(run, saved_options(run), {}).input(name)
+
+
 def fresh(run: Path, name: str) -> Path:
     """A place beside a run where nothing is yet, named after it: `runs/a` and `runs/a-probe` → `runs/a-knn`."""
     base = run if run.name not in ("", "..") else run.resolve()

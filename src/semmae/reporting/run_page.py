@@ -35,6 +35,7 @@ from semmae.reporting.page import (
     read_skipped,
     write_page,
 )
+from semmae.reporting.teachers import parts_teacher, tokens_sentence, tokens_teacher
 from semmae.reporting.verdicts import verdicts
 from semmae.run.config import CONFIG, saved_options
 
@@ -90,7 +91,7 @@ def write_report(run: Path) -> Path:
         run,
         "report.html",
         verdicts=verdicts(run),
-        lead=_lead(row.deed, config, basics),
+        lead=_lead(row.deed, config, basics, tokens_teacher(run, config)),
         facts=_facts(run, config, basics, stages),
         notices=_notices(run, network, stages),
         stage_table=_stage_table(run, basics, stages) if len(stages) > 1 else None,
@@ -135,8 +136,8 @@ def _minutes(run: Path) -> float | None:
     return sum(minutes) if minutes else None
 
 
-def _lead(deed: str, config: Record, basics: Record) -> str:
-    """One sentence: what was done, on what, for how long."""
+def _lead(deed: str, config: Record, basics: Record, teacher: str | None) -> str:
+    """A sentence: what was done, on what, for how long; and one about the teacher whose tokens were learned, if any."""
     masking = f" with {config['masking']} masking" if config.get("masking") else ""
     deed = deed.format(encoder=f"A {basics['model']}" if basics.get("model") else "An encoder", masking=masking)
     if basics.get("images"):
@@ -144,7 +145,9 @@ def _lead(deed: str, config: Record, basics: Record) -> str:
     unit = "steps" if basics.get("steps") else "epochs"
     if count := basics.get(unit):
         deed += f" for {number(count)} {unit if count != 1 else unit[:-1]}"
-    return f"{deed}, in {duration(basics['minutes'])}." if basics["minutes"] else f"{deed}."
+    if basics["minutes"]:
+        deed += f", in {duration(basics['minutes'])}"
+    return f"{deed}." if teacher is None else f"{deed}. {tokens_sentence(teacher)}"
 
 
 def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any])
         "Data": config.get("data"),
         "Encoder": str(run / "encoder") if (run / "encoder").exists() else None,
         # What the parts are of that were learned on the way.
-        "Teacher": read_facts(run / "parts" / "parts.json").get("extra", {}).get("teacher"),
+        "Teacher": parts_teacher(run / "parts"),
     }
 
 
