@@ -80,7 +80,7 @@ if __name__ == "__main__":
     parser.add_argument("--encoder", required=True, help="timm:NAME, hf:NAME, a run of semmae, or a checkpoint file")
     parser.add_argument("--out", required=True, type=Path, help="folder to write labels and learner to")
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
     photos = semmae.open_images(given.data)
     frozen = semmae.load_encoder(given.encoder, image_size=given.image_size).requires_grad_(False)

@@ -35,6 +35,14 @@ def test_importing_it_imports_no_network_library() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_every_name_on_the_page_of_the_library_is_there() -> None:
+    page = Path(semmae.__file__).parents[2] / "docs" / "api" / "index.md"
+    rows = [line.split("|")[2] for line in page.read_text(encoding="utf-8").splitlines() if line.count("|") == 3]
+    names = {name for row in rows for name in re.findall(r"`([A-Za-z]\w*)`", re.sub(r"\([^)]*\)", "", row))}
+    assert len(names) > 60
+    assert {name for name in names if not hasattr(semmae, name)} == set()
+
+
 @pytest.mark.parametrize("name", [name for name, (module, _) in semmae._blocks().items() if module != "semmae"])
 def test_a_building_block_is_its_modules_own(name: str) -> None:
     module, there = semmae._blocks()[name]

@@ -4,7 +4,7 @@
 - `cluster_labels`: its last patch tokens are clustered by k-means, as Amir et al. (arXiv 2112.05814) cluster
   the keys made from them.
 - k-means in two steps: object and background by last tokens, then the object's keys of the last block but one. That
-  is a `PartLearner` before it has learned anything, with the same tokens and the same borders of its labels.
+  is a `PartLearner` that has learned nothing, its keys not mapped, with the same borders of its labels.
 
 The first two are upsampled, soft and before the argmax; their borders are not drawn to the image's, and they are not
 blurred: both are a part of the methods. Clusters are fitted to a sample of images: memory is bounded.

@@ -249,7 +249,7 @@ def _size(options: PartsOptions, encoder: Encoder | None) -> int:
     """Pixels a side of the images that are learned from and labelled; without an encoder none are.
 
     By default those that the encoder was trained at, but at most 224, in whole patches: at DINOv2's 518
-    an image has five times as many patches, for labels that are stored in 28 cells a side.
+    an image has five times as many patches, for labels that are stored in 32 cells a side.
     """
     if options.image_size or encoder is None:
         return options.image_size or 0
