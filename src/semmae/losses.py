@@ -92,8 +92,9 @@ def rebuild_loss(maps: Tensor, weights: Tensor, tokens: Tensor) -> Tensor:
     The descriptor of a part is the mean of the image's tokens, weighted by `weights` (B, L) and the part's shares; a
     patch is rebuilt as the mean of the descriptors by its own shares. A linear bottleneck: what the maps do not tell
     apart is lost. The squared error is given as a share of the tokens' variance in the batch; patches count in both as
-    `weights` says.
+    `weights` says, which have no gradient.
     """
+    weights = weights.detach()
     tiny = torch.finfo(weights.dtype).eps
     with torch.no_grad():
         # From their mean, so that the difference of sums below is not one of large numbers.

@@ -1,5 +1,6 @@
 """Tokens on disk: the same in how many goes they were collected, and labels that are made of them."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,20 @@ def test_tokens_of_other_images_or_another_encoder_are_not_taken_over(
         expected, alone = collected(tmp_path / str(number), others, network, **how)
         assert_equal(found, expected)
         assert digest(learner.reductions) == digest(alone.reductions)
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_tokens_that_half_precision_cannot_hold_are_refused(
+    images: ImageSet, encoder: Encoder, tmp_path: Path, fit: bool
+) -> None:
+    loud = copy.deepcopy(encoder)
+    loud.source = "loud"
+    with torch.no_grad():
+        loud.vit.norm.weight.mul_(1e6)
+    with refused("--teacher loud", "65504"):
+        collect_tokens(tmp_path / "tokens", images, a_learner(encoder), looking(loud), fit=fit)
+    found, _ = collected(tmp_path / "tokens", images, encoder)  # nothing that is taken over
+    assert all(np.isfinite(found[name]).all() for name in COLUMNS)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no tensors", None])

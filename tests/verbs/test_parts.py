@@ -49,6 +49,15 @@ def test_another_seed_gives_other_losses(whole_run: Path, creatures: Path, tmp_p
     assert tiny.losses(tmp_path / "run")[0] != tiny.losses(whole_run / "parts")[0]
 
 
+def test_a_batch_is_no_larger_than_the_images(encoder: Path, creatures: Path, tmp_path: Path) -> None:
+    """A million images a step of a few dozen: not each of them thousands of times."""
+    count = len(semmae.open_images(creatures / "images"))
+    for name, size in (("a", 2**20), ("b", count)):
+        options = {**tiny.TRAIN, "steps": 2, "batch_size": size}
+        semmae.parts(data=creatures / "images", teacher=encoder, out=tmp_path / name, **options)
+    assert tiny.losses(tmp_path / "a") == tiny.losses(tmp_path / "b")
+
+
 def test_a_row_holds_the_labels_of_its_image(whole_run: Path, creatures: Path) -> None:
     images = open_images(creatures / "images")
     store = PartStore.open(whole_run / "parts", manifest_digest=images.digest)

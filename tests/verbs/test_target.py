@@ -1,5 +1,6 @@
 """`semmae pretrain --target tokens`: what a run leaves, how it is resumed, and what its decoder is not good for."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
         semmae.pretrain(out=tmp_path / "twice", resume=True)
     assert tiny.losses(tmp_path / "twice") == tiny.losses(run)
     tiny.assert_same_weights(tmp_path / "twice/autoencoder", run / "autoencoder")
+
+
+def test_tokens_are_kept_where_other_images_are_refused(creatures: Path, encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(creatures / "images", tmp_path / "images")
+    options = {**OPTIONS, "data": tmp_path / "images", "masking": "random", "teacher": encoder}
+    with tiny.every_step(), tiny.interrupted("pretrain", step=6):
+        semmae.pretrain(out=tmp_path / "run", **options)
+    tokens = (tmp_path / "run/teacher_tokens/tokens.safetensors").read_bytes()
+    min((tmp_path / "images").rglob("*.png")).unlink()
+    with refused("manifest", "restore"):
+        semmae.pretrain(out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run/teacher_tokens/tokens.safetensors").read_bytes() == tokens
 
 
 def test_a_teacher_that_sees_every_crop_stores_nothing(

@@ -31,7 +31,8 @@ class KeptImages(ImageSet):
         image = super().read(row, least)
         worker = get_worker_info()
         room = _ROOM // (1 if worker is None else worker.num_workers)
-        if len(self) <= _MOST_IMAGES and self._bytes + image.nbytes <= room:
+        size = image.untyped_storage().nbytes()  # a grey image has one channel there, shown as three
+        if len(self) <= _MOST_IMAGES and self._bytes + size <= room:
             self._kept[row, least] = image
-            self._bytes += image.nbytes
+            self._bytes += size
         return image

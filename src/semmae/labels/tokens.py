@@ -26,7 +26,7 @@ from semmae.filters import guides
 from semmae.formats.folders import digest, save_tensors
 from semmae.labels.blocks import most_rows, one_thread_an_operation, through_encoder, usual_device
 from semmae.models.parts import PartLearner, PartTokens, images_to_fit
-from semmae.models.vit import Encoder, TokenViews
+from semmae.models.vit import Encoder, TokenViews, check_finite
 from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.train.precision import resolve_precision
@@ -136,7 +136,9 @@ def _fit(
     def views(pixels: Tensor, rows: Tensor, images: Tensor) -> tuple[Array, TokenViews, dict[str, Array]]:
         found, heads = looking.encoder.token_views(pixels, attention=True)
         assert heads is not None, "it was asked for"
-        return rows.numpy(), TokenViews(*(view.half().cpu() for view in found)), looking.beside(images, heads)
+        halves = TokenViews(*(view.half().cpu() for view in found))
+        check_finite(looking.encoder, *halves)
+        return rows.numpy(), halves, looking.beside(images, heads)
 
     seen = list(looking.at(images, rows.tolist(), views, progress))
     every = TokenViews(*(torch.cat(some) for some in zip(*(found for _, found, _ in seen), strict=True)))

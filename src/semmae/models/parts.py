@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from semmae.clusters import fit_directions
 from semmae.filters import refine_maps, upsample_maps
-from semmae.models.vit import Encoder, TokenViews
+from semmae.models.vit import Encoder, TokenViews, check_finite
 
 _TEMPERATURES = (5.0, 10.0)  # what cosines are multiplied by at the start: of object and background, of parts
 _FIT_IMAGES, _FIT_BYTES = 256, 2**29  # at most
@@ -141,7 +141,9 @@ class PartLearner(nn.Module):
     def look(self, encoder: Encoder, images: Tensor, attention: bool = False) -> tuple[PartTokens, Tensor | None]:
         """Reduced tokens of normalised images (B, 3, S, S); where asked for, attention (B, heads, L) too."""
         views, heads = encoder.token_views(images, attention)
-        return self.reduce(views), heads
+        seen = self.reduce(views)
+        check_finite(encoder, *seen)
+        return seen, heads
 
     def reduce(self, views: TokenViews) -> PartTokens:
         """Tokens as they are stored: of half precision, in half precision, whatever they were computed in."""

@@ -16,6 +16,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from semmae.errors import UserError
 from semmae.models.blocks import (
     AnyBlock,
     HeadWeights,
@@ -75,6 +76,15 @@ class EncoderSpec:
     def named(cls, model: str, image_size: int, patch_size: int) -> "EncoderSpec":
         width, depth, heads = MODELS[model]
         return cls(image_size, patch_size, width, depth, heads)
+
+
+def check_finite(encoder: "Encoder", *tokens: Tensor) -> None:
+    """Refuse an encoder whose tokens, in half precision as they are stored, are no numbers."""
+    if not all(own.isfinite().all() for own in tokens):
+        raise UserError(
+            f"--teacher {encoder.source}: its tokens are not finite, or beyond 65504; its weights are damaged, "
+            "use others"
+        )
 
 
 class Encoder(nn.Module):

@@ -45,6 +45,16 @@ class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOpt
         check_processes(self.nodes, self.devices)
         super().check()
 
+    def images_of_a_step(self, images: int, rate: float | None = None) -> int:
+        """--batch-size, or with fewer images as many as there are; then a warning, which names the `rate` as well."""
+        size = self.effective(images)
+        if size < self.batch_size and is_rank_zero():
+            follows = "" if rate is None else f", and the learning rate with it to {rate:.3g}"
+            _log.warning(
+                "batch size %d is more than the %d images: shrunk to %d%s", self.batch_size, images, size, follows
+            )
+        return size
+
     def loader(
         self,
         dataset: CropDataset | LabelledCrops,
@@ -58,11 +68,6 @@ class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOpt
         """
         images = len(dataset)
         self.check_images(images)
-        size = self.effective(images)
-        if size < self.batch_size and is_rank_zero():
-            follows = "" if rate is None else f", and the learning rate with it to {rate:.3g}"
-            _log.warning(
-                "batch size %d is more than the %d images: shrunk to %d%s", self.batch_size, images, size, follows
-            )
+        size = self.images_of_a_step(images, rate)
         sampler = EpochSampler(images, self.seed, multiple=size // self.processes, classes=classes)
         return make_loader(dataset, size // self.batches, sampler=sampler, workers=self.workers, drop_last=True)

@@ -96,6 +96,13 @@ def summarised(
         summary.write(finished=True)
 
 
+def check_same_images(out: Path, images: ImageSet) -> None:
+    """Refuse to go on with a stage that was begun with other images, before anything is made of these."""
+    path = out / "summary.json"
+    if path.exists():
+        _check_unchanged(out, Fields(path, read_json(path)), {"manifest": images.digest})
+
+
 def _check_unchanged(out: Path, earlier: Fields, facts: dict[str, Any]) -> None:
     digests = [name for name in facts if name == "manifest" or name.endswith("_digest")]
     before = {name: earlier.get(name, str) for name in digests}

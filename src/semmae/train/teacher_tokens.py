@@ -16,9 +16,8 @@ from semmae.data.loaders import IMAGE_TOKEN, TOKENS, WholeDataset, make_loader, 
 from semmae.data.manifest import ImageSet
 from semmae.data.token_file import Column
 from semmae.data.token_store import TokenStore
-from semmae.errors import UserError
 from semmae.formats.folders import digest
-from semmae.models.vit import Encoder, Features
+from semmae.models.vit import Encoder, Features, check_finite
 from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.train.precision import autocast, resolve_precision
@@ -107,10 +106,6 @@ def fill_store(
         for batch in progress.iterate(loader):
             said = tokens_of(teacher, batch["image"], size)
             values = {TOKENS: said.patches.half(), IMAGE_TOKEN: said.cls.half()}
-            if not all(tokens.isfinite().all() for tokens in values.values()):
-                raise UserError(
-                    f"--teacher {teacher.source}: its tokens are not finite, or beyond 65504; its weights are "
-                    "damaged, use others"
-                )
+            check_finite(teacher, *values.values())
             store.write(batch["row"].numpy(), {name: tokens.numpy() for name, tokens in values.items()})
             progress.update(len(said.cls))

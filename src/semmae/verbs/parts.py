@@ -202,8 +202,9 @@ def learn_from_tokens(
     # Seconds in all: one process takes these steps, whose data is in memory.
     training = shared(Training, options, hyperparameters=kept_values(options), devices=1)
     how = FitOptions(training, options.out, "parts", 1, clip=0.0, unit="round")
-    sampler = StepSampler(len(images), options.seed, steps=options.steps, batch_size=options.batch_size)
-    loader = make_loader(TokenDataset(tokens._asdict()), options.batch_size // options.accumulate, sampler=sampler)
+    size = training.images_of_a_step(len(images))
+    sampler = StepSampler(len(images), options.seed, steps=options.steps, batch_size=size)
+    loader = make_loader(TokenDataset(tokens._asdict()), size // options.accumulate, sampler=sampler)
     return learner, fit(PartsTask(learner, recipe), loader, how), store
 
 

@@ -37,7 +37,7 @@ from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
-from semmae.train.summary import summarised
+from semmae.train.summary import check_same_images, summarised
 from semmae.train.teacher_tokens import class_tokens, fill_store, token_store, usual_size, whitening
 from semmae.train.trainer import FitOptions, barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
@@ -69,6 +69,7 @@ def pretrain(options: PretrainOptions) -> Path:
     if options.masks is not None:
         read_annotations(images.names, options.masks)
     with run_folder(options):
+        check_same_images(options.out, images)
         if options.predicts_tokens:
             teacher = teacher or load_encoder(str(own_teacher(options, images)))
             store_tokens(options, images, teacher)
