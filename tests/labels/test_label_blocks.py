@@ -131,11 +131,12 @@ def test_nothing_more_is_begun_when_the_reader_stops(images: ImageSet, networks:
 def test_bf16_changes_few_labels(images: ImageSet, networks: Any) -> None:
     pixels = torch.stack([WholeDataset(images, SIZE)[row]["image"] for row in range(16)])
     batch = [(torch.arange(16), pixels)]
-    both = [
-        next(compute_labels(batch, *networks, grid=SIZE, precision=precision, threads=1))[0].labels
+    full, half = (
+        next(compute_labels(batch, *networks, grid=SIZE, precision=precision, threads=1, attention=True))[0]
         for precision in ("float32", "bf16")
-    ]
-    assert 0.9 < (both[0] == both[1]).float().mean() < 1
+    )
+    assert (full.labels == half.labels).float().mean() > 0.9
+    assert full.attention is not None and not torch.equal(full.attention, half.attention)  # it was computed in bf16
 
 
 @pytest.fixture
