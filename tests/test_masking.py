@@ -17,6 +17,8 @@ from semmae.masking import (
     attention_mask,
     block_mask,
     block_order,
+    colour_mask,
+    green_noise,
     hide_first,
     hide_highest,
     most_attended,
@@ -364,6 +366,73 @@ def test_blocks_hang_together() -> None:
 
     assert neighbours_hidden(random_mask(noise, 0.3)) < 0.35
     assert neighbours_hidden(block_mask(noise, box_noise, 0.3)) > 0.75
+
+
+FIELD = green_noise(torch.rand(256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+
+
+def power(masks: Tensor, low: float, high: float) -> float:
+    """Mean power of waves of low to high waves a patch, masks (B, side, side); of white noise 1."""
+    waves = torch.fft.fft2(masks.double() - masks.double().mean()).abs().square().mean(0)
+    frequency = torch.fft.fftfreq(masks.shape[-1])
+    length = (frequency[:, None].square() + frequency.square()).sqrt()
+    within = (length >= low) & (length < high)
+    return float(waves[within].mean() / (masks.double().var() * masks[0].numel()))
+
+
+@pytest.mark.parametrize("side", [8, 14, 16, 64])
+def test_colour_masks_are_of_middle_waves_and_random_ones_of_all(side: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    windows, noise = torch.rand(256, 2, generator=generator), torch.rand(256, side * side, generator=generator)
+    green = colour_mask(FIELD, windows, side * side, 0.75).view(-1, side, side)
+    white = random_mask(noise, 0.75).view(-1, side, side)
+
+    bands = [(0.1, 0.2), (0.3, 0.5), (0.5, 0.8)] + [(0.01, 0.05)] * (side > 16)
+    assert [power(white, *band) for band in bands] == pytest.approx([1.0] * len(bands), abs=0.1)
+    middle, *others = (power(green, *band) for band in bands)
+    assert middle > 2.4 and middle > 3 * max(others)
+
+
+def test_filtered_noise_has_every_place_once_and_no_border() -> None:
+    white = torch.rand(64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    field = green_noise(white)
+
+    assert field.flatten().sort().values.tolist() == list(range(64 * 64))
+    # Moved round the torus, the noise moves with it.
+    assert torch.equal(green_noise(white.roll((5, -9), (0, 1))), field.roll((5, -9), (0, 1)))
+
+
+def test_a_blur_by_hand_gives_the_filtered_noise() -> None:
+    white = torch.rand(32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    away = torch.arange(32, dtype=torch.float64)
+    away = torch.minimum(away, 32 - away)
+
+    def blurred(deviation: float) -> Tensor:
+        weights = (-0.5 * (away / deviation) ** 2).exp()
+        around = torch.stack([weights.roll(row) for row in range(32)]) / weights.sum()
+        return around @ white @ around.T
+
+    wanted, found = (blurred(1.5) - blurred(3.0)).flatten(), green_noise(white, 1.5, 3.0).flatten()
+    # Sampled weights are not quite the Gaussian's: the order is the same but among neighbours.
+    assert torch.corrcoef(torch.stack([wanted.argsort().argsort().float(), found]))[0, 1] > 0.9999
+
+
+@many
+@given(st.integers(2, 20), RATIOS, st.integers(0, 2**32))
+def test_colour_masks_are_the_highest_of_their_window(side: int, ratio: float, seed: int) -> None:
+    hidden = hidden_by_fractions(side * side, ratio)
+    assume(hidden < side * side)
+    windows = torch.rand(3, 2, generator=torch.Generator().manual_seed(seed))
+    windows[0] = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))  # the last one, over both borders
+
+    mask = colour_mask(FIELD, windows, side * side, ratio)
+
+    assert mask.sum(1).tolist() == [hidden] * 3
+    assert torch.equal(mask[1:2], colour_mask(FIELD, windows[1:2], side * side, ratio))
+    for row, (top, left) in enumerate((windows * 256).long().tolist()):
+        seen = FIELD.roll((-top, -left), (0, 1))[:side, :side].flatten().tolist()
+        assert mask[row].tolist() == [value in sorted(seen, reverse=True)[:hidden] for value in seen]
 
 
 @given(st.integers(1, 5), st.integers(1, 60), st.integers(1, 20), st.integers(0, 10**6))

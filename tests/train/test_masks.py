@@ -11,7 +11,15 @@ from refusals import refused
 from torch import Tensor
 
 from semmae.cli.help import help_text
-from semmae.masking import attention_mask, block_mask, num_hidden, random_mask, semantic_mask
+from semmae.masking import (
+    attention_mask,
+    block_mask,
+    colour_mask,
+    green_noise,
+    num_hidden,
+    random_mask,
+    semantic_mask,
+)
 from semmae.options.fields import options_of
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainOptions, PretrainRecipe
@@ -98,6 +106,9 @@ def test_a_masking_is_the_function_of_its_name() -> None:
 
     assert torch.equal(draw_mask("random", a_context()), random_mask(noise, 0.75))
     assert torch.equal(draw_mask("block", a_context()), block_mask(noise, boxes, 0.75))
+    white = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    windows = torch.rand(4, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw_mask("colour", a_context()), colour_mask(green_noise(white), windows, 36, 0.75))
     wanted = attention_mask(context.attention, noise, hint, 0.75, 0.5)
     assert torch.equal(draw_mask("attention", a_context(hint=0.5)), wanted)
     for masking, blend in (("intra", 0.0), ("inter", 1.0), ("semantic", 0.25)):

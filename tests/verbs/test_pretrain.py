@@ -200,10 +200,11 @@ def test_blend_and_hidden_shares_of_parts_are_averages(
     assert len(given) > 1
 
 
-def test_block_masks_need_no_parts(creatures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("masking", ["block", "colour"])
+def test_shapes_need_no_parts(masking: str, creatures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with tiny.every_step():
-        semmae.pretrain(data=creatures / "images", out=out, masking="block", **ONE_EPOCH)
+        semmae.pretrain(data=creatures / "images", out=out, masking=masking, **ONE_EPOCH)
     assert len(tiny.losses(out)) == 4
     assert not any("blend" in line or any("hidden" in name for name in line) for line in tiny.metrics(out))
     assert not (out / "teacher").exists()

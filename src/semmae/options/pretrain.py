@@ -30,8 +30,8 @@ class PretrainRecipe(SeedOptions):
 
     masking: str = option("semantic", function=True)
     """What to hide: from a share of every part to whole parts (semantic), a share of every part (intra), whole parts \
-    (inter), any patches (random), rectangles (block), the most attended (attention), or what package.module:function \
-    of your own returns."""
+    (inter), any patches (random), rectangles (block), blobs of filtered noise (colour), the most attended \
+    (attention), or what package.module:function of your own returns."""
     mask_ratio: float = option(
         0.75, low=0, high=1, open=True
     )  # which ratio hides a patch and leaves one depends on the grid

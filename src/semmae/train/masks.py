@@ -11,6 +11,7 @@ every batch. It draws its noise by `context.uniform`, so that a resumed run draw
 """
 
 import dataclasses
+import functools
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,16 @@ import torch
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.masking import attention_mask, block_mask, most_attended, part_counts, random_mask, semantic_mask
+from semmae.masking import (
+    attention_mask,
+    block_mask,
+    colour_mask,
+    green_noise,
+    most_attended,
+    part_counts,
+    random_mask,
+    semantic_mask,
+)
 from semmae.options.functions import foreign, function_at
 from semmae.options.maskings import MASKINGS
 
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 _BOXES = 16  # of a block mask: enough to hide three quarters
+_FIELD = 1024  # numbers a side of the noise that colour masks are windows of: a million windows, 4 MB
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,18 @@ def random(context: MaskContext) -> Tensor:
 def block(context: MaskContext) -> Tensor:
     """Rectangles."""
     return block_mask(context.uniform(), context.uniform(_BOXES, 4), context.ratio)
+
+
+def colour(context: MaskContext) -> Tensor:
+    """Blobs of filtered noise."""
+    return colour_mask(_green_field(context.device), context.uniform(2), context.shape[1], context.ratio)
+
+
+@functools.cache
+def _green_field(device: torch.device) -> Tensor:
+    """Filtered noise (S, S), the same in every run whatever its seed, made once for each device."""
+    generator = torch.Generator().manual_seed(0)
+    return green_noise(torch.rand(_FIELD, _FIELD, generator=generator, dtype=torch.float64)).to(device)
 
 
 def attention(context: MaskContext) -> Tensor:
