@@ -183,6 +183,69 @@ def test_any_blend_keeps_the_count(problem: tuple[Tensor, Tensor, Tensor, float,
     assert mask.sum(1).tolist() == [hidden_by_fractions(parts.shape[1], ratio)] * len(parts)
 
 
+@many
+@given(problems(), st.integers(0, 12), st.booleans())
+def test_hints_and_background_keep_the_count_and_give_way_in_their_order(
+    problem: tuple[Tensor, Tensor, Tensor, float, float], hints: int, keep_background: bool
+) -> None:
+    parts, noise, order_noise, ratio, blend = problem
+    counts, given = part_counts(parts, order_noise.shape[1]), (hints, keep_background)
+    hidden = hidden_by_fractions(parts.shape[1], ratio)
+
+    quotas = part_quotas(counts, order_noise, ratio, blend, *given)
+    mask = semantic_mask(parts, noise, order_noise, ratio, blend, *given)
+
+    assert quotas.sum(1).tolist() == [hidden] * len(parts)
+    assert torch.equal(part_counts(parts + mask * counts.shape[1], 2 * counts.shape[1])[:, counts.shape[1] :], quotas)
+    assert (quotas <= counts).all() and (quotas >= 0).all()
+    if hints == keep_background == 0:
+        assert torch.equal(mask, semantic_mask(parts, noise, order_noise, ratio, blend))
+    for sizes, visible in zip(counts.tolist(), (counts - quotas).tolist(), strict=True):
+        larger, room = [size > hints for size in sizes], parts.shape[1] - hidden
+        # Hints that there is room for, or of each larger part the same share of them, and then nothing else is visible.
+        share = Fraction(min(hints * sum(larger), room), max(1, sum(larger)))
+        crowded = hints * sum(larger) > room
+        for left, size, is_larger in zip(visible, sizes, larger, strict=True):
+            wanted = share if is_larger else Fraction(0)
+            assert math.floor(wanted) <= left <= (math.ceil(wanted) if crowded else size)
+        if keep_background:
+            apart = share * sum(larger)
+            share_of_it = hidden * (sizes[0] - larger[0] * share) / (sum(sizes) - apart)
+            assert abs(sizes[0] - visible[0] - share_of_it) < 1
+
+
+@many
+@given(problems())
+def test_beside_a_background_that_keeps_its_share_at_most_one_part_is_cut(
+    problem: tuple[Tensor, Tensor, Tensor, float, float],
+) -> None:
+    parts, noise, order_noise, ratio, _ = problem
+
+    mask = semantic_mask(parts, noise, order_noise, ratio, 1.0, keep_background=True)
+
+    for labels, hidden, order in zip(parts, mask, order_noise, strict=True):
+        in_turn = [part for part in order.argsort().tolist() if part and (labels == part).any()]
+        shares = [hidden[labels == part].float().mean().item() for part in in_turn]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(0 < share < 1 for share in shares) <= 1
+
+
+def test_the_background_and_hints_by_hand() -> None:
+    """Half of 24 patches; the turns are label 0, 2, 1, 3."""
+    counts, order = torch.tensor([[12, 5, 5, 2]]), torch.tensor([[0.1, 0.5, 0.2, 0.7]])
+
+    def quotas(blend: float, hints: int = 0, keep_background: bool = False) -> list[int]:
+        return part_quotas(counts, order, 0.5, blend, hints, keep_background)[0].tolist()
+
+    assert quotas(1.0) == [12, 0, 0, 0]  # the background alone
+    assert quotas(1.0, keep_background=True) == [6, 1, 5, 0]
+    assert quotas(1.0, hints=2) == [10, 0, 2, 0]  # of 10, 3, 3 and 2 that may be hidden
+    assert quotas(0.0, hints=2) == [7, 2, 2, 1]  # two thirds of these: 6.67, 2, 2, 1.33
+    assert quotas(1.0, hints=2, keep_background=True) == [7, 2, 3, 0]  # 6.67, then 3 and the 2.33 that are left
+    assert quotas(1.0, hints=6) == [6, 1, 5, 0]  # the background alone is larger
+    assert quotas(1.0, hints=12) == quotas(1.0)  # no part is larger
+
+
 @pytest.mark.parametrize("blend", [-0.01, 1.01, math.nan])
 def test_a_blend_that_is_no_share_is_refused(blend: float) -> None:
     with pytest.raises(ValueError, match="blend"):

@@ -217,38 +217,65 @@ def part_counts(parts: Tensor, num_parts: int) -> Tensor:
     return counts.scatter_add_(1, parts.long(), torch.ones_like(parts, dtype=torch.long))
 
 
-def part_quotas(counts: Tensor, order_noise: Tensor, ratio: float, blend: float) -> Tensor:
+def part_quotas(
+    counts: Tensor, order_noise: Tensor, ratio: float, blend: float, hints: int = 0, keep_background: bool = False
+) -> Tensor:
     """How many patches each part has to hide.
 
     Two quotas are blended (SemMAE, section 3.2): the intra quota H·n_k/L, the same share of every
     part, and the inter quota, whole parts in ascending order of `order_noise` until the budget H ends.
 
+    Ours, and off by default: `hints` are set aside before either, so that both quotas are of what is left of a part
+    and of the image; the background, `keep_background`, has its intra quota for both. Where the two want more than
+    there is, hints give way first: with more of them than visible patches in an image, every larger part keeps the same
+    share of its hints, rounded like quotas. The background's share can always be kept, and so is the sum.
+
     Args:
         counts: patches of each part (B, K), the same sum L in every row.
-        order_noise: uniform (B, K); also settles ties of the rounding.
+        order_noise: uniform [0, 1) (B, K); also settles ties of the rounding.
         ratio: share of patches to hide.
         blend: 0 hides a share of every part, 1 hides whole parts.
+        hints: patches of every larger part that stay visible; a part is larger if it has more than so many.
+        keep_background: label 0 hides its share at any blend, and whole parts are drawn among the others alone.
 
     Returns:
         (B, K) int64; every row sums to `num_hidden(L, ratio)`, each entry is within 1 of the blended
         quota and never above the part's size.
     """
-    return _quotas(counts, order_noise, int(counts[0].sum()), ratio, blend)
+    return _quotas(counts, order_noise, int(counts[0].sum()), ratio, blend, hints, keep_background)
 
 
-def _quotas(counts: Tensor, order_noise: Tensor, total: int, ratio: float, blend: float) -> Tensor:
+def _quotas(
+    counts: Tensor,
+    order_noise: Tensor,
+    total: int,
+    ratio: float,
+    blend: float,
+    hints: int,
+    keep_background: bool,
+) -> Tensor:
     """`part_quotas` of rows whose sum is given: to ask the device for it would be to wait for it."""
     if not 0.0 <= blend <= 1.0:
         raise ValueError(f"blend {blend} is outside [0, 1]")
+    if hints < 0:
+        raise ValueError(f"hints {hints} are below 0")
     hidden = num_hidden(total, ratio)
+    # Where an image has more hints than visible patches, so large a share of them that all of these are hints.
+    apart = hints * (counts > hints).double()
+    apart *= ((total - hidden) / apart.sum(1, keepdim=True)).clamp(max=1.0)
     # float64: H·n_k/L must round down to itself where it is whole.
-    sizes = counts.double()
-    intra = sizes * hidden / total
-    order = order_noise.argsort(dim=1)
-    ordered = counts.gather(1, order)
+    sizes = counts.double() - apart
+    intra = sizes * hidden / sizes.sum(1, keepdim=True)
+    whole, turns = sizes, order_noise
+    if keep_background:
+        # It takes its share before all others have their turns, as if it had no more.
+        whole = torch.cat([intra[:, :1], sizes[:, 1:]], dim=1)
+        turns = torch.cat([torch.full_like(order_noise[:, :1], -1.0), order_noise[:, 1:]], dim=1)
+    order = turns.argsort(dim=1)
+    ordered = whole.gather(1, order)
     before = ordered.cumsum(1) - ordered
-    inter = torch.empty_like(counts).scatter_(1, order, torch.minimum(ordered, (hidden - before).clamp(min=0)))
-    return _largest_remainder((1.0 - blend) * intra + blend * inter.double(), order_noise, hidden)
+    inter = torch.empty_like(whole).scatter_(1, order, torch.minimum(ordered, (hidden - before).clamp(min=0)))
+    return _largest_remainder((1.0 - blend) * intra + blend * inter, order_noise, hidden)
 
 
 def _largest_remainder(quotas: Tensor, tie_noise: Tensor, total: int) -> Tensor:
@@ -262,7 +289,15 @@ def _largest_remainder(quotas: Tensor, tie_noise: Tensor, total: int) -> Tensor:
     return floors.long() + (rank < short)
 
 
-def semantic_mask(parts: Tensor, noise: Tensor, order_noise: Tensor, ratio: float, blend: float) -> Tensor:
+def semantic_mask(
+    parts: Tensor,
+    noise: Tensor,
+    order_noise: Tensor,
+    ratio: float,
+    blend: float,
+    hints: int = 0,
+    keep_background: bool = False,
+) -> Tensor:
     """Hide each part's quota of patches (SemMAE, Figure 1 B) → mask bool (B, L), True = hidden.
 
     Inside a part the lowest noise is hidden first; whole parts go in ascending order of `order_noise`.
@@ -273,10 +308,12 @@ def semantic_mask(parts: Tensor, noise: Tensor, order_noise: Tensor, ratio: floa
         order_noise: uniform [0, 1) (B, K); K is the number of labels.
         ratio: share of patches to hide, the same count in every row.
         blend: 0 = intra (a share of every part), 1 = inter (whole parts).
+        hints: patches of every larger part that stay visible, and
+        keep_background: whether label 0 hides its share throughout; ours, see `part_quotas`.
     """
     parts = parts.long()
     counts = part_counts(parts, order_noise.shape[1])
-    quotas = _quotas(counts, order_noise, parts.shape[1], ratio, blend)
+    quotas = _quotas(counts, order_noise, parts.shape[1], ratio, blend, hints, keep_background)
     # Sorted by part and then by noise, a part's quota is its first places. The sort is most of the work, and
     # gathers are the rest.
     by_part = (parts + noise.double()).argsort(dim=1)

@@ -55,6 +55,8 @@ class MaskContext:
     subset: Tensor | None = None  # where only some patches take part: which of the grid the L are, int64 (B, L)
     blend: float = 0.0  # of masking by parts, now: 0 a share of every part, 1 whole parts
     hint: float = 0.0  # of masking by attention: share of the most attended patches that stays visible
+    part_hints: int = 0  # of masking by parts: patches of every larger part that stay visible
+    keep_background: bool = False  # of masking by parts: label 0 hides its share at any blend
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +83,10 @@ MaskFunction = Callable[[MaskContext], Tensor]
 def semantic(context: MaskContext) -> Tensor:
     """A share of every part, whole parts, or between the two, as `context.blend` says."""
     parts = _needed(context.parts, "masking by parts (semantic, intra, inter)", "part labels")
-    return semantic_mask(parts, context.uniform(), context.uniform(context.num_labels), context.ratio, context.blend)
+    noise, order_noise = context.uniform(), context.uniform(context.num_labels)
+    return semantic_mask(
+        parts, noise, order_noise, context.ratio, context.blend, context.part_hints, context.keep_background
+    )
 
 
 def random(context: MaskContext) -> Tensor:

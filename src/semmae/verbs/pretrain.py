@@ -13,7 +13,7 @@ from semmae.data.loaders import IMAGE_TOKEN, CropDataset
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.data.token_store import TokenStore
-from semmae.errors import UserError
+from semmae.errors import UserError, listed
 from semmae.evaluation.quality import read_annotations
 from semmae.formats.folders import LEARNER, digest, kind, save_autoencoder, save_encoder
 from semmae.formats.init import init_autoencoder
@@ -59,8 +59,14 @@ def pretrain(options: PretrainOptions) -> Path:
     teacher = load_teacher(options)
     if options.parts is not None:
         given = PartStore.open(options.parts, manifest_digest=images.digest)
+        # A store that lacks what is needed is refused before anything is written.
         if "attention" in options.needs:
-            _ = given.attention  # a store that holds none is refused before anything is written
+            _ = given.attention
+        if options.keep_background and options.hides_whole_parts and not given.has_background:
+            raise UserError(
+                f"--keep-background: {given.path} has no background, its labels are {listed(given.label_names)}; "
+                "leave it out, or give labels of semmae parts"
+            )
         if options.predicts_tokens and not options.needs_teacher:
             teacher = teacher_of_parts(given)
     if options.teacher_image_size is not None and teacher is not None:
@@ -87,7 +93,7 @@ def check_recipe(options: PretrainOptions) -> None:
     check_compile(options.compile)
     masking, subset, ratio = options.masking, options.token_subset, options.mask_ratio
     patches = patches_taking_part(masking, options.image_size, options.patch_size, subset)
-    check_masking(masking, patches=patches, ratio=ratio, hint=options.attention_hint)
+    check_masking(masking, patches=patches, ratio=ratio, hint=options.attention_hint, part_hints=options.hints)
     if not (options.is_own_masking or options.needs) and options.parts:
         raise UserError(f"--masking {masking} reads no parts; leave out --parts, or choose semantic")
     if options.masks and not options.learns_parts:
