@@ -198,8 +198,6 @@ def test_hints_and_background_keep_the_count_and_give_way_in_their_order(
     assert quotas.sum(1).tolist() == [hidden] * len(parts)
     assert torch.equal(part_counts(parts + mask * counts.shape[1], 2 * counts.shape[1])[:, counts.shape[1] :], quotas)
     assert (quotas <= counts).all() and (quotas >= 0).all()
-    if hints == keep_background == 0:
-        assert torch.equal(mask, semantic_mask(parts, noise, order_noise, ratio, blend))
     for sizes, visible in zip(counts.tolist(), (counts - quotas).tolist(), strict=True):
         larger, room = [size > hints for size in sizes], parts.shape[1] - hidden
         # Hints that there is room for, or of each larger part the same share of them, and then nothing else is visible.
@@ -250,6 +248,11 @@ def test_the_background_and_hints_by_hand() -> None:
 def test_a_blend_that_is_no_share_is_refused(blend: float) -> None:
     with pytest.raises(ValueError, match="blend"):
         part_quotas(torch.tensor([[3, 5]]), torch.tensor([[0.1, 0.2]]), 0.75, blend)
+
+
+def test_fewer_hints_than_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="hints -1"):
+        part_quotas(torch.tensor([[3, 5]]), torch.tensor([[0.1, 0.2]]), 0.75, 0.5, hints=-1)
 
 
 def test_quotas_are_within_one_of_the_released_code(shared: Path) -> None:
