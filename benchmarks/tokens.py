@@ -52,7 +52,7 @@ def commands() -> dict[str, str]:
     found["tiny-tokens"] = f"{_PRETRAIN} {_TINY} --teacher dinov2-small --teacher-image-size 112 --out runs/tiny-tokens"
     found["tiny-pixels"] = f"{_PRETRAIN} --target pixels {_TINY} --out runs/tiny-pixels"
     run = "runs/street-tokens"
-    found["street-tokens"] = f"{_PRETRAIN} {_STREET} --teacher dinov2-small --out {run}"
+    found["street-tokens"] = f"{_PRETRAIN} {_STREET} --teacher dinov2-small --teacher-image-size 112 --out {run}"
     found["street-pixels"] = f"{_PRETRAIN} --target pixels {_STREET} --parts {run}/parts --out runs/street-pixels"
     for target in ("tokens", "pixels"):
         tiny, street, beside = f"tiny-{target}", f"street-{target}", "--untrained" if target == "tokens" else ""
