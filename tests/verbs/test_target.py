@@ -54,7 +54,7 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
 def test_the_teacher_looks_once_at_each_image(
     creatures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the parts and for what is predicted; killed in between and resumed, or with what was seen lost, too."""
+    """For the parts and for what is predicted, in a run that is stopped in between, too; again where that was lost."""
     one = {**OPTIONS, "epochs": 1, "data": creatures / "images", "teacher": encoder}
     with tiny.every_step():
         with monkeypatch.context() as patch:
@@ -62,14 +62,12 @@ def test_the_teacher_looks_once_at_each_image(
             semmae.pretrain(out=tmp_path / "once", **one)
             with tiny.interrupted("parts", step=3):
                 semmae.pretrain(out=tmp_path / "twice", **one)
-            assert (tmp_path / "twice/teacher_tokens").is_dir()
-            semmae.pretrain(out=tmp_path / "twice", resume=True)
-        with tiny.interrupted("pretrain", step=2):
-            semmae.pretrain(out=tmp_path / "lost", **one)
-        shutil.rmtree(tmp_path / "lost/teacher_tokens")
-        semmae.pretrain(out=tmp_path / "lost", resume=True)
-    assert tiny.losses(tmp_path / "twice") == tiny.losses(tmp_path / "once")
-    assert tiny.losses(tmp_path / "lost") == pytest.approx(tiny.losses(tmp_path / "once"), rel=1e-3)
+            with tiny.interrupted("pretrain", step=2):
+                semmae.pretrain(out=tmp_path / "twice", resume=True)
+        assert tiny.losses(tmp_path / "twice") == tiny.losses(tmp_path / "once")[:2]
+        shutil.rmtree(tmp_path / "twice/teacher_tokens")
+        semmae.pretrain(out=tmp_path / "twice", resume=True)
+    assert tiny.losses(tmp_path / "twice") == pytest.approx(tiny.losses(tmp_path / "once"), rel=1e-3)
 
 
 def test_a_look_of_another_size_is_one_more(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
