@@ -228,7 +228,8 @@ def small_photos() -> dict[str, Any]:
     """Hundreds of photos and a public teacher, minutes: ViT-mini/16 at 64 pixels.
 
     Ours. Measured on `clothing` (341 photos of 10 classes), DINOv2 ViT-S/14 as the teacher, one core of an EPYC (AVX2)
-    that others used too, 12.8 minutes of processor time, of which the teacher takes 5 and the autoencoder 7:
+    that others used too, 10.3 minutes of processor time, of which the teacher takes 2.5 and the autoencoder 7 (by
+    calculation: 12.8 were measured with a second look of the teacher's, which is not taken any more):
 
         semmae pretrain --preset small-photos --data clothing --out runs/a --workers 0
         semmae knn --encoder runs/a --data clothing --out runs/a-knn --untrained --workers 0

@@ -76,10 +76,15 @@ def pretrain(options: PretrainOptions) -> Path:
         read_annotations(images.names, options.masks)
     with run_folder(options):
         check_same_images(options.out, images)
+        tokens = None
         if options.predicts_tokens:
             teacher = teacher or load_encoder(str(own_teacher(options, images)))
-            store_tokens(options, images, teacher)
-        store = part_labels(options, images, teacher) if options.parts or options.learns_parts else None
+            tokens = begin_tokens(options, images, teacher)
+        store = part_labels(options, images, teacher, tokens) if options.parts or options.learns_parts else None
+        if teacher is not None and tokens is not None:
+            size, precision = teacher_size(options, teacher), options.precision
+            fill_store(tokens, images, teacher, size=size, precision=precision, workers=options.workers)
+        barrier()  # all processes read what the first one has stored
         train_autoencoder(options, images, store, init, teacher if options.predicts_tokens else None)
         if is_rank_zero():
             write_report(options.out)
@@ -177,8 +182,13 @@ def has_parts(options: PretrainOptions) -> bool:
     return options.resume and (parts / "parts.json").exists() and not (parts / UNFINISHED).exists()
 
 
-def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | None) -> PartStore:
-    """The part labels to mask by: given, or learned inside `out` from --teacher or from one's own."""
+def part_labels(
+    options: PretrainOptions, images: ImageSet, teacher: Encoder | None, tokens: TokenStore | None
+) -> PartStore:
+    """The part labels to mask by: given, or learned inside `out` from --teacher or from one's own.
+
+    Where the teacher then sees just what is stored of it, its `tokens` to predict are kept.
+    """
     if options.parts is not None:
         return PartStore.open(options.parts, manifest_digest=images.digest)
     if has_parts(options):
@@ -186,16 +196,21 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
     spec = str(own_teacher(options, images)) if options.teacher == OWN_TEACHER else options.teacher
     stage = parts_stage(options, spec)
     with run_folder(stage):
-        learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images))
+        learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images), tokens)
         barrier()
     return PartStore.open(stage.out, manifest_digest=images.digest)
 
 
-def store_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> None:
-    """Store the teacher's tokens of every image inside `out`, unless a GPU is there to compute those of every crop."""
-    if not teacher_sees_crops() and is_rank_zero():
-        store, size = tokens_within(options, images, teacher), teacher_size(options, teacher)
-        fill_store(store, images, teacher, size=size, precision=options.precision, workers=options.workers)
+def begin_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> TokenStore | None:
+    """The store inside `out` that this process is to fill with the teacher's tokens of every image.
+
+    None in other processes than the first, and where a GPU is there to compute those of every crop.
+    """
+    if teacher_sees_crops() or not is_rank_zero():
+        return None
+    store = tokens_within(options, images, teacher)
+    store.begin("use a smaller --teacher-image-size, fewer images (--limit) or a GPU, which needs no room")
+    return store
 
 
 def teacher_sees_crops() -> bool:
@@ -233,7 +248,7 @@ def train_autoencoder(
 ) -> None:
     """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures.
 
-    `teacher`: whose tokens are predicted, None of pixels; unless it sees every crop, `store_tokens` has been called.
+    `teacher`: whose tokens are predicted, None of pixels; unless it sees every crop, they have been stored.
     """
     tokens = None if teacher is None or teacher_sees_crops() else tokens_within(options, images, teacher)
     torch.manual_seed(options.seed)
