@@ -284,7 +284,7 @@ def test_labels_of_tokens_are_those_of_the_encoder(
 
     assert made.complete and len(np.unique(made.labels)) == 5
     assert (made.labels == computed.labels).mean() > 0.999
-    assert (made.attention.astype(int) - computed.attention).max() <= 30  # a rank, where two patches tie
+    assert np.abs(made.attention.astype(int) - computed.attention).max() <= 30  # a rank, where two patches tie
     assert (made.attention == computed.attention).mean() > 0.99
     assert (made.digests, made.label_names) == (computed.digests, computed.label_names)
 

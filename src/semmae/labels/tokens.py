@@ -187,9 +187,9 @@ def label_from_tokens(store: PartStore, tokens: TokenStore, learner: PartLearner
     learner = learner.cpu().eval()
     missing = store.missing()
     starts = np.unique(missing // most_rows()) * most_rows()  # of blocks that are always the same
-    with Progress(len(starts) * most_rows(), "images", "labelling") as progress:
-        for start in starts:
-            rows = np.arange(start, min(start + most_rows(), tokens.rows))
+    blocks = [np.arange(start, min(start + most_rows(), tokens.rows)) for start in starts]
+    with Progress(sum(map(len, blocks)), "images", "labelling") as progress:
+        for rows in blocks:
             with torch.inference_mode():
                 labels = learner.labels(tokens_of(tokens, rows), torch.from_numpy(images[rows]))
             store.write_attention(rows, attention[rows])

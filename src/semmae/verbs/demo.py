@@ -128,7 +128,7 @@ def _stage(options: DemoOptions, data: str, name: str, **own: object) -> Pretrai
 def compare(options: DemoOptions, data: str, images: ImageSet, run: Path, first: Path | None) -> None:
     """k-NN and a linear probe of the encoder and of what it is compared with, kept in `run`'s results.
 
-    Beside it: the same encoder untrained, the one that parts were learned from, and raw pixels.
+    Beside it: the same encoder untrained, raw pixels and, if it was trained here, that which parts were learned from.
     """
     encoder = open_encoder(run)
     view = View(encoder.spec.image_size, "mean", workers=options.workers)
