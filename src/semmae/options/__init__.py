@@ -15,6 +15,7 @@ class Verb(NamedTuple):
     # Patterns of the files in the folder of its run, beside those of every run: what --overwrite may delete.
     leaves: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()  # folders there that are runs themselves
+    many: str = ""  # the folder there whose folders hold runs
     within: str = ""  # the one of these whose figures and networks are all that it leaves
     product: tuple[str, ...] = ()  # files that are there at its good end; none: its results show it
     checkpoint: str = ""  # how names of its encoder's tensors begin in a checkpoint; "": it keeps no encoder there
@@ -105,6 +106,16 @@ VERBS = {
         "measure an encoder by k-NN, probe and, with annotations, segmentation and parts: one table",
         leaves=(*_RESULTS, "figures.json"),
         runs=("untrained", "knn", "probe", "segment"),
+    ),
+    "compare": Verb(
+        "compare maskings: equal weights, crops and budget, several seeds, intervals",
+        leaves=(
+            *(*_RESULTS, "results.jsonl", "minutes.json", "comparison.png", "teacher_tokens/tokens.safetensors"),
+            *(f"labels/*/{name}" for name in ("parts.npy", "attention.npy", "parts.json")),
+        ),
+        runs=("teacher", "parts"),
+        many="runs",
+        deed="Maskings were compared",
     ),
     "embed": Verb(
         "write features of every image: class, mean, patch or part tokens",
