@@ -15,7 +15,7 @@ from semmae.data.part_store import PartStore
 from semmae.data.segmentation import read_annotation
 from semmae.errors import UserError
 from semmae.evaluation.baselines import fit_baselines
-from semmae.evaluation.quality import UNJUDGED, find_annotations, fixed_grid
+from semmae.evaluation.quality import UNJUDGED, find_annotations, fixed_grid, sample
 from semmae.labels.labelling import label_images
 from semmae.models.parts import images_to_fit
 from semmae.models.vit import Encoder
@@ -23,6 +23,8 @@ from semmae.options.shared import Precision
 from semmae.progress import Progress
 
 Labels = npt.NDArray[np.uint8]
+
+_POINTS = 4  # a side of a cell, at which an annotation is looked at
 
 
 def cluster_parts(
@@ -106,18 +108,11 @@ def check_all_annotated(images: ImageSet, masks: Path, found: dict[int, Path]) -
 
 
 def majority(annotation: Labels, grid: int) -> Labels:
-    """The most frequent value in each cell, (H, W) → (grid, grid); of equally frequent ones the lowest.
-
-    A side with fewer pixels than cells has its pixels in several cells.
-    """
-    height, width = annotation.shape
-    repeats = (-(-grid // height), -(-grid // width))
-    fine = np.kron(annotation, np.ones(repeats, np.uint8)) if max(repeats) > 1 else annotation
-    rows, columns = (np.arange(side) * grid // side for side in fine.shape)
-    values, inverse = np.unique(fine, return_inverse=True)
-    places = (rows[:, None] * grid + columns) * len(values) + inverse.reshape(fine.shape)
-    counts = np.bincount(places.ravel(), minlength=grid * grid * len(values)).reshape(grid, grid, len(values))
-    chosen: Labels = values[counts.argmax(-1)]
+    """The most frequent value in each cell, (H, W) → (grid, grid), by 4 x 4 points; of several the lowest."""
+    points = sample(annotation, _POINTS * grid).reshape(grid, _POINTS, grid, _POINTS)
+    values = np.unique(points)
+    counts = np.stack([(points == value).sum((1, 3)) for value in values])
+    chosen: Labels = values[counts.argmax(0)]
     return chosen
 
 

@@ -35,13 +35,14 @@ from semmae.labels.labelling import teacher_of
 from semmae.models.vit import Encoder
 from semmae.names import shown, user_path
 from semmae.options.compare import CompareOptions
-from semmae.options.fields import is_given, options_of, shared
+from semmae.options.fields import flag, is_given, options_of, shared
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER
+from semmae.options.values import check_given
 from semmae.reporting.comparison import write_end
 from semmae.reporting.page import FIGURES
 from semmae.reporting.run_page import write_report
-from semmae.run.config import CONFIG, began_alike
+from semmae.run.config import CONFIG, kept_values, saved_options
 from semmae.run.folder import claimed, run_folder, turn
 from semmae.shell import command
 from semmae.train.batches import Training
@@ -337,10 +338,16 @@ def run_options(options: CompareOptions, job: Job, stages: Stages) -> PretrainOp
 
 
 def check_alike(options: CompareOptions, job: Job, stages: Stages) -> None:
-    """Refuse a run that was made with other options than its row has now."""
-    if not began_alike(run_options(options, job, stages)):
+    """Refuse a run that was made with other options than its row has now; where things lie does not matter."""
+    every, was = options_of(PretrainOptions), saved_options(job.out)
+    for name, value in kept_values(run_options(options, job, stages)).items():
+        if name not in every or every[name].facts.on_resume != "same" or every[name].facts.reads:
+            continue
+        if was.get(name) == value:
+            continue
         raise UserError(
-            f"row {job.row.name}: {job.out} was made with other options; name the row anew, or use another --out"
+            f"row {job.row.name}: {flag(name)} {shown(value)}: {job.out} was made with {shown(was.get(name))}; "
+            "name the row anew, or use another --out"
         )
 
 
@@ -390,13 +397,17 @@ def described_row(row: Row, target: str) -> dict[str, Any]:
 def _command(own: PretrainOptions) -> str:
     """The command of pretrain that makes this run."""
     names = [name for name, each in options_of(PretrainOptions).items() if not each.facts.control]
-    given = {name: getattr(own, name) for name in names if each_is_text(getattr(own, name)) and is_given(own, name)}
-    return command("pretrain", **given)
+    given = {name: getattr(own, name) for name in names if is_given(own, name) and _has_effect(own, name)}
+    return command("pretrain", **{name: value for name, value in given.items() if name != "preset"})
 
 
-def each_is_text(value: Any) -> bool:
-    """Whether a value can stand on a command line."""
-    return isinstance(value, str | int | float | Path)
+def _has_effect(own: PretrainOptions, name: str) -> bool:
+    """Whether an option that all rows share is one of this run's masking."""
+    try:
+        check_given(own, [name])
+    except UserError:
+        return False
+    return isinstance(getattr(own, name), str | int | float | Path)
 
 
 @functools.cache

@@ -30,10 +30,10 @@ from semmae.verbs.pretrain import check_recipe
 _USUAL = ("random", "semantic")
 _NAME = re.compile(r"[A-Za-z0-9][\w.=+,-]{0,99}")
 # Of a whole comparison: what images are read, and what stages are made once.
+_OF_STAGES = ("teacher_epochs", "parts_epochs", "parts_preset", "num_parts")
 _SHARED = {
     *("data", "out", "config", "resume", "overwrite", "seed", "limit", "workers", "logger", "callbacks", "preset"),
-    *("devices", "nodes", "masks", "teacher", "teacher_epochs", "teacher_image_size", "num_heads", "num_parts"),
-    *("parts_epochs", "parts_preset", "precision"),
+    *("devices", "nodes", "precision", "masks", "teacher", "teacher_image_size", "num_heads", *_OF_STAGES),
 }
 ROW_OPTIONS = [name for name in options_of(PretrainOptions) if name not in _SHARED]
 
@@ -61,8 +61,10 @@ class Row:
         """Of the run with this seed in `out`, by the part labels in `parts`."""
         own = {**self.given, "out": out, "seed": seed, "parts": parts, "config": None}
         own |= {"masks": None, "resume": False, "overwrite": False}  # of the comparison as a whole
+        # What it learns from is made before.
+        own |= {name: options_of(PretrainOptions)[name].default for name in _OF_STAGES}
         if self.given.get("target", options.target) != "tokens":
-            own["teacher"] = AUTO_TEACHER  # none is needed
+            own |= {"teacher": AUTO_TEACHER, "teacher_image_size": None}  # none is needed
             own["num_heads"] = None if options.names_a_teacher else options.num_heads
         return shared(PretrainOptions, options, **own)
 
