@@ -40,7 +40,7 @@ from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.trainer import resolve_precision
 
 GRID = 32
-CASES = (("vit_small", 224, 16), ("vit_tiny", 112, 8))
+CASES = (("vit_small", 224, 16), ("vit_small", 112, 14), ("vit_tiny", 112, 8))
 IMAGENET = 1_300_000
 
 

@@ -25,6 +25,12 @@ _CLOTHING = "--data clothing --workers 0"
 _TINY = "--data tiny-imagenet-100/train.parquet --limit 4000 --masking random --epochs 25 --workers 0"
 _TINY_VAL = "--data tiny-imagenet-100 --limit 4000 --workers 0"
 _FINE = f"semmae finetune --preset small-data {_CLOTHING}"
+_TINY_FINE = (
+    "semmae finetune --preset small-data --data tiny-imagenet-100 --workers 0 --epochs 5 --batch-size 64 --blr 4e-3"
+    " --augment rand-m5-n1-mstd0.5-inc1"
+)
+_STREET = "--data street-fashion/images/unlabelled --epochs 100 --workers 0"  # about as many steps as on clothing
+_STREET_VAL = "semmae evaluate --data street-fashion --workers 0 --steps 300 --image-size"
 
 
 def commands() -> dict[str, str]:
@@ -45,8 +51,28 @@ def commands() -> dict[str, str]:
     found["pixels-0-fine"] = f"{_FINE} --encoder {run} --seed 0 --out {run}-fine-0"
     found["tiny-tokens"] = f"{_PRETRAIN} {_TINY} --teacher dinov2-small --teacher-image-size 112 --out runs/tiny-tokens"
     found["tiny-pixels"] = f"{_PRETRAIN} --target pixels {_TINY} --out runs/tiny-pixels"
-    for run in ("tiny-tokens", "tiny-pixels"):
-        found[f"{run}-evaluate"] = f"semmae evaluate --encoder runs/{run} {_TINY_VAL} --out runs/{run}-evaluate"
+    run = "runs/street-tokens"
+    found["street-tokens"] = f"{_PRETRAIN} {_STREET} --teacher dinov2-small --out {run}"
+    found["street-pixels"] = f"{_PRETRAIN} --target pixels {_STREET} --parts {run}/parts --out runs/street-pixels"
+    for target in ("tokens", "pixels"):
+        tiny, street, beside = f"tiny-{target}", f"street-{target}", "--untrained" if target == "tokens" else ""
+        found[f"{tiny}-evaluate"] = f"semmae evaluate --encoder runs/{tiny} {_TINY_VAL} --out runs/{tiny}-evaluate"
+        found[f"{tiny}-fine"] = f"{_TINY_FINE} --encoder runs/{tiny} {beside} --out runs/{tiny}-fine"
+        found[f"{street}-evaluate"] = f"{_STREET_VAL} 96 --encoder runs/{street} --out runs/{street}-evaluate"
+    return found | of_the_teacher()
+
+
+def of_the_teacher() -> dict[str, str]:
+    """As `commands`, of the teacher itself: fine-tuned at 56 pixels, where it has as many patches as the small ones."""
+    teacher, found = "--encoder dinov2-small", {}
+    found["teacher-knn"] = f"semmae knn {teacher} {_CLOTHING} --image-size 224 --out runs/teacher-knn"
+    for seed in SEEDS:
+        own = f"--image-size 224 --seed {seed} --no-untrained --out runs/teacher-evaluate-{seed}"
+        found[f"teacher-{seed}-evaluate"] = f"semmae evaluate {teacher} {_CLOTHING} {own}"
+    found["teacher-0-fine"] = f"{_FINE} {teacher} --image-size 56 --seed 0 --out runs/teacher-fine"
+    own = "--image-size 112 --no-untrained --out runs/teacher-tiny-evaluate"
+    found["teacher-tiny-evaluate"] = f"semmae evaluate {teacher} {_TINY_VAL} {own}"
+    found["teacher-street-evaluate"] = f"{_STREET_VAL} 84 {teacher} --no-untrained --out runs/teacher-street"
     return found
 
 

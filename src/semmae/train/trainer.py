@@ -70,7 +70,7 @@ class FitOptions:
     epochs: int
     clip: float  # highest norm of the gradient; 0 = unlimited
     clip_each: bool = False  # of each parameter's, not of all together
-    unit: str = "epoch"  # what the line on the terminal calls a pass over the loader
+    in_steps: bool = False  # what the line on the terminal counts: steps, where a pass over the loader is no epoch
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def fit(
     of_an_epoch = int(trainer.num_training_batches) // training.accumulate
     trained = Trained(trainer.global_step, options.epochs * of_an_epoch)
     if trained.stopped and is_rank_zero():
-        whole = trained.steps % of_an_epoch == 0
-        unit, most = (options.unit, options.epochs) if whole else ("step", trained.planned)
+        whole = trained.steps % of_an_epoch == 0 and not options.in_steps
+        unit, most = ("epoch", options.epochs) if whole else ("step", trained.planned)
         _log.warning("%s: stopped after %s %s of %d by a callback", options.stage, unit, trained.of(most), most)
     return trained
 
@@ -341,12 +341,16 @@ class Meter(pl.Callback):
             return
         steps = max(1, len(self._losses) // self._accumulate)
         seconds_a_step = (time.monotonic() - self._since) / steps
-        left = (int(trainer.estimated_stepping_batches) - trainer.global_step) * seconds_a_step
+        planned = int(trainer.estimated_stepping_batches)
+        left = (planned - trainer.global_step) * seconds_a_step
+        place = f"epoch {trainer.current_epoch + 1}/{self.options.epochs}"
+        if self.options.in_steps:
+            place = f"step {trainer.global_step}/{planned}"
         measured = "".join(f"{name} {value:.1f}, " for name, value in evaluated.items())
         line = (
-            f"{self.options.stage}: {self.options.unit} {trainer.current_epoch + 1}/{self.options.epochs}, "
-            f"loss {metrics['loss']:.4f}, {measured}{shown_rate(metrics['images_per_s'])} images/s, "
-            f"{metrics['data_wait']:.0%} waiting for data, {left / 60:.1f} min left"
+            f"{self.options.stage}: {place}, loss {metrics['loss']:.4f}, {measured}"
+            f"{shown_rate(metrics['images_per_s'])} images/s, {metrics['data_wait']:.0%} waiting for data, "
+            f"{left / 60:.1f} min left"
         )
         write(sys.stderr, f"\r{line:<100}" + ("\n" if ended else "") if terminal else line + "\n")
         if ended:

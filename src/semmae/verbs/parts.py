@@ -201,7 +201,7 @@ def learn_from_tokens(
     learner.cpu().start_from_clusters(tokens, options.seed, mapped=options.map_keys)
     # Seconds in all: one process takes these steps, whose data is in memory.
     training = shared(Training, options, hyperparameters=kept_values(options), devices=1)
-    how = FitOptions(training, options.out, "parts", 1, clip=0.0, unit="round")
+    how = FitOptions(training, options.out, "parts", 1, clip=0.0, in_steps=True)
     size = training.images_of_a_step(len(images))
     sampler = StepSampler(len(images), options.seed, steps=options.steps, batch_size=size)
     loader = make_loader(TokenDataset(tokens._asdict()), size // options.accumulate, sampler=sampler)

@@ -169,7 +169,7 @@ class Segment(Protocol[SegmentationData]):
         make_folder(out)
         stage = UNTRAINED if name == UNTRAINED else "segment"
         with summarised(out, stage, data.train.images, [data.val.images], **facts) as summary:
-            options = FitOptions(self.training, out, stage, self.rounds, self.recipe.clip, unit="round")
+            options = FitOptions(self.training, out, stage, self.rounds, self.recipe.clip, in_steps=True)
             task = SegmentTask(segmenter, self.recipe, lr=self.rate)
             summary.trained(fit(task, self.loader(encoder, data), options, Evaluation(validated, 1)))
             if not is_rank_zero():
