@@ -115,7 +115,7 @@ VERBS = {
         ),
         runs=("teacher", "parts"),
         many="runs",
-        deed="Maskings were compared",
+        deed="The maskings were compared on equal terms",
     ),
     "embed": Verb(
         "write features of every image: class, mean, patch or part tokens",

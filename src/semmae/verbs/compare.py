@@ -242,7 +242,9 @@ def machine() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{torch.get_num_threads()} threads, {names[0] if names else platform.processor() or platform.machine()}"
+    threads = torch.get_num_threads()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def about(options: CompareOptions, images: ImageSet, measures: Measures) -> dict[str, Any]:

@@ -104,7 +104,6 @@ class Measures(NamedTuple):
 
 def open_measures(options: CompareOptions) -> Measures:
     """Data to measure by, opened and checked, and recipes, checked; UserError where they lack what is asked for."""
-    check_measures(options)
     data = options.data if options.eval_data is None else options.eval_data
     same: dict[str, Any] = {"encoder": "", "data": data, "out": options.out / FOLDER, "val_share": options.val_share}
     same |= {name: getattr(options, name) for name in ("seed", "limit", "workers", "precision")}
@@ -145,10 +144,12 @@ def open_measures(options: CompareOptions) -> Measures:
 
 
 def check_measures(options: CompareOptions) -> None:
-    """Refuse names that are no measures."""
+    """Refuse names that are no measures, and recipes that are none."""
     for name in options.measure.split(","):
         if options.measure != "auto":
             check_choice("measure", name, MEASURES)
+    recipe(options.finetune_recipe, "finetune")
+    recipe(options.segment_recipe, "segment")
 
 
 def recipe(given: str | None, verb: str) -> dict[str, Any]:
