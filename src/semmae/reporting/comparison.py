@@ -11,13 +11,15 @@ from matplotlib.figure import Figure
 
 from semmae.evaluation.paired import Difference, paired_difference
 from semmae.files import write_bytes, write_json, write_text
+from semmae.options.compare import MEASURES, PART_KINDS
 from semmae.reporting.page import Record, Table, called, duration
 from semmae.reporting.results import protocol_lines
 
 PICTURE = "comparison.png"
 # The figures by which rows are compared, the first that all have for the verdict.
 COMPARED = ("finetune_top1", "probe_top1", "knn_top1", "segment_miou", "kmeans_centred_nmi")
-_PARTS = {"parts_nmi": "its part labels, NMI", "parts_ari": "its part labels, ARI"}  # of what masks were made from
+_PARTS = {"parts_nmi": "its part labels, NMI"}  # of what masks were made from
+_STAGES = ("teacher", "tokens", *PART_KINDS, "pretrain", *MEASURES)  # in the order of work
 _FACTS = ("name", "masking", "variant", "parts", "target")
 _CHANCE = (
     "Each interval is of one row by itself: of twenty rows that are no better or worse than the first, one is expected "
@@ -121,7 +123,7 @@ def tables(rows: Sequence[Record]) -> list[Table]:
             if figure in COMPARED and len(rows) > 1:
                 cells.append(_cell(difference(row, figure)))
         lines.append((*cells, duration(row["minutes"]["total"])))
-    stages = list(dict.fromkeys(stage for row in rows for stage in row["minutes"] if stage != "total"))
+    stages = [stage for stage in _STAGES if any(stage in row["minutes"] for row in rows)]
     spent = [
         (row["name"], *(duration(row["minutes"][stage]) if stage in row["minutes"] else "–" for stage in stages))
         for row in rows
