@@ -190,7 +190,7 @@ def test_a_grid_is_multiplied_out(tmp_path: Path) -> None:
     [
         ("- {masking: rondom}", ("row 1", "'rondom'", '"random"')),
         ("- {masking: random}\n- {gama: 2}", ("row 2", "gama", '"gamma"')),
-        ("- {masking: random, gamma: 2}", ("random", "gamma 2", "semantic")),
+        ("- {masking: random, gamma: 3}", ("random", "gamma 3", "semantic")),
         ("- {masking: random, epochs: many}", ("row 1", "epochs 'many'", "whole number")),
         ("- {masking: random, mask_ratio: 2}", ("mask-ratio 2", "between 0 and 1")),
         ("- {parts: lerned}", ("row 1", "'lerned'", "learned")),

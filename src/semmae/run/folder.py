@@ -201,9 +201,8 @@ def locked(out: Path, *, shared: bool = False) -> Iterator[None]:
             yield
         finally:
             _held.pop(place, None)
-            if not shared and _is_at(
-                descriptor, path
-            ):  # not another run's, which has taken the place of a removed folder
+            # Not another run's, which has taken the place of a removed folder.
+            if (not shared or _is_last(descriptor)) and _is_at(descriptor, path):
                 path.unlink()  # before it is let go: nobody waits for it
             with suppress(OSError):  # something was written
                 for folder in made:
@@ -233,6 +232,14 @@ def _open_locked(path: Path, *, shared: bool) -> Iterator[int]:
                 yield file.fileno()
                 return
         # Else its last owner has removed it between the two: it is nobody's lock.
+
+
+def _is_last(descriptor: int) -> bool:
+    """Whether no other process shares the lock any more."""
+    with suppress(OSError):
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _at_work(out: Path) -> AtWork:

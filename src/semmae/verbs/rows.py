@@ -126,8 +126,9 @@ def _row(values: Mapping[str, Any], lists: Collection[str] = ()) -> Row:
         folder = user_path(parts, "--parts") if isinstance(parts, str) else None
         if folder is None or not folder.is_dir():
             raise UserError(f"--parts {shown(parts)}: must be one of {', '.join(PART_KINDS)}, or a run of semmae parts")
-    named = [name for name in values if name in lists or ("name" not in values and name not in ("name", "masking"))]
     base = values.get("name", masking.replace(":", "."))
+    own = [name for name in values if name != "name"] if "name" not in values else lists
+    named = [name for name in own if "name" in values or name != "masking"]
     label = "-".join([base, *(f"{name}={_worded(values[name])}" for name in named)])
     if not _NAME.fullmatch(label):
         raise UserError(
