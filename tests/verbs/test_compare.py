@@ -237,7 +237,7 @@ def test_every_kind_of_parts_is_a_row(drawn: Path, tmp_path: Path) -> None:
     by_kind = {row["parts"]: row for row in found["rows"]}
     assert set(by_kind) == {*PART_KINDS, None} - {"learned", "grid"}
     assert found["rows"][-1]["name"] == "random-mask_ratio=0.5" and "parts_nmi" not in by_kind[None]
-    assert by_kind["annotations"]["parts_nmi"] > 90
+    assert by_kind["annotations"]["parts_nmi"] > 2 * by_kind["kmeans"]["parts_nmi"] > 0
     assert {"learned", "teacher", "shuffled", "pretrain", "total"} <= by_kind["shuffled"]["minutes"].keys()
     assert {"teacher", "learned"}.isdisjoint(by_kind["annotations"]["minutes"])
     stores = {kind: semmae.PartStore.open(out / "labels" / kind) for kind in ("kmeans", "shuffled")}
@@ -253,7 +253,7 @@ def test_the_same_folder_with_splits_trains_on_one_and_measures_on_the_other(dra
         data=data, out=tmp_path / "out", maskings="random,block", **{**FEW, "seeds": 1, "epochs": 1}
     ).path
     assert tiny.results(out)["protocol"]["images"] == len(list((data / "train").rglob("*.png")))
-    one = tiny.results(out / "runs/random/seed-0/evaluate")["protocol"]
+    one = tiny.results(out / "runs/random/seed-0/measured")["protocol"]
     assert f"{len(list((data / 'val').rglob('*.png')))} val" in one["knn"]["split"]
 
 

@@ -44,6 +44,7 @@ def _networks(*folders: str) -> tuple[str, ...]:
 
 _RESULTS = ("results.json", "results.md")
 _CLASSES = (*_RESULTS, "per_class.csv", "confusion.png")
+_COMPARED = (*_RESULTS, "results.jsonl", "minutes.json", "comparison.json", "comparison.png")
 
 # In the order of work.
 VERBS = {
@@ -110,10 +111,12 @@ VERBS = {
     "compare": Verb(
         "compare maskings: equal weights, crops and budget, several seeds, intervals",
         leaves=(
-            *(*_RESULTS, "results.jsonl", "minutes.json", "comparison.png", "teacher_tokens/tokens.safetensors"),
+            *_COMPARED,
             *(f"labels/*/{name}" for name in ("parts.npy", "attention.npy", "parts.json")),
+            *(f"finetune/{name}" for name in ("metrics.jsonl", "summary.json", "skipped.csv", "checkpoints/last.ckpt")),
+            *_weights("finetune/classifier"),
         ),
-        runs=("teacher", "parts"),
+        runs=("teacher", "parts", "measured"),
         many="runs",
         deed="The maskings were compared on equal terms",
     ),

@@ -43,7 +43,7 @@ from semmae.verbs.measuring import facts_of, view_of
 
 _log = logging.getLogger("semmae")
 
-FOLDER = "evaluate"  # in the folder of a run
+FOLDER = "measured"  # in the folder of a run
 _OF_CLASSES, _OF_PIXELS = {"knn", "probe", "finetune"}, {"segment", "parts"}
 # Of a recipe's file, what is another verb's to say: which encoder, which data, where.
 _OURS = {"encoder", "data", "out", "config", "resume", "overwrite", "seed", "limit", "workers", "precision", "logger"}
@@ -81,7 +81,7 @@ class Measures(NamedTuple):
             described_by |= describe_by([tuning], facts)
         write_comparison(folder, described_by, {OWN: figures})
         for left in ("finetune", "segment"):
-            for name in ("checkpoints", "classifier", "segmenter", "tensorboard"):
+            for name in ("checkpoints", "classifier", "segmenter"):
                 remove(folder / left / name)
         return figures, minutes_in(folder)
 
@@ -107,15 +107,16 @@ def open_measures(options: CompareOptions) -> Measures:
     data = options.data if options.eval_data is None else options.eval_data
     same: dict[str, Any] = {"encoder": "", "data": data, "out": options.out / FOLDER, "val_share": options.val_share}
     same |= {name: getattr(options, name) for name in ("seed", "limit", "workers", "precision")}
+    trained = {**same, "logger": "none"}
     beside = options.masks if options.eval_data is None else None
     evaluate = with_annotations(EvaluateOptions(**same, masks=beside, untrained=False))
     if evaluate.masks is None:
         evaluate = dataclasses.replace(evaluate, masks=options.masks)
-    tuning = FinetuneOptions(**same, logger=options.logger, **recipe(options.finetune_recipe, "finetune"))
+    tuning = FinetuneOptions(**trained, **recipe(options.finetune_recipe, "finetune"))
     usual = {"head": "linear", "steps": evaluate.steps, "batch_size": 16}
     usual |= {"val_steps": evaluate.steps} if options.segment_recipe is None else {}
     given = {**usual, "pictures": 0, **recipe(options.segment_recipe, "segment")}
-    segment = SegmentOptions(**same, logger=options.logger, **given)
+    segment = SegmentOptions(**trained, **given)
     check_finetune(tuning)
     segment_verb.protocol_of(segment, 0).check_settings()
     names = tuple(options.measure.split(","))
