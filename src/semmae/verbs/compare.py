@@ -29,6 +29,7 @@ from semmae.files import read_json, remove, write_json, write_text
 from semmae.names import shown, user_path
 from semmae.options.compare import CompareOptions
 from semmae.options.fields import flag, is_given, options_of, shared
+from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import OWN_TEACHER
 from semmae.options.values import check_given
@@ -61,6 +62,7 @@ def compare(options: CompareOptions) -> Path:
     """Compare maskings: the same weights, crops and budget for each, several seeds, one table with intervals."""
     index, count = share_of(options.part)
     check_measures(options)
+    preset_options("parts", options.parts_preset, "--parts-preset")
     both = with_annotations(options)
     rows = rows_of(both)
     shared(Training, options).check()
