@@ -15,8 +15,20 @@ from typing import Any
 
 import harness
 import proof
+import torch
 
+from semmae.data.classes import TrainVal, open_sets, train_val, voters
+from semmae.data.loaders import WholeDataset, make_loader
+from semmae.evaluation.accuracy import class_figures
+from semmae.evaluation.classifying import classify_features
+from semmae.evaluation.features import View, raw_pixels
+from semmae.evaluation.linear import probe_features
 from semmae.evaluation.protocols import OWN, UNTRAINED
+from semmae.evaluation.protocols.knn import Knn
+from semmae.evaluation.protocols.probe import choice_rows
+from semmae.models.head import HeadSpec
+from semmae.options.probe import ProbeRecipe
+from semmae.options.shared import VAL_SHARE
 
 SEEDS = (0, 1, 2)
 PAGE = proof.DOCS / "results.md"
@@ -24,7 +36,7 @@ _PRETRAIN = "semmae pretrain --preset small-photos"
 _CLOTHING = "--data clothing --workers 0"
 _TINY = "--data tiny-imagenet-100/train.parquet --limit 4000 --masking random --epochs 25 --workers 0"
 _TINY_VAL = "--data tiny-imagenet-100 --limit 4000 --workers 0"
-_FINE = f"semmae finetune --preset small-data {_CLOTHING}"
+_FINETUNE = f"semmae finetune --preset small-data {_CLOTHING}"
 _TINY_FINE = (
     "semmae finetune --preset small-data --data tiny-imagenet-100 --workers 0 --epochs 5 --batch-size 64 --blr 4e-3"
     " --augment rand-m5-n1-mstd0.5-inc1"
@@ -41,18 +53,18 @@ def commands() -> dict[str, str]:
         found[f"tokens-{seed}"] = f"{_PRETRAIN} {_CLOTHING} --teacher dinov2-small {own} --out {run}"
         found[f"tokens-{seed}-knn"] = f"semmae knn --encoder {run} {_CLOTHING} --untrained --out {run}-knn"
         found[f"tokens-{seed}-evaluate"] = f"semmae evaluate --encoder {run} {_CLOTHING} {own} --out {run}-evaluate"
-    found["tokens-0-fine"] = f"{_FINE} --encoder runs/tokens-0 --untrained --seed 0 --out runs/tokens-0-fine"
+    found["tokens-0-fine"] = f"{_FINETUNE} --encoder runs/tokens-0 --untrained --seed 0 --out runs/tokens-0-fine"
     run = "runs/pixels-0"
     found["pixels-0"] = f"{_PRETRAIN} --target pixels {_CLOTHING} --parts runs/tokens-0/parts --out {run}"
     found["pixels-0-knn"] = f"semmae knn --encoder {run} {_CLOTHING} --out {run}-knn"
     for seed in SEEDS:
         own = f"--encoder {run} --seed {seed} {_CLOTHING} --no-untrained --out {run}-evaluate-{seed}"
         found[f"pixels-{seed}-evaluate"] = f"semmae evaluate {own}"
-    found["pixels-0-fine"] = f"{_FINE} --encoder {run} --seed 0 --out {run}-fine-0"
+    found["pixels-0-fine"] = f"{_FINETUNE} --encoder {run} --seed 0 --out {run}-fine-0"
     found["tiny-tokens"] = f"{_PRETRAIN} {_TINY} --teacher dinov2-small --teacher-image-size 112 --out runs/tiny-tokens"
     found["tiny-pixels"] = f"{_PRETRAIN} --target pixels {_TINY} --out runs/tiny-pixels"
     run = "runs/street-tokens"
-    found["street-tokens"] = f"{_PRETRAIN} {_STREET} --teacher dinov2-small --out {run}"
+    found["street-tokens"] = f"{_PRETRAIN} {_STREET} --teacher dinov2-small --teacher-image-size 112 --out {run}"
     found["street-pixels"] = f"{_PRETRAIN} --target pixels {_STREET} --parts {run}/parts --out runs/street-pixels"
     for target in ("tokens", "pixels"):
         tiny, street, beside = f"tiny-{target}", f"street-{target}", "--untrained" if target == "tokens" else ""
@@ -69,7 +81,7 @@ def of_the_teacher() -> dict[str, str]:
     for seed in SEEDS:
         own = f"--image-size 224 --seed {seed} --no-untrained --out runs/teacher-evaluate-{seed}"
         found[f"teacher-{seed}-evaluate"] = f"semmae evaluate {teacher} {_CLOTHING} {own}"
-    found["teacher-0-fine"] = f"{_FINE} {teacher} --image-size 56 --seed 0 --out runs/teacher-fine"
+    found["teacher-0-fine"] = f"{_FINETUNE} {teacher} --image-size 56 --seed 0 --out runs/teacher-fine"
     own = "--image-size 112 --no-untrained --out runs/teacher-tiny-evaluate"
     found["teacher-tiny-evaluate"] = f"semmae evaluate {teacher} {_TINY_VAL} {own}"
     found["teacher-street-evaluate"] = f"{_STREET_VAL} 84 {teacher} --no-untrained --out runs/teacher-street"
@@ -87,7 +99,8 @@ def main() -> None:
     if asked.commands:
         print("\n".join(commands().values()))
     elif asked.runs:
-        harness.write_results("tokens", {name: proof.collected(asked.runs, own) for name, own in commands().items()})
+        found = {name: proof.collected(asked.runs, own) for name, own in commands().items()}
+        harness.write_results("tokens", found | of_raw_pixels(asked.runs))
     else:
         PAGE.write_text(with_table(PAGE.read_text(), read_results()))
 
@@ -98,23 +111,67 @@ def read_results() -> dict[str, Any]:
     return results
 
 
-# Protocol, data, the figure, and the results that have it: of tokens, of pixels.
-_KNN, _PROBE = "k-NN", "linear probe on features"
+def of_raw_pixels(root: Path) -> dict[str, Any]:
+    """The images themselves, 16 x 16, measured as `semmae knn` and `semmae evaluate` measure an encoder."""
+    clothing, tiny = str(root / "clothing"), str(root / "tiny-imagenet-100")
+    single = open_sets(clothing, limit=None, seed=0, workers=0)
+    found = {"raw-knn": knn_of_pixels(voters(clothing, single, limit=None))}
+    for seed in SEEDS:
+        divided = train_val(clothing, single, val_share=VAL_SHARE, limit=None, seed=seed)
+        found[f"raw-{seed}-evaluate"] = probe_of_pixels(divided, seed)
+    divided = train_val(tiny, open_sets(tiny, limit=4000, seed=0, workers=0), val_share=VAL_SHARE, limit=4000, seed=0)
+    found["raw-tiny-evaluate"] = knn_of_pixels(divided) | probe_of_pixels(divided, 0)
+    return {name: {"results": figures} for name, figures in found.items()}
+
+
+def pixels_of(data: TrainVal) -> list[torch.Tensor]:
+    """Vectors of the images that are learned from, and of those that are measured on."""
+    return [raw_pixels(make_loader(WholeDataset(images, 64, fit="centre"), 64)) for images in (data.train, data.val)]
+
+
+def knn_of_pixels(data: TrainVal) -> dict[str, Any]:
+    """As the protocol "knn"."""
+    train, val = pixels_of(data)
+    figures = Knn(View(64, "mean")).figures(train, val, data, torch.device("cpu"))
+    return {f"knn_{name}": value for name, value in figures.items()}
+
+
+def probe_of_pixels(data: TrainVal, seed: int) -> dict[str, Any]:
+    """As the protocol "probe"."""
+    train, val = pixels_of(data)
+    spec, chosen_on = (
+        HeadSpec(train.shape[1], tuple(data.classes), "mean"),
+        choice_rows(data.train, ProbeRecipe(seed=seed)),
+    )
+    head = probe_features(train, data.train_targets, spec, chosen_on, seed=seed).head
+    ranks = classify_features(head.eval(), val, data.val_targets).ranks
+    return {f"probe_{name}": value for name, value in class_figures(ranks, data.val_targets, len(data.classes)).items()}
+
+
+# Protocol, data, the figure, and the results that have it: of tokens, of pixels, of the teacher, of raw pixels.
+_KNN, _PROBE, _FINE = "k-NN", "linear probe on features", "fine-tuning"
 _ROWS = (
-    (f"{_KNN}, each photo among the others", "clothing", "top1", "tokens-*-knn", "pixels-0-knn"),
-    (f"{_PROBE}, 68 held out", "clothing", "probe_top1", "tokens-*-evaluate", "pixels-*-evaluate"),
-    ("fine-tuning, 68 held out", "clothing", "top1", "tokens-0-fine", "pixels-0-fine"),
-    (_KNN, "tiny-imagenet-100", "knn_top1", "tiny-tokens-evaluate", "tiny-pixels-evaluate"),
-    (_PROBE, "tiny-imagenet-100", "probe_top1", "tiny-tokens-evaluate", "tiny-pixels-evaluate"),
-)
+    (f"{_KNN}, each photo among the others", "clothing", "knn_top1",
+     "tokens-*-knn", "pixels-0-knn", "teacher-knn", "raw-knn"),
+    (f"{_PROBE}, 68 held out", "clothing", "probe_top1",
+     "tokens-*-evaluate", "pixels-*-evaluate", "teacher-*-evaluate", "raw-*-evaluate"),
+    (f"{_FINE}, 68 held out", "clothing", "top1", "tokens-0-fine", "pixels-0-fine", "teacher-0-fine", None),
+    (_KNN, "tiny-imagenet-100", "knn_top1",
+     "tiny-tokens-evaluate", "tiny-pixels-evaluate", "teacher-tiny-evaluate", "raw-tiny-evaluate"),
+    (_PROBE, "tiny-imagenet-100", "probe_top1",
+     "tiny-tokens-evaluate", "tiny-pixels-evaluate", "teacher-tiny-evaluate", "raw-tiny-evaluate"),
+    (f"{_FINE}, 5 epochs", "tiny-imagenet-100", "top1", "tiny-tokens-fine", "tiny-pixels-fine", None, None),
+    ("segmentation, linear head, mIoU %", "street-fashion", "segment_miou",
+     "street-tokens-evaluate", "street-pixels-evaluate", "teacher-street-evaluate", None),
+)  # fmt: skip
 
 
 def with_table(text: str, found: Mapping[str, Any]) -> str:
     """The text of the page with its table as `found` has it."""
-    lines = ["| top-1 % | data | tokens | pixels | new weights |", "|---|---|---|---|---|"]
-    for protocol, data, figure, tokens, pixels in _ROWS:
-        asked = ((tokens, OWN), (pixels, OWN), (tokens, UNTRAINED))
-        cells = [figures(found, name, figure, method) for name, method in asked]
+    lines = ["| top-1 % | data | tokens | pixels | new weights | the teacher | raw pixels |", "|---" * 7 + "|"]
+    for protocol, data, figure, tokens, pixels, teacher, raw in _ROWS:
+        asked = ((tokens, OWN), (pixels, OWN), (tokens, UNTRAINED), (teacher, OWN), (raw, OWN))
+        cells = ["–" if name is None else figures(found, name, figure, method) for name, method in asked]
         lines.append(f"| {protocol} | {data} | {' | '.join(cells)} |")
     return proof.between("tokens.py: table", text, lines)
 
@@ -123,6 +180,7 @@ def figures(found: Mapping[str, Any], name: str, figure: str, method: str) -> st
     """A figure of a result, with its interval; of several (`*`: the seed) one after the other, without."""
     names = [name.replace("*", str(seed)) for seed in SEEDS] if "*" in name else [name]
     each = [proof.methods_of(found[own])[method] for own in names]
+    figure = figure if figure in each[0] else figure.removeprefix("knn_")  # as the verb alone calls it
     return ", ".join(f"{own[figure]:.1f}" for own in each) if len(each) > 1 else proof.with_interval(each[0], figure)
 
 

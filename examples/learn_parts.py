@@ -25,7 +25,7 @@ def look(
     views = []
     for batch in semmae.make_loader(semmae.WholeDataset(images, image_size), 32, workers=workers):
         pixels = semmae.normalise(batch["image"].to(device), encoder.spec.mean, encoder.spec.std)
-        seen, _ = encoder.token_views(pixels)
+        seen, _, _ = encoder.token_views(pixels)
         views.append([tokens.half() for tokens in seen])
     everything = semmae.TokenViews(*(torch.cat(each) for each in zip(*views, strict=True)))
     learner.fit_reductions(everything)

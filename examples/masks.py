@@ -16,6 +16,8 @@ from semmae import (
     PartStore,
     attention_mask,
     block_mask,
+    colour_mask,
+    green_noise,
     masks_picture,
     open_images,
     random_mask,
@@ -40,7 +42,13 @@ def maskings(
     box_noise = torch.rand(len(parts), 16, 4, generator=generator)
     hint_noise = torch.rand(parts.shape, generator=generator)
     order_noise = torch.rand(len(parts), num_labels, generator=generator)
-    masks = {"random": random_mask(noise, ratio), "block": block_mask(noise, box_noise, ratio)}
+    window_noise = torch.rand(len(parts), 2, generator=generator)
+    field = green_noise(torch.rand(256, 256, generator=generator, dtype=torch.float64))
+    masks = {
+        "random": random_mask(noise, ratio),
+        "block": block_mask(noise, box_noise, ratio),
+        "colour": colour_mask(field, window_noise, parts.shape[1], ratio),
+    }
     if attention is not None:
         masks["attention"] = attention_mask(attention, noise, hint_noise, ratio)
     # SemMAE's schedule goes this way in training: from a share of every part to whole parts.

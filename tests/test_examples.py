@@ -51,7 +51,7 @@ def test_masks_of_every_kind_hide_as_many_and_follow_the_parts(
     with Image.open(out) as sheet:
         assert sheet.format == "PNG" and sheet.width > sheet.height
     drawn = importlib.import_module("masks").draw(str(data), parts, out, image_size=32, patch_size=4)
-    assert list(drawn) == ["random", "block", "attention", "intra", "semantic, half way", "inter"]
+    assert list(drawn) == ["random", "block", "colour", "attention", "intra", "semantic, half way", "inter"]
     assert {int(count) for mask in drawn.values() for count in mask.sum(1)} == {num_hidden(64, 0.75)}
 
 

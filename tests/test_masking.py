@@ -17,6 +17,8 @@ from semmae.masking import (
     attention_mask,
     block_mask,
     block_order,
+    colour_mask,
+    green_noise,
     hide_first,
     hide_highest,
     most_attended,
@@ -181,10 +183,76 @@ def test_any_blend_keeps_the_count(problem: tuple[Tensor, Tensor, Tensor, float,
     assert mask.sum(1).tolist() == [hidden_by_fractions(parts.shape[1], ratio)] * len(parts)
 
 
+@many
+@given(problems(), st.integers(0, 12), st.booleans())
+def test_hints_and_background_keep_the_count_and_give_way_in_their_order(
+    problem: tuple[Tensor, Tensor, Tensor, float, float], hints: int, keep_background: bool
+) -> None:
+    parts, noise, order_noise, ratio, blend = problem
+    counts, given = part_counts(parts, order_noise.shape[1]), (hints, keep_background)
+    hidden = hidden_by_fractions(parts.shape[1], ratio)
+
+    quotas = part_quotas(counts, order_noise, ratio, blend, *given)
+    mask = semantic_mask(parts, noise, order_noise, ratio, blend, *given)
+
+    assert quotas.sum(1).tolist() == [hidden] * len(parts)
+    assert torch.equal(part_counts(parts + mask * counts.shape[1], 2 * counts.shape[1])[:, counts.shape[1] :], quotas)
+    assert (quotas <= counts).all() and (quotas >= 0).all()
+    for sizes, visible in zip(counts.tolist(), (counts - quotas).tolist(), strict=True):
+        larger, room = [size > hints for size in sizes], parts.shape[1] - hidden
+        # Hints that there is room for, or of each larger part the same share of them, and then nothing else is visible.
+        share = Fraction(min(hints * sum(larger), room), max(1, sum(larger)))
+        crowded = hints * sum(larger) > room
+        for left, size, is_larger in zip(visible, sizes, larger, strict=True):
+            wanted = share if is_larger else Fraction(0)
+            assert math.floor(wanted) <= left <= (math.ceil(wanted) if crowded else size)
+        if keep_background:
+            apart = share * sum(larger)
+            share_of_it = hidden * (sizes[0] - larger[0] * share) / (sum(sizes) - apart)
+            assert abs(sizes[0] - visible[0] - share_of_it) < 1
+
+
+@many
+@given(problems())
+def test_beside_a_background_that_keeps_its_share_at_most_one_part_is_cut(
+    problem: tuple[Tensor, Tensor, Tensor, float, float],
+) -> None:
+    parts, noise, order_noise, ratio, _ = problem
+
+    mask = semantic_mask(parts, noise, order_noise, ratio, 1.0, keep_background=True)
+
+    for labels, hidden, order in zip(parts, mask, order_noise, strict=True):
+        in_turn = [part for part in order.argsort().tolist() if part and (labels == part).any()]
+        shares = [hidden[labels == part].float().mean().item() for part in in_turn]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(0 < share < 1 for share in shares) <= 1
+
+
+def test_the_background_and_hints_by_hand() -> None:
+    """Half of 24 patches; the turns are label 0, 2, 1, 3."""
+    counts, order = torch.tensor([[12, 5, 5, 2]]), torch.tensor([[0.1, 0.5, 0.2, 0.7]])
+
+    def quotas(blend: float, hints: int = 0, keep_background: bool = False) -> list[int]:
+        return part_quotas(counts, order, 0.5, blend, hints, keep_background)[0].tolist()
+
+    assert quotas(1.0) == [12, 0, 0, 0]  # the background alone
+    assert quotas(1.0, keep_background=True) == [6, 1, 5, 0]
+    assert quotas(1.0, hints=2) == [10, 0, 2, 0]  # of 10, 3, 3 and 2 that may be hidden
+    assert quotas(0.0, hints=2) == [7, 2, 2, 1]  # two thirds of these: 6.67, 2, 2, 1.33
+    assert quotas(1.0, hints=2, keep_background=True) == [7, 2, 3, 0]  # 6.67, then 3 and the 2.33 that are left
+    assert quotas(1.0, hints=6) == [6, 1, 5, 0]  # the background alone is larger
+    assert quotas(1.0, hints=12) == quotas(1.0)  # no part is larger
+
+
 @pytest.mark.parametrize("blend", [-0.01, 1.01, math.nan])
 def test_a_blend_that_is_no_share_is_refused(blend: float) -> None:
     with pytest.raises(ValueError, match="blend"):
         part_quotas(torch.tensor([[3, 5]]), torch.tensor([[0.1, 0.2]]), 0.75, blend)
+
+
+def test_fewer_hints_than_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="hints -1"):
+        part_quotas(torch.tensor([[3, 5]]), torch.tensor([[0.1, 0.2]]), 0.75, 0.5, hints=-1)
 
 
 def test_quotas_are_within_one_of_the_released_code(shared: Path) -> None:
@@ -364,6 +432,73 @@ def test_blocks_hang_together() -> None:
 
     assert neighbours_hidden(random_mask(noise, 0.3)) < 0.35
     assert neighbours_hidden(block_mask(noise, box_noise, 0.3)) > 0.75
+
+
+FIELD = green_noise(torch.rand(256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+
+
+def power(masks: Tensor, low: float, high: float) -> float:
+    """Mean power of waves of low to high waves a patch, masks (B, side, side); of white noise 1."""
+    waves = torch.fft.fft2(masks.double() - masks.double().mean()).abs().square().mean(0)
+    frequency = torch.fft.fftfreq(masks.shape[-1])
+    length = (frequency[:, None].square() + frequency.square()).sqrt()
+    within = (length >= low) & (length < high)
+    return float(waves[within].mean() / (masks.double().var() * masks[0].numel()))
+
+
+@pytest.mark.parametrize("side", [8, 14, 16, 64])
+def test_colour_masks_are_of_middle_waves_and_random_ones_of_all(side: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    windows, noise = torch.rand(256, 2, generator=generator), torch.rand(256, side * side, generator=generator)
+    green = colour_mask(FIELD, windows, side * side, 0.75).view(-1, side, side)
+    white = random_mask(noise, 0.75).view(-1, side, side)
+
+    bands = [(0.1, 0.2), (0.3, 0.5), (0.5, 0.8)] + [(0.01, 0.05)] * (side > 16)
+    assert [power(white, *band) for band in bands] == pytest.approx([1.0] * len(bands), abs=0.1)
+    middle, *others = (power(green, *band) for band in bands)
+    assert middle > 2.4 and middle > 3 * max(others)
+
+
+def test_filtered_noise_has_every_place_once_and_no_border() -> None:
+    white = torch.rand(64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    field = green_noise(white)
+
+    assert field.flatten().sort().values.tolist() == list(range(64 * 64))
+    # Moved round the torus, the noise moves with it.
+    assert torch.equal(green_noise(white.roll((5, -9), (0, 1))), field.roll((5, -9), (0, 1)))
+
+
+def test_a_blur_by_hand_gives_the_filtered_noise() -> None:
+    white = torch.rand(32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    away = torch.arange(32, dtype=torch.float64)
+    away = torch.minimum(away, 32 - away)
+
+    def blurred(deviation: float) -> Tensor:
+        weights = (-0.5 * (away / deviation) ** 2).exp()
+        around = torch.stack([weights.roll(row) for row in range(32)]) / weights.sum()
+        return around @ white @ around.T
+
+    wanted, found = (blurred(1.5) - blurred(3.0)).flatten(), green_noise(white, 1.5, 3.0).flatten()
+    # Sampled weights are not quite the Gaussian's: the order is the same but among neighbours.
+    assert torch.corrcoef(torch.stack([wanted.argsort().argsort().float(), found]))[0, 1] > 0.9999
+
+
+@many
+@given(st.integers(2, 20), RATIOS, st.integers(0, 2**32))
+def test_colour_masks_are_the_highest_of_their_window(side: int, ratio: float, seed: int) -> None:
+    hidden = hidden_by_fractions(side * side, ratio)
+    assume(hidden < side * side)
+    windows = torch.rand(3, 2, generator=torch.Generator().manual_seed(seed))
+    windows[0] = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))  # the last one, over both borders
+
+    mask = colour_mask(FIELD, windows, side * side, ratio)
+
+    assert mask.sum(1).tolist() == [hidden] * 3
+    assert torch.equal(mask[1:2], colour_mask(FIELD, windows[1:2], side * side, ratio))
+    for row, (top, left) in enumerate((windows * 256).long().tolist()):
+        seen = FIELD.roll((-top, -left), (0, 1))[:side, :side].flatten().tolist()
+        assert mask[row].tolist() == [value in sorted(seen, reverse=True)[:hidden] for value in seen]
 
 
 @given(st.integers(1, 5), st.integers(1, 60), st.integers(1, 20), st.integers(0, 10**6))

@@ -86,6 +86,8 @@ if TYPE_CHECKING:
     from semmae.masking import (
         attention_mask as attention_mask,
         block_mask as block_mask,
+        colour_mask as colour_mask,
+        green_noise as green_noise,
         hide_highest as hide_highest,
         most_attended as most_attended,
         num_hidden as num_hidden,

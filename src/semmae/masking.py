@@ -8,6 +8,7 @@ uniform numbers drawn by the caller: the same noise gives the same mask on every
 |-----------|------------------------------------------|---------------------------------------|
 | random    | MAE (arXiv 2111.06377), section 3        | noise                                 |
 | block     | BEiT (arXiv 2106.08254), Algorithm 1     | noise, box noise                      |
+| colour    | ColorMAE (arXiv 2407.13036), green noise | window noise, a field made once       |
 | attention | AttMask (arXiv 2203.12719), section 3    | attention, noise, hint noise          |
 | intra     | SemMAE (arXiv 2206.10207), setting 1     | parts, noise; blend 0                 |
 | inter     | SemMAE, setting 2                        | parts, noise, order noise; blend 1    |
@@ -112,6 +113,48 @@ def block_order(noise: Tensor, box_noise: Tensor, counts: Tensor) -> Tensor:
     return first + noise.double()
 
 
+def green_noise(white: Tensor, weak: float = 1.0, strong: float = 2.0) -> Tensor:
+    """Waves of middle length (ColorMAE, section 3): white noise after a weak blur, less that after a strong one.
+
+    A number is a patch, whatever the grid: with these deviations waves of 6.5 patches are the strongest, of 8, 14 or 16
+    patches a side alike. The deviations are ours: the authors' code loads noise that is ready and names none.
+
+    Args:
+        white: independent numbers (S, S), S up to 4096; float64, lest processors that round differently order the
+            result differently. Its opposite borders meet.
+        weak: standard deviation of the Gaussian that takes short waves away, in patches.
+        strong: that of the Gaussian whose waves are taken away.
+
+    Returns:
+        float32 (S, S), each number's place in ascending order: no two are alike, so that every device hides the same.
+    """
+    squared = torch.fft.fftfreq(len(white), dtype=white.dtype).square()  # frequencies in waves a patch
+    decay = -2.0 * math.pi**2 * (squared[:, None] + squared)
+    band = (decay * weak**2).exp() - (decay * strong**2).exp()
+    filtered: Tensor = torch.fft.ifft2(torch.fft.fft2(white) * band).real
+    return filtered.flatten().argsort().argsort().view_as(filtered).float()
+
+
+def colour_mask(field: Tensor, window_noise: Tensor, num_patches: int, ratio: float) -> Tensor:
+    """Hide the highest numbers of a window of filtered noise (ColorMAE) → mask bool (B, L), True = hidden.
+
+    The authors leave the highest visible and flip windows at random, which noise that is alike upside down and in all
+    directions needs not. At ratio 0.75 on 14 × 14, 85 % of the neighbours of a hidden patch are hidden, by chance 75 %.
+
+    Args:
+        field: `green_noise`, (S, S) on the masks' device, the same for all batches.
+        window_noise: uniform [0, 1) (B, 2): the first row and column of each image's window, which may cross borders.
+        num_patches: L, of a square grid.
+        ratio: share of patches to hide, the same count in every row.
+    """
+    side = math.isqrt(num_patches)
+    assert side * side == num_patches, "windows need a square grid"
+    first = (window_noise * len(field)).long()
+    lines = (first[..., None] + torch.arange(side, device=field.device)) % len(field)  # (B, 2, side)
+    window = field[lines[:, 0, :, None], lines[:, 1, None, :]]
+    return hide_highest(window.flatten(1), num_hidden(num_patches, ratio))
+
+
 def num_hints(num_patches: int, hidden: int, hint: float, pool: float = 0.1) -> tuple[int, int]:
     """(patches that hints are drawn from, hints among them) for `attention_mask`.
 
@@ -174,38 +217,65 @@ def part_counts(parts: Tensor, num_parts: int) -> Tensor:
     return counts.scatter_add_(1, parts.long(), torch.ones_like(parts, dtype=torch.long))
 
 
-def part_quotas(counts: Tensor, order_noise: Tensor, ratio: float, blend: float) -> Tensor:
+def part_quotas(
+    counts: Tensor, order_noise: Tensor, ratio: float, blend: float, hints: int = 0, keep_background: bool = False
+) -> Tensor:
     """How many patches each part has to hide.
 
     Two quotas are blended (SemMAE, section 3.2): the intra quota H·n_k/L, the same share of every
     part, and the inter quota, whole parts in ascending order of `order_noise` until the budget H ends.
 
+    Ours, and off by default: `hints` are set aside before either, so that both quotas are of what is left of a part
+    and of the image; the background, `keep_background`, has its intra quota for both. Where the two want more than
+    there is, hints give way first: with more of them than visible patches in an image, every larger part keeps the same
+    share of its hints, rounded like quotas. The background's share can always be kept, and so is the sum.
+
     Args:
         counts: patches of each part (B, K), the same sum L in every row.
-        order_noise: uniform (B, K); also settles ties of the rounding.
+        order_noise: uniform [0, 1) (B, K); also settles ties of the rounding.
         ratio: share of patches to hide.
         blend: 0 hides a share of every part, 1 hides whole parts.
+        hints: patches of every larger part that stay visible; a part is larger if it has more than so many.
+        keep_background: label 0 hides its share at any blend, and whole parts are drawn among the others alone.
 
     Returns:
         (B, K) int64; every row sums to `num_hidden(L, ratio)`, each entry is within 1 of the blended
         quota and never above the part's size.
     """
-    return _quotas(counts, order_noise, int(counts[0].sum()), ratio, blend)
+    return _quotas(counts, order_noise, int(counts[0].sum()), ratio, blend, hints, keep_background)
 
 
-def _quotas(counts: Tensor, order_noise: Tensor, total: int, ratio: float, blend: float) -> Tensor:
+def _quotas(
+    counts: Tensor,
+    order_noise: Tensor,
+    total: int,
+    ratio: float,
+    blend: float,
+    hints: int,
+    keep_background: bool,
+) -> Tensor:
     """`part_quotas` of rows whose sum is given: to ask the device for it would be to wait for it."""
     if not 0.0 <= blend <= 1.0:
         raise ValueError(f"blend {blend} is outside [0, 1]")
+    if hints < 0:
+        raise ValueError(f"hints {hints} are below 0")
     hidden = num_hidden(total, ratio)
+    # Where an image has more hints than visible patches, so large a share of them that all of these are hints.
+    apart = hints * (counts > hints).double()
+    apart *= ((total - hidden) / apart.sum(1, keepdim=True)).clamp(max=1.0)
     # float64: H·n_k/L must round down to itself where it is whole.
-    sizes = counts.double()
-    intra = sizes * hidden / total
-    order = order_noise.argsort(dim=1)
-    ordered = counts.gather(1, order)
+    sizes = counts.double() - apart
+    intra = sizes * hidden / sizes.sum(1, keepdim=True)
+    whole, turns = sizes, order_noise
+    if keep_background:
+        # It takes its share before all others have their turns, as if it had no more.
+        whole = torch.cat([intra[:, :1], sizes[:, 1:]], dim=1)
+        turns = torch.cat([torch.full_like(order_noise[:, :1], -1.0), order_noise[:, 1:]], dim=1)
+    order = turns.argsort(dim=1)
+    ordered = whole.gather(1, order)
     before = ordered.cumsum(1) - ordered
-    inter = torch.empty_like(counts).scatter_(1, order, torch.minimum(ordered, (hidden - before).clamp(min=0)))
-    return _largest_remainder((1.0 - blend) * intra + blend * inter.double(), order_noise, hidden)
+    inter = torch.empty_like(whole).scatter_(1, order, torch.minimum(ordered, (hidden - before).clamp(min=0)))
+    return _largest_remainder((1.0 - blend) * intra + blend * inter, order_noise, hidden)
 
 
 def _largest_remainder(quotas: Tensor, tie_noise: Tensor, total: int) -> Tensor:
@@ -219,7 +289,15 @@ def _largest_remainder(quotas: Tensor, tie_noise: Tensor, total: int) -> Tensor:
     return floors.long() + (rank < short)
 
 
-def semantic_mask(parts: Tensor, noise: Tensor, order_noise: Tensor, ratio: float, blend: float) -> Tensor:
+def semantic_mask(
+    parts: Tensor,
+    noise: Tensor,
+    order_noise: Tensor,
+    ratio: float,
+    blend: float,
+    hints: int = 0,
+    keep_background: bool = False,
+) -> Tensor:
     """Hide each part's quota of patches (SemMAE, Figure 1 B) → mask bool (B, L), True = hidden.
 
     Inside a part the lowest noise is hidden first; whole parts go in ascending order of `order_noise`.
@@ -230,10 +308,12 @@ def semantic_mask(parts: Tensor, noise: Tensor, order_noise: Tensor, ratio: floa
         order_noise: uniform [0, 1) (B, K); K is the number of labels.
         ratio: share of patches to hide, the same count in every row.
         blend: 0 = intra (a share of every part), 1 = inter (whole parts).
+        hints: patches of every larger part that stay visible, and
+        keep_background: whether label 0 hides its share throughout; ours, see `part_quotas`.
     """
     parts = parts.long()
     counts = part_counts(parts, order_noise.shape[1])
-    quotas = _quotas(counts, order_noise, parts.shape[1], ratio, blend)
+    quotas = _quotas(counts, order_noise, parts.shape[1], ratio, blend, hints, keep_background)
     # Sorted by part and then by noise, a part's quota is its first places. The sort is most of the work, and
     # gathers are the rest.
     by_part = (parts + noise.double()).argsort(dim=1)

@@ -44,6 +44,7 @@ def test_written_in_two_goes_and_read_back(tmp_path: Path) -> None:
     assert np.array_equal(opened.labels, labels) and opened.labels.dtype == np.uint8
     assert (opened.num_labels, opened.label_names, opened.grid, opened.images) == (3, NAMES, 4, 6)
     assert opened.teacher_digest == "t1" and opened.extra == {"seed": 3} and opened.complete
+    assert opened.has_background and not create(tmp_path / "q", label_names=["part 1", "background"]).has_background
 
 
 def test_two_writers_of_disjoint_rows(tmp_path: Path) -> None:

@@ -47,3 +47,13 @@ def test_what_the_disk_cannot_hold_is_refused_before_anything_is_computed(tmp_pa
     with pytest.raises(DiskError, match="use fewer"):
         huge.begin("use fewer")
     assert not (tmp_path / "tokens" / FILE).exists()
+
+
+def test_room_that_others_will_need_is_not_free(tmp_path: Path) -> None:
+    other = store(tmp_path / "other")
+    other.begin("")
+    other.write(np.array([2, 3]), values([2, 3]))
+    assert other.to_come() == 4 * (4 * 3 * 2 + 3 * 2 * 2 + 4)
+    with pytest.raises(DiskError, match=" 0 B are free there; use fewer"):
+        store(tmp_path).begin("use fewer", 2**62)
+    assert store(tmp_path).begin("", other.to_come())

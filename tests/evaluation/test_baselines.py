@@ -85,7 +85,7 @@ def of_all(encoder: Encoder, count: int, size: int) -> tuple[Tensor, TokenViews,
     """Images, the views of their tokens and their attention, at once."""
     images = torch.cat([batch["image"] for batch in batches(count, size)])
     with torch.inference_mode():
-        views, attention = encoder.eval().token_views(normalise(images, SPEC.mean, SPEC.std), attention=True)
+        views, _, attention = encoder.eval().token_views(normalise(images, SPEC.mean, SPEC.std), attention=True)
     assert attention is not None
     return images, views, attention
 

@@ -38,7 +38,7 @@ def networks(request: pytest.FixtureRequest, images: ImageSet) -> tuple[Encoder,
     learner = PartLearner(PartsSpec.of(encoder)).eval()
     pixels = torch.stack([WholeDataset(images, SIZE)[row]["image"] for row in range(16)])
     with torch.inference_mode():
-        views, _ = encoder.token_views(normalise(pixels, encoder.spec.mean, encoder.spec.std))
+        views, _, _ = encoder.token_views(normalise(pixels, encoder.spec.mean, encoder.spec.std))
         learner.fit_reductions(views)
         learner.start_from_clusters(learner.reduce(views), 0)
     return encoder, learner

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from refusals import refused
+from safetensors.numpy import load_file
 
 from semmae.data.attention import attention_ranks
-from semmae.data.loaders import WholeDataset, normalise
+from semmae.data.loaders import IMAGE_TOKEN, TOKENS, WholeDataset, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.data.token_store import TokenStore
@@ -22,6 +23,7 @@ from semmae.labels.labelling import label_images
 from semmae.labels.tokens import Looking, collect_tokens, tokens_of
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.train.teacher_tokens import fill_store, token_store
 
 COLUMNS = ("last", "keys", "values", "attention", "image")
 
@@ -48,10 +50,10 @@ def a_learner(encoder: Encoder) -> PartLearner:
 
 
 def collected(
-    folder: Path, images: ImageSet, encoder: Encoder, **how: Any
+    folder: Path, images: ImageSet, encoder: Encoder, targets: TokenStore | None = None, **how: Any
 ) -> tuple[dict[str, np.ndarray], PartLearner]:
     learner = a_learner(encoder)
-    store = collect_tokens(folder, images, learner, looking(encoder, **how))
+    store = collect_tokens(folder, images, learner, looking(encoder, **how), targets=targets)
     assert not len(store.missing())
     return {name: np.array(store.read(name)) for name in COLUMNS}, learner
 
@@ -119,6 +121,76 @@ def test_a_run_that_was_killed_before_anything_was_written_begins_anew(
         collected(tmp_path / "killed", images, encoder)
     assert not list((tmp_path / "killed").glob("reductions*"))
     assert_equal(collected(tmp_path / "killed", images, encoder)[0], expected)
+
+
+def targets_of(
+    folder: Path, images: ImageSet, encoder: Encoder, size: int = 32, precision: Any = "float32"
+) -> TokenStore:
+    store = token_store(folder, images, encoder, size, precision)
+    store.begin("")
+    return store
+
+
+TOLERANCES = [(256, "float32", 1e-3), (12, "float32", 1e-3), (12, "bf16", 2e-2)]
+
+
+@pytest.mark.parametrize(("fitted", "precision", "tolerance"), TOLERANCES)
+def test_one_look_gives_what_an_autoencoder_is_to_predict(
+    fitted: int, precision: Any, tolerance: float, images: ImageSet, encoder: Encoder, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As a look for that alone; and the tokens for parts are the same as without."""
+    monkeypatch.setattr(collecting, "images_to_fit", lambda *_: fitted)
+    alone = targets_of(tmp_path / "alone", images, encoder, precision=precision)
+    fill_store(alone, images, encoder, size=32, precision=precision, workers=0)
+    targets = targets_of(tmp_path / "targets", images, encoder, precision=precision)
+    expected, _ = collected(tmp_path / "without", images, encoder, precision=precision)
+    found, _ = collected(tmp_path / "with", images, encoder, targets, precision=precision)
+
+    assert_equal(found, expected)
+    assert not len(targets.missing())
+    for name in (TOKENS, IMAGE_TOKEN):
+        ours, theirs = (np.array(each.read(name), np.float32) for each in (targets, alone))
+        assert np.linalg.norm(ours - theirs) < tolerance * np.linalg.norm(theirs)
+        assert np.abs(ours - theirs).max() < 5 * tolerance * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("fitted", [256, 12])
+@pytest.mark.parametrize("calls", [0, 3, 8, 9, 10, 11])
+def test_of_a_killed_run_every_row_that_is_done_is_there_to_be_predicted(
+    fitted: int, calls: int, images: ImageSet, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "images_to_fit", lambda *_: fitted)
+    whole = targets_of(tmp_path / "whole-targets", images, encoder)
+    expected, _ = collected(tmp_path / "whole", images, encoder, whole)
+    targets = targets_of(tmp_path / "targets", images, encoder)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TokenStore, "write", after(calls, TokenStore.write))
+        collected(tmp_path / "killed", images, encoder, targets)
+    done = load_file(tmp_path / "killed/tokens.safetensors")["done"]
+    assert not done[targets.missing()].any()
+
+    found, _ = collected(tmp_path / "killed", images, encoder, targets)
+
+    assert_equal(found, expected)
+    assert (tmp_path / "targets/tokens.safetensors").read_bytes() == (
+        tmp_path / "whole-targets/tokens.safetensors"
+    ).read_bytes()
+
+
+def test_another_look_keeps_nothing_to_be_predicted(
+    images: ImageSet, encoder: Encoder, creatures: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    others = [
+        targets_of(tmp_path / "few", open_images(creatures / "images", limit=20), encoder),
+        targets_of(tmp_path / "encoder", images, Encoder(encoder.spec).eval()),
+        targets_of(tmp_path / "size", images, encoder, size=40),
+        targets_of(tmp_path / "precision", images, encoder, precision="bf16"),
+    ]
+    for number, targets in enumerate(others):
+        collected(tmp_path / str(number), images, encoder, targets)
+        assert len(targets.missing()) == targets.rows
 
 
 def test_tokens_that_are_there_are_not_looked_at_again(

@@ -354,7 +354,7 @@ def encoder() -> Encoder:
 @torch.no_grad()
 def test_it_looks_at_reduced_views(encoder: Encoder) -> None:
     learner, images = PartLearner(PartsSpec.of(encoder)), torch.randn(3, 3, 32, 32)
-    views, attention = encoder.token_views(images, attention=True)
+    views, _, attention = encoder.token_views(images, attention=True)
     learner.fit_reductions(views)
 
     seen, heads = learner.look(encoder, images, attention=True)

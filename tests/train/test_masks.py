@@ -11,7 +11,15 @@ from refusals import refused
 from torch import Tensor
 
 from semmae.cli.help import help_text
-from semmae.masking import attention_mask, block_mask, num_hidden, random_mask, semantic_mask
+from semmae.masking import (
+    attention_mask,
+    block_mask,
+    colour_mask,
+    green_noise,
+    num_hidden,
+    random_mask,
+    semantic_mask,
+)
 from semmae.options.fields import options_of
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainOptions, PretrainRecipe
@@ -68,6 +76,11 @@ def test_the_facts_of_a_row_are_those_of_its_function(masking: str) -> None:
 
     assert moves("blend") == row.scheduled
     assert moves("hint") == row.hints
+    blend = 1.0 if row.scheduled else 0.0  # of intra and inter their own
+    kept, hinted = (a_context(blend=blend, **{name: 1}) for name in ("keep_background", "part_hints"))
+    plain = draw_mask(masking, a_context(blend=blend))
+    assert torch.equal(draw_mask(masking, kept), plain) != PretrainRecipe(masking=masking).hides_whole_parts
+    assert torch.equal(draw_mask(masking, hinted), plain) != PretrainRecipe(masking=masking).masks_by_parts
     if row.blend is not None:
         assert torch.equal(draw_mask(masking, a_context()), draw_mask("semantic", a_context(blend=row.blend)))
     subset = a_context().most_attended(20)  # no square
@@ -98,6 +111,9 @@ def test_a_masking_is_the_function_of_its_name() -> None:
 
     assert torch.equal(draw_mask("random", a_context()), random_mask(noise, 0.75))
     assert torch.equal(draw_mask("block", a_context()), block_mask(noise, boxes, 0.75))
+    white = torch.rand(1024, 1024, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    windows = torch.rand(4, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw_mask("colour", a_context()), colour_mask(green_noise(white), windows, 36, 0.75))
     wanted = attention_mask(context.attention, noise, hint, 0.75, 0.5)
     assert torch.equal(draw_mask("attention", a_context(hint=0.5)), wanted)
     for masking, blend in (("intra", 0.0), ("inter", 1.0), ("semantic", 0.25)):
@@ -110,6 +126,15 @@ def test_a_masking_is_the_function_of_its_name() -> None:
             ),
         )  # fmt: skip
         assert torch.equal(drawn, semantic_mask(context.parts, noise, order, 0.75, blend))
+    recipe = PretrainRecipe(hints=1, keep_background=True, blend_end=0.5)
+    drawn = draw_mask(
+        "semantic",
+        mask_context(
+            recipe, {"parts": context.parts}, (4, 36),
+            progress=1.0, generator=torch.Generator().manual_seed(0), num_labels=7,
+        ),
+    )  # fmt: skip
+    assert torch.equal(drawn, semantic_mask(context.parts, noise, order, 0.75, 0.5, 1, True))
 
 
 def test_a_fixed_blend_stands_in_place_of_the_schedule() -> None:
@@ -117,6 +142,8 @@ def test_a_fixed_blend_stands_in_place_of_the_schedule() -> None:
 
     assert [blend_at(moving, point) for point in (0.0, 0.5, 1.0)] == [0.0, 0.125, 1.0]
     assert [blend_at(fixed, point) for point in (0.0, 0.5, 1.0)] == [0.3] * 3
+    ending = PretrainRecipe(blend_end=0.4)
+    assert [blend_at(ending, point) for point in (0.0, 0.5, 1.0, 1.1)] == [0.0, 0.1, 0.4, 0.4]
     ends = [blend_at(PretrainRecipe(masking=masking), 0.5) for masking in ("intra", "inter", "random", "own:masks")]
     assert ends == [0.0, 1.0, None, None]
 

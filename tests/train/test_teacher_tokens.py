@@ -33,6 +33,7 @@ def teacher() -> Encoder:
 
 def filled(folder: Path, images: ImageSet, teacher: Encoder) -> TokenStore:
     store = token_store(folder, images, teacher, 32, "float32")
+    store.begin("")
     fill_store(store, images, teacher, size=32, precision="float32", workers=0)
     return store
 
@@ -130,6 +131,27 @@ def test_rows_that_are_there_are_kept(
     assert 0 < len(store.missing()) < len(images)
     monkeypatch.setattr(teacher_tokens, "tokens_of", real)
     assert (np.array(filled(tmp_path / "twice", images, teacher).read(TOKENS)) == whole).all()
+
+
+def test_only_blocks_with_a_missing_row_are_computed(
+    images: ImageSet, teacher: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_tokens, "_TOGETHER", 5)
+    whole = filled(tmp_path / "once", images, teacher)
+    some = np.array([row for row in range(len(images)) if row not in (7, 30)])
+    store = token_store(tmp_path / "some", images, teacher, 32, "float32")
+    store.begin("")
+    store.write(some, {name: np.array(whole.read(name)[some]) for name in (TOKENS, IMAGE_TOKEN)})
+    shown: list[int] = []
+    real = teacher_tokens.tokens_of
+
+    def counted(teacher: Encoder, crops: torch.Tensor, *rest: int) -> Features:
+        shown.append(len(crops))
+        return real(teacher, crops, *rest)
+
+    monkeypatch.setattr(teacher_tokens, "tokens_of", counted)
+    assert (np.array(filled(tmp_path / "some", images, teacher).read(TOKENS)) == whole.read(TOKENS)).all()
+    assert shown == [5, 2]  # of 32 images rows 5 to 9, 30 and 31
 
 
 def test_a_teacher_that_gives_no_numbers_is_refused(images: ImageSet, teacher: Encoder, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import semmae
 from semmae.cli import run
 from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
+from semmae.masking import part_counts
 from semmae.options.presets import preset_options
 from semmae.reporting import mask_pictures
 from semmae.train import pretrain as task
@@ -200,10 +201,11 @@ def test_blend_and_hidden_shares_of_parts_are_averages(
     assert len(given) > 1
 
 
-def test_block_masks_need_no_parts(creatures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("masking", ["block", "colour"])
+def test_shapes_need_no_parts(masking: str, creatures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with tiny.every_step():
-        semmae.pretrain(data=creatures / "images", out=out, masking="block", **ONE_EPOCH)
+        semmae.pretrain(data=creatures / "images", out=out, masking=masking, **ONE_EPOCH)
     assert len(tiny.losses(out)) == 4
     assert not any("blend" in line or any("hidden" in name for name in line) for line in tiny.metrics(out))
     assert not (out / "teacher").exists()
@@ -238,6 +240,45 @@ def test_an_attention_hint_leaves_the_most_attended_visible(
     third = context.attention.topk(3, dim=1).values[:, 2]
     assert mask.sum(1).tolist() == [12] * len(mask)
     assert not mask[context.attention > third[:, None]].any()  # two of sixteen, where no third is attended as much
+
+
+@pytest.mark.parametrize("masking", ["semantic", "inter", "intra"])
+def test_hints_stay_visible_and_the_background_keeps_its_share(
+    masking: str, masked: Masked, whole_run: Path, creatures: Path, tmp_path: Path
+) -> None:
+    out, parts = tmp_path / "run", whole_run / "parts"
+    own = {"semantic": {"keep_background": True, "blend_end": 0.5}, "inter": {"keep_background": True}}
+    given = {"masking": masking, "hints": 1, **own.get(masking, {})}
+    semmae.pretrain(data=creatures / "images", out=out, parts=parts, **given, **ONE_EPOCH)
+    assert len(masked) == 4 + 5
+    assert masked[-1][1].blend == {"semantic": 0.5, "inter": 1.0, "intra": 0.0}[masking]
+    labels = PartStore.open(parts).num_labels
+    for mask, context in masked:
+        assert mask.sum(1).tolist() == [12] * len(mask)
+        assert context.parts is not None
+        patches = part_counts(context.parts, labels)
+        visible = patches - part_counts(context.parts + labels * mask, 2 * labels)[:, labels:]
+        larger = patches > 1
+        assert (visible >= 1)[larger & (larger.sum(1, keepdim=True) <= 4)].all()
+        if masking != "intra":
+            may_hide = (patches - larger * (4 / larger.sum(1, keepdim=True)).clamp(max=1)).double()
+            share = 12 * may_hide[:, 0] / may_hide.sum(1)
+            assert ((patches - visible)[:, 0] - share).abs().max() < 1
+    kept = yaml.safe_load((out / "config.yaml").read_text())
+    assert {name: kept[name] for name in given} == given
+
+
+def test_a_background_that_no_label_is_cannot_keep_its_share(creatures: Path, tmp_path: Path) -> None:
+    digest = open_images(creatures / "images").digest
+    store = PartStore.create(
+        tmp_path / "parts", images=tiny.COUNT, grid=4, label_names=["part 1"], teacher_digest="", manifest_digest=digest
+    )
+    store.write(np.arange(tiny.COUNT), np.zeros((tiny.COUNT, 4, 4), np.uint8))
+    store.finish()
+    given = {"data": creatures / "images", "parts": tmp_path / "parts", "keep_background": True}
+    with refused("--keep-background", "parts", "part 1"):
+        semmae.pretrain(out=tmp_path / "run", **given, **ONE_EPOCH)
+    assert not (tmp_path / "run").exists()
 
 
 def test_attention_that_was_not_stored_is_refused_before_anything_is_written(creatures: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import semmae
 from semmae.formats import folders as checkpoint
 from semmae.formats.open import load_encoder, load_mae
 from semmae.options.pretrain import PretrainOptions
+from semmae.train import teacher_tokens
 from semmae.verbs.pretrain import load_init
 
 OPTIONS: dict[str, Any] = {"target": "tokens", "epochs": tiny.EPOCHS, "blr": 0.02, **tiny.SIZE, **tiny.TRAIN}
@@ -48,6 +49,35 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
         semmae.pretrain(out=tmp_path / "twice", resume=True)
     assert tiny.losses(tmp_path / "twice") == tiny.losses(run)
     tiny.assert_same_weights(tmp_path / "twice/autoencoder", run / "autoencoder")
+
+
+def test_the_teacher_looks_once_at_each_image(
+    creatures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the parts and for what is predicted, in a run that is stopped in between, too; again where that was lost."""
+    one = {**OPTIONS, "epochs": 1, "data": creatures / "images", "teacher": encoder}
+    with tiny.every_step():
+        with monkeypatch.context() as patch:
+            patch.setattr(teacher_tokens, "tokens_of", lambda *_: pytest.fail("looks again"))
+            semmae.pretrain(out=tmp_path / "once", **one)
+            with tiny.interrupted("parts", step=3):
+                semmae.pretrain(out=tmp_path / "twice", **one)
+            with tiny.interrupted("pretrain", step=2):
+                semmae.pretrain(out=tmp_path / "twice", resume=True)
+        assert tiny.losses(tmp_path / "twice") == tiny.losses(tmp_path / "once")[:2]
+        shutil.rmtree(tmp_path / "twice/teacher_tokens")
+        semmae.pretrain(out=tmp_path / "twice", resume=True)
+    assert tiny.losses(tmp_path / "twice") == pytest.approx(tiny.losses(tmp_path / "once"), rel=1e-3)
+
+
+def test_a_look_of_another_size_is_one_more(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher that is trained here shows its parts in the autoencoder's images, and its tokens in its own."""
+    shown: list[int] = []
+    real = teacher_tokens.tokens_of
+    monkeypatch.setattr(teacher_tokens, "tokens_of", lambda *given: shown.append(given[2]) or real(*given))
+    one = {**OPTIONS, "epochs": 1, "teacher_epochs": 1, "teacher": "own", "teacher_image_size": 24}
+    semmae.pretrain(data=creatures / "images", out=tmp_path / "run", **one)
+    assert shown == [24, 24]  # 32 images, 16 at once
 
 
 def test_tokens_are_kept_where_other_images_are_refused(creatures: Path, encoder: Path, tmp_path: Path) -> None:

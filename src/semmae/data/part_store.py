@@ -141,6 +141,11 @@ class PartStore:
         return len(self.label_names)
 
     @property
+    def has_background(self) -> bool:
+        """Whether label 0 is the background, as of every learner of ours unless it was told to learn none."""
+        return self.label_names[0] == "background"
+
+    @property
     def digests(self) -> dict[str, str]:
         """What the labels were made from: teacher, learner, images."""
         return {name: self._meta[name] for name in _FIELDS if name.endswith("_digest")}

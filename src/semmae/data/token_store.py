@@ -36,15 +36,19 @@ class TokenStore:
     def rows(self) -> int:
         return self._file.rows
 
-    def begin(self, remedy: str) -> bool:
+    def is_begun(self) -> bool:
+        """Whether the folder holds a store of the same rows, columns and info."""
+        return self._file.is_begun()
+
+    def begin(self, remedy: str, reserved: int = 0) -> bool:
         """Go on with what is there of the same rows, columns and info, or begin anew: then True.
 
-        DiskError, with the remedy, where the file system has not the room.
+        DiskError, with the remedy, where the file system has not the room, of which some bytes may be reserved.
         """
-        if self._file.is_begun():
+        if self.is_begun():
             return False
         make_folder(self.folder)
-        needed, free = self._file.size, shutil.disk_usage(self.folder).free
+        needed, free = self._file.size, max(shutil.disk_usage(self.folder).free - reserved, 0)
         if needed > free:
             raise DiskError(
                 f"{self.folder}: tokens of {self.rows} images need {bytes_shown(needed)}, {bytes_shown(free)} are "
@@ -57,6 +61,10 @@ class TokenStore:
         """Rows that are not computed, ascending."""
         done = np.concatenate([*self._file.blocks(self._done)]) if self.rows else np.zeros(0, np.int32)
         return np.flatnonzero(done == 0)
+
+    def to_come(self) -> int:
+        """Bytes that the missing rows will take of the disk: until they are written the file has holes."""
+        return len(self.missing()) * self._file.row_bytes
 
     def write(self, rows: Array, values: Mapping[str, Array]) -> None:
         """Write rows (n,), ascending: of every column (n, *shape)."""

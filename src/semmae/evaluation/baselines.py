@@ -78,7 +78,7 @@ def fit_baselines(encoder: Encoder, batches: Iterable[Batch], labels: int, seed:
     seen = []
     with evaluating(encoder), Progress(images, label="tokens for k-means") as progress:
         for batch in progress.iterate(batches):
-            views, _ = encoder.token_views(_pixels(encoder, batch))
+            views, _, _ = encoder.token_views(_pixels(encoder, batch))
             seen.append(TokenViews(*(view.half() for view in views)))
             progress.update(len(batch["image"]))
     views = TokenViews(*(torch.cat(each) for each in zip(*seen, strict=True)))
@@ -106,7 +106,7 @@ def baseline_labels(
     labels: dict[str, list[Labels]] = {}
     with evaluating(encoder), Progress(images, label="baselines") as progress:
         for batch in progress.iterate(batches):
-            views, attention = encoder.token_views(_pixels(encoder, batch), attention=True)
+            views, _, attention = encoder.token_views(_pixels(encoder, batch), attention=True)
             assert attention is not None, "it was asked for"
             two_steps, small = clusters.two_steps, guides(batch["image"].to(attention.device), grid)
             found = {

@@ -1,7 +1,8 @@
 """Images → reduced tokens of a frozen encoder, stored; and labels that are made of stored tokens.
 
 An encoder that does not learn says the same of an image each time: it looks once, and the part learner goes over what
-it said at thousands of images a second. Where the tokens of all images are stored, their labels come from these.
+it said at thousands of images a second. Where the tokens of all images are stored, their labels come from these; and if
+an autoencoder is to predict what the encoder says, the same look gives that too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,11 @@ from semmae.filters import guides
 from semmae.formats.folders import digest, save_tensors
 from semmae.labels.blocks import most_rows, one_thread_an_operation, through_encoder, usual_device
 from semmae.models.parts import PartLearner, PartTokens, images_to_fit
-from semmae.models.vit import Encoder, TokenViews, check_finite
+from semmae.models.vit import Encoder, Features, TokenViews, check_finite
 from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.train.precision import resolve_precision
+from semmae.train.teacher_tokens import keep_tokens, token_store
 
 _REDUCTIONS = "reductions.safetensors"
 
@@ -73,19 +75,27 @@ class Looking:
             done += self.block
             yield made
 
-    def beside(self, images: Tensor, heads: Tensor) -> dict[str, Array]:
-        """What labels need beside tokens: images at their resolution, and ranks of the attention (B, heads, L)."""
+    def views(self, pixels: Tensor, images: Tensor) -> tuple[TokenViews, Tensor, dict[str, Array]]:
+        """Patch tokens and class token in half precision, and what labels need beside them.
+
+        That is the images at the labels' resolution, and ranks of the attention.
+        """
+        views, cls, heads = self.encoder.token_views(pixels, attention=True)
+        assert heads is not None, "it was asked for"
         found = {"image": guides(images, self.grid), "attention": attention_ranks(heads.mean(1))}
-        return {name: values.cpu().numpy() for name, values in found.items()}
+        beside = {name: values.cpu().numpy() for name, values in found.items()}
+        return TokenViews(*(view.half() for view in views)), cls.half(), beside
 
 
 def collect_tokens(
-    folder: Path, images: ImageSet, learner: PartLearner, looking: Looking, *, fit: bool = True
-) -> TokenStore:
+    folder: Path, images: ImageSet, learner: PartLearner, looking: Looking, *,
+    fit: bool = True, targets: TokenStore | None = None,
+) -> TokenStore:  # fmt: skip
     """Tokens of every image, reduced by the learner, whose reductions are fitted first; begun, or gone on with.
 
     Beside the tokens there are "image", uint8 (3, grid, grid), and "attention", uint8 (a, a), for labels. Without `fit`
-    the learner's reductions are taken as they are.
+    the learner's reductions are taken as they are. `targets`, a `token_store` that was begun, gets what is seen as
+    well, unless it is for another look: of other images, another size or precision.
     """
     spec = learner.spec
     last, keys = spec.kept(spec.width), spec.kept(spec.key_width)
@@ -101,8 +111,12 @@ def collect_tokens(
         "encoder": digest(looking.encoder), "images": images.digest, "image_size": looking.size, "grid": looking.grid,
     }  # fmt: skip
     store = TokenStore(folder, len(images), columns, info)
-    if store.begin("learn from fewer images (--sample), or write to another disk"):
+    reserved = 0 if targets is None else targets.to_come()
+    if store.begin("learn from fewer images (--sample), or write to another disk", reserved):
         (folder / _REDUCTIONS).unlink(missing_ok=True)
+    if targets is not None:
+        same = token_store(targets.folder, images, looking.encoder, looking.size, looking.precision)
+        targets = same if same.is_begun() else None
     fitted = _spread(len(images), images_to_fit(looking.encoder, looking.size))
     others = np.setdiff1d(np.arange(len(images)), fitted)
     device = usual_device()
@@ -111,36 +125,41 @@ def collect_tokens(
         if fit and (folder / _REDUCTIONS).is_file():
             _read_reductions(learner, folder / _REDUCTIONS)
         elif fit:
-            _fit(folder, store, images, fitted, learner, looking, progress)
+            _fit(folder, store, images, fitted, learner, looking, targets, progress)
 
-        def tokens(pixels: Tensor, rows: Tensor, images: Tensor) -> tuple[Array, dict[str, Array]]:
-            seen, heads = learner.look(looking.encoder, pixels, attention=True)
-            assert heads is not None, "it was asked for"
-            return rows.numpy(), _arrays(seen) | looking.beside(images, heads)
+        def tokens(pixels: Tensor, rows: Tensor, images: Tensor) -> tuple[Array, Features, dict[str, Array]]:
+            views, cls, rest = looking.views(pixels, images)
+            seen = learner.reduce(views)
+            check_finite(looking.encoder, *seen)
+            return rows.numpy(), Features(cls, views.last), _arrays(seen) | rest
 
         missing = store.missing()
         for part in (fitted, others):
             blocks = [part[at : at + looking.block] for at in range(0, len(part), looking.block)]
             left = [row for block in blocks if np.isin(block, missing).any() for row in block.tolist()]
-            for rows, values in looking.at(images, left, tokens, progress):
+            for rows, said, values in looking.at(images, left, tokens, progress):
+                if targets is not None:  # before: a row that is done here is not looked at again
+                    keep_tokens(targets, looking.encoder, rows, said)
                 store.write(rows, values)
     return store
 
 
 def _fit(
     folder: Path, store: TokenStore, images: ImageSet, rows: Array, learner: PartLearner, looking: Looking,
-    progress: Progress,
+    targets: TokenStore | None, progress: Progress,
 ) -> None:  # fmt: skip
     """Fit the learner's reductions to the tokens of these rows, keep them, and store the reduced tokens."""
 
-    def views(pixels: Tensor, rows: Tensor, images: Tensor) -> tuple[Array, TokenViews, dict[str, Array]]:
-        found, heads = looking.encoder.token_views(pixels, attention=True)
-        assert heads is not None, "it was asked for"
-        halves = TokenViews(*(view.half().cpu() for view in found))
-        check_finite(looking.encoder, *halves)
-        return rows.numpy(), halves, looking.beside(images, heads)
+    def tokens(pixels: Tensor, rows: Tensor, images: Tensor) -> tuple[Array, Tensor, TokenViews, dict[str, Array]]:
+        views, cls, rest = looking.views(pixels, images)
+        check_finite(looking.encoder, *views)
+        return rows.numpy(), cls, TokenViews(*(view.cpu() for view in views)), rest
 
-    seen = list(looking.at(images, rows.tolist(), views, progress))
+    seen = []
+    for block, cls, found, rest in looking.at(images, rows.tolist(), tokens, progress):
+        if targets is not None:
+            keep_tokens(targets, looking.encoder, block, Features(cls, found.last))
+        seen.append((block, found, rest))
     every = TokenViews(*(torch.cat(some) for some in zip(*(found for _, found, _ in seen), strict=True)))
     learner.fit_reductions(every)
     save_tensors(learner.reductions.state_dict(), folder / _REDUCTIONS)

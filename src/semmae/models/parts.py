@@ -140,7 +140,7 @@ class PartLearner(nn.Module):
 
     def look(self, encoder: Encoder, images: Tensor, attention: bool = False) -> tuple[PartTokens, Tensor | None]:
         """Reduced tokens of normalised images (B, 3, S, S); where asked for, attention (B, heads, L) too."""
-        views, heads = encoder.token_views(images, attention)
+        views, _, heads = encoder.token_views(images, attention)
         seen = self.reduce(views)
         check_finite(encoder, *seen)
         return seen, heads

@@ -163,8 +163,8 @@ class Encoder(nn.Module):
         found = next(islice(self._blocks(images), block % depth, None))
         return class_attention(*found, self.vit.num_prefix_tokens)
 
-    def token_views(self, images: Tensor, attention: bool = False) -> tuple[TokenViews, Tensor | None]:
-        """Patch tokens in three views of one pass, and where asked for `attention` of the last block."""
+    def token_views(self, images: Tensor, attention: bool = False) -> tuple[TokenViews, Tensor, Tensor | None]:
+        """Of one pass: patch tokens in three views, class token (B, C) and, where asked for, the last `attention`."""
         prefix = self.vit.num_prefix_tokens
         for index, entered in enumerate(self._blocks(images)):
             block, tokens, rotary = entered
@@ -172,7 +172,7 @@ class Encoder(nn.Module):
                 keys, values = keys_and_values(block, tokens[:, prefix:])
         heads = class_attention(block, tokens, rotary, prefix) if attention else None
         last = self._split(self.vit.norm(run_block(block, tokens, rotary)))
-        return TokenViews(last.patches, keys, values), heads
+        return TokenViews(last.patches, keys, values), last.cls, heads
 
     def last_heads(self) -> HeadWeights:
         """Queries and keys of the last block's heads; ValueError where logits are not linear in its features."""

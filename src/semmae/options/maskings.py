@@ -35,6 +35,7 @@ _ROWS = (
     Masking("inter", "semmae.train.masks:semantic", "whole parts", reads="parts", blend=1.0),
     Masking("random", "semmae.train.masks:random", "any patches"),
     Masking("block", "semmae.train.masks:block", "rectangles", whole_grid=True),
+    Masking("colour", "semmae.train.masks:colour", "blobs of filtered noise", whole_grid=True),
     Masking("attention", "semmae.train.masks:attention", "the most attended", reads="attention", hints=True),
 )
 MASKINGS: Mapping[str, Masking] = MappingProxyType({row.name: row for row in _ROWS})

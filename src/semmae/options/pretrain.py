@@ -30,8 +30,8 @@ class PretrainRecipe(SeedOptions):
 
     masking: str = option("semantic", function=True)
     """What to hide: from a share of every part to whole parts (semantic), a share of every part (intra), whole parts \
-    (inter), any patches (random), rectangles (block), the most attended (attention), or what package.module:function \
-    of your own returns."""
+    (inter), any patches (random), rectangles (block), blobs of filtered noise (colour), the most attended \
+    (attention), or what package.module:function of your own returns."""
     mask_ratio: float = option(
         0.75, low=0, high=1, open=True
     )  # which ratio hides a patch and leaves one depends on the grid
@@ -40,6 +40,12 @@ class PretrainRecipe(SeedOptions):
     """Exponent of the schedule of semantic masking: the blend is (step / steps)^gamma."""
     blend: float | None = option(None, low=0, high=1, only={"masking": "semantic"})
     """Blend of semantic masking throughout, in place of the schedule: 0 a share of every part, 1 whole parts."""
+    blend_end: float = option(1.0, low=0, high=1, only={"masking": "semantic", "blend": None})
+    """Blend at which the schedule of semantic masking ends, in place of 1; not of the paper."""
+    keep_background: bool = option(False, beside=("hides_whole_parts",))
+    """Hide the same share of the background throughout, and whole parts among the others alone; not of the paper."""
+    hints: int = option(0, low=0, high=2**24, beside=("masks_by_parts",))
+    """Patches that stay visible of every part with more than so many, the background included; not of the paper."""
     attention_hint: float = option(0.0, low=0, high=1, only={"masking": "attention"})
     """Share of the most attended patches (a tenth of all) that masking by attention leaves visible."""
     token_subset: int | None = option(None, low=2, high=2**24)
@@ -53,6 +59,16 @@ class PretrainRecipe(SeedOptions):
     def is_own_masking(self) -> bool:
         """Whether one's own function masks, `package.module:name`; it is given what there is."""
         return ":" in self.masking
+
+    @property
+    def masks_by_parts(self) -> bool:
+        """Whether a masking of ours hides shares of parts, or whole ones."""
+        return self.masking in MASKINGS and MASKINGS[self.masking].reads == "parts"
+
+    @property
+    def hides_whole_parts(self) -> bool:
+        """Whether parts are hidden whole at some time, or partly so."""
+        return self.masks_by_parts and 0.0 not in (MASKINGS[self.masking].blend, self.blend)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -212,7 +228,8 @@ def small_photos() -> dict[str, Any]:
     """Hundreds of photos and a public teacher, minutes: ViT-mini/16 at 64 pixels.
 
     Ours. Measured on `clothing` (341 photos of 10 classes), DINOv2 ViT-S/14 as the teacher, one core of an EPYC (AVX2)
-    that others used too, 12.8 minutes of processor time, of which the teacher takes 5 and the autoencoder 7:
+    that others used too, 10.3 minutes of processor time, of which the teacher takes 2.5 and the autoencoder 7 (by
+    calculation: 12.8 were measured with a second look of the teacher's, which is not taken any more):
 
         semmae pretrain --preset small-photos --data clothing --out runs/a --workers 0
         semmae knn --encoder runs/a --data clothing --out runs/a-knn --untrained --workers 0

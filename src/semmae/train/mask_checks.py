@@ -12,7 +12,7 @@ from semmae.options.values import check_choice
 from semmae.train.masks import MaskContext, draw_mask
 
 
-def check_masking(masking: str, *, patches: int, ratio: float, hint: float) -> None:
+def check_masking(masking: str, *, patches: int, ratio: float, hint: float, part_hints: int = 0) -> None:
     """Refuse a masking that is neither known nor a function, and shares that hide or show no patch of so many."""
     if ":" in masking:
         function_at(masking, "--masking")
@@ -21,6 +21,11 @@ def check_masking(masking: str, *, patches: int, ratio: float, hint: float) -> N
     hidden = num_hidden(patches, ratio)
     if masking in MASKINGS and MASKINGS[masking].hints:
         num_hints(patches, hidden, hint)
+    if masking in MASKINGS and MASKINGS[masking].reads == "parts" and part_hints > patches - hidden:
+        raise UserError(
+            f"--hints {part_hints}: the mask ratio {ratio} leaves {patches - hidden} of all {patches} patches visible; "
+            "use at most so many, or a smaller ratio"
+        )
 
 
 def patches_taking_part(masking: str, image_size: int, patch_size: int, token_subset: int | None) -> int:

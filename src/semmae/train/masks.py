@@ -11,6 +11,7 @@ every batch. It draws its noise by `context.uniform`, so that a resumed run draw
 """
 
 import dataclasses
+import functools
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,16 @@ import torch
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.masking import attention_mask, block_mask, most_attended, part_counts, random_mask, semantic_mask
+from semmae.masking import (
+    attention_mask,
+    block_mask,
+    colour_mask,
+    green_noise,
+    most_attended,
+    part_counts,
+    random_mask,
+    semantic_mask,
+)
 from semmae.options.functions import foreign, function_at
 from semmae.options.maskings import MASKINGS
 
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 _BOXES = 16  # of a block mask: enough to hide three quarters
+_FIELD = 1024  # numbers a side of the noise that colour masks are windows of: a million windows, 4 MB
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class MaskContext:
     subset: Tensor | None = None  # where only some patches take part: which of the grid the L are, int64 (B, L)
     blend: float = 0.0  # of masking by parts, now: 0 a share of every part, 1 whole parts
     hint: float = 0.0  # of masking by attention: share of the most attended patches that stays visible
+    part_hints: int = 0  # of masking by parts: patches of every larger part that stay visible
+    keep_background: bool = False  # of masking by parts: label 0 hides its share at any blend
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +83,10 @@ MaskFunction = Callable[[MaskContext], Tensor]
 def semantic(context: MaskContext) -> Tensor:
     """A share of every part, whole parts, or between the two, as `context.blend` says."""
     parts = _needed(context.parts, "masking by parts (semantic, intra, inter)", "part labels")
-    return semantic_mask(parts, context.uniform(), context.uniform(context.num_labels), context.ratio, context.blend)
+    noise, order_noise = context.uniform(), context.uniform(context.num_labels)
+    return semantic_mask(
+        parts, noise, order_noise, context.ratio, context.blend, context.part_hints, context.keep_background
+    )
 
 
 def random(context: MaskContext) -> Tensor:
@@ -81,6 +97,18 @@ def random(context: MaskContext) -> Tensor:
 def block(context: MaskContext) -> Tensor:
     """Rectangles."""
     return block_mask(context.uniform(), context.uniform(_BOXES, 4), context.ratio)
+
+
+def colour(context: MaskContext) -> Tensor:
+    """Blobs of filtered noise."""
+    return colour_mask(_green_field(context.device), context.uniform(2), context.shape[1], context.ratio)
+
+
+@functools.cache
+def _green_field(device: torch.device) -> Tensor:
+    """Filtered noise (S, S), the same in every run whatever its seed, made once for each device."""
+    generator = torch.Generator().manual_seed(0)
+    return green_noise(torch.rand(_FIELD, _FIELD, generator=generator, dtype=torch.float64)).to(device)
 
 
 def attention(context: MaskContext) -> Tensor:

@@ -23,11 +23,11 @@ _COUNTED = "mask_meter"  # what it has counted, in a checkpoint
 
 
 def blend_at(recipe: PretrainRecipe, progress: float) -> float | None:
-    """The share of whole parts when `progress` (0 to 1) of the steps are done, α = (t/T)^γ; None of other maskings."""
+    """The share of whole parts when `progress` (0 to 1) of the steps are done, α = end·(t/T)^γ; None of other masks."""
     known = MASKINGS.get(recipe.masking)
     if known is None or not known.scheduled:
         return known.blend if known else None
-    return float(min(1.0, progress) ** recipe.gamma) if recipe.blend is None else recipe.blend
+    return float(recipe.blend_end * min(1.0, progress) ** recipe.gamma) if recipe.blend is None else recipe.blend
 
 
 def mask_context(
@@ -53,6 +53,8 @@ def mask_context(
         attention=batch.get("attention"),
         blend=blend_at(recipe, progress) or 0.0,
         hint=recipe.attention_hint,
+        part_hints=recipe.hints,
+        keep_background=recipe.keep_background,
     )
     return context if recipe.token_subset is None else context.most_attended(recipe.token_subset)
 

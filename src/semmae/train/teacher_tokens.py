@@ -8,13 +8,14 @@ crop.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from semmae.data.loaders import IMAGE_TOKEN, TOKENS, WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
-from semmae.data.token_file import Column
+from semmae.data.token_file import Array, Column
 from semmae.data.token_store import TokenStore
 from semmae.formats.folders import digest
 from semmae.models.vit import Encoder, Features, check_finite
@@ -83,7 +84,10 @@ def usual_size(teacher: Encoder) -> int:
 
 
 def token_store(folder: Path, images: ImageSet, teacher: Encoder, size: int, precision: Precision) -> TokenStore:
-    """The store of the tokens of all images, whole and stretched to `size` pixels a side; `fill_store` fills it."""
+    """The store of the tokens of all images, whole and stretched to `size` pixels a side; `fill_store` fills it.
+
+    What looks at the same images for another purpose may keep rows there before, see `keep_tokens`.
+    """
     patches = Column(TOKENS, ((size // teacher.patch_size) ** 2, teacher.width), "float16")
     columns = [patches, Column(IMAGE_TOKEN, (teacher.width,), "float16")]
     info = {"encoder_digest": digest(teacher), "images_digest": images.digest, "image_size": size}
@@ -94,18 +98,21 @@ def fill_store(
     store: TokenStore, images: ImageSet, teacher: Encoder, *, size: int, precision: Precision, workers: int
 ) -> None:
     """Compute the rows that a store lacks, on the CPU; the same bytes wherever it was stopped before."""
-    store.begin("use a smaller --teacher-image-size, fewer images (--limit) or a GPU, which needs no room")
-    missing = store.missing()
-    if not len(missing):
+    starts = np.unique(store.missing() // _TOGETHER) * _TOGETHER  # of blocks that are always the same
+    rows = [row for start in starts.tolist() for row in range(start, min(start + _TOGETHER, len(images)))]
+    if not rows:
         return
-    rows = range(int(missing[0]), len(images))  # written in their order
     loader = make_loader(WholeDataset(images, size), _TOGETHER, sampler=rows, workers=workers)
-    done = f", {rows.start} done before" if rows.start else ""
+    done = f", {len(images) - len(rows)} done before" if len(rows) < len(images) else ""
     teacher.eval()
     with autocast(precision, torch.device("cpu")), Progress(len(rows), label=f"teacher's tokens{done}") as progress:
         for batch in progress.iterate(loader):
-            said = tokens_of(teacher, batch["image"], size)
-            values = {TOKENS: said.patches.half(), IMAGE_TOKEN: said.cls.half()}
-            check_finite(teacher, *values.values())
-            store.write(batch["row"].numpy(), {name: tokens.numpy() for name, tokens in values.items()})
-            progress.update(len(said.cls))
+            keep_tokens(store, teacher, batch["row"].numpy(), tokens_of(teacher, batch["image"], size))
+            progress.update(len(batch["row"]))
+
+
+def keep_tokens(store: TokenStore, teacher: Encoder, rows: Array, said: Features) -> None:
+    """Write what a teacher says of rows (n,), ascending; refused where half precision cannot hold it."""
+    values = {TOKENS: said.patches.half(), IMAGE_TOKEN: said.cls.half()}
+    check_finite(teacher, *values.values())
+    store.write(rows, {name: tokens.cpu().numpy() for name, tokens in values.items()})

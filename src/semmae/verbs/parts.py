@@ -119,10 +119,17 @@ def true_parts(options: PartsOptions, images: ImageSet) -> Truth | None:
     )
 
 
-def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None, truth: Truth | None) -> None:
+def learn_parts(
+    options: PartsOptions,
+    images: ImageSet,
+    encoder: Encoder | None,
+    truth: Truth | None,
+    targets: TokenStore | None = None,
+) -> None:
     """Stage 1 in `options.out`, begun or resumed: learner, labels, quality, pictures.
 
-    The encoder is None where the labels come from --tokens, the truth where nothing is to be measured.
+    The encoder is None where the labels come from --tokens, the truth where nothing is to be measured. `targets`: as
+    `collect_tokens` has them.
     """
     out = options.out
     facts: dict[str, Any] = {}
@@ -138,7 +145,7 @@ def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None
         tokens = None
         with summarised(out, "parts", images, **facts) as summary:
             if encoder is not None:
-                tokens = bring_learner(options, images, encoder, summary)
+                tokens = bring_learner(options, images, encoder, summary, targets)
             if not is_rank_zero():
                 return
             store = label_all(options, images, encoder, tokens)
@@ -152,7 +159,9 @@ def learn_parts(options: PartsOptions, images: ImageSet, encoder: Encoder | None
         write_parts_page(out)  # after the summary, which stands there
 
 
-def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder, summary: Summary) -> TokenStore | None:
+def bring_learner(
+    options: PartsOptions, images: ImageSet, encoder: Encoder, summary: Summary, targets: TokenStore | None
+) -> TokenStore | None:
     """Make `learner/` in --out, unless it is there: a copy of that of --learner, or trained, which `summary` notes.
 
     Returns the stored tokens of all images, where they were learned from, here or before the run was resumed.
@@ -170,8 +179,11 @@ def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder, sum
         if is_rank_zero():
             labelling.copy_learner(options.learner, options.out)
         return None
-    learn = learn_from_tokens if options.rebuild == "tokens" else learn_from_pixels
-    learner, trained, tokens = learn(options, some, encoder)
+    tokens = None
+    if options.rebuild == "tokens":
+        learner, trained, tokens = learn_from_tokens(options, some, encoder, targets)
+    else:
+        learner, trained = learn_from_pixels(options, some, encoder)
     summary.trained(trained)
     if is_rank_zero():
         facts = labelling.learner_facts(options.teacher, encoder, shown_size(options, encoder))
@@ -180,22 +192,28 @@ def bring_learner(options: PartsOptions, images: ImageSet, encoder: Encoder, sum
 
 
 def store_tokens(
-    options: PartsOptions, images: ImageSet, encoder: Encoder, learner: PartLearner, *, fit: bool
+    options: PartsOptions,
+    images: ImageSet,
+    encoder: Encoder,
+    learner: PartLearner,
+    *,
+    fit: bool,
+    targets: TokenStore | None = None,
 ) -> TokenStore:
     """The encoder's tokens of all these images, as the learner reduces them."""
     looking = Looking(
         encoder, shown_size(options, encoder), options.grid, options.batch_size, options.workers, options.precision
     )
-    return collect_tokens(options.out / TOKENS, images, learner, looking, fit=fit)
+    return collect_tokens(options.out / TOKENS, images, learner, looking, fit=fit, targets=targets)
 
 
 def learn_from_tokens(
-    options: PartsOptions, images: ImageSet, encoder: Encoder
+    options: PartsOptions, images: ImageSet, encoder: Encoder, targets: TokenStore | None
 ) -> tuple[PartLearner, Trained, TokenStore]:
     """Store the encoder's tokens, and train the part learner on them; how far that came, and the tokens."""
     torch.manual_seed(options.seed)
     learner = PartLearner(PartsSpec.of(encoder, options.num_parts, options.refine))
-    store = store_tokens(options, images, encoder, learner, fit=True)
+    store = store_tokens(options, images, encoder, learner, fit=True, targets=targets)
     tokens = tokens_of(store, slice(None))
     recipe = shared(PartsRecipe, options)
     learner.cpu().start_from_clusters(tokens, options.seed, mapped=options.map_keys)
@@ -210,7 +228,7 @@ def learn_from_tokens(
 
 def learn_from_pixels(
     options: PartsOptions, images: ImageSet, encoder: Encoder
-) -> tuple[PublishedPartLearner, Trained, None]:
+) -> tuple[PublishedPartLearner, Trained]:
     """Train SemMAE's part learner on random crops; and how far that came."""
     torch.manual_seed(options.seed)
     spec = PublishedPartsSpec(
@@ -227,7 +245,7 @@ def learn_from_pixels(
     training = shared(Training, options, hyperparameters=kept_values(options))
     how = FitOptions(training, options.out, "parts", options.epochs, clip=0.0)
     task = PublishedPartsTask(encoder, learner, shared(PartsRecipe, options))
-    return learner, fit(task, training.loader(crops), how), None
+    return learner, fit(task, training.loader(crops), how)
 
 
 def label_all(

@@ -13,7 +13,7 @@ from semmae.data.loaders import IMAGE_TOKEN, CropDataset
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.data.token_store import TokenStore
-from semmae.errors import UserError
+from semmae.errors import UserError, listed
 from semmae.evaluation.quality import read_annotations
 from semmae.formats.folders import LEARNER, digest, kind, save_autoencoder, save_encoder
 from semmae.formats.init import init_autoencoder
@@ -59,8 +59,14 @@ def pretrain(options: PretrainOptions) -> Path:
     teacher = load_teacher(options)
     if options.parts is not None:
         given = PartStore.open(options.parts, manifest_digest=images.digest)
+        # A store that lacks what is needed is refused before anything is written.
         if "attention" in options.needs:
-            _ = given.attention  # a store that holds none is refused before anything is written
+            _ = given.attention
+        if options.keep_background and options.hides_whole_parts and not given.has_background:
+            raise UserError(
+                f"--keep-background: {given.path} has no background, its labels are {listed(given.label_names)}; "
+                "leave it out, or give labels of semmae parts"
+            )
         if options.predicts_tokens and not options.needs_teacher:
             teacher = teacher_of_parts(given)
     if options.teacher_image_size is not None and teacher is not None:
@@ -70,10 +76,15 @@ def pretrain(options: PretrainOptions) -> Path:
         read_annotations(images.names, options.masks)
     with run_folder(options):
         check_same_images(options.out, images)
+        tokens = None
         if options.predicts_tokens:
             teacher = teacher or load_encoder(str(own_teacher(options, images)))
-            store_tokens(options, images, teacher)
-        store = part_labels(options, images, teacher) if options.parts or options.learns_parts else None
+            tokens = begin_tokens(options, images, teacher)
+        store = part_labels(options, images, teacher, tokens) if options.parts or options.learns_parts else None
+        if teacher is not None and tokens is not None:
+            size, precision = teacher_size(options, teacher), options.precision
+            fill_store(tokens, images, teacher, size=size, precision=precision, workers=options.workers)
+        barrier()  # all processes read what the first one has stored
         train_autoencoder(options, images, store, init, teacher if options.predicts_tokens else None)
         if is_rank_zero():
             write_report(options.out)
@@ -87,7 +98,7 @@ def check_recipe(options: PretrainOptions) -> None:
     check_compile(options.compile)
     masking, subset, ratio = options.masking, options.token_subset, options.mask_ratio
     patches = patches_taking_part(masking, options.image_size, options.patch_size, subset)
-    check_masking(masking, patches=patches, ratio=ratio, hint=options.attention_hint)
+    check_masking(masking, patches=patches, ratio=ratio, hint=options.attention_hint, part_hints=options.hints)
     if not (options.is_own_masking or options.needs) and options.parts:
         raise UserError(f"--masking {masking} reads no parts; leave out --parts, or choose semantic")
     if options.masks and not options.learns_parts:
@@ -171,8 +182,13 @@ def has_parts(options: PretrainOptions) -> bool:
     return options.resume and (parts / "parts.json").exists() and not (parts / UNFINISHED).exists()
 
 
-def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | None) -> PartStore:
-    """The part labels to mask by: given, or learned inside `out` from --teacher or from one's own."""
+def part_labels(
+    options: PretrainOptions, images: ImageSet, teacher: Encoder | None, tokens: TokenStore | None
+) -> PartStore:
+    """The part labels to mask by: given, or learned inside `out` from --teacher or from one's own.
+
+    Where the teacher then sees just what is stored of it, its `tokens` to predict are kept.
+    """
     if options.parts is not None:
         return PartStore.open(options.parts, manifest_digest=images.digest)
     if has_parts(options):
@@ -180,16 +196,21 @@ def part_labels(options: PretrainOptions, images: ImageSet, teacher: Encoder | N
     spec = str(own_teacher(options, images)) if options.teacher == OWN_TEACHER else options.teacher
     stage = parts_stage(options, spec)
     with run_folder(stage):
-        learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images))
+        learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images), tokens)
         barrier()
     return PartStore.open(stage.out, manifest_digest=images.digest)
 
 
-def store_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> None:
-    """Store the teacher's tokens of every image inside `out`, unless a GPU is there to compute those of every crop."""
-    if not teacher_sees_crops() and is_rank_zero():
-        store, size = tokens_within(options, images, teacher), teacher_size(options, teacher)
-        fill_store(store, images, teacher, size=size, precision=options.precision, workers=options.workers)
+def begin_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> TokenStore | None:
+    """The store inside `out` that this process is to fill with the teacher's tokens of every image.
+
+    None in other processes than the first, and where a GPU is there to compute those of every crop.
+    """
+    if teacher_sees_crops() or not is_rank_zero():
+        return None
+    store = tokens_within(options, images, teacher)
+    store.begin("use a smaller --teacher-image-size, fewer images (--limit) or a GPU, which needs no room")
+    return store
 
 
 def teacher_sees_crops() -> bool:
@@ -227,7 +248,7 @@ def train_autoencoder(
 ) -> None:
     """Stage 2 in `options.out`, begun (anew or with `init`) or resumed: writes the networks and pictures.
 
-    `teacher`: whose tokens are predicted, None of pixels; unless it sees every crop, `store_tokens` has been called.
+    `teacher`: whose tokens are predicted, None of pixels; unless it sees every crop, they have been stored.
     """
     tokens = None if teacher is None or teacher_sees_crops() else tokens_within(options, images, teacher)
     torch.manual_seed(options.seed)
