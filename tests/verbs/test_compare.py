@@ -259,9 +259,9 @@ def test_the_same_folder_with_splits_trains_on_one_and_measures_on_the_other(dra
 
 def test_tokens_of_the_teacher_are_stored_once(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
-    real = semmae.verbs.pretrain.fill_store
+    real = semmae.verbs.shared_stages.fill_store
     monkeypatch.setattr(
-        semmae.verbs.pretrain,
+        semmae.verbs.shared_stages,
         "fill_store",
         lambda store, *rest, **how: calls.append(store.folder) or real(store, *rest, **how),
     )

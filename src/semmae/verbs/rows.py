@@ -154,7 +154,7 @@ def _checked(row: Row, options: CompareOptions) -> Row:
         check_recipe(made)
         if row.parts in ("grid", "annotations") and "attention" in made.needs:
             raise UserError(f"parts {row.parts}: hold no attention, which it reads; use learned, kmeans or shuffled")
-        if row.parts == "grid" and row.given.get("keep_background"):
+        if row.parts == "grid" and made.keep_background:
             raise UserError("parts grid: have no background to keep; leave out keep_background, or use other parts")
         if row.parts == "annotations" and options.masks is None:
             raise UserError("parts annotations: are those of --masks, which is not given; give it")

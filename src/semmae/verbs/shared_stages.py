@@ -10,6 +10,8 @@ from pathlib import Path
 
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore, read_meta
+from semmae.data.token_store import TokenStore
+from semmae.errors import UserError, listed
 from semmae.evaluation.parts import Truth, read_truth, score
 from semmae.files import make_folder
 from semmae.formats.open import load_encoder
@@ -22,15 +24,17 @@ from semmae.options.fields import shared
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER
 from semmae.run.folder import turn
+from semmae.train.teacher_tokens import fill_store
 from semmae.verbs.measures import minutes_in, timed
 from semmae.verbs.parts import shown_size
 from semmae.verbs.pretrain import (
+    begin_tokens,
     load_init,
     own_teacher,
     part_labels,
-    store_tokens,
     teacher_of_parts,
     teacher_sees_crops,
+    teacher_size,
     with_teacher,
 )
 from semmae.verbs.rows import Row
@@ -57,10 +61,13 @@ class Stages:
     def make(self, rows: Sequence[Row]) -> None:
         """Whatever these rows read."""
         with turn(self.base.out / "stages"):
+            tokens = None
             if any(self.predicts_tokens(row) for row in rows):
-                self._make_tokens()
+                tokens = begin_tokens(self.base, self.images, self.open_teacher())
             for kind in sorted({row.kind for row in rows if row.kind is not None}):
-                self._make_labels(kind)
+                self._make_labels(kind, tokens)
+            if tokens is not None:  # what learning parts has not stored
+                self._fill(tokens)
 
     def predicts_tokens(self, row: Row) -> bool:
         """Whether a row predicts the teacher's tokens."""
@@ -107,10 +114,11 @@ class Stages:
                 self.teacher = load_encoder(str(own_teacher(self.base, self.images)))
         return self.teacher
 
-    def _make_tokens(self) -> None:
-        teacher = self.open_teacher()
-        with timed(self.base.out, "tokens"):
-            store_tokens(self.base, self.images, teacher)
+    def _fill(self, tokens: TokenStore) -> None:
+        base, teacher = self.base, self.open_teacher()
+        size = teacher_size(base, teacher)
+        with timed(base.out, "tokens"):
+            fill_store(tokens, self.images, teacher, size=size, precision=base.precision, workers=base.workers)
 
     def link_tokens(self, run: Path) -> None:
         """Give a run the stored tokens of all images as its own; it removes them when it is trained."""
@@ -123,20 +131,20 @@ class Stages:
         except OSError:  # a file system without hard links
             place.symlink_to(source.resolve())
 
-    def _make_labels(self, kind: str) -> None:
+    def _make_labels(self, kind: str, tokens: TokenStore | None) -> None:
         folder = self._labels / kind
         if kind == "learned":
             if self.given is None and not _is_labelled(self.base.out / "parts"):
                 if self.base.teacher == OWN_TEACHER:
                     self.open_teacher()
                 with timed(self.base.out, kind):
-                    part_labels(self.base, self.images, self.teacher)
+                    part_labels(self.base, self.images, self.teacher, tokens)
             return
         if _is_labelled(folder):
             return
         learned = None
         if kind == "shuffled":
-            self._make_labels("learned")
+            self._make_labels("learned", tokens)
             learned = PartStore.open(
                 self.given.path if self.given else self.base.out / "parts", manifest_digest=self.images.digest
             )
@@ -176,8 +184,14 @@ def open_stages(options: CompareOptions, rows: Sequence[Row], images: ImageSet) 
     """What is to be made for all runs, checked, and the options with what --teacher auto becomes."""
     given = None if options.parts is None else PartStore.open(options.parts, manifest_digest=images.digest)
     for row in rows:
+        store = given if row.parts == "learned" else None
         if row.parts is not None and row.kind is None:
-            PartStore.open(user_path(row.parts), manifest_digest=images.digest)
+            store = PartStore.open(user_path(row.parts), manifest_digest=images.digest)
+        if store is not None and row.given.get("keep_background", options.keep_background) and not store.has_background:
+            raise UserError(
+                f"row {row.name}: keep_background: {store.path} has no background, its labels are "
+                f"{listed(store.label_names)}; leave it out, or give labels of semmae parts"
+            )
     base = shared(
         PretrainOptions, options, masking="semantic", masks=options.masks, resume=True, overwrite=False, config=None
     )
