@@ -17,7 +17,7 @@ import semmae
 import semmae.reporting.run_page
 from semmae.cli import run
 from semmae.options import VERBS, kind_of
-from semmae.options.fields import command_options, flag
+from semmae.options.fields import command_options, flag, options_of
 from semmae.run.signals import Interrupted
 
 SIZES = [*tiny.SMALL, "--epochs", "1"]
@@ -226,7 +226,7 @@ def test_the_python_call_has_the_same_options(verb: str) -> None:
     assert callable(call)  # also `semmae.report`, beside the module semmae.reporting.run_page
     taken = inspect.signature(call).parameters
     required = [field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
-    assert sorted(taken) == sorted(field.name for field in dataclasses.fields(kind))
+    assert sorted(taken) == sorted(options_of(kind))
     assert [name for name in taken if taken[name].default is inspect.Parameter.empty] == list(taken)[: len(required)]
     assert inspect.signature(call).return_annotation is semmae.calls.RESULTS[verb]
     found = str(call.__doc__)

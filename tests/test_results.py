@@ -41,6 +41,11 @@ LEFT: dict[str, tuple[str, Any, dict[str, Any]]] = {
         {"this encoder": {"knn_top1": 41.25, "grid_nmi": 9.0}, "untrained": {"knn_top1": 20.0} | MANY},
         {"knn_top1": 41.25, "figures": {"knn_top1": 41.25, "grid_nmi": 9.0}},
     ),
+    "compare": (
+        "results.json",
+        {"verdict": "b is ahead of a by 1.2 points.", "rows": [{"name": "a"}, {"name": "b"}], "runs": []},
+        {"verdict": "b is ahead of a by 1.2 points.", "rows": [{"name": "a"}, {"name": "b"}], "runs": []},
+    ),
     "demo": (
         "run/results.json",
         {"this encoder": {"knn_top1": 41.25, "probe_top1": 60.0}, "untrained": {"knn_top1": 20.0}},

@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from semmae.models.vit import Encoder
-from semmae.results import ClassResult, DemoResult, EvaluateResult, PartsResult, PretrainResult, Result
+from semmae.results import ClassResult, CompareResult, DemoResult, EvaluateResult, PartsResult, PretrainResult, Result
 from semmae.results import SegmentResult, TeacherResult
 from semmae.train.masks import MaskContext
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from semmae.errors import UserError
 from semmae.memory import memory_given_back
 from semmae.names import shown
+from semmae.options.compare import CompareOptions
 from semmae.options.demo import DemoOptions
 from semmae.options.embed import EmbedOptions
 from semmae.options.evaluate import EvaluateOptions
@@ -31,6 +32,7 @@ from semmae.options.texts import help_of
 from semmae.options.values import in_python
 from semmae.results import (
     ClassResult,
+    CompareResult,
     DemoResult,
     EvaluateResult,
     PartsResult,
@@ -110,6 +112,8 @@ def _taken(option: Option) -> str:
         taken.append(_OBJECTS[facts.reads])
     if facts.function:
         taken.append(_FUNCTION)
+    if facts.several:
+        taken.append("Sequence[str]")
     if NoneType in kinds:
         taken.append("None")
     return " | ".join(taken)
@@ -145,4 +149,5 @@ embed = call(EmbedOptions, Result)
 reconstruct = call(ReconstructOptions, Result)
 export = call(ExportOptions, Result)
 report = call(ReportOptions, Result)
+compare = call(CompareOptions, CompareResult)
 demo = call(DemoOptions, DemoResult)

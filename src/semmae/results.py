@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -138,6 +138,19 @@ class EvaluateResult(MeasuredResult):
         found = _read(path / "results.json")
         own: Figures = found.get("this encoder", {})
         return {**own, "figures": own or None, _UNTRAINED: found.get(_UNTRAINED)}
+
+
+@dataclass(frozen=True, repr=False)
+class CompareResult(Result):
+    """A run of `compare`: the verdict in words, a mapping of figures for each row, and one for each of its runs."""
+
+    verdict: str | None = None
+    rows: Sequence[Figures] | None = dataclasses.field(default=None, repr=False)
+    runs: Sequence[Figures] | None = dataclasses.field(default=None, repr=False)
+
+    @classmethod
+    def figures_in(cls, path: Path) -> Figures:
+        return _read(path / "results.json")
 
 
 @dataclass(frozen=True, repr=False)

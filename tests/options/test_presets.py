@@ -12,6 +12,7 @@ from refusals import refused
 import semmae
 from semmae.cli import run
 from semmae.options import VERBS, kind_of
+from semmae.options.fields import options_of
 from semmae.options.parts import PartsOptions
 from semmae.options.presets import preset_list, preset_options, presets_of
 from semmae.options.teacher import TeacherOptions
@@ -35,7 +36,9 @@ def test_a_preset_is_options_of_its_verb(verb: str, name: str) -> None:
     kind = kind_of(verb)
     fields = {field.name for field in dataclasses.fields(kind)}
     required = {each: value for each, value in {"data": "photos", "encoder": "run"}.items() if each in fields}
-    options = kind(out=Path("out"), preset=name, **required, **preset())
+    recipe = {each: value for each, value in preset().items() if each in options_of(kind)}
+    assert recipe.keys() >= preset().keys() - {"masking"} and (verb == "compare" or recipe == preset())
+    options = kind(out=Path("out"), preset=name, **required, **recipe)
     check_values(options)
     if verb == "teacher":
         check_teacher(options)

@@ -25,7 +25,7 @@ from semmae.run.config import read_config, to_yaml, with_defaults
 def numbers(verb: str) -> Iterator[tuple[str, Any]]:
     """Fields of a verb's options that are numbers, and their annotations."""
     kind = kind_of(verb)
-    hints = typing.get_type_hints(kind)
+    hints = {name: option.type for name, option in options_of(kind).items()}
     yield from (
         (name, hint) for name, hint in hints.items() if {int, float} & set(tuple(typing.get_args(hint) or (hint,)))
     )

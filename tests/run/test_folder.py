@@ -20,8 +20,9 @@ from semmae.errors import UserError
 from semmae.files import PART
 from semmae.options.knn import KnnOptions
 from semmae.options.teacher import TeacherOptions
+from semmae.run import folder
 from semmae.run.config import UNFINISHED
-from semmae.run.folder import claimed, run_folder
+from semmae.run.folder import AtWork, claimed, locked, run_folder, turn
 
 
 @pytest.fixture
@@ -226,3 +227,56 @@ def test_two_threads_are_two_runs(options: TeacherOptions) -> None:
         thread.start()
         thread.join()
     assert len(found) == 1
+
+
+def outcome(out: Path, **how: bool) -> int:
+    """Of another process that asks for a folder: 0, it had it, or 1, others are at work."""
+
+    def work() -> int:
+        folder._held.clear()
+        try:
+            with locked(out, **how):
+                return 0
+        except AtWork:
+            return 1
+
+    child = Forked(work)
+    code = child.ended(60)
+    assert code in (0, 1), child.output
+    return code
+
+
+def test_processes_that_share_a_folder_keep_all_others_out(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with locked(out, shared=True):
+        assert (outcome(out, shared=True), outcome(out)) == (0, 1)
+        assert (outcome(out, shared=True), outcome(out)) == (0, 1)  # the first of them to leave opens no door
+    with locked(out):
+        assert (outcome(out, shared=True), outcome(out)) == (1, 1)
+    assert (outcome(out, shared=True), outcome(out)) == (0, 0)
+
+
+def test_a_turn_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "_WAIT", 0.01)
+
+    def work() -> int:
+        folder._held.clear()
+        with turn(tmp_path / "out"):
+            (tmp_path / "second").touch()
+        return 0
+
+    with turn(tmp_path / "out"):
+        child = Forked(work)
+        time.sleep(0.3)
+        assert not (tmp_path / "second").exists()
+    assert child.ended(60) == 0, child.output
+    assert (tmp_path / "second").exists()
+
+
+def test_a_run_of_which_others_have_a_share_is_not_finished(options: TeacherOptions) -> None:
+    with claimed(options) as own, run_folder(own, lambda: False):
+        pass
+    assert (options.out / UNFINISHED).is_file() and checked(options).resume
+    with claimed(options) as own, run_folder(own, lambda: True):
+        pass
+    assert not (options.out / UNFINISHED).exists()

@@ -1,7 +1,7 @@
 """Arguments of a verb → its options; what is wrong with them is one line, in our words.
 
 The options' one declaration is read: an argument becomes the value of a field, and goes on by the door of the Python
-call. Every option is given once and takes one value, but for those that are on or off.
+call. Every option is given once and takes one value, but for those that are on or off; a few take several words.
 """
 
 import difflib
@@ -89,7 +89,10 @@ def read_arguments(kind: type[Any], arguments: list[str]) -> dict[str, Any]:
             continue
         if not equals and (not words or _is_option(words[-1])):
             raise UserError(f"{option.flag}: no value follows; one that begins with a dash is written {option.flag}=-…")
-        given[option.name] = from_text(option, attached if equals else words.pop())
+        text = attached if equals else words.pop()
+        while option.facts.several and not equals and words and not _is_option(words[-1]):
+            text += f",{words.pop()}"
+        given[option.name] = from_text(option, text)
     nameless = next((name for name, option in command_options(kind).items() if option.facts.positional), None)
     if nameless and stray and nameless not in given:
         given[nameless] = stray.pop(0)

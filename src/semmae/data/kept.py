@@ -24,6 +24,11 @@ class KeptImages(ImageSet):
         self._kept: dict[tuple[int, int | None], Tensor] = {}
         self._bytes = 0
 
+    @classmethod
+    def of(cls, images: ImageSet) -> "KeptImages":
+        """These images, or themselves where they are kept already: for several trainings, one after the other."""
+        return images if isinstance(images, cls) else cls(images)
+
     def read(self, row: int, least: int | None = None) -> Tensor:
         kept = self._kept.get((row, least))
         if kept is not None:

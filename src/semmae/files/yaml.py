@@ -19,15 +19,28 @@ _MOST = 2**20  # bytes: PyYAML is slow, and options are few
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping of a YAML file; UserError when there is none."""
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no options; write one `name: value` a line")
+    return {str(name): value for name, value in content.items()}
+
+
+def read_yaml_rows(path: Path) -> list[dict[str, Any]]:
+    """The list of mappings of a YAML file; UserError when it is none, or an empty one."""
+    content = _read(path)
+    if not (isinstance(content, list) and content and all(isinstance(row, dict) for row in content)):
+        raise UserError(f"{path}: holds no rows; write a list of them, each `- name: value` and more such lines")
+    return [{str(name): value for name, value in row.items()} for row in content]
+
+
+def _read(path: Path) -> Any:
     text = read_text(path, _MOST)
     try:
         content = yaml.load(text, _PlainLoader)
         check_bounds(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML ({reason(error)}); mend or restore it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no options; write one `name: value` a line")
-    return {str(name): value for name, value in content.items()}
+    return content
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:

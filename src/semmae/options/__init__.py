@@ -15,6 +15,7 @@ class Verb(NamedTuple):
     # Patterns of the files in the folder of its run, beside those of every run: what --overwrite may delete.
     leaves: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()  # folders there that are runs themselves
+    many: str = ""  # the folder there whose folders hold runs
     within: str = ""  # the one of these whose figures and networks are all that it leaves
     product: tuple[str, ...] = ()  # files that are there at its good end; none: its results show it
     checkpoint: str = ""  # how names of its encoder's tensors begin in a checkpoint; "": it keeps no encoder there
@@ -43,6 +44,7 @@ def _networks(*folders: str) -> tuple[str, ...]:
 
 _RESULTS = ("results.json", "results.md")
 _CLASSES = (*_RESULTS, "per_class.csv", "confusion.png")
+_COMPARED = (*_RESULTS, "results.jsonl", "minutes.json", "comparison.json", "comparison.png")
 
 # In the order of work.
 VERBS = {
@@ -105,6 +107,18 @@ VERBS = {
         "measure an encoder by k-NN, probe and, with annotations, segmentation and parts: one table",
         leaves=(*_RESULTS, "figures.json"),
         runs=("untrained", "knn", "probe", "segment"),
+    ),
+    "compare": Verb(
+        "compare maskings: equal weights, crops and budget, several seeds, intervals",
+        leaves=(
+            *_COMPARED,
+            *(f"labels/*/{name}" for name in ("parts.npy", "attention.npy", "parts.json")),
+            *(f"finetune/{name}" for name in ("metrics.jsonl", "summary.json", "skipped.csv", "checkpoints/last.ckpt")),
+            *_weights("finetune/classifier"),
+        ),
+        runs=("teacher", "parts", "measured"),
+        many="runs",
+        deed="The maskings were compared on equal terms",
     ),
     "embed": Verb(
         "write features of every image: class, mean, patch or part tokens",

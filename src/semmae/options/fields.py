@@ -18,7 +18,7 @@ KindT = TypeVar("KindT")
 MOST = 2**63 - 1  # of 64 bits: no limit but that of counting
 
 OnResume = Literal["same", "more", "free"]
-Reads = Literal["images", "annotations", "network", "labels", "learner", "run", "file"]
+Reads = Literal["images", "annotations", "network", "labels", "learner", "run", "file", "rows"]
 
 
 class Options(Protocol):
@@ -54,6 +54,8 @@ class Facts:
     objects: bool = False  # a Python call may give an object that config.yaml cannot hold
     function: bool = False  # a Python call may give a function, which is kept as `package.module:name`
     python: bool = False  # it is of the Python call alone
+    several: bool = False  # takes several words, or a list: a text, divided by commas
+    dropped: bool = False  # of a base class, and no option of this one: it keeps its default
 
 
 def option(default: Any, **facts: Any) -> Any:
@@ -137,6 +139,8 @@ def _declared(kind: type[Any]) -> dict[str, Option]:
     found = {}
     for field in dataclasses.fields(kind):
         facts: Facts = field.metadata.get("facts", Facts())
+        if facts.dropped:
+            continue
         if not facts.group:
             facts = dataclasses.replace(facts, group=groups[field.name])
         found[field.name] = Option(field.name, hints[field.name], field.default, facts)

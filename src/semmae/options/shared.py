@@ -56,6 +56,11 @@ class RunOptions(WorkerOptions, SeedOptions):
     overwrite: bool = option(False, control=True, on_resume="free")
     """Delete the run that lies in --out first."""
 
+    @property
+    def shares_folder(self) -> bool:
+        """Whether other processes work in --out at the same time, each at a share of its own."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:

@@ -69,7 +69,7 @@ def check_given(options: Any, given: Iterable[str]) -> None:
             needed = " or ".join(_needed(every, other) for other in option.facts.beside)
             raise UserError(f"{given_as}: has an effect only {needed}; leave it out")
         for other_name, value in (option.facts.only or {}).items():
-            if getattr(options, other_name) != value:
+            if other_name in every and getattr(options, other_name) != value:
                 raise UserError(f"{given_as}: has an effect only {_condition(every[other_name], value)}; leave it out")
 
 
@@ -114,6 +114,8 @@ def converted(option: Option, value: Any) -> Any:
     """
     if option.facts.python:
         return tuple(value) if isinstance(value, list | tuple) else (value,)
+    if option.facts.several and isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
     is_named = Path in option.kinds or str in option.kinds
     if is_named and isinstance(value, os.PathLike):
         with contextlib.suppress(TypeError):  # of a class that gives no text after all

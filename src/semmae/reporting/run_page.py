@@ -17,7 +17,7 @@ from semmae.errors import UserError
 from semmae.evaluation.protocols import UNTRAINED
 from semmae.names import short
 from semmae.options import VERBS, Verb
-from semmae.reporting import charts
+from semmae.reporting import charts, comparison
 from semmae.reporting.charts import finite, number
 from semmae.reporting.next_steps import Step, next_steps, resuming
 from semmae.reporting.page import (
@@ -41,6 +41,12 @@ from semmae.run.config import CONFIG, saved_options
 
 # heading, places where the picture may lie, what the reader sees on it
 PICTURES = (
+    (
+        "Comparison",
+        (comparison.PICTURE,),
+        "What each row has more than the first, in points: a dot a seed, the diamond their mean, the bar its 95 % "
+        "interval. Beyond chance is a bar that does not touch zero.",
+    ),
     (
         "Parts",
         ("parts/parts.png", "parts.png"),
@@ -87,6 +93,9 @@ def write_report(run: Path) -> Path:
     network = "" if config.get("eval_only") else row.network
     basics = {**(config if stages else {}), **summary, "minutes": _minutes(run)}
     results = list(_results(run))
+    of_images = not (
+        run / comparison.PICTURE
+    ).is_file()  # a comparison's intervals are over seeds, as its protocol says
     return write_page(
         run,
         "report.html",
@@ -99,9 +108,8 @@ def write_report(run: Path) -> Path:
         curves=[(_title(stage), *charts.charts(records)) for stage, records in stages.items()],
         quality=quality(read_facts(run / "parts" / "quality.json") or read_facts(run / "quality.json")),
         results=results,
-        intervals=any(
-            " to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row
-        ),
+        intervals=of_images
+        and any(" to " in cell for table in results if table.title != _PROTOCOL for row in table.rows for cell in row),
         config=[(name, number(value)) for name, value in config.items()],
         steps=_steps(run, verb, network),
     )
@@ -225,14 +233,22 @@ def _results(run: Path) -> Iterable[Table]:
     """For each results.json in the run and its folders: a table of scores and one of their protocol."""
     for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
         content = read_facts(path)
+        if isinstance(content.get("rows"), list):
+            yield from comparison.tables(content["rows"])
+            yield from _protocol(content)
+            continue
         table = figures_table(methods_of(content), path.parent.name if path.parent != run else "")
         yield table if table.screen <= _WIDEST else table.turned
-        if content.get("protocol"):
-            settings = (
-                (name, short(str(value)) if name.endswith("_digest") else number(value))
-                for name, value in flat(content["protocol"])
-            )
-            yield Table(_PROTOCOL, ("Setting", "Value"), tuple(settings))
+        yield from _protocol(content)
+
+
+def _protocol(content: Record) -> Iterable[Table]:
+    if content.get("protocol"):
+        settings = (
+            (name, short(str(value)) if name.endswith("_digest") else number(value))
+            for name, value in flat(content["protocol"])
+        )
+        yield Table(_PROTOCOL, ("Setting", "Value"), tuple(settings))
 
 
 def _steps(run: Path, verb: str, network: str) -> list[Step]:

@@ -42,6 +42,8 @@ def verdicts(run: Path) -> list[str]:
         compared = quality(read_facts(folder / "quality.json"))
         found.append(compared[0] if compared else None)
     results = read_facts(run / "results.json")
+    if isinstance(results.get("verdict"), str):  # of several rows, see `reporting/comparison.py`
+        wrong.append(results["verdict"])
     wrong += [encoder_below(results, other) for other in _OTHERS]
     above = [encoder_above(results, other) for other in _OTHERS if other in results]
     found += above or [measured(results)]

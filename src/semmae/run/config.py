@@ -124,7 +124,8 @@ def with_defaults(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
         saved = _read_given(Path(given["config"]), kind)
     elif any(map(given.get, with_facts(kind, continues=True))):
         saved = _saved_for(kind, given)
-    own = preset_options(verb_of(kind), given.get("preset") or saved.get("preset"))
+    recipe = preset_options(verb_of(kind), given.get("preset") or saved.get("preset"))
+    own = {name: value for name, value in recipe.items() if name in options_of(kind)}  # not what the verb has dropped
     found = {**own, **saved, **given}
     for name in with_facts(kind, objects=True):
         if is_object(found.get(name)):

@@ -70,8 +70,14 @@ def check_known_again(options: RunOptions) -> None:
 
 
 def _asks_for_more(options: RunOptions) -> bool:
-    """Whether labels or figures of a finished run are to be made again."""
-    return any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume")
+    """Whether labels or figures of a finished run are to be made again, or rows of a file were added."""
+    if any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume"):
+        return True
+    results = options.out / "results.json"
+    files = [getattr(options, name) for name in with_facts(type(options), reads="rows")]
+    return results.is_file() and any(
+        file is not None and file.is_file() and file.stat().st_mtime > results.stat().st_mtime for file in files
+    )
 
 
 def _made_of(options: RunOptions) -> Iterator[Path]:

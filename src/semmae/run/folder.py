@@ -16,7 +16,8 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,10 +45,18 @@ _FILES = {
 }  # fmt: skip
 _LOGGERS = {"wandb", "mlruns"}
 _RUNS = {name for row in VERBS.values() for name in row.runs}
+_MANY = {row.many for row in VERBS.values() if row.many}
 _NAMES = {pattern.partition("/")[0] for pattern in _FILES} | _LOGGERS
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
 
 _log = logging.getLogger("semmae")
+_WAIT = 1.0  # seconds between two looks at a folder in which another process is at work
+
+
+class AtWork(UserError):
+    """Another process is at work in a folder."""
+
+
 # Folders that this process has locked, and the thread that has: the system's lock does not keep it from itself.
 _held: dict[Path, int] = {}
 
@@ -68,7 +77,7 @@ def claimed(options: OptionsT, makes: Path | None = None) -> Iterator[OptionsT]:
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(held())
-            stack.enter_context(locked(options.out))
+            stack.enter_context(locked(options.out, shared=options.shares_folder))
         own = settled(options)
         if own.resume and not continues(options) and is_rank_zero():
             _log.info("--out %s: this very run was begun there and not finished; resuming it", own.out)
@@ -139,6 +148,9 @@ def foreign_files(run: Path) -> list[Path]:
     for path in sorted(run.iterdir()):
         if path.name in _RUNS and _is_folder(path):
             found += foreign_files(path)
+        elif path.name in _MANY and _is_folder(path):
+            for inner in sorted(path.glob("*/*")):
+                found += foreign_files(inner) if _is_folder(inner) else [inner]
         elif path.name in _NAMES and _is_folder(path):
             files = (file for file in sorted(path.rglob("*")) if not _is_folder(file))
             found += [file for file in files if path.name not in _LOGGERS and not _is_ours(file.relative_to(run))]
@@ -157,8 +169,23 @@ def _is_folder(path: Path) -> bool:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """The folder is this process's alone; it is made, and goes again where nothing was written to it."""
+def turn(out: Path) -> Iterator[None]:
+    """As `locked`, after the process that is at work there."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(out))
+                break
+            except AtWork:
+                time.sleep(_WAIT)
+        yield
+
+
+@contextmanager
+def locked(out: Path, *, shared: bool = False) -> Iterator[None]:
+    """The folder is this process's alone, or with `shared` that of others who share it; it is made, and goes again
+    where nothing was written to it.
+    """
     place = out.resolve()
     if _held.get(place, threading.get_ident()) != threading.get_ident():
         raise _at_work(out)
@@ -168,13 +195,14 @@ def locked(out: Path) -> Iterator[None]:
     made = [folder for folder in (out, *out.absolute().parents) if not folder.exists()]
     make_folder(out)
     path = out / _LOCK
-    with _open_locked(path) as descriptor:
+    with _open_locked(path, shared=shared) as descriptor:
         _held[place] = threading.get_ident()
         try:
             yield
         finally:
             _held.pop(place, None)
-            if _is_at(descriptor, path):  # not another run's, which has taken the place of a removed folder
+            # Not another run's, which has taken the place of a removed folder.
+            if (not shared or _is_last(descriptor)) and _is_at(descriptor, path):
                 path.unlink()  # before it is let go: nobody waits for it
             with suppress(OSError):  # something was written
                 for folder in made:
@@ -182,7 +210,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open_locked(path: Path) -> Iterator[int]:
+def _open_locked(path: Path, *, shared: bool) -> Iterator[int]:
     """The descriptor of the file, made and locked; of the kind that processes which load images do not inherit: they
     outlive a killed run a little.
     """
@@ -195,7 +223,7 @@ def _open_locked(path: Path) -> Iterator[int]:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise UserError(f"{path}: is no regular file; remove it, or use another folder")
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise _at_work(path.parent) from None
@@ -206,8 +234,16 @@ def _open_locked(path: Path) -> Iterator[int]:
         # Else its last owner has removed it between the two: it is nobody's lock.
 
 
-def _at_work(out: Path) -> UserError:
-    return UserError(f"--out {out}: another process is at work there; wait for it, or use another folder")
+def _is_last(descriptor: int) -> bool:
+    """Whether no other process shares the lock any more."""
+    with suppress(OSError):
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _at_work(out: Path) -> AtWork:
+    return AtWork(f"--out {out}: another process is at work there; wait for it, or use another folder")
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -218,16 +254,19 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
-def run_folder(options: RunOptions) -> Iterator[Path]:
-    """Begin the run in `options.out`: clear it when asked to, write config.yaml, log to train.log."""
+def run_folder(options: RunOptions, is_whole: Callable[[], bool] = lambda: True) -> Iterator[Path]:
+    """Begin the run in `options.out`: clear it when asked to, write config.yaml, log to train.log.
+
+    At the end of the block it is marked as finished, if `is_whole` says so: others may have a share of it to do.
+    """
     out = options.out
     with ExitStack() as stack:
         if is_rank_zero():
-            stack.enter_context(locked(out))
+            stack.enter_context(locked(out, shared=options.shares_folder))
             if options.overwrite:
                 _clear(out)
             (out / UNFINISHED).touch()
-            if options.resume:
+            if options.resume and not options.shares_folder:  # others may be writing
                 sweep(out)
             write_text(out / CONFIG, to_yaml(options))
         # A run within a run begins in all processes at once: its folder may not be there yet.
@@ -239,7 +278,7 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
         except BaseException as error:  # Ctrl-C too
             _log.debug("stopped: %s: %s", type(error).__name__, error)
             raise
-        if is_rank_zero():
+        if is_rank_zero() and is_whole():
             (out / UNFINISHED).unlink(missing_ok=True)
 
 
@@ -247,6 +286,6 @@ def _clear(folder: Path) -> None:
     """Remove the run in a folder, so that one killed meanwhile is neither resumed nor taken for no run."""
     sweep(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
-    for name in sorted((_NAMES | _RUNS) - {CONFIG, _LOCK}):
+    for name in sorted((_NAMES | _RUNS | _MANY) - {CONFIG, _LOCK}):
         remove(folder / name)
     (folder / CONFIG).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ _REMEDIES: dict[Reads, str] = {
     "learner": "give a run of semmae parts",
     "run": "give the folder that a command wrote with --out",
     "file": "check the path",
+    "rows": "give a YAML file of rows",
 }
 
 

@@ -163,5 +163,6 @@ def steps_of(options: EvaluateOptions, view: View, segmenting: Segment, data: Ev
     embed.cache_clear()  # of a million images they are gigabytes
     if data.parts is not None:
         yield Step(Parts(view, seed=options.seed), data.parts)
+    if data.pixels is not None:
         # Last, for it may resample the encoder's positions.
         yield Step(segmenting, data.pixels)

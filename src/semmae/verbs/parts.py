@@ -135,7 +135,7 @@ def learn_parts(
     facts: dict[str, Any] = {}
     if encoder is not None:
         encoder.eval().requires_grad_(False)
-        facts = {"teacher_digest": digest(encoder), "image_size": _size(options, encoder)}
+        facts = {"teacher_digest": digest(encoder), "image_size": shown_size(options, encoder)}
         if options.learner is None:
             facts |= {"steps": options.steps} if options.rebuild == "tokens" else {"epochs": options.epochs}
     if options.quality_only:
@@ -151,7 +151,7 @@ def learn_parts(
             store = label_all(options, images, encoder, tokens)
             if truth is not None:
                 _measure(options, store, images, encoder, truth)
-            draw_parts(out, store, images, encoder, _size(options, encoder), tokens)
+            draw_parts(out, store, images, encoder, shown_size(options, encoder), tokens)
             shutil.rmtree(out / TOKENS, ignore_errors=True)  # all that they were for is done
             if options.export_png is not None:
                 export_labels(store, images, options.export_png, options.export_size, options.workers)
@@ -186,7 +186,7 @@ def bring_learner(
         learner, trained = learn_from_pixels(options, some, encoder)
     summary.trained(trained)
     if is_rank_zero():
-        facts = labelling.learner_facts(options.teacher, encoder, _size(options, encoder))
+        facts = labelling.learner_facts(options.teacher, encoder, shown_size(options, encoder))
         save_learner(learner, options.out / LEARNER, facts)
     return tokens if len(some) == len(images) else None
 
@@ -202,7 +202,7 @@ def store_tokens(
 ) -> TokenStore:
     """The encoder's tokens of all these images, as the learner reduces them."""
     looking = Looking(
-        encoder, _size(options, encoder), options.grid, options.batch_size, options.workers, options.precision
+        encoder, shown_size(options, encoder), options.grid, options.batch_size, options.workers, options.precision
     )
     return collect_tokens(options.out / TOKENS, images, learner, looking, fit=fit, targets=targets)
 
@@ -241,7 +241,7 @@ def learn_from_pixels(
         learner = PublishedPartLearner(spec, encoder if options.start == "heads" else None, generator)
     except ValueError as error:
         raise UserError(f"--start heads: {error} with --start random") from error
-    crops = CropDataset(images, _size(options, encoder), scale=_SCALE, seed=options.seed)
+    crops = CropDataset(images, shown_size(options, encoder), scale=_SCALE, seed=options.seed)
     training = shared(Training, options, hyperparameters=kept_values(options))
     how = FitOptions(training, options.out, "parts", options.epochs, clip=0.0)
     task = PublishedPartsTask(encoder, learner, shared(PartsRecipe, options))
@@ -258,13 +258,13 @@ def label_all(
         return import_tokens(options.tokens, images, options.out, subset=subset, workers=options.workers)
     return labelling.label_images(
         options.out, images, encoder, read_learner(options.out / LEARNER),
-        teacher=options.teacher, num_heads=options.num_heads, size=_size(options, encoder), grid=options.grid,
+        teacher=options.teacher, num_heads=options.num_heads, size=shown_size(options, encoder), grid=options.grid,
         batch_size=options.batch_size, precision=options.precision, devices=options.devices, workers=options.workers,
         tokens=tokens,
     )  # fmt: skip
 
 
-def _size(options: PartsOptions, encoder: Encoder | None) -> int:
+def shown_size(options: PartsOptions, encoder: Encoder | None) -> int:
     """Pixels a side of the images that are learned from and labelled; without an encoder none are.
 
     By default those that the encoder was trained at, but at most 224, in whole patches: at DINOv2's 518
@@ -279,6 +279,6 @@ def _size(options: PartsOptions, encoder: Encoder | None) -> int:
 def _measure(options: PartsOptions, store: PartStore, images: ImageSet, encoder: Encoder | None, truth: Truth) -> None:
     scores = measure(
         store, images, encoder, truth, options.out / "quality.json",
-        size=_size(options, encoder), batch_size=options.batch_size, workers=options.workers, seed=options.seed,
+        size=shown_size(options, encoder), batch_size=options.batch_size, workers=options.workers, seed=options.seed,
     )  # fmt: skip
     _log.info("%s", quality_text(scores, len(truth.rows)))

@@ -263,7 +263,7 @@ def train_autoencoder(
     )
     scale = (options.crop_scale, 1.0)
     dataset = CropDataset(
-        KeptImages(images), options.image_size, scale=scale, seed=options.seed, parts=store, side=side,
+        KeptImages.of(images), options.image_size, scale=scale, seed=options.seed, parts=store, side=side,
         attention=attention, tokens=tokens,
     )  # fmt: skip
     facts = {

@@ -69,7 +69,7 @@ PROTOCOLS: Mapping[str, Row] = MappingProxyType(
             "probe_",
         ),
         "probe-mae": Row("linear probe as in MAE", _OF_CLASSES, ("top1", "top5", "mean_class")),
-        "finetune": Row("fine-tuning", _OF_CLASSES, ("top1", "top5", "mean_class")),
+        "finetune": Row("fine-tuning", _OF_CLASSES, ("top1", "top5", "mean_class"), "finetune_"),
         "segment": Row(
             "segmentation, linear head",
             {

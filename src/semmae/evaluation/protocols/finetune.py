@@ -138,7 +138,7 @@ class Finetune(Protocol[TrainVal]):
     def train_crops(self, encoder: Encoder, data: TrainVal) -> LabelledCrops:
         """The training images' crops."""
         return LabelledCrops(
-            KeptImages(data.train),
+            KeptImages.of(data.train),
             data.train_targets,
             self.image_size,
             scale=(self.recipe.crop_scale, 1.0),

@@ -1,0 +1,210 @@
+"""What a comparison found: a summary of each row, the verdict, tables for people and the page, a picture."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from semmae.evaluation.paired import Difference, paired_difference
+from semmae.files import write_bytes, write_json, write_text
+from semmae.options.compare import MEASURES, PART_KINDS
+from semmae.reporting.page import Record, Table, called, duration
+from semmae.reporting.results import protocol_lines
+
+PICTURE = "comparison.png"
+# The figures by which rows are compared, the first that all have for the verdict.
+COMPARED = ("finetune_top1", "probe_top1", "knn_top1", "segment_miou", "kmeans_centred_nmi")
+_PARTS = {"parts_nmi": "its part labels, NMI"}  # of what masks were made from
+_STAGES = ("teacher", "tokens", *PART_KINDS, "pretrain", *MEASURES)  # in the order of work
+_FACTS = ("name", "masking", "variant", "parts", "target")
+_CHANCE = (
+    "Each interval is of one row by itself: of twenty rows that are no better or worse than the first, one is expected "
+    "to lie beyond chance."
+)
+
+
+def summary(runs: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row each, in the order in which they come: means over its seeds, differences to the first row, minutes."""
+    by_name: dict[str, list[Record]] = {}
+    for run in runs:
+        by_name.setdefault(run["name"], []).append(run)
+    first = next(iter(by_name), "")
+    rows = []
+    for name, own in by_name.items():
+        row: dict[str, Any] = {key: own[0][key] for key in _FACTS} | {"seeds": len(own)}
+        for figure in (*COMPARED, *_PARTS):
+            values = _by_seed(own, figure)
+            if not values:
+                continue
+            row[figure] = round(mean(values.values()), 3)
+            found = paired_difference(values, _by_seed(by_name[first], figure)) if name != first else None
+            if found is not None and figure in COMPARED:
+                row[f"{figure}_difference"] = _rounded(found)
+        stages = [stage for stage in own[0]["minutes"]]
+        row["minutes"] = {stage: round(mean(run["minutes"].get(stage, 0.0) for run in own), 3) for stage in stages}
+        rows.append(row)
+    return rows
+
+
+def _by_seed(runs: Sequence[Record], figure: str) -> dict[int, float]:
+    return {run["seed"]: run[figure] for run in runs if figure in run}
+
+
+def _rounded(found: Difference) -> dict[str, Any]:
+    return {name: value if value is None else round(value, 3) for name, value in found._asdict().items()}
+
+
+def difference(row: Record, figure: str) -> Difference | None:
+    """The difference of a row of `summary` to the first one."""
+    found = row.get(f"{figure}_difference")
+    return None if found is None else Difference(**found)
+
+
+def judged_by(rows: Sequence[Record]) -> str | None:
+    """The figure of the verdict: the first that all rows have."""
+    return next((figure for figure in COMPARED if rows and all(figure in row for row in rows)), None)
+
+
+def verdict(rows: Sequence[Record]) -> str | None:
+    """Which row is ahead of the first one, by how much, and whether that is beyond chance; None where none is."""
+    figure = judged_by(rows)
+    known = [(found, row["name"]) for row in rows[1:] if figure and (found := difference(row, figure))]
+    if figure is None or not known:
+        return None
+    first = rows[0]["name"]
+    best, name = max(known, key=lambda each: each[0].mean)
+    ahead = [each for each in known if each[0].low is not None and each[0].low > 0]
+    behind = [each for each in known if each[0].high is not None and each[0].high < 0]
+    if ahead:
+        best, name = max(ahead, key=lambda each: each[0].mean)
+        others = [other for _, other in ahead if other != name]
+        also = f"; ahead of it too: {', '.join(others)}" if others else ""
+        return f"{name} is ahead of {first} by {_points(best, figure)}{also}."
+    if len(behind) == len(known):
+        return f"{first} is ahead of all others; nearest to it is {name}, behind by {_points(_turned(best), figure)}."
+    if best.low is None:
+        sides = "above" if best.mean > 0 else "below"
+        points = f"{abs(best.mean):.1f} points of {called(figure).removesuffix(' %')}"
+        return f"With one pair nothing is known of chance: {name}, the best of the others, is {points} {sides} {first}."
+    lost = f"; behind it: {', '.join(other for _, other in behind)}" if behind else ""
+    return f"No row is ahead of {first} beyond chance: {name} comes next, with {_points(best, figure, '+')}{lost}."
+
+
+def _points(found: Difference, figure: str, sign: str = "") -> str:
+    interval = "" if found.low is None else f"{found.low:.1f} to {found.high:.1f}, "
+    what = called(figure).removesuffix(" %")
+    return f"{found.mean:{sign}.1f} points of {what} ({interval}{found.pairs} paired seeds)"
+
+
+def _turned(found: Difference) -> Difference:
+    assert found.low is not None and found.high is not None, "several pairs"
+    return Difference(-found.mean, -found.high, -found.low, found.pairs)
+
+
+def tables(rows: Sequence[Record]) -> list[Table]:
+    """Figures of every row, and the minutes of its stages."""
+    figures = [figure for figure in (*COMPARED, *_PARTS) if any(figure in row for row in rows)]
+    first = rows[0]["name"]
+    header = ["", "Seeds"]
+    for figure in figures:
+        header.append(_PARTS.get(figure) or called(figure))
+        if figure in COMPARED and len(rows) > 1:
+            header.append(f"less {first}")
+    header.append("Time of a run")
+    lines = []
+    for row in rows:
+        cells = [row["name"], str(row["seeds"])]
+        for figure in figures:
+            cells.append(f"{row[figure]:.1f}" if figure in row else "–")
+            if figure in COMPARED and len(rows) > 1:
+                cells.append(_cell(difference(row, figure)))
+        lines.append((*cells, duration(row["minutes"]["total"])))
+    stages = [stage for stage in _STAGES if any(stage in row["minutes"] for row in rows)]
+    spent = [
+        (row["name"], *(duration(row["minutes"][stage]) if stage in row["minutes"] else "–" for stage in stages))
+        for row in rows
+    ]
+    return [
+        Table("", tuple(header), tuple(lines)),
+        Table("Time of each stage; what is made once counts in full", ("", *stages), tuple(spent)),
+    ]
+
+
+def _cell(found: Difference | None) -> str:
+    if found is None:
+        return "–"
+    if found.low is None:
+        return f"{found.mean:+.1f} (one pair)"
+    return f"{found.mean:+.1f} ({found.low:.1f} to {found.high:.1f})"
+
+
+def write_end(out: Path, runs: Sequence[Record], protocol: Mapping[str, Any]) -> None:
+    """Write results.json, results.md, whose first table is what a verb shows at its end, and comparison.png."""
+    rows = summary(runs)
+    said = verdict(rows)
+    content = {"protocol": dict(protocol), "verdict": said, "rows": rows, "runs": list(runs)}
+    write_json(out / "results.json", content)
+    lines = [
+        line for table in tables(rows) for line in [*([table.title, ""] if table.title else []), *_markdown(table), ""]
+    ]
+    text = [
+        "# Results",
+        "",
+        *([said, ""] if said else []),
+        *lines,
+        _CHANCE,
+        "",
+        "Protocol:",
+        "",
+        *protocol_lines(protocol),
+    ]
+    write_text(out / "results.md", "\n".join(text) + "\n")
+    draw(out / PICTURE, rows, runs)
+
+
+def _markdown(table: Table) -> list[str]:
+    rule = tuple("-" * len(cell) or "-" for cell in table.header)
+    return ["| " + " | ".join(row) + " |" for row in (table.header, rule, *table.rows)]
+
+
+def draw(path: Path, rows: Sequence[Record], runs: Sequence[Record]) -> None:
+    """A PNG: of each figure the differences to the first row, of every seed, their means and intervals."""
+    figures = [figure for figure in COMPARED if any(difference(row, figure) for row in rows)]
+    if not figures:
+        return
+    picture = Figure(figsize=(2.2 + 3.4 * len(figures), 1.3 + 0.36 * len(rows)), dpi=110, layout="constrained")
+    for number, (figure, axes) in enumerate(
+        zip(figures, picture.subplots(1, len(figures), squeeze=False)[0], strict=True)
+    ):
+        _draw_figure(axes, figure, rows, runs)
+        axes.set_yticks(
+            range(len(rows)), [row["name"] for row in rows] if number == 0 else [""] * len(rows), parse_math=False
+        )
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+
+
+def _draw_figure(axes: Axes, figure: str, rows: Sequence[Record], runs: Sequence[Record]) -> None:
+    first = rows[0]["name"]
+    reference = _by_seed([run for run in runs if run["name"] == first], figure)
+    axes.axvline(0, color="#888888", linewidth=1)
+    for place, row in enumerate(rows):
+        own = _by_seed([run for run in runs if run["name"] == row["name"]], figure)
+        pairs = [own[seed] - reference[seed] for seed in own if seed in reference]
+        found = difference(row, figure)
+        if place == 0 or found is None:
+            continue
+        axes.plot(pairs, [place] * len(pairs), "o", color="#0067a8", alpha=0.35, markersize=4)
+        if found.low is not None and found.high is not None:
+            axes.plot([found.low, found.high], [place, place], color="#0067a8", linewidth=2)
+        axes.plot([found.mean], [place], "D", color="#0067a8", markersize=6)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_title(f"{called(figure)}\n{first}: {rows[0].get(figure, float('nan')):.1f}", fontsize=10, parse_math=False)
+    axes.set_xlabel("points more", fontsize=9)
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_axisbelow(True)

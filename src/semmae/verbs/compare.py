@@ -1,0 +1,261 @@
+"""`semmae compare`: maskings trained alike, each with several seeds, and measured alike.
+
+Notable here:
+- rows of one seed begin with the same weights and see the same crops in the same order: both depend on the seed alone;
+- what all of them read is made once: the teacher and its tokens, part labels of every kind, the data to measure on;
+- each run is one of `semmae pretrain`, in `runs/ROW/seed-N`; what was found of it stands there in comparison.json,
+  written last. A comparison that was stopped goes on with the run that it was at, as `--resume` of pretrain does;
+- processes that share a comparison out (--part) wait for each other where something is made for all, and write each
+  its own runs: whichever finds all runs there writes the end.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from semmae.data.kept import KeptImages
+from semmae.data.manifest import ImageSet, open_images
+from semmae.data.sources import splits_of
+from semmae.data.splits import TRAIN, side_by_side
+from semmae.errors import UserError
+from semmae.files import read_json, remove, write_json, write_text
+from semmae.names import shown, user_path
+from semmae.options.compare import CompareOptions
+from semmae.options.fields import flag, is_given, options_of, shared
+from semmae.options.presets import preset_options
+from semmae.options.pretrain import PretrainOptions
+from semmae.options.shared import OWN_TEACHER
+from semmae.options.values import check_given
+from semmae.reporting.comparison import write_end
+from semmae.reporting.page import FIGURES
+from semmae.reporting.run_page import write_report
+from semmae.run.config import CONFIG, kept_values, saved_options
+from semmae.run.folder import claimed, run_folder, turn
+from semmae.shell import command
+from semmae.train.batches import Training
+from semmae.verbs.measures import Measures, check_measures, open_measures
+from semmae.verbs.pretrain import load_init, train_autoencoder
+from semmae.verbs.rows import Row, rows_of
+from semmae.verbs.shared_stages import Stages, open_stages
+
+_log = logging.getLogger("semmae")
+
+RECORD = "comparison.json"  # in the folder of a run: what was found of it
+
+
+class Job(NamedTuple):
+    """A run: a row, and the seed that it is trained with."""
+
+    row: Row
+    seed: int
+    out: Path
+
+
+def compare(options: CompareOptions) -> Path:
+    """Compare maskings: the same weights, crops and budget for each, several seeds, one table with intervals."""
+    index, count = share_of(options.part)
+    check_measures(options)
+    preset_options("parts", options.parts_preset, "--parts-preset")
+    both = with_annotations(options)
+    rows = rows_of(both)
+    shared(Training, options).check()
+    images, own = training_images(both)
+    options.check_images(len(images))
+    stages, own = open_stages(own, rows, images)
+    measures = open_measures(both)
+    jobs = jobs_of(options, rows)
+    with run_folder(dataclasses.replace(options, teacher=own.teacher), lambda: not unfinished(jobs, measures.names)):
+        mine = jobs[index::count]
+        stages.make([job.row for job in unfinished(mine, measures.names)])
+        for number, job in enumerate(mine, 1):
+            if unfinished([job], measures.names):
+                _log.info("run %d of %d: %s, seed %d", number, len(mine), job.row.name, job.seed)
+                make_run(own, job, stages, measures)
+                gather(options.out, jobs)
+            else:
+                check_alike(own, job, stages)
+        left = unfinished(jobs, measures.names)
+        if left:
+            _log.info("%d of %d runs are not there yet: other parts make them", len(left), len(jobs))
+        else:
+            gather(options.out, jobs)
+            remove(options.out / "teacher_tokens")
+            write_end(options.out, records(jobs), about(own, images, measures))
+            write_report(options.out)
+    return options.out
+
+
+def share_of(part: str | None) -> tuple[int, int]:
+    """Which of how many shares of the runs are made here, from 0 on."""
+    if part is None:
+        return 0, 1
+    index, slash, count = part.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count) <= 10**6):
+        raise UserError(f"--part {shown(part)}: must be which of how many, such as 2/4")
+    return int(index) - 1, int(count)
+
+
+def with_annotations(options: CompareOptions) -> CompareOptions:
+    """Where --data holds images and annotations side by side, these two as --data and --masks."""
+    if options.masks is not None or not isinstance(options.data, str | Path):
+        return options
+    found = side_by_side(user_path(options.data, "--data"))
+    return options if found is None else dataclasses.replace(options, data=str(found[0]), masks=found[1])
+
+
+def training_images(options: CompareOptions) -> tuple[KeptImages, CompareOptions]:
+    """The images to train on, of which has splits the first one, and the options with that as --data, if it is a place
+    by itself: so anybody makes a run again.
+    """
+    data: Any = options.data
+    split = splits_of(data)[0]
+    if split is not None and isinstance(data, str | Path):
+        root = user_path(data, "--data")
+        places = [place for name in TRAIN for place in (root / name, *root.glob(f"{name}*.parquet")) if place.exists()]
+        if len(places) == 1:
+            data, split = str(places[0]), None
+    images = open_images(data, split=split, limit=options.limit, seed=options.seed, workers=options.workers)
+    return KeptImages(images), dataclasses.replace(options, data=data)
+
+
+def jobs_of(options: CompareOptions, rows: Iterable[Row]) -> list[Job]:
+    """All runs, a seed after the other, so that pairs are whole early."""
+    seeds = range(options.seed, options.seed + options.seeds)
+    return [Job(row, seed, options.out / "runs" / row.name / f"seed-{seed}") for seed in seeds for row in rows]
+
+
+def unfinished(jobs: Iterable[Job], names: Sequence[str]) -> list[Job]:
+    """The runs of which not everything is known yet that is to be measured."""
+    return [job for job in jobs if not {*names} <= {*_record(job).get("measured", ())}]
+
+
+def records(jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    """What was found of the runs that are finished."""
+    return [found for job in jobs if (found := _record(job))]
+
+
+def _record(job: Job) -> dict[str, Any]:
+    path = job.out / RECORD
+    return read_json(path) if path.is_file() else {}
+
+
+def gather(out: Path, jobs: Iterable[Job]) -> None:
+    """Write results.jsonl anew, a line a finished run; one process at a time."""
+    with turn(out / "gathering"):
+        write_text(out / "results.jsonl", "".join(f"{json.dumps(record)}\n" for record in records(jobs)))
+
+
+# A run
+
+
+def run_options(options: CompareOptions, job: Job, stages: Stages) -> PretrainOptions:
+    """Options of pretrain for a run, whose folder may hold its beginning."""
+    if options.teacher == OWN_TEACHER:
+        options = dataclasses.replace(options, teacher=str(options.out / "teacher"))
+    own = job.row.options(options, job.out, job.seed, stages.folder(job.row))
+    return dataclasses.replace(own, resume=(job.out / CONFIG).is_file())
+
+
+def check_alike(options: CompareOptions, job: Job, stages: Stages) -> None:
+    """Refuse a run that was made with other options than its row has now; where things lie does not matter."""
+    every, was = options_of(PretrainOptions), saved_options(job.out)
+    for name, value in kept_values(run_options(options, job, stages)).items():
+        if name not in every or every[name].facts.on_resume != "same" or every[name].facts.reads:
+            continue
+        if was.get(name) == value:
+            continue
+        raise UserError(
+            f"row {job.row.name}: {flag(name)} {shown(value)}: {job.out} was made with {shown(was.get(name))}; "
+            "name the row anew, or use another --out"
+        )
+
+
+def make_run(options: CompareOptions, job: Job, stages: Stages, measures: Measures) -> None:
+    """Train, measure, and write what was found; gone on with after a stop."""
+    with claimed(run_options(options, job, stages)) as own, run_folder(own):
+        teacher = None
+        if not _is_trained(own.out):
+            if own.predicts_tokens:
+                teacher = stages.open_teacher()
+                stages.link_tokens(own.out)
+            train_autoencoder(own, stages.images, stages.store(job.row), load_init(own, teacher), teacher)
+        figures, minutes = measures.run(own.out, job.seed)
+        spent = {
+            **stages.minutes(job.row),
+            "pretrain": read_json(own.out / "summary.json").get("minutes", 0.0),
+            **{name: minutes[name] for name in measures.names},
+        }
+        record = {
+            **described_row(job.row, own.target),
+            "seed": job.seed,
+            **{name: round(value, 3) for name, value in figures.items() if name in FIGURES and value is not None},
+            **stages.quality(job.row),
+            "minutes": {**spent, "total": round(sum(spent.values()), 3)},
+            "measured": list(measures.names),
+            "command": _command(own),
+            "machine": machine(),
+        }
+        write_report(own.out)
+        for name in ("checkpoints", "teacher_tokens"):
+            remove(own.out / name)
+        write_json(own.out / RECORD, record)
+
+
+def _is_trained(run: Path) -> bool:
+    """Whether the autoencoder of a run is whole."""
+    summary = run / "summary.json"
+    return summary.is_file() and bool(read_json(summary).get("finished"))
+
+
+def described_row(row: Row, target: str) -> dict[str, Any]:
+    """What a row is, for tables."""
+    variant = " ".join(f"{name}={value}" for name, value in row.variant.items())
+    return {"name": row.name, "masking": row.masking, "variant": variant, "parts": row.parts, "target": target}
+
+
+def _command(own: PretrainOptions) -> str:
+    """The command of pretrain that makes this run."""
+    names = [name for name, each in options_of(PretrainOptions).items() if not each.facts.control]
+    given = {name: getattr(own, name) for name in names if is_given(own, name) and _has_effect(own, name)}
+    return command("pretrain", **{name: value for name, value in given.items() if name != "preset"})
+
+
+def _has_effect(own: PretrainOptions, name: str) -> bool:
+    """Whether an option that all rows share is one of this run's masking."""
+    try:
+        check_given(own, [name])
+    except UserError:
+        return False
+    return isinstance(getattr(own, name), str | int | float | Path)
+
+
+@functools.cache
+def machine() -> str:
+    """What computes here, in words."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    threads = torch.get_num_threads()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def about(options: CompareOptions, images: ImageSet, measures: Measures) -> dict[str, Any]:
+    """How the comparison was made, for results.json."""
+    found = measures.evaluate
+    return {
+        "method": "runs of the same seed have the same first weights and crops; differences are within seeds",
+        "data": str(options.data), "images": len(images), "epochs": options.epochs, "model": options.model,
+        "image_size": options.image_size, "patch_size": options.patch_size, "seeds": options.seeds,
+        "first_seed": options.seed, "measured_on": str(found.data), "measured": ", ".join(measures.names),
+        "interval": "95 %, Student's t over seeds",
+    }  # fmt: skip

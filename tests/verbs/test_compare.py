@@ -1,0 +1,270 @@
+"""`semmae compare`: rows are paired, runs go on where they were stopped, shares make the whole, kinds of parts."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from refusals import refused
+from safetensors.torch import load_file
+
+import semmae
+from semmae.data.creatures import draw_creatures
+from semmae.data.loaders import CropDataset
+from semmae.options.compare import PART_KINDS, CompareOptions
+from semmae.run.folder import foreign_files
+from semmae.verbs.compare import share_of
+from semmae.verbs.rows import rows_of
+
+FEW: dict[str, Any] = {
+    "model": "vit_mini", "image_size": 32, "patch_size": 8, "epochs": 2, "teacher_epochs": 1, "batch_size": 8,
+    "workers": 0, "precision": "float32", "teacher": "own", "logger": "none",
+}  # fmt: skip
+KINDS = """\
+- {masking: semantic, name: parts, parts: [kmeans, shuffled, annotations]}
+- {masking: random, mask_ratio: 0.5}
+"""
+PAIR = "- {masking: random}\n- {masking: semantic, parts: grid}\n"  # no teacher is needed
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_creatures(folder, count=16, size=40)
+    (folder / "kinds.yaml").write_text(KINDS)
+    (folder / "pair.yaml").write_text(PAIR)
+    return folder
+
+
+def compare(drawn: Path, out: Path, **given: Any) -> Path:
+    rows = {} if {"maskings", "grid"} & given.keys() else {"grid": drawn / "pair.yaml"}
+    return semmae.compare(data=drawn / "images", out=out, **{**FEW, "seeds": 2, **rows, **given}).path
+
+
+@pytest.fixture(scope="module")
+def whole(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rows, two seeds, never stopped."""
+    return compare(drawn, tmp_path_factory.mktemp("whole") / "out")
+
+
+def figures(out: Path) -> list[dict[str, Any]]:
+    """What was found of each run, but for what depends on the moment and the place."""
+    found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert tiny.results(out)["runs"] == found
+    return [{name: value for name, value in run.items() if name not in ("minutes", "command")} for run in found]
+
+
+def rows(out: Path, **given: Any) -> list[Any]:
+    return rows_of(CompareOptions(data="d", out=out, **given))
+
+
+# Pairs
+
+
+def test_rows_of_a_seed_have_the_same_crops_and_first_weights(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every run the first weights and each crop that it was shown, in order: they differ by the seed alone."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    real_fit, real_item = semmae.verbs.pretrain.fit, CropDataset.__getitem__
+    now: list[str] = [""]
+
+    def fit(task: Any, loader: Any, how: Any) -> Any:
+        now[0] = how.out.parent.name + "/" + how.out.name
+        seen[now[0]] = [parameter.detach().clone() for parameter in task.mae.parameters()]
+        return real_fit(task, loader, how)
+
+    def item(dataset: CropDataset, key: Any) -> Any:
+        found = real_item(dataset, key)
+        seen.setdefault(now[0], []).extend([torch.tensor(key), found["images"]])
+        return found
+
+    monkeypatch.setattr(semmae.verbs.pretrain, "fit", fit)
+    monkeypatch.setattr(CropDataset, "__getitem__", item)
+    compare(drawn, tmp_path / "out", maskings="block", grid=drawn / "pair.yaml", epochs=1, measure="knn")
+    names = ("block", "random", "semantic-parts=grid")
+    for seed in range(2):
+        first, *others = (seen[f"{name}/seed-{seed}"] for name in names)
+        assert len(first) > 2 * 16
+        for other in others:
+            assert len(first) == len(other) and all(map(torch.equal, first, other))
+    zero, one = seen["block/seed-0"], seen["block/seed-1"]
+    assert not all(map(torch.equal, zero, one))
+
+
+# Stops, shares, more of it
+
+
+def test_stopped_and_resumed_equals_undisturbed(drawn: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with tiny.interrupted("pretrain", 3):
+        compare(drawn, out)
+    assert not (out / "results.json").exists()
+    compare(drawn, out)
+    assert figures(out) == figures(whole)
+    for run in sorted(whole.glob("runs/*/*")):
+        tiny.assert_same_weights(run / "encoder", out / run.relative_to(whole) / "encoder")
+
+
+def test_shares_make_the_whole_and_the_last_writes_the_end(drawn: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compare(drawn, out, part="2/2")
+    assert not (out / "results.json").exists() and len(list(out.glob("runs/*/*"))) == 2
+    compare(drawn, out, part="1/2")
+    assert figures(out) == figures(whole)
+    before = tiny.listing(out)
+    compare(drawn, out, part="2/2")  # nothing is left to do
+    assert tiny.listing(out) == before
+
+
+def test_whoever_finds_all_runs_there_writes_the_end(drawn: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for name in ("results.json", "results.md", "report.html", "comparison.png"):
+        (out / name).unlink()
+    (out / ".unfinished").touch()
+    compare(drawn, out, part="1/2")
+    assert figures(out) == figures(whole) and (out / "report.html").is_file() and (out / "comparison.png").is_file()
+
+
+def test_more_seeds_and_measures_leave_what_is_there(drawn: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    before = (out / "runs/random/seed-0/encoder/model.safetensors").stat().st_mtime_ns
+    (tmp_path / "few.yaml").write_text("{epochs: 1, batch_size: 8, augment: none, val_every: 0}\n")
+    given: dict[str, Any] = {"measure": ["knn", "probe", "finetune"]}
+    with refused("--finetune-recipe"):  # a recipe is of all figures
+        compare(drawn, out, resume=True, finetune_recipe=tmp_path / "few.yaml", **given)
+    compare(drawn, out, resume=True, seeds=3)
+    assert figures(out)[:4] == figures(whole) and len(figures(out)) == 6
+    assert (out / "runs/random/seed-0/encoder/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_all_that_it_leaves_is_known_and_leftovers_are_gone(whole: Path) -> None:
+    assert foreign_files(whole) == []
+    left = {path.name for path in whole.rglob("*")}
+    assert not left & {"last.ckpt", "tokens.safetensors", "classifier"}
+    for run in whole.glob("runs/*/*"):
+        assert (run / "encoder").is_dir() and (run / "report.html").is_file()
+
+
+def test_a_run_is_the_one_that_its_command_makes(drawn: Path, whole: Path, tmp_path: Path) -> None:
+    """Alone by `semmae pretrain`, with the options of its config.yaml."""
+    out = tmp_path / "alone"
+    semmae.pretrain(config=whole / "runs/semantic-parts=grid/seed-1/config.yaml", out=out)
+    ours, alone = (
+        load_file(run / "encoder/model.safetensors") for run in (whole / "runs/semantic-parts=grid/seed-1", out)
+    )
+    assert all(torch.equal(ours[name], alone[name]) for name in ours)
+
+
+# Rows
+
+
+def test_a_grid_is_multiplied_out(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        "- {masking: random}\n- {name: ours, gamma: [1, 2.5], parts: [learned, grid], blr: 1e-3}\n"
+        "- {masking: [intra, inter], mask_ratio: 0.6}\n"
+    )
+    found = rows(tmp_path / "out", maskings="block", grid=tmp_path / "grid.yaml")
+    assert [(row.name, row.masking, row.parts) for row in found] == [
+        ("block", "block", None),
+        ("random", "random", None),
+        ("ours-gamma=1-parts=learned", "semantic", "learned"),
+        ("ours-gamma=1-parts=grid", "semantic", "grid"),
+        ("ours-gamma=2.5-parts=learned", "semantic", "learned"),
+        ("ours-gamma=2.5-parts=grid", "semantic", "grid"),
+        ("intra-mask_ratio=0.6", "intra", "learned"),
+        ("inter-mask_ratio=0.6", "inter", "learned"),
+    ]
+    assert found[3].given == {"masking": "semantic", "gamma": 1, "blr": 1e-3}
+    assert [row.name for row in rows(tmp_path / "out")] == ["random", "semantic"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "facts"),
+    [
+        ("- {masking: rondom}", ("row 1", "'rondom'", '"random"')),
+        ("- {masking: random}\n- {gama: 2}", ("row 2", "gama", '"gamma"')),
+        ("- {masking: random, gamma: 3}", ("random", "gamma 3", "semantic")),
+        ("- {masking: random, epochs: many}", ("row 1", "epochs 'many'", "whole number")),
+        ("- {masking: random, mask_ratio: 2}", ("mask-ratio 2", "between 0 and 1")),
+        ("- {parts: lerned}", ("row 1", "'lerned'", "learned")),
+        ("- {masking: random, parts: grid}", ("random", "reads no parts")),
+        ("- {masking: attention, parts: grid}", ("grid", "attention")),
+        ("- {parts: annotations}", ("annotations", "--masks")),
+        ("- {masking: random}\n- {masking: random}", ("'random'", "another name")),
+        ("- {masking: random, seed: 3}", ("seed", "alike")),
+        ("- {name: a/b}", ("'a/b'",)),
+        ("- {gamma: []}", ("gamma", "[]")),
+        ("masking: random", ("rows",)),
+        ("[]", ("rows",)),
+    ],
+)
+def test_a_wrong_grid_is_refused(grid: str, facts: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(grid)
+    with refused(*facts):
+        rows(tmp_path / "out", grid=tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2", ""])
+def test_a_wrong_share_is_refused(part: str) -> None:
+    with refused("--part", part):
+        share_of(part)
+    assert (share_of(None), share_of("2/4")) == ((0, 1), (1, 4))
+
+
+def test_nothing_is_written_where_a_command_is_wrong(drawn: Path, tmp_path: Path, refuse: tiny.Refuse) -> None:
+    given = ["compare", "--data", str(drawn / "images"), "--out", str(tmp_path / "out"), "--teacher", "own"]
+    refuse([*given, "--maskings", "random", "semantc"], tmp_path, "'semantc'", "semantic")
+    refuse([*given, "--measure", "knn", "prob"], tmp_path, "'prob'", "probe")
+    refuse([*given, "--measure", "segment"], tmp_path, "--measure segment", "--masks")
+    refuse([*given, "--finetune-recipe", "smal-data"], tmp_path, "--finetune-recipe", '"small-data"')
+    refuse([*given, "--part", "5/4"], tmp_path, "--part '5/4'")
+    refuse([*given, "--part", "1/2", "--overwrite"], tmp_path, "--part", "--overwrite")
+
+
+# Parts
+
+
+def test_every_kind_of_parts_is_a_row(drawn: Path, tmp_path: Path) -> None:
+    out = compare(drawn, tmp_path / "out", grid=drawn / "kinds.yaml", masks=drawn / "masks", seeds=1, epochs=1)
+    found = tiny.results(out)
+    by_kind = {row["parts"]: row for row in found["rows"]}
+    assert set(by_kind) == {*PART_KINDS, None} - {"learned", "grid"}
+    assert found["rows"][-1]["name"] == "random-mask_ratio=0.5" and "parts_nmi" not in by_kind[None]
+    assert by_kind["annotations"]["parts_nmi"] > 2 * by_kind["kmeans"]["parts_nmi"] > 0
+    assert {"learned", "teacher", "shuffled", "pretrain", "total"} <= by_kind["shuffled"]["minutes"].keys()
+    assert {"teacher", "learned"}.isdisjoint(by_kind["annotations"]["minutes"])
+    stores = {kind: semmae.PartStore.open(out / "labels" / kind) for kind in ("kmeans", "shuffled")}
+    learned = semmae.PartStore.open(out / "parts")
+    own, other = np.asarray(learned.labels), np.asarray(stores["shuffled"].labels)
+    assert sorted(map(bytes, own)) == sorted(map(bytes, other)) and stores["shuffled"].attention_grid
+    assert {store.num_labels for store in stores.values()} == {learned.num_labels}
+
+
+def test_the_same_folder_with_splits_trains_on_one_and_measures_on_the_other(drawn: Path, tmp_path: Path) -> None:
+    data = tiny.divide(drawn, tmp_path / "data")
+    out = semmae.compare(
+        data=data, out=tmp_path / "out", maskings="random,block", **{**FEW, "seeds": 1, "epochs": 1}
+    ).path
+    assert tiny.results(out)["protocol"]["images"] == len(list((data / "train").rglob("*.png")))
+    one = tiny.results(out / "runs/random/seed-0/measured")["protocol"]
+    assert f"{len(list((data / 'val').rglob('*.png')))} val" in one["knn"]["split"]
+
+
+def test_tokens_of_the_teacher_are_stored_once(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+    real = semmae.verbs.shared_stages.fill_store
+    monkeypatch.setattr(
+        semmae.verbs.shared_stages,
+        "fill_store",
+        lambda store, *rest, **how: calls.append(store.folder) or real(store, *rest, **how),
+    )
+    out = compare(drawn, tmp_path / "out", maskings="random,block", target="tokens", epochs=1)
+    assert calls == [out / "teacher_tokens"]
+    assert not list(out.rglob("tokens.safetensors"))
