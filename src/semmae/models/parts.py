@@ -25,7 +25,8 @@ from semmae.models.vit import Encoder, TokenViews, check_finite
 
 _TEMPERATURES = (5.0, 10.0)  # what cosines are multiplied by at the start: of object and background, of parts
 _FIT_IMAGES, _FIT_BYTES = 256, 2**29  # at most
-_FIT_TOKENS = 2**16  # tokens at most that principal components are fitted to
+_FIT_TOKENS = 2**15  # tokens at most that principal components are fitted to
+_SUMMED = 2**12  # tokens whose products are summed in float32
 _CLUSTERED = 12_000  # tokens at most that clusters are fitted to
 _RUNS = 4  # of k-means, of which the tightest counts
 _RIDGE = 1e-3  # share of the mean square of keys
@@ -93,8 +94,12 @@ class Reduction(nn.Module):
         tokens = self._scaled(tokens)
         mean = tokens.mean(0)
         centre = torch.zeros_like(mean) if self.unit else mean
-        shifted = (tokens - centre).double()
-        _, vectors = torch.linalg.eigh(shifted.T @ shifted)  # ascending
+        # In float32, of few enough to lose nothing, and added up in float64: all in float64 takes twice as long.
+        shifted, products = tokens - centre, tokens.new_zeros(tokens.shape[1], tokens.shape[1], dtype=torch.float64)
+        for at in range(0, len(shifted), _SUMMED):
+            some = shifted[at : at + _SUMMED]
+            products += some.T @ some
+        _, vectors = torch.linalg.eigh(products)  # ascending
         basis = vectors.flip(1)[:, : self.basis.shape[1]].float()
         spread = ((tokens - mean) @ basis).square().sum(1).mean().sqrt()
         size = tokens.square().sum(1).mean().sqrt()  # tokens that are all alike are not blown up to noise

@@ -1,0 +1,96 @@
+"""What the experiments share: comparisons in pieces that fit into minutes, and their rows in one file.
+
+A comparison is `semmae compare`, which goes on where it was stopped; a piece is that command, interrupted when its
+minutes are over. Rows are what each run wrote, one a run.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+_OTHERS = ("segment_miou", "upernet_miou")  # where they were measured
+_KEPT = ("masking", "variant", "parts", "target", "seed", "knn_top1", "probe_top1", "finetune_top1")
+
+
+class Minutes:
+    """A budget of minutes, which the commands of a piece share."""
+
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
+
+    def run(self, *command: str) -> bool:
+        """Run a command of semmae until it ends or the minutes are over; whether it ended."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            return False
+        process = subprocess.Popen([sys.executable, "-m", "semmae", *command])
+        try:
+            code = process.wait(left)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # the step that is running ends, and is kept
+            process.wait()
+            return False
+        if code:
+            raise SystemExit(code)
+        return True
+
+
+def made(minutes: Minutes, verb: str, out: Path, given: Sequence[str]) -> bool:
+    """A run of a verb, begun or gone on with; whether it is there."""
+    if (out / "report.html").is_file() and not (out / ".unfinished").exists():
+        return True
+    resume = ["--resume"] if (out / "config.yaml").is_file() else []
+    return minutes.run(verb, *given, "--out", str(out), *resume)
+
+
+def compare(minutes: Minutes, out: Path, rows: Sequence[Row], seeds: int, shared: Sequence[str]) -> bool:
+    """Train and measure rows with so many seeds; rows and seeds may be more than those of the call before."""
+    out.mkdir(parents=True, exist_ok=True)
+    grid = out.with_suffix(".yaml")
+    grid.write_text(yaml.safe_dump(list(rows), sort_keys=False))
+    resume = ["--resume"] if (out / "config.yaml").is_file() else []
+    return minutes.run("compare", *shared, "--grid", str(grid), "--seeds", str(seeds), "--out", str(out), *resume)
+
+
+def found(out: Path) -> list[Row]:
+    """What the finished runs of a comparison wrote, the rows of all calls together."""
+    return [json.loads(path.read_text()) for path in sorted(out.glob("runs/*/seed-*/comparison.json"))]
+
+
+def mean(rows: Iterable[Row], name: str, figure: str) -> float:
+    """The mean of a figure over the seeds of the row with that name."""
+    values = [row[figure] for row in rows if row["name"] == name]
+    return float(sum(values) / len(values))
+
+
+def command_of(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """The command that made these results, but for what a piece is."""
+    given = {name: value for name, value in vars(asked).items() if value != parser.get_default(name)}
+    words = [
+        f"--{name} {value}" if value is not True else f"--{name}" for name, value in given.items() if name != "minutes"
+    ]
+    return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
+
+
+def write(name: str, rows: Iterable[Row], **facts: Any) -> None:
+    """results/NAME.json: a line a run."""
+    kept = [
+        {"name": row["name"], **{key: row.get(key) for key in _KEPT},
+         **{key: row[key] for key in _OTHERS if key in row}, "minutes": row["minutes"]["total"],
+         "command": row["command"], "machine": row["machine"]}
+        for row in rows
+    ]  # fmt: skip
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in kept)
+    head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in facts.items())
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(f'{{\n{head} "rows": [\n{lines}\n ]\n}}\n')

@@ -1,0 +1,56 @@
+"""Experiment C: what masks bring to segmentation. Street photos with 8 classes of pixels, parts from a public encoder.
+
+    python experiments/street_fashion.py --data street-fashion --teacher dinov2-small --work runs/street --best NAME
+
+Pre-trained on the 1,094 photos without annotations: ViT-mini with patches of 8 on crops of 96 pixels, 60 epochs. Then a
+linear head and UPerNet learn from 604 photos and are measured on 200, by mIoU, as `semmae segment` does. `--best`: the
+row of experiment A that is to be tried beside random and semantic.
+
+Budget: 9 runs of some 13 minutes of two slow cores, two hours in all; `--minutes 9` a piece.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import harness
+import true_parts
+
+RANDOM = {"name": "random", "masking": "random"}
+SEMANTIC = {"name": "semantic", "masking": "semantic"}
+SHARED = (
+    *("--model", "vit_mini", "--image-size", "96", "--patch-size", "8", "--epochs", "60", "--batch-size", "32"),
+    *("--blr", "0.012", "--crop-scale", "0.4", "--teacher-image-size", "224", "--workers", "0", "--measure", "segment"),
+)
+
+
+def main() -> None:
+    """A piece of the experiment, and what is there of it so far."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with images and masks")
+    parser.add_argument("--teacher", required=True, help="what parts are learned from, as for semmae parts")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--best", choices=[row["name"] for row in true_parts.ROWS], help="a row of experiment A")
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many, to go on in the next call")
+    asked = parser.parse_args()
+    minutes, out = harness.Minutes(asked.minutes), asked.work / "compared"
+    photos = ["--data", str(asked.data / "images" / "unlabelled"), "--eval-data", str(asked.data)]
+    best = [
+        {**row, "parts": "learned"} if "parts" in row else row for row in true_parts.ROWS if row["name"] == asked.best
+    ]
+    done = harness.compare(minutes, out, [RANDOM, SEMANTIC, *best], 3, [*photos, "--teacher", asked.teacher, *SHARED])
+    rows = harness.found(out)
+    for row in rows:
+        measured = asked.work / "upernet" / f"{row['name']}-{row['seed']}"
+        run = out / "runs" / row["name"] / f"seed-{row['seed']}"
+        own = ["--preset", "small", "--encoder", str(run), "--data", str(asked.data), "--seed", str(row["seed"])]
+        done = harness.made(minutes, "segment", measured, [*own, "--workers", "0"]) and done
+        if (measured / "results.json").is_file():
+            row["upernet_miou"] = json.loads((measured / "results.json").read_text())["miou"]
+    harness.write("street_fashion", rows, command=harness.command_of(asked, parser))
+    if done:
+        print("all runs are there")
+
+
+if __name__ == "__main__":
+    main()
