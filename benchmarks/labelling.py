@@ -1,6 +1,6 @@
 """How fast images are labelled beside the bare frozen forward pass, and how small and fast the store is.
 
-    python benchmarks/labelling.py [--images 192] [--rounds 7] [--precision auto]
+    python benchmarks/labelling.py [--images 192] [--rounds 7] [--sizes 112] [--precision auto]
 
 prints a line per measurement and, last, one JSON object; the same with command and machine is written to
 `benchmarks/results/labelling.json`. Random weights and noise as images: neither speed depends on them.
@@ -49,12 +49,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=192, help="images in a round")
     parser.add_argument("--rounds", type=int, default=7, help="turns that the two take; the median counts")
+    parser.add_argument("--sizes", type=int, nargs="+", help="pixels a side of the cases to run; default: all")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bf16", "fp16"))
     parser.add_argument("--workers", type=int, default=2, help="processes that load images, end to end")
     options = parser.parse_args()
     results: dict[str, Any] = {"precision": resolve_precision(options.precision)}
     with tempfile.TemporaryDirectory() as folder:
         for model, size, patch in CASES:
+            if options.sizes and size not in options.sizes:
+                continue
             results[f"{model}_patch{patch}_{size}"] = throughput(model, size, patch, options, Path(folder))
         results |= store_figures(Path(folder) / "large")
     results["ratio"] = min(case["ratio"] for case in results.values() if isinstance(case, dict))
