@@ -62,7 +62,8 @@ def test_the_table_of_tokens_is_the_results_of_its_commands() -> None:
     results, text = tokens.read_results(), tokens.PAGE.read_text()
     assert tokens.with_table(text, results) == text, "python benchmarks/tokens.py --table"
     assert results.pop("benchmark") == "tokens"
-    assert {name: entry["command"] for name, entry in results.items()} == tokens.commands()
+    made = {name: entry["command"] for name, entry in results.items() if not name.startswith("raw-")}
+    assert made == tokens.commands()
 
 
 def test_pages_give_the_commands_behind_their_tables(proof: ModuleType) -> None:

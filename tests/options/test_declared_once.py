@@ -17,6 +17,7 @@ OTHERS = {
     ("Measured", "head"),  # the network that was trained, not what kind it is
     ("MaskContext", "parts"),  # labels of a batch
     ("MaskContext", "blend"),  # now, as the schedule says
+    ("MaskContext", "keep_background"),  # of a context that is made without options
 }
 
 
