@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-import harness
+import pieces
 import true_parts
 
 RANDOM = {"name": "random", "masking": "random"}
@@ -33,21 +33,21 @@ def main() -> None:
     parser.add_argument("--best", choices=[row["name"] for row in true_parts.ROWS], help="a row of experiment A")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many, to go on in the next call")
     asked = parser.parse_args()
-    minutes, out = harness.Minutes(asked.minutes), asked.work / "compared"
+    minutes, out = pieces.Minutes(asked.minutes), asked.work / "compared"
     photos = ["--data", str(asked.data / "images" / "unlabelled"), "--eval-data", str(asked.data)]
     best = [
         {**row, "parts": "learned"} if "parts" in row else row for row in true_parts.ROWS if row["name"] == asked.best
     ]
-    done = harness.compare(minutes, out, [RANDOM, SEMANTIC, *best], 3, [*photos, "--teacher", asked.teacher, *SHARED])
-    rows = harness.found(out)
+    done = pieces.compare(minutes, out, [RANDOM, SEMANTIC, *best], 3, [*photos, "--teacher", asked.teacher, *SHARED])
+    rows = pieces.found(out)
     for row in rows:
         measured = asked.work / "upernet" / f"{row['name']}-{row['seed']}"
         run = out / "runs" / row["name"] / f"seed-{row['seed']}"
         own = ["--preset", "small", "--encoder", str(run), "--data", str(asked.data), "--seed", str(row["seed"])]
-        done = harness.made(minutes, "segment", measured, [*own, "--workers", "0"]) and done
+        done = pieces.made(minutes, "segment", measured, [*own, "--workers", "0"]) and done
         if (measured / "results.json").is_file():
             row["upernet_miou"] = json.loads((measured / "results.json").read_text())["miou"]
-    harness.write("street_fashion", rows, command=harness.command_of(asked, parser))
+    pieces.write("street_fashion", rows, command=pieces.command_of(asked, parser))
     if done:
         print("all runs are there")
 

@@ -17,7 +17,7 @@ Aim: the best row by parts 1.4 points of fine-tuning above random, its interval 
 import argparse
 from pathlib import Path
 
-import harness
+import pieces
 import true_parts
 
 RANDOM = {"name": "random", "masking": "random"}
@@ -55,16 +55,16 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="the larger encoder")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many, to go on in the next call")
     asked = parser.parse_args()
-    minutes, out, recipe = harness.Minutes(asked.minutes), asked.work / "compared", asked.work / "finetune.yaml"
+    minutes, out, recipe = pieces.Minutes(asked.minutes), asked.work / "compared", asked.work / "finetune.yaml"
     asked.work.mkdir(parents=True, exist_ok=True)
     recipe.write_text(FINETUNE)
     size = GPU if asked.gpu else LAPTOP
     shared = ["--data", asked.data, "--teacher", asked.teacher, *SHARED, *size, "--finetune-recipe", str(recipe)]
     name = "tiny_imagenet_gpu" if asked.gpu else "tiny_imagenet"
 
-    def step(rows: list[harness.Row], seeds: int) -> bool:
-        done = harness.compare(minutes, out, rows, seeds, shared)
-        harness.write(name, harness.found(out), command=harness.command_of(asked, parser))
+    def step(rows: list[pieces.Row], seeds: int) -> bool:
+        done = pieces.compare(minutes, out, rows, seeds, shared)
+        pieces.write(name, pieces.found(out), command=pieces.command_of(asked, parser))
         return done
 
     best = [

@@ -19,7 +19,7 @@ Expected, if the paper's ablation holds here: inter below random, intra level wi
 import argparse
 from pathlib import Path
 
-import harness
+import pieces
 
 from semmae.data.creatures import draw_creatures
 
@@ -59,25 +59,25 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many, to go on in the next call")
     asked = parser.parse_args()
-    minutes, creatures, out = harness.Minutes(asked.minutes), asked.work / "creatures", asked.work / "compared"
+    minutes, creatures, out = pieces.Minutes(asked.minutes), asked.work / "creatures", asked.work / "compared"
     if not creatures.exists():
         draw_creatures(creatures, count=IMAGES, size=64, seed=0, patterned=True)
     data, teacher = ["--data", str(creatures / "images")], asked.work / "teacher"
-    if not harness.made(
+    if not pieces.made(
         minutes, "pretrain", teacher, [*data, *NETWORK, "--masking", "random", "--epochs", "8", "--seed", "100"]
     ):
         return
     shared = [*data, *NETWORK, *SHARED, "--masks", str(creatures / "masks"), "--teacher", str(teacher)]
 
-    def step(rows: list[harness.Row], seeds: int) -> bool:
-        done = harness.compare(minutes, out, rows, seeds, shared)
-        harness.write("true_parts", harness.found(out), command=harness.command_of(asked, parser))
+    def step(rows: list[pieces.Row], seeds: int) -> bool:
+        done = pieces.compare(minutes, out, rows, seeds, shared)
+        pieces.write("true_parts", pieces.found(out), command=pieces.command_of(asked, parser))
         return done
 
     if not step(ROWS, FEW):
         return
-    whole, names = harness.found(out), [row["name"] for row in ROWS]
-    best = sorted(names[1:], key=lambda name: -harness.mean(whole, name, "probe_top1"))[:3]
+    whole, names = pieces.found(out), [row["name"] for row in ROWS]
+    best = sorted(names[1:], key=lambda name: -pieces.mean(whole, name, "probe_top1"))[:3]
     if not step([RANDOM, *(row for row in ROWS if row["name"] in best)], SEEDS):
         return
     first = next((row for row in ROWS if row["name"] in best and "parts" in row), None)

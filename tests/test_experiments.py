@@ -49,10 +49,10 @@ def test_rows_are_such_as_compare_takes(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_true_parts_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows and two seeds of a tiny one: stopped at once, gone on with, then whole."""
-    import harness
+    import pieces
     import true_parts
 
-    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(pieces, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(true_parts, "IMAGES", 48)
     monkeypatch.setattr(true_parts, "SEEDS", 2)
     rows = [row for row in true_parts.ROWS if row["name"] in ("random", "intra", "semantic", "semantic-half")]
