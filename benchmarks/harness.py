@@ -109,7 +109,8 @@ def processor() -> str:
 def write_results(name: str, figures: Mapping[str, Any], file: str | None = None) -> None:
     """Write figures with command and machine to results/FILE.json (FILE: NAME), and print them as the last line."""
     RESULTS.mkdir(exist_ok=True)
-    command = shlex.join(["python", *sys.argv])
+    # Wherever it was called from: of one machine's folders nothing is kept.
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     whole = {"command": command, "machine": machine(), "results": {"benchmark": name, **figures}}
     (RESULTS / f"{file or name}.json").write_text(json.dumps(whole, indent=1) + "\n")
     print(json.dumps(whole["results"]))

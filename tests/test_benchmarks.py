@@ -102,6 +102,20 @@ def test_the_files_give_which_benchmark_they_are_of() -> None:
     assert all({"command", "machine"} <= whole.keys() for whole in named.values())
 
 
+def test_no_result_names_a_folder_of_one_machine() -> None:
+    for path in sorted((FOLDER / "results").glob("*.json")):
+        command = json.loads(path.read_text())["command"]
+        assert not [word for word in command.split() if word.startswith("/")], f"{path.name}: {command}"
+
+
+def test_a_command_is_kept_as_it_is_given_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = script("harness")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/else/benchmarks/step.py", "--rounds", "1"])
+    harness.write_results("step", {})
+    assert json.loads((tmp_path / "step.json").read_text())["command"] == "python benchmarks/step.py --rounds 1"
+
+
 @pytest.mark.parametrize(
     ("where", "value", "row"),
     [

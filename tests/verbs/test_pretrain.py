@@ -268,13 +268,18 @@ def test_hints_stay_visible_and_the_background_keeps_its_share(
     assert {name: kept[name] for name in given} == given
 
 
-def test_a_background_that_no_label_is_cannot_keep_its_share(creatures: Path, tmp_path: Path) -> None:
+def of_one_label(creatures: Path, out: Path, name: str) -> None:
+    """Part labels of all creatures, without attention."""
     digest = open_images(creatures / "images").digest
     store = PartStore.create(
-        tmp_path / "parts", images=tiny.COUNT, grid=4, label_names=["part 1"], teacher_digest="", manifest_digest=digest
+        out, images=tiny.COUNT, grid=4, label_names=[name], teacher_digest="", manifest_digest=digest
     )
     store.write(np.arange(tiny.COUNT), np.zeros((tiny.COUNT, 4, 4), np.uint8))
     store.finish()
+
+
+def test_a_background_that_no_label_is_cannot_keep_its_share(creatures: Path, tmp_path: Path) -> None:
+    of_one_label(creatures, tmp_path / "parts", "part 1")
     given = {"data": creatures / "images", "parts": tmp_path / "parts", "keep_background": True}
     with refused("--keep-background", "parts", "part 1"):
         semmae.pretrain(out=tmp_path / "run", **given, **ONE_EPOCH)
@@ -282,12 +287,7 @@ def test_a_background_that_no_label_is_cannot_keep_its_share(creatures: Path, tm
 
 
 def test_attention_that_was_not_stored_is_refused_before_anything_is_written(creatures: Path, tmp_path: Path) -> None:
-    digest = open_images(creatures / "images").digest
-    store = PartStore.create(
-        tmp_path / "parts", images=tiny.COUNT, grid=4, label_names=["a"], teacher_digest="", manifest_digest=digest
-    )
-    store.write(np.arange(tiny.COUNT), np.zeros((tiny.COUNT, 4, 4), np.uint8))
-    store.finish()
+    of_one_label(creatures, tmp_path / "parts", "a")
     given = {"data": creatures / "images", "parts": tmp_path / "parts", "masking": "attention"}
     with refused("parts", "--labels-only"):
         semmae.pretrain(out=tmp_path / "run", **given, **ONE_EPOCH)
