@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -104,8 +105,9 @@ def test_the_files_give_which_benchmark_they_are_of() -> None:
 
 def test_no_result_names_a_folder_of_one_machine() -> None:
     for path in sorted((FOLDER / "results").glob("*.json")):
-        command = json.loads(path.read_text())["command"]
-        assert not [word for word in command.split() if word.startswith("/")], f"{path.name}: {command}"
+        commands = re.findall(r'"command": "([^"]*)"', path.read_text())
+        assert commands or path.stem == "small_data_screening"  # a bare list of trials
+        assert not [word for command in commands for word in command.split() if word.startswith("/")], path.name
 
 
 def test_a_command_is_kept_as_it_is_given_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
