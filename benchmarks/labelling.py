@@ -89,7 +89,7 @@ def throughput(model: str, size: int, patch: int, options: argparse.Namespace, f
             features(encoder, pixels, precision)
 
     def preloaded() -> None:
-        for (rows, labels, attention), _ in compute_labels(
+        for (rows, labels, attention, _), _ in compute_labels(
             iter(batches), encoder, learner, grid=GRID, precision=precision, threads=threads, attention=True
         ):
             store.write_attention(rows, attention)

@@ -122,7 +122,7 @@ def test_nothing_more_is_begun_when_the_reader_stops(images: ImageSet, networks:
             yield torch.tensor([at]), torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)
 
     labels = compute_labels(batches(), *networks, grid=GRID, precision="float32", threads=2)
-    (rows, first, attention), waited = next(labels)
+    (rows, first, attention, _), waited = next(labels)
     labels.close()  # type: ignore[attr-defined]
     assert rows.tolist() == [0] and first.shape == (1, GRID, GRID) and attention is None and waited >= 0
     assert len(asked) <= 4

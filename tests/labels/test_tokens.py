@@ -85,7 +85,7 @@ def test_tokens_are_those_of_the_encoder_reduced(images: ImageSet, encoder: Enco
     assert found["last"].shape == found["keys"].shape == (32, 16, 24) and found["image"].shape == (32, 3, 9, 9)
     pictures = torch.stack([WholeDataset(images, 32)[row]["image"] for row in (3, 30)])
     with torch.inference_mode():
-        seen, heads = learner.look(encoder, normalise(pictures, encoder.spec.mean, encoder.spec.std), attention=True)
+        seen, heads, _ = learner.look(encoder, normalise(pictures, encoder.spec.mean, encoder.spec.std), attention=True)
     for name, own in seen._asdict().items():
         # Others are computed beside them, and tokens to fit to are kept in half precision.
         assert own.dtype == torch.float16 and found[name].dtype == np.float16

@@ -353,13 +353,14 @@ def encoder() -> Encoder:
 @torch.no_grad()
 def test_it_looks_at_reduced_views(encoder: Encoder) -> None:
     learner, images = PartLearner(PartsSpec.of(encoder)), torch.randn(3, 3, 32, 32)
-    views, _, attention = encoder.token_views(images, attention=True)
+    views, cls, attention = encoder.token_views(images, attention=True)
     learner.fit_reductions(views)
 
-    seen, heads = learner.look(encoder, images, attention=True)
+    seen, heads, said = learner.look(encoder, images, attention=True)
 
     assert attention is not None and heads is not None and torch.equal(heads, attention)
-    assert learner.look(encoder, images)[1] is None
+    assert said is not None and torch.equal(said.cls, cls) and torch.equal(said.patches, views.last)
+    assert learner.look(encoder, images).attention is None
     for own, reduced in zip(seen, learner.reduce(views), strict=True):
         assert own.dtype == torch.float16 and torch.equal(own, reduced)
     for view, own, reduction in zip(views, seen, learner.reductions, strict=True):
@@ -371,11 +372,11 @@ def test_half_precision_changes_maps_little(encoder: Encoder) -> None:
     images = torch.randn(16, 3, 32, 32)
     learner = PartLearner(PartsSpec.of(encoder, 3))
     learner.fit_reductions(encoder.token_views(images)[0])
-    learner.start_from_clusters(learner.look(encoder, images)[0], 0)
-    maps = learner.part_maps(learner.look(encoder, images)[0])
+    learner.start_from_clusters(learner.look(encoder, images).seen, 0)
+    maps = learner.part_maps(learner.look(encoder, images).seen)
 
     with torch.autocast("cpu", torch.bfloat16):
-        seen, _ = learner.look(encoder, images)
+        seen, _, _ = learner.look(encoder, images)
         half = learner.part_maps(seen)
 
     assert all(own.dtype == torch.float16 for own in seen) and half.isfinite().all()

@@ -386,7 +386,7 @@ def test_the_output_reaches_the_wanted_side(features: Features, patch_size: int,
 def test_it_looks_at_what_enters_the_last_block(encoder: Encoder, attention: bool) -> None:
     images = torch.randn(2, 3, 32, 32)
 
-    seen, heads = PublishedPartLearner(SPEC, encoder).look(encoder, images, attention)
+    seen, heads, _ = PublishedPartLearner(SPEC, encoder).look(encoder, images, attention)
 
     assert all(torch.equal(*pair) for pair in zip(seen, encoder.last_block_features(images), strict=True))
     assert (heads is not None) == attention

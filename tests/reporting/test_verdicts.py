@@ -70,6 +70,19 @@ def test_a_difference_within_the_intervals_is_called_one() -> None:
     assert said is not None and "chance" not in said
 
 
+@pytest.mark.parametrize("images", [68, 1000])
+@pytest.mark.parametrize("hits", [0.1, 0.36, 0.7])
+def test_chance_is_what_the_test_of_two_proportions_calls_so(images: int, hits: float) -> None:
+    """Intervals of 36.0 and 41.5 % of 1000 images overlap, and yet no chance makes such a difference likely."""
+    before = round(hits * images)
+    for more in range(1, images - before):
+        pooled = (2 * before + more) / (2 * images)
+        z = more / images / (2 * pooled * (1 - pooled) / images) ** 0.5
+        if abs(z - 1.96) > 0.12:
+            said = encoder_above({**figures(before + more, images), "untrained": figures(before, images)})
+            assert said is not None and ("chance" in said) == (z < 1.96), (more, z)
+
+
 def test_of_several_protocols_those_below_are_named() -> None:
     own = figures(30, 100, "knn_") | figures(90, 100, "probe_") | {"segment_miou": 20.0, "knn_images": 100}
     other = figures(80, 100, "knn_") | figures(40, 100, "probe_") | {"segment_miou": 21.0, "knn_images": 200}

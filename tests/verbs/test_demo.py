@@ -43,6 +43,23 @@ def test_drawn_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (out / "run" / "report.html").is_file()
 
 
+def test_photos_and_a_given_teacher(
+    creatures: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which stands beside the encoder, shown the images as it was when parts were learned from it."""
+    given = ["--data", str(creatures / "images"), "--teacher", str(encoder), "--teacher-image-size", "48"]
+    assert run(["demo", *given, "--out", str(tmp_path / "demo"), *TINY]) == 0
+    assert not (tmp_path / "demo" / "teacher").exists()
+    scores = json.loads((tmp_path / "demo" / "run" / "results.json").read_text())
+    assert scores.keys() == {"protocol", "this encoder", "untrained", "teacher", "raw_pixels"}
+    assert scores["protocol"]["teacher"]["image_size"] == 48 and scores["protocol"]["knn"]["image_size"] == 32
+    knn = ["knn", "--encoder", str(encoder), "--data", str(creatures / "images"), "--limit", "16", "--workers", "0"]
+    assert run([*knn, "--image-size", "48", "--out", str(tmp_path / "knn")]) == 0
+    alone = json.loads((tmp_path / "knn" / "results.json").read_text())
+    assert scores["teacher"]["knn_top1"] == pytest.approx(alone["top1"])
+    assert "| teacher " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("folder", ["photos", "photos/cats"])
 def test_a_folder_of_ones_own_without_classes(
     folder: str, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -67,7 +67,7 @@ def test_a_row_holds_the_labels_of_its_image(whole_run: Path, creatures: Path) -
     pictures = torch.stack([whole[row]["image"] for row in (3, 30)])
     assert isinstance(learner, PartLearner)
     with torch.inference_mode():
-        seen, _ = learner.look(encoder, normalise(pictures, encoder.spec.mean, encoder.spec.std))
+        seen, _, _ = learner.look(encoder, normalise(pictures, encoder.spec.mean, encoder.spec.std))
         labels = learner.labels(seen, guides(pictures, store.grid)).numpy()
     assert (labels == store.labels[[3, 30]]).mean() > 0.999
     assert store.label_names == ["background", *(f"part {number}" for number in range(1, 7))]

@@ -1,5 +1,6 @@
 """`semmae pretrain --target tokens`: what a run leaves, how it is resumed, and what its decoder is not good for."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ import pytest
 import tiny
 import torch
 from refusals import refused
+from safetensors.torch import load_file
 
 import semmae
+from semmae.data.loaders import IMAGE_TOKEN, TOKENS
 from semmae.formats import folders as checkpoint
 from semmae.formats.open import load_encoder, load_mae
 from semmae.options.pretrain import PretrainOptions
 from semmae.train import teacher_tokens
+from semmae.verbs import pretrain
 from semmae.verbs.pretrain import load_init
 
 OPTIONS: dict[str, Any] = {"target": "tokens", "epochs": tiny.EPOCHS, "blr": 0.02, **tiny.SIZE, **tiny.TRAIN}
@@ -68,6 +72,29 @@ def test_the_teacher_looks_once_at_each_image(
         shutil.rmtree(tmp_path / "twice/teacher_tokens")
         semmae.pretrain(out=tmp_path / "twice", resume=True)
     assert tiny.losses(tmp_path / "twice") == pytest.approx(tiny.losses(tmp_path / "once"), rel=1e-3)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_images_that_are_labelled_alone_are_not_looked_at_again(
+    devices: int, creatures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where parts are learned from some of them, the others are looked at for labels and for what is predicted."""
+    real = pretrain.parts_stage
+    monkeypatch.setattr(
+        pretrain, "parts_stage", lambda *given: dataclasses.replace(real(*given), sample=9, devices=devices)
+    )
+    monkeypatch.setattr(teacher_tokens, "tokens_of", lambda *_: pytest.fail("looks again"))
+    given = {**OPTIONS, "epochs": 1, "data": creatures / "images", "teacher": encoder}
+    with tiny.interrupted("pretrain", step=2):
+        semmae.pretrain(out=tmp_path / "run", **given)
+    found = load_file(tmp_path / "run/teacher_tokens/tokens.safetensors")
+    assert found["done"].all()
+    monkeypatch.undo()
+    with tiny.interrupted("pretrain", step=2):
+        semmae.pretrain(out=tmp_path / "random", masking="random", **given)
+    alone = load_file(tmp_path / "random/teacher_tokens/tokens.safetensors")
+    for name in (TOKENS, IMAGE_TOKEN):
+        assert torch.allclose(found[name].float(), alone[name].float(), atol=5e-3)
 
 
 def test_a_look_of_another_size_is_one_more(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,13 @@ from semmae.data.attention import attention_ranks
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
+from semmae.data.token_store import TokenStore
 from semmae.data.workers import in_threads
 from semmae.filters import guides
 from semmae.formats.folders import AnyPartLearner
-from semmae.models.vit import Encoder
+from semmae.models.vit import Encoder, Features
 from semmae.progress import timed
+from semmae.train.teacher_tokens import keep_tokens
 
 Made = TypeVar("Made")
 
@@ -36,11 +38,15 @@ def most_rows() -> int:
 
 
 class Labelled(NamedTuple):
-    """Rows (B,), their labels uint8 (B, grid, grid) and, where asked for, attention uint8 (B, a, a)."""
+    """Rows (B,), their labels uint8 (B, grid, grid) and, where there is any, attention uint8 (B, a, a).
+
+    `said`: what the encoder said of them, where the learner let it speak.
+    """
 
     rows: Tensor
     labels: Tensor
     attention: Tensor | None
+    said: Features | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Job:
     block: int  # rows computed together
     precision: Literal["float32", "bf16", "fp16"]
     workers: int  # processes that load images
+    targets: TokenStore | None = None  # gets what the encoder says as well
 
     def rows(self, block: int) -> range:
         """The rows of a block; the last one may be short."""
@@ -78,7 +85,7 @@ def label_blocks(
     rows = [row for block in blocks for row in job.rows(block)]
     # Only the last block of all is short, and it comes last: batches of the loader are the blocks.
     loader = make_loader(WholeDataset(job.images, job.size), job.block, sampler=rows, workers=job.workers)
-    for (at, labels, attention), waited in compute_labels(
+    for (at, labels, attention, said), waited in compute_labels(
         ((batch["row"], batch["image"]) for batch in loader),
         encoder,
         learner,
@@ -88,6 +95,8 @@ def label_blocks(
         attention=job.store.attention_grid > 0,
         device=device,
     ):
+        if job.targets is not None and said is not None:  # before: a row that is done here is not looked at again
+            keep_tokens(job.targets, encoder, at.numpy(), said)
         if attention is not None:
             job.store.write_attention(at, attention)
         left = torch.from_numpy(job.store.unlabelled(at))
@@ -111,9 +120,9 @@ def compute_labels(
     labeller: Any = learner.to(device).eval()  # of either kind, it reads what it has looked at itself
 
     def labelled(pixels: Tensor, rows: Tensor, images: Tensor) -> Labelled:
-        seen, heads = labeller.look(encoder, pixels, attention)
+        seen, heads, said = labeller.look(encoder, pixels, attention)
         labels = labeller.labels(seen, guides(images, grid)).cpu()
-        return Labelled(rows, labels, None if heads is None else attention_ranks(heads.mean(1)).cpu())
+        return Labelled(rows, labels, None if heads is None else attention_ranks(heads.mean(1)).cpu(), said)
 
     yield from through_encoder(batches, encoder, labelled, precision=precision, threads=threads, device=device)
 

@@ -36,6 +36,7 @@ from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.run.places import is_path
 from semmae.train.precision import resolve_precision
+from semmae.train.teacher_tokens import same_look
 
 
 def teacher_of(learner: Path) -> dict[str, Any]:
@@ -125,12 +126,14 @@ def label_images(
     devices: int = 1,
     workers: int = 0,
     tokens: TokenStore | None = None,
+    targets: TokenStore | None = None,
 ) -> PartStore:
     """Label every image that has no labels or no attention yet, whole and stretched to a square of `size` pixels.
 
     `out` is the folder of the store, and of the learner where `devices` > 1: each of so many processes loads the
     encoder again, by `teacher` and `num_heads`, and has `workers` of its own. `grid` is cells a side of the labels.
-    With the `tokens` of all images, labels come from these, and no image is looked at again.
+    With the `tokens` of all images, labels come from these, and no image is looked at again. `targets`, as
+    `collect_tokens` has them, get what the encoder says of images that are looked at, where the learner lets it speak.
     """
     store = PartStore.create(
         out,
@@ -148,7 +151,8 @@ def label_images(
         store.finish()
         return store
     block = min(batch_size, most_rows())
-    job = Job(store, images, size, block, resolve_precision(precision), workers)
+    wanted = same_look(targets, images, encoder, size, precision)
+    job = Job(store, images, size, block, resolve_precision(precision), workers, wanted)
     blocks = job.unfinished()
     processes = min(devices, len(blocks))
     with Progress(sum(len(job.rows(block)) for block in blocks), "images", "labelling") as progress:

@@ -43,7 +43,7 @@ def draw_parts(
             found: Tensor = learner.part_maps(tokens_of(tokens, rows, device))
             return found
         seen = normalise(pixels.to(device), encoder.spec.mean, encoder.spec.std)
-        maps: Tensor = learner.part_maps(learner.look(encoder, seen)[0])
+        maps: Tensor = learner.part_maps(learner.look(encoder, seen).seen)
         return maps
 
     collect(images, store, soft_maps, size, out / FILE)

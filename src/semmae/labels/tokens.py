@@ -31,7 +31,7 @@ from semmae.models.vit import Encoder, Features, TokenViews, check_finite
 from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.train.precision import resolve_precision
-from semmae.train.teacher_tokens import keep_tokens, token_store
+from semmae.train.teacher_tokens import keep_tokens, same_look
 
 _REDUCTIONS = "reductions.safetensors"
 
@@ -114,9 +114,7 @@ def collect_tokens(
     reserved = 0 if targets is None else targets.to_come()
     if store.begin("learn from fewer images (--sample), or write to another disk", reserved):
         (folder / _REDUCTIONS).unlink(missing_ok=True)
-    if targets is not None:
-        same = token_store(targets.folder, images, looking.encoder, looking.size, looking.precision)
-        targets = same if same.is_begun() else None
+    targets = same_look(targets, images, looking.encoder, looking.size, looking.precision)
     fitted = _spread(len(images), images_to_fit(looking.encoder, looking.size))
     others = np.setdiff1d(np.arange(len(images)), fitted)
     device = usual_device()

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from semmae.clusters import fit_directions
 from semmae.filters import refine_maps, upsample_maps
-from semmae.models.vit import Encoder, TokenViews, check_finite
+from semmae.models.vit import Encoder, Features, Look, TokenViews, check_finite
 
 _TEMPERATURES = (5.0, 10.0)  # what cosines are multiplied by at the start: of object and background, of parts
 _FIT_IMAGES, _FIT_BYTES = 256, 2**29  # at most
@@ -143,12 +143,12 @@ class PartLearner(nn.Module):
         self.object = Prototypes(2, last, _TEMPERATURES[0], mapped=False)  # the background first
         self.parts = Prototypes(spec.num_parts, keys, _TEMPERATURES[1], mapped=True)
 
-    def look(self, encoder: Encoder, images: Tensor, attention: bool = False) -> tuple[PartTokens, Tensor | None]:
-        """Reduced tokens of normalised images (B, 3, S, S); where asked for, attention (B, heads, L) too."""
-        views, _, heads = encoder.token_views(images, attention)
+    def look(self, encoder: Encoder, images: Tensor, attention: bool = False) -> Look[PartTokens]:
+        """Reduced tokens of normalised images (B, 3, S, S)."""
+        views, cls, heads = encoder.token_views(images, attention)
         seen = self.reduce(views)
         check_finite(encoder, *seen)
-        return seen, heads
+        return Look(seen, heads, Features(cls, views.last))
 
     def reduce(self, views: TokenViews) -> PartTokens:
         """Tokens as they are stored: of half precision, in half precision, whatever they were computed in."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from semmae.filters import upsample_maps
 from semmae.models.parts import part_names
-from semmae.models.vit import Encoder, Features
+from semmae.models.vit import Encoder, Features, Look
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,10 @@ class PublishedPartLearner(nn.Module):
         padded = functional.pad(maps, (margin,) * 4, mode="replicate")
         return functional.conv2d(padded, kernel, groups=count)
 
-    def look(self, encoder: Encoder, images: Tensor, attention: bool = False) -> tuple[Features, Tensor | None]:
-        """What maps are made of, of normalised images (B, 3, S, S); where asked for, attention (B, heads, L) too."""
-        return encoder.last_block(images) if attention else (encoder.last_block_features(images), None)
+    def look(self, encoder: Encoder, images: Tensor, attention: bool = False) -> Look[Features]:
+        """What enters the last block, of normalised images (B, 3, S, S)."""
+        seen, heads = encoder.last_block(images) if attention else (encoder.last_block_features(images), None)
+        return Look(seen, heads, None)
 
     def labels(self, features: Features, images: Tensor) -> Tensor:
         """Hard parts uint8 (B, G, G) of images (B, 3, G, G), whose size alone matters."""

@@ -9,7 +9,7 @@ Notable here:
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -57,6 +57,17 @@ class TokenViews(NamedTuple):
     last: Tensor
     keys: Tensor
     values: Tensor
+
+
+Seen = TypeVar("Seen")
+
+
+class Look(NamedTuple, Generic[Seen]):
+    """What a part learner has seen of images in one pass of an encoder, and what else that pass gave."""
+
+    seen: Seen  # what its maps are made of
+    attention: Tensor | None  # of the last block (B, heads, L), where it was asked for
+    said: Features | None  # the encoder's output, where the pass came that far
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,14 @@ def token_store(folder: Path, images: ImageSet, teacher: Encoder, size: int, pre
     return TokenStore(folder, len(images), columns, info | {"precision": resolve_precision(precision)})
 
 
+def same_look(
+    store: TokenStore | None, images: ImageSet, teacher: Encoder, size: int, precision: Precision
+) -> TokenStore | None:
+    """The store, if this look at these images is what it was begun for."""
+    own = None if store is None else token_store(store.folder, images, teacher, size, precision)
+    return own if own is not None and own.is_begun() else None
+
+
 def fill_store(
     store: TokenStore, images: ImageSet, teacher: Encoder, *, size: int, precision: Precision, workers: int
 ) -> None:

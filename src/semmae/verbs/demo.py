@@ -1,6 +1,6 @@
 """`semmae demo`: the whole way in minutes, on drawn creatures with known parts or on one's own folder."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.data.splits import folds
 from semmae.errors import UserError
 from semmae.evaluation.accuracy import class_figures
-from semmae.evaluation.features import View, encoder_facts, image_features, open_encoder, raw_pixels
+from semmae.evaluation.features import View, encoder_facts, image_features, open_encoder, raw_pixels, resolve_pooling
 from semmae.evaluation.linear import probe_folds
 from semmae.evaluation.protocols import OWN, PROTOCOLS, RAW, TEACHER, UNTRAINED
 from semmae.evaluation.protocols.knn import Knn
@@ -29,7 +29,7 @@ from semmae.options.values import check_image_size
 from semmae.reporting.results import write_comparison
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import claimed, run_folder
-from semmae.verbs.pretrain import pretrain
+from semmae.verbs.pretrain import pretrain, teacher_size
 
 _PUBLIC_SIZE = 112  # pixels of the images that the public teacher sees: 8 × 8 patches, in a quarter of the time of 224
 _FOLDS = 4
@@ -62,11 +62,12 @@ def demo(options: DemoOptions) -> Path:
         if options.teacher == OWN_TEACHER:
             with claimed(first_options(options, data)) as stage:
                 first = pretrain(stage)
-        with claimed(pretrain_options(options, data, masks, first)) as stage:
+        learned = pretrain_options(options, data, masks, first)
+        with claimed(learned) as stage:
             run = pretrain(stage)
         images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
         if len(set(images.labels or ())) > 1:  # a single class has no wrong neighbour
-            compare(options, data, images, run, first)
+            compare(options, data, images, run, learned)
         write_report(run)
     return options.out
 
@@ -76,7 +77,7 @@ def with_teacher(options: DemoOptions) -> DemoOptions:
     if options.teacher != AUTO_TEACHER:
         return options
     teacher = OWN_TEACHER if options.data is None else public_teacher(AUTO_TEACHER, or_own=True)
-    return dataclasses.replace(options, teacher=teacher)
+    return replace(options, teacher=teacher)
 
 
 def with_recipe(options: DemoOptions) -> DemoOptions:
@@ -88,7 +89,7 @@ def with_recipe(options: DemoOptions) -> DemoOptions:
         for name, value in preset_options("pretrain", _PRESET).items()
         if hasattr(options, name) and not is_given(options, name)
     }
-    return dataclasses.replace(options, **recipe)
+    return replace(options, **recipe)
 
 
 def _creatures(options: DemoOptions) -> tuple[str, Path]:
@@ -125,25 +126,26 @@ def _stage(options: DemoOptions, data: str, name: str, **own: object) -> Pretrai
     return shared(PretrainOptions, options, **{**common, "teacher_epochs": None, **own})
 
 
-def compare(options: DemoOptions, data: str, images: ImageSet, run: Path, first: Path | None) -> None:
+def compare(options: DemoOptions, data: str, images: ImageSet, run: Path, learned: PretrainOptions) -> None:
     """k-NN and a linear probe of the encoder and of what it is compared with, kept in `run`'s results.
 
-    Beside it: the same encoder untrained, raw pixels and, if it was trained here, that which parts were learned from.
+    Beside it: the same encoder untrained, raw pixels, and the encoder that parts were learned from.
     """
-    encoder = open_encoder(run)
+    encoder, teacher = open_encoder(run), open_encoder(learned.teacher)
     view = View(encoder.spec.image_size, "mean", workers=options.workers)
     whole = make_loader(WholeDataset(images, view.image_size, fit="centre"), view.batch_size, workers=options.workers)
-    encoders = {OWN: encoder, UNTRAINED: fresh_like(encoder, options.seed)}
-    if first is not None:
-        encoders[TEACHER] = open_encoder(first)
-    features = {name: image_features(each, images, view) for name, each in encoders.items()}
+    beside = view
+    if learned.init is None:  # a public one, not one trained here: shown what it was shown before, as it is used
+        beside = replace(view, image_size=teacher_size(learned, teacher), pooling=resolve_pooling("auto", teacher))
+    encoders = {OWN: (encoder, view), UNTRAINED: (fresh_like(encoder, options.seed), view), TEACHER: (teacher, beside)}
+    features = {name: image_features(each, images, how) for name, (each, how) in encoders.items()}
     features[RAW] = raw_pixels(whole)
     asked = voters(data, [images], limit=options.images)
     knn = Knn(view)
     methods = {name: _figures(knn, found, asked, options.seed) for name, found in features.items()}
     split = f"each of {_FOLDS} parts of the images by a head that learned from the others"
     about = {
-        **encoder_facts(str(run), encoder), "data": data, "seed": options.seed,
+        **encoder_facts(str(run), encoder), "data": data, "seed": options.seed, "teacher": beside.describe(),
         "knn": knn.describe(asked), "probe": {"method": "linear probe", **view.describe(), "split": split},
     }  # fmt: skip
     write_comparison(run, about, methods)

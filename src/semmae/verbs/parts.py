@@ -148,7 +148,7 @@ def learn_parts(
                 tokens = bring_learner(options, images, encoder, summary, targets)
             if not is_rank_zero():
                 return
-            store = label_all(options, images, encoder, tokens)
+            store = label_all(options, images, encoder, tokens, targets)
             if truth is not None:
                 _measure(options, store, images, encoder, truth)
             draw_parts(out, store, images, encoder, shown_size(options, encoder), tokens)
@@ -249,7 +249,11 @@ def learn_from_pixels(
 
 
 def label_all(
-    options: PartsOptions, images: ImageSet, encoder: Encoder | None, tokens: TokenStore | None = None
+    options: PartsOptions,
+    images: ImageSet,
+    encoder: Encoder | None,
+    tokens: TokenStore | None = None,
+    targets: TokenStore | None = None,
 ) -> PartStore:
     """The labels of all images: read from token files of the authors', or computed, from stored tokens if given."""
     if encoder is None:
@@ -260,7 +264,7 @@ def label_all(
         options.out, images, encoder, read_learner(options.out / LEARNER),
         teacher=options.teacher, num_heads=options.num_heads, size=shown_size(options, encoder), grid=options.grid,
         batch_size=options.batch_size, precision=options.precision, devices=options.devices, workers=options.workers,
-        tokens=tokens,
+        tokens=tokens, targets=targets,
     )  # fmt: skip
 
 
