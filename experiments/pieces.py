@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+RECORD = "comparison.json"  # of a run that is measured
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 _OTHERS = ("segment_miou", "upernet_miou")  # where they were measured
@@ -53,18 +54,41 @@ def made(minutes: Minutes, verb: str, out: Path, given: Sequence[str]) -> bool:
     return minutes.run(verb, *given, "--out", str(out), *resume)
 
 
-def compare(minutes: Minutes, out: Path, rows: Sequence[Row], seeds: int, shared: Sequence[str]) -> bool:
-    """Train and measure rows with so many seeds; rows and seeds may be more than those of the call before."""
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What every experiment is asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many, to go on in the next call")
+    parser.add_argument("--part", help="which share of the runs to make, such as 2/2; the first call has none")
+    return parser
+
+
+def is_mine(asked: argparse.Namespace, number: int) -> bool:
+    """Whether a run, by its number, is of this share."""
+    index, count = map(int, (asked.part or "1/1").split("/"))
+    return number % count == index - 1
+
+
+def compare(
+    asked: argparse.Namespace, minutes: Minutes, out: Path, rows: Sequence[Row], seeds: int, shared: Sequence[str]
+) -> bool:
+    """Train and measure rows with so many seeds; rows and seeds may be more than those of the call before.
+
+    Whether all of them are there, those of other parts too.
+    """
     out.mkdir(parents=True, exist_ok=True)
     grid = out.with_suffix(".yaml")
     grid.write_text(yaml.safe_dump(list(rows), sort_keys=False))
-    resume = ["--resume"] if (out / "config.yaml").is_file() else []
-    return minutes.run("compare", *shared, "--grid", str(grid), "--seeds", str(seeds), "--out", str(out), *resume)
+    own = ["--resume"] if (out / "config.yaml").is_file() else []
+    own += ["--part", asked.part] if asked.part else []
+    ended = minutes.run("compare", *shared, "--grid", str(grid), "--seeds", str(seeds), "--out", str(out), *own)
+    runs = [out / "runs" / row["name"] / f"seed-{seed}" for row in rows for seed in range(seeds)]
+    return ended and all((run / RECORD).is_file() for run in runs)
 
 
 def found(out: Path) -> list[Row]:
     """What the finished runs of a comparison wrote, the rows of all calls together."""
-    return [json.loads(path.read_text()) for path in sorted(out.glob("runs/*/seed-*/comparison.json"))]
+    return [json.loads(path.read_text()) for path in sorted(out.glob(f"runs/*/seed-*/{RECORD}"))]
 
 
 def mean(rows: Iterable[Row], name: str, figure: str) -> float:
@@ -77,7 +101,9 @@ def command_of(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> st
     """The command that made these results, but for what a piece is."""
     given = {name: value for name, value in vars(asked).items() if value != parser.get_default(name)}
     words = [
-        f"--{name} {value}" if value is not True else f"--{name}" for name, value in given.items() if name != "minutes"
+        f"--{name} {value}" if value is not True else f"--{name}"
+        for name, value in given.items()
+        if name not in ("minutes", "part")
     ]
     return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
 

@@ -9,7 +9,6 @@ row of experiment A that is to be tried beside random and semantic.
 Budget: 9 runs of some 13 minutes of two slow cores, two hours in all; `--minutes 9` a piece.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -26,27 +25,30 @@ SHARED = (
 
 def main() -> None:
     """A piece of the experiment, and what is there of it so far."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = pieces.arguments(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with images and masks")
     parser.add_argument("--teacher", required=True, help="what parts are learned from, as for semmae parts")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--best", choices=[row["name"] for row in true_parts.ROWS], help="a row of experiment A")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many, to go on in the next call")
     asked = parser.parse_args()
     minutes, out = pieces.Minutes(asked.minutes), asked.work / "compared"
     photos = ["--data", str(asked.data / "images" / "unlabelled"), "--eval-data", str(asked.data)]
     best = [
         {**row, "parts": "learned"} if "parts" in row else row for row in true_parts.ROWS if row["name"] == asked.best
     ]
-    done = pieces.compare(minutes, out, [RANDOM, SEMANTIC, *best], 3, [*photos, "--teacher", asked.teacher, *SHARED])
+    done = pieces.compare(
+        asked, minutes, out, [RANDOM, SEMANTIC, *best], 3, [*photos, "--teacher", asked.teacher, *SHARED]
+    )
     rows = pieces.found(out)
+    names = [row["name"] for row in (RANDOM, SEMANTIC, *best)]
     for row in rows:
         measured = asked.work / "upernet" / f"{row['name']}-{row['seed']}"
         run = out / "runs" / row["name"] / f"seed-{row['seed']}"
         own = ["--preset", "small", "--encoder", str(run), "--data", str(asked.data), "--seed", str(row["seed"])]
-        done = pieces.made(minutes, "segment", measured, [*own, "--workers", "0"]) and done
+        if pieces.is_mine(asked, row["seed"] * len(names) + names.index(row["name"])):
+            pieces.made(minutes, "segment", measured, [*own, "--workers", "0"])
         if (measured / "results.json").is_file():
             row["upernet_miou"] = json.loads((measured / "results.json").read_text())["miou"]
+        done = done and "upernet_miou" in row
     pieces.write("street_fashion", rows, command=pieces.command_of(asked, parser))
     if done:
         print("all runs are there")

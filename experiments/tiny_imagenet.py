@@ -14,9 +14,6 @@ Aim: the best row by parts 1.4 points of fine-tuning above random, its interval 
 3. tokens as the target, random and semantic, with three.
 """
 
-import argparse
-from pathlib import Path
-
 import pieces
 import true_parts
 
@@ -47,13 +44,11 @@ GPU = ("--model", "vit_small", "--epochs", "200", "--batch-size", "512", "--blr"
 
 def main() -> None:
     """A piece of the experiment, and what is there of it so far."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = pieces.arguments(__doc__)
     parser.add_argument("--data", required=True, help="folder with train.parquet and val.parquet")
     parser.add_argument("--teacher", required=True, help="what parts are learned from, as for semmae parts")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--best", choices=[row["name"] for row in true_parts.ROWS], help="a row of experiment A")
     parser.add_argument("--gpu", action="store_true", help="the larger encoder")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many, to go on in the next call")
     asked = parser.parse_args()
     minutes, out, recipe = pieces.Minutes(asked.minutes), asked.work / "compared", asked.work / "finetune.yaml"
     asked.work.mkdir(parents=True, exist_ok=True)
@@ -63,7 +58,7 @@ def main() -> None:
     name = "tiny_imagenet_gpu" if asked.gpu else "tiny_imagenet"
 
     def step(rows: list[pieces.Row], seeds: int) -> bool:
-        done = pieces.compare(minutes, out, rows, seeds, shared)
+        done = pieces.compare(asked, minutes, out, rows, seeds, shared)
         pieces.write(name, pieces.found(out), command=pieces.command_of(asked, parser))
         return done
 

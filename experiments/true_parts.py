@@ -16,9 +16,6 @@ Expected, if the paper's ablation holds here: inter below random, intra level wi
 3. the best of them by learned parts, k-means, a grid and shuffled parts, with two seeds.
 """
 
-import argparse
-from pathlib import Path
-
 import pieces
 
 from semmae.data.creatures import draw_creatures
@@ -55,9 +52,7 @@ SHARED = (
 
 def main() -> None:
     """A piece of the experiment, and what is there of it so far."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many, to go on in the next call")
+    parser = pieces.arguments(__doc__)
     asked = parser.parse_args()
     minutes, creatures, out = pieces.Minutes(asked.minutes), asked.work / "creatures", asked.work / "compared"
     if not creatures.exists():
@@ -70,7 +65,7 @@ def main() -> None:
     shared = [*data, *NETWORK, *SHARED, "--masks", str(creatures / "masks"), "--teacher", str(teacher)]
 
     def step(rows: list[pieces.Row], seeds: int) -> bool:
-        done = pieces.compare(minutes, out, rows, seeds, shared)
+        done = pieces.compare(asked, minutes, out, rows, seeds, shared)
         pieces.write("true_parts", pieces.found(out), command=pieces.command_of(asked, parser))
         return done
 
