@@ -15,6 +15,7 @@ import semmae
 from semmae.data.loaders import IMAGE_TOKEN, TOKENS
 from semmae.formats import folders as checkpoint
 from semmae.formats.open import load_encoder, load_mae
+from semmae.models.vit import EncoderSpec
 from semmae.options.pretrain import PretrainOptions
 from semmae.train import teacher_tokens
 from semmae.verbs import pretrain
@@ -117,6 +118,31 @@ def test_tokens_are_kept_where_other_images_are_refused(creatures: Path, encoder
     with refused("manifest", "restore"):
         semmae.pretrain(out=tmp_path / "run", resume=True)
     assert (tmp_path / "run/teacher_tokens/tokens.safetensors").read_bytes() == tokens
+
+
+@pytest.mark.parametrize(
+    ("masking", "stage"), [("random", "pretrain"), ("semantic", "pretrain"), ("semantic", "parts")]
+)
+def test_tokens_are_kept_where_another_teacher_is_refused(
+    masking: str, stage: str, creatures: Path, encoder: Path, tmp_path: Path
+) -> None:
+    """Under the same name, as wide as the first and wider."""
+    shutil.copytree(encoder, tmp_path / "teacher")
+    given = {**OPTIONS, "data": creatures / "images", "masking": masking, "teacher": tmp_path / "teacher"}
+    with tiny.interrupted(stage, step=2):
+        semmae.pretrain(out=tmp_path / "run", **given)
+    kept = [file for file in (tmp_path / "run").rglob("*.safetensors") if file.parent.name.endswith("tokens")]
+    before = [file.read_bytes() for file in kept]
+    for width in (24, 48):
+        shutil.rmtree(tmp_path / "teacher")
+        tiny.new_encoder(tmp_path / "teacher", EncoderSpec(32, 8, width, 2, 2), seed=1)
+        for again in (given, {"resume": True}):
+            with refused(tmp_path / "run", "begun with teacher ", ", now ", "restore"):
+                semmae.pretrain(out=tmp_path / "run", **again)
+    assert before and [file.read_bytes() for file in kept] == before
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.copytree(encoder, tmp_path / "teacher")
+    semmae.pretrain(out=tmp_path / "run", resume=True)
 
 
 def test_a_teacher_that_sees_every_crop_stores_nothing(

@@ -37,7 +37,7 @@ from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
-from semmae.train.summary import check_same_images, summarised
+from semmae.train.summary import check_same_inputs, summarised
 from semmae.train.teacher_tokens import class_tokens, fill_store, token_store, usual_size, whitening
 from semmae.train.trainer import FitOptions, barrier, fit
 from semmae.verbs.parts import learn_parts, true_parts
@@ -75,7 +75,7 @@ def pretrain(options: PretrainOptions) -> Path:
     if options.masks is not None:
         read_annotations(images.names, options.masks)
     with run_folder(options):
-        check_same_images(options.out, images)
+        check_same_inputs(options.out, images)
         tokens = None
         if options.predicts_tokens:
             teacher = teacher or load_encoder(str(own_teacher(options, images)))
@@ -204,8 +204,11 @@ def part_labels(
 def begin_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> TokenStore | None:
     """The store inside `out` that this process is to fill with the teacher's tokens of every image.
 
-    None in other processes than the first, and where a GPU is there to compute those of every crop.
+    None in other processes than the first, and where a GPU is there to compute those of every crop. UserError, and
+    nothing is stored, where an earlier start learned from another teacher.
     """
+    for stage in (options.out, options.out / "parts"):
+        check_same_inputs(stage, images, teacher_digest=digest(teacher))
     if teacher_sees_crops() or not is_rank_zero():
         return None
     store = tokens_within(options, images, teacher)
@@ -272,6 +275,8 @@ def train_autoencoder(
         "model": options.model,
         "masking": options.masking,
     }
+    if teacher is not None:
+        facts["teacher_digest"] = digest(teacher)
     with summarised(options.out, "pretrain", images, **facts) as summary:
         loader = training.loader(dataset, rate)
         how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip)
