@@ -230,3 +230,19 @@ def test_parts_that_do_not_say_their_encoder_ask_for_it(whole_run: Path, creatur
     with refused("--target tokens", tmp_path / "parts", "--teacher"):
         semmae.pretrain(data=creatures / "images", out=tmp_path / "out", parts=tmp_path / "parts", **OPTIONS)
     assert not (tmp_path / "out").exists()
+
+
+def test_parts_whose_teacher_has_moved_ask_where_it_is(creatures: Path, encoder: Path, tmp_path: Path) -> None:
+    """The user has named the parts, not the place that their run recorded."""
+    teacher, parts, given = tmp_path / "teacher", tmp_path / "parts", {"data": creatures / "images", "limit": 8}
+    shutil.copytree(encoder, teacher)
+    semmae.parts(teacher=teacher, out=parts, steps=1, **given, **tiny.TRAIN)
+    teacher.rename(tmp_path / "moved")
+    with refused(f"--parts {parts}: its teacher {teacher} is gone", "restore", "--teacher"):
+        semmae.pretrain(out=tmp_path / "out", parts=parts, **OPTIONS, **given)
+    with refused(f"--learner {parts}: its teacher {teacher} is gone", "restore", "--teacher"):
+        semmae.parts(out=tmp_path / "out", learner=parts, workers=0, **given)
+    (teacher / "encoder").mkdir(parents=True)
+    with refused(f"--parts {parts}: its teacher: {teacher}: holds no encoder"):
+        semmae.pretrain(out=tmp_path / "out", parts=parts, **OPTIONS, **given)
+    assert not (tmp_path / "out").exists()

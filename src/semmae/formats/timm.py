@@ -145,8 +145,8 @@ def _create(name: str, pretrained: bool) -> Any:
         if place is not None:
             raise damaged_download(place, shown(f"timm:{name}"), error) from error
         raise UserError(
-            f"the weights of {shown(f'timm:{name}')} are not at hand ({fault}); download them once where the hub can "
-            "be reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
+            f"the weights of {shown(f'timm:{name}')} are not at hand ({reason(error, 150)}); download them once where "
+            "the hub can be reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
         ) from error
     left = model.state_dict()
     dropped = [tensor for tensor in before if tensor not in left]

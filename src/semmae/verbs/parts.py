@@ -55,7 +55,7 @@ def parts(options: PartsOptions) -> Path:
     own = with_learner(options)  # config.yaml keeps what was given
     encoder = None
     if own.tokens is None:
-        encoder = load_encoder(own.teacher, num_heads=own.num_heads, image_size=own.image_size)
+        encoder = load_given(options, own)
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     shared(Training, options).check()
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
@@ -89,6 +89,14 @@ def with_learner(options: PartsOptions) -> PartsOptions:
     if own["teacher"] is None:
         raise UserError(f"--learner {options.learner}: does not say what its encoder is; add --teacher")
     return dataclasses.replace(options, **own)
+
+
+def load_given(options: PartsOptions, own: PartsOptions) -> Encoder:
+    """The encoder of the options as given, or that of --learner, which are `own`."""
+    how: dict[str, Any] = {"num_heads": own.num_heads, "image_size": own.image_size}
+    if options.learner is None or is_given(options, "teacher"):
+        return load_encoder(own.teacher, **how)
+    return labelling.load_recorded("--learner", options.learner, own.teacher, **how)
 
 
 def check_parts(options: PartsOptions, images: ImageSet) -> None:

@@ -20,7 +20,7 @@ from semmae.formats.init import init_autoencoder
 from semmae.formats.open import load_encoder
 from semmae.formats.public import public_teacher
 from semmae.labels.blocks import one_thread_an_operation
-from semmae.labels.labelling import check_devices, teacher_of
+from semmae.labels.labelling import check_devices, load_recorded, teacher_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.options.fields import shared
@@ -167,7 +167,7 @@ def teacher_of_parts(store: PartStore) -> Encoder:
     facts = teacher_of(store.path) if kind(store.path / LEARNER) == LEARNER else {"teacher": None}
     if facts["teacher"] is None:
         raise UserError(f"--target tokens: {store.path} does not say what encoder its parts are of; add --teacher")
-    encoder = load_encoder(facts["teacher"], num_heads=facts["num_heads"])
+    encoder = load_recorded("--parts", store.path, facts["teacher"], num_heads=facts["num_heads"])
     if digest(encoder) != store.teacher_digest:
         raise UserError(
             f"--target tokens: {facts['teacher']} is another encoder than the one that the parts in {store.path} were "
