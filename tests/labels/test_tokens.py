@@ -127,7 +127,7 @@ def targets_of(
     folder: Path, images: ImageSet, encoder: Encoder, size: int = 32, precision: Any = "float32"
 ) -> TokenStore:
     store = token_store(folder, images, encoder, size, precision)
-    store.begin("")
+    store.begin()
     return store
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 import semmae
 from semmae.data.loaders import IMAGE_TOKEN, TOKENS
+from semmae.errors import DiskError
 from semmae.formats import folders as checkpoint
 from semmae.formats.open import load_encoder, load_mae
 from semmae.models.vit import EncoderSpec
@@ -245,4 +247,23 @@ def test_parts_whose_teacher_has_moved_ask_where_it_is(creatures: Path, encoder:
     (teacher / "encoder").mkdir(parents=True)
     with refused(f"--parts {parts}: its teacher: {teacher}: holds no encoder"):
         semmae.pretrain(out=tmp_path / "out", parts=parts, **OPTIONS, **given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["parts", "random", "semantic"])
+def test_tokens_that_cannot_be_stored_are_refused_before_a_run_is_begun(
+    verb: str, creatures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too large for half precision, or for the disk."""
+    loud = load_encoder(encoder)
+    with torch.no_grad():
+        loud.vit.norm.weight.mul_(1e6)
+    checkpoint.save_encoder(loud, tmp_path / "loud")
+    given: dict[str, Any] = {"data": creatures / "images", "out": tmp_path / "out"}
+    call, own = (semmae.parts, tiny.TRAIN) if verb == "parts" else (semmae.pretrain, {**OPTIONS, "masking": verb})
+    with refused(f"--teacher {tmp_path / 'loud'}", "half precision", "another"):
+        call(teacher=tmp_path / "loud", **given, **own)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with refused(tmp_path / "out", "0 B are free", "--sample" if verb == "parts" else "--limit", error=DiskError):
+        call(teacher=encoder, **given, **own)
     assert not (tmp_path / "out").exists()

@@ -38,9 +38,9 @@ from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import check_same_inputs, summarised
-from semmae.train.teacher_tokens import class_tokens, fill_store, token_store, usual_size, whitening
+from semmae.train.teacher_tokens import check_first, class_tokens, fill_store, token_store, usual_size, whitening
 from semmae.train.trainer import FitOptions, barrier, fit
-from semmae.verbs.parts import learn_parts, true_parts
+from semmae.verbs.parts import check_tokens_fit, learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher, train_teacher
 
@@ -74,6 +74,8 @@ def pretrain(options: PretrainOptions) -> Path:
     init = load_init(options, teacher)
     if options.masks is not None:
         read_annotations(images.names, options.masks)
+    if teacher is not None and not options.resume:
+        check_stored(options, images, teacher)
     with run_folder(options):
         check_same_inputs(options.out, images)
         tokens = None
@@ -212,8 +214,23 @@ def begin_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -
     if teacher_sees_crops() or not is_rank_zero():
         return None
     store = tokens_within(options, images, teacher)
-    store.begin("use a smaller --teacher-image-size, fewer images (--limit) or a GPU, which needs no room")
+    store.begin()
     return store
+
+
+def check_stored(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> None:
+    """Refuse, before the run is begun, tokens of a teacher that the disk cannot hold, or half precision."""
+    if not is_rank_zero():
+        return
+    reserved = 0
+    if options.predicts_tokens and not teacher_sees_crops():
+        store = tokens_within(options, images, teacher)
+        store.check_room("use a smaller --teacher-image-size, fewer images (--limit) or a GPU, which needs no room")
+        check_first(images, teacher, teacher_size(options, teacher))
+        reserved = store.to_come()
+    if options.learns_parts:
+        fewer = "fewer images (--limit) or a smaller --teacher-image-size"
+        check_tokens_fit(parts_stage(options, options.teacher), images, teacher, fewer, reserved)
 
 
 def teacher_sees_crops() -> bool:
