@@ -1,8 +1,8 @@
 """Images → reduced tokens of a frozen encoder, stored; and labels that are made of stored tokens.
 
 An encoder that does not learn says the same of an image each time: it looks once, and the part learner goes over what
-it said at thousands of images a second. Where the tokens of all images are stored, their labels come from these; and if
-an autoencoder is to predict what the encoder says, the same look gives that too.
+it said, hundreds of images a second. Where the tokens of all images are stored, their labels come from these; and if an
+autoencoder is to predict what the encoder says, the same look gives that too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
