@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -86,6 +87,8 @@ def test_classes_are_those_of_cls_of_json_or_of_folders(tmp_path: Path, jpeg: Jp
     some = write_tar(tmp_path / "w.tar", {"1.jpg": jpeg(0), "1.cls": b"1", "2.jpg": jpeg(1)})
     source = open_source(some)
     assert source.labels is None and "1 of 2 rows have no label, such as w.tar/2.jpg" in source.class_note
+    unknown = {"1.jpg": jpeg(0), "1.cls": b"-1", "2.jpg": jpeg(1), "2.cls": b"-1"}
+    assert "no row has a label" in open_source(write_tar(tmp_path / "u.tar", unknown)).class_note
     bare = open_source(write_tar(tmp_path / "v.tar", {"1.jpg": jpeg(0)}))
     assert bare.labels is None and ".cls" in bare.class_remedy
 
@@ -139,17 +142,23 @@ def test_what_is_cut_off_or_no_tar_is_refused(shards: Path, kind: str) -> None:
 
 
 def test_what_holds_no_images_or_lacks_shards_is_refused(shards: Path, jpeg: Jpeg) -> None:
-    write_tar(shards / "empty" / "a.tar", {})
-    write_tar(shards / "text" / "a.tar", {"1.txt": b"a"})
+    write_tar(shards.parent / "empty" / "a.tar", {})
+    write_tar(shards.parent / "text" / "a.tar", {"1.txt": b"a"})
     for folder in ("empty", "text"):
-        with refused(shards / folder, "without images"):
-            open_source(shards / folder)
+        with refused(shards.parent / folder / "a.tar", "without images"):
+            open_source(shards.parent / folder)
+        shutil.copy(shards.parent / folder / "a.tar", shards / "shards-003.tar")
+        with refused(shards / "shards-003.tar", "without images"):
+            open_source(shards)
+    (shards / "shards-003.tar").unlink()
+    with refused("shards-000.tar 2 times"):
+        open_source(f"{shards}/shards-{{000,000}}.tar")
     with refused("{000..004}", "shards-003.tar, shards-004.tar of 5", "missing"):
         open_source(f"{shards}/shards-{{000..004}}.tar")
-    with refused(shards / "gz", "archive", "unpack"):
-        (shards / "gz").mkdir()
-        (shards / "gz" / "shards-000.tar.gz").write_bytes(b"")
-        open_source(shards / "gz")
+    with refused(shards.parent / "gz", "archive", "unpack"):
+        (shards.parent / "gz").mkdir()
+        (shards.parent / "gz" / "shards-000.tar.gz").write_bytes(b"")
+        open_source(shards.parent / "gz")
 
 
 @pytest.mark.parametrize("name", ["/etc/1.jpg", "../1.jpg", "a/../../1.jpg"])
@@ -167,7 +176,7 @@ def test_a_name_that_comes_twice_is_refused(tmp_path: Path, jpeg: Jpeg) -> None:
         open_source(path)
 
 
-def test_links_and_folders_are_passed_over(tmp_path: Path, jpeg: Jpeg) -> None:
+def test_links_and_folders_are_passed_over(tmp_path: Path, jpeg: Jpeg, caplog: pytest.LogCaptureFixture) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for kind, name in ((tarfile.DIRTYPE, "d.jpg"), (tarfile.SYMTYPE, "l.jpg"), (tarfile.FIFOTYPE, "f.jpg")):
             member = tarfile.TarInfo(name)
@@ -177,6 +186,7 @@ def test_links_and_folders_are_passed_over(tmp_path: Path, jpeg: Jpeg) -> None:
         member.size = len(jpeg(0))
         tar.addfile(member, io.BytesIO(jpeg(0)))
     assert open_source(tmp_path / "x.tar").names == ["x.tar/1.jpg"]
+    assert "2 links or devices are passed over" in caplog.text
 
 
 # The index

@@ -101,6 +101,18 @@ def test_splits_and_shards_of_a_size(tmp_path: Path) -> None:
     assert len(train) == 8 and sorted(val.labels or ()) == ["a", "b"]
 
 
+def test_images_of_no_split_are_packed_too(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/a/1", "train/b/2", "val/a/3", "val/b/4", "test/a/5", "more/6", "more/7")):
+        photo(tmp_path / "photos" / f"{name}.jpg", 60, 50, number)
+    semmae.pack(data=tmp_path / "photos", out=tmp_path / "packed", workers=1)
+    names = [path.name for path in sorted((tmp_path / "packed").glob("*.tar"))]
+    assert names == [f"{name}-000000.tar" for name in ("other", "test", "train", "val")]
+    assert len(open_source(tmp_path / "packed")) == 7
+    assert sorted(open_source(tmp_path / "packed", "val").labels or ()) == ["a", "b"]
+    semmae.pack(data=tmp_path / "photos", out=tmp_path / "one", workers=1, limit=1)
+    assert len(open_source(tmp_path / "one")) == 4
+
+
 def test_images_without_classes_have_none_when_they_are_packed(tmp_path: Path) -> None:
     for number in range(3):
         photo(tmp_path / "photos" / "a" / f"{number}.jpg", 60, 50, number)

@@ -77,7 +77,7 @@ def members_of(shards: Sequence[Shard], key: str) -> list[Members]:
 
 
 def _all_read(shards: Sequence[Shard]) -> Iterator[Members]:
-    with Progress(len(shards), "shards", "reading the index of") as progress:
+    with Progress(len(shards), "shards", "indexing") as progress:
         for members in in_threads(_read_shard, shards, _THREADS):
             yield members
             progress.update()
@@ -100,6 +100,7 @@ class _Reader:
     def __init__(self, shard: Shard, file: BinaryIO) -> None:
         self.shard, self.file = shard, file
         self.places: dict[str, tuple[int, int]] = {}  # member → offset, bytes
+        self.links = 0  # and devices, and what else is no file
         self.passed: Counter[str] = Counter()  # what is neither an image nor a label, by its ending
 
     def members(self) -> Members:
@@ -118,6 +119,8 @@ class _Reader:
             label = self._label(name)
             number = -1 if label is None else labels.setdefault(label, len(labels))
             rows[row] = *self.places[name], number
+        if self.links:
+            _log.warning("%s: %d links or devices are passed over: write files", named(self.shard.place), self.links)
         if self.passed:
             _log.debug("%s: passed over: %s", self.shard.place, counted(self.passed))
         return Members(Names(images), rows, tuple(labels))
@@ -129,7 +132,7 @@ class _Reader:
                 if member.isreg() and not member.issparse():
                     self._take(member)
                 elif not member.isdir():
-                    self.passed["a link or a device"] += 1
+                    self.links += 1
             end = tar.offset
         self.file.seek(end)
         if self.file.read(_BLOCK) != bytes(_BLOCK):

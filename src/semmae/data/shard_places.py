@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,6 +61,7 @@ def local_shards(root: Path, names: Sequence[str], data: str) -> list[Shard]:
             raise UserError(f"{path}: cannot be read ({reason(error).lower()}); change its permissions") from error
         shards.append(Shard(name, str(path), stat.st_size, stat.st_mtime_ns))
     _refuse_missing(missing, len(names), data)
+    _refuse_twice(shards, data)
     return shards
 
 
@@ -91,6 +93,7 @@ def remote_shards(data: str) -> tuple[str, list[Shard]]:
         else:
             shards.append(Shard(address[len(root) :], address, *facts, remote=True))
     _refuse_missing(missing, len(addresses), data)
+    _refuse_twice(shards, data)
     largest = max(shards, key=lambda shard: shard.size)
     if largest.size > _room():
         raise UserError(
@@ -101,13 +104,14 @@ def remote_shards(data: str) -> tuple[str, list[Shard]]:
 
 
 def read_beside(root: str, name: str) -> bytes | None:
-    """The bytes of a small file in the folder of remote shards; None where there is none, or none that may be read."""
+    """The bytes of a small file in the folder of remote shards; None where there is none."""
     try:
         files, path = _file_system(root + name)
         content: bytes = files.cat_file(path)
-    except Exception as error:  # stores, networks and their libraries have no common type
-        _log.debug("%s%s: not there (%s)", root, name, reason(error))
+    except (FileNotFoundError, PermissionError):  # a store may say either, where its files are not to be listed
         return None
+    except Exception as error:  # stores, networks and their libraries have no common type
+        raise _unreadable(root + name, error) from error
     return content
 
 
@@ -258,6 +262,12 @@ def _common_folder(addresses: Sequence[str]) -> str:
     """What all addresses begin with, up to a slash; at least the place of the first."""
     start = os.path.commonprefix([address.rpartition("/")[0] + "/" for address in addresses])
     return start.rpartition("/")[0] + "/"
+
+
+def _refuse_twice(shards: Sequence[Shard], data: str) -> None:
+    name, count = Counter(shard.name for shard in shards).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{named(data)}: means {name} {count} times; give each shard once")
 
 
 def _refuse_missing(missing: Sequence[str], count: int, data: str) -> None:

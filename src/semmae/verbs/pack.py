@@ -12,7 +12,8 @@ from semmae.data.classes import class_indices
 from semmae.data.manifest import ImageSet, open_images, sample_rows, write_skipped
 from semmae.data.packing import Packing, decoding_gain, write_shards
 from semmae.data.shards import CLASSES
-from semmae.data.sources import splits_of
+from semmae.data.sources import open_source, splits_of
+from semmae.data.splits import split_in
 from semmae.errors import UserError, listed
 from semmae.files import Fields, check_replaceable, read_json, whole_folder, write_json
 from semmae.names import bytes_shown
@@ -27,6 +28,7 @@ from semmae.shell import command
 ABOUT = "pack.json"  # what was packed, and how
 _SKIPPED = "skipped.csv"
 _WITHOUT_SPLIT = "shards"  # how the names of shards begin where images have no splits
+_OF_NO_SPLIT = "other"  # where the data has splits, and these are in none
 _MEASURED = 32  # images whose decoding is measured
 
 
@@ -38,12 +40,7 @@ def pack(options: PackOptions) -> Path:
     check_place("--out", options.out.absolute().parent, options.out)  # it is written beside its place
     check_replaceable(options.out)
     _check_there(options)
-    sets = {
-        split or _WITHOUT_SPLIT: open_images(
-            options.data, split=split, limit=options.limit, seed=options.seed, workers=options.workers
-        )
-        for split in splits_of(options.data)
-    }
+    sets = _open_all(options)
     facts = {
         "images": {name: images.digest for name, images in sets.items()},
         **{name: getattr(options, name) for name in ("short_side", "quality", "shard_size", "seed")},
@@ -60,6 +57,25 @@ def pack(options: PackOptions) -> Path:
     made = f"{options.out} ({len(written)} shard{'s' if len(written) > 1 else ''}, {bytes_shown(sum(sizes.values()))})"
     say(lines(table=table, made=[made], step=_next(options)))
     return options.out
+
+
+def _open_all(options: PackOptions) -> dict[str, ImageSet]:
+    """All images, by what the names of their shards begin with: both splits, and what belongs to neither of them."""
+    given: dict[str, Any] = {"limit": options.limit, "seed": options.seed, "workers": options.workers}
+    splits = splits_of(options.data)
+    sets = {split or _WITHOUT_SPLIT: open_images(options.data, split=split, **given) for split in splits}
+    if len(splits) == 1:
+        return sets
+    whole = open_images(options.data, **{**given, "limit": None})
+    chosen = {name for split in splits for name in open_source(options.data, split).names}
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(whole.names):
+        if name not in chosen:
+            rows.setdefault(split_in(name) or _OF_NO_SPLIT, []).append(row)
+    for kind, every in rows.items():
+        kept = sample_rows(len(every), options.limit or len(every), options.seed)
+        sets[kind] = whole.select([every[row] for row in kept])
+    return sets
 
 
 def _write(folder: Path, sets: Mapping[str, ImageSet], packing: Packing, threads: int) -> list[tuple[Path, int]]:
