@@ -255,6 +255,16 @@ def test_a_damaged_index_or_one_of_other_shards_is_made_anew(
     assert open_source(shards).names == source.names and read == []
 
 
+def test_one_that_is_refused_does_not_cost_the_others(shards: Path, cache: Path, read: list[str]) -> None:
+    content = (shards / "shards-002.tar").read_bytes()
+    (shards / "shards-002.tar").write_bytes(content[:3000])
+    with refused("shards-002.tar"):
+        open_source(shards)
+    (shards / "shards-002.tar").write_bytes(content)
+    read.clear()
+    assert len(open_source(shards)) == 12 and read == ["shards-002.tar"]
+
+
 def test_without_a_cache_it_is_made_each_time(
     shards: Path, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,12 +67,14 @@ def members_of(shards: Sequence[Shard], key: str) -> list[Members]:
     file = None if folder is None else cache_file(folder, f"shards\0{key}")
     known = {} if file is None else _read_index(file)
     unknown = [shard for shard in shards if shard not in known]
-    if unknown:
+    try:
         for shard, members in zip(unknown, _all_read(unknown), strict=True):
             known[shard] = members
-        if file is not None:
-            places, current = {shard.place for shard in shards}, set(shards)
-            _write_index(file, {each: known[each] for each in known if each.place not in places or each in current})
+    finally:  # also where one is refused: the others are not read again
+        places, current = {shard.place for shard in shards}, set(shards)
+        kept = {each: known[each] for each in known if each.place not in places or each in current}
+        if file is not None and kept and unknown:
+            _write_index(file, kept)
     return [known[shard] for shard in shards]
 
 
