@@ -2,6 +2,7 @@
 
     python benchmarks/loading.py [--images DIR] [--rounds 15] [--workers 2]
     python benchmarks/loading.py --formats [--images DIR] [--rounds 15]     # other formats alone
+    python benchmarks/loading.py --packed [--images DIR] [--rounds 15]      # shards of `semmae pack` alone
 
 - "bare_decode": torchvision's `decode_jpeg` of the same bytes, nothing else: what no loader of whole images beats.
 - "ours": batches of 16 of `CropDataset` with part labels from a store, by `make_loader`.
@@ -12,13 +13,15 @@
 - "workers": ours by so many processes.
 - with `--formats`: PNG and WebP files of the same photos through our decoder, which reads them by Pillow, and through
   torchvision's, which must not meet a damaged PNG.
+- with `--packed`: our batches from the files, and from tar shards that `semmae pack` would make of them (short side
+  256, quality 90), part labels left out; and reading alone, without decoding, from the system's cache.
 
 But for "workers", all works take turns on one thread of one process, and ratios are medians over rounds of the
 seconds in the same turn.
 Without `--images`, JPEG files are drawn of a size and weight as ImageNet's (500 × 375, 100 kB).
 "pixel_difference" is the mean absolute difference, of 255, between our crop and PIL's of the same box and file.
 The last printed line is one JSON object; the same, with command and machine, is in `benchmarks/results/loading.json`,
-of `--formats` in `loading_formats.json`.
+of `--formats` in `loading_formats.json`, of `--packed` in `loading_packed.json`.
 """
 
 import argparse
@@ -26,6 +29,7 @@ import io
 import statistics
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,7 @@ from torchvision.io import ImageReadMode, decode_image, decode_jpeg
 from semmae.data.decode import decode
 from semmae.data.loaders import CropDataset, make_loader
 from semmae.data.manifest import ImageSet, build_manifest
+from semmae.data.packing import Packing, write_shards
 from semmae.data.part_store import PartStore
 from semmae.data.sources import open_source
 from semmae.memory import keep_freed_memory
@@ -56,6 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="turns that the works take; the median counts")
     parser.add_argument("--workers", type=int, default=2, help="processes of the loader")
     parser.add_argument("--formats", action="store_true", help="measure PNG and WebP, nothing else")
+    parser.add_argument("--packed", action="store_true", help="measure files beside packed shards, nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as in training, for all of them
@@ -65,13 +71,16 @@ def main() -> None:
         figures: dict[str, Any]
         if options.formats:
             figures = {kind: by_format(drawn, kind, options.rounds) for kind in ("png", "webp")}
+        elif options.packed:
+            figures = beside_shards(drawn, folder / "packed", options.rounds)
         else:
             figures = measure(drawn, folder / "images", options.rounds)
             photos = draw_photos(folder / "large", 8, *PHOTO)
             figures["photos"] = measure(photos, folder / "photos", max(3, options.rounds // 3))
             figures["workers"] = by_workers(open_jpegs(drawn), options.workers)
     data = "drawn" if options.images is None else options.images.name
-    write_results("loading", {"data": data, **figures}, "loading_formats" if options.formats else None)
+    file = "loading_formats" if options.formats else "loading_packed" if options.packed else None
+    write_results("loading", {"data": data, **figures}, file)
 
 
 def measure(images: Path, folder: Path, rounds: int) -> dict[str, Any]:
@@ -123,6 +132,29 @@ def by_format(images: Path, kind: str, rounds: int) -> dict[str, float]:
     seconds = take_turns(works, rounds)
     times = {f"{name}_ms": round(1000 / per_second(len(raws), found), 2) for name, found in seconds.items()}
     return times | {"ours_by_torchvision": median_ratio(seconds["ours"], seconds["torchvision"])}
+
+
+def beside_shards(images: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Images a second from files and from packed shards, loaded and only read, and bytes an image."""
+    folder.mkdir()
+    files = open_jpegs(images)
+    written = write_shards(folder, "shards", files, None, Packing(256, 90, 128 * 10**6, seed=0), threads=1)
+    sets = {"files": files, "packed": open_jpegs(folder)}
+    works: dict[str, Any] = {}
+    for name, found in sets.items():
+        works[name] = partial(lambda crops: all_of(make_loader(crops, BATCH)), CropDataset(found, SIZE, scale=SCALE))
+        works[f"{name}_read"] = partial(lambda each: all_of(each.raw(row) for row in range(len(each))), found)
+    seconds = take_turns(works, rounds)
+    packed = sum(size for _, size in written)
+    return {
+        "images": len(files),
+        **{name: per_second(len(files), found) for name, found in seconds.items()},
+        "ratios": {
+            "loaded": median_ratio(seconds["files"], seconds["packed"]),
+            "read": median_ratio(seconds["files_read"], seconds["packed_read"]),
+        },
+        "bytes_an_image": {"files": int(files.manifest.sizes.mean()), "packed": packed // len(files)},
+    }
 
 
 def by_workers(images: ImageSet, workers: int) -> dict[str, float]:

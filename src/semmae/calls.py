@@ -21,6 +21,7 @@ from semmae.options.export import ExportOptions
 from semmae.options.fields import Option, Reads, options_of, verb_of
 from semmae.options.finetune import FinetuneOptions
 from semmae.options.knn import KnnOptions
+from semmae.options.pack import PackOptions
 from semmae.options.parts import PartsOptions
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.probe import ProbeOptions
@@ -148,6 +149,7 @@ evaluate = call(EvaluateOptions, EvaluateResult)
 embed = call(EmbedOptions, Result)
 reconstruct = call(ReconstructOptions, Result)
 export = call(ExportOptions, Result)
+pack = call(PackOptions, Result)
 report = call(ReportOptions, Result)
 compare = call(CompareOptions, CompareResult)
 demo = call(DemoOptions, DemoResult)

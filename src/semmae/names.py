@@ -1,11 +1,17 @@
 """Names of files and values, as bytes, as paths and as messages show them."""
 
+import itertools
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from semmae.errors import UserError, reason
+
+_MOST_NAMES = 100_000  # that one pattern with braces stands for
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 def encoded(text: str) -> bytes:
@@ -55,6 +61,42 @@ def user_path(text: str | os.PathLike[str], option: str = "") -> Path:
         fault = f"cannot be looked at ({reason(error).lower()})"
         raise UserError(f"{named}: {fault}; check the path and its permissions") from error
     return path
+
+
+def braced(pattern: str) -> list[str]:
+    """The names that `shards-{000..099}.tar` or `{train,val}.tar` stands for, in order, as a shell expands them.
+
+    A text without braces is itself. UserError for braces that are neither, and for too many names.
+    """
+    pieces = _BRACES.split(pattern)  # every other one stood in braces
+    choices = [[piece] if place % 2 == 0 else _choices(piece, pattern) for place, piece in enumerate(pieces)]
+    _check_count(math.prod(map(len, choices)), pattern)
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def has_braces(pattern: str) -> bool:
+    """Whether `braced` finds more in a text than itself."""
+    return _BRACES.search(pattern) is not None
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
+    found = _RANGE.fullmatch(inside)
+    if found is None:
+        if "," in inside:
+            return inside.split(",")
+        raise UserError(f"{shown(pattern)}: {{{inside[:40]}}} is no range; write {{000..099}}, or names as {{a,b}}")
+    first, last = map(int, found.groups())
+    if first > last:
+        raise UserError(f"{shown(pattern)}: {{{inside}}} counts down; write the lower number first")
+    _check_count(last - first + 1, pattern)
+    # As in a shell: a zero in front asks for numbers of one width.
+    width = max(map(len, found.groups())) if any(end[0] == "0" and end != "0" for end in found.groups()) else 0
+    return [f"{number:0{width}}" for number in range(first, last + 1)]
+
+
+def _check_count(count: int, pattern: str) -> None:
+    if count > _MOST_NAMES:
+        raise UserError(f"{shown(pattern)}: stands for {count} names, limit {_MOST_NAMES}; give a shorter range")
 
 
 def shown(value: Any) -> str:

@@ -140,7 +140,7 @@ def test_what_holds_no_images(tmp_path: Path, write_images: WriteImages, write_t
     for data, named in (
         (tmp_path / "phtos", ["phtos", '"photos"']),
         (tmp_path / "nothing" / "like" / "it", [tmp_path / "nothing" / "like" / "it"]),
-        (f"{tmp_path}/shards-{{000..009}}.tar", ["archive", "unpack"]),
+        (f"{tmp_path}/shards-{{000..009}}.tar", ["10 shards", "missing"]),
     ):
         with refused(*named):
             open_source(data)
@@ -153,7 +153,7 @@ def test_what_holds_no_images(tmp_path: Path, write_images: WriteImages, write_t
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "0.tar").write_bytes(b"")
     for data in (tmp_path / "shards", tmp_path / "shards" / "0.tar"):
-        with refused("archive", "unpack"):
+        with refused("0.tar", "empty"):
             open_source(data)
     write_table(tmp_path / "photos" / "t.parquet", 2)
     with refused("1 image files", "1 Parquet files"):

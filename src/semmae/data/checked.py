@@ -24,16 +24,16 @@ _log = logging.getLogger("semmae")
 _Table = npt.NDArray[np.int64]  # (N, 3)
 
 
-def cache_folder() -> Path | None:
-    """Where these files lie unless given: below $SEMMAE_CACHE, or in the user's cache; None where that is no path."""
+def cache_folder(kind: str = "readable") -> Path | None:
+    """Where files of a kind are kept: below $SEMMAE_CACHE, or in the user's cache; None where that is no path."""
     given = os.environ.get("SEMMAE_CACHE")
     if given:
         try:
-            return user_path(given, "SEMMAE_CACHE") / "readable"
+            return user_path(given, "SEMMAE_CACHE") / kind
         except UserError as error:  # only speed depends on it
             _log.warning("%s; without it all images are checked again", error)
             return None
-    return Path(user_cache_dir("semmae")) / "readable"
+    return Path(user_cache_dir("semmae")) / kind
 
 
 def cache_file(folder: Path, key: str) -> Path:

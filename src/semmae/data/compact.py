@@ -70,6 +70,27 @@ class Names(_Texts):
             return self._buffer == other._buffer and np.array_equal(self._starts, other._starts)
         return super().__eq__(other)
 
+    @classmethod
+    def of(cls, buffer: bytes, starts: npt.NDArray[np.int64]) -> "Names":
+        """The names of which these are the `parts`."""
+        names = cls()
+        names._buffer, names._starts = buffer, starts
+        return names
+
+    @classmethod
+    def joined(cls, lists: Iterable["Names"]) -> "Names":
+        """The names of several lists, one behind the other."""
+        buffer, starts = bytearray(), [np.zeros(1, dtype=np.int64)]
+        for names in lists:
+            starts.append(names._starts[1:] + len(buffer))
+            buffer += names._buffer
+        return cls.of(bytes(buffer), np.concatenate(starts))
+
+    @property
+    def parts(self) -> tuple[bytes, npt.NDArray[np.int64]]:
+        """All bytes, and where each name begins, (N + 1,)."""
+        return self._buffer, self._starts
+
     def encoded(self) -> Iterator[bytes]:
         # Arrays are gone through number by number: a list of them would be millions of objects again.
         return (self._buffer[start:end] for start, end in zip(self._starts, self._starts[1:], strict=False))
@@ -80,9 +101,7 @@ class Names(_Texts):
         buffer = bytearray()
         for start, end in zip(starts, ends, strict=True):
             buffer += self._buffer[start:end]
-        taken = Names()
-        taken._buffer, taken._starts = bytes(buffer), np.concatenate([[0], np.cumsum(ends - starts)])
-        return taken
+        return Names.of(bytes(buffer), np.concatenate([[0], np.cumsum(ends - starts)]))
 
 
 class Labels(_Texts):

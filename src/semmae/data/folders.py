@@ -38,6 +38,7 @@ class FolderSource:
     modified: npt.NDArray[np.int64]
     class_note: str = ""
     class_remedy: str = "put images into one folder a class"
+    shards: None = None
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +67,7 @@ def open_folder(root: Path, names: list[str], split: str | None, data: str) -> F
     if split is not None:
         prefix = pick_split(split, folders, data) + "/"
         names = [name for name in names if name.startswith(prefix)]
-    labels, note = _classes(names, depth=1 if are_splits(folders) else 0)
+    labels, note = folder_classes(names, depth=1 if are_splits(folders) else 0)
     return file_source(root, names, labels, note)
 
 
@@ -84,7 +85,7 @@ def first_folders(names: Sequence[str]) -> set[str]:
     return {name.split("/", 1)[0] for name in names if "/" in name}
 
 
-def _classes(names: Sequence[str], depth: int) -> tuple[Labels | None, str]:
+def folder_classes(names: Sequence[str], depth: int) -> tuple[Labels | None, str]:
     """The folder at `depth` of every image, None when one that is decoded lies in none; and what is odd about them."""
     outside = [name for name in names if name.count("/") <= depth and ending(name) in SUFFIXES]
     if outside:
@@ -118,7 +119,8 @@ def user_place(text: str) -> Path:
     """The path that `--data` means; UserError for what can be none, such as a URL."""
     if _URL.match(text) and not os.path.lexists(text):
         hub = ", or a data set of the hub as hf:NAME" if text.startswith("hf:") else ""
-        raise UserError(f"{shown(text)}: no path; give a folder, a file, an address with :// of a Parquet file{hub}")
+        places = "a folder, a file, an address with :// of a Parquet file or of tar shards"
+        raise UserError(f"{shown(text)}: no path; give {places}{hub}")
     return user_path(text)
 
 
@@ -131,8 +133,6 @@ def find_files(data: str) -> tuple[Path, list[str]]:
         return path.parent, [path.name]
     if path.exists():
         raise UserError(f"{data}: a device, a socket or a pipe; give a folder or a file")
-    if "{" in data and is_archive(data):
-        refuse_imageless(data, [data])
     if glob.has_magic(data):
         return _find_glob(path)
     try:
@@ -205,6 +205,6 @@ def refuse_imageless(data: str, files: list[str]) -> None:
     archives = [name for name in files if is_archive(name)]
     if archives:
         which = "an archive" if len(files) == 1 else f"{len(archives)} archives, such as {archives[0]}"
-        raise UserError(f"{data}: {which}, which is not read; unpack it and give the folder")
+        raise UserError(f"{data}: {which}, which is not read; unpack it and give the folder, or an uncompressed .tar")
     found = f"{len(files)} files ({counted(Counter(map(ending, files)))})" if files else "nothing"
     raise UserError(f"{data}: no images, found {found}; give a folder with {' '.join(sorted(SUFFIXES))} or .parquet")

@@ -49,6 +49,7 @@ class ItemSource:
 
     modified: npt.NDArray[np.int64]
     class_remedy = "give each image its class, as a pair (image, label)"
+    shards = None
 
     def __init__(self, items: Any, rows: Rows | None = None) -> None:
         self._items = items

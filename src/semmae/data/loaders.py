@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed
 from torch import Tensor
@@ -38,10 +39,12 @@ from semmae.data.workers import LOADERS, start_worker
 # On a machine of one core the default of two processes is no fault: training shows how long it waits for images.
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
 
+Numbers = npt.NDArray[np.int64]
 Key = int | tuple[int, int]  # a row, or (epoch, row)
 TOKENS, IMAGE_TOKEN = "tokens", "image_token"  # in an item and in a store: a teacher's
 _PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
 _AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
+WINDOW = 2**32  # bytes of tar shards whose images are shuffled together: what stays in memory, or is copied, at a time
 _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
 
 
@@ -50,7 +53,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Of each rank's rows those beyond a `multiple` are left out: batches that make whole optimiser steps.
     With `classes`, of each row, every class comes equally often (`balanced_rows`); a row that comes again in an epoch
-    does so under another number of the epoch, and thus with another crop.
+    does so under another number of the epoch, and thus with another crop. With `shards`, the tar file and the bytes of
+    each row, rows come in the order of `by_window`.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         num_replicas: int | None = None,
         rank: int | None = None,
         classes: Sequence[int] | None = None,
+        shards: tuple[Numbers, Numbers] | None = None,
     ) -> None:
         if classes is not None and (len(classes) != length or not shuffle):
             raise ValueError(f"{length} rows, {len(classes)} classes; give one to each row, and shuffle them")
@@ -71,6 +76,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self._begin = (0, 0)  # epoch, and how many of its rows are left out
         self._num_replicas, self._rank = num_replicas, rank
         self._classes = None if classes is None else np.asarray(classes, dtype=np.int64)
+        self._shards = shards
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -93,7 +99,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             rows, turns = balanced_rows(self._classes, rng)
             epochs = epochs + _AGAIN * turns
         elif self.shuffle:
-            rows = rng.permutation(self.length)
+            rows = rng.permutation(self.length) if self._shards is None else by_window(*self._shards, rng)
         # np.resize repeats from the beginning
         dealt = np.resize(np.arange(self.length), -(-self.length // replicas) * replicas)
         mine = dealt[rank::replicas][self.left_out : len(self)]
@@ -114,6 +120,29 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if rank is None:
             rank = torch.distributed.get_rank() if running else 0
         return replicas, rank
+
+
+def by_window(shards: Numbers, sizes: Numbers, rng: np.random.Generator, window: int = WINDOW) -> Numbers:
+    """An order of rows by which few tar shards are read at a time: int64 (N,).
+
+    Whole shards in an order that is drawn, cut into windows of so many bytes, and the rows of each window shuffled.
+    Where all fit into one, any order is as likely, and the same as without shards.
+
+    Args:
+        shards: which one each row lies in, (N,).
+        sizes: bytes of each row, (N,).
+        rng: what the order is drawn by; it depends on nothing else.
+        window: bytes.
+    """
+    rows = rng.permutation(len(shards))
+    if sizes.sum() <= window:
+        return rows
+    _, own = np.unique(shards, return_inverse=True)
+    of_shard = np.bincount(own, weights=sizes)
+    order = rng.permutation(len(of_shard))
+    number = np.empty(len(order), dtype=np.int64)  # of the window of each shard
+    number[order] = (np.cumsum(of_shard[order]) - of_shard[order]) // window
+    return rows[np.argsort(number[own[rows]], kind="stable")]
 
 
 class StepSampler(EpochSampler):

@@ -104,12 +104,21 @@ class ImageSet:
     def digest(self) -> str:
         return self.manifest.digest
 
+    @property
+    def shards(self) -> npt.NDArray[np.int64] | None:
+        """Which tar file each row lies in, (N,); None where the images lie in none."""
+        return None if self.source.shards is None else self.source.shards[self.positions]
+
     def select(self, rows: Rows) -> "ImageSet":
         return ImageSet(self.source, self.manifest.select(rows), self.positions[np.asarray(rows, dtype=np.int64)])
 
     def read(self, row: int, least: int | None = None) -> Tensor:
         """uint8 (3, H, W) of a row, a large photo at a fraction of its size where `least` allows (see `decode`)."""
         return self._decoded(row, lambda raw: raw if isinstance(raw, Tensor) else decode(raw, least))
+
+    def raw(self, row: int) -> bytes | Tensor:
+        """A row as its source gives it: encoded, or of an object as uint8 (3, H, W)."""
+        return self._decoded(row, lambda raw: raw)
 
     def size(self, row: int) -> tuple[int, int]:
         """Height and width of a row, upright, in pixels of the file."""

@@ -38,6 +38,7 @@ class TableSource:
     """Rows of a `datasets.Dataset` (memory-mapped, so that workers share it)."""
 
     class_remedy = "give each row its class in a column `label`"
+    shards = None
 
     def __init__(
         self,
@@ -162,7 +163,8 @@ def load_remote(address: str) -> Mapping[str, "Dataset"]:
     if not name.endswith(".parquet"):
         of_hub = address.startswith("hf:")
         remedy = "give the data set as hf:NAME" if of_hub else "download the images and give their folder"
-        raise UserError(f"{shown(address)}: at an address Parquet files alone are read; {remedy}")
+        fault = "at an address a Parquet file, or tar shards (SHARD.tar, FOLDER/), alone are read"
+        raise UserError(f"{shown(address)}: {fault}; {remedy}")
     datasets = _datasets()
     try:
         table = datasets.load_dataset("parquet", data_files=[address], split="train")

@@ -22,6 +22,10 @@ class Source(Protocol):
     class_note: str  # why there are no classes, or a single one, and the remedy; empty where nothing is odd
     class_remedy: str  # how images of this kind are given classes, where there is no such note
 
+    @property
+    def shards(self) -> npt.NDArray[np.int64] | None:
+        """Which tar file each image lies in, (N,); None where the images lie in none."""
+
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> bytes | Tensor: ...
@@ -37,6 +41,7 @@ class Selection:
         self.names = source.names.take(self._rows)
         self.labels = None if source.labels is None else source.labels.take(self._rows)
         self.sizes, self.modified = source.sizes[self._rows], source.modified[self._rows]
+        self.shards = None if source.shards is None else source.shards[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -1,5 +1,6 @@
 """Which part of a data set is for training and which is held out, by names of folders, files or the hub."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ TRAIN = ("train", "training")
 _TRAIN_FOLDERS = (*TRAIN, "train_mini")  # iNaturalist 2021 gives a tenth of its images apart
 # In order of preference: where there is no validation set, the test set is what results are measured on.
 VAL = ("val", "validation", "valid", "test")
+
+_BEGIN = re.compile(rf"({'|'.join(sorted(TRAIN + VAL, key=len, reverse=True))})(?![a-z])")
 
 ANNOTATION_FOLDERS = ("masks", "annotations")  # beside a folder `images`, what belongs to these
 
@@ -33,6 +36,12 @@ def find_split(split: str, names: Iterable[str]) -> str | None:
         raise ValueError(f'split must be "train" or "val", not {split!r}')
     available = set(names)
     return next((name for name in (_TRAIN_FOLDERS if split == "train" else VAL) if name in available), None)
+
+
+def split_in(name: str) -> str | None:
+    """The name of a split that the name of an image begins with, such as `test/1.jpg` or `test-000.parquet#1`."""
+    found = _BEGIN.match(name.lower())
+    return None if found is None else found.group()
 
 
 def has_both(names: Iterable[str]) -> bool:

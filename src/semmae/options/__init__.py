@@ -126,6 +126,7 @@ VERBS = {
     ),
     "reconstruct": Verb("draw what a masked autoencoder makes of hidden patches"),
     "export": Verb("the encoder, or the autoencoder, for timm, MAE, Hugging Face or ONNX"),
+    "pack": Verb("images in tar shards: smaller, fast to read from any disk or store"),
     "report": Verb("one HTML page about a run"),
     "demo": Verb(
         "the whole way in minutes, without data of your own",

@@ -68,7 +68,7 @@ class DataOptions:
 
     data: str = field(metadata=about(reads="images", objects=True))
     """Images: a folder of any depth, a list of files, Parquet with an `image` column (files, or one at https://…), \
-    or hf:NAME."""
+    tar shards (a folder, or x-{000..099}.tar, also at s3://…), or hf:NAME."""
 
 
 @dataclass(frozen=True, kw_only=True)

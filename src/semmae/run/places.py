@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from semmae.errors import UserError
-from semmae.names import on_disk, readable, user_path
+from semmae.names import braced, has_braces, on_disk, readable, user_path
 
 # What an option that names something to read may begin with, where that is no path: `timm:NAME`, `hf:NAME`, a URL.
 _NO_PATH = re.compile(r"^(timm|hf):|^[a-z][a-z0-9+.-]*://", re.I)
@@ -86,10 +86,15 @@ def _is_utf8(name: str) -> bool:
 
 
 def existing(value: str | Path | None) -> list[Path]:
-    """The files and folders that an option means: of a glob all that it matches now. None where it is no path."""
+    """The files and folders that an option means: of a glob all that it matches now, of braces all that they name.
+
+    None where it is no path.
+    """
     if value is None or not is_path(value):
         return []
     path = user_path(value)
+    if has_braces(str(value)) and not os.path.lexists(path):
+        return [Path(name) for name in braced(str(path))]
     if not glob.has_magic(str(value)) or os.path.lexists(path):
         return [path]
     if "**" in path.parts:

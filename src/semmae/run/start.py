@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from semmae.errors import UserError, near_only
-from semmae.names import shown, user_path
+from semmae.names import has_braces, shown, user_path
 from semmae.options.fields import Option, Reads, options_of
 from semmae.options.shared import RunOptions
 from semmae.options.values import check_given, check_values
@@ -70,7 +70,8 @@ def _check_there(option: Option, value: str | Path, reads: Reads) -> None:
     if reads == "images" and (verb := verb_of_run(path)):
         remedy = "its pictures are no data; give the folder of the images"
         raise UserError(f"{option.flag} {value}: is a run of semmae {verb}; {remedy}")
-    if os.path.lexists(path) or (glob.has_magic(str(value)) and reads == "images"):
+    # Which files a pattern means, and which of them are missing, is for the source to say.
+    if os.path.lexists(path) or (reads == "images" and (glob.has_magic(str(value)) or has_braces(str(value)))):
         return
     words = [word for word in option.words if is_path(word)]
     siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -69,5 +69,8 @@ class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOpt
         images = len(dataset)
         self.check_images(images)
         size = self.images_of_a_step(images, rate)
-        sampler = EpochSampler(images, self.seed, multiple=size // self.processes, classes=classes)
+        shards = dataset.images.shards
+        by_shard = None if shards is None else (shards, dataset.images.manifest.sizes)
+        multiple = size // self.processes
+        sampler = EpochSampler(images, self.seed, multiple=multiple, classes=classes, shards=by_shard)
         return make_loader(dataset, size // self.batches, sampler=sampler, workers=self.workers, drop_last=True)

@@ -1,0 +1,278 @@
+"""What lies where in tar shards: read off the headers once, and kept beside what is known of other data sets.
+
+In a tar file of WebDataset's form the members of one image follow each other under one key, the name up to its first
+dot: `cat/7.jpg`, `cat/7.cls`. Any other uncompressed tar of images is one too: an image is what ends like one.
+
+| member               | is                                                                                   |
+|----------------------|--------------------------------------------------------------------------------------|
+| `KEY.jpg`, `.png` …  | the image; of several under one key the first of `_PREFERRED`, others are passed over |
+| `KEY.cls`            | its class, a number or a text                                                         |
+| `KEY.json`           | its class under "label", where there is no `.cls`                                     |
+| `KEY.mask.png`, …    | what belongs to `KEY.jpg`: passed over                                                |
+
+Notable here:
+- nothing is ever unpacked; a name that is absolute or holds `..` is refused all the same;
+- a tar that ends without its mark of the end was cut off, or is damaged there, and is refused;
+- the file of the index holds every shard of a folder that was ever looked at; one that was changed is read anew.
+"""
+
+import json
+import logging
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from semmae.data.checked import cache_file, cache_folder
+from semmae.data.compact import Names
+from semmae.data.decode import SUFFIXES
+from semmae.data.endings import UNDECODED, counted, ending
+from semmae.data.shard_places import Shard, copied, named
+from semmae.data.workers import in_threads
+from semmae.errors import DiskError, UserError, reason
+from semmae.files import open_regular, whole
+from semmae.names import shown
+from semmae.progress import Progress
+
+_FORM = 1  # of the file; one of another number is made anew
+_BLOCK = 512  # bytes: tar files are made of such blocks
+_MOST_LABEL = 2**20  # bytes of a member that holds a label
+_PREFERRED = (".jpg", ".jpeg", ".png", ".webp")
+_LABELS = (".cls", ".json")
+_THREADS = 4  # that read shards at the same time
+_COLUMNS = 3  # of a row: offset, bytes, number of its label or -1
+
+_log = logging.getLogger("semmae")
+
+_Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Members:
+    """The images of one shard, in the order in which they lie there."""
+
+    names: Names
+    rows: _Array  # (N, 3): offset, bytes, number of the label or -1
+    labels: tuple[str, ...]  # what these numbers stand for
+
+
+def members_of(shards: Sequence[Shard], key: str) -> list[Members]:
+    """The images of each shard; shards that are not known as they are now are read, and kept under the key."""
+    folder = cache_folder("index")
+    file = None if folder is None else cache_file(folder, f"shards\0{key}")
+    known = {} if file is None else _read_index(file)
+    unknown = [shard for shard in shards if shard not in known]
+    try:
+        for shard, members in zip(unknown, _all_read(unknown), strict=True):
+            known[shard] = members
+    finally:  # also where one is refused: the others are not read again
+        places, current = {shard.place for shard in shards}, set(shards)
+        kept = {each: known[each] for each in known if each.place not in places or each in current}
+        if file is not None and kept and unknown:
+            _write_index(file, kept)
+    return [known[shard] for shard in shards]
+
+
+def _all_read(shards: Sequence[Shard]) -> Iterator[Members]:
+    with Progress(len(shards), "shards", "indexing") as progress:
+        for members in in_threads(_read_shard, shards, _THREADS):
+            yield members
+            progress.update()
+
+
+def _read_shard(shard: Shard) -> Members:
+    """The images of a shard, by its headers."""
+    try:
+        with open_regular(copied(shard) if shard.remote else Path(shard.place)) as file:
+            return _Reader(shard, file).members()
+    except OSError as error:
+        raise UserError(
+            f"{named(shard.place)}: cannot be read ({reason(error)}); restore it, or leave it out"
+        ) from error
+
+
+class _Reader:
+    """Reads one shard."""
+
+    def __init__(self, shard: Shard, file: BinaryIO) -> None:
+        self.shard, self.file = shard, file
+        self.places: dict[str, tuple[int, int]] = {}  # member → offset, bytes
+        self.links = 0  # and devices, and what else is no file
+        self.passed: Counter[str] = Counter()  # what is neither an image nor a label, by its ending
+
+    def members(self) -> Members:
+        if not self.shard.size:
+            raise self._fault("an empty file, not a tar")
+        try:
+            self._read_headers()
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # also those of Python's own, of numbers and texts in a damaged header
+            raise self._fault(f"no readable tar ({reason(error)})") from error
+        images = self._images()
+        labels: dict[str, int] = {}
+        rows = np.empty((len(images), _COLUMNS), dtype=np.int64)
+        for row, name in enumerate(images):
+            label = self._label(name)
+            number = -1 if label is None else labels.setdefault(label, len(labels))
+            rows[row] = *self.places[name], number
+        if self.links:
+            _log.warning("%s: %d links or devices are passed over: write files", named(self.shard.place), self.links)
+        if self.passed:
+            _log.debug("%s: passed over: %s", self.shard.place, counted(self.passed))
+        return Members(Names(images), rows, tuple(labels))
+
+    def _read_headers(self) -> None:
+        with tarfile.open(fileobj=self.file, mode="r:", encoding="utf-8") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # else each would be kept
+                if member.isreg() and not member.issparse():
+                    self._take(member)
+                elif not member.isdir():
+                    self.links += 1
+            end = tar.offset
+        self.file.seek(end)
+        if self.file.read(_BLOCK) != bytes(_BLOCK):
+            raise self._fault(f"cut off, or damaged, behind byte {end} of {self.shard.size}")
+
+    def _take(self, member: tarfile.TarInfo) -> None:
+        name = member.name
+        while name.startswith("./"):
+            name = name[2:]
+        if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise self._fault(f"holds {shown(member.name)}, a path that leads out of it", "write it with names below")
+        if name in self.places:
+            raise self._fault(f"holds {shown(name)} twice", "write it with each name once")
+        if member.offset_data + member.size > self.shard.size:
+            end = member.offset_data + member.size
+            raise self._fault(f"cut off: {shown(name)} ends at byte {end}, the file at {self.shard.size}")
+        self.places[name] = (member.offset_data, member.size)
+
+    def _images(self) -> list[str]:
+        """The members that are images, one under a key."""
+        pictures = [name for name in self.places if _is_picture(name)]
+        first: dict[str, str] = {}  # key → image, of those that are called KEY.ENDING
+        for name in pictures:
+            key, rest = _key(name)
+            other = first.get(key)
+            if "." not in rest and (other is None or _rank(name) < _rank(other)):
+                first[key] = name
+        chosen = [name for name in pictures if first.get(_key(name)[0], name) == name]
+        self.passed.update(ending(name) for name in self.places if not name.endswith(_LABELS))
+        self.passed.subtract(map(ending, chosen))
+        self.passed = +self.passed
+        return chosen
+
+    def _label(self, image: str) -> str | None:
+        """The text of a `.cls`, or what a `.json` has under "label"."""
+        stem = image[: -len(ending(image))]
+        for kind in _LABELS:
+            place = self.places.get(stem + kind)
+            if place is None:
+                continue
+            if place[1] > _MOST_LABEL:
+                raise self._fault(f"{shown(stem + kind)} holds {place[1]} bytes, limit {_MOST_LABEL}", "write a label")
+            self.file.seek(place[0])
+            raw = self.file.read(place[1])
+            try:
+                text = raw.decode()
+                found = text.strip() if kind == ".cls" else _labelled(json.loads(text))
+            except (ValueError, RecursionError) as error:
+                raise self._fault(f"{shown(stem + kind)}: no {kind[1:]} ({reason(error)})", "mend it") from error
+            if found is not None:
+                return found
+        return None
+
+    def _fault(self, fault: str, remedy: str = "fetch or write it again") -> UserError:
+        return UserError(f"{named(self.shard.place)}: {fault}; {remedy}")
+
+
+def _labelled(content: object) -> str | None:
+    label = content.get("label") if isinstance(content, dict) else None
+    return str(label) if isinstance(label, str | int) else None
+
+
+def _is_picture(name: str) -> bool:
+    kind = ending(name)
+    return (kind in SUFFIXES or kind in UNDECODED) and not name.rpartition("/")[2].startswith(".")
+
+
+def _key(name: str) -> tuple[str, str]:
+    """What WebDataset calls the key of a member, up to the first dot of its file's name, and what follows."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, rest = file.partition(".")
+    return folder + slash + stem, rest
+
+
+def _rank(name: str) -> int:
+    kind = ending(name)
+    return _PREFERRED.index(kind) if kind in _PREFERRED else len(_PREFERRED)
+
+
+# The file: arrays of numpy, one behind the other
+
+
+def _write_index(file: Path, known: dict[Shard, Members]) -> None:
+    facts = [(shard.size, shard.stamp, shard.remote, len(each.rows), len(each.labels)) for shard, each in known.items()]
+    names = Names(name for shard in known for name in (shard.name, shard.place))
+    labels = Names(label for each in known.values() for label in each.labels)
+    rows = np.concatenate([each.rows for each in known.values()])
+    images = Names.joined(each.names for each in known.values())
+    try:
+        with whole(file) as beside, beside.open("wb") as handle:
+            for array in (np.array([_FORM]), np.array(facts, dtype=np.int64), rows):
+                np.save(handle, array)
+            for texts in (names, images, labels):
+                buffer, starts = texts.parts
+                np.save(handle, np.frombuffer(buffer, np.uint8))
+                np.save(handle, starts)
+    except (OSError, DiskError, UserError) as error:  # only speed is lost
+        _log.warning("%s: index of the shards not kept (%s), it is made again the next time", file, error)
+
+
+def _read_index(file: Path) -> dict[Shard, Members]:
+    """What was found before; nothing where there is no such file, or a damaged one."""
+    try:
+        with open_regular(file) as content:
+            return dict(_indexed(content))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except Exception as error:  # also those of Python's own parser, which reads the header of an array
+        _log.warning("%s: index of the shards not readable (%s), it is made again", file, reason(error))
+        return {}
+
+
+def _indexed(file: BinaryIO) -> Iterator[tuple[Shard, Members]]:
+    def array(kind: type[np.generic], *shape: int) -> npt.NDArray[np.generic]:
+        found: npt.NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
+        if found.dtype != kind or found.shape[1:] != shape:
+            raise ValueError(f"it holds {found.dtype} {found.shape}")
+        return found
+
+    def texts() -> Names:
+        buffer, starts = array(np.uint8).tobytes(), array(np.int64).astype(np.int64)
+        if not len(starts) or starts[0] != 0 or starts[-1] != len(buffer) or (np.diff(starts) < 0).any():
+            raise ValueError("its names do not fit together")
+        return Names.of(buffer, starts)
+
+    if array(np.int64).tolist() != [_FORM]:
+        raise ValueError("it is of another version")
+    facts, rows = array(np.int64, 5).astype(np.int64), array(np.int64, _COLUMNS).astype(np.int64)
+    names, images, labels = texts(), texts(), texts()
+    if [len(names), len(images), len(labels)] != [2 * len(facts), len(rows), facts[:, 4].sum()]:
+        raise ValueError("its parts are of different lengths")
+    if len(rows) != facts[:, 3].sum() or (facts[:, 3:] < 0).any():
+        raise ValueError("its parts are of different lengths")
+    row, label = 0, 0
+    for number, (size, stamp, remote, count, classes) in enumerate(facts.tolist()):
+        shard = Shard(names[2 * number], names[2 * number + 1], size, stamp, bool(remote))
+        own = rows[row : row + count]
+        if (own[:, :2] < 0).any() or (own[:, 0] + own[:, 1] > size).any() or (own[:, 2] >= classes).any():
+            raise ValueError(f"it names places outside of {shard.name}")
+        yield shard, Members(images[row : row + count], own, tuple(labels[label : label + classes]))
+        row, label = row + count, label + classes

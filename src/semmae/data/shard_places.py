@@ -1,0 +1,281 @@
+"""Where tar shards lie: on a disk, or at addresses that fsspec reads, of which copies are kept in bounded room.
+
+Notable here:
+- a shard at an address is copied whole when one of its images is first asked for: trainings take images by shard and
+  window, and no store answers thousands of small requests a second;
+- processes of one machine share the copies: one of them copies, the others wait for it;
+- where the room is used up, those go first that were read least recently.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semmae.data.checked import cache_folder
+from semmae.data.workers import in_threads
+from semmae.errors import DiskError, UserError, listed, reason
+from semmae.files import make_folder, remove, sweep_beside, whole
+from semmae.names import braced, bytes_shown, on_disk, shown
+
+_SUFFIX = ".tar"
+_ROOM = "SEMMAE_CACHE_GB"
+_USUAL_ROOM, _LEAST_ROOM = 64.0, 16.0  # GB; a training reads from up to three windows of 4 GB at a time
+_TRIES, _PAUSE = 3, 2.0  # of copying a shard; seconds before the second, twice as many before the third
+_FRESH = 60  # seconds for which a copy counts as read just now
+_ASKED = 16  # shards whose sizes are asked for at a time
+# What stores say of a file that is another when its content is, in the letters that are left of the names.
+_VERSIONS = ("etag", "contentmd5", "md5hash", "md5", "blobid", "lastmodified", "updated", "mtime", "created")
+
+_log = logging.getLogger("semmae")
+
+
+class Shard(NamedTuple):
+    """A tar file with images."""
+
+    name: str  # path below the root of the data set
+    place: str  # its path, or its address
+    size: int  # bytes
+    stamp: int  # another one when it was changed: the time in ns, or a hash of what the store says of it
+    remote: bool = False
+
+
+def local_shards(root: Path, names: Sequence[str], data: str) -> list[Shard]:
+    """The shards of these names below `root`, in this order. UserError where some are missing."""
+    shards, missing = [], []
+    for name in names:
+        path = root / name
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            missing.append(name)
+            continue
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({reason(error).lower()}); change its permissions") from error
+        shards.append(Shard(name, str(path), stat.st_size, stat.st_mtime_ns))
+    _refuse_missing(missing, len(names), data)
+    _refuse_twice(shards, data)
+    return shards
+
+
+def named(place: str) -> str:
+    """A path or an address as a message shows it: its end is what distinguishes shards."""
+    return place if len(place) <= 255 else f"{place[:77]}…{place[-77:]}"
+
+
+def names_shards(data: str) -> bool:
+    """Whether an address is of shards: of one, of many by braces or `*`, or, by a slash at its end, of their folder."""
+    return data.endswith(("/", _SUFFIX))
+
+
+def remote_addresses(data: str) -> tuple[str, list[str]]:
+    """The folder around all shards that an address means, and each one's own, there or not."""
+    patterns = [f"{data}*{_SUFFIX}"] if data.endswith("/") else braced(data)
+    addresses = [address for pattern in patterns for address in _matching(pattern, data)]
+    return _common_folder(addresses), addresses
+
+
+def remote_shards(data: str) -> tuple[str, list[Shard]]:
+    """As `remote_addresses`, with what the store says of each shard."""
+    root, addresses = remote_addresses(data)
+    missing: list[str] = []
+    shards: list[Shard] = []
+    for address, facts in zip(addresses, in_threads(_facts, addresses, _ASKED), strict=True):
+        if facts is None:
+            missing.append(address[len(root) :])
+        else:
+            shards.append(Shard(address[len(root) :], address, *facts, remote=True))
+    _refuse_missing(missing, len(addresses), data)
+    _refuse_twice(shards, data)
+    largest = max(shards, key=lambda shard: shard.size)
+    if largest.size > _room():
+        raise UserError(
+            f"{named(largest.place)}: {bytes_shown(largest.size)}, and {bytes_shown(_room())} are kept of shards at "
+            f"addresses; set {_ROOM} to more, or write smaller shards with semmae pack"
+        )
+    return root, shards
+
+
+def read_beside(root: str, name: str) -> bytes | None:
+    """The bytes of a small file in the folder of remote shards; None where there is none."""
+    try:
+        files, path = _file_system(root + name)
+        content: bytes = files.cat_file(path)
+    except (FileNotFoundError, PermissionError):  # a store may say either, where its files are not to be listed
+        return None
+    except Exception as error:  # stores, networks and their libraries have no common type
+        raise _unreadable(root + name, error) from error
+    return content
+
+
+def copied(shard: Shard) -> Path:
+    """A copy of a remote shard on the disk, made now where there is none. It may go when the next one is asked for.
+
+    OSError where it cannot be fetched, or was changed since; DiskError where there is no room.
+    """
+    folder = cache_folder("shards")
+    if folder is None:
+        raise UserError("SEMMAE_CACHE: is no path, and copies of remote shards are kept there; give another, or none")
+    name = hashlib.sha256(on_disk(f"{shard.place}\0{shard.size}\0{shard.stamp}")).hexdigest()[:32]
+    path = folder / f"{name}{_SUFFIX}"
+    if not _is_whole(path, shard):
+        make_folder(folder)
+        with _locked(folder / f"{name[:2]}.lock"):
+            if not _is_whole(path, shard):
+                sweep_beside(path)
+                with _locked(folder / "room.lock"):
+                    _make_room(folder, shard)
+                _fetch(shard, path)
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > _FRESH:
+            os.utime(path)
+    return path
+
+
+def _is_whole(path: Path, shard: Shard) -> bool:
+    try:
+        return path.stat().st_size == shard.size
+    except OSError:
+        return False
+
+
+def _fetch(shard: Shard, path: Path) -> None:
+    for last in (False,) * (_TRIES - 1) + (True,):
+        try:
+            with whole(path) as beside:
+                files, inside = _file_system(shard.place)
+                files.get_file(inside, str(beside))
+                size = beside.stat().st_size
+                if size != shard.size:
+                    raise OSError(f"{size} bytes, where {shard.size} were announced; it was changed, or is cut off")
+            return
+        except (DiskError, UserError):
+            raise
+        except Exception as error:  # as in `read_beside`
+            if last:
+                raise OSError(f"{named(shard.place)} cannot be fetched: {reason(error, 200)}") from error
+            _log.debug("%s: once more (%s)", shard.place, reason(error))
+            time.sleep(_PAUSE)
+
+
+def _make_room(folder: Path, shard: Shard) -> None:
+    """Remove copies that were not read for longest, until another one fits in."""
+    entries = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process removes too
+            stat = path.stat()
+            entries.append((stat.st_mtime, stat.st_size, path))
+    used = sum(size for _, size, _ in entries)
+    oldest = iter(sorted(entry for entry in entries if entry[2].suffix == _SUFFIX))
+    while used + shard.size > _room() or shutil.disk_usage(folder).free < shard.size:
+        entry = next(oldest, None)
+        if entry is None:
+            free = bytes_shown(shutil.disk_usage(folder).free)
+            raise DiskError(
+                f"{folder}: a copy of {named(shard.place)} needs {bytes_shown(shard.size)}, {free} are free there; "
+                "free space, or set SEMMAE_CACHE to another disk"
+            )
+        remove(entry[2])
+        used -= entry[1]
+
+
+def _room() -> float:
+    """Bytes that copies may take."""
+    given = os.environ.get(_ROOM)
+    try:
+        room = _USUAL_ROOM if given is None else float(given)
+    except ValueError:
+        room = 0.0
+    if not _LEAST_ROOM <= room < float("inf"):
+        raise UserError(f"{_ROOM} {shown(given)}: must be a number of gigabytes, at least {_LEAST_ROOM:g}")
+    return room * 1e9
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait until no other process, nor any thread of this one, holds the lock."""
+    with path.open("a") as file:
+        with suppress(OSError):  # a file system without locks: then two may copy the same
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _matching(pattern: str, data: str) -> list[str]:
+    """The addresses that a pattern stands for, in their order; without `*` it is one itself, there or not."""
+    if "*" not in pattern:
+        return [pattern]
+    try:
+        files, inside = _file_system(pattern)
+        found = [str(files.unstrip_protocol(path)) for path in sorted(files.glob(inside))]
+    except Exception as error:
+        raise _unreadable(data, error) from error
+    if not found:
+        remedy = "check the address, and your rights there"
+        raise UserError(f"{named(data)}: no tar shards found at this address; {remedy}")
+    return found
+
+
+def _facts(address: str) -> tuple[int, int] | None:
+    """Size, and a number that is another one when the content is; None where there is no such file."""
+    try:
+        files, inside = _file_system(address)
+        found = files.info(inside)
+    except Exception as error:
+        # Over HTTP everything that fails is "not found", and why is said behind it.
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        if cause is None or getattr(cause, "status", None) in (404, 410):
+            return None
+        raise _unreadable(address, cause) from error
+    size = found.get("size")
+    if not isinstance(size, int):
+        raise UserError(f"{named(address)}: does not say how many bytes it holds; download it and give its folder")
+    known = {"".join(filter(str.isalnum, name)).lower(): value for name, value in found.items()}
+    version = "\0".join(str(known[name]) for name in _VERSIONS if name in known)
+    return size, int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _file_system(address: str) -> tuple[Any, str]:
+    """What reads an address, and what the address is called there. Asked for anew: none outlives a fork."""
+    import fsspec
+
+    files, inside = fsspec.core.url_to_fs(address)
+    return files, inside
+
+
+def _unreadable(address: str, error: BaseException) -> UserError:
+    remedy = "check the address, the network, and your rights there"
+    if isinstance(error, ImportError):
+        remedy = 'pip install "semmae[remote]", for s3:// and gs:// also s3fs and gcsfs'
+    elif isinstance(error, ValueError) and "rotocol" in str(error):
+        remedy = "give one of s3://, gs://, hf://, https://"
+    return UserError(f"{named(address)}: cannot be read: {reason(error, 200)}; {remedy}")
+
+
+def _common_folder(addresses: Sequence[str]) -> str:
+    """What all addresses begin with, up to a slash; at least the place of the first."""
+    start = os.path.commonprefix([address.rpartition("/")[0] + "/" for address in addresses])
+    return start.rpartition("/")[0] + "/"
+
+
+def _refuse_twice(shards: Sequence[Shard], data: str) -> None:
+    name, count = Counter(shard.name for shard in shards).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{named(data)}: means {name} {count} times; give each shard once")
+
+
+def _refuse_missing(missing: Sequence[str], count: int, data: str) -> None:
+    if missing == [data.rpartition("/")[2]]:
+        raise UserError(f"{named(data)}: no such shard; check the place, and your rights there")
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(
+            f"{named(data)}: {listed(missing)} of {count} shards {are} missing; fetch what is missing, or give the "
+            "range that is there"
+        )

@@ -1,0 +1,255 @@
+"""Shards at addresses: the same images as on the disk, through copies in bounded room; what fails is one line."""
+
+import functools
+import io
+import os
+import re
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from refusals import refused
+from torch.utils.data import DataLoader
+
+from semmae.data import shard_places
+from semmae.data.loaders import CropDataset, make_loader
+from semmae.data.manifest import open_images
+from semmae.data.sources import has_split, open_source, split_names
+from semmae.errors import DiskError
+
+Jpeg = Callable[[int], bytes]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies are kept; a shard that cannot be fetched is asked for again at once."""
+    monkeypatch.setenv("SEMMAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shard_places, "_PAUSE", 0.0)
+    return tmp_path / "cache" / "shards"
+
+
+@pytest.fixture
+def shards(tmp_path: Path, jpeg: Jpeg, cache: Path) -> Path:
+    """Two shards to train on and one to measure on, three images each."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for number, name in enumerate(("train-0", "train-1", "val-0")):
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for row in range(3 * number, 3 * number + 3):
+                for ending, content in (("jpg", jpeg(row)), ("cls", str(row % 2).encode())):
+                    member = tarfile.TarInfo(f"{row}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    (folder / "classes.json").write_text('["cat", "dog"]')
+    return folder
+
+
+class Server(SimpleHTTPRequestHandler):
+    """Files with ranges, as stores give them; what was asked for; and refusals."""
+
+    asked: list[str] = []
+    failing: dict[str, int] = {}  # path → how many times more it fails
+
+    def do_GET(self) -> None:
+        Server.asked.append(self.path)
+        if Server.failing.get(self.path, 0):
+            Server.failing[self.path] -= 1
+            return self.send_error(503)
+        if self.path.startswith("/secret/"):
+            return self.send_error(403)
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not found or not path.is_file():
+            return super().do_GET()
+        content = path.read_bytes()
+        first, last = int(found[1]), int(found[2] or len(content) - 1)
+        part = content[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+        return None
+
+    def do_HEAD(self) -> None:
+        return self.send_error(403) if self.path.startswith("/secret/") else super().do_HEAD()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture
+def address(shards: Path) -> Iterator[str]:
+    """A server of the shards, on this machine."""
+    Server.asked, Server.failing = [], {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=shards))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def memory(shards: Path) -> Iterator[str]:
+    """The shards in fsspec's file system in memory."""
+    files = fsspec.filesystem("memory")
+    for path in shards.iterdir():
+        files.pipe(f"/bucket/{path.name}", path.read_bytes())
+    yield "memory://bucket"
+    files.rm("/bucket", recursive=True)
+
+
+@pytest.fixture(params=["address", "memory"])
+def place(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(request.param)
+    return found
+
+
+def test_shards_at_an_address_are_read_as_those_on_the_disk(place: str, shards: Path, jpeg: Jpeg) -> None:
+    here = open_source(shards)
+    for data in (f"{place}/", f"{place}/*.tar", f"{place}/{{train-0,train-1,val-0}}.tar"):
+        there = open_source(data)
+        assert there.names == here.names and there.labels == here.labels == ["cat", "dog"] * 4 + ["cat"]
+        assert [there.read(row) for row in range(9)] == [jpeg(row) for row in range(9)]
+    assert split_names(f"{place}/") == {"train", "val"} and has_split(f"{place}/*.tar")
+    assert open_source(f"{place}/", "val").names == [f"val-0.tar/{row}.jpg" for row in (6, 7, 8)]
+    one = open_source(f"{place}/train-1.tar")
+    assert one.names == [f"train-1.tar/{row}.jpg" for row in (3, 4, 5)] and one.read(1) == jpeg(4)
+    assert open_images(f"{place}/").digest == open_images(shards).digest
+
+
+def test_processes_that_load_share_the_copies(address: str, cache: Path) -> None:
+    images = open_images(f"{address}/", workers=1)
+    for path in cache.glob("*.tar"):
+        path.unlink()
+    Server.asked.clear()
+    loader: DataLoader[dict[str, Any]] = make_loader(CropDataset(images, 16), 2, sampler=list(range(9)) * 2, workers=2)
+    rows = [int(row) for batch in loader for row in batch["row"]]
+    assert sorted(rows) == sorted(list(range(9)) * 2)
+    assert sorted(Server.asked) == ["/train-0.tar", "/train-1.tar", "/val-0.tar"]
+    assert len(list(cache.glob("*.tar"))) == 3
+
+
+def test_copies_keep_to_their_room(address: str, cache: Path, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(f"{address}/")
+    size = next(cache.glob("*.tar")).stat().st_size
+    monkeypatch.setattr(shard_places, "_LEAST_ROOM", 0.0)
+    monkeypatch.setenv("SEMMAE_CACHE_GB", str(2.5 * size / 1e9))
+    for path in cache.glob("*.tar"):
+        path.unlink()
+    Server.asked.clear()
+    for row in (0, 3, 6, 7, 0, 1):
+        assert source.read(row) == jpeg(row)
+        assert len(list(cache.glob("*.tar"))) <= 2
+        for path in cache.glob("*.tar"):  # as after a while
+            os.utime(path, (path.stat().st_mtime - 100,) * 2)
+    assert Server.asked == [f"/{name}.tar" for name in ("train-0", "train-1", "val-0", "train-0")]
+    monkeypatch.setenv("SEMMAE_CACHE_GB", str(0.5 * size / 1e9))
+    with refused(f"{address}/train-0.tar", "SEMMAE_CACHE_GB"):
+        open_source(f"{address}/train-0.tar")
+
+
+def test_room_that_is_no_number_or_too_small_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("many", "0", "15", "nan", "inf", "-3", ""):
+        monkeypatch.setenv("SEMMAE_CACHE_GB", value)
+        with refused(f"SEMMAE_CACHE_GB '{value}'", "16"):
+            open_source(f"{address}/")
+
+
+def test_a_full_disk_is_named(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(shard_places.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DiskError, match="10 B are free there; free space, or set SEMMAE_CACHE") as raised:
+        open_source(f"{address}/train-0.tar")
+    assert str(cache) in str(raised.value) and list(cache.glob("*.tar")) == []
+
+
+def test_what_fails_for_a_moment_is_asked_for_again(address: str, jpeg: Jpeg) -> None:
+    Server.failing = {"/train-0.tar": 2}
+    assert open_source(f"{address}/train-0.tar").read(0) == jpeg(0)
+    Server.failing = {"/train-1.tar": 9}
+    with refused(f"{address}/train-1.tar", "503"):
+        open_source(f"{address}/train-1.tar")
+
+
+def test_what_is_not_there_or_not_ours_to_read_is_refused(address: str, memory: str, cache: Path) -> None:
+    with refused(f"{address}/train-{{0..3}}.tar", "train-2.tar, train-3.tar of 4", "missing"):
+        open_source(f"{address}/train-{{0..3}}.tar")
+    with refused(f"{memory}/train-{{0..3}}.tar", "train-2.tar, train-3.tar of 4", "missing"):
+        open_source(f"{memory}/train-{{0..3}}.tar")
+    with refused(f"{address}/secret/a.tar", "rights"):
+        open_source(f"{address}/secret/a.tar")
+    for data in (f"{memory}/none/", f"{memory}/none-*.tar"):
+        with refused(data, "no tar shards"):
+            open_source(data)
+    with refused("http://127.0.0.1:1/a.tar", "network"):
+        open_source("http://127.0.0.1:1/a.tar")
+    with refused(f"{memory}/none.tar", "no such shard"):
+        open_source(f"{memory}/none.tar")
+    with refused("nosuch://bucket/a.tar", "nosuch"):
+        open_source("nosuch://bucket/a.tar")
+    assert not cache.exists() or list(cache.glob("*.tar")) == []
+
+
+def test_a_bucket_without_rights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As s3fs and gcsfs say it."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", denied)
+    with refused("memory://bucket/a.tar", "Access Denied", "rights"):
+        open_source("memory://bucket/a.tar")
+
+
+def test_a_file_system_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    for data in ("s3://bucket/a.tar", "s3://bucket/", "s3://bucket/{0..9}.tar"):
+        with refused("s3://bucket/", "s3fs", "semmae[remote]"):
+            open_source(data)
+
+
+def test_shards_that_change_are_read_anew_and_not_under_a_run(memory: str, cache: Path, jpeg: Jpeg) -> None:
+    source, files = open_source(f"{memory}/"), fsspec.filesystem("memory")
+    files.pipe("/bucket/train-0.tar", files.cat("/bucket/val-0.tar"))
+    assert open_source(f"{memory}/train-0.tar").read(0) == jpeg(6)
+    assert source.read(0) == jpeg(0)  # of its copy
+    for path in cache.glob("*.tar"):
+        path.unlink()
+    files.pipe("/bucket/train-1.tar", files.cat("/bucket/val-0.tar") + bytes(512))
+    with pytest.raises(OSError, match="was changed"):
+        source.read(3)
+
+
+def test_s3_by_a_server_that_behaves_like_it(shards: Path, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where moto and s3fs are installed; both are heavy, so that no extra brings them."""
+    server = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        for name, value in {"KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}.items():
+            monkeypatch.setenv(f"AWS_{'ACCESS_' if name == 'KEY_ID' else ''}{name}", value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        files = s3fs.S3FileSystem()
+        files.mkdir("photos")
+        for path in shards.iterdir():
+            files.pipe(f"photos/{path.name}", path.read_bytes())
+        there = open_source("s3://photos/")
+        assert [there.read(row) for row in range(9)] == [jpeg(row) for row in range(9)]
+        assert open_images("s3://photos/train-{0..1}.tar").labels == ["cat", "dog"] * 3
+        with refused("s3://photos/train-{0..2}.tar", "train-2.tar of 3", "missing"):
+            open_source("s3://photos/train-{0..2}.tar")
+        with refused("s3://other/a.tar"):
+            open_source("s3://other/a.tar")
+    finally:
+        running.stop()

@@ -1,0 +1,361 @@
+"""Tar shards give the very bytes that were put in, in their order, with their classes; what is odd is refused."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from refusals import refused
+
+from semmae.data import shard_index
+from semmae.data.loaders import EpochSampler, by_window
+from semmae.data.manifest import build_manifest, open_images
+from semmae.data.sources import has_split, open_source, split_names
+from semmae.names import braced
+
+Jpeg = Callable[[int], bytes]
+
+
+def write_tar(path: Path, members: Mapping[str, bytes], form: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def shards(tmp_path: Path, jpeg: Jpeg) -> Path:
+    """Three shards of four images, classes by number."""
+    for shard in range(3):
+        members: dict[str, bytes] = {}
+        for row in range(4 * shard, 4 * shard + 4):
+            members |= {f"{row:06}.jpg": jpeg(row), f"{row:06}.cls": str(row % 2).encode()}
+        write_tar(tmp_path / "shards" / f"shards-{shard:03}.tar", members)
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_bytes_names_sizes_and_classes(tmp_path: Path, jpeg: Jpeg, form: int) -> None:
+    long = "a/" + "b" * 90 + "/1.jpg" if form == tarfile.USTAR_FORMAT else "ä/" + "b" * 150 + "/1.jpg"
+    members = {"./0.jpg": jpeg(0), "./0.cls": b"7\n", long: jpeg(1), f"{long[:-4]}.cls": b"8"}
+    source = open_source(write_tar(tmp_path / "x.tar", members, form))
+    assert source.names == ["x.tar/0.jpg", f"x.tar/{long}"] and source.labels == ["7", "8"]
+    assert [source.read(i) for i in range(2)] == [jpeg(0), jpeg(1)]
+    assert source.sizes.tolist() == [len(jpeg(0)), len(jpeg(1))]
+    assert pickle.loads(pickle.dumps(source)).read(1) == jpeg(1)
+
+
+def test_a_folder_a_pattern_and_braces_mean_the_same(shards: Path, jpeg: Jpeg) -> None:
+    whole = open_source(shards)
+    assert [whole.read(i) for i in range(12)] == [jpeg(i) for i in range(12)]
+    for data in (f"{shards}/shards-{{000..002}}.tar", f"{shards}/*.tar", f"{shards}/shards-{{000,001,002}}.tar"):
+        other = open_source(data)
+        assert other.names == whole.names and other.key == whole.key
+        assert build_manifest(other, 1, cache=None).digest == build_manifest(whole, 1, cache=None).digest
+    some = open_source(f"{shards}/shards-{{001..002}}.tar")
+    assert some.names == whole.names[4:] and some.read(0) == jpeg(4)
+
+
+def test_classes_are_those_of_cls_of_json_or_of_folders(tmp_path: Path, jpeg: Jpeg) -> None:
+    path = tmp_path / "d" / "x.tar"
+    by_json = {"a.jpg": jpeg(0), "a.json": b'{"label": "cat"}', "b.jpg": jpeg(1), "b.json": b'{"label": 3}'}
+    assert open_source(write_tar(path, by_json)).labels == ["cat", "3"]
+    by_number = {"a.jpg": jpeg(0), "a.cls": b"1", "a.json": b"[]", "b.jpg": jpeg(1), "b.cls": b"0"}
+    write_tar(path, by_number)
+    os.utime(path, ns=(1, 1))
+    assert open_source(path).labels == ["1", "0"]
+    (path.parent / "classes.json").write_text('["cat", "dog"]')
+    assert open_source(path).labels == ["dog", "cat"] and open_source(path.parent).labels == ["dog", "cat"]
+    (path.parent / "classes.json").write_text('{"cat": 0}')
+    with refused("classes.json", "list of names"):
+        open_source(path)
+    (path.parent / "classes.json").write_text('["cat"]')
+    assert open_source(path).labels is None and "label 1" in open_source(path).class_note
+    folders = write_tar(tmp_path / "y.tar", {"cat/1.jpg": jpeg(0), "dog/1.jpg": jpeg(1)})
+    assert open_source(folders).labels == ["cat", "dog"]
+    split = write_tar(tmp_path / "z.tar", {"train/cat/1.jpg": jpeg(0), "val/dog/1.jpg": jpeg(1)})
+    assert open_source(split).labels == ["cat", "dog"]
+    some = write_tar(tmp_path / "w.tar", {"1.jpg": jpeg(0), "1.cls": b"1", "2.jpg": jpeg(1)})
+    source = open_source(some)
+    assert source.labels is None and "1 of 2 rows have no label, such as w.tar/2.jpg" in source.class_note
+    unknown = {"1.jpg": jpeg(0), "1.cls": b"-1", "2.jpg": jpeg(1), "2.cls": b"-1"}
+    assert "no row has a label" in open_source(write_tar(tmp_path / "u.tar", unknown)).class_note
+    bare = open_source(write_tar(tmp_path / "v.tar", {"1.jpg": jpeg(0)}))
+    assert bare.labels is None and ".cls" in bare.class_remedy
+
+
+def test_one_image_under_a_key(tmp_path: Path, jpeg: Jpeg) -> None:
+    members = {
+        "1.png": b"labels", "1.jpg": jpeg(0), "1.mask.png": b"x", "1.txt": b"a cat", "1.cls": b"0",
+        "IMG.2020.01.jpg": jpeg(1), "IMG.2020.01.cls": b"1", "IMG.2020.02.jpg": jpeg(2), "IMG.2020.02.cls": b"1",
+        ".hidden.jpg": b"x", "d/.jpg": b"x", "3.JPEG": jpeg(3), "3.cls": b"0",
+    }  # fmt: skip
+    source = open_source(write_tar(tmp_path / "x.tar", members))
+    assert source.names == ["x.tar/1.jpg", "x.tar/IMG.2020.01.jpg", "x.tar/IMG.2020.02.jpg", "x.tar/3.JPEG"]
+    assert source.labels == ["0", "1", "1", "0"]
+    assert [source.read(i) for i in range(4)] == [jpeg(i) for i in range(4)]
+
+
+def test_splits_are_in_the_names_of_shards(tmp_path: Path, jpeg: Jpeg) -> None:
+    for name in ("imagenet-train-000.tar", "imagenet-train-001.tar", "imagenet-validation-0.tar", "extra.tar"):
+        write_tar(tmp_path / name, {f"{name[:-4]}.jpg": jpeg(0)})
+    assert split_names(tmp_path) == {"train", "validation"} and has_split(tmp_path)
+    train = [f"imagenet-train-00{n}" for n in (0, 1)]
+    assert open_source(tmp_path, "train").names == [f"{name}.tar/{name}.jpg" for name in train]
+    assert len(open_source(tmp_path, "val")) == 1 and len(open_source(tmp_path)) == 4
+    both = f"{tmp_path}/imagenet-{{train-000,validation-0}}.tar"
+    assert has_split(both) and len(open_source(both, "val")) == 1
+    with refused("extra.tar", "val"):
+        open_source(tmp_path / "extra.tar", "val")
+
+
+def damaged(content: bytes, kind: str) -> bytes:
+    end = len(content.rstrip(b"\0")) // 512 * 512 + 512  # the mark of the end begins here
+    return {
+        "in an image": content[: end - 700],
+        "between two": content[:end],
+        "in a header": content[: content.index(b"000001.jpg") + 100],
+        "a header": content.replace(b"000002.jpg", b"000009.jpg"),
+        "empty": b"",
+        "text": b"no tar at all",
+        "zipped": b"\x1f\x8b" + bytes(2000),
+        "zeros": bytes(10240),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["in an image", "between two", "in a header", "a header", "empty", "text", "zipped"])
+def test_what_is_cut_off_or_no_tar_is_refused(shards: Path, kind: str) -> None:
+    path = shards / "shards-000.tar"
+    path.write_bytes(damaged(path.read_bytes(), kind))
+    for data in (shards, path, f"{shards}/shards-{{000..002}}.tar"):
+        with refused(path):
+            open_source(data)
+
+
+def test_what_holds_no_images_or_lacks_shards_is_refused(shards: Path, jpeg: Jpeg) -> None:
+    write_tar(shards.parent / "empty" / "a.tar", {})
+    write_tar(shards.parent / "text" / "a.tar", {"1.txt": b"a"})
+    for folder in ("empty", "text"):
+        with refused(shards.parent / folder / "a.tar", "without images"):
+            open_source(shards.parent / folder)
+        shutil.copy(shards.parent / folder / "a.tar", shards / "shards-003.tar")
+        with refused(shards / "shards-003.tar", "without images"):
+            open_source(shards)
+    (shards / "shards-003.tar").unlink()
+    with refused("shards-000.tar 2 times"):
+        open_source(f"{shards}/shards-{{000,000}}.tar")
+    with refused("{000..004}", "shards-003.tar, shards-004.tar of 5", "missing"):
+        open_source(f"{shards}/shards-{{000..004}}.tar")
+    with refused(shards.parent / "gz", "archive", "unpack"):
+        (shards.parent / "gz").mkdir()
+        (shards.parent / "gz" / "shards-000.tar.gz").write_bytes(b"")
+        open_source(shards.parent / "gz")
+
+
+@pytest.mark.parametrize("name", ["/etc/1.jpg", "../1.jpg", "a/../../1.jpg"])
+def test_names_that_lead_out_of_the_tar_are_refused(tmp_path: Path, jpeg: Jpeg, name: str) -> None:
+    with refused(tmp_path / "x.tar", name):
+        open_source(write_tar(tmp_path / "x.tar", {"1.jpg": jpeg(0), name: jpeg(1)}))
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path: Path, jpeg: Jpeg) -> None:
+    path = write_tar(tmp_path / "x.tar", {"1.jpg": jpeg(0), "./1.jpg": jpeg(1)})
+    with refused(path, "'1.jpg' twice"):
+        open_source(path)
+    path = write_tar(tmp_path / "y.tar", {"1.jpg": jpeg(0), "1.json": b"{"})
+    with refused(path, "1.json"):
+        open_source(path)
+
+
+def test_links_and_folders_are_passed_over(tmp_path: Path, jpeg: Jpeg, caplog: pytest.LogCaptureFixture) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for kind, name in ((tarfile.DIRTYPE, "d.jpg"), (tarfile.SYMTYPE, "l.jpg"), (tarfile.FIFOTYPE, "f.jpg")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+        member = tarfile.TarInfo("1.jpg")
+        member.size = len(jpeg(0))
+        tar.addfile(member, io.BytesIO(jpeg(0)))
+    assert open_source(tmp_path / "x.tar").names == ["x.tar/1.jpg"]
+    assert "2 links or devices are passed over" in caplog.text
+
+
+# The index
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards whose headers are read."""
+    names: list[str] = []
+    real = shard_index._Reader.members
+
+    def members(reader: shard_index._Reader) -> shard_index.Members:
+        names.append(reader.shard.name)
+        return real(reader)
+
+    monkeypatch.setattr(shard_index._Reader, "members", members)
+    return names
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEMMAE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_index_is_made_once_and_of_changed_shards_anew(
+    shards: Path, cache: Path, read: list[str], jpeg: Jpeg
+) -> None:
+    first = open_source(shards)
+    assert sorted(read) == [f"shards-{n:03}.tar" for n in range(3)]
+    (file,) = (cache / "index").iterdir()
+    assert file.suffix == ".npy" and np.load(file).dtype == np.int64
+    read.clear()
+    again = open_source(shards)
+    assert read == [] and again.names == first.names and again.labels == first.labels
+    assert [again.read(i) for i in range(12)] == [jpeg(i) for i in range(12)]
+    write_tar(shards / "shards-001.tar", {"x.jpg": jpeg(50), "x.cls": b"5"})
+    write_tar(shards / "shards-003.tar", {"y.jpg": jpeg(51), "y.cls": b"6"})
+    changed = open_source(shards)
+    assert sorted(read) == ["shards-001.tar", "shards-003.tar"]
+    assert changed.names[4] == "shards-001.tar/x.jpg" and changed.read(4) == jpeg(50) and changed.labels[4] == "5"  # type: ignore[index]
+    read.clear()
+    assert len(open_source(f"{shards}/shards-{{000,002}}.tar")) == 8 and len(open_source(shards)) == 10 and read == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "of others", "empty"])
+def test_a_damaged_index_or_one_of_other_shards_is_made_anew(
+    shards: Path, cache: Path, read: list[str], jpeg: Jpeg, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_source(shards)
+    (file,) = (cache / "index").iterdir()
+    content = file.read_bytes()
+    if damage == "of others":
+        write_tar(shards.parent / "other" / "a.tar", {"x.jpg": jpeg(50)})
+        open_source(shards.parent / "other")
+        (other,) = set((cache / "index").iterdir()) - {file}
+        content = other.read_bytes()
+    file.write_bytes(
+        {"cut": content[:-9], "noise": content[:300] + b"\xff" * 40 + content[340:], "empty": b""}.get(damage, content)
+    )
+    read.clear()
+    source = open_source(shards)
+    assert len(read) == 3 and [source.read(i) for i in range(12)] == [jpeg(i) for i in range(12)]
+    assert ("index of the shards not readable" in caplog.text) == (damage != "of others")
+    read.clear()
+    assert open_source(shards).names == source.names and read == []
+
+
+def test_one_that_is_refused_does_not_cost_the_others(shards: Path, cache: Path, read: list[str]) -> None:
+    content = (shards / "shards-002.tar").read_bytes()
+    (shards / "shards-002.tar").write_bytes(content[:3000])
+    with refused("shards-002.tar"):
+        open_source(shards)
+    (shards / "shards-002.tar").write_bytes(content)
+    read.clear()
+    assert len(open_source(shards)) == 12 and read == ["shards-002.tar"]
+
+
+def test_without_a_cache_it_is_made_each_time(
+    shards: Path, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SEMMAE_CACHE", str(tmp_path / "file"))
+    assert len(open_source(shards)) == len(open_source(shards)) == 12 and len(read) == 6
+
+
+def test_a_shard_that_changes_under_a_run_is_not_read(shards: Path, jpeg: Jpeg) -> None:
+    images, path = open_images(shards, workers=1), shards / "shards-000.tar"
+    sent = pickle.loads(pickle.dumps(images))  # has opened nothing yet
+    content = path.read_bytes()
+    (shards / "new").write_bytes(content[:2048] + b"\xff" + content[2049:])
+    os.replace(shards / "new", path)
+    assert images.source.read(0) == jpeg(0)  # the file that it has open
+    with refused("shards-000.tar", "changed"):
+        sent.read(0)
+    assert sent.source.read(4) == jpeg(4)
+    path.unlink()
+    with refused("shards-000.tar"):
+        pickle.loads(pickle.dumps(images)).read(1)
+
+
+def test_more_shards_than_are_kept_open(shards: Path, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semmae.data.shards._OPEN", 2)
+    source, before = open_source(shards), len(os.listdir("/proc/self/fd"))
+    rows = np.random.default_rng(0).integers(0, 12, 60).tolist()
+    assert [source.read(i) for i in rows] == [jpeg(i) for i in rows]
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+# The order
+
+
+def test_images_are_shuffled_by_shard_and_window() -> None:
+    shards, sizes = np.repeat(np.arange(20), 10), np.full(200, 100)
+    order = by_window(shards, sizes, np.random.default_rng(0), window=4000)
+    assert sorted(order.tolist()) == list(range(200))
+    windows = [sorted(set(shards[order[start : start + 40]].tolist())) for start in range(0, 200, 40)]
+    assert [len(window) for window in windows] == [4] * 5 and sorted(sum(windows, [])) == list(range(20))
+    assert (np.diff(shards[order[:40]]) != 0).sum() > 20  # in a window one shard does not follow the other
+    assert windows[0] != list(range(4))
+    again = by_window(shards, sizes, np.random.default_rng(0), window=4000)
+    other = by_window(shards, sizes, np.random.default_rng(1), window=4000)
+    assert (order == again).all() and (order != other).any()
+
+
+def test_where_all_fit_into_a_window_the_order_is_that_of_files() -> None:
+    shards, sizes = np.repeat(np.arange(20), 10), np.full(200, 100)
+    of_files, of_shards = EpochSampler(200, 3), EpochSampler(200, 3, shards=(shards, sizes))
+    assert list(of_files) == list(of_shards)
+
+
+@pytest.fixture
+def small_window(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(by_window, "__defaults__", (2000,))
+    yield
+
+
+@pytest.mark.usefixtures("small_window")
+def test_the_order_goes_on_where_it_stopped_and_on_other_ranks() -> None:
+    shards, sizes = np.repeat(np.arange(20), 10), np.full(200, 100)
+
+    def sampler(ranks: int, rank: int) -> EpochSampler:
+        made = EpochSampler(200, 3, num_replicas=ranks, rank=rank, shards=(shards, sizes))
+        made.set_epoch(5)
+        return made
+
+    whole = list(sampler(1, 0))
+    assert whole != list(EpochSampler(200, 3)) and len(set(whole)) == 200
+    resumed = sampler(1, 0)
+    resumed.begin_at(5, 77)
+    assert list(resumed) == whole[77:]
+    pairs = zip(sampler(2, 0), sampler(2, 1), strict=True)
+    assert [each for pair in pairs for each in pair] == whole
+
+
+# Braces
+
+
+def test_braces_stand_for_what_a_shell_makes_of_them() -> None:
+    assert braced("a-{008..011}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar", "a-011.tar"]
+    assert braced("a-{8..11}.tar") == ["a-8.tar", "a-9.tar", "a-10.tar", "a-11.tar"]
+    assert braced("{a,b}{0..1}") == ["a0", "a1", "b0", "b1"] and braced("a.tar") == ["a.tar"]
+    faults = {"{a}.tar": "{a}", "{3..1}.tar": "down", "{0..999999}.tar": "1000000", "{0..9}" * 6: "limit"}
+    for pattern, fact in faults.items():
+        with refused(pattern, fact):
+            braced(pattern)
+
+
+def test_packed_labels_are_json_of_any_kind(tmp_path: Path, jpeg: Jpeg) -> None:
+    content = {"label": None, "caption": ["a", {"b": 1}]}
+    path = write_tar(tmp_path / "x.tar", {"1.jpg": jpeg(0), "1.json": json.dumps(content).encode()})
+    assert open_source(path).labels is None
