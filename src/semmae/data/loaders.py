@@ -34,9 +34,9 @@ from semmae.data.crop import (
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.data.token_store import TokenStore
-from semmae.data.workers import LOADERS, start_worker
+from semmae.data.workers import LOADERS, plan, start_worker
 
-# On a machine of one core the default of two processes is no fault: training shows how long it waits for images.
+# More processes than cores are no fault: training shows how long it waits for images.
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
 
 Key = int | tuple[int, int]  # a row, or (epoch, row)
@@ -228,6 +228,15 @@ class CropDataset(Dataset[dict[str, Any]]):
             items.append(item)
         return items
 
+    @property
+    def item_bytes(self) -> int:
+        """Of its pictures and tokens, which are nearly all of it."""
+        views = [(self.views, self.size)] + ([] if self.local is None else [(self.local.count, self.local.size)])
+        pictures = sum(3 * count * size**2 for count, size in views)
+        if self.tokens is None or self.side is None:
+            return pictures
+        return pictures + 2 * self.side**2 * int(self.tokens.read(TOKENS).shape[-1])
+
     def _pictures(
         self, rows: Sequence[int], rngs: Sequence[np.random.Generator]
     ) -> Iterator[tuple[list[Crop], dict[str, Any]]]:
@@ -303,6 +312,11 @@ class WholeDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def item_bytes(self) -> int:
+        """Of its picture, which is nearly all of it."""
+        return 3 * self.size**2
+
     def __getitem__(self, key: Key) -> dict[str, Any]:
         _, row = epoch_and_row(key)
         image = self.images.read(row, 2 * self._resized)  # twice: hardly another image than the whole photo, resized
@@ -324,13 +338,20 @@ def make_loader(
     sampler: Sampler[Any] | Sequence[Key] | None = None,
     workers: int = 0,
     drop_last: bool = False,
+    sharing: int = 1,
 ) -> DataLoader[dict[str, Any]]:
-    """Batches of a dataset, in order without a sampler; a list of rows is a sampler too."""
+    """Batches of a dataset, in order without a sampler; a list of rows is a sampler too.
+
+    Of processes that load images there are fewer than `workers` where shared memory has no room for what they load;
+    `sharing`: how many processes of this machine load at once, each with its own.
+    """
+    workers, ahead = plan(workers, sharing * batch_size * getattr(dataset, "item_bytes", 0))
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
+        prefetch_factor=ahead if workers else None,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,

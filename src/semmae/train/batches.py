@@ -70,4 +70,7 @@ class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOpt
         self.check_images(images)
         size = self.images_of_a_step(images, rate)
         sampler = EpochSampler(images, self.seed, multiple=size // self.processes, classes=classes)
-        return make_loader(dataset, size // self.batches, sampler=sampler, workers=self.workers, drop_last=True)
+        return make_loader(
+            dataset, size // self.batches, sampler=sampler, workers=self.num_workers, drop_last=True,
+            sharing=self.devices,
+        )  # fmt: skip
