@@ -3,6 +3,7 @@
     python benchmarks/loading.py [--images DIR] [--rounds 15] [--workers 2]
     python benchmarks/loading.py --formats [--images DIR] [--rounds 15]     # other formats alone
     python benchmarks/loading.py --packed [--images DIR] [--rounds 15]      # shards of `semmae pack` alone
+    python benchmarks/loading.py --views [--images DIR] [--rounds 15]       # a teacher's crops alone
 
 - "bare_decode": torchvision's `decode_jpeg` of the same bytes, nothing else: what no loader of whole images beats.
 - "ours": batches of 16 of `CropDataset` with part labels from a store, by `make_loader`.
@@ -15,17 +16,22 @@
   torchvision's, which must not meet a damaged PNG.
 - with `--packed`: our batches from the files, and from tar shards that `semmae pack` would make of them (short side
   256, quality 90), part labels left out; and reading alone, without decoding, from the system's cache.
+- with `--views`: what a teacher is trained on, two crops of 224 pixels (`crops_2`), and with eight of 96 beside them
+  (`crops_2_8`). "ours": their colours are drawn, and left to the device; "in_loader": the same colours, done where
+  images are loaded, view by view, as it was before; "lightly": its `DINOTransform` on PIL; "device_ms" of an image:
+  what is left to the device, a GPU where there is one.
 
 But for "workers", all works take turns on one thread of one process, and ratios are medians over rounds of the
 seconds in the same turn.
 Without `--images`, JPEG files are drawn of a size and weight as ImageNet's (500 × 375, 100 kB).
 "pixel_difference" is the mean absolute difference, of 255, between our crop and PIL's of the same box and file.
 The last printed line is one JSON object; the same, with command and machine, is in `benchmarks/results/loading.json`,
-of `--formats` in `loading_formats.json`, of `--packed` in `loading_packed.json`.
+of `--formats` in `loading_formats.json`, of `--packed` in `loading_packed.json`, of `--views` in `loading_views.json`.
 """
 
 import argparse
 import io
+import math
 import statistics
 import tempfile
 from collections.abc import Iterable
@@ -35,15 +41,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import median_ratio, per_second, take_turns, write_results
+from harness import DEVICE, median_ratio, per_second, take_turns, write_results
+from lightly.transforms import DINOTransform
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg
+from torchvision.transforms.v2 import functional
 
+from semmae.data.colour import GLOBAL_CHANCES, Changes, colour_matrices, recoloured, shift_colours
 from semmae.data.decode import decode
-from semmae.data.loaders import CropDataset, make_loader
+from semmae.data.loaders import CropDataset, LocalCrops, make_loader
 from semmae.data.manifest import ImageSet, build_manifest
 from semmae.data.packing import Packing, write_shards
 from semmae.data.part_store import PartStore
@@ -51,6 +61,7 @@ from semmae.data.sources import open_source
 from semmae.memory import keep_freed_memory
 
 SIZE, SIDE, GRID, BATCH, SCALE = 224, 14, 28, 16, (0.2, 1.0)
+LOCAL = 96  # pixels of a teacher's small crops
 PHOTO = (4000, 3000)
 
 
@@ -62,6 +73,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of the loader")
     parser.add_argument("--formats", action="store_true", help="measure PNG and WebP, nothing else")
     parser.add_argument("--packed", action="store_true", help="measure files beside packed shards, nothing else")
+    parser.add_argument("--views", action="store_true", help="measure a teacher's crops, nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as in training, for all of them
@@ -73,13 +85,19 @@ def main() -> None:
             figures = {kind: by_format(drawn, kind, options.rounds) for kind in ("png", "webp")}
         elif options.packed:
             figures = beside_shards(drawn, folder / "packed", options.rounds)
+        elif options.views:
+            figures = {
+                name: by_views(drawn, folder / name, local, options.rounds)
+                for name, local in (("crops_2", 0), ("crops_2_8", 8))
+            }
         else:
             figures = measure(drawn, folder / "images", options.rounds)
             photos = draw_photos(folder / "large", 8, *PHOTO)
             figures["photos"] = measure(photos, folder / "photos", max(3, options.rounds // 3))
             figures["workers"] = by_workers(open_jpegs(drawn), options.workers)
     data = "drawn" if options.images is None else options.images.name
-    file = "loading_formats" if options.formats else "loading_packed" if options.packed else None
+    kinds = {"loading_formats": options.formats, "loading_packed": options.packed, "loading_views": options.views}
+    file = next((name for name, asked in kinds.items() if asked), None)
     write_results("loading", {"data": data, **figures}, file)
 
 
@@ -157,6 +175,80 @@ def beside_shards(images: Path, folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
+def by_views(images: Path, folder: Path, local: int, rounds: int) -> dict[str, Any]:
+    """Images a second with two crops and so many local ones, whose colours are changed here or on the device."""
+    files = sorted(path for path in images.rglob("*") if path.is_file())
+    scales = (0.25, 1.0), (0.05, 0.25)
+    small = LocalCrops(local, LOCAL, scales[1]) if local else None
+    ours = CropDataset(
+        open_jpegs(images), SIZE, views=2, scale=scales[0], colour=True, local=small, chances=GLOBAL_CHANCES
+    )
+    theirs = ImageFolder(
+        linked(files, folder),
+        DINOTransform(
+            global_crop_size=SIZE, global_crop_scale=scales[0], local_crop_size=LOCAL, local_crop_scale=scales[1],
+            n_local_views=local,
+        ),
+    )  # fmt: skip
+    batch = next(iter(make_loader(ours, BATCH)))
+    seconds = take_turns(
+        {
+            "ours": lambda: all_of(make_loader(ours, BATCH)),
+            "in_loader": lambda: all_of(make_loader(Coloured(ours), BATCH)),  # type: ignore[arg-type]
+            "lightly": lambda: all_of(DataLoader(theirs, BATCH, collate_fn=list)),
+            "device": lambda: on_device(batch),
+        },
+        rounds,
+    )
+    rates = {name: per_second(len(files), seconds[name]) for name in ("ours", "in_loader", "lightly")}
+    return {
+        "ours": rates["ours"],
+        "in_loader": rates["in_loader"],
+        "peers": {"lightly": rates["lightly"]},
+        "ratios": {name: median_ratio(seconds[name], seconds["ours"]) for name in ("in_loader", "lightly")},
+        "device_ms": round(1000 * statistics.median(seconds["device"]) / BATCH, 3),
+    }
+
+
+class Coloured:
+    """A data set whose items have their colours changed already, view by view, only where something was drawn."""
+
+    def __init__(self, dataset: CropDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
+        return [
+            {
+                name: torch.stack([coloured(*each) for each in zip(item[name], item[drawn], strict=True)])
+                for name, drawn in (("images", "changes"), ("local", "local_changes"))
+                if name in item
+            }
+            for item in self.dataset.__getitems__(keys)
+        ]
+
+
+def coloured(view: Tensor, drawn: Tensor) -> Tensor:
+    """A view, uint8 (3, S, S), with what was drawn for it (7,), by torchvision where that has it."""
+    row = drawn[None]
+    if drawn[:5].tolist() != [1, 1, 1, 0, 0]:
+        view = shift_colours(view[None], colour_matrices(row[:, :4], row[:, 4]))[0].round_().to(torch.uint8)
+    sigma = float(drawn[5]) * view.shape[-1]
+    if sigma:
+        view = functional.gaussian_blur(view, [2 * math.ceil(2 * sigma) + 1] * 2, [sigma, sigma])
+    return functional.solarize(view, 128) if drawn[6] else view
+
+
+def on_device(batch: dict[str, Any]) -> None:
+    """What is left of a batch's colours for the device."""
+    for name, drawn in (("images", "changes"), ("local", "local_changes")):
+        if name in batch:
+            changes = Changes(*(each.flatten(0, 1).to(DEVICE) for each in batch[drawn]))
+            recoloured(batch[name].flatten(0, 1).to(DEVICE), changes)
+
+
 def by_workers(images: ImageSet, workers: int) -> dict[str, float]:
     """Images a second of our loader with so many processes, which an epoch before has started."""
     rows = list(range(len(images))) * 4  # long enough for the start of an epoch not to count
@@ -167,16 +259,21 @@ def by_workers(images: ImageSet, workers: int) -> dict[str, float]:
 
 
 def torchvision_pil(files: list[Path], folder: Path) -> ImageFolder:
-    """The usual pipeline on the same files, which it wants in a folder for each class."""
-    (folder / "all").mkdir(parents=True)
-    for file in files:
-        (folder / "all" / file.with_suffix(".jpg").name).symlink_to(file.resolve())
+    """The usual pipeline on the same files."""
     steps = [
         transforms.RandomResizedCrop(SIZE, SCALE, interpolation=transforms.InterpolationMode.BICUBIC),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
     ]
-    return ImageFolder(str(folder), transforms.Compose(steps))
+    return ImageFolder(linked(files, folder), transforms.Compose(steps))
+
+
+def linked(files: list[Path], folder: Path) -> str:
+    """A folder that holds the files in one for a class, as `ImageFolder` wants them."""
+    (folder / "all").mkdir(parents=True)
+    for file in files:
+        (folder / "all" / file.with_suffix(".jpg").name).symlink_to(file.resolve())
+    return str(folder)
 
 
 def pixel_difference(images: ImageSet, files: list[Path]) -> float:

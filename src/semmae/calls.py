@@ -107,7 +107,7 @@ def _taken(option: Option) -> str:
     facts, hint = option.facts, option.type
     if facts.python:
         return "Any"
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     taken = [_written(kind, facts.reads) for kind in kinds if kind is not NoneType]
     if facts.objects:
         taken.append(_OBJECTS[facts.reads])

@@ -20,6 +20,8 @@ How `blend` moves from 0 to 1 during training is the task's business, not this f
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,10 +52,13 @@ def num_hidden(num_patches: int, ratio: float) -> int:
     return num_patches - visible
 
 
-def nums_hidden(num_patches: int, ratios: Tensor) -> Tensor:
-    """`num_hidden` of many ratios (B,), but that each hides one patch at least and leaves one visible: int64 (B,)."""
-    visible = (num_patches * (1.0 - ratios.double()) + 1e-9).long()
-    return num_patches - visible.clamp(1, num_patches - 1)
+def nums_hidden(num_patches: int, ratios: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """`num_hidden` of many ratios (B,), but that each hides one patch at least and leaves one visible: (B,).
+
+    Of no tensor: how many patches a device hides is known without asking it.
+    """
+    visible = (num_patches * (1.0 - ratios) + 1e-9).astype(np.int64)
+    return num_patches - visible.clip(1, num_patches - 1)
 
 
 def hide_highest(scores: Tensor, count: int) -> Tensor:

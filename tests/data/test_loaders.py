@@ -15,7 +15,7 @@ from refusals import refused
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import functional as F
 
-from semmae.data.colour import GLOBAL_CHANCES, PLAIN_CHANCES, jitter
+from semmae.data.colour import GLOBAL_CHANCES, PLAIN_CHANCES, draw_changes
 from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, crop_scores, random_crop
 from semmae.data.loaders import CropDataset, EpochSampler, LocalCrops, StepSampler, WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
@@ -121,8 +121,9 @@ def test_a_batch_holds_the_items(images: ImageSet) -> None:
     keys = [(2, 7), (0, 3), (2, 7)]
     for item, key in zip(data.__getitems__(keys), keys, strict=True):
         alone = data[key]
-        assert item.keys() == alone.keys() == {"images", "local", "crops", "row"} and item["row"] == key[1]
-        assert all(torch.equal(item[name], alone[name]) for name in ("images", "local", "crops"))
+        tensors = {"images", "local", "crops", "changes", "local_changes"}
+        assert item.keys() == alone.keys() == tensors | {"row"} and item["row"] == key[1]
+        assert all(torch.equal(item[name], alone[name]) for name in tensors)
 
 
 def test_views_have_chances_of_their_own_and_local_crops_the_plain_ones(images: ImageSet) -> None:
@@ -130,13 +131,13 @@ def test_views_have_chances_of_their_own_and_local_crops_the_plain_ones(images: 
     given: dict[str, Any] = {"views": 2, "scale": (0.25, 1.0), "seed": 5, "colour": True, "local": local}
     item = CropDataset(images, 16, chances=GLOBAL_CHANCES, **given)[(2, 7)]
     rng, image = np.random.default_rng((5, 2, 7)), images.read(7)
-    for name, count, size, scale, each in (
-        ("images", 2, 16, (0.25, 1.0), GLOBAL_CHANCES),
-        ("local", 2, 8, local.scale, [PLAIN_CHANCES] * 2),
+    for name, changes, size, scale, each in (
+        ("images", "changes", 16, (0.25, 1.0), GLOBAL_CHANCES),
+        ("local", "local_changes", 8, local.scale, [PLAIN_CHANCES] * 2),
     ):
-        crops = [random_crop(image.shape[1], image.shape[2], rng, scale) for _ in range(count)]
-        views = [jitter(crop_image(image, crop, size), rng, chances=own) for crop, own in zip(crops, each, strict=True)]
-        assert torch.equal(item[name], torch.stack(views))
+        crops = [random_crop(image.shape[1], image.shape[2], rng, scale) for _ in each]
+        assert torch.equal(item[changes], draw_changes(rng, each))
+        assert torch.equal(item[name], torch.stack([crop_image(image, crop, size) for crop in crops]))
     with pytest.raises(ValueError, match="2 views, but 1 chances"):
         CropDataset(images, 16, chances=GLOBAL_CHANCES[:1], **given)
 
@@ -186,6 +187,8 @@ def test_workers_change_nothing(images: ImageSet) -> None:
     for one, other in zip(alone, shared, strict=True):
         assert one["images"].shape == (4, 2, 3, 12, 12)
         assert torch.equal(one["images"], other["images"]) and torch.equal(one["row"], other["row"])
+        assert one["changes"].colours.shape == (4, 2, 3, 4)
+        assert all(map(torch.equal, one["changes"], other["changes"]))
     assert torch.equal(torch.get_rng_state(), state)  # loading must not move the global random numbers
 
 

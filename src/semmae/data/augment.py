@@ -60,6 +60,11 @@ class LabelledCrops(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def item_bytes(self) -> int:
+        """Of its picture, which is nearly all of it."""
+        return 3 * self.size**2
+
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, row = epoch_and_row(key)
         rng = np.random.default_rng((self.seed, epoch, row))

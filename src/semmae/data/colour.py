@@ -1,21 +1,29 @@
 """Changes of colour for the views of one image, so that a teacher cannot know images by colour alone.
 
-Kinds and strengths are those of DINO (Caron et al. 2021). Brightness, contrast, saturation and hue are affine in a
-pixel's colour, so one 3 × 4 matrix joins them: one pass instead of four. Hue turns colours about the gray axis, which
-keeps their mean; it is not the hue of HSV.
+Drawn where images are loaded, done on the device for a batch at once: a loader's core then loads 2.5 times as many.
+
+Kinds and strengths are those of DINO (Caron et al. 2021). Brightness, contrast, saturation, hue and gray are affine in
+a pixel's colour and in its view's mean gray, so one 3 × 4 matrix joins them. Unlike torchvision's `ColorJitter`, which
+DINO calls, the order is fixed (brightness, contrast, saturation, hue, then gray), colours are cut to 0..255 once, at
+the end, and nothing is rounded. Hue turns colours about the gray axis, which keeps their mean; it is no turn of HSV.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional
+
+from semmae.losses import in_float32
 
 HUE = 0.1  # turns of the colour circle, DINO's
-_LUMA = torch.tensor([0.299, 0.587, 0.114])
-_SOLAR = 128  # from this value on solarisation inverts: Pillow's, which DINO and iBOT call
+_LUMA = (0.299, 0.587, 0.114)
+# DINO blurs 224-pixel views with sigma 0.1 to 2; smaller views get proportionally less.
+_BLURS = (0.1 / 224, 2 / 224)
+_REACH = 2  # of a blur's weights, in times the largest sigma
 
 
 class Chances(NamedTuple):
@@ -25,42 +33,98 @@ class Chances(NamedTuple):
     solarise: float = 0.0
 
 
-PLAIN_CHANCES = Chances()  # of local crops, and of the views that parts are learned from
+PLAIN_CHANCES = Chances()  # of local crops
 # Of the two global crops of DINO and iBOT: sharpness and tone, which differ, do not give an image away.
 GLOBAL_CHANCES = (Chances(1.0), Chances(0.1, 0.2))
 
 
-def jitter(image: Tensor, rng: np.random.Generator, chances: Chances = PLAIN_CHANCES) -> Tensor:
-    """uint8 (3, S, S) → the same, changed by chance; hue by at most `HUE` of the colour circle either way."""
+class Changes(NamedTuple):
+    """What is to be done to views; `recoloured` does it."""
+
+    colours: Tensor  # float32 (…, 3, 4): from a pixel's colour and its view's mean gray to the new colour
+    blurs: Tensor  # float32 (…,): sigma, as a share of the view's side; 0 = as it is
+    solarised: Tensor  # bool (…,)
+
+
+def draw_changes(rng: np.random.Generator, chances: Sequence[Chances]) -> Tensor:
+    """A row of float32 numbers for each view with its chances, (V, 7); `changes_of` makes changes of many at once.
+
+    Factors of brightness, contrast and saturation, 1 = as it is; hue in turns, by at most `HUE` of the colour circle
+    either way; 1 where all becomes gray; the blur; 1 where solarised.
+    """
+    return torch.tensor([_drawn(rng, own) for own in chances])
+
+
+def _drawn(rng: np.random.Generator, chances: Chances) -> list[float]:
     change, gray, blur, sigma = rng.random(4).tolist()
-    brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
-    if change < 0.8:
-        image = shift_colours(image, 1 + 0.4 * brightness, 1 + 0.4 * contrast, 1 + 0.2 * saturation, HUE * hue)
-    if gray < 0.2:
-        image = shift_colours(image, 1, 1, 0, 0)
-    if blur < chances.blur:
-        # DINO blurs 224-pixel views with sigma 0.1 to 2; smaller views get proportionally less.
-        deviation = (0.1 + 1.9 * sigma) * image.shape[-1] / 224
-        image = F.gaussian_blur(image, [2 * math.ceil(2 * deviation) + 1] * 2, [deviation, deviation])
-    if chances.solarise and rng.random() < chances.solarise:
-        image = F.solarize(image, _SOLAR)
-    return image
+    shifts = rng.uniform(-1, 1, 4).tolist()  # drawn in any case: what comes after stays the same
+    brightness, contrast, saturation, hue = shifts if change < 0.8 else (0, 0, 0, 0)
+    least, most = _BLURS
+    return [
+        *(1 + 0.4 * brightness, 1 + 0.4 * contrast, 1 + 0.2 * saturation, HUE * hue),
+        float(gray < 0.2),
+        least + (most - least) * sigma if blur < chances.blur else 0.0,
+        float(chances.solarise > 0 and rng.random() < chances.solarise),
+    ]
 
 
-def shift_colours(image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
-    """uint8 (3, S, S) → the same. Factors, 1 = as it is, saturation 0 = gray; hue in turns, 0 = as it is."""
-    pixels = image.reshape(3, -1).float()  # (3, S·S)
-    to_gray = _LUMA.expand(3, 3)
-    matrix = saturation * torch.eye(3) + (1 - saturation) * to_gray
-    matrix = contrast * brightness * (_turn(hue) @ matrix)
-    # Contrast is about the mean gray of the image, which brightness has scaled.
-    offset = (1 - contrast) * brightness * (_LUMA @ pixels.mean(1))
-    changed = torch.addmm(offset.expand(3, 1), matrix, pixels)
-    return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(image)
+def changes_of(drawn: Tensor) -> Changes:
+    """Rows of `draw_changes`, (…, 7), of any number of views → their changes."""
+    return Changes(colour_matrices(drawn[..., :4], drawn[..., 4]), drawn[..., 5], drawn[..., 6] > 0)
 
 
-def _turn(turns: float) -> Tensor:
-    """(3, 3) rotation of colours about the gray axis (1, 1, 1) (Rodrigues' formula)."""
-    cosine, sine = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns) / math.sqrt(3)
+def colour_matrices(factors: Tensor, gray: Tensor) -> Tensor:
+    """Factors and turns (…, 4), and 1 where all becomes gray (…,), as `draw_changes` has them → float32 (…, 3, 4).
+
+    The last column is what the mean gray of the view counts: contrast is about it, which brightness has scaled.
+    """
+    brightness, contrast, saturation, turns = factors.double()[..., None, None].unbind(-3)
+    matrix = brightness * contrast * (_turns(turns) @ _saturation(saturation))
+    matrix = torch.where(gray[..., None, None] > 0, _saturation(torch.zeros(())) @ matrix, matrix)
+    offset = (brightness * (1 - contrast)).expand(*gray.shape, 3, 1)  # of equal parts, which stay so in gray
+    return torch.cat([matrix, offset], dim=-1).float()
+
+
+def _saturation(factor: Tensor) -> Tensor:
+    """(…, 1, 1) → (…, 3, 3): 0 makes gray."""
+    return factor * torch.eye(3) + (1 - factor) * torch.tensor(_LUMA, dtype=torch.double).expand(3, 3)
+
+
+def _turns(turns: Tensor) -> Tensor:
+    """(…, 1, 1) → (…, 3, 3) rotations of colours about the gray axis (1, 1, 1) (Rodrigues' formula)."""
+    angle = 2 * math.pi * turns
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
-    return cosine * torch.eye(3) + (1 - cosine) / 3 * torch.ones(3, 3) + sine * cross
+    return angle.cos() * torch.eye(3) + (1 - angle.cos()) / 3 + angle.sin() / math.sqrt(3) * cross
+
+
+@in_float32
+def recoloured(views: Tensor, changes: Changes) -> Tensor:
+    """Views uint8 (V, 3, S, S) → float32, from 0 to 255, with the changes (V,) that were drawn for them."""
+    images = blurred(shift_colours(views, changes.colours), changes.blurs)
+    # At 127.5 colours are folded: as Pillow's solarisation, which DINO and iBOT call, of whole numbers. A fold at 255
+    # changes nothing, so that nobody has to ask the device which views are solarised.
+    fold = 510.0 - 255.0 * changes.solarised[:, None, None, None]
+    return torch.minimum(images, fold - images)
+
+
+def shift_colours(views: Tensor, matrices: Tensor) -> Tensor:
+    """Views uint8 (V, 3, H, W) → float32, from 0 to 255; see `colour_matrices` for those (V, 3, 4)."""
+    pixels = views.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)  # (V, 3, H·W)
+    red, green, blue = (share * mean for share, mean in zip(_LUMA, pixels.mean(2).unbind(1), strict=True))
+    gray = red + green + blue
+    changed = torch.baddbmm(matrices[..., 3:] * gray[:, None, None], matrices[..., :3], pixels)
+    return changed.clamp_(0, 255).view_as(views)
+
+
+def blurred(images: Tensor, blurs: Tensor) -> Tensor:
+    """Float images (V, C, S, S), each with a Gaussian of its own sigma (V,), a share of its side, at most DINO's."""
+    count, channels, side, _ = images.shape
+    reach = math.ceil(_REACH * _BLURS[1] * side)
+    places = torch.arange(-reach, reach + 1, device=images.device)
+    # So small a sigma leaves all weight in the middle.
+    weights = (-0.5 * (places / (side * blurs).clamp(min=1e-3)[:, None]).square()).softmax(1)
+    kernels = weights[:, None].expand(-1, channels, -1).reshape(count * channels, 1, -1, 1)
+    # Down and across, each plane by a kernel of its own.
+    planes = functional.pad(images.view(1, -1, side, side), [reach] * 4, mode="reflect")
+    down = functional.conv2d(planes, kernels, groups=len(kernels))
+    return functional.conv2d(down, kernels.mT, groups=len(kernels)).view_as(images)

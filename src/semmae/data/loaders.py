@@ -5,7 +5,7 @@ Images stay uint8 until `normalise`, which runs on the device.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ import numpy.typing as npt
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import InterpolationMode, functional as F
 
 from semmae.data.attention import MOST_ATTENDED
 from semmae.data.balance import balanced_rows
-from semmae.data.colour import PLAIN_CHANCES, Chances, jitter
+from semmae.data.batching import collate, planes, side_by_side
+from semmae.data.colour import PLAIN_CHANCES, Chances, draw_changes
 from semmae.data.crop import (
     WHOLE,
     Crop,
@@ -34,15 +35,14 @@ from semmae.data.crop import (
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.data.token_store import TokenStore
-from semmae.data.workers import LOADERS, start_worker
+from semmae.data.workers import LOADERS, plan, start_worker
 
-# On a machine of one core the default of two processes is no fault: training shows how long it waits for images.
+# More processes than cores are no fault: training shows how long it waits for images.
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
 
 Numbers = npt.NDArray[np.int64]
 Key = int | tuple[int, int]  # a row, or (epoch, row)
 TOKENS, IMAGE_TOKEN = "tokens", "image_token"  # in an item and in a store: a teacher's
-_PICTURES = {"images", "image", "local"}  # of an item: uint8 (…, 3, H, W)
 _AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
 WINDOW = 2**32  # bytes of tar shards whose images are shuffled together: what stays in memory, or is copied, at a time
 _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
@@ -187,8 +187,9 @@ class CropDataset(Dataset[dict[str, Any]]):
     centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `tokens`,
     whose rows are float16 (G·G, D) and (D,) of whole images, "tokens" float16 (side·side, D), interpolated there (of
     one view, too), and "image_token" float16 (D,); with `local`, "local" uint8 (count, 3, local size, local size).
-    `colour` also changes the colours of each view; `chances` of the views, in their
-    order, where these are not alike.
+    With `colour` also "changes", and "local_changes", float32 (views, 7): what `draw_changes` drew for these views,
+    whose pixels are as they were; in a batch `Changes`, which `recoloured` does on the device. `chances` of the views,
+    in their order, where these are not alike.
     """
 
     def __init__(
@@ -256,6 +257,15 @@ class CropDataset(Dataset[dict[str, Any]]):
             items.append(item)
         return items
 
+    @property
+    def item_bytes(self) -> int:
+        """Of its pictures and tokens, which are nearly all of it."""
+        views = [(self.views, self.size)] + ([] if self.local is None else [(self.local.count, self.local.size)])
+        pictures = sum(3 * count * size**2 for count, size in views)
+        if self.tokens is None or self.side is None:
+            return pictures
+        return pictures + 2 * self.side**2 * int(self.tokens.read(TOKENS).shape[-1])
+
     def _pictures(
         self, rows: Sequence[int], rngs: Sequence[np.random.Generator]
     ) -> Iterator[tuple[list[Crop], dict[str, Any]]]:
@@ -270,11 +280,12 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     def _views(self, image: Tensor, rng: np.random.Generator) -> tuple[list[Crop], dict[str, Any]]:
         """The crops of an image and what they show, small ones too."""
-        crops, views = self._cut(image, rng, self.views, self.size, self.scale, self.chances)
-        item = {"images": views}
+        crops, *shown = self._cut(image, rng, self.views, self.size, self.scale, self.chances)
+        item = dict(zip(("images", "changes"), shown, strict=True))
         if self.local is not None:
-            item["local"] = self._cut(image, rng, self.local.count, self.local.size, self.local.scale)[1]
-        return crops, item
+            _, *shown = self._cut(image, rng, self.local.count, self.local.size, self.local.scale)
+            item |= zip(("local", "local_changes"), shown, strict=True)
+        return crops, {name: value for name, value in item.items() if value is not None}
 
     @property
     def _least(self) -> int:
@@ -290,15 +301,14 @@ class CropDataset(Dataset[dict[str, Any]]):
         size: int,
         scale: tuple[float, float],
         chances: Sequence[Chances] = (),
-    ) -> tuple[list[Crop], Tensor]:
-        """So many random crops of an image, and what they show: uint8 (count, 3, size, size)."""
+    ) -> tuple[list[Crop], Tensor, Tensor | None]:
+        """So many random crops of an image, what they show: uint8 (count, 3, size, size), and changes as drawn."""
         crops = [random_crop(image.shape[1], image.shape[2], rng, scale) for _ in range(count)]
+        changes = draw_changes(rng, chances or (PLAIN_CHANCES,) * count) if self.colour else None
         views = [crop_image(image, crop, size) for crop in crops]
-        if self.colour:
-            each = chances or (PLAIN_CHANCES,) * count
-            views = [jitter(view, rng, own) for view, own in zip(views, each, strict=True)]
         # One view, the usual case, needs no copy to stand in a row.
-        return crops, views[0][None] if count == 1 else _planes(torch.stack([_pixels(view) for view in views]))
+        pictures = views[0][None] if count == 1 else planes(torch.stack([side_by_side(view) for view in views]))
+        return crops, pictures, changes
 
 
 class WholeDataset(Dataset[dict[str, Any]]):
@@ -331,6 +341,11 @@ class WholeDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def item_bytes(self) -> int:
+        """Of its picture, which is nearly all of it."""
+        return 3 * self.size**2
+
     def __getitem__(self, key: Key) -> dict[str, Any]:
         _, row = epoch_and_row(key)
         image = self.images.read(row, 2 * self._resized)  # twice: hardly another image than the whole photo, resized
@@ -352,13 +367,20 @@ def make_loader(
     sampler: Sampler[Any] | Sequence[Key] | None = None,
     workers: int = 0,
     drop_last: bool = False,
+    sharing: int = 1,
 ) -> DataLoader[dict[str, Any]]:
-    """Batches of a dataset, in order without a sampler; a list of rows is a sampler too."""
+    """Batches of a dataset, in order without a sampler; a list of rows is a sampler too.
+
+    Of processes that load images there are fewer than `workers` where shared memory has no room for what they load;
+    `sharing`: how many processes of this machine load at once, each with its own.
+    """
+    workers, ahead = plan(workers, sharing * batch_size * getattr(dataset, "item_bytes", 0))
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
+        prefetch_factor=ahead if workers else None,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
@@ -370,23 +392,6 @@ def make_loader(
     return loader
 
 
-def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Items → a batch. Pictures stay as they were decoded, a pixel's three bytes side by side: a plain copy."""
-    pictures = _PICTURES & items[0].keys()
-    batch = default_collate([{**item, **{name: _pixels(item[name]) for name in pictures}} for item in items])
-    return {**batch, **{name: _planes(batch[name]) for name in pictures}}
-
-
-def _pixels(planes: Tensor) -> Tensor:
-    """(…, 3, H, W) → (…, H, W, 3), a view."""
-    return planes.movedim(-3, -1)
-
-
-def _planes(pixels: Tensor) -> Tensor:
-    """(…, H, W, 3) → (…, 3, H, W), a view."""
-    return pixels.movedim(-1, -3)
-
-
 def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
     """uint8 (..., 3, S, S) → float32 of zero mean and unit deviation per channel, on the same device.
 
@@ -394,17 +399,19 @@ def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Te
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images of {images.dtype}, not torch.uint8; give them as decoded, 0 to 255")
-    shift, scale = (
-        # non_blocking: otherwise the step would wait for the device here
-        torch.tensor([255 * value for value in values]).to(images.device, non_blocking=True).view(3, 1, 1)
-        for values in (mean, std)
-    )
+    # non_blocking: otherwise the step would wait for the device here
+    shift, scale = (of_channels(values).to(images.device, non_blocking=True) for values in (mean, std))
     return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(shift).div_(scale)
+
+
+def of_channels(values: Iterable[float]) -> Tensor:
+    """Three numbers for pixels from 0 to 1 → (3, 1, 1) for pixels from 0 to 255."""
+    return torch.tensor([255 * value for value in values]).view(3, 1, 1)
 
 
 def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
     """The way back of `normalise`: float (..., 3, S, S) → uint8, clipped to 0..255."""
-    shift, scale = (torch.tensor([255 * value for value in values]).view(3, 1, 1) for values in (mean, std))
+    shift, scale = map(of_channels, (mean, std))
     return (images * scale.to(images) + shift.to(images)).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from semmae.data.coding import IGNORED
-from semmae.data.colour import shift_colours
+from semmae.data.colour import colour_matrices, shift_colours
 from semmae.data.crop import at_centres
 from semmae.data.loaders import Key, epoch_and_row
 from semmae.data.segmentation import LabelledImages
@@ -50,6 +50,11 @@ class SegmentCrops(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.labelled)
+
+    @property
+    def item_bytes(self) -> int:
+        """Of its picture and labels."""
+        return 4 * self.augmentation.size**2
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, row = epoch_and_row(key)
@@ -121,8 +126,9 @@ def distorted(image: Tensor, rng: np.random.Generator) -> Tensor:
     brightness, contrast, saturation, hue = (rng.uniform(-1, 1, 4) * applied).tolist()
     if not applied.any():
         return image
-    return shift_colours(
-        image, 1 + _BRIGHTNESS * brightness, 1 + _CONTRAST * contrast, 1 + _SATURATION * saturation, _HUE * hue
+    factors = [1 + _BRIGHTNESS * brightness, 1 + _CONTRAST * contrast, 1 + _SATURATION * saturation, _HUE * hue]
+    return (
+        shift_colours(image[None], colour_matrices(torch.tensor([factors]), torch.zeros(1)))[0].round_().to(torch.uint8)
     )
 
 

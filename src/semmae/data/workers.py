@@ -1,6 +1,9 @@
 """Processes that load images: how they begin, and how they end with the process that trains; and threads, in order."""
 
 import atexit
+import logging
+import math
+import os
 import signal
 import weakref
 from collections import deque
@@ -12,11 +15,52 @@ import torch
 from torch.utils.data import DataLoader
 
 from semmae.memory import keep_freed_memory
+from semmae.names import bytes_shown
+from semmae.run.ranks import is_rank_zero
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
+_SHARED = "/dev/shm"  # through which processes hand over what they have loaded; in a container 64 MB by default
+_AHEAD, _LARGE = 4, 2**26  # batches, and bytes of a batch above which half of that is enough
+_BESIDE = 2  # batches that are there beside those loaded ahead: in use, and on its way
+
+_log = logging.getLogger("semmae")
+_warned: set[tuple[int, int]] = set()
+
 LOADERS: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()  # whose processes are to end with this one
+
+
+def plan(workers: int, batch_bytes: int) -> tuple[int, int]:
+    """(Processes, batches that each loads ahead of what is taken): `workers` and 4, of large batches 2.
+
+    Less, with a warning if processes, where /dev/shm has no room for what they hand over: they would be killed there.
+    `batch_bytes`: 0 where it is not known.
+    """
+    ahead, room = _AHEAD if batch_bytes <= _LARGE else 2, _shared_room()
+    if not workers or not batch_bytes or room is None:
+        return workers, ahead
+    fitting = max(0, room // batch_bytes - _BESIDE)
+    if fitting >= workers:
+        return workers, min(ahead, fitting // workers)
+    if is_rank_zero() and (workers, batch_bytes) not in _warned:
+        _warned.add((workers, batch_bytes))
+        needed = (workers * ahead + _BESIDE) * batch_bytes
+        _log.warning(
+            "%s: %s are free, %d processes that load images need %s, so %d load them; start the container with "
+            "--shm-size=%dg, or give --workers %d",
+            _SHARED, bytes_shown(room), workers, bytes_shown(needed), fitting, math.ceil(needed / 2**30), fitting,
+        )  # fmt: skip
+    return fitting, 1
+
+
+def _shared_room() -> int | None:
+    """Bytes that are free in shared memory; None where the system has none that is a folder."""
+    try:
+        found = os.statvfs(_SHARED)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
 
 
 def start_worker(_: int) -> None:

@@ -46,7 +46,7 @@ def predict(classifier: Classifier, images: ImageSet, targets: Tensor, crops: Ce
     """The classes of whole images, cropped in the middle, in float32."""
     spec = classifier.encoder.spec
     dataset = WholeDataset(images, crops.image_size, fit="centre", crop_pct=crops.crop_pct)
-    loader = make_loader(dataset, crops.batch_size, workers=crops.workers)
+    loader = make_loader(dataset, crops.batch_size, workers=crops.num_workers)
     device = next(classifier.parameters()).device
     return classify(classifier, loader, targets, mean=spec.mean, std=spec.std, device=device, label="measuring")
 

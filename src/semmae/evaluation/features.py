@@ -59,7 +59,7 @@ def image_features(encoder: Encoder, images: ImageSet, view: View, flip: bool = 
     """An `Embedding`: what the encoder sees in centre crops, computed where it lies."""
     dataset = WholeDataset(images, view.image_size, fit="centre", crop_pct=view.crop_pct)
     device = device_of(encoder)
-    batches: Iterable[Batch] = make_loader(dataset, view.batch_size, workers=view.workers)
+    batches: Iterable[Batch] = make_loader(dataset, view.batch_size, workers=view.num_workers)
     if flip:
         batches = ({**batch, "image": batch["image"].flip(-1)} for batch in batches)
     with autocast(view.precision, device):

@@ -6,7 +6,6 @@ the work alike. A script that asks for several devices needs `if __name__ == "__
 
 import logging
 import multiprocessing
-import os
 import signal
 import threading
 import traceback
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from semmae.cores import usable_cores
 from semmae.errors import UserError
 from semmae.formats.folders import LEARNER, digest, read_learner
 from semmae.formats.open import load_encoder
@@ -77,8 +77,7 @@ def _results(processes: dict[Connection, SpawnProcess]) -> Iterator[tuple[int, f
 
 def _threads(count: int) -> int:
     """Threads of each process: the cores, shared out, but no more than this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(torch.get_num_threads(), cores // count))
+    return max(1, min(torch.get_num_threads(), usable_cores() // count))
 
 
 def _work(job: Job, blocks: Sequence[int], rank: int, threads: int, networks: Networks, results: Connection) -> None:

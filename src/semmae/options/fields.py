@@ -98,6 +98,12 @@ class Option:
         """The choices of a `Literal`; empty for any other."""
         return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Words that are taken beside other values, as of `int | Literal["auto"]`."""
+        kinds = typing.get_args(self.type) if not self.choices else ()
+        return tuple(word for kind in kinds for word in typing.get_args(kind))
+
     def is_word(self, value: Any) -> bool:
         """Whether a value is one of the words of its own that it takes where others are paths or names."""
         return isinstance(value, str) and value in self.words

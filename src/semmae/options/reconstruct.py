@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from semmae.options.fields import about, option
-from semmae.options.shared import PIXELS, DataOptions, DecoderHeadsOptions, SeedOptions
+from semmae.options.shared import PIXELS, DataOptions, DecoderHeadsOptions, SeedOptions, WorkerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructOptions(DecoderHeadsOptions, DataOptions, SeedOptions):
+class ReconstructOptions(DecoderHeadsOptions, DataOptions, WorkerOptions, SeedOptions):
     """Draw images, what is visible of them, and what a masked autoencoder makes of the rest."""
 
     autoencoder: str = field(metadata=about(reads="network"))
@@ -23,7 +23,5 @@ class ReconstructOptions(DecoderHeadsOptions, DataOptions, SeedOptions):
     """Encode and predict only so many patches of an image, drawn at random; for models trained like that."""
     image_size: int | None = option(None, low=8, high=PIXELS)
     """Pixels a side; default: as the autoencoder was trained."""
-    workers: int = option(2, low=0, high=256)
-    """Processes that check the images."""
     overwrite: bool = option(False, control=True)
     """Replace the picture that lies at --out."""

@@ -4,18 +4,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from semmae.cores import own_cores
 from semmae.errors import UserError
 from semmae.options.fields import MOST, about, option
 
 Model = Literal["vit_mini", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 Compile = Literal["auto", "on", "off"]
+Workers = int | Literal["auto"]
 Pooling = Literal["cls", "mean"]
 AnyPooling = Literal["auto", "cls", "mean"]
 
 EPOCHS, STEPS, PIXELS = 10**6, 10**9, 8192
 VAL_SHARE = 0.2  # of each class, or of the images, that is held out where the data has no split
 WEIGHT, RATE = 10**6, 1000  # of a loss; of learning
+_MOST_WORKERS = 16  # that auto starts: of photos they load more than a GPU takes
 # What --teacher may be beside the name of an encoder: the public one where it is to be had, one trained here.
 AUTO_TEACHER, OWN_TEACHER = "auto", "own"
 # DINOv2 small of Meta AI (arXiv 2304.07193), trained on 142 million images; Apache-2.0.
@@ -39,8 +42,17 @@ class SeedOptions:
 class WorkerOptions:
     """Loading of images."""
 
-    workers: int = option(2, low=0, high=256, on_resume="free")
-    """Processes that load images."""
+    workers: Workers = option("auto", low=0, high=256, on_resume="free")
+    """Processes that load images, of each device; auto: one less than its share of the cores, at most 16."""
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that load images for this one."""
+        if self.workers != "auto":
+            return self.workers
+        share = own_cores(getattr(self, "devices", 1))  # of those who have `Batching` too
+        # Of two cores both: on a CPU processes wait once they are ahead, and beside a GPU there is little else to do.
+        return max(min(_MOST_WORKERS, share - 1), min(2, share))
 
 
 @dataclass(frozen=True, kw_only=True)

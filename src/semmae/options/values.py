@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,13 @@ def from_text(option: Option, text: str) -> Any:
     """What a text of the command line means for an option: a number where one is declared, None, or the text."""
     if text == "None" and type(None) in option.kinds:
         return None
+    if text in option.words:
+        return text
     kind = int if int in option.kinds else float
     try:
         return kind(text) if kind in option.kinds else text
     except ValueError as error:
-        raise UserError(f"{option.flag} {shown(text)}: must be {_KINDS[kind]}") from error
+        raise UserError(f"{option.flag} {shown(text)}: must be {_kinds(option, {kind})}") from error
 
 
 def converted(option: Option, value: Any) -> Any:
@@ -174,11 +176,17 @@ def _check_kind(option: Option, value: Any) -> None:
     """Refuse a value, from a file of options or a Python call, of another kind than declared."""
     # Of classes derived from these YAML writes none, and True is no whole number.
     fits = type(value) in option.kinds or (Path in option.kinds and isinstance(value, Path))
+    fits = fits or (type(value) is str and value in option.words)
     if option.kinds and not fits and not (float in option.kinds and type(value) is int):
         kinds = {Path} if option.facts.reads else option.kinds
-        wanted = " or ".join(words for kind, words in _KINDS.items() if kind in kinds)
+        wanted = _kinds(option, kinds)
         objects = f"; or give {_OBJECTS[option.facts.reads]}" if option.facts.objects else ""
         raise UserError(f"{option.flag} {shown(value)}: must be {wanted}{objects}")
+
+
+def _kinds(option: Option, kinds: Collection[type[Any]]) -> str:
+    """What an option takes of these kinds, in words."""
+    return " or ".join([*(words for kind, words in _KINDS.items() if kind in kinds), *option.words])
 
 
 def _check_limits(option: Option, value: Any) -> None:

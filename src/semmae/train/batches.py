@@ -73,4 +73,7 @@ class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOpt
         by_shard = None if shards is None else (shards, dataset.images.manifest.sizes)
         multiple = size // self.processes
         sampler = EpochSampler(images, self.seed, multiple=multiple, classes=classes, shards=by_shard)
-        return make_loader(dataset, size // self.batches, sampler=sampler, workers=self.workers, drop_last=True)
+        return make_loader(
+            dataset, size // self.batches, sampler=sampler, workers=self.num_workers, drop_last=True,
+            sharing=self.devices,
+        )  # fmt: skip

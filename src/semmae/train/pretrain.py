@@ -8,14 +8,15 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from semmae.data.loaders import IMAGE_TOKEN, TOKENS, normalise
+from semmae.data.loaders import IMAGE_TOKEN, TOKENS
 from semmae.masking import num_hidden
-from semmae.models.mae import MaskedAutoencoder
+from semmae.models.mae import MAEOutput, MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
 from semmae.train.masks import MaskContext, MaskMeter, batch_seed, mask_function
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
+from semmae.train.pixels import Pixels
 from semmae.train.teacher_tokens import tokens_of
 
 BETAS = (0.9, 0.95)  # MAE, main_pretrain.py
@@ -88,8 +89,9 @@ class PretrainTask(pl.LightningModule):
         # In a tuple, so that the frozen encoder is neither trained nor saved with every checkpoint.
         self._frozen = () if teacher is None else (teacher.eval().requires_grad_(False),)
         self.mae, self.recipe, self.lr, self._teacher_size = mae, recipe, lr, teacher_size
+        self.pixels = Pixels(mae.encoder.spec)
         # Every batch has the same shape: the last, short one of an epoch is left out.
-        self._forward = torch.compile(mae.forward, dynamic=False) if compiled else mae.forward
+        self._forward = torch.compile(self._reconstruct, dynamic=False) if compiled else self._reconstruct
         self.token_mean: Tensor | None
         self.token_matrix: Tensor | None
         for name, own in zip(("token_mean", "token_matrix"), whiten or (None, None), strict=True):
@@ -104,9 +106,8 @@ class PretrainTask(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """One masked reconstruction: a step, or one batch of several that make it."""
-        spec = self.mae.encoder.spec
-        images = normalise(batch["images"][:, 0], spec.mean, spec.std)
-        side = images.shape[-1] // spec.patch_size
+        images = batch["images"][:, 0]
+        side = images.shape[-1] // self.mae.encoder.patch_size
         mask, subset = self._mask(batch, (len(images), side**2), batch_index)
         # How many one's own function hides is counted; that waits for the device.
         count = num_hidden(mask.shape[1], self.recipe.mask_ratio) if self.recipe.masking in MASKINGS else None
@@ -114,6 +115,11 @@ class PretrainTask(pl.LightningModule):
         loss: Tensor = self._forward(images, mask, subset, count, tokens, image_token).loss
         self.log("loss", loss.detach(), logger=False)
         return loss
+
+    def _reconstruct(self, images: Tensor, *arguments: Any) -> MAEOutput:
+        """What is compiled: images, uint8 (B, 3, S, S), and what else the autoencoder takes."""
+        output: MAEOutput = self.mae(self.pixels(images), *arguments)
+        return output
 
     def _tokens(self, batch: Mapping[str, Tensor], side: int) -> tuple[Tensor | None, Tensor | None]:
         """What is to be predicted where that is tokens: of patches, and of the image."""

@@ -4,8 +4,11 @@ A student predicts, from one crop, what its own moving average, the teacher, say
 class tokens), and from a crop with hidden patches what the teacher says of these patches (iBOT).
 
 Notable here:
-- losses, heads and the Sinkhorn algorithm are lightly's; ours is what surrounds them: what is masked,
-  schedules by optimiser step, and the gradient of the last layer held back while the teacher is still noise;
+- losses, heads and the Sinkhorn algorithm are lightly's, but for the loss of hidden patches; ours is what surrounds
+  them: what is masked, schedules by optimiser step, and the gradient of the last layer held back while the teacher is
+  still noise;
+- nothing in a step waits for the device: how many patches are hidden is drawn on the CPU, and what the schedules say is
+  reported when the losses are read;
 - the teacher sees whole global crops only; local crops and hidden patches are the student's; the heads see no
   patch but the hidden ones, and a loss of weight 0 is not computed;
 - losses, centre and Sinkhorn are float32 whatever the precision: among close class tokens KoLeo would take a wrong
@@ -17,24 +20,27 @@ Notable here:
 
 import copy
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
+from lightly.loss import DINOLoss, KoLeoLoss
 from lightly.loss.swav_loss import sinkhorn
 from lightly.models.modules import DINOProjectionHead
+from lightly.models.modules.center import Center
 from lightly.models.utils import update_momentum
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from semmae.data.loaders import normalise
+from semmae.data.colour import Changes
 from semmae.losses import in_float32
-from semmae.masking import block_order, hide_first, hide_highest, nums_hidden
+from semmae.masking import block_order, hide_first, nums_hidden
 from semmae.models.vit import Encoder, Features
 from semmae.options.teacher import TeacherRecipe
 from semmae.train.masks import batch_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
+from semmae.train.pixels import Pixels
 from semmae.train.schedules import cosine, linear_warmup
 
 # DINO and iBOT (main_dino.py, main_ibot.py): AdamW with PyTorch's betas, the student's temperature, the centre's
@@ -77,6 +83,18 @@ class Outputs(NamedTuple):
     tokens: Tensor  # class tokens of the global crops (2 · B, C), before the head
 
 
+class Hidden(NamedTuple):
+    """The patches of the global crops that are hidden from the student."""
+
+    mask: Tensor  # bool (crops, L), True = hidden
+    places: Tensor  # int64 (M,): which of all patches of all crops, ascending
+    shares: Tensor  # float32 (M,): one by the number that are hidden in the same crop
+
+    def of(self, patches: Tensor) -> Tensor:
+        """Patches (crops, L, C) → the hidden ones (M, C)."""
+        return patches.flatten(0, 1).index_select(0, self.places)
+
+
 class Heads(nn.Module):
     """Projection heads of class tokens and of hidden patches; one for both where the recipe shares it."""
 
@@ -95,10 +113,29 @@ class Heads(nn.Module):
         return [parameter for head in heads for parameter in head.last_layer.parameters()]
 
 
+class PatchLoss(nn.Module):
+    """iBOT's loss of hidden patches (equation 2), the mean of each masked crop's, summed and divided by all crops.
+
+    lightly's looks the patches up in the mask, for which it waits for the device.
+    """
+
+    def __init__(self, prototypes: int, centre_momentum: float) -> None:
+        super().__init__()
+        self.center = Center((1, prototypes), momentum=centre_momentum)
+
+    def forward(self, taught: Tensor, predicted: Tensor, hidden: Hidden, temperature: float) -> Tensor:
+        """Logits (M, K) of the teacher, whose temperature it is, and of the student."""
+        answers = centred(taught, self.center.value, temperature)
+        entropies = -(answers * (predicted / STUDENT_TEMPERATURE).log_softmax(-1)).sum(-1)
+        self.center.update(taught)
+        return (entropies * hidden.shares).sum() / len(hidden.mask)
+
+
 class TeacherTask(pl.LightningModule):
     """Trains an encoder on batches {"images": uint8 (B, 2, 3, S, S)[, "local": uint8 (B, N, 3, s, s)]}.
 
-    `teacher` is the result: the exponential moving average of the student. `lr` is the highest rate.
+    Beside them "changes" and "local_changes", as `CropDataset` gives them with `colour`. `teacher` is the result: the
+    exponential moving average of the student. `lr` is the highest rate.
     """
 
     def __init__(self, encoder: Encoder, recipe: TeacherRecipe, *, lr: float) -> None:
@@ -115,39 +152,44 @@ class TeacherTask(pl.LightningModule):
         # Of a centre that never moves from 0, only the softmax remains: the Sinkhorn algorithm takes its place.
         inertia = 1.0 if recipe.centering == "sinkhorn" else _CENTRE_MOMENTUM
         self.dino = DINOLoss(recipe.prototypes, student_temp=STUDENT_TEMPERATURE, center_momentum=inertia)
-        self.ibot = IBOTPatchLoss(recipe.prototypes, student_temp=STUDENT_TEMPERATURE, center_momentum=inertia)
+        self.ibot = PatchLoss(recipe.prototypes, inertia)
         self.spread = KoLeoLoss()
+        self.pixels = Pixels(encoder.spec)
+        self._now: Settings | None = None
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """One step of the student, or one batch of several that make it, after the teacher has followed the last."""
-        now = settings_at(self.recipe, self.global_step, self._total_steps())
+        now = self._now = settings_at(self.recipe, self.global_step, self._total_steps())
         if batch_index % self.trainer.accumulate_grad_batches == 0:
             update_momentum(self.student, self.teacher, m=now.momentum)
             update_momentum(self.student_heads, self.teacher_heads, m=now.momentum)
             set_weight_decay(self.trainer.optimizers[0], now.weight_decay)
-        crops = self._pixels(batch["images"])
-        mask = self._draw_mask(crops, batch_index) if self.recipe.ibot else None
-        targets = self._targets(crops, mask, now.teacher_temp)
-        predictions = self._predictions(crops, mask, batch.get("local"))
+        crops = self._seen(batch["images"], batch.get("changes"))
+        local = self._seen(batch["local"], batch.get("local_changes")) if "local" in batch else None
+        hidden = self._draw_mask(crops, batch_index) if self.recipe.ibot else None
+        targets = self._targets(crops, hidden, now.teacher_temp)
+        predictions = self._predictions(crops, hidden, local)
         answers = centred(targets.cls, self.dino.center[0], now.teacher_temp)
-        terms = self.losses(targets, predictions, mask, now.teacher_temp)
+        terms = self.losses(targets, predictions, hidden, now.teacher_temp)
         loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
         figures = {"loss": loss.detach()} | {f"loss_{name}": term.detach() for name, (_, term) in terms.items()}
-        self.log_dict({**figures, **now._asdict(), "teacher_information": information(answers)}, logger=False)
+        self.log_dict({**figures, "teacher_information": information(answers)}, logger=False)
         return loss
+
+    def interval_metrics(self) -> dict[str, float]:
+        """What the schedules said at the last step: Lightning would send such numbers to the device, and wait."""
+        return {} if self._now is None else self._now._asdict()
 
     @in_float32
     def losses(
-        self, targets: Outputs, predictions: Outputs, mask: Tensor | None, temperature: float
+        self, targets: Outputs, predictions: Outputs, hidden: Hidden | None, temperature: float
     ) -> dict[str, tuple[float, Tensor]]:
         """The terms of the loss as name → (weight, value)."""
         views = len(predictions.cls) // (len(targets.cls) // 2)
         terms = {"dino": (1.0, self.dino(targets.cls.chunk(2), predictions.cls.chunk(views), temperature))}
-        if mask is not None:
+        if hidden is not None:
             assert targets.patches is not None and predictions.patches is not None
-            side = int(mask.shape[1] ** 0.5)
-            grid = mask.view(-1, side, side)
-            terms["ibot"] = self.recipe.ibot, self.ibot(targets.patches, predictions.patches, grid, temperature)
+            terms["ibot"] = self.recipe.ibot, self.ibot(targets.patches, predictions.patches, hidden, temperature)
         if self.recipe.koleo:
             # Of each view alone: the two views of an image should not be kept apart.
             spread = torch.stack([self.spread(view) for view in predictions.tokens.chunk(2)]).mean()
@@ -172,52 +214,60 @@ class TeacherTask(pl.LightningModule):
             fused=can_fuse(self.trainer),
         )
 
-    def _targets(self, crops: Tensor, mask: Tensor | None, temperature: float) -> Outputs:
+    def _targets(self, crops: Tensor, hidden: Hidden | None, temperature: float) -> Outputs:
         """The teacher on whole global crops (2 · B, 3, S, S); its logits balanced if the recipe says Sinkhorn."""
         features = self.teacher(crops)
         outputs = [self.teacher_heads.cls(features.cls)]
-        if mask is not None:
-            outputs.append(self.teacher_heads.patches(features.patches[mask]))
+        if hidden is not None:
+            outputs.append(self.teacher_heads.patches(hidden.of(features.patches)))
         if self.recipe.centering == "sinkhorn":
             outputs = [balanced(logits, temperature) for logits in outputs]
-        return Outputs(outputs[0], outputs[1] if mask is not None else None, features.cls)
+        return Outputs(outputs[0], outputs[1] if hidden is not None else None, features.cls)
 
-    def _predictions(self, crops: Tensor, mask: Tensor | None, local: Tensor | None) -> Outputs:
-        """The student on global crops (2 · B, 3, S, S), some of them masked, and on local ones (B, N, 3, s, s)."""
-        features = self.student(crops) if mask is None else masked_features(self.student, crops, mask, self.mask_token)
-        cls = features.cls if local is None else torch.cat([features.cls, self.student(self._pixels(local)).cls])
-        patches = None if mask is None else self.student_heads.patches(features.patches[mask])
+    def _predictions(self, crops: Tensor, hidden: Hidden | None, local: Tensor | None) -> Outputs:
+        """The student on global crops (2 · B, 3, S, S), some of them masked, and on local ones (N · B, 3, s, s)."""
+        if hidden is None:
+            features = self.student(crops)
+        else:
+            features = masked_features(self.student, crops, hidden.mask, self.mask_token)
+        cls = features.cls if local is None else torch.cat([features.cls, self.student(local).cls])
+        patches = None if hidden is None else self.student_heads.patches(hidden.of(features.patches))
         return Outputs(self.student_heads.cls(cls), patches, features.cls)
 
-    def _pixels(self, views: Tensor) -> Tensor:
-        """uint8 (B, V, 3, S, S) → normalised (V · B, 3, S, S), view-major."""
-        return normalise(views.transpose(0, 1).flatten(0, 1), self.student.spec.mean, self.student.spec.std)
+    def _seen(self, views: Tensor, changes: Changes | None) -> Tensor:
+        """uint8 (B, V, 3, S, S) and what is drawn for them (B, V) → what networks see (V · B, 3, S, S), view-major."""
+        first = [each.transpose(0, 1).flatten(0, 1) for each in (views, *(changes or ()))]
+        seen: Tensor = self.pixels(first[0], None if changes is None else Changes(*first[1:]))
+        return seen
 
-    def _draw_mask(self, crops: Tensor, batch_index: int) -> Tensor:
-        generator = torch.Generator(device=self.device)
-        generator.manual_seed(batch_seed(self, self.recipe.seed, batch_index))
+    def _draw_mask(self, crops: Tensor, batch_index: int) -> Hidden:
         shape = (len(crops), (crops.shape[-1] // self.student.patch_size) ** 2)
-        return draw_mask(self.recipe, shape, generator)
+        return draw_mask(self.recipe, shape, batch_seed(self, self.recipe.seed, batch_index), self.device)
 
     def _total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
 
-def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """bool (crops, L), True = hidden: some of the crops, by chance, hide patches, the others none.
+def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], seed: int, device: torch.device) -> Hidden:
+    """Of (crops, L) patches: some of the crops, by chance, hide patches, the others none.
 
-    Each draws its own share of hidden patches, evenly from mask_ratio ± mask_spread, as in iBOT.
+    Each draws its own share of hidden patches, evenly from mask_ratio ± mask_spread, as in iBOT. Counts are drawn on
+    the CPU and patches on the device: to ask it how many they are would be to wait for it.
     """
     crops, patches = shape
-    noise = torch.rand(shape, generator=generator, device=generator.device)
-    ratio, lot = torch.rand(2, crops, generator=generator, device=generator.device)
-    counts = nums_hidden(patches, recipe.mask_ratio + recipe.mask_spread * (2 * ratio - 1))
-    order = noise
+    rng = np.random.default_rng(seed)
+    ratios = recipe.mask_ratio + recipe.mask_spread * rng.uniform(-1, 1, crops)
+    masked = rng.permutation(crops) < max(1, round(recipe.mask_share * crops))
+    numbers = nums_hidden(patches, ratios) * masked
+    counts = torch.from_numpy(numbers).to(device, non_blocking=True)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    order = torch.rand(shape, generator=generator, device=device)
     if recipe.masking == "block":
-        boxes = torch.rand(crops, _BOXES, 4, generator=generator, device=generator.device)
-        order = block_order(noise, boxes, counts)
-    masked = hide_highest(lot[None], max(1, round(recipe.mask_share * crops)))
-    return hide_first(order, counts) & masked.T
+        order = block_order(order, torch.rand(crops, _BOXES, 4, generator=generator, device=device), counts)
+    mask = hide_first(order, counts)
+    # A stable sort puts what is hidden first, and keeps the order of the grid.
+    places = mask.flatten().byte().argsort(descending=True, stable=True)[: int(numbers.sum())]
+    return Hidden(mask, places, counts.clamp(min=1).reciprocal()[places // patches])
 
 
 def masked_features(encoder: Encoder, images: Tensor, mask: Tensor, token: Tensor) -> Features:

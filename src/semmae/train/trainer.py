@@ -17,7 +17,6 @@ Notable here:
 import json
 import logging
 import math
-import os
 import signal
 import sys
 import threading
@@ -36,6 +35,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from semmae.cores import usable_cores
 from semmae.errors import UserError
 from semmae.files import Fields, check_guarded, read_records, read_text, write_text
 from semmae.memory import keep_freed_memory
@@ -141,7 +141,7 @@ def _trainer(
     stage, processes = options.stage, training.processes
     _log.debug("%s: %s, %d batches a step on %d devices", stage, precision, training.accumulate, processes)
     keep_freed_memory()
-    return pl.Trainer(
+    trainer = pl.Trainer(
         # Not MPS: Apple's GPUs have no float64, in which masks count.
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=training.devices,
@@ -158,17 +158,16 @@ def _trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,  # the sampler deals rows to ranks itself
     )
+    # Of several processes it asks every device at every step whether a signal has come, and waits for the answer. Here
+    # `Signals` and `Vote` know.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def barrier() -> None:
     """Wait for the other processes of this run, if there are any."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
-
-
-def _cores() -> int:
-    """Cores that this process may use; on macOS, which does not say, all that it has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Meter(pl.Callback):
@@ -300,7 +299,7 @@ class Meter(pl.Callback):
 
     def _advise(self, trainer: pl.Trainer, waiting: float) -> None:
         """Say once what to do about a run that waits for its images."""
-        workers, cores = int(getattr(trainer.train_dataloader, "num_workers", 0)), _cores()
+        workers, cores = int(getattr(trainer.train_dataloader, "num_workers", 0)), usable_cores()
         if self._advised or waiting < _LONG_WAIT or (workers + 1) * trainer.world_size >= cores:
             return
         self._advised = True

@@ -47,7 +47,7 @@ _MASKS = {"gamma": 6.0, "mask_ratio": 0.6}
 def demo(options: DemoOptions) -> Path:
     """Show the whole way in minutes: a first encoder, parts, masked autoencoder, k-NN, linear probe, report."""
     if options.data is not None:
-        images = open_images(options.data, limit=options.images, seed=options.seed, workers=options.workers)
+        images = open_images(options.data, limit=options.images, seed=options.seed, workers=options.num_workers)
         if options.masks is not None:
             read_annotations(images.names, options.masks)
     elif options.masks is not None:
@@ -69,7 +69,7 @@ def demo(options: DemoOptions) -> Path:
         learned = pretrain_options(options, data, masks, first)
         with claimed(learned) as stage:
             run = pretrain(stage)
-        images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
+        images = open_images(data, limit=options.images, seed=options.seed, workers=options.num_workers)
         if len(set(images.labels or ())) > 1:  # a single class has no wrong neighbour
             if len(images) >= _MEASURED:
                 compare(options, data, images, run, learned)
@@ -139,8 +139,10 @@ def compare(options: DemoOptions, data: str, images: ImageSet, run: Path, learne
     Beside it: the same encoder untrained, raw pixels, and the encoder that parts were learned from.
     """
     encoder, teacher = open_encoder(run), open_encoder(learned.teacher)
-    view = View(encoder.spec.image_size, "mean", workers=options.workers)
-    whole = make_loader(WholeDataset(images, view.image_size, fit="centre"), view.batch_size, workers=options.workers)
+    view = View(encoder.spec.image_size, "mean", workers=options.num_workers)
+    whole = make_loader(
+        WholeDataset(images, view.image_size, fit="centre"), view.batch_size, workers=options.num_workers
+    )
     beside = view
     if learned.init is None:  # a public one, not one trained here: shown what it was shown before, as it is used
         beside = replace(view, image_size=teacher_size(learned, teacher), pooling=resolve_pooling("auto", teacher))

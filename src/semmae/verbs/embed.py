@@ -59,7 +59,7 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     encoder = load_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     tokens = [encoder.pooling] if asked == [_AUTO] else asked
     size = options.image_size or encoder.spec.image_size
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
     store = None if options.parts is None else PartStore.open(options.parts, manifest_digest=images.digest)
     info = _info(options, tokens, encoder, size, images, store)
     if options.out.exists() and not (options.overwrite or run.resume):
@@ -76,7 +76,7 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     with run_folder(run):
         fill(
             file, encoder, images, store,
-            size=size, crop_pct=options.crop_pct, batch_size=options.batch_size, workers=options.workers,
+            size=size, crop_pct=options.crop_pct, batch_size=options.batch_size, workers=options.num_workers,
         )  # fmt: skip
         finish(file, images.names, images.labels, options.out)
     shutil.rmtree(run.out, ignore_errors=True)

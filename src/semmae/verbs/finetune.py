@@ -65,14 +65,14 @@ def measure_only(options: FinetuneOptions) -> Path:
     size = options.image_size or classifier.encoder.spec.image_size
     check_image_size(size, classifier.encoder.patch_size)
     batch = max(1, options.batch_size // options.batches)  # what fits while training
-    crops = CentreCrops(size, options.crop_pct or measured_on, batch, workers=options.workers)
+    crops = CentreCrops(size, options.crop_pct or measured_on, batch, workers=options.num_workers)
     images, split = open_unlearned(
         options.data,
         read_learned(folder),
         whose,
         limit=options.limit,
         seed=options.seed,
-        workers=options.workers,
+        workers=options.num_workers,
     )
     targets = target_indices(options.data, images, classes, whose)
     about = {

@@ -50,7 +50,7 @@ def pack(options: PackOptions) -> Path:
         return options.out
     packing = Packing(options.short_side, options.quality, options.shard_size * 10**6, options.seed)
     with whole_folder(options.out) as folder:
-        written = _write(folder, sets, packing, options.workers)
+        written = _write(folder, sets, packing, options.num_workers)
         sizes = {path.name: path.stat().st_size for path, _ in written}
         write_json(folder / ABOUT, {"semmae": version("semmae"), **facts, "shards": sizes})
     table = _gains(sets, sum(size for _, size in written), packing)
@@ -61,7 +61,7 @@ def pack(options: PackOptions) -> Path:
 
 def _open_all(options: PackOptions) -> dict[str, ImageSet]:
     """All images, by what the names of their shards begin with: both splits, and what belongs to neither of them."""
-    given: dict[str, Any] = {"limit": options.limit, "seed": options.seed, "workers": options.workers}
+    given: dict[str, Any] = {"limit": options.limit, "seed": options.seed, "workers": options.num_workers}
     splits = splits_of(options.data)
     sets = {split or _WITHOUT_SPLIT: open_images(options.data, split=split, **given) for split in splits}
     if len(splits) == 1:

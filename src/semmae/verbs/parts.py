@@ -59,7 +59,7 @@ def parts(options: PartsOptions) -> Path:
         encoder = load_given(options, own)
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     shared(Training, options).check()
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
     options.check_images(len(images))
     check_parts(own, images)
     truth = true_parts(own, images)
@@ -185,7 +185,7 @@ def learn_parts(
             draw_parts(out, store, images, encoder, shown_size(options, encoder), tokens)
             discard(out / TOKENS, FILE, REDUCTIONS)  # all that they were for is done
             if options.export_png is not None:
-                export_labels(store, images, options.export_png, options.export_size, options.workers)
+                export_labels(store, images, options.export_png, options.export_size, options.num_workers)
     if (out / SAMPLES).exists():
         write_parts_page(out)  # after the summary, which stands there
 
@@ -237,7 +237,7 @@ def store_tokens(
 def looking_as(options: PartsOptions, encoder: Encoder) -> Looking:
     """How the encoder looks at images."""
     return Looking(
-        encoder, shown_size(options, encoder), options.grid, options.batch_size, options.workers, options.precision
+        encoder, shown_size(options, encoder), options.grid, options.batch_size, options.num_workers, options.precision
     )
 
 
@@ -293,12 +293,12 @@ def label_all(
     if encoder is None:
         assert options.tokens is not None, "in place of an encoder"
         subset = options.limit is not None
-        return import_tokens(options.tokens, images, options.out, subset=subset, workers=options.workers)
+        return import_tokens(options.tokens, images, options.out, subset=subset, workers=options.num_workers)
     return labelling.label_images(
         options.out, images, encoder, read_learner(options.out / LEARNER),
         teacher=options.teacher, num_heads=options.num_heads, size=shown_size(options, encoder), grid=options.grid,
-        batch_size=options.batch_size, precision=options.precision, devices=options.devices, workers=options.workers,
-        tokens=tokens, targets=targets,
+        batch_size=options.batch_size, precision=options.precision, devices=options.devices,
+        workers=options.num_workers, tokens=tokens, targets=targets,
     )  # fmt: skip
 
 
@@ -317,6 +317,7 @@ def shown_size(options: PartsOptions, encoder: Encoder | None) -> int:
 def _measure(options: PartsOptions, store: PartStore, images: ImageSet, encoder: Encoder | None, truth: Truth) -> None:
     scores = measure(
         store, images, encoder, truth, options.out / "quality.json",
-        size=shown_size(options, encoder), batch_size=options.batch_size, workers=options.workers, seed=options.seed,
+        size=shown_size(options, encoder), batch_size=options.batch_size, workers=options.num_workers,
+        seed=options.seed,
     )  # fmt: skip
     _log.info("%s", quality_text(scores, len(truth.rows)))

@@ -53,7 +53,7 @@ def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
     check_recipe(options)
     shared(Training, options).check()
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
     options.check_images(len(images))
     options = with_teacher(options)
     teacher = load_teacher(options)
@@ -85,7 +85,7 @@ def pretrain(options: PretrainOptions) -> Path:
         store = part_labels(options, images, teacher, tokens) if options.parts or options.learns_parts else None
         if teacher is not None and tokens is not None:
             size, precision = teacher_size(options, teacher), options.precision
-            fill_store(tokens, images, teacher, size=size, precision=precision, workers=options.workers)
+            fill_store(tokens, images, teacher, size=size, precision=precision, workers=options.num_workers)
         barrier()  # all processes read what the first one has stored
         train_autoencoder(options, images, store, init, teacher if options.predicts_tokens else None)
         if is_rank_zero():
@@ -323,7 +323,7 @@ def image_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder, s
         return torch.from_numpy(stored.read(IMAGE_TOKEN).astype(np.float32))
     size = teacher_size(options, teacher)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return class_tokens(images, teacher, options.image_size, size, device, options.workers)
+    return class_tokens(images, teacher, options.image_size, size, device, options.num_workers)
 
 
 def new_autoencoder(options: PretrainOptions, teacher: Encoder | None) -> MaskedAutoencoder:

@@ -43,7 +43,7 @@ def reconstruct(options: ReconstructOptions) -> Path:
             "predicts pixels"
         )
     size = _checked_size(options, mae)
-    images = open_images(options.data, workers=options.workers)
+    images = open_images(options.data, workers=options.num_workers)
     about = _about(options, mae, size, images)
     made = [str(out)]
     if os.path.lexists(out) and not options.overwrite:

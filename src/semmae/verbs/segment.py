@@ -64,7 +64,7 @@ def open_data(options: SegmentOptions, annotations: Path | None = None) -> Segme
         val_share=options.val_share,
         limit=options.limit,
         seed=options.seed,
-        workers=options.workers,
+        workers=options.num_workers,
     )
 
 
@@ -81,7 +81,7 @@ def measure_only(options: SegmentOptions) -> Path:
         lambda images: unlearned_rows(images, learned or ()),
         limit=options.limit,
         seed=options.seed,
-        workers=options.workers,
+        workers=options.num_workers,
     )
     check_same_classes(options, segmenter, data)
     windows = shared(Windows, options, image_size=segmenter.encoder.spec.image_size)

@@ -126,7 +126,7 @@ class Stages:
         base, teacher = self.base, self.open_teacher()
         size = teacher_size(base, teacher)
         with timed(base.out, "tokens"):
-            fill_store(tokens, self.images, teacher, size=size, precision=base.precision, workers=base.workers)
+            fill_store(tokens, self.images, teacher, size=size, precision=base.precision, workers=base.num_workers)
 
     def link_tokens(self, run: Path) -> None:
         """Give a run the stored tokens of all images as its own; it removes them when it is trained."""
@@ -179,7 +179,7 @@ class Stages:
             teacher = self.open_teacher()
             cluster_parts(
                 folder, self.images, teacher, teacher=base.teacher, labels=labels, size=shown_size(stage, teacher),
-                grid=grid, batch_size=stage.batch_size, precision=stage.precision, workers=stage.workers,
+                grid=grid, batch_size=stage.batch_size, precision=stage.precision, workers=stage.num_workers,
                 seed=base.seed,
             )  # fmt: skip
 

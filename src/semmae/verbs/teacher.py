@@ -37,7 +37,7 @@ def teacher(options: TeacherOptions) -> Path:
     check_teacher(options)
     init = load_init(options)
     shared(Training, options).check()
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
     options.check_images(len(images))
     with run_folder(options):
         train_teacher(options, images, init)
@@ -123,7 +123,7 @@ def knn_evaluation(options: TeacherOptions, images: ImageSet, encoder: Encoder) 
     whole = WholeDataset(images, options.image_size, fit="centre")
 
     def measure() -> dict[str, float]:
-        loader = make_loader(whole, options.batch_size, sampler=rows, workers=options.workers)
+        loader = make_loader(whole, options.batch_size, sampler=rows, workers=options.num_workers)
         device = next(encoder.parameters()).device
         vectors = extract(encoder, loader, mean=encoder.spec.mean, std=encoder.spec.std, device=device, label="k-NN")
         classes = targets[rows]

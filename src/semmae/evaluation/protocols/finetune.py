@@ -162,7 +162,7 @@ class Finetune(Protocol[TrainVal]):
     def crops(self) -> CentreCrops:
         """How the images are shown that are measured on, as many at a time as fit while training."""
         batch = max(1, self.training.batch_size // self.training.batches)
-        return CentreCrops(self.image_size, self.crop_pct, batch, workers=self.training.workers)
+        return CentreCrops(self.image_size, self.crop_pct, batch, workers=self.training.num_workers)
 
     def describe(self, data: TrainVal) -> dict[str, Any]:
         recipe = dataclasses.asdict(self.recipe)

@@ -40,7 +40,7 @@ class Parts(SeedOptions, Protocol[TrueParts]):
         view = self.view
         found, _ = measure_encoder(
             encoder, data.images, data.truth, labels=LABELS, grid=GRID, size=view.image_size,
-            batch_size=view.batch_size, workers=view.workers, seed=self.seed,
+            batch_size=view.batch_size, workers=view.num_workers, seed=self.seed,
         )  # fmt: skip
         found |= measure_grids(data.truth, labels=LABELS, grid=GRID)
         return Measured(

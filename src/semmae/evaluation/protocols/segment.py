@@ -54,7 +54,7 @@ class Windows(WindowOptions, PrecisionOptions, WorkerOptions, SeedOptions):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         counts, predictions = evaluate(
             segmenter.to(device),
-            make_loader(WholeLabelled(val, self.image_size), 1, workers=self.workers),
+            make_loader(WholeLabelled(val, self.image_size), 1, workers=self.num_workers),
             classes=len(segmenter.spec.classes),
             size=self.image_size,
             stride=self.step,
@@ -207,7 +207,7 @@ class Segment(Protocol[SegmentationData]):
         steps = recipe.steps // self.rounds
         sampler = StepSampler(len(crops), recipe.seed, steps=steps, batch_size=training.batch_size)
         together = training.batch_size // training.batches
-        return make_loader(crops, together, sampler=sampler, workers=training.workers, drop_last=True)
+        return make_loader(crops, together, sampler=sampler, workers=training.num_workers, drop_last=True)
 
     def describe(self, data: SegmentationData) -> dict[str, Any]:
         recipe = self.recipe
