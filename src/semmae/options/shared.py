@@ -10,6 +10,7 @@ from semmae.options.fields import MOST, about, option
 Model = Literal["vit_mini", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 Compile = Literal["auto", "on", "off"]
+Check = Literal["none", "header", "full"]
 Pooling = Literal["cls", "mean"]
 AnyPooling = Literal["auto", "cls", "mean"]
 
@@ -77,6 +78,9 @@ class ImageOptions(DataOptions, RunOptions):
 
     limit: int | None = option(None, low=1, high=MOST)
     """Use only so many of the images (of each split), drawn by the seed."""
+    check: Check = option("full")
+    """How closely every file is looked at before the start: decoded, once (full), no further than its header, or not \
+at all (none); what cannot be read is left out then, and ends the run later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +131,7 @@ class Batching:
         of_a_process = -(-images // self.processes)
         return epochs * (of_a_process // (self.effective(images) // self.processes))
 
-    def check(self) -> None:
+    def check_division(self) -> None:
         """Refuse a step that does not divide into batches of the same number of images."""
         if self.batch_size % self.batches:
             factors = {"--nodes": self.nodes, "--devices": self.devices, "--accumulate": self.accumulate}

@@ -5,12 +5,30 @@ with MASTER_ADDR, MASTER_PORT and NODE_RANK in the environment, and starts the o
 """
 
 import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from semmae.errors import UserError
+from semmae.files import make_folder
+
+SHARED = "shared"  # folder in that of a run
 
 _INTERACTIVE = ("bash", "interactive")  # names of Slurm's jobs in which nothing was started by srun
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts
+# What a launcher says of this very start, or a user who begins it on every node.
+_START = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT",
+         "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
+_MARK, _DONE = ".making", ".made"
+_PAUSE, _SILENCE = 0.5, 600.0  # seconds
 
+_OWN_START = "SEMMAE_START"
+
+_shared: Path | None = None
+_start, _blocks = "", 0
 _node_begins_at: int | None = None  # of the process that begins another node than the first
 
 
@@ -57,3 +75,77 @@ def started() -> tuple[str | None, int]:
     if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in _INTERACTIVE:
         return "srun", int(os.environ["SLURM_NTASKS"])
     return None, 1
+
+
+def shared_folder() -> Path | None:
+    """Where the first of several processes keeps what it makes for all of them; None where it is alone."""
+    return _shared
+
+
+@contextmanager
+def sharing(out: Path, nodes: int, devices: int) -> Iterator[None]:
+    """What one of several processes makes for all lies in a folder in `out`, while the block lasts and after it.
+
+    Where it fails, nothing is left: the next start makes it again.
+    """
+    global _shared, _start
+    several = nodes * devices > 1
+    if several:
+        _start = _this_start(nodes)
+    _shared = out / SHARED if several else None
+    try:
+        yield
+    except BaseException:
+        if several and is_rank_zero():
+            shutil.rmtree(out / SHARED, ignore_errors=True)
+        raise
+    finally:
+        _shared = None
+
+
+@contextmanager
+def making(path: Path) -> Iterator[None]:
+    """The first process is at work at what the others `wait_for`."""
+    make_folder(path.parent)
+    mark = path.with_suffix(_MARK)
+    mark.write_text(_start)
+    try:
+        yield
+        path.with_suffix(_DONE).write_text(_start)
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def wait_for(path: Path) -> None:
+    """Until the first process has made what lies at `path`; UserError where it ends without, or never begins."""
+    mark, done = path.with_suffix(_MARK), path.with_suffix(_DONE)
+    begun, seen = time.monotonic(), False
+    while not _is_ours(done):
+        ours = _is_ours(mark)
+        if seen and not ours and not _is_ours(done):
+            raise UserError("the first process has ended before it had listed the images; its message says why")
+        if not seen and time.monotonic() - begun > _SILENCE:
+            raise UserError(
+                f"{path.parent}: for {_SILENCE / 60:.0f} minutes nothing was heard of the first process; start all "
+                "processes, with one --out that all of them see"
+            )
+        seen |= ours
+        time.sleep(_PAUSE)
+
+
+def _is_ours(mark: Path) -> bool:
+    try:
+        return mark.read_text() == _start
+    except OSError:
+        return False
+
+
+def _this_start(nodes: int) -> str:
+    """What all processes of one start have in common, and another start in the same folder has not."""
+    global _blocks
+    _blocks += 1  # a script may train several times: all processes run through the same ones
+    if nodes == 1 and started()[0] is None:
+        said = [os.environ.setdefault(_OWN_START, uuid.uuid4().hex)]  # processes begun later inherit it
+    else:
+        said = [os.environ.get(name, "") for name in _START]
+    return "\n".join([*said, str(_blocks)])

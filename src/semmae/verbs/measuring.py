@@ -91,7 +91,7 @@ def view_of(options: KnnOptions | ProbeOptions | EvaluateOptions, encoder: Encod
 
 def open_class_sets(options: EncoderOptions) -> list[ImageSet]:
     """The images of --data, by splits where it has some."""
-    return open_sets(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    return open_sets(options.data, limit=options.limit, seed=options.seed, workers=options.workers, check=options.check)
 
 
 def divided(options: ProbeOptions | FinetuneOptions | EvaluateOptions, sets: Sequence[ImageSet]) -> TrainVal:

@@ -58,7 +58,9 @@ def parts(options: PartsOptions) -> Path:
         encoder = load_encoder(own.teacher, num_heads=own.num_heads, image_size=own.image_size)
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     shared(Training, options).check()
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    images = open_images(
+        options.data, limit=options.limit, seed=options.seed, workers=options.workers, check=options.check
+    )
     options.check_images(len(images))
     check_parts(own, images)
     truth = true_parts(own, images)

@@ -53,7 +53,9 @@ def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
     check_recipe(options)
     shared(Training, options).check()
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    images = open_images(
+        options.data, limit=options.limit, seed=options.seed, workers=options.workers, check=options.check
+    )
     options.check_images(len(images))
     options = with_teacher(options)
     teacher = load_teacher(options)

@@ -37,7 +37,9 @@ def teacher(options: TeacherOptions) -> Path:
     check_teacher(options)
     init = load_init(options)
     shared(Training, options).check()
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.workers)
+    images = open_images(
+        options.data, limit=options.limit, seed=options.seed, workers=options.workers, check=options.check
+    )
     options.check_images(len(images))
     with run_folder(options):
         train_teacher(options, images, init)
