@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from semmae.data import folders, manifest as module
 from semmae.data.decode import decode
 from semmae.data.manifest import ImageSet, open_images
 from semmae.run import ranks
-from semmae.run.ranks import SHARED, making, sharing, wait_for
+from semmae.run.ranks import SHARED, made, sharing, wait_for
 
 Write = Callable[..., Path]
 MANY = [f"c{i % 2}/{i:02}.jpg" for i in range(40)]
@@ -103,25 +102,21 @@ def test_a_list_of_an_earlier_start_is_waited_out(
 
 
 def test_a_first_process_that_fails_is_noticed(tmp_path: Path, as_rank: Callable[[int], None]) -> None:
-    path = tmp_path / SHARED / "x.npz"
     as_rank(1)
+    (alive := tmp_path / SHARED / "first.alive").parent.mkdir()
     with sharing(tmp_path, 1, 2):
-
-        def fail() -> None:
-            with pytest.raises(RuntimeError), making(path):
-                time.sleep(0.3)
-                raise RuntimeError
-
-        thread = threading.Thread(target=fail)
-        thread.start()
+        alive.write_text(ranks._start)
+        timer = threading.Timer(0.3, alive.unlink)
+        timer.start()
         with refused("first process has ended"):
-            wait_for(path)
-        thread.join()
+            wait_for("x")
+        timer.join()
 
 
 def test_a_refused_start_leaves_nothing(tmp_path: Path, as_rank: Callable[[int], None]) -> None:
     as_rank(0)
-    with pytest.raises(RuntimeError), sharing(tmp_path, 1, 2), making(tmp_path / SHARED / "x.npz"):
+    with pytest.raises(RuntimeError), sharing(tmp_path, 1, 2):
+        made("x")
         raise RuntimeError
     assert os.listdir(tmp_path) == []
 

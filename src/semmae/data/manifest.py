@@ -34,7 +34,7 @@ from semmae.files import write_csv
 from semmae.objects import described
 from semmae.options.shared import Check
 from semmae.progress import Progress
-from semmae.run.ranks import is_rank_zero, making, shared_folder, wait_for
+from semmae.run.ranks import is_rank_zero, made, shared_folder, wait_for
 
 UNREADABLE_LIMIT = 0.05
 _CHECKS = get_args(Check)
@@ -157,7 +157,7 @@ def open_images(
             source = source.select(rows) if isinstance(source, ItemSource) else Selection(source, rows)
         return source
 
-    def made() -> ImageSet:
+    def listed_images() -> ImageSet:
         source = listed_source()
         manifest = build_manifest(source, workers, check=check)
         if source.labels is None and source.class_note and not needs_classes:
@@ -166,15 +166,15 @@ def open_images(
 
     folder = shared_folder()
     if folder is None:
-        return made()
+        return listed_images()
     key = hashlib.sha256(repr((described(data), split, limit, seed, check)).encode("utf-8", "surrogateescape"))
     path = folder / f"{key.hexdigest()[:16]}.npz"
     if is_rank_zero():
-        with making(path):
-            images = made()
-            write_kept(path, images.source, images.manifest, images.positions)
+        images = listed_images()
+        write_kept(path, images.source, images.manifest, images.positions)
+        made(path.stem)
         return images
-    wait_for(path)
+    wait_for(path.stem)
     kept = read_kept(path)
     manifest = Manifest(kept.names, kept.sizes, kept.labels, kept.skipped)
     if manifest.digest != kept.digest:

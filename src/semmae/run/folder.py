@@ -39,7 +39,7 @@ _NOTHING = {UNFINISHED, _LOCK, SHARED}
 # All that runs leave in their folder, which is what --overwrite may delete: patterns of files, those of every run and
 # those of the verbs, folders of loggers with whatever lies in them, and runs within the run.
 _FILES = {
-    UNFINISHED, _LOCK, f"{SHARED}/*.npz", f"{SHARED}/*.making", f"{SHARED}/*.made", CONFIG, "train.log",
+    UNFINISHED, _LOCK, f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made", CONFIG, "train.log",
     "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
     "checkpoints/last.ckpt", "tensorboard/events.*", "tensorboard/hparams.yaml", "csv/version_*/metrics.csv",
     "csv/version_*/hparams.yaml", *(pattern for row in VERBS.values() for pattern in row.leaves),

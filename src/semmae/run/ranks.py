@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,13 +22,14 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts
 # What a launcher says of this very start, or a user who begins it on every node.
 _START = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT",
          "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
-_MARK, _DONE = ".making", ".made"
+_ALIVE, _DONE = "first.alive", ".made"  # a file while the first process is at work; ends of names of what it has made
 _PAUSE, _SILENCE = 0.5, 600.0  # seconds
 
 _OWN_START = "SEMMAE_START"
 
 _shared: Path | None = None
 _start, _blocks = "", 0
+_told: list[Callable[[Exception], None]] = []
 _node_begins_at: int | None = None  # of the process that begins another node than the first
 
 
@@ -82,51 +83,59 @@ def shared_folder() -> Path | None:
     return _shared
 
 
+def when_failing(told: Callable[[Exception], None]) -> None:
+    """Call this with the error by which the work of this process ends inside `sharing`."""
+    _told.append(told)
+
+
 @contextmanager
 def sharing(out: Path, nodes: int, devices: int) -> Iterator[None]:
     """What one of several processes makes for all lies in a folder in `out`, while the block lasts and after it.
 
-    Where it fails, nothing is left: the next start makes it again.
+    Where it fails, nothing is left there: the next start makes it again. The others are told (`when_failing`).
     """
     global _shared, _start
-    several = nodes * devices > 1
-    if several:
-        _start = _this_start(nodes)
-    _shared = out / SHARED if several else None
-    try:
+    if nodes * devices == 1:
         yield
-    except BaseException:
-        if several and is_rank_zero():
-            shutil.rmtree(out / SHARED, ignore_errors=True)
+        return
+    _shared, _start = out / SHARED, _this_start(nodes)
+    alive = _shared / _ALIVE
+    try:
+        if is_rank_zero():
+            make_folder(_shared)
+            alive.write_text(_start)
+        yield
+    except BaseException as error:
+        if is_rank_zero():
+            shutil.rmtree(_shared, ignore_errors=True)
+        if isinstance(error, Exception):
+            for told in _told:
+                told(error)
         raise
     finally:
+        if is_rank_zero():
+            alive.unlink(missing_ok=True)
         _shared = None
 
 
-@contextmanager
-def making(path: Path) -> Iterator[None]:
-    """The first process is at work at what the others `wait_for`."""
-    make_folder(path.parent)
-    mark = path.with_suffix(_MARK)
-    mark.write_text(_start)
-    try:
-        yield
-        path.with_suffix(_DONE).write_text(_start)
-    finally:
-        mark.unlink(missing_ok=True)
+def made(name: str) -> None:
+    """The first process has made for all what is known by this name."""
+    assert _shared is not None, "there are others"
+    (_shared / f"{name}{_DONE}").write_text(_start)
 
 
-def wait_for(path: Path) -> None:
-    """Until the first process has made what lies at `path`; UserError where it ends without, or never begins."""
-    mark, done = path.with_suffix(_MARK), path.with_suffix(_DONE)
+def wait_for(name: str) -> None:
+    """Until the first process has `made` it; UserError where that has ended before, or never begins."""
+    assert _shared is not None, "there are others"
+    alive, done = _shared / _ALIVE, _shared / f"{name}{_DONE}"
     begun, seen = time.monotonic(), False
     while not _is_ours(done):
-        ours = _is_ours(mark)
+        ours = _is_ours(alive)
         if seen and not ours and not _is_ours(done):
-            raise UserError("the first process has ended before it had listed the images; its message says why")
+            raise UserError("the first process has ended; its message says why")
         if not seen and time.monotonic() - begun > _SILENCE:
             raise UserError(
-                f"{path.parent}: for {_SILENCE / 60:.0f} minutes nothing was heard of the first process; start all "
+                f"{_shared}: for {_SILENCE / 60:.0f} minutes nothing was heard of the first process; start all "
                 "processes, with one --out that all of them see"
             )
         seen |= ours

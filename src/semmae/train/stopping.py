@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -32,8 +31,8 @@ from torch.utils.data import DataLoader
 from semmae.data.loaders import EpochSampler
 from semmae.errors import UserError
 from semmae.run.signals import Interrupted
+from semmae.train.together import check_alike, listen, tell, waiting_group
 
-PATIENCE = timedelta(days=7)  # that processes wait for each other
 # Seconds between two checkpoints. At first as many as the run is old: not half of it can be lost.
 _AT_LEAST = 60.0
 _AT_MOST = 600.0
@@ -75,10 +74,7 @@ class Vote:
     def __init__(self, processes: int) -> None:
         self._group: torch.distributed.ProcessGroup | None = None
         if processes > 1:
-            # On the CPU, whatever the gradients travel by: no device is waited for.
-            group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-            assert isinstance(group, torch.distributed.ProcessGroup)  # all processes are in it
-            self._group = group
+            self._group = waiting_group()  # on the CPU, whatever the gradients travel by: no device is waited for
         self._pending: tuple[torch.distributed.Work, Tensor] | None = None
 
     def cast(self, wish: Wish) -> Wish:
@@ -155,6 +151,9 @@ class Keeper(Checkpoint):
         wanted = {"optimizer_states": len(trainer.optimizers), "lr_schedulers": len(trainer.lr_scheduler_configs)}
         if self._held not in (None, wanted):
             raise UserError(f"{self.path}: its optimizer_states or lr_schedulers are of another training; restore it")
+        listen()
+        images = getattr(self.loader.dataset, "images", None)
+        check_alike(f"{self.path}", (getattr(images, "digest", ""), len(self.loader), trainer.global_step))
         self._vote = Vote(trainer.world_size)
         self._begun = self._saved = time.monotonic()
         self._first = not self.path.exists()
@@ -185,6 +184,11 @@ class Keeper(Checkpoint):
         """What a callback has ended is known here, after its epoch's end."""
         if trainer.should_stop and not self._ended:
             self._save(trainer, Wish.SAVE)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Before Lightning puts things away, which may wait for the device: the other processes are to stop now."""
+        if isinstance(exception, Exception):
+            tell(exception)
 
     def _due(self) -> bool:
         age = self._saved - self._begun

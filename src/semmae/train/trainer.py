@@ -48,8 +48,9 @@ from semmae.train.loggers import open_loggers
 from semmae.train.nodes import cluster
 from semmae.train.optimizer import clip_gradients
 from semmae.train.precision import resolve_precision
-from semmae.train.stopping import PATIENCE, Keeper
+from semmae.train.stopping import Keeper
 from semmae.train.summary import Trained
+from semmae.train.together import TIMEOUT, barrier, explained
 
 LOG_EVERY = 10  # steps
 LAST = "last.ckpt"
@@ -109,6 +110,11 @@ def fit(
             if not is_rank_zero():
                 raise SystemExit(0) from stop  # another code, and Lightning kills the first one as it reports
             raise Interrupted(getattr(stop, "signum", signal.SIGINT)) from stop
+        except Exception as error:
+            said = explained(error)
+            if said is error:
+                raise
+            raise said from error
         finally:
             if threading.current_thread() is threading.main_thread():  # another one cannot, and has changed nothing
                 signal.signal(signal.SIGINT, previous)
@@ -146,8 +152,7 @@ def _trainer(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=training.devices,
         num_nodes=training.nodes,
-        # After training the first process may label images for hours, and the others wait for it.
-        strategy=DDPStrategy(timeout=PATIENCE) if processes > 1 else "auto",
+        strategy=DDPStrategy(timeout=TIMEOUT) if processes > 1 else "auto",
         precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
         max_epochs=options.epochs,
         accumulate_grad_batches=training.accumulate,
@@ -158,12 +163,6 @@ def _trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,  # the sampler deals rows to ranks itself
     )
-
-
-def barrier() -> None:
-    """Wait for the other processes of this run, if there are any."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def _cores() -> int:
@@ -255,6 +254,7 @@ class Meter(pl.Callback):
             self._append(trainer, trainer.current_epoch - 1, found)
             shown = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
             _log.info("%s: %s", self.options.stage, shown)
+        barrier("evaluation")
 
     def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Refuse losses since the last report, and weights, that are not finite; waits for the device."""
@@ -269,10 +269,11 @@ class Meter(pl.Callback):
         """What is measured after this epoch, in time that does not count as training."""
         epoch = trainer.current_epoch + 1
         due = self.evaluation is not None and (epoch % self.evaluation.every == 0 or epoch == self.options.epochs)
-        if self.evaluation is None or not due or not trainer.is_global_zero:
+        if self.evaluation is None or not due:
             return {}
         started, self._measured = time.monotonic(), trainer.global_step
-        found = self.evaluation.measure()
+        found = self.evaluation.measure() if trainer.is_global_zero else {}
+        barrier("evaluation")  # or the others would wait in the next step, in a collective of the device
         self._since += time.monotonic() - started
         return found
 
@@ -311,8 +312,10 @@ class Meter(pl.Callback):
 
     def _checked_losses(self, trainer: pl.Trainer) -> list[float]:
         """The loss of every optimiser step since the last report, finite; waits for the device."""
-        # Lightning divides the losses of batches that make a step by their number: the step's is their sum.
-        losses = torch.stack(self._losses).float().view(-1, self._accumulate).sum(1).tolist()
+        # Lightning divides the losses of batches that make a step by their number: the step's is their sum. Its mean
+        # over all processes, so that all of them find the same one at fault, and at the same step.
+        self._losses = list(trainer.strategy.reduce(torch.stack(self._losses).float(), reduce_op="mean"))
+        losses = torch.stack(self._losses).view(-1, self._accumulate).sum(1).tolist()
         first = trainer.global_step - len(losses)
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):

@@ -183,6 +183,8 @@ def bring_learner(
         return None
     tokens = None
     if options.rebuild == "tokens":
+        if not is_rank_zero():
+            return None  # seconds of work, of the first process alone
         learner, trained, tokens = learn_from_tokens(options, some, encoder, targets)
     else:
         learner, trained = learn_from_pixels(options, some, encoder)

@@ -39,7 +39,8 @@ from semmae.train.mask_checks import check_masking, patches_taking_part, try_mas
 from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import check_same_images, summarised
 from semmae.train.teacher_tokens import class_tokens, fill_store, token_store, usual_size, whitening
-from semmae.train.trainer import FitOptions, barrier, fit
+from semmae.train.together import barrier
+from semmae.train.trainer import FitOptions, fit
 from semmae.verbs.parts import learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher, train_teacher
@@ -86,7 +87,7 @@ def pretrain(options: PretrainOptions) -> Path:
         if teacher is not None and tokens is not None:
             size, precision = teacher_size(options, teacher), options.precision
             fill_store(tokens, images, teacher, size=size, precision=precision, workers=options.workers)
-        barrier()  # all processes read what the first one has stored
+        barrier("stages")  # all processes read what the first one has stored
         train_autoencoder(options, images, store, init, teacher if options.predicts_tokens else None)
         if is_rank_zero():
             write_report(options.out)
@@ -199,7 +200,7 @@ def part_labels(
     stage = parts_stage(options, spec)
     with run_folder(stage):
         learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images), tokens)
-        barrier()
+        barrier("parts")
     return PartStore.open(stage.out, manifest_digest=images.digest)
 
 
@@ -237,7 +238,7 @@ def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
     if not (stage.out / "encoder" / "config.json").exists():
         with run_folder(stage):
             train_teacher(stage, images)
-            barrier()
+            barrier("teacher")
     return stage.out
 
 

@@ -31,7 +31,8 @@ from semmae.train.batches import Training
 from semmae.train.compiling import resolve_compile
 from semmae.train.finetune import FinetuneTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import Evaluation, FitOptions, barrier, fit
+from semmae.train.together import barrier
+from semmae.train.trainer import Evaluation, FitOptions, fit
 
 STAGE = "finetune"
 # Of the recipe: the whole run has one seed, and nothing measured depends on the others.
@@ -89,7 +90,7 @@ class Finetune(Protocol[TrainVal]):
         if is_rank_zero():
             found = measure_classifier(classifier, data.val, data.val_targets, data.classes, self.crops)
             found = dataclasses.replace(found, length=length)
-        barrier()
+        barrier(name)
         return found
 
     def new_classifier(self, encoder: Encoder, classes: int) -> Classifier:
