@@ -99,11 +99,12 @@ class Batching:
 
     batch_size: int = option(64, low=1, high=2**20, group="batches")
     """Images per optimiser step, over all devices."""
-    accumulate: int = option(1, low=1, high=2**16)
+    # How a step is divided may change on resume: it has the same images and masks, and other sums of their gradients.
+    accumulate: int = option(1, low=1, high=2**16, on_resume="free")
     """Batches that make one optimiser step on each device, which hold the fewer images for it: less memory."""
-    devices: int = option(1, low=1, high=1024)
+    devices: int = option(1, low=1, high=1024, on_resume="free")
     """GPUs, or processes on a CPU; of each node."""
-    nodes: int = option(1, low=1, high=2**16)
+    nodes: int = option(1, low=1, high=2**16, on_resume="free")
     """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
 
     @property
@@ -128,8 +129,7 @@ class Batching:
 
     def optimiser_steps(self, images: int, epochs: int) -> int:
         """Of a whole training."""
-        of_a_process = -(-images // self.processes)
-        return epochs * (of_a_process // (self.effective(images) // self.processes))
+        return epochs * max(1, images // self.effective(images))
 
     def check_division(self) -> None:
         """Refuse a step that does not divide into batches of the same number of images."""

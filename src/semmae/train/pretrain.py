@@ -14,7 +14,7 @@ from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
-from semmae.train.masks import MaskContext, MaskMeter, batch_seed, mask_function
+from semmae.train.masks import MaskContext, MaskMeter, Step, batch_seed, mask_function, mask_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
 from semmae.train.teacher_tokens import tokens_of
 
@@ -38,6 +38,7 @@ def mask_context(
     progress: float,
     generator: torch.Generator,
     num_labels: int,
+    step: Step | None = None,
 ) -> MaskContext:
     """What the mask of a batch of that shape (B, L) is made from, with the batch's "parts" and "attention" (B, L).
 
@@ -55,6 +56,7 @@ def mask_context(
         hint=recipe.attention_hint,
         part_hints=recipe.hints,
         keep_background=recipe.keep_background,
+        step=step,
     )
     return context if recipe.token_subset is None else context.most_attended(recipe.token_subset)
 
@@ -155,9 +157,22 @@ class PretrainTask(pl.LightningModule):
         """
         generator = torch.Generator(device=self.device)
         generator.manual_seed(batch_seed(self, self.recipe.seed, batch_index))
+        step = self._step(shape[0], batch_index)
         progress = self.global_step / int(self.trainer.estimated_stepping_batches)
         labels = len(self._meter.label_names)
-        context = mask_context(self.recipe, batch, shape, progress=progress, generator=generator, num_labels=labels)
+        context = mask_context(
+            self.recipe, batch, shape, progress=progress, generator=generator, num_labels=labels, step=step
+        )
         mask = self._draw(context)
         self._meter.add(mask, context.parts, blend_at(self.recipe, progress))
         return mask, context.subset
+
+    def _step(self, images: int, batch_index: int) -> Step | None:
+        """Where a batch of so many images stands among those of its optimiser step; None where it is alone there."""
+        ranks, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if ranks * parts == 1:
+            return None
+        generator = torch.Generator(device=self.device)
+        generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, 0))
+        part = batch_index % parts
+        return Step.of(images, rank=self.global_rank, ranks=ranks, part=part, parts=parts, generator=generator)

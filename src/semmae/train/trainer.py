@@ -177,7 +177,8 @@ class Meter(pl.Callback):
         self.options = options
         self.evaluation = evaluation
         self._accumulate = options.training.accumulate
-        self._losses: list[Tensor] = []  # of batches, each its share of its step's
+        self._batches: list[Tensor] = []  # losses of the step that is running, each its share of it
+        self._losses: list[Tensor] = []  # of steps
         self._norms: list[Tensor] = []  # of the gradients of steps, before they are limited
         self._images = 0
         self._waited = 0.0
@@ -227,20 +228,22 @@ class Meter(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
         """Keep the loss on its device; every `LOG_EVERY` steps look at it."""
-        self._losses.append(outputs["loss"].detach())
+        self._batches.append(outputs["loss"].detach().float())
         self._images += len(next(iter(batch.values()))) * trainer.world_size
-        if len(self._losses) % self._accumulate == 0:
+        if len(self._batches) == self._accumulate:
+            # Lightning divides the losses of batches that make a step by their number: the step's is their sum.
+            self._losses.append(self._batches[0] if self._accumulate == 1 else torch.stack(self._batches).sum())
+            self._batches.clear()
             # Lightning would hold the step's gradients until the next forward pass is over, the memory's peak.
             for optimizer in trainer.optimizers:
                 optimizer.zero_grad()
-        if len(self._losses) >= LOG_EVERY * self._accumulate and not trainer.is_last_batch:
+        if len(self._losses) >= LOG_EVERY and not trainer.is_last_batch:
             self._report(trainer, {})
         self._mark = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Report the rest of the epoch, before the checkpoint callback saves anything."""
-        # Of a step that a callback has cut off in the middle nothing was learned.
-        del self._losses[len(self._losses) // self._accumulate * self._accumulate :]
+        self._batches.clear()  # of a step that a callback has cut off in the middle nothing was learned
         if self._losses:
             self.check(trainer, module)
             self._report(trainer, self._evaluated(trainer))
@@ -312,10 +315,9 @@ class Meter(pl.Callback):
 
     def _checked_losses(self, trainer: pl.Trainer) -> list[float]:
         """The loss of every optimiser step since the last report, finite; waits for the device."""
-        # Lightning divides the losses of batches that make a step by their number: the step's is their sum. Its mean
-        # over all processes, so that all of them find the same one at fault, and at the same step.
-        self._losses = list(trainer.strategy.reduce(torch.stack(self._losses).float(), reduce_op="mean"))
-        losses = torch.stack(self._losses).view(-1, self._accumulate).sum(1).tolist()
+        # The mean over all processes, so that all of them find the same one at fault, and at the same step.
+        self._losses = list(trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean"))
+        losses = torch.stack(self._losses).tolist()
         first = trainer.global_step - len(losses)
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
@@ -342,7 +344,7 @@ class Meter(pl.Callback):
         terminal = is_terminal(sys.stderr)
         if not (ended or terminal):
             return
-        steps = max(1, len(self._losses) // self._accumulate)
+        steps = max(1, len(self._losses))
         seconds_a_step = (time.monotonic() - self._since) / steps
         planned = int(trainer.estimated_stepping_batches)
         left = (planned - trainer.global_step) * seconds_a_step
