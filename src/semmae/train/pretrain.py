@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from semmae.data.loaders import IMAGE_TOKEN, TOKENS, normalise
+from semmae.data.loaders import IMAGE_TOKEN, TOKENS
 from semmae.masking import num_hidden
 from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
@@ -70,8 +70,7 @@ class PretrainTask(pl.LightningModule):
     says of its images, shown at `teacher_size` pixels a side; the latter are whitened by the mean and matrix of
     `whiten` (`whitening`), or else left out.
 
-    `lr` is the highest rate; `label_names` are those of the part labels in the batches; `compiled`, it trains through
-    torch.compile: `mae` itself stays as it is, and so do names in checkpoints.
+    `lr` is the highest rate; `label_names` are those of the part labels in the batches.
     """
 
     def __init__(
@@ -81,7 +80,6 @@ class PretrainTask(pl.LightningModule):
         *,
         lr: float,
         label_names: Sequence[str] = (),
-        compiled: bool = False,
         teacher: Encoder | None = None,
         teacher_size: int = 0,
         whiten: tuple[Tensor, Tensor] | None = None,
@@ -90,8 +88,6 @@ class PretrainTask(pl.LightningModule):
         # In a tuple, so that the frozen encoder is neither trained nor saved with every checkpoint.
         self._frozen = () if teacher is None else (teacher.eval().requires_grad_(False),)
         self.mae, self.recipe, self.lr, self._teacher_size = mae, recipe, lr, teacher_size
-        # Every batch has the same shape: the last, short one of an epoch is left out.
-        self._forward = torch.compile(mae.forward, dynamic=False) if compiled else mae.forward
         self.token_mean: Tensor | None
         self.token_matrix: Tensor | None
         for name, own in zip(("token_mean", "token_matrix"), whiten or (None, None), strict=True):
@@ -106,14 +102,13 @@ class PretrainTask(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """One masked reconstruction: a step, or one batch of several that make it."""
-        spec = self.mae.encoder.spec
-        images = normalise(batch["images"][:, 0], spec.mean, spec.std)
-        side = images.shape[-1] // spec.patch_size
+        images = batch["images"][:, 0]
+        side = images.shape[-1] // self.mae.encoder.patch_size
         mask, subset = self._mask(batch, (len(images), side**2), batch_index)
         # How many one's own function hides is counted; that waits for the device.
         count = num_hidden(mask.shape[1], self.recipe.mask_ratio) if self.recipe.masking in MASKINGS else None
         tokens, image_token = self._tokens(batch, side)
-        loss: Tensor = self._forward(images, mask, subset, count, tokens, image_token).loss
+        loss: Tensor = self.mae(images, mask, subset, count, tokens, image_token).loss
         self.log("loss", loss.detach(), logger=False)
         return loss
 

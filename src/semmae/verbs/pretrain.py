@@ -34,7 +34,7 @@ from semmae.run.config import UNFINISHED, kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero, started
 from semmae.train.batches import Training
-from semmae.train.compiling import check_compile, resolve_compile
+from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import check_same_images, summarised
@@ -278,16 +278,15 @@ def train_autoencoder(
     with summarised(options.out, "pretrain", images, **facts) as summary:
         loader = training.loader(dataset, rate)
         how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip)
-        compiled = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
+        compiling = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
         seen = teacher if tokens is None else None
         whiten = None if teacher is None else whitening(image_tokens(options, images, teacher, tokens))
         size = 0 if teacher is None else teacher_size(options, teacher)
-        task = PretrainTask(
-            mae, recipe, lr=rate, label_names=labels, compiled=compiled, teacher=seen, teacher_size=size, whiten=whiten
-        )
-        with one_thread_an_operation() if mae.encoder.width < _SHARED_FROM else nullcontext():
+        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, teacher=seen, teacher_size=size, whiten=whiten)
+        threads = one_thread_an_operation() if mae.encoder.width < _SHARED_FROM else nullcontext()
+        with threads, compiled(mae, compiling):
             summary.trained(fit(task, loader, how))
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
