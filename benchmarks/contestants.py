@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -21,6 +22,7 @@ from torch import Tensor
 
 MASK_RATIO, PARTS = 0.75, 7
 BETAS, DECAY, RATE = (0.9, 0.95), 0.05, 1e-4
+_COMPILED = ExitStack()  # what is compiled stays so while the process lasts
 
 Precision = Literal["float32", "bf16"]
 Step = Callable[[Precision], None]
@@ -62,6 +64,7 @@ def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False, subs
     from semmae.models import bf16
     from semmae.models.mae import DECODERS, MaskedAutoencoder
     from semmae.models.vit import Encoder, EncoderSpec
+    from semmae.train.compiling import compiled
     from semmae.train.optimizer import adamw
 
     if setting.device == "cpu" and not freed:
@@ -73,7 +76,7 @@ def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False, subs
     mae = MaskedAutoencoder(encoder, DECODERS[setting.model]).to(setting.device)
     optimizer = adamw(mae, lr=RATE, betas=BETAS, weight_decay=DECAY)
     if setting.compiled:
-        mae.compile()
+        _COMPILED.enter_context(compiled(mae))
     images, side = setting.images(), setting.size // patch
     # Parts as images have them: areas that hang together.
     columns = torch.arange(side**2, device=setting.device) % side

@@ -112,6 +112,10 @@ GIVEN: dict[str, Callable[[Any], object]] = {
     "WholeDataset.fit": lambda value: semmae.WholeDataset(None, 16, value),  # type: ignore[arg-type]
     "embed_images.pooling": lambda value: semmae.embed_images(tiny_encoder(), [], pooling=value),
     "extract.pooling": lambda value: semmae.extract(tiny_encoder(), [], mean=[0], std=[1], pooling=value),
+    "open_images.check": lambda value: semmae.open_images("nowhere", check=value),
+    "open_segmentation.check": lambda value: semmae.open_segmentation(
+        "nowhere", semmae.AnnotationCoding(), check=value
+    ),
     "pool.pooling": lambda value: semmae.pool(tiny_encoder()(IMAGES), value),
     "resolve_precision.precision": lambda value: semmae.resolve_precision(value),
 }

@@ -51,6 +51,17 @@ def test_ranks_share_an_epoch_evenly(length: int, ranks: int, shuffle: bool) -> 
     assert together[:length] == alone and set(together) == set(range(length))
 
 
+@pytest.mark.parametrize(("length", "step"), [(33, 8), (8, 8), (47, 12), (3, 8)])
+def test_the_images_of_a_step_are_the_same_for_any_number_of_ranks(length: int, step: int) -> None:
+    found = []
+    for ranks in (1, 2, 4):
+        each = step // ranks
+        shares = [list(EpochSampler(length, 1, multiple=each, num_replicas=ranks, rank=rank)) for rank in range(ranks)]
+        steps = [[key for share in shares for key in share[at : at + each]] for at in range(0, len(shares[0]), each)]
+        found.append([sorted(keys) for keys in steps])
+    assert found[0] == found[1] == found[2] and len(found[0]) == max(1, length // step)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_begun_in_the_middle_an_epoch_ends_as_the_whole_one(images: ImageSet, workers: int) -> None:
     """And the epochs after it are whole; workers fetch ahead of the batch that is asked for."""

@@ -24,7 +24,7 @@ from semmae.options.fields import options_of
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainOptions, PretrainRecipe
 from semmae.options.shared import SeedOptions
-from semmae.train.masks import CheckedMask, MaskContext, MaskMeter, draw_mask, mask_function, mask_seed
+from semmae.train.masks import CheckedMask, MaskContext, MaskMeter, Step, draw_mask, mask_function, mask_seed
 from semmae.train.pretrain import blend_at, mask_context
 
 
@@ -216,3 +216,28 @@ def test_the_meter_averages_over_batches_and_begins_anew() -> None:
     assert meter.read() == {}
     meter.add(masks[0], parts[0].to(torch.uint8), None)
     assert meter.read()["hidden/background"] == masks[0][parts[0] == 0].double().mean().item()
+
+
+@pytest.mark.parametrize("masking", ["random", "block", "semantic", "colour", "attention"])
+def test_an_image_is_masked_alike_however_its_step_is_divided(masking: str) -> None:
+    """By one process in one batch, or dealt out to two of two batches each."""
+    images = 8
+    parts = torch.randint(5, (images, 36), generator=torch.Generator().manual_seed(1))
+    attention = torch.rand(images, 36, generator=torch.Generator().manual_seed(2))
+
+    def drawn(rows: slice, step: Step | None) -> Tensor:
+        generator = torch.Generator().manual_seed(0 if step is None else 9)
+        count = len(range(images)[rows])
+        return draw_mask(
+            masking,
+            MaskContext(
+                (count, 36), 0.75, 0.5, generator, 5, parts[rows], attention[rows], blend=0.5, hint=0.1, step=step
+            ),
+        )
+
+    whole, divided = drawn(slice(None), None), torch.zeros(images, 36, dtype=torch.bool)
+    for rank in range(2):
+        for part in range(2):
+            step = Step.of(2, rank=rank, ranks=2, part=part, parts=2, generator=torch.Generator().manual_seed(0))
+            divided[step.rows] = drawn(step.rows, step)
+    assert torch.equal(whole, divided)

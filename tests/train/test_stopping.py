@@ -129,6 +129,29 @@ def test_stopped_at_any_step_it_goes_on_with_the_next(
 
 
 @pytest.mark.usefixtures("every_four")
+@pytest.mark.parametrize("halved", [True, False])
+def test_a_step_may_be_divided_otherwise_when_it_goes_on(halved: bool, tmp_path: Path) -> None:
+    """Into one batch, two, and one again, in the middle of epochs: the same steps, but for rounding."""
+    expected = train(tmp_path / "whole")
+    for step, parts in ((4, 1), (10, 2 if halved else 4), (14, 1)):
+        with tiny.interrupted("regression", step):
+            train(tmp_path / "run", accumulate=parts)
+    assert torch.allclose(train(tmp_path / "run", accumulate=2), expected, rtol=1e-6, atol=1e-7)
+    for ours, theirs in zip(logged(tmp_path / "run"), logged(tmp_path / "whole"), strict=True):
+        for name in ("stage", "same"):  # the last is of one batch alone
+            del ours[name], theirs[name]
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_step_of_other_images_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tiny.interrupted("regression", 4):
+        train(tmp_path / "run")
+    monkeypatch.setattr(stopping.Keeper, "_division", lambda keeper, on: (6, 1))
+    with refused("4 images a step", "6", "--devices"):
+        train(tmp_path / "run")
+
+
+@pytest.mark.usefixtures("every_four")
 @pytest.mark.parametrize("kept", [2, 8, 11])
 def test_killed_after_a_checkpoint_in_mid_epoch_it_goes_on_from_there(kept: int, tmp_path: Path) -> None:
     expected = train(tmp_path / "whole")

@@ -106,6 +106,98 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(two_devices: Path, c
     assert losses[0] == losses[1]
 
 
+# Stops as it does the step of that number.
+STEPS = """
+import os, signal
+from semmae.cli import main
+from semmae.train import trainer
+from semmae.train.trainer import Meter
+
+trainer.LOG_EVERY = 1
+real = Meter.on_train_batch_start
+
+def stop(meter, trainer, *rest):
+    real(meter, trainer, *rest)
+    if trainer.global_rank == 0 and trainer.global_step == int(os.environ["STOP"]) - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Meter.on_train_batch_start = stop
+main()
+"""
+
+
+@pytest.mark.slow
+def test_one_device_two_and_one_again_train_as_one(creatures: Path, tmp_path: Path) -> None:
+    """In float32, each step's loss; the masks are random."""
+    script, alone = tmp_path / "steps.py", {**os.environ, "OMP_NUM_THREADS": "1"}
+    script.write_text(STEPS)
+    codes = []
+    for folder, devices, stop in [("one", 1, 99), ("run", 1, 2), ("run", 2, 5), ("run", 1, 99)]:
+        given = command(creatures / "images", tmp_path / folder, "--devices", str(devices))
+        given = [{"random": "block"}.get(word, word) for word in given]
+        ended = subprocess.run([sys.executable, script, *given], timeout=120, env=alone | {"STOP": str(stop)})
+        codes.append(ended.returncode)
+    assert codes == [0, 128 + signal.SIGTERM, 128 + signal.SIGTERM, 0]
+    one, run = (tiny.losses(tmp_path / folder) for folder in ("one", "run"))
+    assert run == pytest.approx(one, rel=1e-6)
+
+
+# The second process alone meets a fault as it does its second step, or the first one.
+FAILING = """
+import errno, os
+import torch
+from semmae.cli import main
+from semmae.errors import UserError
+from semmae.train import trainer
+from semmae.train.pretrain import PretrainTask
+
+fault = os.environ["FAULT"]
+real = PretrainTask.training_step
+
+def step(task, batch, index):
+    loss = real(task, batch, index)
+    if task.global_step == 1:
+        if fault == "file" and task.global_rank == 1:
+            raise UserError("photos/7.jpg: not readable (truncated); restore it")
+        if fault == "bug" and task.global_rank == 1:
+            raise KeyError("seven")
+        if fault == "disk" and task.global_rank == 0:
+            raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+        if fault == "nan" and task.global_rank == 1:
+            loss = loss * float("nan")
+    return loss
+
+PretrainTask.training_step = step
+trainer.LOG_EVERY = 1
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        ("file", 2, "semmae: photos/7.jpg: not readable"),
+        ("disk", 1, "semmae: metrics.jsonl: "),
+        ("nan", 2, "semmae: pretrain: loss is nan at step 1"),
+        ("bug", 1, "KeyError: 'seven'"),
+    ],
+)
+def test_what_fails_one_process_ends_all_with_one_message(
+    fault: str, code: int, said: str, creatures: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    given = command(creatures / "images", tmp_path / "run", "--devices", "2")
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, script, *given], timeout=120, env={**alone, "FAULT": fault}, stderr=subprocess.PIPE, text=True
+    )
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.count(said) == 1, ended.stderr
+    assert ended.stderr.count("semmae: ") == (fault != "bug") + ended.stderr.count("semmae: warning"), ended.stderr
+
+
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in LAUNCHERS:

@@ -79,5 +79,5 @@ def test_checkpointing_and_compiling_may_change_on_resume(creatures: Path, tmp_p
     with tiny.every_step():
         semmae.pretrain(out=out, resume=True, checkpointing=True, compile="off")
     assert len(tiny.losses(out)) == 8
-    with refused("--accumulate 2", "began with 1"):
-        semmae.pretrain(out=out, resume=True, accumulate=2)
+    with refused("--batch-size 16", "began with 8"):
+        semmae.pretrain(out=out, resume=True, batch_size=16)

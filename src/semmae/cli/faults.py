@@ -5,6 +5,7 @@ import re
 from semmae.errors import DiskError, UserError, one_line
 
 _NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|out of memory|bad_alloc", re.I)
+_PROCESS_LOST = re.compile(r"Connection (closed|reset) by|NCCL|Broken pipe.*gloo|gloo.*Broken pipe", re.I)
 _WORKER_KILLED = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)", re.I)
 
 
@@ -34,4 +35,6 @@ def machine_fault(error: Exception) -> str | None:
         return "out of memory; use a smaller --batch-size or --image-size, or fewer --workers"
     if _WORKER_KILLED.search(text):
         return "a process that loads images was killed, as for want of memory; use fewer --workers"
+    if isinstance(error, RuntimeError) and _PROCESS_LOST.search(text):
+        return "another process of this run was lost, as for want of memory; see what it wrote, and --resume"
     return None

@@ -15,7 +15,7 @@ from semmae.data.splits import TRAIN, held_out
 from semmae.errors import UserError, near_only
 from semmae.names import shown
 from semmae.objects import described
-from semmae.options.shared import VAL_SHARE
+from semmae.options.shared import VAL_SHARE, Check
 
 _log = logging.getLogger("semmae")
 
@@ -44,17 +44,19 @@ class TrainVal(NamedTuple):
         return [self.train] if self.leaves_one_out else [self.train, self.val]
 
 
-def open_sets(data: Any, *, limit: int | None, seed: int, workers: int) -> list[ImageSet]:
+def open_sets(data: Any, *, limit: int | None, seed: int, workers: int, check: Check = "full") -> list[ImageSet]:
     """The images of `data`: training and validation split, or, where it has none, one set of all; each to its limit."""
     return [
-        open_images(data, split=split, limit=limit, seed=seed, workers=workers, needs_classes=True)
+        open_images(data, split=split, limit=limit, seed=seed, workers=workers, check=check, needs_classes=True)
         for split in splits_of(data)
     ]
 
 
-def open_classes(data: Any, split: str | None, *, limit: int | None, seed: int, workers: int) -> ImageSet:
+def open_classes(
+    data: Any, split: str | None, *, limit: int | None, seed: int, workers: int, check: Check = "full"
+) -> ImageSet:
     """One split of `data`, or all of it, which must have classes."""
-    images = open_images(data, split=split, limit=limit, seed=seed, workers=workers, needs_classes=True)
+    images = open_images(data, split=split, limit=limit, seed=seed, workers=workers, check=check, needs_classes=True)
     _check_labelled(data, images)
     return images
 

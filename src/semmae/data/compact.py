@@ -91,6 +91,22 @@ class Names(_Texts):
         """All bytes, and where each name begins, (N + 1,)."""
         return self._buffer, self._starts
 
+    @property
+    def arrays(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """What they are kept as, for a file: the bytes of all names, and where each begins and the last ends."""
+        return np.frombuffer(self._buffer, dtype=np.uint8), self._starts
+
+    @classmethod
+    def of_arrays(cls, buffer: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64]) -> "Names":
+        """The names of these `arrays`; ValueError where they are none."""
+        if buffer.dtype != np.uint8 or starts.dtype != np.int64 or starts.ndim != 1 or not len(starts):
+            raise ValueError("no names")
+        if starts[0] != 0 or starts[-1] != len(buffer) or (starts[1:] < starts[:-1]).any():
+            raise ValueError("names that do not fit their places")
+        names = cls()
+        names._buffer, names._starts = buffer.tobytes(), starts
+        return names
+
     def encoded(self) -> Iterator[bytes]:
         # Arrays are gone through number by number: a list of them would be millions of objects again.
         return (self._buffer[start:end] for start, end in zip(self._starts, self._starts[1:], strict=False))
@@ -115,6 +131,20 @@ class Labels(_Texts):
         number: dict[str, int] = {}
         self._codes = np.array(array("i", (number.setdefault(label, len(number)) for label in labels)), dtype=np.int32)
         self.classes = tuple(number)
+
+    @property
+    def codes(self) -> npt.NDArray[np.int32]:
+        """The number of every row's class, (N,)."""
+        return self._codes
+
+    @classmethod
+    def of_codes(cls, codes: npt.NDArray[np.int32], classes: Iterable[str]) -> "Labels":
+        """Of such numbers and what they stand for; ValueError where they do not fit."""
+        labels = cls()
+        labels._codes, labels.classes = codes, tuple(classes)
+        if codes.dtype != np.int32 or (len(codes) and not 0 <= codes.min() <= codes.max() < len(labels.classes)):
+            raise ValueError("numbers of no class")
+        return labels
 
     def __len__(self) -> int:
         return len(self._codes)

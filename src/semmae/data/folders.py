@@ -76,7 +76,7 @@ def file_source(root: Path, names: Sequence[str], labels: Labels | None, note: s
     kept = Names(names)
     sizes, modified = np.empty(len(kept), dtype=np.int64), np.empty(len(kept), dtype=np.int64)
     for i, name in enumerate(kept):
-        sizes[i], modified[i] = _size_and_time(os.path.join(root, name))
+        sizes[i], modified[i] = size_and_time(os.path.join(root, name))
     return FolderSource(root, kept, labels, sizes, modified, note)
 
 
@@ -191,7 +191,7 @@ def _refuse_unlisted(error: OSError) -> None:
     raise UserError(f"{error.filename}: {fault}; change its permissions, or move it away")
 
 
-def _size_and_time(path: str) -> tuple[int, int]:
+def size_and_time(path: str) -> tuple[int, int]:
     """(bytes, ns); zeros for a dangling link, which then counts as unreadable when it is decoded."""
     try:
         stat = os.stat(path)

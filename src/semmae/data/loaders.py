@@ -51,7 +51,8 @@ _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops 
 class EpochSampler(Sampler[tuple[int, int]]):
     """(epoch, row) for the rows of one epoch, dealt out to ranks; short ones get the first rows again.
 
-    Of each rank's rows those beyond a `multiple` are left out: batches that make whole optimiser steps.
+    With `multiple`, what each rank takes of an optimiser step, an epoch is whole steps: rows beyond are left out, and
+    which rows make a step does not depend on the number of ranks.
     With `classes`, of each row, every class comes equally often (`balanced_rows`); a row that comes again in an epoch
     does so under another number of the epoch, and thus with another crop. With `shards`, the tar file and the bytes of
     each row, rows come in the order of `by_window`.
@@ -63,7 +64,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: int = 0,
         shuffle: bool = True,
         *,
-        multiple: int = 1,
+        multiple: int | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
         classes: Sequence[int] | None = None,
@@ -101,15 +102,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
         elif self.shuffle:
             rows = rng.permutation(self.length) if self._shards is None else by_window(*self._shards, rng)
         # np.resize repeats from the beginning
-        dealt = np.resize(np.arange(self.length), -(-self.length // replicas) * replicas)
-        mine = dealt[rank::replicas][self.left_out : len(self)]
+        dealt = np.resize(np.arange(self.length), len(self) * replicas)
+        mine = dealt[rank::replicas][self.left_out :]
         # One by one: a list of them would be millions of objects.
         return ((int(epoch), int(row)) for epoch, row in zip(epochs[mine], rows[mine], strict=True))
 
     def __len__(self) -> int:
         """Rows of a whole epoch, also where it is begun in the middle: schedules count by it."""
-        rows = -(-self.length // self._place()[0])
-        return rows - rows % self.multiple
+        replicas = self._place()[0]
+        if self.multiple is None:
+            return -(-self.length // replicas)
+        return max(1, self.length // (self.multiple * replicas)) * self.multiple
 
     def _place(self) -> tuple[int, int]:
         """(ranks, own rank). Asked for late: the sampler may be made before the process group is."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +25,19 @@ from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import decode, tell_slow_decoder, upright_size
 from semmae.data.endings import UNDECODED, counted, ending
 from semmae.data.items import ItemSource
+from semmae.data.kept_manifest import check_same, read_kept, write_kept
 from semmae.data.selection import Selection, Source
 from semmae.data.sources import open_source
 from semmae.data.workers import in_threads
 from semmae.errors import UserError, listed, reason
 from semmae.files import write_csv
 from semmae.objects import described
+from semmae.options.shared import Check
 from semmae.progress import Progress
+from semmae.run.ranks import is_rank_zero, made, shared_folder, wait_for
 
 UNREADABLE_LIMIT = 0.05
+_CHECKS = get_args(Check)
 
 _log = logging.getLogger("semmae")
 
@@ -130,7 +134,9 @@ class ImageSet:
             return decoder(self.source.read(int(self.positions[row])))
         except (OSError, ValueError) as error:
             name = f"{self.source.root}/{self.names[row]}"
-            raise UserError(f"{name}: no longer readable ({error}); restore it, or begin anew without it") from error
+            raise UserError(
+                f"{name}: not readable ({error}); restore it, or begin anew: --check full leaves it out"
+            ) from error
 
 
 def open_images(
@@ -140,46 +146,93 @@ def open_images(
     limit: int | None = None,
     seed: int = 0,
     workers: int = 2,
+    check: Check = "full",
     needs_classes: bool = False,
 ) -> ImageSet:
     """The images of `data`, checked: all, one split, or `limit` drawn by `seed` (only these are decoded).
 
     `data`: a path, `hf:NAME`, or one of the objects that `semmae.data.from_python` reads. Why they have no classes is
-    logged, but with `needs_classes`: the caller refuses.
+    logged, but with `needs_classes`: the caller refuses. `check`: "full" decodes every image, once; "header" reads no
+    more than headers; "none" nothing: what cannot be read raises when its turn comes. Objects are examined whole.
+
+    Of the processes of one run the first one makes the list, and the others take it from the run's folder.
     """
-    source = open_source(data, split)
-    if limit is not None and limit < len(source):
-        rows = sample_rows(len(source), limit, seed)
-        source = source.select(rows) if isinstance(source, ItemSource) else Selection(source, rows)
-    manifest = build_manifest(source, workers)
-    if source.labels is None and source.class_note and not needs_classes:
-        _log.info("%s: no classes: %s", described(data), source.class_note)
-    return ImageSet(source, manifest)
+    check_check(check)
+
+    def listed_source() -> Source:
+        source = open_source(data, split)
+        if limit is not None and limit < len(source):
+            rows = sample_rows(len(source), limit, seed)
+            source = source.select(rows) if isinstance(source, ItemSource) else Selection(source, rows)
+        return source
+
+    def listed_images() -> ImageSet:
+        source = listed_source()
+        manifest = build_manifest(source, workers, check=check)
+        if source.labels is None and source.class_note and not needs_classes:
+            _log.info("%s: no classes: %s", described(data), source.class_note)
+        return ImageSet(source, manifest)
+
+    folder = shared_folder()
+    if folder is None:
+        return listed_images()
+    key = hashlib.sha256(repr((described(data), split, limit, seed, check)).encode("utf-8", "surrogateescape"))
+    path = folder / f"{key.hexdigest()[:16]}.npz"
+    if is_rank_zero():
+        images = listed_images()
+        write_kept(path, images.source, images.manifest, images.positions)
+        made(path.stem)
+        return images
+    wait_for(path.stem)
+    kept = read_kept(path)
+    manifest = Manifest(kept.names, kept.sizes, kept.labels, kept.skipped)
+    if manifest.digest != kept.digest:
+        raise UserError(f"{path}: damaged; start all processes again")
+    source = kept.source or listed_source()
+    check_same(kept, source)
+    return ImageSet(source, manifest, kept.positions)
 
 
-def build_manifest(source: Source, workers: int, cache: Path | Literal["default"] | None = "default") -> Manifest:
-    """Decode every image once; UserError when over 5 % cannot be. `cache`: a folder, None for no cache."""
+def check_check(check: Check) -> None:
+    """ValueError where it is no way to look at images."""
+    if check not in _CHECKS:
+        raise ValueError(f"check {check!r}; give one of {', '.join(_CHECKS)}")
+
+
+def build_manifest(
+    source: Source, workers: int, cache: Path | Literal["default"] | None = "default", check: Check = "full"
+) -> Manifest:
+    """Look at every image once, as closely as `check` says; UserError when over 5 % cannot be read.
+
+    `cache`: a folder, None for no cache.
+    """
     if isinstance(source, ItemSource):
         reasons = source.examine(workers)
+    elif check == "none":
+        reasons = {}
     else:
-        reasons = _unreadable(source, workers, cache_folder() if cache == "default" else cache)
+        reasons = _unreadable(source, workers, cache_folder() if cache == "default" else cache, check)
     skipped = tuple((source.names[i], reason) for i, reason in reasons.items())
     _judge(source, skipped)
     whole = Manifest(source.names, source.sizes, source.labels, skipped)
     return whole.select(np.delete(np.arange(len(source)), list(reasons))) if reasons else whole
 
 
-def _unreadable(source: Source, workers: int, cache: Path | None) -> dict[int, str]:
-    """Row → why it cannot be read, of those that cannot; images that the cache knows are not decoded."""
+def _unreadable(source: Source, workers: int, cache: Path | None, check: Check) -> dict[int, str]:
+    """Row → why it cannot be read, of those that cannot; images that the cache knows are not looked at."""
     tell_slow_decoder()
     file = None if cache is None else cache_file(cache, source.key)
     found = stamps(source.names, source.sizes, source.modified)
     known = found[:0] if file is None else read_known(file)
     readable = known_rows(found, known)
+    if check == "header" and cache is not None:  # apart: a header says less than what was decoded whole
+        file = cache_file(cache, f"{source.key}\0header")
+        known = read_known(file)
+        readable |= known_rows(found, known)
     todo = np.flatnonzero(~readable)
     reasons: dict[int, str] = {}
     try:
-        for i, reason in zip(todo, _check(source, todo, workers), strict=True):
+        for i, reason in zip(todo, _check(source, todo, workers, check), strict=True):
             if reason is None:
                 readable[i] = True
             else:
@@ -231,14 +284,17 @@ def _positions(names: Names, chosen: Names) -> npt.NDArray[np.int64]:
     return positions
 
 
-def _check(source: Source, rows: npt.NDArray[np.int64], workers: int) -> Iterator[str | None]:
+def _check(source: Source, rows: npt.NDArray[np.int64], workers: int, check: Check) -> Iterator[str | None]:
     """Why each row cannot be read, None where it can. Threads: decoding frees the interpreter's lock."""
 
     def fault(row: int) -> str | None:
         try:
             raw = source.read(row)
             assert isinstance(raw, bytes)  # what objects give is examined by their own source
-            decode(raw, least=1)  # all bytes are parsed, fewer pixels computed
+            if check == "header":
+                upright_size(raw)
+            else:
+                decode(raw, least=1)  # all bytes are parsed, fewer pixels computed
         except OSError as error:
             return reason(error)
         except ValueError as error:

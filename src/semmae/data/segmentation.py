@@ -24,13 +24,14 @@ from torch import Tensor
 from semmae.data.class_names import read_class_names
 from semmae.data.coding import Coding, Labels, coding_of, names_of
 from semmae.data.decode import MOST_BYTES, decode_labels
-from semmae.data.manifest import ImageSet, open_images, sample_rows
+from semmae.data.manifest import ImageSet, check_check, open_images, sample_rows
 from semmae.data.splits import ANNOTATION_FOLDERS, TRAIN, VAL
 from semmae.data.workers import in_threads
 from semmae.errors import UserError, reason
 from semmae.files import read_bytes
 from semmae.names import user_path
 from semmae.objects import described
+from semmae.options.shared import Check
 from semmae.progress import Progress
 
 ANNOTATION_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless: JPEG would blur labels
@@ -94,22 +95,24 @@ def open_segmentation(
     limit: int | None = None,
     seed: int = 0,
     workers: int = 2,
+    check: Check = "full",
 ) -> SegmentationData:
     """The pairs of `data`, all of them checked; nothing is written but the cache of readable images.
 
     `data` holds `images` and `masks` (or `annotations`), or the images alone where `masks` is a folder elsewhere.
     `val_share` of the images is held out where there are no folders of splits; `limit` is of each split.
     """
+    check_check(check)
     pairs = _Pairs.at(data, masks)
     train, val = (pairs.split_folder(split) for split in ("train", "val"))
     if train and val:
-        sets = [pairs.open(below, coding, limit, seed, workers) for below in (train, val)]
+        sets = [pairs.open(below, coding, limit, seed, workers, check) for below in (train, val)]
         words = f"{len(sets[0])} {train}, {len(sets[1])} {val}"
     elif train or val:
         missing = "val" if train else "train"
         raise UserError(f"{pairs.images}: holds {train or val}, but no {missing}; add that folder")
     else:
-        sets = _held_out(pairs.open("", coding, limit, seed, workers), val_share, seed, pairs.images)
+        sets = _held_out(pairs.open("", coding, limit, seed, workers, check), val_share, seed, pairs.images)
         words = f"{len(sets[0])} train, {len(sets[1])} held out by seed {seed}"
     (train_set, val_set), names, named, digest = _checked(pairs, sets, coding, workers)
     return SegmentationData(val_set, names, named, digest, words, train_set)
@@ -129,6 +132,7 @@ def open_measured(
     limit: int | None = None,
     seed: int = 0,
     workers: int = 2,
+    check: Check = "full",
 ) -> MeasuredData:
     """The pairs of `data` that a trained network is measured on: of the folder `val`, or all where nothing is split.
 
@@ -138,7 +142,7 @@ def open_measured(
     val = pairs.split_folder("val")
     if not val and (train := pairs.split_folder("train")):
         raise UserError(f"{pairs.images}: holds {train}, but no val; add that folder")
-    everything = pairs.open(val, coding, limit, seed, workers)
+    everything = pairs.open(val, coding, limit, seed, workers, check)
     rows = keep(everything.images)
     if not rows:
         raise UserError(
@@ -171,8 +175,10 @@ class _Pairs:
     def split_folder(self, split: str) -> str:
         return next((name for name in _SPLITS[split] if (self.images / name).is_dir()), "")
 
-    def open(self, below: str, coding: Coding, limit: int | None, seed: int, workers: int) -> LabelledImages:
-        found = open_images(self.images / below, limit=limit, seed=seed, workers=workers)
+    def open(
+        self, below: str, coding: Coding, limit: int | None, seed: int, workers: int, check: Check
+    ) -> LabelledImages:
+        found = open_images(self.images / below, limit=limit, seed=seed, workers=workers, check=check)
         return LabelledImages(
             found, tuple(_annotation_paths(found, self.images / below, self.annotations / below)), coding
         )

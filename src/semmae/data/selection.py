@@ -35,7 +35,7 @@ class Selection:
     """Some rows of a source, in the order given."""
 
     def __init__(self, source: Source, rows: Rows) -> None:
-        self._source, self._rows = source, np.asarray(rows, dtype=np.int64)
+        self.within, self._rows = source, np.asarray(rows, dtype=np.int64)
         self.root, self.key = source.root, source.key
         self.class_note, self.class_remedy = source.class_note, source.class_remedy
         self.names = source.names.take(self._rows)
@@ -47,4 +47,4 @@ class Selection:
         return len(self._rows)
 
     def read(self, i: int) -> bytes | Tensor:
-        return self._source.read(int(self._rows[i]))
+        return self.within.read(int(self._rows[i]))

@@ -21,7 +21,7 @@ from semmae.files import Fields
 from semmae.models.classifier import Classifier
 from semmae.names import shown
 from semmae.objects import described
-from semmae.options.shared import WorkerOptions
+from semmae.options.shared import Check, WorkerOptions
 
 _UNTIL = 224  # pixels a side up to which MAE crops the middle out of a larger image
 
@@ -73,7 +73,14 @@ def crop_share(path: Path, content: Mapping[str, Any]) -> float:
 
 
 def open_unlearned(
-    data: Any, learned: Sequence[str] | None, whose: str, *, limit: int | None, seed: int, workers: int
+    data: Any,
+    learned: Sequence[str] | None,
+    whose: str,
+    *,
+    limit: int | None,
+    seed: int,
+    workers: int,
+    check: Check = "full",
 ) -> tuple[ImageSet, str]:
     """The images of `data` to measure a classifier on, and in words which they are.
 
@@ -81,7 +88,7 @@ def open_unlearned(
     `learned` holds the keys. `whose` is what messages call it.
     """
     split = "val" if has_split(data) else None
-    images = open_classes(data, split, limit=limit, seed=seed, workers=workers)
+    images = open_classes(data, split, limit=limit, seed=seed, workers=workers, check=check)
     which = split or "images"
     if learned is None:
         _log.warning("%s: does not say which images it learned from; those count here too", whose)

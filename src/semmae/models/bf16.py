@@ -43,6 +43,8 @@ def _is_plain(block: Any) -> bool:
     """Whether a block is MAE's, and all that it consists of what is computed here."""
     if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
         return False
+    if block._forward_pre_hooks or block._forward_hooks or "forward" in vars(block):
+        return False  # which would be passed by: of a profiler, of shards that are to be gathered; a compiled one
     norms = (block.norm1, block.norm2)
     linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
     nothing = (block.ls1, block.ls2, block.attn.q_norm, block.attn.k_norm)

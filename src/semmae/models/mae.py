@@ -94,10 +94,17 @@ class MaskedAutoencoder(nn.Module):
     With a `token_width` of the decoder it predicts a teacher's tokens of that width, and no pixels.
     """
 
+    REGIONS = ("_begin", "_between", "_end")  # what is around the blocks, each worth a kernel or two of its own
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, encoder: Encoder, decoder: DecoderSpec, norm_pix_loss: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
         encoder.pooling = "mean"  # its loss trains patch tokens and their mean, not the class token
+        # In buffers that no file holds: where the network is, an image is normalised without waiting for the device.
+        for name, values in (("pixel_mean", encoder.spec.mean), ("pixel_std", encoder.spec.std)):
+            self.register_buffer(name, torch.tensor([255 * value for value in values]).view(3, 1, 1), persistent=False)
         self.decoder = decoder
         self.norm_pix_loss = norm_pix_loss
         self.checkpointing = False  # less memory in training, for a third more time: see `run_blocks`
@@ -138,29 +145,55 @@ class MaskedAutoencoder(nn.Module):
         tokens: Tensor | None = None,
         image_token: Tensor | None = None,
     ) -> MAEOutput:
-        """Normalised images (B, 3, S, S) and a mask bool (B, L), the same count in every row, to predictions.
+        """Images (B, 3, S, S) and a mask bool (B, L), the same count in every row, to predictions.
 
-        `subset`: indices (B, N) of the patches that take part, the mask then (B, N) over these. `count`: how many
-        each row hides, where that is known: then nothing waits for a GPU. `tokens`: the teacher's (B, L, D), a token
-        a patch, where these are predicted; with `image_token` (B, D), that of each whole image, the mean of the
-        visible tokens predicts it as well.
+        Images are normalised, or uint8 as they were decoded, which are normalised here. `subset`: indices (B, N) of the
+        patches that take part, the mask then (B, N) over these. `count`: how many each row hides, where that is known:
+        then nothing waits for a GPU. `tokens`: the teacher's (B, L, D), a token a patch, where these are predicted;
+        with `image_token` (B, D), that of each whole image, the mean of the visible tokens predicts it as well.
         """
         self._check_mask(images, mask, subset)
-        visible, hidden = split_mask(mask, count)
+        if self.decoder.token_width:
+            tokens = self._checked_tokens(tokens, images)
+        places = split_mask(mask, count)
+        images, embedded, visible, hidden = self._begin(images, *places, subset)
+        seen = run_blocks(self.encoder.vit.blocks, embedded, self.checkpointing)
+        encoded, shuffled = self._between(seen, visible, hidden, images.shape[-1] // self.encoder.patch_size)
+        decoded = run_blocks(self.decoder_blocks, shuffled, self.checkpointing)
+        loss, prediction = self._end(images, encoded, decoded, visible, hidden, tokens, image_token)
+        return MAEOutput(loss, prediction, hidden, (images.shape[-1] // self.encoder.patch_size) ** 2)
+
+    def _begin(
+        self, images: Tensor, visible: Tensor, hidden: Tensor, subset: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images, normalised; what enters the encoder's blocks; and where on the grid the patches are."""
+        if images.dtype == torch.uint8:
+            images = images.to(torch.float32, memory_format=torch.contiguous_format)
+            images = images.sub(self.pixel_mean).div(self.pixel_std)
         if subset is not None:
             visible, hidden = subset.gather(1, visible), subset.gather(1, hidden)
-        encoded = self.encoder.encode_visible(images, visible, self.checkpointing)
-        prediction = self._decode(encoded, visible, hidden, images.shape[-1] // self.encoder.patch_size)
-        if self.decoder.token_width:
-            patches = self._checked_tokens(tokens, images)
-            loss = self._token_loss(encoded[:, 1:], prediction, _at(patches, visible), _at(patches, hidden))
-            if image_token is not None:
-                loss = loss + image_token_loss(self.image_pred(encoded[:, 1:].mean(1)), image_token)
-        else:
-            patches = patchify(images, self.encoder.patch_size)
-            target = _at(patches, hidden)
+        return images, self.encoder.embed_visible(images, visible), visible, hidden
+
+    def _end(
+        self,
+        images: Tensor,
+        encoded: Tensor,
+        decoded: Tensor,
+        visible: Tensor,
+        hidden: Tensor,
+        tokens: Tensor | None,
+        image_token: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and what is predicted of hidden patches: (B, H, p·p·3 or D)."""
+        prediction: Tensor = self.decoder_pred(self.decoder_norm(decoded[:, 1 + visible.shape[1] :]))
+        if tokens is None or not self.decoder.token_width:
+            target = _at(patchify(images, self.encoder.patch_size), hidden)
             loss = masked_pixel_loss(prediction, normalize_patches(target) if self.norm_pix_loss else target)
-        return MAEOutput(loss, prediction, hidden, patches.shape[1])
+            return loss, prediction
+        loss = self._token_loss(encoded[:, 1:], prediction, _at(tokens, visible), _at(tokens, hidden))
+        if image_token is not None:
+            loss = loss + image_token_loss(self.image_pred(encoded[:, 1:].mean(1)), image_token)
+        return loss, prediction
 
     def _token_loss(self, encoded: Tensor, prediction: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
         """Error of all patches alike: of encoded ones (B, V, C), a layer away, and of predicted ones (B, H, D)."""
@@ -192,16 +225,14 @@ class MaskedAutoencoder(nn.Module):
         positions = resize_positions(self.decoder_pos_embed, image_size // self.encoder.patch_size)
         self.decoder_pos_embed = nn.Parameter(positions.detach(), requires_grad=False)
 
-    def _decode(self, tokens: Tensor, visible: Tensor, hidden: Tensor, side: int) -> Tensor:
-        """Tokens (B, 1 + V, C) of visible patches → what is predicted of hidden ones: (B, H, p·p·3 or D)."""
-        tokens = self.decoder_embed(tokens)
+    def _between(self, tokens: Tensor, visible: Tensor, hidden: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1 + V, C) that leave the encoder's blocks → these normed, and what enters the decoder's blocks."""
+        encoded = self.encoder.vit.norm(tokens)
+        tokens = self.decoder_embed(encoded)
         masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden.shape[1], -1)
         positions = resize_positions(self.decoder_pos_embed, side)
         grid = positions[:, 1:].expand(len(tokens), -1, -1)
         order = torch.cat([visible, hidden], dim=1)
         shuffled = grid.gather(1, order[:, :, None].expand(-1, -1, self.decoder.width))
         token = positions[:, :1].expand(len(tokens), -1, -1)
-        tokens = torch.cat([tokens, masked], dim=1) + torch.cat([token, shuffled], dim=1)
-        tokens = run_blocks(self.decoder_blocks, tokens, self.checkpointing)
-        prediction: Tensor = self.decoder_pred(self.decoder_norm(tokens[:, 1 + visible.shape[1] :]))
-        return prediction
+        return encoded, torch.cat([tokens, masked], dim=1) + torch.cat([token, shuffled], dim=1)

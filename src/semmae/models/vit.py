@@ -216,6 +216,12 @@ class Encoder(nn.Module):
 
     def encode_visible(self, images: Tensor, visible: Tensor, checkpointing: bool = False) -> Tensor:
         """Encode the patches of indices (B, V) only: (B, 1 + V, C), class token first, after the final norm."""
+        tokens = self.embed_visible(images, visible)
+        normed: Tensor = self.vit.norm(run_blocks(self.vit.blocks, tokens, checkpointing))
+        return normed
+
+    def embed_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+        """What enters the first block of the patches of indices (B, V): (B, 1 + V, C), class token first."""
         vit = self.vit
         assert isinstance(vit, VisionTransformer) and vit.pos_embed is not None and vit.cls_token is not None
         # Gathered before the projection: three quarters of the patches are never multiplied.
@@ -229,9 +235,7 @@ class Encoder(nn.Module):
         grid = positions[:, 1:].expand(len(images), -1, -1)
         tokens = tokens + grid.gather(1, visible[:, :, None].expand(-1, -1, self.width))
         token = (vit.cls_token + positions[:, :1]).expand(len(images), -1, -1)
-        tokens = torch.cat([token, tokens], dim=1)
-        normed: Tensor = vit.norm(run_blocks(vit.blocks, tokens, checkpointing))
-        return normed
+        return torch.cat([token, tokens], dim=1)
 
 
 def build_vit(spec: EncoderSpec) -> VisionTransformer:

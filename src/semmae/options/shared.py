@@ -12,6 +12,7 @@ Model = Literal["vit_mini", "vit_tiny", "vit_small", "vit_base", "vit_large", "v
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 Compile = Literal["auto", "on", "off"]
 Workers = int | Literal["auto"]
+Check = Literal["none", "header", "full"]
 Pooling = Literal["cls", "mean"]
 AnyPooling = Literal["auto", "cls", "mean"]
 
@@ -89,6 +90,9 @@ class ImageOptions(DataOptions, RunOptions):
 
     limit: int | None = option(None, low=1, high=MOST)
     """Use only so many of the images (of each split), drawn by the seed."""
+    check: Check = option("full")
+    """How closely every file is looked at before the start: decoded, once (full), no further than its header, or not \
+at all (none); what cannot be read is left out then, and ends the run later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +111,12 @@ class Batching:
 
     batch_size: int = option(64, low=1, high=2**20, group="batches")
     """Images per optimiser step, over all devices."""
-    accumulate: int = option(1, low=1, high=2**16)
+    # How a step is divided may change on resume: it has the same images and masks, and other sums of their gradients.
+    accumulate: int = option(1, low=1, high=2**16, on_resume="free")
     """Batches that make one optimiser step on each device, which hold the fewer images for it: less memory."""
-    devices: int = option(1, low=1, high=1024)
+    devices: int = option(1, low=1, high=1024, on_resume="free")
     """GPUs, or processes on a CPU; of each node."""
-    nodes: int = option(1, low=1, high=2**16)
+    nodes: int = option(1, low=1, high=2**16, on_resume="free")
     """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
 
     @property
@@ -136,10 +141,9 @@ class Batching:
 
     def optimiser_steps(self, images: int, epochs: int) -> int:
         """Of a whole training."""
-        of_a_process = -(-images // self.processes)
-        return epochs * (of_a_process // (self.effective(images) // self.processes))
+        return epochs * max(1, images // self.effective(images))
 
-    def check(self) -> None:
+    def check_division(self) -> None:
         """Refuse a step that does not divide into batches of the same number of images."""
         if self.batch_size % self.batches:
             factors = {"--nodes": self.nodes, "--devices": self.devices, "--accumulate": self.accumulate}

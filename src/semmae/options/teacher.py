@@ -4,8 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from semmae.options.fields import option
-from semmae.options.shared import EPOCHS, PIXELS, RATE, WEIGHT, PresetOptions, SeedOptions, SizeOptions
+from semmae.options.fields import again, option
+from semmae.options.shared import (
+    EPOCHS,
+    PIXELS,
+    RATE,
+    WEIGHT,
+    Compile,
+    CompileOptions,
+    PresetOptions,
+    SeedOptions,
+    SizeOptions,
+)
 
 Centering = Literal["centering", "sinkhorn"]
 PatchMasking = Literal["block", "random"]
@@ -80,6 +90,7 @@ learned."""
     """Heads of --init, where its file does not say."""
     knn_every: int = option(10, low=0, high=EPOCHS, on_resume="free")
     """Measure k-NN accuracy every so many epochs and at the end, where images have classes; 0 = never."""
+    compile: Compile = again(CompileOptions, "compile")
 
 
 # Presets

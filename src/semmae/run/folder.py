@@ -31,15 +31,16 @@ from semmae.options.values import check_values
 from semmae.progress import held, logged
 from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, continues, to_yaml, what_became
 from semmae.run.places import check_apart, check_place
-from semmae.run.ranks import is_rank_zero, take_rank
+from semmae.run.ranks import SHARED, is_rank_zero, take_rank
 
 _LOCK = ".semmae-lock"
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
-_NOTHING = {UNFINISHED, _LOCK}
+_NOTHING = {UNFINISHED, _LOCK, SHARED}
 # All that runs leave in their folder, which is what --overwrite may delete: patterns of files, those of every run and
 # those of the verbs, folders of loggers with whatever lies in them, and runs within the run.
 _FILES = {
-    *_NOTHING, CONFIG, "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
+    UNFINISHED, _LOCK, f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made", CONFIG, "train.log",
+    "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
     "checkpoints/last.ckpt", "tensorboard/events.*", "tensorboard/hparams.yaml", "csv/version_*/metrics.csv",
     "csv/version_*/hparams.yaml", *(pattern for row in VERBS.values() for pattern in row.leaves),
 }  # fmt: skip
@@ -286,6 +287,6 @@ def _clear(folder: Path) -> None:
     """Remove the run in a folder, so that one killed meanwhile is neither resumed nor taken for no run."""
     sweep(folder)
     (folder / UNFINISHED).unlink(missing_ok=True)
-    for name in sorted((_NAMES | _RUNS | _MANY) - {CONFIG, _LOCK}):
+    for name in sorted((_NAMES | _RUNS | _MANY) - {CONFIG, _LOCK, SHARED}):
         remove(folder / name)
     (folder / CONFIG).unlink(missing_ok=True)

@@ -5,12 +5,31 @@ with MASTER_ADDR, MASTER_PORT and NODE_RANK in the environment, and starts the o
 """
 
 import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from semmae.errors import UserError
+from semmae.files import make_folder
+
+SHARED = "shared"  # folder in that of a run
 
 _INTERACTIVE = ("bash", "interactive")  # names of Slurm's jobs in which nothing was started by srun
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts
+# What a launcher says of this very start, or a user who begins it on every node.
+_START = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT",
+         "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
+_ALIVE, _DONE = "first.alive", ".made"  # a file while the first process is at work; ends of names of what it has made
+_PAUSE, _SILENCE = 0.5, 600.0  # seconds
 
+_OWN_START = "SEMMAE_START"
+
+_shared: Path | None = None
+_start, _blocks = "", 0
+_told: list[Callable[[Exception], None]] = []
 _node_begins_at: int | None = None  # of the process that begins another node than the first
 
 
@@ -57,3 +76,85 @@ def started() -> tuple[str | None, int]:
     if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in _INTERACTIVE:
         return "srun", int(os.environ["SLURM_NTASKS"])
     return None, 1
+
+
+def shared_folder() -> Path | None:
+    """Where the first of several processes keeps what it makes for all of them; None where it is alone."""
+    return _shared
+
+
+def when_failing(told: Callable[[Exception], None]) -> None:
+    """Call this with the error by which the work of this process ends inside `sharing`."""
+    _told.append(told)
+
+
+@contextmanager
+def sharing(out: Path, nodes: int, devices: int) -> Iterator[None]:
+    """What one of several processes makes for all lies in a folder in `out`, while the block lasts and after it.
+
+    Where it fails, nothing is left there: the next start makes it again. The others are told (`when_failing`).
+    """
+    global _shared, _start
+    if nodes * devices == 1:
+        yield
+        return
+    _shared, _start = out / SHARED, _this_start(nodes)
+    alive = _shared / _ALIVE
+    try:
+        if is_rank_zero():
+            make_folder(_shared)
+            alive.write_text(_start)
+        yield
+    except BaseException as error:
+        if is_rank_zero():
+            shutil.rmtree(_shared, ignore_errors=True)
+        if isinstance(error, Exception):
+            for told in _told:
+                told(error)
+        raise
+    finally:
+        if is_rank_zero():
+            alive.unlink(missing_ok=True)
+        _shared = None
+
+
+def made(name: str) -> None:
+    """The first process has made for all what is known by this name."""
+    assert _shared is not None, "there are others"
+    (_shared / f"{name}{_DONE}").write_text(_start)
+
+
+def wait_for(name: str) -> None:
+    """Until the first process has `made` it; UserError where that has ended before, or never begins."""
+    assert _shared is not None, "there are others"
+    alive, done = _shared / _ALIVE, _shared / f"{name}{_DONE}"
+    begun, seen = time.monotonic(), False
+    while not _is_ours(done):
+        ours = _is_ours(alive)
+        if seen and not ours and not _is_ours(done):
+            raise UserError("the first process has ended; its message says why")
+        if not seen and time.monotonic() - begun > _SILENCE:
+            raise UserError(
+                f"{_shared}: for {_SILENCE / 60:.0f} minutes nothing was heard of the first process; start all "
+                "processes, with one --out that all of them see"
+            )
+        seen |= ours
+        time.sleep(_PAUSE)
+
+
+def _is_ours(mark: Path) -> bool:
+    try:
+        return mark.read_text() == _start
+    except OSError:
+        return False
+
+
+def _this_start(nodes: int) -> str:
+    """What all processes of one start have in common, and another start in the same folder has not."""
+    global _blocks
+    _blocks += 1  # a script may train several times: all processes run through the same ones
+    if nodes == 1 and started()[0] is None:
+        said = [os.environ.setdefault(_OWN_START, uuid.uuid4().hex)]  # processes begun later inherit it
+    else:
+        said = [os.environ.get(name, "") for name in _START]
+    return "\n".join([*said, str(_blocks)])

@@ -43,7 +43,7 @@ class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOpt
                     "pytorch_lightning.Callback"
                 )
         check_processes(self.nodes, self.devices)
-        super().check()
+        self.check_division()
 
     def images_of_a_step(self, images: int, rate: float | None = None) -> int:
         """--batch-size, or with fewer images as many as there are; then a warning, which names the `rate` as well."""

@@ -6,15 +6,24 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block
+from torch import nn
 
 from semmae.errors import UserError
 from semmae.options.shared import Compile
 
 # Compiling forward and backward takes one to three minutes; a GPU's step gets some hundredths of a second shorter.
 _EARNED_BACK = 5_000  # steps
+
+# Graphs of one function: blocks that differ in how often they are left out have one each, and so have widths.
+_MOST_GRAPHS = 128
 
 _log = logging.getLogger("semmae")
 
@@ -59,3 +68,33 @@ def missing_for_compile(gpu: bool) -> str | None:
     if not header.is_file():
         return f"Python's headers ({header})"
     return None
+
+
+@contextmanager
+def compiled(network: nn.Module, on: bool = True, backend: str = "inductor") -> Iterator[None]:
+    """Inside, every block of a network, and what it names as `REGIONS`, runs compiled where gradients are computed.
+
+    Each is a whole graph of its own: hooks of modules, checkpoints and the gathering of shards stay around them, and
+    alike blocks share one. Names of parameters stay, and so does what runs without gradients, in batches of other
+    sizes. Every batch has the same shape: the last, short one of an epoch is left out.
+    """
+    if not on:
+        yield
+        return
+    blocks = [(block, "forward") for block in network.modules() if isinstance(block, Block | EvaBlock)]
+    regions = [(module, name) for module in network.modules() for name in getattr(module, "REGIONS", ())]
+    settings: dict[str, Any] = {"recompile_limit": _MOST_GRAPHS, "accumulated_recompile_limit": 4 * _MOST_GRAPHS}
+    # DDP sends the gradients of a block when its graph has run backward: there is nothing to split it for.
+    with torch._dynamo.config.patch(settings | {"optimize_ddp": False}):
+        try:
+            for module, name in blocks + regions:
+                setattr(module, name, _for_gradients(getattr(module, name), backend))
+            yield
+        finally:
+            for module, name in blocks + regions:
+                vars(module).pop(name, None)
+
+
+def _for_gradients(plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    fast = torch.compile(plain, fullgraph=True, dynamic=False, backend=backend)
+    return lambda *given, **named: (fast if torch.is_grad_enabled() else plain)(*given, **named)

@@ -31,10 +31,10 @@ BETAS = (0.9, 0.999)  # PyTorch's, which MAE's main_finetune.py leaves as they a
 class FinetuneTask(pl.LightningModule):
     """Trains a `Classifier` on batches {"images": uint8 (B, 3, S, S), "targets": int64 (B,)}.
 
-    All of it is trained, in place; `lr` is the highest rate, that of the head; `compiled`, through torch.compile.
+    All of it is trained, in place; `lr` is the highest rate, that of the head.
     """
 
-    def __init__(self, classifier: Classifier, recipe: FinetuneRecipe, *, lr: float, compiled: bool = False) -> None:
+    def __init__(self, classifier: Classifier, recipe: FinetuneRecipe, *, lr: float) -> None:
         super().__init__()
         self.recipe, self.lr = recipe, lr
         # Loaded models come in evaluation mode, which Lightning leaves them in: nothing would be dropped.
@@ -43,7 +43,6 @@ class FinetuneTask(pl.LightningModule):
         self.average = ModelEmaV3(classifier, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         if self.average is not None:
             self.average.requires_grad_(False)
-        self._forward = torch.compile(classifier.forward, dynamic=False) if compiled else classifier.forward
 
     @property
     def result(self) -> Classifier:
@@ -60,7 +59,7 @@ class FinetuneTask(pl.LightningModule):
         spec = self.classifier.encoder.spec
         images = normalise(batch["images"], spec.mean, spec.std)
         images, targets = disturbed(images, batch["targets"], self.recipe, self.classifier.num_classes, seed)
-        loss = class_loss(self._forward(images), targets)
+        loss = class_loss(self.classifier(images), targets)
         self.log("loss", loss.detach(), logger=False)
         return loss
 

@@ -15,7 +15,7 @@ import functools
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,20 @@ _BOXES = 16  # of a block mask: enough to hide three quarters
 _FIELD = 1024  # numbers a side of the noise that colour masks are windows of: a million windows, 4 MB
 
 
+class Step(NamedTuple):
+    """Where a batch stands in its optimiser step, whose images are dealt out to ranks and batches."""
+
+    images: int  # of the whole step, over all ranks
+    rows: slice  # of these, the batch's
+    generator: torch.Generator  # of noise for all of them, the same on every rank
+
+    @classmethod
+    def of(cls, batch: int, *, rank: int, ranks: int, part: int, parts: int, generator: torch.Generator) -> "Step":
+        """Of a rank's batch number `part` of `parts`, so many images each."""
+        first = rank + ranks * part * batch
+        return cls(batch * ranks * parts, slice(first, first + ranks * batch, ranks), generator)
+
+
 @dataclass(frozen=True)
 class MaskContext:
     """What a mask is made from: a batch, the moment in training, and a source of noise."""
@@ -57,6 +71,7 @@ class MaskContext:
     hint: float = 0.0  # of masking by attention: share of the most attended patches that stays visible
     part_hints: int = 0  # of masking by parts: patches of every larger part that stay visible
     keep_background: bool = False  # of masking by parts: label 0 hides its share at any blend
+    step: "Step | None" = None  # where the batch stands in the optimiser step; None: it is the whole of it
 
     @property
     def device(self) -> torch.device:
@@ -64,9 +79,12 @@ class MaskContext:
         return self.generator.device
 
     def uniform(self, *columns: int) -> Tensor:
-        """Numbers in [0, 1), (B, *columns); without columns (B, L)."""
-        size = (self.shape[0], *(columns or self.shape[1:]))
-        return torch.rand(size, generator=self.generator, device=self.device)
+        """Numbers in [0, 1), (B, *columns) or (B, L): each image its own, however its step is divided."""
+        columns = columns or self.shape[1:]
+        if self.step is None:
+            return torch.rand((self.shape[0], *columns), generator=self.generator, device=self.device)
+        noise = torch.rand((self.step.images, *columns), generator=self.step.generator, device=self.device)
+        return noise[self.step.rows]
 
     def most_attended(self, count: int) -> "MaskContext":
         """The same of the `count` most attended patches alone; draws noise, for patches attended alike."""

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from semmae.data.loaders import IMAGE_TOKEN, TOKENS
 from semmae.masking import num_hidden
-from semmae.models.mae import MAEOutput, MaskedAutoencoder
+from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
-from semmae.train.masks import MaskContext, MaskMeter, batch_seed, mask_function
+from semmae.train.masks import MaskContext, MaskMeter, Step, batch_seed, mask_function, mask_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
-from semmae.train.pixels import Pixels
 from semmae.train.teacher_tokens import tokens_of
 
 BETAS = (0.9, 0.95)  # MAE, main_pretrain.py
@@ -39,6 +38,7 @@ def mask_context(
     progress: float,
     generator: torch.Generator,
     num_labels: int,
+    step: Step | None = None,
 ) -> MaskContext:
     """What the mask of a batch of that shape (B, L) is made from, with the batch's "parts" and "attention" (B, L).
 
@@ -56,6 +56,7 @@ def mask_context(
         hint=recipe.attention_hint,
         part_hints=recipe.hints,
         keep_background=recipe.keep_background,
+        step=step,
     )
     return context if recipe.token_subset is None else context.most_attended(recipe.token_subset)
 
@@ -69,8 +70,7 @@ class PretrainTask(pl.LightningModule):
     says of its images, shown at `teacher_size` pixels a side; the latter are whitened by the mean and matrix of
     `whiten` (`whitening`), or else left out.
 
-    `lr` is the highest rate; `label_names` are those of the part labels in the batches; `compiled`, it trains through
-    torch.compile: `mae` itself stays as it is, and so do names in checkpoints.
+    `lr` is the highest rate; `label_names` are those of the part labels in the batches.
     """
 
     def __init__(
@@ -80,7 +80,6 @@ class PretrainTask(pl.LightningModule):
         *,
         lr: float,
         label_names: Sequence[str] = (),
-        compiled: bool = False,
         teacher: Encoder | None = None,
         teacher_size: int = 0,
         whiten: tuple[Tensor, Tensor] | None = None,
@@ -89,9 +88,6 @@ class PretrainTask(pl.LightningModule):
         # In a tuple, so that the frozen encoder is neither trained nor saved with every checkpoint.
         self._frozen = () if teacher is None else (teacher.eval().requires_grad_(False),)
         self.mae, self.recipe, self.lr, self._teacher_size = mae, recipe, lr, teacher_size
-        self.pixels = Pixels(mae.encoder.spec)
-        # Every batch has the same shape: the last, short one of an epoch is left out.
-        self._forward = torch.compile(self._reconstruct, dynamic=False) if compiled else self._reconstruct
         self.token_mean: Tensor | None
         self.token_matrix: Tensor | None
         for name, own in zip(("token_mean", "token_matrix"), whiten or (None, None), strict=True):
@@ -112,14 +108,9 @@ class PretrainTask(pl.LightningModule):
         # How many one's own function hides is counted; that waits for the device.
         count = num_hidden(mask.shape[1], self.recipe.mask_ratio) if self.recipe.masking in MASKINGS else None
         tokens, image_token = self._tokens(batch, side)
-        loss: Tensor = self._forward(images, mask, subset, count, tokens, image_token).loss
+        loss: Tensor = self.mae(images, mask, subset, count, tokens, image_token).loss
         self.log("loss", loss.detach(), logger=False)
         return loss
-
-    def _reconstruct(self, images: Tensor, *arguments: Any) -> MAEOutput:
-        """What is compiled: images, uint8 (B, 3, S, S), and what else the autoencoder takes."""
-        output: MAEOutput = self.mae(self.pixels(images), *arguments)
-        return output
 
     def _tokens(self, batch: Mapping[str, Tensor], side: int) -> tuple[Tensor | None, Tensor | None]:
         """What is to be predicted where that is tokens: of patches, and of the image."""
@@ -161,9 +152,22 @@ class PretrainTask(pl.LightningModule):
         """
         generator = torch.Generator(device=self.device)
         generator.manual_seed(batch_seed(self, self.recipe.seed, batch_index))
+        step = self._step(shape[0], batch_index)
         progress = self.global_step / int(self.trainer.estimated_stepping_batches)
         labels = len(self._meter.label_names)
-        context = mask_context(self.recipe, batch, shape, progress=progress, generator=generator, num_labels=labels)
+        context = mask_context(
+            self.recipe, batch, shape, progress=progress, generator=generator, num_labels=labels, step=step
+        )
         mask = self._draw(context)
         self._meter.add(mask, context.parts, blend_at(self.recipe, progress))
         return mask, context.subset
+
+    def _step(self, images: int, batch_index: int) -> Step | None:
+        """Where a batch of so many images stands among those of its optimiser step; None where it is alone there."""
+        ranks, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if ranks * parts == 1:
+            return None
+        generator = torch.Generator(device=self.device)
+        generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, 0))
+        part = batch_index % parts
+        return Step.of(images, rank=self.global_rank, ranks=ranks, part=part, parts=parts, generator=generator)

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -32,8 +31,8 @@ from torch.utils.data import DataLoader
 from semmae.data.loaders import EpochSampler
 from semmae.errors import UserError
 from semmae.run.signals import Interrupted
+from semmae.train.together import check_alike, listen, tell, waiting_group
 
-PATIENCE = timedelta(days=7)  # that processes wait for each other
 # Seconds between two checkpoints. At first as many as the run is old: not half of it can be lost.
 _AT_LEAST = 60.0
 _AT_MOST = 600.0
@@ -75,10 +74,7 @@ class Vote:
     def __init__(self, processes: int) -> None:
         self._group: torch.distributed.ProcessGroup | None = None
         if processes > 1:
-            # On the CPU, whatever the gradients travel by: no device is waited for.
-            group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-            assert isinstance(group, torch.distributed.ProcessGroup)  # all processes are in it
-            self._group = group
+            self._group = waiting_group()  # on the CPU, whatever the gradients travel by: no device is waited for
         self._pending: tuple[torch.distributed.Work, Tensor] | None = None
 
     def cast(self, wish: Wish) -> Wish:
@@ -129,9 +125,10 @@ class Keeper(Checkpoint):
         self._ended = False  # by a callback, in the state that is kept
         self._vote = Vote(1)
         self._held: dict[str, int] | None = None  # states in the checkpoint that this resumes from
+        self._divided = (0, 0)  # images of a step over all processes, batches of it in each
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ended": True} if self._ended else {}
+        return {"divided": list(self._divided)} | ({"ended": True} if self._ended else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._ended = bool(state_dict.get("ended", False))
@@ -140,6 +137,14 @@ class Keeper(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Show the loader its place: workers fetch the first batches before the epoch's number is set."""
+        self._divided = divided = self._division(trainer)
+        before = checkpoint["callbacks"].get(self.state_key, {}).get("divided", divided)
+        if before[0] != divided[0]:
+            raise UserError(
+                f"{self.path}: was trained with {before[0]} images a step, and now it would be {divided[0]}; of so few "
+                "images as there are here, use as many --devices, --nodes and --accumulate as it began with"
+            )
+        count_batches(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], before[1], divided[1])
         steps = len(self.loader) // trainer.accumulate_grad_batches
         epoch, done = divmod(checkpoint["global_step"], steps)
         self._held = {name: len(checkpoint[name]) for name in ("optimizer_states", "lr_schedulers")}
@@ -155,6 +160,10 @@ class Keeper(Checkpoint):
         wanted = {"optimizer_states": len(trainer.optimizers), "lr_schedulers": len(trainer.lr_scheduler_configs)}
         if self._held not in (None, wanted):
             raise UserError(f"{self.path}: its optimizer_states or lr_schedulers are of another training; restore it")
+        listen()
+        self._divided = self._division(trainer)
+        images = getattr(self.loader.dataset, "images", None)
+        check_alike(f"{self.path}", (getattr(images, "digest", ""), len(self.loader), trainer.global_step))
         self._vote = Vote(trainer.world_size)
         self._begun = self._saved = time.monotonic()
         self._first = not self.path.exists()
@@ -186,6 +195,15 @@ class Keeper(Checkpoint):
         if trainer.should_stop and not self._ended:
             self._save(trainer, Wish.SAVE)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Before Lightning puts things away, which may wait for the device: the other processes are to stop now."""
+        if isinstance(exception, Exception):
+            tell(exception)
+
+    def _division(self, trainer: pl.Trainer) -> tuple[int, int]:
+        batches = trainer.accumulate_grad_batches
+        return int(self.loader.batch_size or 1) * batches * trainer.world_size, batches
+
     def _due(self) -> bool:
         age = self._saved - self._begun
         return time.monotonic() - self._saved >= min(_AT_MOST, max(_AT_LEAST, age))
@@ -201,3 +219,12 @@ class Keeper(Checkpoint):
         self._saved, self._first = time.monotonic(), False
         if wish == Wish.STOP:
             raise Interrupted(self.signals.received or signal.SIGTERM)
+
+
+def count_batches(progress: dict[str, Any], before: int, now: int) -> None:
+    """Count, in place, what Lightning has counted of batches, `before` of them a step, as if they were `now`."""
+    for counts in (progress["total"], progress["current"]):
+        unfinished = counts["ready"] - counts["completed"]  # the last one, at whose end the checkpoint was written
+        for name in ("ready", "started", "processed"):
+            counts[name] = counts[name] // before * now
+        counts["completed"] = counts["ready"] - unfinished

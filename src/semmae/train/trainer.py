@@ -48,8 +48,9 @@ from semmae.train.loggers import open_loggers
 from semmae.train.nodes import cluster
 from semmae.train.optimizer import clip_gradients
 from semmae.train.precision import resolve_precision
-from semmae.train.stopping import PATIENCE, Keeper
+from semmae.train.stopping import Keeper
 from semmae.train.summary import Trained
+from semmae.train.together import TIMEOUT, barrier, explained
 
 LOG_EVERY = 10  # steps
 LAST = "last.ckpt"
@@ -109,6 +110,11 @@ def fit(
             if not is_rank_zero():
                 raise SystemExit(0) from stop  # another code, and Lightning kills the first one as it reports
             raise Interrupted(getattr(stop, "signum", signal.SIGINT)) from stop
+        except Exception as error:
+            said = explained(error)
+            if said is error:
+                raise
+            raise said from error
         finally:
             if threading.current_thread() is threading.main_thread():  # another one cannot, and has changed nothing
                 signal.signal(signal.SIGINT, previous)
@@ -146,8 +152,7 @@ def _trainer(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=training.devices,
         num_nodes=training.nodes,
-        # After training the first process may label images for hours, and the others wait for it.
-        strategy=DDPStrategy(timeout=PATIENCE) if processes > 1 else "auto",
+        strategy=DDPStrategy(timeout=TIMEOUT) if processes > 1 else "auto",
         precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
         max_epochs=options.epochs,
         accumulate_grad_batches=training.accumulate,
@@ -164,12 +169,6 @@ def _trainer(
     return trainer
 
 
-def barrier() -> None:
-    """Wait for the other processes of this run, if there are any."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
 class Meter(pl.Callback):
     """Measures speed and data wait, checks and averages the loss, writes metrics and progress."""
 
@@ -177,7 +176,8 @@ class Meter(pl.Callback):
         self.options = options
         self.evaluation = evaluation
         self._accumulate = options.training.accumulate
-        self._losses: list[Tensor] = []  # of batches, each its share of its step's
+        self._batches: list[Tensor] = []  # losses of the step that is running, each its share of it
+        self._losses: list[Tensor] = []  # of steps
         self._norms: list[Tensor] = []  # of the gradients of steps, before they are limited
         self._images = 0
         self._waited = 0.0
@@ -227,20 +227,22 @@ class Meter(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
         """Keep the loss on its device; every `LOG_EVERY` steps look at it."""
-        self._losses.append(outputs["loss"].detach())
+        self._batches.append(outputs["loss"].detach().float())
         self._images += len(next(iter(batch.values()))) * trainer.world_size
-        if len(self._losses) % self._accumulate == 0:
+        if len(self._batches) == self._accumulate:
+            # Lightning divides the losses of batches that make a step by their number: the step's is their sum.
+            self._losses.append(self._batches[0] if self._accumulate == 1 else torch.stack(self._batches).sum())
+            self._batches.clear()
             # Lightning would hold the step's gradients until the next forward pass is over, the memory's peak.
             for optimizer in trainer.optimizers:
                 optimizer.zero_grad()
-        if len(self._losses) >= LOG_EVERY * self._accumulate and not trainer.is_last_batch:
+        if len(self._losses) >= LOG_EVERY and not trainer.is_last_batch:
             self._report(trainer, {})
         self._mark = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Report the rest of the epoch, before the checkpoint callback saves anything."""
-        # Of a step that a callback has cut off in the middle nothing was learned.
-        del self._losses[len(self._losses) // self._accumulate * self._accumulate :]
+        self._batches.clear()  # of a step that a callback has cut off in the middle nothing was learned
         if self._losses:
             self.check(trainer, module)
             self._report(trainer, self._evaluated(trainer))
@@ -254,6 +256,7 @@ class Meter(pl.Callback):
             self._append(trainer, trainer.current_epoch - 1, found)
             shown = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
             _log.info("%s: %s", self.options.stage, shown)
+        barrier("evaluation")
 
     def check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Refuse losses since the last report, and weights, that are not finite; waits for the device."""
@@ -268,10 +271,11 @@ class Meter(pl.Callback):
         """What is measured after this epoch, in time that does not count as training."""
         epoch = trainer.current_epoch + 1
         due = self.evaluation is not None and (epoch % self.evaluation.every == 0 or epoch == self.options.epochs)
-        if self.evaluation is None or not due or not trainer.is_global_zero:
+        if self.evaluation is None or not due:
             return {}
         started, self._measured = time.monotonic(), trainer.global_step
-        found = self.evaluation.measure()
+        found = self.evaluation.measure() if trainer.is_global_zero else {}
+        barrier("evaluation")  # or the others would wait in the next step, in a collective of the device
         self._since += time.monotonic() - started
         return found
 
@@ -310,8 +314,9 @@ class Meter(pl.Callback):
 
     def _checked_losses(self, trainer: pl.Trainer) -> list[float]:
         """The loss of every optimiser step since the last report, finite; waits for the device."""
-        # Lightning divides the losses of batches that make a step by their number: the step's is their sum.
-        losses = torch.stack(self._losses).float().view(-1, self._accumulate).sum(1).tolist()
+        # The mean over all processes, so that all of them find the same one at fault, and at the same step.
+        self._losses = list(trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean"))
+        losses = torch.stack(self._losses).tolist()
         first = trainer.global_step - len(losses)
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
@@ -338,7 +343,7 @@ class Meter(pl.Callback):
         terminal = is_terminal(sys.stderr)
         if not (ended or terminal):
             return
-        steps = max(1, len(self._losses) // self._accumulate)
+        steps = max(1, len(self._losses))
         seconds_a_step = (time.monotonic() - self._since) / steps
         planned = int(trainer.estimated_stepping_batches)
         left = (planned - trainer.global_step) * seconds_a_step

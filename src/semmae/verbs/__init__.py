@@ -9,17 +9,17 @@ Notable here:
 
 import importlib
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from semmae.files import guarded
 from semmae.options.fields import verb_of
-from semmae.options.shared import RunOptions
+from semmae.options.shared import Batching, RunOptions
 from semmae.progress import say
 from semmae.run.finished import is_done
 from semmae.run.folder import claimed
-from semmae.run.ranks import is_rank_zero
+from semmae.run.ranks import is_rank_zero, sharing
 from semmae.run.start import check_start, writes_run
 
 
@@ -45,7 +45,12 @@ def _in_folder(options: RunOptions) -> Path:
     done = is_done(options)
     if not done:
         # Other processes may be here before the first one has made the folder; they write nothing there.
-        with claimed(options) as own, guarded(own.out) if is_rank_zero() else nullcontext():
+        with ExitStack() as stack:
+            own = stack.enter_context(claimed(options))
+            if is_rank_zero():
+                stack.enter_context(guarded(own.out))
+            if isinstance(own, Batching):
+                stack.enter_context(sharing(own.out, own.nodes, own.devices))
             _verb(own)(own)
     from semmae.reporting.ending import end, ending  # not above: it imports what pages need
 

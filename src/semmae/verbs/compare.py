@@ -123,7 +123,9 @@ def training_images(options: CompareOptions) -> tuple[KeptImages, CompareOptions
         places = [place for name in TRAIN for place in (root / name, *root.glob(f"{name}*.parquet")) if place.exists()]
         if len(places) == 1:
             data, split = str(places[0]), None
-    images = open_images(data, split=split, limit=options.limit, seed=options.seed, workers=options.num_workers)
+    images = open_images(
+        data, split=split, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
+    )
     return KeptImages(images), dataclasses.replace(options, data=data)
 
 

@@ -59,7 +59,9 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     encoder = load_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     tokens = [encoder.pooling] if asked == [_AUTO] else asked
     size = options.image_size or encoder.spec.image_size
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
+    images = open_images(
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
+    )
     store = None if options.parts is None else PartStore.open(options.parts, manifest_digest=images.digest)
     info = _info(options, tokens, encoder, size, images, store)
     if options.out.exists() and not (options.overwrite or run.resume):

@@ -73,6 +73,7 @@ def measure_only(options: FinetuneOptions) -> Path:
         limit=options.limit,
         seed=options.seed,
         workers=options.num_workers,
+        check=options.check,
     )
     targets = target_indices(options.data, images, classes, whose)
     about = {

@@ -46,7 +46,20 @@ _log = logging.getLogger("semmae")
 FOLDER = "measured"  # in the folder of a run
 _OF_CLASSES, _OF_PIXELS = {"knn", "probe", "finetune"}, {"segment", "parts"}
 # Of a recipe's file, what is another verb's to say: which encoder, which data, where.
-_OURS = {"encoder", "data", "out", "config", "resume", "overwrite", "seed", "limit", "workers", "precision", "logger"}
+_OURS = {
+    "encoder",
+    "data",
+    "out",
+    "config",
+    "resume",
+    "overwrite",
+    "seed",
+    "limit",
+    "workers",
+    "precision",
+    "logger",
+    "check",
+}
 _OURS |= {"callbacks", "devices", "nodes", "untrained", "eval_only", "val_share", "num_heads"}
 
 
@@ -106,7 +119,7 @@ def open_measures(options: CompareOptions) -> Measures:
     """Data to measure by, opened and checked, and recipes, checked; UserError where they lack what is asked for."""
     data = options.data if options.eval_data is None else options.eval_data
     same: dict[str, Any] = {"encoder": "", "data": data, "out": options.out / FOLDER, "val_share": options.val_share}
-    same |= {name: getattr(options, name) for name in ("seed", "limit", "workers", "precision")}
+    same |= {name: getattr(options, name) for name in ("seed", "limit", "workers", "precision", "check")}
     trained = {**same, "logger": "none"}
     beside = options.masks if options.eval_data is None else None
     evaluate = with_annotations(EvaluateOptions(**same, masks=beside, untrained=False))

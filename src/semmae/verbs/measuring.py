@@ -91,7 +91,9 @@ def view_of(options: KnnOptions | ProbeOptions | EvaluateOptions, encoder: Encod
 
 def open_class_sets(options: EncoderOptions) -> list[ImageSet]:
     """The images of --data, by splits where it has some."""
-    return open_sets(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
+    return open_sets(
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
+    )
 
 
 def divided(options: ProbeOptions | FinetuneOptions | EvaluateOptions, sets: Sequence[ImageSet]) -> TrainVal:

@@ -59,7 +59,9 @@ def parts(options: PartsOptions) -> Path:
         encoder = load_given(options, own)
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     shared(Training, options).check()
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
+    images = open_images(
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
+    )
     options.check_images(len(images))
     check_parts(own, images)
     truth = true_parts(own, images)
@@ -210,6 +212,8 @@ def bring_learner(
         return None
     tokens = None
     if options.rebuild == "tokens":
+        if not is_rank_zero():
+            return None  # seconds of work, of the first process alone
         learner, trained, tokens = learn_from_tokens(options, some, encoder, targets)
     else:
         learner, trained = learn_from_pixels(options, some, encoder)

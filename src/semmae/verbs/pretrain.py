@@ -34,12 +34,13 @@ from semmae.run.config import UNFINISHED, kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero, started
 from semmae.train.batches import Training
-from semmae.train.compiling import check_compile, resolve_compile
+from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
 from semmae.train.summary import check_same_inputs, summarised
 from semmae.train.teacher_tokens import check_first, class_tokens, fill_store, token_store, usual_size, whitening
-from semmae.train.trainer import FitOptions, barrier, fit
+from semmae.train.together import barrier
+from semmae.train.trainer import FitOptions, fit
 from semmae.verbs.parts import check_tokens_fit, learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher, train_teacher
@@ -53,7 +54,9 @@ def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
     check_recipe(options)
     shared(Training, options).check()
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
+    images = open_images(
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
+    )
     options.check_images(len(images))
     options = with_teacher(options)
     teacher = load_teacher(options)
@@ -86,7 +89,7 @@ def pretrain(options: PretrainOptions) -> Path:
         if teacher is not None and tokens is not None:
             size, precision = teacher_size(options, teacher), options.precision
             fill_store(tokens, images, teacher, size=size, precision=precision, workers=options.num_workers)
-        barrier()  # all processes read what the first one has stored
+        barrier("stages")  # all processes read what the first one has stored
         train_autoencoder(options, images, store, init, teacher if options.predicts_tokens else None)
         if is_rank_zero():
             write_report(options.out)
@@ -199,7 +202,7 @@ def part_labels(
     stage = parts_stage(options, spec)
     with run_folder(stage):
         learn_parts(stage, images, teacher or load_encoder(spec), true_parts(stage, images), tokens)
-        barrier()
+        barrier("parts")
     return PartStore.open(stage.out, manifest_digest=images.digest)
 
 
@@ -255,7 +258,7 @@ def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:
     if not (stage.out / "encoder" / "config.json").exists():
         with run_folder(stage):
             train_teacher(stage, images)
-            barrier()
+            barrier("teacher")
     return stage.out
 
 
@@ -297,16 +300,15 @@ def train_autoencoder(
     with summarised(options.out, "pretrain", images, **facts) as summary:
         loader = training.loader(dataset, rate)
         how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip)
-        compiled = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
+        compiling = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
         seen = teacher if tokens is None else None
         whiten = None if teacher is None else whitening(image_tokens(options, images, teacher, tokens))
         size = 0 if teacher is None else teacher_size(options, teacher)
-        task = PretrainTask(
-            mae, recipe, lr=rate, label_names=labels, compiled=compiled, teacher=seen, teacher_size=size, whiten=whiten
-        )
-        with one_thread_an_operation() if mae.encoder.width < _SHARED_FROM else nullcontext():
+        task = PretrainTask(mae, recipe, lr=rate, label_names=labels, teacher=seen, teacher_size=size, whiten=whiten)
+        threads = one_thread_an_operation() if mae.encoder.width < _SHARED_FROM else nullcontext()
+        with threads, compiled(mae, compiling):
             summary.trained(fit(task, loader, how))
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}

@@ -65,6 +65,7 @@ def open_data(options: SegmentOptions, annotations: Path | None = None) -> Segme
         limit=options.limit,
         seed=options.seed,
         workers=options.num_workers,
+        check=options.check,
     )
 
 
@@ -82,6 +83,7 @@ def measure_only(options: SegmentOptions) -> Path:
         limit=options.limit,
         seed=options.seed,
         workers=options.num_workers,
+        check=options.check,
     )
     check_same_classes(options, segmenter, data)
     windows = shared(Windows, options, image_size=segmenter.encoder.spec.image_size)

@@ -24,6 +24,7 @@ from semmae.run.config import kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
+from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.summary import summarised
 from semmae.train.teacher import TeacherTask
 from semmae.train.trainer import Evaluation, FitOptions, fit
@@ -35,9 +36,12 @@ _SMALLEST_LOCAL = 0.05  # share of an image's area: DINO's, iBOT's and DINOv2's
 def teacher(options: TeacherOptions) -> Path:
     """Train an encoder on your own images, without labels (DINO and iBOT self-distillation)."""
     check_teacher(options)
+    check_compile(options.compile)
     init = load_init(options)
     shared(Training, options).check()
-    images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
+    images = open_images(
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
+    )
     options.check_images(len(images))
     with run_folder(options):
         train_teacher(options, images, init)
@@ -90,7 +94,9 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     with summarised(out, "teacher", images, **facts) as summary:
         loader = training.loader(crops_of(options, images), rate)
         how = FitOptions(training, out, "teacher", options.epochs, options.clip, clip_each=True)  # as DINO and iBOT do
-        summary.trained(fit(task, loader, how, knn_evaluation(options, images, task.teacher)))
+        compiling = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
+        with compiled(task, compiling):
+            summary.trained(fit(task, loader, how, knn_evaluation(options, images, task.teacher)))
         if is_rank_zero():
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
 

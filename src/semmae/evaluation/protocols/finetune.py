@@ -28,10 +28,11 @@ from semmae.models.weights import NORM_EPS, set_norm_eps
 from semmae.options.finetune import FinetuneRecipe
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
-from semmae.train.compiling import resolve_compile
+from semmae.train.compiling import compiled, resolve_compile
 from semmae.train.finetune import FinetuneTask
 from semmae.train.summary import summarised
-from semmae.train.trainer import Evaluation, FitOptions, barrier, fit
+from semmae.train.together import barrier
+from semmae.train.trainer import Evaluation, FitOptions, fit
 
 STAGE = "finetune"
 # Of the recipe: the whole run has one seed, and nothing measured depends on the others.
@@ -89,7 +90,7 @@ class Finetune(Protocol[TrainVal]):
         if is_rank_zero():
             found = measure_classifier(classifier, data.val, data.val_targets, data.classes, self.crops)
             found = dataclasses.replace(found, length=length)
-        barrier()
+        barrier(name)
         return found
 
     def new_classifier(self, encoder: Encoder, classes: int) -> Classifier:
@@ -116,13 +117,14 @@ class Finetune(Protocol[TrainVal]):
         with summarised(out, stage, data.train, [data.val], **facts) as summary:
             if self.training.resume and (folder / CONFIG).is_file():
                 return load_classifier(folder)[0], summary.length
-            compiled = resolve_compile(recipe.compile, self.training.optimiser_steps(images, recipe.epochs))
+            compiling = resolve_compile(recipe.compile, self.training.optimiser_steps(images, recipe.epochs))
             rate = self.training.scaled_rate(recipe.blr, images)
-            task = FinetuneTask(classifier, recipe, lr=rate, compiled=compiled)
+            task = FinetuneTask(classifier, recipe, lr=rate)
             classes = data.train_targets.tolist() if recipe.balanced else None
             loader = self.training.loader(self.train_crops(classifier.encoder, data), rate, classes)
             options = FitOptions(self.training, out, stage, recipe.epochs, recipe.clip)
-            summary.trained(fit(task, loader, options, self.validation(task, data)))
+            with compiled(classifier, compiling):
+                summary.trained(fit(task, loader, options, self.validation(task, data)))
             if is_rank_zero():
                 about = {
                     "stage": STAGE,
