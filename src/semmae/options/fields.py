@@ -104,6 +104,7 @@ class Option:
 
     @property
     def words(self) -> tuple[str, ...]:
+        """Words of its own that it takes where others are paths or names."""
         return (self.default, *self.facts.becomes) if self.facts.becomes else ()
 
     @property
