@@ -236,7 +236,8 @@ def test_parts_that_do_not_say_their_encoder_ask_for_it(whole_run: Path, creatur
 
 def test_parts_whose_teacher_has_moved_ask_where_it_is(creatures: Path, encoder: Path, tmp_path: Path) -> None:
     """The user has named the parts, not the place that their run recorded."""
-    teacher, parts, given = tmp_path / "teacher", tmp_path / "parts", {"data": creatures / "images", "limit": 8}
+    teacher, parts = tmp_path / "teacher", tmp_path / "parts"
+    given: dict[str, Any] = {"data": creatures / "images", "limit": 8}
     shutil.copytree(encoder, teacher)
     semmae.parts(teacher=teacher, out=parts, steps=1, **given, **tiny.TRAIN)
     teacher.rename(tmp_path / "moved")
@@ -260,7 +261,8 @@ def test_tokens_that_cannot_be_stored_are_refused_before_a_run_is_begun(
         loud.vit.norm.weight.mul_(1e6)
     checkpoint.save_encoder(loud, tmp_path / "loud")
     given: dict[str, Any] = {"data": creatures / "images", "out": tmp_path / "out"}
-    call, own = (semmae.parts, tiny.TRAIN) if verb == "parts" else (semmae.pretrain, {**OPTIONS, "masking": verb})
+    call: Any = semmae.parts if verb == "parts" else semmae.pretrain
+    own = tiny.TRAIN if verb == "parts" else {**OPTIONS, "masking": verb}
     with refused(f"--teacher {tmp_path / 'loud'}", "half precision", "another"):
         call(teacher=tmp_path / "loud", **given, **own)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
