@@ -100,7 +100,12 @@ class Option:
 
     def is_word(self, value: Any) -> bool:
         """Whether a value is one of the words of its own that it takes where others are paths or names."""
-        return isinstance(value, str) and bool(self.facts.becomes) and value in (self.default, *self.facts.becomes)
+        return isinstance(value, str) and value in self.words
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Words of its own that it takes where others are paths or names."""
+        return (self.default, *self.facts.becomes) if self.facts.becomes else ()
 
     @property
     def is_switch(self) -> bool:
