@@ -117,6 +117,7 @@ def test_shards_at_an_address_are_read_as_those_on_the_disk(place: str, shards: 
         assert [there.read(row) for row in range(9)] == [jpeg(row) for row in range(9)]
     assert split_names(f"{place}/") == {"train", "val"} and has_split(f"{place}/*.tar")
     assert open_source(f"{place}/", "val").names == [f"val-0.tar/{row}.jpg" for row in (6, 7, 8)]
+    assert split_names("memory://train-photos/x-{0..3}.tar") == set()
     one = open_source(f"{place}/train-1.tar")
     assert one.names == [f"train-1.tar/{row}.jpg" for row in (3, 4, 5)] and one.read(1) == jpeg(4)
     assert open_images(f"{place}/").digest == open_images(shards).digest

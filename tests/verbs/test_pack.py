@@ -17,6 +17,7 @@ from refusals import refused
 import semmae
 from semmae.cli import run
 from semmae.data import packing
+from semmae.data.loaders import by_window
 from semmae.data.manifest import open_images
 from semmae.data.sources import open_source
 from semmae.files import PART
@@ -214,10 +215,24 @@ def test_refusals(
     refuse(["pack", *([] if "--data" in words else ["--data", "photos"]), *words], place, *facts)
 
 
-def test_packed_images_are_trained_on_and_resumed(creatures: Path, encoder: Path, tmp_path: Path) -> None:
-    """Parts, masks, losses and weights of a stopped and resumed run are those of one that ran through."""
-    semmae.pack(data=creatures / "images", out=tmp_path / "packed", workers=1)
-    given = {"data": f"{tmp_path}/packed/shards-{{000000..000000}}.tar", "teacher": encoder, "epochs": tiny.EPOCHS}
+def test_packed_images_are_trained_on_and_resumed(
+    creatures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts, masks, losses and weights of a stopped and resumed run are those of one that ran through.
+
+    Of eight shards and more, in windows of two or three.
+    """
+    monkeypatch.setattr(by_window, "__defaults__", (20_000,))
+
+    def pack(seed: int) -> int:
+        (tmp_path / "packed").mkdir()
+        how = packing.Packing(256, 90, 24_000, seed)
+        images = open_images(creatures / "images", workers=1)
+        return len(packing.write_shards(tmp_path / "packed", "shards", images, None, how, 1))
+
+    last = pack(seed=0) - 1
+    assert last >= 7
+    given = {"data": f"{tmp_path}/packed/shards-{{000000..{last:06}}}.tar", "teacher": encoder, "epochs": tiny.EPOCHS}
     with tiny.every_step():
         semmae.pretrain(out=tmp_path / "whole", **given, **tiny.SIZE, **tiny.TRAIN)  # type: ignore[arg-type]
         with tiny.interrupted("pretrain", 6):
@@ -227,6 +242,6 @@ def test_packed_images_are_trained_on_and_resumed(creatures: Path, encoder: Path
     tiny.assert_same_weights(tmp_path / "run" / "encoder", tmp_path / "whole" / "encoder")
     # Packed anew by another seed, they are other rows.
     shutil.rmtree(tmp_path / "packed")
-    semmae.pack(data=creatures / "images", out=tmp_path / "packed", workers=1, seed=3)
+    pack(seed=3)
     arguments = ["pretrain", "--out", str(tmp_path / "run"), "--data", str(given["data"]), "--resume"]
     assert run(arguments) == 2

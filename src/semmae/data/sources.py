@@ -101,7 +101,8 @@ def split_names(data: object) -> set[str]:
         return set(tables_of(data) or ())
     text = os.fspath(data)
     if _is_address(text) and names_shards(text):
-        return set(shard_splits(remote_addresses(text)[1]).values())
+        root, addresses = remote_addresses(text)
+        return set(shard_splits(address[len(root) :] for address in addresses).values())
     shards = _shards_by_pattern(text)
     if shards is not None:
         return set(shard_splits(shard.name for shard in shards[1]).values())
