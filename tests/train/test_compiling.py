@@ -60,7 +60,8 @@ def test_a_compiled_task_has_the_names_of_a_plain_one() -> None:
 def test_compiled_losses_and_gradients_are_the_same(bf16: bool) -> None:
     torch.manual_seed(0)
     mae = MaskedAutoencoder(Encoder(TINY), DecoderSpec(24, 1, 3))
-    images, mask = torch.randn(4, 3, 16, 16), random_mask(torch.rand(4, 16), 0.75)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    mask = random_mask(torch.rand(4, 16), 0.75)
     found = []
     for compiled in (False, True):
         task = PretrainTask(mae, PretrainRecipe(masking="random"), lr=1e-3, compiled=compiled)
