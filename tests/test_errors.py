@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from semmae.errors import UserError, listed, near, near_only
+from semmae.errors import UserError, listed, near, near_only, reason
 
 
 def test_no_line_of_a_library_s_message_is_lost() -> None:
@@ -26,3 +26,10 @@ def test_what_is_known_is_listed_where_it_is_little() -> None:
         and near("x", few) == " (known: vit_tiny, vit_small)"
     )
     assert near("x", many) == near_only("x", few) == near_only("x", many) == ""
+
+
+def test_what_a_library_says_is_cut_between_words() -> None:
+    said = "outgoing traffic has been disabled; set an appropriate variable"
+    assert reason(ValueError(said), len(said)) == said
+    assert reason(ValueError(said), 48) == "outgoing traffic has been disabled; set an…"
+    assert reason(ValueError("no file " + "x" * 90), 48) == "no file " + "x" * 39 + "…"

@@ -45,7 +45,16 @@ def _cut(text: str) -> str:
 def reason(error: BaseException, most: int = 120) -> str:
     """Why something failed, in a short line: what the system says, else a library's message, else the error's type."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-    return (said or type(error).__name__)[:most]
+    return _shortened(said or type(error).__name__, most)
+
+
+def _shortened(text: str, most: int) -> str:
+    """A text of at most so many letters, cut between words, unless the last one is as long as a path may be."""
+    if len(text) <= most:
+        return text
+    start = text[: most - 1]
+    words = start.rpartition(" ")[0]
+    return f"{words if len(words) > most // 2 else start}…"
 
 
 def one_line(text: object) -> str:

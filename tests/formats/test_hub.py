@@ -59,12 +59,42 @@ def test_weights_of_one_kind_are_enough(tmp_path: Path, monkeypatch: pytest.Monk
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: ["config.json"])
+    (tmp_path / "config.json").touch()
     held = "pytorch_model.bin"
     assert downloaded("a/b") == tmp_path and asked == ["model.safetensors", held]
     (tmp_path / held).unlink()
     held = "none"
-    with refused("'hf:a/b'", "model.safetensors", "pytorch_model.bin"):
+    with refused("'hf:a/b'", "model.safetensors", "pytorch_model.bin", "give a repository"):
         downloaded("a/b")
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
+def test_a_model_that_is_only_in_part_in_the_cache_is_no_fault_of_the_repository(
+    lost: str, encoder: Path, tmp_path: Path
+) -> None:
+    semmae.export(encoder=encoder, to="hf", out=tmp_path / "export")
+    snapshot = in_cache(tmp_path / "export", f"semmae-tests/without-{lost}")
+    (snapshot / lost).unlink()
+    with refused("hf:semmae-tests", "in the cache", snapshot, f"lacks {lost}", "hub can be reached", "HF_HOME"):
+        semmae.load_encoder(f"hf:semmae-tests/without-{lost}")
+
+
+@pytest.mark.parametrize("form", ["hf:", "timm:hf-hub:"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "page"])
+def test_a_download_that_is_damaged_is_named_to_be_removed(
+    damage: str, form: str, encoder: Path, tmp_path: Path
+) -> None:
+    """By the file that the cache has a link to: without the link alone, the hub's library would not ask the hub."""
+    name = f"semmae-tests/{damage}-{form.count(':')}"
+    semmae.export(encoder=encoder, to="timm", out=tmp_path / "export")
+    link = in_cache(tmp_path / "export", name) / "model.safetensors"
+    whole = link.read_bytes()
+    blob = link.rename(tmp_path / "blob")
+    link.symlink_to(blob)
+    blob.write_bytes({"cut": whole[:-9], "empty": b"", "page": b"<!DOCTYPE html>" * 99}[damage])
+    with refused(blob, "damaged", name, "remove it", "downloaded again"):
+        semmae.load_encoder(form + name)
 
 
 @pytest.mark.parametrize("name", ["semmae-tests/none", "", "a/b/c", "x" * 300])

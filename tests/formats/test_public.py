@@ -17,6 +17,7 @@ import torch
 import yaml
 from huggingface_hub import constants
 from refusals import refused
+from safetensors.torch import load_file, save_file
 
 import semmae
 from semmae.data.part_store import PartStore
@@ -251,3 +252,20 @@ def test_what_lies_in_the_cache_is_loaded_without_a_look_at_the_hub(
 
     monkeypatch.setattr(timm.models._hub, "hf_hub_download", asked)
     assert digest(semmae.load_encoder(PUBLIC_TEACHER)) == digest(semmae.load_encoder(weights))
+
+
+@pytest.mark.parametrize("damage", ["cut", "pointer", "another", "block"])
+def test_damaged_weights_in_the_cache_are_named(damage: str, filled: Path, weights: Path, encoder: Path) -> None:
+    """Cut short, a pointer in place of the file, weights of another model, or without a block."""
+    link = filled / f"models--timm--{NAME}/snapshots" / REVISION
+    link.unlink()
+    link.mkdir()
+    place = link / "model.safetensors"
+    whole = weights / "model.safetensors"
+    if damage == "block":
+        save_file({name: own for name, own in load_file(whole).items() if "blocks.3." not in name}, place)
+    else:
+        found = {"cut": whole.read_bytes()[:-9], "pointer": b"version https://git-lfs.github.com/spec/v1\n"}
+        place.write_bytes(found.get(damage) or (encoder / "model.safetensors").read_bytes())
+    with refused(place, "damaged", PUBLIC_TEACHER, "remove it", "downloaded again"):
+        semmae.load_encoder(PUBLIC_TEACHER)

@@ -20,7 +20,7 @@ from semmae.filters import guides
 from semmae.formats.folders import digest, save_tensors
 from semmae.labels import tokens as collecting
 from semmae.labels.labelling import label_images
-from semmae.labels.tokens import Looking, collect_tokens, tokens_of
+from semmae.labels.tokens import REDUCTIONS, Looking, collect_tokens, tokens_of
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.teacher_tokens import fill_store, token_store
@@ -127,7 +127,7 @@ def targets_of(
     folder: Path, images: ImageSet, encoder: Encoder, size: int = 32, precision: Any = "float32"
 ) -> TokenStore:
     store = token_store(folder, images, encoder, size, precision)
-    store.begin("")
+    store.begin()
     return store
 
 
@@ -255,6 +255,12 @@ def test_reductions_of_another_width_are_refused(images: ImageSet, encoder: Enco
     (path,) = (tmp_path / "tokens").glob("reductions*")
     save_tensors(PartLearner(PartsSpec(16, 16, 8)).reductions.state_dict(), path)
     with refused(path):
+        collected(tmp_path / "tokens", images, encoder)
+
+
+def test_a_folder_in_place_of_the_reductions_is_refused(images: ImageSet, encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "tokens" / REDUCTIONS).mkdir(parents=True)
+    with refused(tmp_path / "tokens" / REDUCTIONS, "is a directory", "move that away"):
         collected(tmp_path / "tokens", images, encoder)
 
 

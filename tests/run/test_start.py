@@ -10,6 +10,7 @@ from PIL import Image
 from refusals import refused
 
 import semmae
+from semmae.options.pretrain import PretrainOptions
 from semmae.options.teacher import TeacherOptions
 from semmae.run.config import CONFIG
 from semmae.run.finished import is_finished
@@ -95,6 +96,16 @@ def test_a_run_is_no_folder_of_images(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text("verb: knn\n")
     with refused(f"--data {tmp_path}", "a run of semmae knn"):
         check_start(options, ())
+
+
+@pytest.mark.parametrize(("given", "meant"), [("AUTO", "auto"), ("auto ", "auto"), ("Own", "own"), ("owm", "own")])
+def test_a_word_that_is_nearly_written_is_named(given: str, meant: str) -> None:
+    """No path that ends like one; and where nothing is near, all that may be given."""
+    with refused(f"--teacher {given}: no such file", f'did you mean "{meant}"?'):
+        check_start(PretrainOptions(data="hf:photos", out=Path("out"), teacher=given), ())
+    for far in (f"runs/{meant}", "none at all"):
+        with refused(f"--teacher {far}: no such file", "give auto, own, a run of semmae, timm:NAME, hf:NAME"):
+            check_start(PretrainOptions(data="hf:photos", out=Path("out"), teacher=far), ())
 
 
 def test_a_mask_function_that_fails_is_named(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,15 @@ from semmae.models.vit import Encoder, EncoderSpec, Features
 from semmae.options.pretrain import PretrainRecipe
 from semmae.train import teacher_tokens
 from semmae.train.pretrain import PretrainTask
-from semmae.train.teacher_tokens import class_tokens, fill_store, token_store, tokens_of, usual_size, whitening
+from semmae.train.teacher_tokens import (
+    check_first,
+    class_tokens,
+    fill_store,
+    token_store,
+    tokens_of,
+    usual_size,
+    whitening,
+)
 
 
 @pytest.fixture
@@ -33,7 +41,7 @@ def teacher() -> Encoder:
 
 def filled(folder: Path, images: ImageSet, teacher: Encoder) -> TokenStore:
     store = token_store(folder, images, teacher, 32, "float32")
-    store.begin("")
+    store.begin()
     fill_store(store, images, teacher, size=32, precision="float32", workers=0)
     return store
 
@@ -140,7 +148,7 @@ def test_only_blocks_with_a_missing_row_are_computed(
     whole = filled(tmp_path / "once", images, teacher)
     some = np.array([row for row in range(len(images)) if row not in (7, 30)])
     store = token_store(tmp_path / "some", images, teacher, 32, "float32")
-    store.begin("")
+    store.begin()
     store.write(some, {name: np.array(whole.read(name)[some]) for name in (TOKENS, IMAGE_TOKEN)})
     shown: list[int] = []
     real = teacher_tokens.tokens_of
@@ -157,8 +165,20 @@ def test_only_blocks_with_a_missing_row_are_computed(
 def test_a_teacher_that_gives_no_numbers_is_refused(images: ImageSet, teacher: Encoder, tmp_path: Path) -> None:
     assert isinstance(teacher.vit.norm, torch.nn.LayerNorm)
     torch.nn.init.constant_(teacher.vit.norm.weight, torch.inf)
-    with refused("--teacher", "not finite"):
+    with refused("--teacher", "no numbers", "half precision"):
         filled(tmp_path / "tokens", images, teacher)
+    for views in (False, True):
+        with refused("--teacher", "no numbers", "half precision"):
+            check_first(images, teacher, 32, views=views)
+
+
+def test_keys_are_looked_at_where_parts_are_learned_of_them(images: ImageSet, teacher: Encoder) -> None:
+    check_first(images, teacher, 32, views=True)
+    with torch.no_grad():
+        teacher.vit.blocks[0].attn.qkv.weight.mul_(1e6)
+    check_first(images, teacher, 32)
+    with refused("--teacher", "65504"):
+        check_first(images, teacher, 32, views=True)
 
 
 def test_whole_images_are_as_the_teacher_was_trained_but_of_224_pixels_at_most() -> None:

@@ -15,10 +15,16 @@ from safetensors.torch import load_file
 import semmae
 from semmae.data.creatures import draw_creatures
 from semmae.data.loaders import CropDataset
+from semmae.data.manifest import open_images
+from semmae.formats.folders import digest
+from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.compare import PART_KINDS, CompareOptions
+from semmae.options.pretrain import PretrainOptions
 from semmae.run.folder import foreign_files
+from semmae.train.summary import summarised
 from semmae.verbs.compare import share_of
 from semmae.verbs.rows import rows_of
+from semmae.verbs.shared_stages import Stages
 
 FEW: dict[str, Any] = {
     "model": "vit_mini", "image_size": 32, "patch_size": 8, "epochs": 2, "teacher_epochs": 1, "batch_size": 8,
@@ -60,6 +66,18 @@ def figures(out: Path) -> list[dict[str, Any]]:
 
 def rows(out: Path, **given: Any) -> list[Any]:
     return rows_of(CompareOptions(data="d", out=out, **given))
+
+
+def test_runs_that_learned_from_another_teacher_are_not_gone_on_with(drawn: Path, tmp_path: Path) -> None:
+    images, run = open_images(drawn / "images", workers=0), tmp_path / "run"
+    first, other = (Encoder(EncoderSpec(32, 8, 24, 1, 2)) for _ in range(2))
+    run.mkdir()
+    with summarised(run, "pretrain", images, teacher_digest=digest(first)):
+        pass
+    stages = [Stages(PretrainOptions(data="", out=tmp_path), images, None, teacher, None) for teacher in (first, other)]
+    stages[0].check_begun([run, tmp_path / "not begun"])
+    with refused(run, "begun with teacher ", digest(other)[:6], "restore"):
+        stages[1].check_begun([tmp_path / "not begun", run])
 
 
 # Pairs

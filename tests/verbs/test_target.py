@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 
 import semmae
 from semmae.data.loaders import IMAGE_TOKEN, TOKENS
+from semmae.errors import DiskError
 from semmae.formats import folders as checkpoint
 from semmae.formats.open import load_encoder, load_mae
+from semmae.models.vit import EncoderSpec
 from semmae.options.pretrain import PretrainOptions
 from semmae.train import teacher_tokens
 from semmae.verbs import pretrain
@@ -119,6 +122,31 @@ def test_tokens_are_kept_where_other_images_are_refused(creatures: Path, encoder
     assert (tmp_path / "run/teacher_tokens/tokens.safetensors").read_bytes() == tokens
 
 
+@pytest.mark.parametrize(
+    ("masking", "stage"), [("random", "pretrain"), ("semantic", "pretrain"), ("semantic", "parts")]
+)
+def test_tokens_are_kept_where_another_teacher_is_refused(
+    masking: str, stage: str, creatures: Path, encoder: Path, tmp_path: Path
+) -> None:
+    """Under the same name, as wide as the first and wider."""
+    shutil.copytree(encoder, tmp_path / "teacher")
+    given = {**OPTIONS, "data": creatures / "images", "masking": masking, "teacher": tmp_path / "teacher"}
+    with tiny.interrupted(stage, step=2):
+        semmae.pretrain(out=tmp_path / "run", **given)
+    kept = [file for file in (tmp_path / "run").rglob("*.safetensors") if file.parent.name.endswith("tokens")]
+    before = [file.read_bytes() for file in kept]
+    for width in (24, 48):
+        shutil.rmtree(tmp_path / "teacher")
+        tiny.new_encoder(tmp_path / "teacher", EncoderSpec(32, 8, width, 2, 2), seed=1)
+        for again in (given, {"resume": True}):
+            with refused(tmp_path / "run", "begun with teacher ", ", now ", "restore"):
+                semmae.pretrain(out=tmp_path / "run", **again)
+    assert before and [file.read_bytes() for file in kept] == before
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.copytree(encoder, tmp_path / "teacher")
+    semmae.pretrain(out=tmp_path / "run", resume=True)
+
+
 def test_a_teacher_that_sees_every_crop_stores_nothing(
     run: Path, creatures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,4 +231,41 @@ def test_parts_that_do_not_say_their_encoder_ask_for_it(whole_run: Path, creatur
         (tmp_path / "parts" / name).write_bytes((whole_run / "parts" / name).read_bytes())
     with refused("--target tokens", tmp_path / "parts", "--teacher"):
         semmae.pretrain(data=creatures / "images", out=tmp_path / "out", parts=tmp_path / "parts", **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_whose_teacher_has_moved_ask_where_it_is(creatures: Path, encoder: Path, tmp_path: Path) -> None:
+    """The user has named the parts, not the place that their run recorded."""
+    teacher, parts = tmp_path / "teacher", tmp_path / "parts"
+    given: dict[str, Any] = {"data": creatures / "images", "limit": 8}
+    shutil.copytree(encoder, teacher)
+    semmae.parts(teacher=teacher, out=parts, steps=1, **given, **tiny.TRAIN)
+    teacher.rename(tmp_path / "moved")
+    with refused(f"--parts {parts}: its teacher {teacher} is gone", "restore", "--teacher"):
+        semmae.pretrain(out=tmp_path / "out", parts=parts, **OPTIONS, **given)
+    with refused(f"--learner {parts}: its teacher {teacher} is gone", "restore", "--teacher"):
+        semmae.parts(out=tmp_path / "out", learner=parts, workers=0, **given)
+    (teacher / "encoder").mkdir(parents=True)
+    with refused(f"--parts {parts}: its teacher: {teacher}: holds no encoder"):
+        semmae.pretrain(out=tmp_path / "out", parts=parts, **OPTIONS, **given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["parts", "random", "semantic"])
+def test_tokens_that_cannot_be_stored_are_refused_before_a_run_is_begun(
+    verb: str, creatures: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too large for half precision, or for the disk."""
+    loud = load_encoder(encoder)
+    with torch.no_grad():
+        loud.vit.norm.weight.mul_(1e6)
+    checkpoint.save_encoder(loud, tmp_path / "loud")
+    given: dict[str, Any] = {"data": creatures / "images", "out": tmp_path / "out"}
+    call: Any = semmae.parts if verb == "parts" else semmae.pretrain
+    own = tiny.TRAIN if verb == "parts" else {**OPTIONS, "masking": verb}
+    with refused(f"--teacher {tmp_path / 'loud'}", "half precision", "another"):
+        call(teacher=tmp_path / "loud", **given, **own)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with refused(tmp_path / "out", "0 B are free", "--sample" if verb == "parts" else "--limit", error=DiskError):
+        call(teacher=encoder, **given, **own)
     assert not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
-from semmae.files import open_regular, parse_json, whole, write_csv
+from semmae.files import explained, open_regular, parse_json, whole, write_csv
 from semmae.names import readable
 
 Array = npt.NDArray[Any]
@@ -61,7 +61,7 @@ class TokenFile:
 
     def create(self) -> None:
         """Begin the file: its header, and as many zeros as there will be numbers, which take no room yet."""
-        with self.path.open("wb") as file:
+        with explained(self.path), self.path.open("wb") as file:
             file.write(self._header)
             file.truncate(self.size)
             _sync(file)
@@ -75,7 +75,7 @@ class TokenFile:
 
     def write(self, start: int, values: Mapping[str, Array]) -> None:
         """Write rows from `start` on, (n, *shape) of every column that is given."""
-        with self.path.open("r+b") as file:
+        with explained(self.path), self.path.open("r+b") as file:
             for column in [each for each in self.columns if each.name in values]:
                 rows = np.ascontiguousarray(values[column.name], dtype=np.dtype(column.dtype).newbyteorder("<"))
                 assert rows.shape[1:] == column.shape, f"{column.name}: {rows.shape}, not {column.shape} a row"
@@ -88,7 +88,7 @@ class TokenFile:
         return np.memmap(self.path, column.dtype, "r", self._starts[name], (self.rows, *column.shape))
 
     def sync(self) -> None:
-        with self.path.open("r+b") as file:
+        with explained(self.path), self.path.open("r+b") as file:
             _sync(file)
 
     def blocks(self, column: Column) -> Iterator[Array]:

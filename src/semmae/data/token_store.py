@@ -40,22 +40,33 @@ class TokenStore:
         """Whether the folder holds a store of the same rows, columns and info."""
         return self._file.is_begun()
 
-    def begin(self, remedy: str, reserved: int = 0) -> bool:
+    def begin(self, reserved: int = 0) -> bool:
         """Go on with what is there of the same rows, columns and info, or begin anew: then True.
 
-        DiskError, with the remedy, where the file system has not the room, of which some bytes may be reserved.
+        DiskError where there is no room, see `check_room`.
         """
         if self.is_begun():
             return False
         make_folder(self.folder)
-        needed, free = self._file.size, max(shutil.disk_usage(self.folder).free - reserved, 0)
+        self.check_room("free space there, and give the same command again", reserved)
+        self._file.create()
+        return True
+
+    def check_room(self, remedy: str, reserved: int = 0) -> None:
+        """DiskError, with the remedy, where the file system has not the room, of which some bytes may be reserved.
+
+        Nothing is touched: the folder need not be there.
+        """
+        place = next(each for each in (self.folder, *self.folder.absolute().parents) if each.is_dir())
+        file, freed = self._file.path, 0
+        if file.is_file() and not self.is_begun():  # of others, and replaced
+            freed = file.stat().st_blocks * 512
+        needed, free = self.to_come(), max(shutil.disk_usage(place).free + freed - reserved, 0)
         if needed > free:
             raise DiskError(
                 f"{self.folder}: tokens of {self.rows} images need {bytes_shown(needed)}, {bytes_shown(free)} are "
                 f"free there; {remedy}"
             )
-        self._file.create()
-        return True
 
     def missing(self) -> npt.NDArray[np.int64]:
         """Rows that are not computed, ascending."""
@@ -64,7 +75,7 @@ class TokenStore:
 
     def to_come(self) -> int:
         """Bytes that the missing rows will take of the disk: until they are written the file has holes."""
-        return len(self.missing()) * self._file.row_bytes
+        return (len(self.missing()) if self.is_begun() else self.rows) * self._file.row_bytes
 
     def write(self, rows: Array, values: Mapping[str, Array]) -> None:
         """Write rows (n,), ascending: of every column (n, *shape)."""

@@ -27,6 +27,7 @@ from semmae.files.writing import (
     check_guarded as check_guarded,
     check_replaceable as check_replaceable,
     discard as discard,
+    explained as explained,
     guarded as guarded,
     is_disk_fault as is_disk_fault,
     is_part as is_part,

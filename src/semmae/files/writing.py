@@ -82,7 +82,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     `durable`: the file is on the disk before it takes its place, and so is its name before the block returns.
     """
-    with _explained(path):
+    with explained(path):
         make_folder(path.parent)
         beside = _beside(path, os.getpid())
         try:
@@ -100,7 +100,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well."""
     check_replaceable(folder)
-    with _explained(folder):
+    with explained(folder):
         make_folder(folder.parent)
         sweep_beside(folder)
         beside = _beside(folder, os.getpid())
@@ -226,7 +226,7 @@ def is_disk_fault(error: BaseException) -> bool:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Errors of the disk, from whichever library, as `DiskError`; what else is refused is for the user to mend."""
     try:
         yield

@@ -70,6 +70,13 @@ def read_file(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def damaged_download(path: Path, subject: str, error: Exception) -> UserError:
+    """The refusal of weights in the hub's cache that fail to load with this error: its library takes them as whole."""
+    # The cache holds links; with the link alone removed, it would be made again.
+    fault = f"is damaged, no weights of {subject} ({reason(error, 150)})"
+    return UserError(f"{path.resolve()}: {fault}; remove it, and it is downloaded again where the hub can be reached")
+
+
 class _Dtype:
     """What stands for numpy's type of a number."""
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from safetensors import SafetensorError, safe_open
 
 from semmae.errors import UserError, reason
 from semmae.files import write_text
+from semmae.formats.files import damaged_download
+from semmae.formats.folders import CONFIG
 from semmae.formats.table import WRITINGS
 from semmae.names import shown
 from semmae.progress import quiet
@@ -16,8 +19,9 @@ from semmae.shell import quoted
 # What an export may consist of: of one in another form, pushed there before, nothing stays behind.
 FILES = sorted({name for writing in WRITINGS.values() for name in writing.files})
 CARD = "README.md"
-_FACTS = ("config.json", "preprocessor_config.json")
+_FACTS = (CONFIG, "preprocessor_config.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # most repositories hold both, of which one is enough
+_ONCE = "download it once where the hub can be reached (its cache, HF_HOME, may be copied)"
 
 
 def check_hub_name(name: str) -> None:
@@ -33,19 +37,40 @@ def check_hub_name(name: str) -> None:
 def downloaded(name: str) -> Path:
     """The folder in the hub's cache with configuration and weights of a model, downloaded where they are not there yet.
 
-    UserError where they are not to be had.
+    UserError where they are not to be had, or weights in the cache are damaged.
     """
+    subject = shown(f"hf:{name}")
     try:
         for weights in _WEIGHTS:
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_FACTS, weights]))
             if (folder / weights).is_file():
-                return folder
+                break
     except Exception as error:
         # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
-        fault = f"{shown(f'hf:{name}')}: not at hand ({reason(error, 150)})"
-        remedy = "download it once where the hub can be reached (its cache, HF_HOME, may be copied)"
-        raise UserError(f"{fault}; check the name, {remedy}, or give a checkpoint file") from error
-    raise UserError(f"{shown(f'hf:{name}')}: holds none of {', '.join(_WEIGHTS)}; give a repository with a ViT")
+        fault = f"{subject}: not at hand ({reason(error, 150)})"
+        raise UserError(f"{fault}; check the name, {_ONCE}, or give a checkpoint file") from error
+    _check_whole(subject, name, folder)
+    return folder
+
+
+def _check_whole(subject: str, name: str, folder: Path) -> None:
+    """Refuse a folder without configuration or weights, whether the repository or just the cache lacks them."""
+    found = [weights for weights in _WEIGHTS if (folder / weights).is_file()]
+    lacks = ([] if (folder / CONFIG).is_file() else [CONFIG]) + ([] if found else [" or ".join(_WEIGHTS)])
+    if lacks:
+        fault = f"lacks {' and '.join(lacks)}"
+        try:  # where the hub is out of reach, its library gives what is in the cache
+            huggingface_hub.HfApi().list_repo_files(name)
+        except Exception as error:
+            raise UserError(f"{subject}: only a part of it is in the cache, {folder} {fault}; {_ONCE}") from error
+        raise UserError(f"{subject}: {fault}; give a repository with a ViT")
+    path = folder / found[0]
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt"):  # the header, and whether all of the file is there
+                pass
+        except SafetensorError as error:
+            raise damaged_download(path, subject, error) from error
 
 
 @quiet("huggingface_hub")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from semmae.errors import UserError, listed, near, reason
 from semmae.files import Fields, read_json
 from semmae.formats import dino, folders as checkpoint, mae
+from semmae.formats.files import damaged_download
 from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of
 from semmae.models.classifier import Classifier
 from semmae.models.specs import check_count
@@ -24,7 +25,7 @@ from semmae.progress import quiet
 from semmae.shell import python, text
 
 _LOG = logging.getLogger("semmae")
-_LOCAL = "local-dir:"
+_LOCAL, _HUB = "local-dir:", "hf-hub:"
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".tar")  # endings of what timm looks for in a folder
 
 
@@ -60,6 +61,15 @@ def cached(name: str) -> Path | None:
     if config is None or not config.hf_hub_id or config.hf_hub_filename or config.custom_load:
         return None
     found = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, checkpoint.WEIGHTS)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _in_cache(name: str) -> Path | None:
+    """The weights of `hf-hub:OWNER/NAME` in the cache, of which timm asks the hub."""
+    if not name.startswith(_HUB):
+        return None
+    repository, _, revision = name.removeprefix(_HUB).partition("@")
+    found = huggingface_hub.try_to_load_from_cache(repository, checkpoint.WEIGHTS, revision=revision or None)
     return Path(found) if isinstance(found, str) else None
 
 
@@ -120,17 +130,23 @@ def _create(name: str, pretrained: bool) -> Any:
         # Dropped afterwards: asked for a model without classifier, timm would not load strictly.
         before = list(model.state_dict())
         model.reset_classifier(0)
+    except MemoryError:
+        raise
     except TypeError as error:
         # Models of other families do not take dynamic_img_size.
         raise UserError(_refusal(name, "it is no Vision Transformer")) from error
     except Exception as error:
         # Every library on the way to the hub has exceptions of its own; all mean the same to the user.
         fault = reason(error, 300)
+        if place is None and isinstance(error, SafetensorError | RuntimeError):
+            place = _in_cache(name)
         if name.startswith(_LOCAL):
             raise UserError(f"{shown(f'timm:{name}')} cannot be loaded ({fault}); restore the folder") from error
+        if place is not None:
+            raise damaged_download(place, shown(f"timm:{name}"), error) from error
         raise UserError(
-            f"the weights of {shown(f'timm:{name}')} are not at hand ({fault}); download them once where the hub can "
-            "be reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
+            f"the weights of {shown(f'timm:{name}')} are not at hand ({reason(error, 150)}); download them once where "
+            "the hub can be reached (its cache, HF_HOME, may be copied), or give a checkpoint file"
         ) from error
     left = model.state_dict()
     dropped = [tensor for tensor in before if tensor not in left]
@@ -165,7 +181,7 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
 
 
 def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
-    prefix = "hf-hub:" if "/" in place else _LOCAL
+    prefix = _HUB if "/" in place else _LOCAL
     answer = ("logits = model(images)  # (B, classes): those of model.pretrained_cfg['label_names']",)
     return (
         "import timm",

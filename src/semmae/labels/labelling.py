@@ -4,6 +4,7 @@ Labels are computed in blocks of rows that are always the same, each by one thre
 labels are depends neither on where an earlier run was killed nor on how many processes share the work.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from semmae.formats.folders import (
     read_learner,
     save_learner,
 )
+from semmae.formats.open import load_encoder
 from semmae.labels.blocks import Job, label_blocks, most_rows
 from semmae.labels.processes import label_in_processes
 from semmae.labels.tokens import label_from_tokens
@@ -48,6 +50,17 @@ def teacher_of(learner: Path) -> dict[str, Any]:
         "num_heads": facts.get("num_heads", int | None),
         "image_size": facts.get("image_size", int | None),
     }
+
+
+def load_recorded(option: str, run: Path, teacher: str, **how: Any) -> Encoder:
+    """The encoder that a run, given by `option`, has recorded as its teacher; `how` as `load_encoder` takes it."""
+    try:
+        return load_encoder(teacher, **how)
+    except UserError as error:  # of a place that the user has not named
+        if is_path(teacher) and not os.path.lexists(teacher):
+            fault = f"its teacher {teacher} is gone; restore it, or say by --teacher where it is now"
+            raise UserError(f"{option} {run}: {fault}") from error
+        raise UserError(f"{option} {run}: its teacher: {error}") from error
 
 
 def learner_folder(run: Path) -> Path:

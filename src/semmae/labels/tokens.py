@@ -23,10 +23,11 @@ from semmae.data.part_store import PartStore
 from semmae.data.token_file import Array, Column
 from semmae.data.token_store import TokenStore
 from semmae.errors import UserError, reason
+from semmae.files import explained
 from semmae.filters import guides
 from semmae.formats.folders import digest, save_tensors
 from semmae.labels.blocks import most_rows, one_thread_an_operation, through_encoder, usual_device
-from semmae.models.parts import PartLearner, PartTokens, images_to_fit
+from semmae.models.parts import PartLearner, PartsSpec, PartTokens, images_to_fit
 from semmae.models.vit import Encoder, Features, TokenViews, check_finite
 from semmae.options.shared import Precision
 from semmae.progress import Progress
@@ -97,23 +98,11 @@ def collect_tokens(
     the learner's reductions are taken as they are. `targets`, a `token_store` that was begun, gets what is seen as
     well, unless it is for another look: of other images, another size or precision.
     """
-    spec = learner.spec
-    last, keys = spec.kept(spec.width), spec.kept(spec.key_width)
-    attention = (stored_side(looking.size // looking.encoder.patch_size),) * 2
-    columns = [
-        Column("last", (looking.cells, last), "float16"),
-        Column("keys", (looking.cells, keys), "float16"),
-        Column("values", (looking.cells, keys), "float16"),
-        Column("attention", attention, "uint8"),
-        Column("image", (3, looking.grid, looking.grid), "uint8"),
-    ]
-    info = {
-        "encoder": digest(looking.encoder), "images": images.digest, "image_size": looking.size, "grid": looking.grid,
-    }  # fmt: skip
-    store = TokenStore(folder, len(images), columns, info)
+    store = parts_store(folder, images, learner.spec, looking)
     reserved = 0 if targets is None else targets.to_come()
-    if store.begin("learn from fewer images (--sample), or write to another disk", reserved):
-        (folder / REDUCTIONS).unlink(missing_ok=True)
+    if store.begin(reserved):
+        with explained(folder / REDUCTIONS):
+            (folder / REDUCTIONS).unlink(missing_ok=True)
     targets = same_look(targets, images, looking.encoder, looking.size, looking.precision)
     fitted = _spread(len(images), images_to_fit(looking.encoder, looking.size))
     others = np.setdiff1d(np.arange(len(images)), fitted)
@@ -140,6 +129,23 @@ def collect_tokens(
                     keep_tokens(targets, looking.encoder, rows, said)
                 store.write(rows, values)
     return store
+
+
+def parts_store(folder: Path, images: ImageSet, spec: PartsSpec, looking: Looking) -> TokenStore:
+    """The store that `collect_tokens` fills for a part learner of this specification."""
+    last, keys = spec.kept(spec.width), spec.kept(spec.key_width)
+    attention = (stored_side(looking.size // looking.encoder.patch_size),) * 2
+    columns = [
+        Column("last", (looking.cells, last), "float16"),
+        Column("keys", (looking.cells, keys), "float16"),
+        Column("values", (looking.cells, keys), "float16"),
+        Column("attention", attention, "uint8"),
+        Column("image", (3, looking.grid, looking.grid), "uint8"),
+    ]
+    info = {
+        "encoder": digest(looking.encoder), "images": images.digest, "image_size": looking.size, "grid": looking.grid,
+    }  # fmt: skip
+    return TokenStore(folder, len(images), columns, info)
 
 
 def _fit(

@@ -93,8 +93,8 @@ def check_finite(encoder: "Encoder", *tokens: Tensor) -> None:
     """Refuse an encoder whose tokens, in half precision as they are stored, are no numbers."""
     if not all(own.isfinite().all() for own in tokens):
         raise UserError(
-            f"--teacher {encoder.source}: its tokens are not finite, or beyond 65504; its weights are damaged, "
-            "use others"
+            f"--teacher {encoder.source}: its tokens are no numbers, or beyond 65504 and so too large for half "
+            "precision, in which they are stored; use another encoder"
         )
 
 

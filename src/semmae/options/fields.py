@@ -99,14 +99,19 @@ class Option:
         return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """Words that are taken beside other values, as of `int | Literal["auto"]`."""
+    def literals(self) -> tuple[str, ...]:
+        """Words that are taken beside numbers, as of `int | Literal["auto"]`."""
         kinds = typing.get_args(self.type) if not self.choices else ()
         return tuple(word for kind in kinds for word in typing.get_args(kind))
 
     def is_word(self, value: Any) -> bool:
         """Whether a value is one of the words of its own that it takes where others are paths or names."""
-        return isinstance(value, str) and bool(self.facts.becomes) and value in (self.default, *self.facts.becomes)
+        return isinstance(value, str) and value in self.words
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Words of its own that it takes where others are paths or names."""
+        return (self.default, *self.facts.becomes) if self.facts.becomes else ()
 
     @property
     def is_switch(self) -> bool:

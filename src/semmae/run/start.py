@@ -19,7 +19,7 @@ from semmae.run.places import is_path
 _REMEDIES: dict[Reads, str] = {
     "images": "give a folder of images, a list of them, Parquet files or hf:NAME",
     "annotations": "give a folder of PNG annotations",
-    "network": "give a run of semmae, timm:NAME, or a checkpoint file",
+    "network": "give a run of semmae, timm:NAME, hf:NAME, or a checkpoint file",
     "labels": "give a run of semmae parts or pretrain",
     "learner": "give a run of semmae parts",
     "run": "give the folder that a command wrote with --out",
@@ -49,7 +49,7 @@ def check_start(options: Any, given: Iterable[str]) -> None:
     for name, option in options_of(type(options)).items():
         value = getattr(options, name)
         if option.facts.reads and isinstance(value, str | Path) and not option.is_word(value):
-            _check_there(option.flag, value, option.facts.reads)
+            _check_there(option, value, option.facts.reads)
         if option.facts.suffixes:
             _check_suffix(option, value)
 
@@ -63,16 +63,20 @@ def _check_suffix(option: Option, path: Path) -> None:
         raise UserError(f"{option.flag} {path}: unknown kind of file {shown(path.suffix)}; use {kinds}")
 
 
-def _check_there(option: str, value: str | Path, reads: Reads) -> None:
+def _check_there(option: Option, value: str | Path, reads: Reads) -> None:
     if not is_path(value):
         return
-    path = user_path(value, option)
+    path = user_path(value, option.flag)
     if reads == "images" and (verb := verb_of_run(path)):
         remedy = "its pictures are no data; give the folder of the images"
-        raise UserError(f"{option} {value}: is a run of semmae {verb}; {remedy}")
+        raise UserError(f"{option.flag} {value}: is a run of semmae {verb}; {remedy}")
     if os.path.lexists(path) or (glob.has_magic(str(value)) and reads == "images"):
         return
+    words = [word for word in option.words if is_path(word)]
     siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     is_timm = reads == "network" and str(value).startswith(("vit_", "deit", "eva"))
-    hint = near_only(path.name, siblings) or (f'; did you mean "timm:{value}"?' if is_timm else f"; {_REMEDIES[reads]}")
-    raise UserError(f"{option} {str(value)[:200]}: no such file or folder{hint}")
+    # A word in capitals or with a blank is near; a path that only ends like one is not.
+    hint = near_only(str(value).strip().lower(), words) if "/" not in str(value) else ""
+    hint = hint or near_only(path.name, siblings) or (f'; did you mean "timm:{value}"?' if is_timm else "")
+    remedy = _REMEDIES[reads].replace("give ", f"give {', '.join(words)}, ") if words else _REMEDIES[reads]
+    raise UserError(f"{option.flag} {str(value)[:200]}: no such file or folder{hint or f'; {remedy}'}")

@@ -96,11 +96,11 @@ def summarised(
         summary.write(finished=True)
 
 
-def check_same_images(out: Path, images: ImageSet) -> None:
-    """Refuse to go on with a stage that was begun with other images, before anything is made of these."""
+def check_same_inputs(out: Path, images: ImageSet, **digests: str) -> None:
+    """Refuse to go on with a stage that was begun with other images, or other `…_digest`, before anything is made."""
     path = out / "summary.json"
     if path.exists():
-        _check_unchanged(out, Fields(path, read_json(path)), {"manifest": images.digest})
+        _check_unchanged(out, Fields(path, read_json(path)), {"manifest": images.digest, **digests})
 
 
 def _check_unchanged(out: Path, earlier: Fields, facts: dict[str, Any]) -> None:

@@ -94,6 +94,17 @@ def token_store(folder: Path, images: ImageSet, teacher: Encoder, size: int, pre
     return TokenStore(folder, len(images), columns, info | {"precision": resolve_precision(precision)})
 
 
+@torch.no_grad()
+def check_first(images: ImageSet, teacher: Encoder, size: int, *, views: bool = False) -> None:
+    """Refuse, by its first image and before anything is written, a teacher that half precision cannot hold.
+
+    With `views` keys and values are looked at too, of which parts are learned.
+    """
+    pixels = normalise(WholeDataset(images, size)[0]["image"][None], teacher.spec.mean, teacher.spec.std)
+    said = teacher.token_views(pixels)[0] if views else teacher(pixels)
+    check_finite(teacher, *(tokens.half() for tokens in said))
+
+
 def same_look(
     store: TokenStore | None, images: ImageSet, teacher: Encoder, size: int, precision: Precision
 ) -> TokenStore | None:

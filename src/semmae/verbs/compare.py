@@ -74,6 +74,7 @@ def compare(options: CompareOptions) -> Path:
     jobs = jobs_of(options, rows)
     with run_folder(dataclasses.replace(options, teacher=own.teacher), lambda: not unfinished(jobs, measures.names)):
         mine = jobs[index::count]
+        stages.check_begun(job.out for job in jobs)
         stages.make([job.row for job in unfinished(mine, measures.names)])
         for number, job in enumerate(mine, 1):
             if unfinished([job], measures.names):

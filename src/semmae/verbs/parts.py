@@ -21,7 +21,7 @@ from semmae.labels import labelling
 from semmae.labels.pictures import draw_parts
 from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
-from semmae.labels.tokens import REDUCTIONS, Looking, collect_tokens, tokens_of
+from semmae.labels.tokens import REDUCTIONS, Looking, collect_tokens, parts_store, tokens_of
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder
@@ -32,13 +32,14 @@ from semmae.reporting.page import quality_text
 from semmae.reporting.part_samples import FILE as SAMPLES
 from semmae.reporting.parts_page import write_parts_page
 from semmae.reporting.run_page import write_report
-from semmae.run.config import kept_values
+from semmae.run.config import continues, kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.parts import PartsTask
 from semmae.train.published_parts import PublishedPartsTask
 from semmae.train.summary import Summary, Trained, summarised
+from semmae.train.teacher_tokens import check_first
 from semmae.train.trainer import FitOptions, fit
 
 _log = logging.getLogger("semmae")
@@ -55,13 +56,15 @@ def parts(options: PartsOptions) -> Path:
     own = with_learner(options)  # config.yaml keeps what was given
     encoder = None
     if own.tokens is None:
-        encoder = load_encoder(own.teacher, num_heads=own.num_heads, image_size=own.image_size)
+        encoder = load_given(options, own)
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     shared(Training, options).check()
     images = open_images(options.data, limit=options.limit, seed=options.seed, workers=options.num_workers)
     options.check_images(len(images))
     check_parts(own, images)
     truth = true_parts(own, images)
+    if encoder is not None and not continues(options):
+        check_tokens_fit(own, images, encoder, "fewer images (--sample)")
     with run_folder(options):
         learn_parts(own, images, encoder, truth)
         if is_rank_zero():
@@ -91,6 +94,14 @@ def with_learner(options: PartsOptions) -> PartsOptions:
     return dataclasses.replace(options, **own)
 
 
+def load_given(options: PartsOptions, own: PartsOptions) -> Encoder:
+    """The encoder of the options as given, or that of --learner, which are `own`."""
+    how: dict[str, Any] = {"num_heads": own.num_heads, "image_size": own.image_size}
+    if options.learner is None or is_given(options, "teacher"):
+        return load_encoder(own.teacher, **how)
+    return labelling.load_recorded("--learner", options.learner, own.teacher, **how)
+
+
 def check_parts(options: PartsOptions, images: ImageSet) -> None:
     """Refuse what would fail only after minutes of work."""
     if options.blur % 2 == 0:
@@ -108,6 +119,26 @@ def check_parts(options: PartsOptions, images: ImageSet) -> None:
     trains = options.learner is None and options.tokens is None and not (options.labels_only or options.quality_only)
     if options.nodes > 1 and not (trains and options.rebuild == "pixels"):
         raise UserError(f"--nodes {options.nodes}: nodes share training from pixels alone; use --nodes 1, --devices N")
+
+
+def check_tokens_fit(options: PartsOptions, images: ImageSet, encoder: Encoder, fewer: str, reserved: int = 0) -> None:
+    """Refuse, before a run is begun, tokens to learn from that the disk cannot hold, or half precision.
+
+    `fewer` says how to choose less; of the disk some bytes may be reserved.
+    """
+    if options.rebuild != "tokens" or options.learner is not None or not is_rank_zero():
+        return
+    spec, how = PartsSpec.of(encoder, options.num_parts, options.refine), looking_as(options, encoder)
+    store = parts_store(options.out / TOKENS, learned_from(options, images), spec, how)
+    store.check_room(f"learn from {fewer}, or write to another disk", reserved)
+    check_first(images, encoder, how.size, views=True)
+
+
+def learned_from(options: PartsOptions, images: ImageSet) -> ImageSet:
+    """The images that parts are learned from: all, or some by --sample."""
+    if options.sample is None:
+        return images
+    return ImageSet(images.source, images.manifest.subset(options.sample, options.seed))
 
 
 def true_parts(options: PartsOptions, images: ImageSet) -> Truth | None:
@@ -166,9 +197,7 @@ def bring_learner(
 
     Returns the stored tokens of all images, where they were learned from, here or before the run was resumed.
     """
-    some = images
-    if options.sample is not None:
-        some = ImageSet(images.source, images.manifest.subset(options.sample, options.seed))
+    some = learned_from(options, images)
     if kind(options.out / LEARNER) == LEARNER:
         learner = read_learner(options.out / LEARNER)
         kept = (options.out / TOKENS).is_dir() and len(some) == len(images) and is_rank_zero()
@@ -201,10 +230,15 @@ def store_tokens(
     targets: TokenStore | None = None,
 ) -> TokenStore:
     """The encoder's tokens of all these images, as the learner reduces them."""
-    looking = Looking(
+    looking = looking_as(options, encoder)
+    return collect_tokens(options.out / TOKENS, images, learner, looking, fit=fit, targets=targets)
+
+
+def looking_as(options: PartsOptions, encoder: Encoder) -> Looking:
+    """How the encoder looks at images."""
+    return Looking(
         encoder, shown_size(options, encoder), options.grid, options.batch_size, options.num_workers, options.precision
     )
-    return collect_tokens(options.out / TOKENS, images, learner, looking, fit=fit, targets=targets)
 
 
 def learn_from_tokens(

@@ -20,7 +20,7 @@ from semmae.formats.init import init_autoencoder
 from semmae.formats.open import load_encoder
 from semmae.formats.public import public_teacher
 from semmae.labels.blocks import one_thread_an_operation
-from semmae.labels.labelling import check_devices, teacher_of
+from semmae.labels.labelling import check_devices, load_recorded, teacher_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.options.fields import shared
@@ -37,10 +37,10 @@ from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
-from semmae.train.summary import check_same_images, summarised
-from semmae.train.teacher_tokens import class_tokens, fill_store, token_store, usual_size, whitening
+from semmae.train.summary import check_same_inputs, summarised
+from semmae.train.teacher_tokens import check_first, class_tokens, fill_store, token_store, usual_size, whitening
 from semmae.train.trainer import FitOptions, barrier, fit
-from semmae.verbs.parts import learn_parts, true_parts
+from semmae.verbs.parts import check_tokens_fit, learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher, train_teacher
 
@@ -74,8 +74,10 @@ def pretrain(options: PretrainOptions) -> Path:
     init = load_init(options, teacher)
     if options.masks is not None:
         read_annotations(images.names, options.masks)
+    if teacher is not None and not options.resume:
+        check_stored(options, images, teacher)
     with run_folder(options):
-        check_same_images(options.out, images)
+        check_same_inputs(options.out, images)
         tokens = None
         if options.predicts_tokens:
             teacher = teacher or load_encoder(str(own_teacher(options, images)))
@@ -167,7 +169,7 @@ def teacher_of_parts(store: PartStore) -> Encoder:
     facts = teacher_of(store.path) if kind(store.path / LEARNER) == LEARNER else {"teacher": None}
     if facts["teacher"] is None:
         raise UserError(f"--target tokens: {store.path} does not say what encoder its parts are of; add --teacher")
-    encoder = load_encoder(facts["teacher"], num_heads=facts["num_heads"])
+    encoder = load_recorded("--parts", store.path, facts["teacher"], num_heads=facts["num_heads"])
     if digest(encoder) != store.teacher_digest:
         raise UserError(
             f"--target tokens: {facts['teacher']} is another encoder than the one that the parts in {store.path} were "
@@ -204,13 +206,31 @@ def part_labels(
 def begin_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> TokenStore | None:
     """The store inside `out` that this process is to fill with the teacher's tokens of every image.
 
-    None in other processes than the first, and where a GPU is there to compute those of every crop.
+    None in other processes than the first, and where a GPU is there to compute those of every crop. UserError, and
+    nothing is stored, where an earlier start learned from another teacher.
     """
+    for stage in (options.out, options.out / "parts"):
+        check_same_inputs(stage, images, teacher_digest=digest(teacher))
     if teacher_sees_crops() or not is_rank_zero():
         return None
     store = tokens_within(options, images, teacher)
-    store.begin("use a smaller --teacher-image-size, fewer images (--limit) or a GPU, which needs no room")
+    store.begin()
     return store
+
+
+def check_stored(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> None:
+    """Refuse, before the run is begun, tokens of a teacher that the disk cannot hold, or half precision."""
+    if not is_rank_zero():
+        return
+    reserved = 0
+    if options.predicts_tokens and not teacher_sees_crops():
+        store = tokens_within(options, images, teacher)
+        store.check_room("use a smaller --teacher-image-size, fewer images (--limit) or a GPU, which needs no room")
+        check_first(images, teacher, teacher_size(options, teacher))
+        reserved = store.to_come()
+    if options.learns_parts:
+        fewer = "fewer images (--limit) or a smaller --teacher-image-size"
+        check_tokens_fit(parts_stage(options, options.teacher), images, teacher, fewer, reserved)
 
 
 def teacher_sees_crops() -> bool:
@@ -272,6 +292,8 @@ def train_autoencoder(
         "model": options.model,
         "masking": options.masking,
     }
+    if teacher is not None:
+        facts["teacher_digest"] = digest(teacher)
     with summarised(options.out, "pretrain", images, **facts) as summary:
         loader = training.loader(dataset, rate)
         how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip)

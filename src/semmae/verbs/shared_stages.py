@@ -5,7 +5,7 @@ Processes that share the runs out wait for each other here; what is made stands 
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from semmae.data.manifest import ImageSet
@@ -14,6 +14,7 @@ from semmae.data.token_store import TokenStore
 from semmae.errors import UserError, listed
 from semmae.evaluation.parts import Truth, read_truth, score
 from semmae.files import make_folder
+from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.labels.kinds import annotated_parts, cluster_parts, grid_parts, shuffled_parts
 from semmae.labels.labelling import teacher_of
@@ -24,6 +25,7 @@ from semmae.options.fields import shared
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER
 from semmae.run.folder import turn
+from semmae.train.summary import check_same_inputs
 from semmae.train.teacher_tokens import fill_store
 from semmae.verbs.measures import minutes_in, timed
 from semmae.verbs.parts import shown_size
@@ -57,6 +59,12 @@ class Stages:
         """`base`: options of pretrain for what is made, in the folder of the comparison; `given`: --parts."""
         self.base, self.images, self.given, self.teacher, self.truth = base, images, given, teacher, truth
         self._labels = base.out / "labels"
+
+    def check_begun(self, runs: Iterable[Path]) -> None:
+        """Refuse to go on with runs that were begun with other images, or learned from another teacher."""
+        known = {} if self.teacher is None else {"teacher_digest": digest(self.teacher)}
+        for run in runs:
+            check_same_inputs(run, self.images, **known)
 
     def make(self, rows: Sequence[Row]) -> None:
         """Whatever these rows read."""
