@@ -132,7 +132,7 @@ def test_no_gradient_is_held_during_the_next_forward_pass(accumulate: int, tmp_p
 def test_a_run_that_waits_for_images_is_warned_of_once(
     cores: int, warnings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trainer, "_cores", lambda: cores)
+    monkeypatch.setattr(trainer, "usable_cores", lambda: cores)
     monkeypatch.setattr(trainer, "_LONG_WAIT", 0.0)
 
     train(tmp_path, 8)

@@ -73,7 +73,7 @@ def _add(group: argparse._ArgumentGroup, option: Option, text: str) -> None:
 def _kind_of(option: Option) -> str:
     if option.choices:
         return "{" + ",".join(option.choices) + "}"
-    return "|".join([next(word for kind, word in _NAMES.items() if kind in option.kinds), *option.words])
+    return "|".join([next(word for kind, word in _NAMES.items() if kind in option.kinds), *option.literals])
 
 
 def _facts(option: Option) -> str:

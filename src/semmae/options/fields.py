@@ -99,8 +99,8 @@ class Option:
         return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """Words that are taken beside other values, as of `int | Literal["auto"]`."""
+    def literals(self) -> tuple[str, ...]:
+        """Words that are taken beside numbers, as of `int | Literal["auto"]`."""
         kinds = typing.get_args(self.type) if not self.choices else ()
         return tuple(word for kind in kinds for word in typing.get_args(kind))
 

@@ -100,7 +100,7 @@ def from_text(option: Option, text: str) -> Any:
     """What a text of the command line means for an option: a number where one is declared, None, or the text."""
     if text == "None" and type(None) in option.kinds:
         return None
-    if text in option.words:
+    if text in option.literals:
         return text
     kind = int if int in option.kinds else float
     try:
@@ -176,7 +176,7 @@ def _check_kind(option: Option, value: Any) -> None:
     """Refuse a value, from a file of options or a Python call, of another kind than declared."""
     # Of classes derived from these YAML writes none, and True is no whole number.
     fits = type(value) in option.kinds or (Path in option.kinds and isinstance(value, Path))
-    fits = fits or (type(value) is str and value in option.words)
+    fits = fits or (type(value) is str and value in option.literals)
     if option.kinds and not fits and not (float in option.kinds and type(value) is int):
         kinds = {Path} if option.facts.reads else option.kinds
         wanted = _kinds(option, kinds)
@@ -186,7 +186,7 @@ def _check_kind(option: Option, value: Any) -> None:
 
 def _kinds(option: Option, kinds: Collection[type[Any]]) -> str:
     """What an option takes of these kinds, in words."""
-    return " or ".join([*(words for kind, words in _KINDS.items() if kind in kinds), *option.words])
+    return " or ".join([*(words for kind, words in _KINDS.items() if kind in kinds), *option.literals])
 
 
 def _check_limits(option: Option, value: Any) -> None:
