@@ -14,7 +14,7 @@ BACKEND := hatchling hatch-fancy-pypi-readme editables# the build-system of pypr
 .PHONY: help setup demo test test-slow attacks check format docs package reference bench lock
 
 help:
-	@echo "make demo        the whole way on drawn images, into runs/demo (DATA=DIR: on your own)"
+	@echo "make demo        the whole way on drawn images, into runs/demo (DATA=DIR: on your own, runs/demo-DIR)"
 	@echo "make test        the fast tests"
 	@echo "make test-slow   the tests marked slow"
 	@echo "make attacks     what once lost data or misled, tried again through the command, in two minutes"
@@ -42,7 +42,7 @@ $(STAMP): $(RUN_STAMP)
 	@touch $@
 
 demo: $(RUN_STAMP)
-	$(BIN)/semmae demo --out runs/demo --overwrite $(if $(DATA),--data "$(DATA)")
+	$(BIN)/semmae demo $(if $(DATA),--data "$(DATA)" --out "runs/demo-$(shell basename "$(DATA)")",--out runs/demo)
 
 # By files, for what tests of one file share is made once; each process takes a core and a gigabyte.
 test: $(STAMP)

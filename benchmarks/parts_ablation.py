@@ -9,6 +9,7 @@ The encoder's tokens of both folders are computed once, and kept in `--cache`; e
 import argparse
 import dataclasses
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -17,14 +18,16 @@ from typing import Any
 
 import torch
 from harness import write_results
+from torch.nn import functional
 
 from semmae.data.loaders import StepSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images
-from semmae.data.token_store import TokenDataset
+from semmae.data.token_store import TokenDataset, TokenStore
 from semmae.evaluation.parts import Truth, measure_encoder, measure_grids, read_truth, score
+from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.labels.tokens import Looking, collect_tokens, tokens_of
-from semmae.models.parts import PartLearner, PartsSpec, PartTokens
+from semmae.models.parts import PartLearner, PartsSpec, PartTokens, Prototypes
 from semmae.options.parts import PartsOptions, PartsRecipe
 from semmae.train.optimizer import adamw, warmup_cosine_rate
 from semmae.train.parts import BETAS, parts_losses
@@ -44,6 +47,80 @@ class Row:
     mapped: bool = True
     tokens: Callable[[PartTokens], PartTokens] = lambda tokens: tokens
     change: Callable[[PartLearner], object] = lambda learner: None  # of the learner before it learns
+    also: Callable[[PartLearner, PartTokens], torch.Tensor] = lambda learner, tokens: torch.zeros(())  # one more loss
+
+
+class _Products(Prototypes):
+    """Dot products in place of cosines; as long on the average."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        assert self.map is not None
+        tokens = tokens @ self.map
+        tokens, vectors = tokens / tokens.norm(dim=-1).mean(), self.vectors / self.vectors.norm(dim=1).mean()
+        return (10 * self.temperature * tokens @ vectors.T + self.bias).softmax(-1)
+
+
+class _Centred(Prototypes):
+    """Logits less a share of their mean over the image: of all, every part has a place in every image."""
+
+    share: torch.Tensor
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        assert self.map is not None
+        cosines = functional.normalize(tokens @ self.map, dim=-1) @ functional.normalize(self.vectors, dim=1).T
+        return (10 * self.temperature * (cosines - self.share * cosines.mean(1, keepdim=True)) + self.bias).softmax(-1)
+
+
+def _products(learner: PartLearner) -> None:
+    learner.parts.__class__ = _Products
+
+
+def _centred(learner: PartLearner, share: float = 1.0, learned: bool = False) -> None:
+    learner.parts.__class__ = _Centred
+    learner.parts.share = torch.nn.Parameter(torch.tensor(share), requires_grad=learned)
+
+
+def _inside(learner: PartLearner, tokens: PartTokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shares of the parts (B, L, K), and of the object (B, L, 1)."""
+    shares, parts = learner(tokens)
+    return parts, shares[:, :, 1:].detach()
+
+
+def _entropy(learner: PartLearner, tokens: PartTokens) -> torch.Tensor:
+    """Of each patch of the object (PDiscoFormer), 1 where it is shared equally."""
+    parts, inside = _inside(learner, tokens)
+    each = -(parts * parts.clamp_min(1e-6).log()).sum(-1, keepdim=True) / math.log(parts.shape[-1])
+    return (each * inside).sum() / inside.sum()
+
+
+def _absence(learner: PartLearner, tokens: PartTokens) -> torch.Tensor:
+    """What every part lacks of a patch of its own somewhere in the batch (PDiscoFormer)."""
+    parts, inside = _inside(learner, tokens)
+    return 1 - (parts * inside).amax((0, 1)).mean()
+
+
+def _unequal(learner: PartLearner, tokens: PartTokens) -> torch.Tensor:
+    """How far the parts' shares of the objects of a batch are from equal ones, in nats."""
+    parts, inside = _inside(learner, tokens)
+    shares = (parts * inside).sum((0, 1)) / inside.sum()
+    return (shares * (shares * parts.shape[-1]).clamp_min(1e-6).log()).sum()
+
+
+def _strayed(learner: PartLearner, tokens: PartTokens) -> torch.Tensor:
+    """Whether a part's mean key in an image is nearest to its prototype of all (SCOPS; Choudhury et al.)."""
+    parts, inside = _inside(learner, tokens)
+    assert learner.parts.map is not None
+    weights = (parts * inside).transpose(1, 2)
+    means = weights @ (tokens.keys.float() @ learner.parts.map) / weights.sum(-1, keepdim=True).clamp_min(1e-3)
+    cosines = functional.normalize(means, dim=-1) @ functional.normalize(learner.parts.vectors, dim=1).T
+    own = torch.arange(parts.shape[-1]).expand(len(parts), -1)
+    return functional.cross_entropy((10 * cosines).flatten(0, 1), own.flatten())
+
+
+def _weighted(
+    weight: float, term: Callable[[PartLearner, PartTokens], torch.Tensor]
+) -> Callable[[PartLearner, PartTokens], torch.Tensor]:
+    return lambda learner, tokens: weight * term(learner, tokens)
 
 
 def _random(learner: PartLearner) -> None:
@@ -86,6 +163,13 @@ ROWS = {
     ),
     "logits from values": Row(tokens=lambda tokens: tokens._replace(keys=tokens.values)),
     "logits from last tokens": Row(tokens=lambda tokens: tokens._replace(keys=tokens.last)),
+    "dot products, not cosines": Row(change=_products),
+    "logits centred in each image": Row(change=_centred),
+    "logits centred in each image by a learned share": Row(change=lambda learner: _centred(learner, 0.0, learned=True)),
+    **{f"entropy {weight}": Row(also=_weighted(weight, _entropy)) for weight in (0.1, 1.0)},
+    **{f"presence {weight}": Row(also=_weighted(weight, _absence)) for weight in (0.1, 1.0)},
+    **{f"equal use {weight}": Row(also=_weighted(weight, _unequal)) for weight in (0.1, 1.0)},
+    **{f"descriptors find prototypes {weight}": Row(also=_weighted(weight, _strayed)) for weight in (0.1, 1.0)},
     "keys rebuilt": Row(tokens=lambda tokens: tokens._replace(values=tokens.keys)),
     "last tokens rebuilt": Row(tokens=lambda tokens: tokens._replace(values=tokens.last)),
 }
@@ -102,8 +186,7 @@ def main() -> None:
     images = open_images(options.learn)
     images = ImageSet(images.source, images.manifest.subset(options.learned, 0))
     reductions = PartLearner(PartsSpec.of(encoder))
-    known = collect_tokens(options.cache / "learn", images, reductions, looking)
-    asked = collect_tokens(options.cache / "measured", measured, reductions, looking, fit=False)
+    known, asked = cached_tokens(options.cache, images, measured, reductions, looking)
     guides = torch.from_numpy(asked.read("image")[truth.rows])
     tokens, seen = tokens_of(known, slice(None)), tokens_of(asked, truth.rows)
     found: dict[str, list[Figures]] = {}
@@ -122,7 +205,20 @@ def main() -> None:
         if not options.rows:
             for name, figures in baselines(encoder, measured, truth, options, seed).items():
                 found.setdefault(f"baseline: {name}", []).append(figures)
-    write_results("parts_ablation", {"rows": {name: _summary(rows) for name, rows in found.items()}}, options.name)
+    write_results("parts_ablation", {"rows": {name: summary_of(rows) for name, rows in found.items()}}, options.name)
+
+
+def cached_tokens(
+    cache: Path, images: ImageSet, measured: ImageSet, reductions: PartLearner, looking: Looking
+) -> tuple[TokenStore, TokenStore]:
+    """Tokens of the images to learn from, to which the reductions are fitted, and of those to measure, reduced alike.
+
+    Each in a folder named after what it is of: those of other images, encoders or sizes stay, and are not mixed with.
+    """
+    of_encoder = f"{digest(looking.encoder)[:8]}-{looking.size}"
+    known = collect_tokens(cache / f"{of_encoder}-{images.digest[:8]}", images, reductions, looking)
+    place = cache / f"{of_encoder}-{measured.digest[:8]}-{digest(reductions.reductions)[:8]}"
+    return known, collect_tokens(place, measured, reductions, looking, fit=False)
 
 
 def learn(reductions: PartLearner, tokens: PartTokens, row: Row, seed: int) -> PartLearner:
@@ -144,7 +240,8 @@ def learn(reductions: PartLearner, tokens: PartTokens, row: Row, seed: int) -> P
         rate = warmup_cosine_rate(optimizer, total_steps=row.steps, warmup_steps=warmup)
         for batch in loader:
             optimizer.zero_grad()
-            parts_losses(learner, row.recipe, PartTokens(**batch))["loss"].backward()
+            tokens = PartTokens(**batch)
+            (parts_losses(learner, row.recipe, tokens)["loss"] + row.also(learner, tokens)).backward()
             optimizer.step()
             rate.step()
     return learner.eval().requires_grad_(False)
@@ -162,7 +259,8 @@ def baselines(
     return found | measure_grids(truth, labels=labels, grid=options.grid)
 
 
-def _summary(rows: list[Figures]) -> dict[str, Any]:
+def summary_of(rows: list[Figures]) -> dict[str, Any]:
+    """Means over seeds, and what each seed had."""
     means = {key: round(statistics.mean(row[key] for row in rows), 2) for key in rows[0]}
     return means | {
         f"{key}_of_seeds": [round(row[key], 2) for row in rows] for key in ("nmi", "ari", "nmi_all", "ari_all")
@@ -183,7 +281,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--measured", type=int, default=400, help="images that are measured, at most")
     parser.add_argument("--cache", type=Path, required=True, help="folder for tokens, which another call reads again")
-    parser.add_argument("--rows", nargs="*", help=f"some of: {', '.join(ROWS)}")
+    parser.add_argument("--rows", nargs="*", choices=ROWS, metavar="ROW", help=f"some of: {', '.join(ROWS)}")
     parser.add_argument("--name", default="parts_ablation", help="of the file below results/")
     return parser.parse_args()
 

@@ -6,6 +6,7 @@ minutes are over. Rows are what each run wrote, one a run.
 
 import argparse
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,26 +98,34 @@ def mean(rows: Iterable[Row], name: str, figure: str) -> float:
     return float(sum(values) / len(values))
 
 
-def command_of(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """The command that made these results, but for what a piece is."""
-    given = {name: value for name, value in vars(asked).items() if value != parser.get_default(name)}
+def write(name: str, rows: Iterable[Row], asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """results/NAME.json: the command that made it, but for what a piece is, and a line a run."""
+    given = {key: value for key, value in vars(asked).items() if value != parser.get_default(key)}
     words = [
-        f"--{name} {value}" if value is not True else f"--{name}"
-        for name, value in given.items()
-        if name not in ("minutes", "part")
+        f"--{key} {value}" if value is not True else f"--{key}"
+        for key, value in given.items()
+        if key not in ("minutes", "part")
     ]
-    return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
-
-
-def write(name: str, rows: Iterable[Row], **facts: Any) -> None:
-    """results/NAME.json: a line a run."""
+    command = " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
     kept = [
         {"name": row["name"], **{key: row.get(key) for key in _KEPT},
          **{key: row[key] for key in _OTHERS if key in row}, "minutes": row["minutes"]["total"],
-         "command": row["command"], "machine": row["machine"]}
+         "command": _placeless(row["command"], asked.work), "machine": row["machine"]}
         for row in rows
     ]  # fmt: skip
     lines = ",\n".join(f"  {json.dumps(row)}" for row in kept)
-    head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in facts.items())
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(f'{{\n{head} "rows": [\n{lines}\n ]\n}}\n')
+    (RESULTS / f"{name}.json").write_text(
+        f'{{\n "command": {json.dumps(_placeless(command, asked.work))},\n "rows": [\n{lines}\n ]\n}}\n'
+    )
+
+
+def _placeless(command: str, work: Path) -> str:
+    """A command without the places of one machine: those in the folder of the runs begin with WORK."""
+    words = [
+        f"WORK/{Path(word).relative_to(work)}".removesuffix("/.")
+        if Path(word).is_relative_to(work)
+        else Path(word).name if Path(word).is_absolute() else word
+        for word in shlex.split(command)
+    ]  # fmt: skip
+    return shlex.join(words)

@@ -49,7 +49,7 @@ def main() -> None:
         if (measured / "results.json").is_file():
             row["upernet_miou"] = json.loads((measured / "results.json").read_text())["miou"]
         done = done and "upernet_miou" in row
-    pieces.write("street_fashion", rows, command=pieces.command_of(asked, parser))
+    pieces.write("street_fashion", rows, asked, parser)
     if done:
         print("all runs are there")
 

@@ -59,7 +59,7 @@ def main() -> None:
 
     def step(rows: list[pieces.Row], seeds: int) -> bool:
         done = pieces.compare(asked, minutes, out, rows, seeds, shared)
-        pieces.write(name, pieces.found(out), command=pieces.command_of(asked, parser))
+        pieces.write(name, pieces.found(out), asked, parser)
         return done
 
     best = [

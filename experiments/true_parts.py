@@ -66,7 +66,7 @@ def main() -> None:
 
     def step(rows: list[pieces.Row], seeds: int) -> bool:
         done = pieces.compare(asked, minutes, out, rows, seeds, shared)
-        pieces.write("true_parts", pieces.found(out), command=pieces.command_of(asked, parser))
+        pieces.write("true_parts", pieces.found(out), asked, parser)
         return done
 
     if not step(ROWS, FEW):

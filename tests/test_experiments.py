@@ -70,3 +70,36 @@ def test_true_parts_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     }
     assert any(row["parts"] == "grid" for row in written["rows"])
     assert all(row["minutes"] > 0 and 0 <= row["probe_top1"] <= 100 for row in written["rows"])
+
+
+def test_a_command_names_no_place_of_one_machine(tmp_path: Path) -> None:
+    import pieces
+
+    work = tmp_path / "work"
+    given = f"semmae pretrain --out {work}/compared/runs/a --data {tmp_path}/tiny --epochs 2 --teacher dinov2-small"
+    named = "semmae pretrain --out WORK/compared/runs/a --data tiny --epochs 2 --teacher dinov2-small"
+    assert pieces._placeless(given, work) == named
+    assert pieces._placeless(f"python experiments/a.py --work {work}", work) == "python experiments/a.py --work WORK"
+
+
+def test_tables_say_what_the_rows_hold() -> None:
+    import tables
+
+    facts = {"masking": "random", "variant": "", "parts": None, "target": "pixels", "minutes": 4.0}
+    rows = [
+        {"name": name, **facts, "seed": seed, "probe_top1": 50.0 + seed + gain, "upernet_miou": 20.0 + 2 * gain}
+        for name, gain in (("semantic", 3.0), ("random", 0.0))
+        for seed in range(3)
+    ]
+    for row, extra in zip(rows, (0.1, -0.1, 0.0, 0.0, 0.0, 0.0), strict=True):
+        row["probe_top1"] += extra
+    said, _, *table = tables.lines_of(tables.runs_of(rows))
+    assert "semantic is ahead of random by 3.0 points" in said and "3 paired seeds" in said
+    assert [line.split("|")[1:4] for line in table[2:]] == [
+        [" random ", " 3 ", " 51.0 "],
+        [" semantic ", " 3 ", " 54.0 "],
+    ]
+    upernet = "\n".join(tables.lines_of(tables.runs_of(rows, "upernet_miou")))
+    assert "26.0" in upernet and "54.0" not in upernet
+    page = tables.with_lines("a\n<!-- x -->\nold\n<!-- end -->\nb <!-- end -->", "x", ["new"])
+    assert page == "a\n<!-- x -->\n\nnew\n\n<!-- end -->\nb <!-- end -->"

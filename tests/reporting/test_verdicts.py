@@ -1,12 +1,16 @@
 """Verdicts: what counts as collapsed, below the untrained encoder and unused, on both sides of each limit."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from semmae.data.part_store import PartStore
 from semmae.evaluation.accuracy import wilson_interval
-from semmae.reporting.verdicts import encoder_above, encoder_below, parts_unused, teacher_collapsed
+from semmae.reporting.verdicts import encoder_above, encoder_below, parts_unused, teacher_collapsed, verdicts
 
 UNIFORM = math.log(1024)
 
@@ -107,3 +111,20 @@ def test_labels_hardly_given_are_counted() -> None:
     assert parts_unused([994, 6], ["a", "b"]) is None  # 0.6 %
     assert parts_unused([996, 4], ["a", "b"]) is not None
     assert parts_unused([0, 0], ["a", "b"]) is None  # nothing is labelled
+
+
+@pytest.mark.parametrize(("used", "first"), [(5, "learned"), (2, "Only 2 of 7")])
+def test_a_few_empty_labels_are_not_the_first_thing_to_say(used: int, first: str, tmp_path: Path) -> None:
+    labels = np.arange(4 * 70 * 70, dtype=np.uint8).reshape(4, 70, 70) % used
+    store = PartStore.create(
+        tmp_path, images=4, grid=70, label_names=["background", *(f"part {number}" for number in range(1, 7))],
+        teacher_digest="t", learner_digest="l", manifest_digest="m",
+    )  # fmt: skip
+    store.write(np.arange(4), labels)
+    store.finish()
+    figures = {"nmi": 40.0, "ari": 40.0, "nmi_all": 40.0, "ari_all": 40.0, "parts_used": 3.0}
+    (tmp_path / "quality.json").write_text(
+        json.dumps({"learned": figures, "bands": {**figures, "nmi": 10.0}, "protocol": {"images": 4}})
+    )
+    said = verdicts(tmp_path)
+    assert len(said) == 2 and first in said[0] and any(f"Only {used} of 7" in each for each in said)

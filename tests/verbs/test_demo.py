@@ -60,6 +60,19 @@ def test_photos_and_a_given_teacher(
     assert "| teacher " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_a_few_photos_of_several_classes_are_not_measured(
+    count: int, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of which every head would have to learn from none, or from a single one."""
+    for number, picture in enumerate(sorted((creatures / "images").rglob("*.png"))[:count]):
+        (tmp_path / f"photos/{number % 3}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / f"photos/{number % 3}/{number}.png")
+    assert run(["demo", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "demo"), *TINY]) == 0
+    assert "k-NN" not in capsys.readouterr().out
+    assert (tmp_path / "demo/run/encoder").is_dir()
+
+
 @pytest.mark.parametrize("folder", ["photos", "photos/cats"])
 def test_a_folder_of_ones_own_without_classes(
     folder: str, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

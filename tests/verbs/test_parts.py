@@ -243,6 +243,20 @@ def test_a_run_whose_learner_was_saved_goes_on_from_its_tokens(
     assert not (out / "tokens").exists()
 
 
+def test_what_a_user_keeps_among_the_stored_tokens_stays(
+    encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    given = {"data": creatures / "images", "teacher": encoder, "steps": 3, **tiny.TRAIN}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PartStore, "write", killed)
+        semmae.parts(out=out, **given)
+    (out / "tokens/mine.parquet").write_text("mine")
+    for again in ({}, {"resume": True, "labels_only": True}):
+        semmae.parts(out=out, **given, **again)
+        assert [entry.name for entry in (out / "tokens").iterdir()] == ["mine.parquet"]
+
+
 def test_a_sample_labels_all_images_by_the_encoder(
     encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

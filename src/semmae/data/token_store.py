@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from semmae.data.token_file import Array, Column, TokenFile
 from semmae.errors import DiskError
-from semmae.files import make_folder
+from semmae.files import discard, make_folder
 from semmae.names import bytes_shown
 
 FILE = "tokens.safetensors"
@@ -80,8 +80,8 @@ class TokenStore:
         return self._file.mapped(name)
 
     def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the file, and the folder if that was all."""
+        discard(self.folder, FILE)
 
 
 class TokenDataset(Dataset[dict[str, Tensor]]):

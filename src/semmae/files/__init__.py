@@ -26,6 +26,7 @@ from semmae.files.writing import (
     PART as PART,
     check_guarded as check_guarded,
     check_replaceable as check_replaceable,
+    discard as discard,
     guarded as guarded,
     is_disk_fault as is_disk_fault,
     is_part as is_part,

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,14 @@ def remove(entry: Path) -> None:
         shutil.rmtree(entry)
     else:
         entry.unlink(missing_ok=True)
+
+
+def discard(folder: Path, *names: str) -> None:
+    """Remove these files of a folder, and the folder unless something else lies there."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty, or not there
+        folder.rmdir()
 
 
 def is_disk_fault(error: BaseException) -> bool:

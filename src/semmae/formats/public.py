@@ -34,7 +34,9 @@ def public_teacher(asked: str, *, or_own: bool, remedy: str = "") -> str:
     fault = why_not()
     if fault is None:
         if asked == AUTO_TEACHER:
-            _LOG.info("--teacher auto: %s (DINOv2 small), a public encoder; own for one trained here", PUBLIC_TEACHER)
+            _LOG.info(
+                "--teacher auto: %s (DINOv2 small, 88 MB), a public encoder; own for one trained here", PUBLIC_TEACHER
+            )
         return PUBLIC_TEACHER
     subject = f"{PUBLIC_TEACHER} is " if asked == AUTO_TEACHER else ""
     said = f"--teacher {asked}: {subject}not at hand ({fault})"

@@ -1,8 +1,8 @@
 """Images → reduced tokens of a frozen encoder, stored; and labels that are made of stored tokens.
 
 An encoder that does not learn says the same of an image each time: it looks once, and the part learner goes over what
-it said at thousands of images a second. Where the tokens of all images are stored, their labels come from these; and if
-an autoencoder is to predict what the encoder says, the same look gives that too.
+it said, hundreds of images a second. Where the tokens of all images are stored, their labels come from these; and if an
+autoencoder is to predict what the encoder says, the same look gives that too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ from semmae.progress import Progress
 from semmae.train.precision import resolve_precision
 from semmae.train.teacher_tokens import keep_tokens, same_look
 
-_REDUCTIONS = "reductions.safetensors"
+REDUCTIONS = "reductions.safetensors"
 
 Made = TypeVar("Made")
 
@@ -113,15 +113,15 @@ def collect_tokens(
     store = TokenStore(folder, len(images), columns, info)
     reserved = 0 if targets is None else targets.to_come()
     if store.begin("learn from fewer images (--sample), or write to another disk", reserved):
-        (folder / _REDUCTIONS).unlink(missing_ok=True)
+        (folder / REDUCTIONS).unlink(missing_ok=True)
     targets = same_look(targets, images, looking.encoder, looking.size, looking.precision)
     fitted = _spread(len(images), images_to_fit(looking.encoder, looking.size))
     others = np.setdiff1d(np.arange(len(images)), fitted)
     device = usual_device()
     learner = learner.to(device).eval()
     with Progress(len(store.missing()), "images", "tokens") as progress:
-        if fit and (folder / _REDUCTIONS).is_file():
-            _read_reductions(learner, folder / _REDUCTIONS)
+        if fit and (folder / REDUCTIONS).is_file():
+            _read_reductions(learner, folder / REDUCTIONS)
         elif fit:
             _fit(folder, store, images, fitted, learner, looking, targets, progress)
 
@@ -160,7 +160,7 @@ def _fit(
         seen.append((block, found, rest))
     every = TokenViews(*(torch.cat(some) for some in zip(*(found for _, found, _ in seen), strict=True)))
     learner.fit_reductions(every)
-    save_tensors(learner.reductions.state_dict(), folder / _REDUCTIONS)
+    save_tensors(learner.reductions.state_dict(), folder / REDUCTIONS)
     device = usual_device()
     with one_thread_an_operation():  # as those that follow are reduced
         for block, found, rest in seen:

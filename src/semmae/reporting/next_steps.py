@@ -202,7 +202,8 @@ def _after_demo(run: _Run) -> Iterator[Step]:
     else:
         known = {OWN_TEACHER: OWN_TEACHER, PUBLIC_TEACHER: None}  # the latter is the usual one
         teacher = known.get(str(run.config.get("teacher")), run.input("teacher"))
-        again = {"data": run.data, "teacher": teacher, "out": fresh(run.folder, "pretrain")}
+        recipe = None if teacher == OWN_TEACHER else "small-photos"  # as the demo took it
+        again = {"preset": recipe, "data": run.data, "teacher": teacher, "out": fresh(run.folder, "pretrain")}
         yield Step("The same in full", command("pretrain", **again))
 
 

@@ -38,9 +38,12 @@ def verdicts(run: Path) -> list[str]:
         if isinstance(prototypes, int):
             wrong.append(teacher_collapsed(by_step(read_records(folder / "metrics.jsonl")), prototypes))
     for folder in (run, run / "parts"):
-        wrong.append(_unused(folder))
         compared = quality(read_facts(folder / "quality.json"))
         found.append(compared[0] if compared else None)
+        counts, names = _label_counts(folder)
+        # One or two empty labels are usual, and better for the others than fewer labels (docs/parts-measured.md).
+        place = found if 2 * len(_in_use(counts)) > len(counts) else wrong
+        place.append(parts_unused(counts, names))
     results = read_facts(run / "results.json")
     if isinstance(results.get("verdict"), str):  # of several rows, see `reporting/comparison.py`
         wrong.append(results["verdict"])
@@ -50,15 +53,15 @@ def verdicts(run: Path) -> list[str]:
     return [sentence for sentence in wrong + found if sentence]
 
 
-def _unused(folder: Path) -> str | None:
-    """The verdict on labels that no image has; None where there are no labels, or not yet those of all images."""
+def _label_counts(folder: Path) -> tuple[list[int], Sequence[str]]:
+    """How many patches have each label, and what they are called; nothing without labels of all images."""
     if not ((folder / "parts.npy").is_file() and read_facts(folder / "parts.json").get("complete")):
-        return None
+        return [], []
     store = PartStore.open(folder)
     counts = np.zeros(store.num_labels, np.int64)
     for start in range(0, store.images, _BLOCK):
         counts += np.bincount(store.labels[start : start + _BLOCK].reshape(-1), minlength=store.num_labels)
-    return parts_unused(counts.tolist(), store.label_names)
+    return counts.tolist(), store.label_names
 
 
 def teacher_collapsed(records: Iterable[Mapping[str, Any]], prototypes: int) -> str | None:
@@ -120,8 +123,7 @@ def measured(results: Mapping[str, Any]) -> str | None:
 def parts_unused(counts: Sequence[int], names: Sequence[str]) -> str | None:
     """Which labels are in use, by how many patches have each; None where all are: 0.5 % of the patches or more."""
     assert len(counts) == len(names), "one count for each label"
-    total = sum(counts)
-    used = [index for index, count in enumerate(counts) if count >= _UNUSED * total]
+    total, used = sum(counts), _in_use(counts)
     if not total or len(used) == len(counts):
         return None
     largest = sorted(used, key=lambda index: -counts[index])[:3]
@@ -130,6 +132,11 @@ def parts_unused(counts: Sequence[int], names: Sequence[str]) -> str | None:
         f"Only {len(used)} of {len(counts)} labels are in use ({shares}{', …' if len(used) > 3 else ''}); each of the "
         f"others covers less than {100 * _UNUSED:g} % of the patches."
     )
+
+
+def _in_use(counts: Sequence[int]) -> list[int]:
+    """Which labels some patches have, 0.5 % or more."""
+    return [index for index, count in enumerate(counts) if count >= _UNUSED * sum(counts)]
 
 
 def _measures(own: Mapping[str, Any], other: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

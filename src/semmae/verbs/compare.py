@@ -24,8 +24,9 @@ from semmae.data.kept import KeptImages
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.sources import splits_of
 from semmae.data.splits import TRAIN, side_by_side
+from semmae.data.token_store import FILE
 from semmae.errors import UserError
-from semmae.files import read_json, remove, write_json, write_text
+from semmae.files import discard, read_json, remove, write_json, write_text
 from semmae.names import shown, user_path
 from semmae.options.compare import CompareOptions
 from semmae.options.fields import flag, is_given, options_of, shared
@@ -86,7 +87,7 @@ def compare(options: CompareOptions) -> Path:
             _log.info("%d of %d runs are not there yet: other parts make them", len(left), len(jobs))
         else:
             gather(options.out, jobs)
-            remove(options.out / "teacher_tokens")
+            discard(options.out / "teacher_tokens", FILE)
             write_end(options.out, records(jobs), about(own, images, measures))
             write_report(options.out)
     return options.out
@@ -205,8 +206,8 @@ def make_run(options: CompareOptions, job: Job, stages: Stages, measures: Measur
             "machine": machine(),
         }
         write_report(own.out)
-        for name in ("checkpoints", "teacher_tokens"):
-            remove(own.out / name)
+        remove(own.out / "checkpoints")
+        discard(own.out / "teacher_tokens", FILE)
         write_json(own.out / RECORD, record)
 
 

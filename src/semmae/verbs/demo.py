@@ -1,5 +1,6 @@
 """`semmae demo`: the whole way in minutes, on drawn creatures with known parts or on one's own folder."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,11 @@ from semmae.reporting.run_page import write_report
 from semmae.run.folder import claimed, run_folder
 from semmae.verbs.pretrain import pretrain, teacher_size
 
+_log = logging.getLogger("semmae")
+
 _PUBLIC_SIZE = 112  # pixels of the images that the public teacher sees: 8 × 8 patches, in a quarter of the time of 224
 _FOLDS = 4
+_MEASURED = 2 * _FOLDS  # images at least
 # Recipe of one's own images: on hundreds of photos a public encoder's tokens teach more than their pixels.
 _PRESET = "small-photos"
 
@@ -67,7 +71,10 @@ def demo(options: DemoOptions) -> Path:
             run = pretrain(stage)
         images = open_images(data, limit=options.images, seed=options.seed, workers=options.workers)
         if len(set(images.labels or ())) > 1:  # a single class has no wrong neighbour
-            compare(options, data, images, run, learned)
+            if len(images) >= _MEASURED:
+                compare(options, data, images, run, learned)
+            else:
+                _log.info("not measured by k-NN and probe: %d images, which takes %d", len(images), _MEASURED)
         write_report(run)
     return options.out
 

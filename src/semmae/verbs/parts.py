@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from semmae.data.loaders import CropDataset, StepSampler, make_loader
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.data.token_store import TokenDataset, TokenStore
+from semmae.data.token_store import FILE, TokenDataset, TokenStore
 from semmae.errors import UserError
 from semmae.evaluation.parts import Truth, measure, read_truth
+from semmae.files import discard
 from semmae.formats.folders import LEARNER, digest, kind, read_learner, save_learner
 from semmae.formats.open import load_encoder
 from semmae.formats.public import public_teacher
@@ -21,7 +21,7 @@ from semmae.labels import labelling
 from semmae.labels.pictures import draw_parts
 from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
-from semmae.labels.tokens import Looking, collect_tokens, tokens_of
+from semmae.labels.tokens import REDUCTIONS, Looking, collect_tokens, tokens_of
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder
@@ -154,7 +154,7 @@ def learn_parts(
             if truth is not None:
                 _measure(options, store, images, encoder, truth)
             draw_parts(out, store, images, encoder, shown_size(options, encoder), tokens)
-            shutil.rmtree(out / TOKENS, ignore_errors=True)  # all that they were for is done
+            discard(out / TOKENS, FILE, REDUCTIONS)  # all that they were for is done
             if options.export_png is not None:
                 export_labels(store, images, options.export_png, options.export_size, options.workers)
     if (out / SAMPLES).exists():
