@@ -162,10 +162,11 @@ class Keeper(Checkpoint):
         wanted = {"optimizer_states": len(trainer.optimizers), "lr_schedulers": len(trainer.lr_scheduler_configs)}
         if self._held is not None and not self._held.items() <= wanted.items():
             raise UserError(f"{self.path}: its optimizer_states or lr_schedulers are of another training; restore it")
-        listen()
         self._divided = self._division(trainer)
-        images = getattr(self.loader.dataset, "images", None)
-        check_alike(f"{self.path}", (getattr(images, "digest", ""), len(self.loader), trainer.global_step))
+        if trainer.world_size > 1:  # there may be others that take no part in this training
+            listen()
+            images = getattr(self.loader.dataset, "images", None)
+            check_alike(f"{self.path}", (getattr(images, "digest", ""), len(self.loader), trainer.global_step))
         self._vote = Vote(trainer.world_size)
         self._begun = self._saved = time.monotonic()
         self._first = not self.path.exists()
