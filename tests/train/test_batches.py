@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 import tiny
+from pytorch_lightning.strategies import DDPStrategy
 from refusals import refused
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.utils.data import Dataset
 
 import semmae
 from semmae.data.loaders import EpochSampler
 from semmae.train.batches import Training
+from semmae.train.sharding import ShardingStrategy
+from semmae.train.trainer import _strategy
 
 
 class Numbered(Dataset[dict[str, Any]]):
@@ -72,3 +76,19 @@ def test_the_rate_follows_the_images_of_a_step(verb: str, whole_run: Path, creat
         getattr(semmae, verb)(out=tmp_path / str(batch), batch_size=batch, **given)
     assert [tiny.metrics(tmp_path / str(batch))[0]["step"] for batch in (images, 4096)] == [1, 1]
     tiny.assert_same_weights(tmp_path / str(images) / folder, tmp_path / "4096" / folder)
+
+
+def test_shards_sum_their_gradients_in_float32() -> None:
+    with refused("--gradients bf16", "--strategy fsdp"):
+        Training(strategy="fsdp", gradients="bf16", resume=False).check()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_graph_is_static_where_every_batch_is_summed(accumulate: int) -> None:
+    how = Training(devices=2, accumulate=accumulate, gradients="bf16", resume=False)
+    strategy = _strategy(how, static=True)
+    assert isinstance(strategy, DDPStrategy)
+    wanted = {"gradient_as_bucket_view": True, "broadcast_buffers": False, "static_graph": accumulate == 1}
+    assert strategy._ddp_kwargs == wanted and strategy._ddp_comm_hook is bf16_compress_hook
+    assert _strategy(Training(resume=False), static=True) == "auto"
+    assert isinstance(_strategy(Training(strategy="fsdp", resume=False), static=True), ShardingStrategy)

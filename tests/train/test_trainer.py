@@ -164,7 +164,7 @@ def test_images_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trainer.Meter, "_report", spied)
     train(tmp_path, 2, accumulate=4)
 
-    assert counted == [(8, 4)] * STEPS
+    assert counted == [(8, 1)] * STEPS
 
 
 @pytest.mark.parametrize("each", [False, True])

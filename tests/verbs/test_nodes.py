@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
 from semmae.run import ranks
 from semmae.run.ranks import check_processes, is_rank_zero, take_rank
@@ -140,6 +142,26 @@ def test_one_device_two_and_one_again_train_as_one(creatures: Path, tmp_path: Pa
     assert codes == [0, 128 + signal.SIGTERM, 128 + signal.SIGTERM, 0]
     one, run = (tiny.losses(tmp_path / folder) for folder in ("one", "run"))
     assert run == pytest.approx(one, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_network_in_shards_trains_as_a_whole_one(creatures: Path, tmp_path: Path) -> None:
+    """Of two processes, then of one, which reads the checkpoint of two; two that hold it whole do the same."""
+    script, alone = tmp_path / "steps.py", {**os.environ, "OMP_NUM_THREADS": "1"}
+    script.write_text(STEPS)
+    runs = [("one", 1, "ddp", 99), ("run", 2, "fsdp", 5), ("run", 1, "fsdp", 99), ("two", 2, "ddp", 99)]
+    for folder, devices, strategy, stop in runs:
+        given = ["--devices", str(devices), "--strategy", strategy, "--clip", "0.5"]
+        given = command(creatures / "images", tmp_path / folder, *given)
+        ended = subprocess.run([sys.executable, script, *given], timeout=120, env=alone | {"STOP": str(stop)})
+        assert ended.returncode == (0 if stop == 99 else 128 + signal.SIGTERM)
+    one = tiny.metrics(tmp_path / "one")
+    for folder in ("run", "two"):
+        for name in ("loss", "grad_norm"):
+            found = [line[name] for line in tiny.metrics(tmp_path / folder)]
+            assert found == pytest.approx([line[name] for line in one], rel=1e-5), (folder, name)
+    ours, theirs = (load_file(tmp_path / folder / "encoder/model.safetensors") for folder in ("run", "one"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
 # The second process alone meets a fault as it does its second step, or the first one.

@@ -154,8 +154,17 @@ class StepSampler(EpochSampler):
     So a training is as long as given in steps, whatever the number of images, and a resumed round shows the same.
     """
 
-    def __init__(self, length: int, seed: int, *, steps: int, batch_size: int) -> None:
-        super().__init__(length, seed)
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        *,
+        steps: int,
+        batch_size: int,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__(length, seed, num_replicas=num_replicas, rank=rank)
         self.images = steps * batch_size  # of a round, over all ranks
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

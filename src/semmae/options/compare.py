@@ -7,7 +7,7 @@ from typing import Any
 from semmae.options import pretrain
 from semmae.options.fields import again, option
 from semmae.options.pretrain import PretrainOptions
-from semmae.options.shared import VAL_SHARE
+from semmae.options.shared import VAL_SHARE, Gradients, Strategy
 
 # Where part labels come from, beside the folder of a run → in words.
 PART_KINDS = {
@@ -53,6 +53,8 @@ steps."""
     masking: str = again(PretrainOptions, "masking", dropped=True)
     devices: int = again(PretrainOptions, "devices", dropped=True)
     nodes: int = again(PretrainOptions, "nodes", dropped=True)
+    strategy: Strategy = again(PretrainOptions, "strategy", dropped=True)
+    gradients: Gradients = again(PretrainOptions, "gradients", dropped=True)
     callbacks: tuple[Any, ...] = again(PretrainOptions, "callbacks", dropped=True)
 
     @property

@@ -18,6 +18,7 @@ from semmae.options.shared import (
     PresetOptions,
     SeedOptions,
     SizeOptions,
+    StrategyOptions,
     teacher_option,
 )
 
@@ -80,7 +81,7 @@ class PretrainRecipe(SeedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, SizeOptions):
+class PretrainOptions(PretrainRecipe, PresetOptions, CompileOptions, StrategyOptions, SizeOptions):
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
 
     target: Target = option("pixels")

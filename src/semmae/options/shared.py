@@ -13,6 +13,8 @@ Precision = Literal["auto", "float32", "bf16", "fp16"]
 Compile = Literal["auto", "on", "off"]
 Workers = int | Literal["auto"]
 Check = Literal["none", "header", "full"]
+Strategy = Literal["ddp", "fsdp"]
+Gradients = Literal["float32", "bf16"]
 Pooling = Literal["cls", "mean"]
 AnyPooling = Literal["auto", "cls", "mean"]
 
@@ -119,6 +121,9 @@ class Batching:
     nodes: int = option(1, low=1, high=2**16, on_resume="free")
     """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
 
+    gradients: Gradients = option("float32", on_resume="free")
+    """Arithmetic in which gradients travel between GPUs: bf16 is half of the traffic, and rounds each to 8 bits."""
+
     @property
     def processes(self) -> int:
         """Devices of all nodes."""
@@ -199,6 +204,17 @@ class CompileOptions:
     """Compute the blocks' activations again when they are needed, instead of keeping them: slower, less memory."""
     compile: Compile = option("auto", on_resume="free")  # another way to the same sums, but for their last bits
     """Train through torch.compile, a faster step after minutes of compiling; auto: on a GPU, in long runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyOptions:
+    """What every device holds."""
+
+    GROUP: ClassVar[str] = "training"
+
+    strategy: Strategy = option("ddp")
+    """What every device holds: the whole network (ddp), or a share of it, of its gradients and of the optimiser, for \
+networks that fit no other way, such as vit_huge (fsdp)."""
 
 
 @dataclass(frozen=True, kw_only=True)

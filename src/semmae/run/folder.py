@@ -41,7 +41,8 @@ _NOTHING = {UNFINISHED, _LOCK, SHARED}
 _FILES = {
     UNFINISHED, _LOCK, f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made", CONFIG, "train.log",
     "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
-    "checkpoints/last.ckpt", "tensorboard/events.*", "tensorboard/hparams.yaml", "csv/version_*/metrics.csv",
+    "checkpoints/last.ckpt", "checkpoints/last.ckpt/*",
+    "tensorboard/events.*", "tensorboard/hparams.yaml", "csv/version_*/metrics.csv",
     "csv/version_*/hparams.yaml", *(pattern for row in VERBS.values() for pattern in row.leaves),
 }  # fmt: skip
 _LOGGERS = {"wandb", "mlruns"}

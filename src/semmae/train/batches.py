@@ -12,7 +12,14 @@ from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, EpochSampler, make_loader
 from semmae.errors import UserError
 from semmae.names import shown
-from semmae.options.shared import Batching, LoggerOptions, PrecisionOptions, SeedOptions, WorkerOptions
+from semmae.options.shared import (
+    Batching,
+    LoggerOptions,
+    PrecisionOptions,
+    SeedOptions,
+    StrategyOptions,
+    WorkerOptions,
+)
 from semmae.run.ranks import check_processes, is_rank_zero
 from semmae.train.loggers import check_loggers, logger_names
 from semmae.train.precision import check_precision
@@ -21,7 +28,7 @@ _log = logging.getLogger("semmae")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOptions):
+class Training(LoggerOptions, Batching, PrecisionOptions, StrategyOptions, WorkerOptions, SeedOptions):
     """What every training is given, whatever it trains."""
 
     resume: bool
@@ -35,6 +42,10 @@ class Training(LoggerOptions, Batching, PrecisionOptions, WorkerOptions, SeedOpt
     def check(self) -> None:
         """Refuse what is not to be had here: arithmetic, loggers, callbacks, processes; batches that do not divide."""
         check_precision(self.precision)
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise UserError("--strategy fsdp: computes in bf16 or float32, not fp16; use --precision bf16")
+        if self.strategy == "fsdp" and self.gradients == "bf16":
+            raise UserError("--gradients bf16: of ddp; --strategy fsdp sums gradients in float32; leave one out")
         check_loggers(self.loggers)
         for callback in self.callbacks:
             if not isinstance(callback, Callback):

@@ -13,6 +13,7 @@ from timm.optim import (  # type: ignore[attr-defined]  # exported without being
     param_groups_weight_decay,
 )
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from semmae.train.schedules import warmup_cosine
@@ -95,7 +96,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, each: bool 
     DINO and iBOT limit each (`clip_gradients` of their utils.py), so that one large gradient leaves the others alone.
     """
     if not each:
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of shards, all of them
     norms = [torch.nn.utils.clip_grad_norm_(own, limit) for own in parameters if own.grad is not None]
     whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return whole

@@ -16,6 +16,7 @@ from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
 from semmae.train.masks import MaskContext, MaskMeter, Step, batch_seed, mask_function, mask_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
+from semmae.train.sharding import ShardingStrategy, shard
 from semmae.train.teacher_tokens import tokens_of
 
 BETAS = (0.9, 0.95)  # MAE, main_pretrain.py
@@ -99,6 +100,15 @@ class PretrainTask(pl.LightningModule):
         """Move the frozen encoder, which Lightning does not see, to the device."""
         for teacher in self._frozen:
             teacher.to(self.device)
+
+    def configure_model(self) -> None:
+        """Deal the network out over the devices, where the strategy is to do so."""
+        if isinstance(self.trainer.strategy, ShardingStrategy):
+            shard(
+                self.mae,
+                self.trainer.strategy.device_mesh["data_parallel"],
+                bf16=self.trainer.precision == "bf16-mixed",
+            )
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """One masked reconstruction: a step, or one batch of several that make it."""

@@ -147,7 +147,9 @@ class Keeper(Checkpoint):
         count_batches(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], before[1], divided[1])
         steps = len(self.loader) // trainer.accumulate_grad_batches
         epoch, done = divmod(checkpoint["global_step"], steps)
-        self._held = {name: len(checkpoint[name]) for name in ("optimizer_states", "lr_schedulers")}
+        # Of a network in shards the optimiser's are read by the strategy, which misses them itself.
+        names = ("optimizer_states", "lr_schedulers")
+        self._held = {name: len(checkpoint[name]) for name in names if name in checkpoint}
         sampler = self.loader.sampler
         if isinstance(sampler, EpochSampler):
             batches = done * trainer.accumulate_grad_batches
@@ -158,12 +160,13 @@ class Keeper(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on there is something to keep; a checkpoint that lacked an optimiser or a schedule is refused."""
         wanted = {"optimizer_states": len(trainer.optimizers), "lr_schedulers": len(trainer.lr_scheduler_configs)}
-        if self._held not in (None, wanted):
+        if self._held is not None and not self._held.items() <= wanted.items():
             raise UserError(f"{self.path}: its optimizer_states or lr_schedulers are of another training; restore it")
-        listen()
         self._divided = self._division(trainer)
-        images = getattr(self.loader.dataset, "images", None)
-        check_alike(f"{self.path}", (getattr(images, "digest", ""), len(self.loader), trainer.global_step))
+        if trainer.world_size > 1:  # there may be others that take no part in this training
+            listen()
+            images = getattr(self.loader.dataset, "images", None)
+            check_alike(f"{self.path}", (getattr(images, "digest", ""), len(self.loader), trainer.global_step))
         self._vote = Vote(trainer.world_size)
         self._begun = self._saved = time.monotonic()
         self._first = not self.path.exists()

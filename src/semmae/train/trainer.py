@@ -31,8 +31,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from semmae.cores import usable_cores
@@ -48,6 +50,7 @@ from semmae.train.loggers import open_loggers
 from semmae.train.nodes import cluster
 from semmae.train.optimizer import clip_gradients
 from semmae.train.precision import resolve_precision
+from semmae.train.sharding import ShardingStrategy
 from semmae.train.stopping import Keeper
 from semmae.train.summary import Trained
 from semmae.train.together import TIMEOUT, barrier, explained
@@ -71,6 +74,7 @@ class FitOptions:
     epochs: int
     clip: float  # highest norm of the gradient; 0 = unlimited
     clip_each: bool = False  # of each parameter's, not of all together
+    static: bool = False  # every step computes the same graph
     in_steps: bool = False  # what the line on the terminal counts: steps, where a pass over the loader is no epoch
 
 
@@ -152,7 +156,7 @@ def _trainer(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=training.devices,
         num_nodes=training.nodes,
-        strategy=DDPStrategy(timeout=TIMEOUT) if processes > 1 else "auto",
+        strategy=_strategy(training, static=options.static),
         precision=_LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
         max_epochs=options.epochs,
         accumulate_grad_batches=training.accumulate,
@@ -167,6 +171,21 @@ def _trainer(
     # `Signals` and `Vote` know.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def _strategy(training: Training, *, static: bool) -> Strategy | str:
+    """How processes share the work; with `static`, every step computes the same graph, of all the same weights."""
+    if training.strategy == "fsdp":
+        return ShardingStrategy(data_parallel_size=training.processes, tensor_parallel_size=1, timeout=TIMEOUT)
+    if training.processes == 1:
+        return "auto"
+    return DDPStrategy(
+        timeout=TIMEOUT,
+        gradient_as_bucket_view=True,  # no second copy of all gradients
+        broadcast_buffers=False,  # those that change are statistics: of the first process, whose network is kept
+        static_graph=static and training.accumulate == 1,  # torch cannot have it where some batches are not summed
+        ddp_comm_hook=bf16_compress_hook if training.gradients == "bf16" else None,  # on GPUs
+    )
 
 
 class Meter(pl.Callback):
@@ -263,8 +282,9 @@ class Meter(pl.Callback):
         if self._losses:
             self._checked_losses(trainer)
         # A gradient that is not finite spoils the weights; before a checkpoint no later loss shows it.
-        sums = torch.stack([parameter.detach().sum() for parameter in module.parameters()])
-        if not math.isfinite(sums.sum()):
+        shards = [each.to_local() if isinstance(each, DTensor) else each for each in module.parameters()]
+        total = torch.stack([shard.detach().sum() for shard in shards]).sum()
+        if not math.isfinite(trainer.strategy.reduce(total, reduce_op="sum")):
             raise UserError(non_finite("a weight is not finite", trainer.global_step, trainer, self.options))
 
     def _evaluated(self, trainer: pl.Trainer) -> dict[str, float]:

@@ -60,7 +60,7 @@ _OURS = {
     "logger",
     "check",
 }
-_OURS |= {"callbacks", "devices", "nodes", "untrained", "eval_only", "val_share", "num_heads"}
+_OURS |= {"callbacks", "devices", "nodes", "gradients", "untrained", "eval_only", "val_share", "num_heads"}
 
 
 class Measures(NamedTuple):

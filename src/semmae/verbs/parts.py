@@ -259,7 +259,8 @@ def learn_from_tokens(
     training = shared(Training, options, hyperparameters=kept_values(options), devices=1)
     how = FitOptions(training, options.out, "parts", 1, clip=0.0, in_steps=True)
     size = training.images_of_a_step(len(images))
-    sampler = StepSampler(len(images), options.seed, steps=options.steps, batch_size=size)
+    alone = {"num_replicas": 1, "rank": 0}  # whoever else has met before, as to train a teacher
+    sampler = StepSampler(len(images), options.seed, steps=options.steps, batch_size=size, **alone)
     loader = make_loader(TokenDataset(tokens._asdict()), size // options.accumulate, sampler=sampler)
     return learner, fit(PartsTask(learner, recipe), loader, how), store
 

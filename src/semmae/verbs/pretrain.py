@@ -1,5 +1,6 @@
 """`semmae pretrain`: the masked autoencoder with semantic-guided masking; alone, or the whole way."""
 
+import copy
 import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,6 +38,7 @@ from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
+from semmae.train.sharding import whole_state
 from semmae.train.summary import check_same_inputs, summarised
 from semmae.train.teacher_tokens import check_first, class_tokens, fill_store, token_store, usual_size, whitening
 from semmae.train.together import barrier
@@ -299,7 +301,7 @@ def train_autoencoder(
         facts["teacher_digest"] = digest(teacher)
     with summarised(options.out, "pretrain", images, **facts) as summary:
         loader = training.loader(dataset, rate)
-        how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip)
+        how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip, static=True)
         compiling = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
         mae.checkpointing = options.checkpointing
@@ -308,8 +310,14 @@ def train_autoencoder(
         size = 0 if teacher is None else teacher_size(options, teacher)
         task = PretrainTask(mae, recipe, lr=rate, label_names=labels, teacher=seen, teacher_size=size, whiten=whiten)
         threads = one_thread_an_operation() if mae.encoder.width < _SHARED_FROM else nullcontext()
+        plain = copy.deepcopy(mae) if training.strategy == "fsdp" else mae
         with threads, compiled(mae, compiling):
             summary.trained(fit(task, loader, how))
+        if plain is not mae:
+            state = whole_state(mae)
+            if is_rank_zero():
+                plain.load_state_dict(state)
+            mae = plain
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)

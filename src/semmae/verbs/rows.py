@@ -33,7 +33,19 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.=+,-]{0,99}")
 _OF_STAGES = ("teacher_epochs", "parts_epochs", "parts_preset", "num_parts")
 _SHARED = {
     *("data", "out", "config", "resume", "overwrite", "seed", "limit", "workers", "logger", "callbacks", "preset"),
-    *("check", "devices", "nodes", "precision", "masks", "teacher", "teacher_image_size", "num_heads", *_OF_STAGES),
+    *(
+        "check",
+        "devices",
+        "nodes",
+        "strategy",
+        "gradients",
+        "precision",
+        "masks",
+        "teacher",
+        "teacher_image_size",
+        "num_heads",
+        *_OF_STAGES,
+    ),
 }
 ROW_OPTIONS = [name for name in options_of(PretrainOptions) if name not in _SHARED]
 
