@@ -106,10 +106,10 @@ class Option:
 
     def is_word(self, value: Any) -> bool:
         """Whether a value is one of the words of its own that it takes where others are paths or names."""
-        return isinstance(value, str) and value in self.stand_ins
+        return isinstance(value, str) and value in self.words
 
     @property
-    def stand_ins(self) -> tuple[str, ...]:
+    def words(self) -> tuple[str, ...]:
         """Words of its own that are taken in place of a path or a name: the default, and what that may become."""
         return (self.default, *self.facts.becomes) if self.facts.becomes else ()
 

@@ -73,7 +73,7 @@ def _check_there(option: Option, value: str | Path, reads: Reads) -> None:
     # Which files a pattern means, and which of them are missing, is for the source to say.
     if os.path.lexists(path) or (reads == "images" and (glob.has_magic(str(value)) or has_braces(str(value)))):
         return
-    words = [word for word in option.stand_ins if is_path(word)]
+    words = [word for word in option.words if is_path(word)]
     siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     is_timm = reads == "network" and str(value).startswith(("vit_", "deit", "eva"))
     # A word in capitals or with a blank is near; a path that only ends like one is not.
