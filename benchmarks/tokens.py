@@ -36,7 +36,8 @@ _PRETRAIN = "semmae pretrain --preset small-photos"
 _CLOTHING = "--data clothing --workers 0"
 _TINY = "--data tiny-imagenet-100/train.parquet --limit 4000 --masking random --epochs 25 --workers 0"
 _TINY_VAL = "--data tiny-imagenet-100 --limit 4000 --workers 0"
-_FINETUNE = f"semmae finetune --preset small-data {_CLOTHING}"
+_FINETUNE = "semmae finetune --preset small-data"
+_FINETUNE_TINY = f"{_FINETUNE} --epochs 20 {_TINY_VAL}"
 _STREET = "--data street-fashion/images/unlabelled --epochs 40 --workers 0"
 _STREET_VAL = "semmae evaluate --data street-fashion --workers 0 --steps 300 --image-size"
 
@@ -49,14 +50,16 @@ def commands() -> dict[str, str]:
         found[f"tokens-{seed}"] = f"{_PRETRAIN} {_CLOTHING} --teacher dinov2-small {own} --out {run}"
         found[f"tokens-{seed}-knn"] = f"semmae knn --encoder {run} {_CLOTHING} --untrained --out {run}-knn"
         found[f"tokens-{seed}-evaluate"] = f"semmae evaluate --encoder {run} {_CLOTHING} {own} --out {run}-evaluate"
-    found["tokens-0-fine"] = f"{_FINETUNE} --encoder runs/tokens-0 --untrained --seed 0 --out runs/tokens-0-fine"
+    found["tokens-0-fine"] = (
+        f"{_FINETUNE} {_CLOTHING} --encoder runs/tokens-0 --untrained --seed 0 --out runs/tokens-0-fine"
+    )
     run = "runs/pixels-0"
     found["pixels-0"] = f"{_PRETRAIN} --target pixels {_CLOTHING} --parts runs/tokens-0/parts --out {run}"
     found["pixels-0-knn"] = f"semmae knn --encoder {run} {_CLOTHING} --out {run}-knn"
     for seed in SEEDS:
         own = f"--encoder {run} --seed {seed} {_CLOTHING} --no-untrained --out {run}-evaluate-{seed}"
         found[f"pixels-{seed}-evaluate"] = f"semmae evaluate {own}"
-    found["pixels-0-fine"] = f"{_FINETUNE} --encoder {run} --seed 0 --out {run}-fine-0"
+    found["pixels-0-fine"] = f"{_FINETUNE} {_CLOTHING} --encoder {run} --seed 0 --out {run}-fine-0"
     found["tiny-tokens"] = f"{_PRETRAIN} {_TINY} --teacher dinov2-small --teacher-image-size 112 --out runs/tiny-tokens"
     found["tiny-pixels"] = f"{_PRETRAIN} --target pixels {_TINY} --out runs/tiny-pixels"
     run = "runs/street-tokens"
@@ -66,16 +69,25 @@ def commands() -> dict[str, str]:
         tiny, street = f"tiny-{target}", f"street-{target}"
         found[f"{tiny}-evaluate"] = f"semmae evaluate --encoder runs/{tiny} {_TINY_VAL} --out runs/{tiny}-evaluate"
         found[f"{street}-evaluate"] = f"{_STREET_VAL} 96 --encoder runs/{street} --out runs/{street}-evaluate"
+    for target, beside in (("tokens", " --untrained"), ("pixels", "")):
+        own = f"--encoder runs/tiny-{target}{beside} --out runs/tiny-{target}-fine"
+        found[f"tiny-{target}-fine"] = f"{_FINETUNE_TINY} {own}"
     return found | of_the_teacher()
 
 
 def of_the_teacher() -> dict[str, str]:
-    """As `commands`, of the teacher itself, which is too large to be fine-tuned in minutes."""
+    """As `commands`, of the teacher itself; fine-tuned at as many patches as the small encoders have."""
     teacher, found = "--encoder dinov2-small", {}
     found["teacher-knn"] = f"semmae knn {teacher} {_CLOTHING} --image-size 224 --out runs/teacher-knn"
     for seed in SEEDS:
         own = f"--image-size 224 --seed {seed} --no-untrained --out runs/teacher-evaluate-{seed}"
         found[f"teacher-{seed}-evaluate"] = f"semmae evaluate {teacher} {_CLOTHING} {own}"
+    # At the small encoders' rate it forgets all it knows.
+    gently = "--epochs 15 --blr 8e-4 --layer-decay 0.75 --pooling cls"
+    own = f"{gently} --image-size 56 --seed 0 --out runs/teacher-fine"
+    found["teacher-fine"] = f"{_FINETUNE} {_CLOTHING} {teacher} {own}"
+    own = "--image-size 112 --no-untrained --out runs/teacher-tiny"
+    found["teacher-tiny-evaluate"] = f"semmae evaluate {teacher} {_TINY_VAL} {own}"
     found["teacher-street-evaluate"] = f"{_STREET_VAL} 84 {teacher} --no-untrained --out runs/teacher-street"
     return found
 
@@ -147,11 +159,12 @@ _ROWS = (
      "tokens-*-knn", "pixels-0-knn", "teacher-knn", "raw-knn"),
     (f"{_PROBE}, 68 held out", "clothing", "probe_top1",
      "tokens-*-evaluate", "pixels-*-evaluate", "teacher-*-evaluate", "raw-*-evaluate"),
-    (f"{_FINE}, 68 held out", "clothing", "top1", "tokens-0-fine", "pixels-0-fine", None, None),
+    (f"{_FINE}, 68 held out", "clothing", "top1", "tokens-0-fine", "pixels-0-fine", "teacher-fine", None),
     (_KNN, "tiny-imagenet-100", "knn_top1",
-     "tiny-tokens-evaluate", "tiny-pixels-evaluate", None, "raw-tiny-evaluate"),
+     "tiny-tokens-evaluate", "tiny-pixels-evaluate", "teacher-tiny-evaluate", "raw-tiny-evaluate"),
     (_PROBE, "tiny-imagenet-100", "probe_top1",
-     "tiny-tokens-evaluate", "tiny-pixels-evaluate", None, "raw-tiny-evaluate"),
+     "tiny-tokens-evaluate", "tiny-pixels-evaluate", "teacher-tiny-evaluate", "raw-tiny-evaluate"),
+    (f"{_FINE}, 20 epochs", "tiny-imagenet-100", "top1", "tiny-tokens-fine", "tiny-pixels-fine", None, None),
     ("segmentation, linear head, mIoU %", "street-fashion", "segment_miou",
      "street-tokens-evaluate", "street-pixels-evaluate", "teacher-street-evaluate", None),
 )  # fmt: skip
