@@ -48,7 +48,7 @@ def test_its_defaults_are_those_of_the_verb() -> None:
     defaults = {name: field.default for name, field in inspect.signature(load_example().train).parameters.items()}
     same = {"model": "model", "size": "image_size", "patch": "patch_size", "batch": "batch_size", "seed": "seed"}
 
-    for here, option in {**same, "workers": "workers"}.items():
+    for here, option in same.items():
         assert defaults[here] == getattr(PretrainOptions, option)
     assert f"--epochs {defaults['epochs']}`" in EXAMPLE.read_text()
 

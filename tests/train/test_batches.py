@@ -1,6 +1,7 @@
 """Fewer images than --batch-size: what is trained with, and at which rate."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from semmae.train.trainer import _strategy
 
 class Numbered(Dataset[dict[str, Any]]):
     """So many items, each its own number."""
+
+    images = SimpleNamespace(shards=None)  # of none of which it is read
 
     def __init__(self, count: int) -> None:
         self.count = count

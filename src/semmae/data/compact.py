@@ -71,8 +71,7 @@ class Names(_Texts):
         return super().__eq__(other)
 
     @classmethod
-    def of(cls, buffer: bytes, starts: npt.NDArray[np.int64]) -> "Names":
-        """The names of which these are the `parts`."""
+    def _of(cls, buffer: bytes, starts: npt.NDArray[np.int64]) -> "Names":
         names = cls()
         names._buffer, names._starts = buffer, starts
         return names
@@ -84,12 +83,7 @@ class Names(_Texts):
         for names in lists:
             starts.append(names._starts[1:] + len(buffer))
             buffer += names._buffer
-        return cls.of(bytes(buffer), np.concatenate(starts))
-
-    @property
-    def parts(self) -> tuple[bytes, npt.NDArray[np.int64]]:
-        """All bytes, and where each name begins, (N + 1,)."""
-        return self._buffer, self._starts
+        return cls._of(bytes(buffer), np.concatenate(starts))
 
     @property
     def arrays(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -103,9 +97,7 @@ class Names(_Texts):
             raise ValueError("no names")
         if starts[0] != 0 or starts[-1] != len(buffer) or (starts[1:] < starts[:-1]).any():
             raise ValueError("names that do not fit their places")
-        names = cls()
-        names._buffer, names._starts = buffer.tobytes(), starts
-        return names
+        return cls._of(buffer.tobytes(), starts)
 
     def encoded(self) -> Iterator[bytes]:
         # Arrays are gone through number by number: a list of them would be millions of objects again.
@@ -117,7 +109,7 @@ class Names(_Texts):
         buffer = bytearray()
         for start, end in zip(starts, ends, strict=True):
             buffer += self._buffer[start:end]
-        return Names.of(bytes(buffer), np.concatenate([[0], np.cumsum(ends - starts)]))
+        return Names._of(bytes(buffer), np.concatenate([[0], np.cumsum(ends - starts)]))
 
 
 class Labels(_Texts):

@@ -228,9 +228,8 @@ def _write_index(file: Path, known: dict[Shard, Members]) -> None:
             for array in (np.array([_FORM]), np.array(facts, dtype=np.int64), rows):
                 np.save(handle, array)
             for texts in (names, images, labels):
-                buffer, starts = texts.parts
-                np.save(handle, np.frombuffer(buffer, np.uint8))
-                np.save(handle, starts)
+                for array in texts.arrays:
+                    np.save(handle, array)
     except (OSError, DiskError, UserError) as error:  # only speed is lost
         _log.warning("%s: index of the shards not kept (%s), it is made again the next time", file, error)
 
@@ -255,10 +254,7 @@ def _indexed(file: BinaryIO) -> Iterator[tuple[Shard, Members]]:
         return found
 
     def texts() -> Names:
-        buffer, starts = array(np.uint8).tobytes(), array(np.int64).astype(np.int64)
-        if not len(starts) or starts[0] != 0 or starts[-1] != len(buffer) or (np.diff(starts) < 0).any():
-            raise ValueError("its names do not fit together")
-        return Names.of(buffer, starts)
+        return Names.of_arrays(array(np.uint8).astype(np.uint8), array(np.int64).astype(np.int64))
 
     if array(np.int64).tolist() != [_FORM]:
         raise ValueError("it is of another version")
