@@ -42,8 +42,9 @@ def public_teacher(asked: str, *, or_own: bool, remedy: str = "") -> str:
     said = f"--teacher {asked}: {subject}not at hand ({fault})"
     if or_own and asked == AUTO_TEACHER:
         _LOG.warning(
-            "%s: a teacher is trained on these images first, which takes longer, and its parts are poor where images "
-            "are few; for the public one, copy %s, or give --teacher FILE",
+            "%s: a teacher is trained on these images first, which can take longer than all the rest "
+            "(--teacher-epochs), and its parts are poor where images are few; for the public one, copy %s, or give "
+            "--teacher FILE",
             said, _CACHE,
         )  # fmt: skip
         return OWN_TEACHER
