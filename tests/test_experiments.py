@@ -83,7 +83,7 @@ def test_a_command_names_no_place_of_one_machine(tmp_path: Path) -> None:
 
 
 def test_tables_say_what_the_rows_hold() -> None:
-    import tables
+    import evidence
 
     facts = {"masking": "random", "variant": "", "parts": None, "target": "pixels", "minutes": 4.0}
     rows = [
@@ -93,13 +93,13 @@ def test_tables_say_what_the_rows_hold() -> None:
     ]
     for row, extra in zip(rows, (0.1, -0.1, 0.0, 0.0, 0.0, 0.0), strict=True):
         row["probe_top1"] += extra
-    said, _, *table = tables.lines_of(tables.runs_of(rows))
+    said, _, *table = evidence.lines_of(evidence.runs_of(rows))
     assert "semantic is ahead of random by 3.0 points" in said and "3 paired seeds" in said
     assert [line.split("|")[1:4] for line in table[2:]] == [
         [" random ", " 3 ", " 51.0 "],
         [" semantic ", " 3 ", " 54.0 "],
     ]
-    upernet = "\n".join(tables.lines_of(tables.runs_of(rows, "upernet_miou")))
+    upernet = "\n".join(evidence.lines_of(evidence.runs_of(rows, "upernet_miou")))
     assert "26.0" in upernet and "54.0" not in upernet
-    page = tables.with_lines("a\n<!-- x -->\nold\n<!-- end -->\nb <!-- end -->", "x", ["new"])
+    page = evidence.with_lines("a\n<!-- x -->\nold\n<!-- end -->\nb <!-- end -->", "x", ["new"])
     assert page == "a\n<!-- x -->\n\nnew\n\n<!-- end -->\nb <!-- end -->"

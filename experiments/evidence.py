@@ -1,6 +1,6 @@
 """The tables and pictures of docs/evidence.md, of whatever results/*.json hold.
 
-python experiments/tables.py
+python experiments/evidence.py
 """
 
 import json
