@@ -194,11 +194,7 @@ def main() -> None:
         for name in options.rows or ROWS:
             started, row = time.process_time(), ROWS[name]
             learner = learn(reductions, tokens, row, seed)
-            labels = [
-                learner.labels(row.tokens(PartTokens(*(own[at : at + 32] for own in seen))), guides[at : at + 32])
-                for at in range(0, len(guides), 32)
-            ]
-            figures = score(torch.cat(labels).numpy(), truth)
+            figures = measure(learner, row.tokens(seen), guides, truth)
             found.setdefault(name, []).append(figures)
             seconds = time.process_time() - started
             print(f"seed {seed}, {name}: {figures}, {seconds:.0f} s", flush=True)
@@ -247,6 +243,15 @@ def learn(reductions: PartLearner, tokens: PartTokens, row: Row, seed: int) -> P
     return learner.eval().requires_grad_(False)
 
 
+def measure(learner: PartLearner, seen: PartTokens, guides: torch.Tensor, truth: Truth) -> Figures:
+    """The figures of a learner's labels."""
+    labels = [
+        learner.labels(PartTokens(*(own[at : at + 32] for own in seen)), guides[at : at + 32])
+        for at in range(0, len(guides), 32)
+    ]
+    return score(torch.cat(labels).numpy(), truth)
+
+
 def baselines(
     encoder: Any, images: ImageSet, truth: Truth, options: argparse.Namespace, seed: int
 ) -> dict[str, Figures]:
@@ -267,20 +272,25 @@ def summary_of(rows: list[Figures]) -> dict[str, Any]:
     }
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None, learned: int) -> argparse.ArgumentParser:
+    """What such a script is asked; `learned`: images that are learned from by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--learn", required=True, help="folder of images to learn from")
     parser.add_argument("--data", required=True, help="folder of images to measure")
     parser.add_argument("--masks", type=Path, required=True, help="folder of their true parts")
     parser.add_argument("--teacher", required=True, help="as for semmae parts")
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--grid", type=int, default=PartsOptions.grid)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--learned", type=int, default=PartsOptions.sample, help="images that are learned from, at most"
-    )
+    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 101), metavar="N")
+    parser.add_argument("--learned", type=int, default=learned, help="images that are learned from, at most")
     parser.add_argument("--measured", type=int, default=400, help="images that are measured, at most")
     parser.add_argument("--cache", type=Path, required=True, help="folder for tokens, which another call reads again")
+    return parser
+
+
+def _arguments() -> argparse.Namespace:
+    assert PartsOptions.sample is not None
+    parser = arguments(__doc__, PartsOptions.sample)
     parser.add_argument("--rows", nargs="*", choices=ROWS, metavar="ROW", help=f"some of: {', '.join(ROWS)}")
     parser.add_argument("--name", default="parts_ablation", help="of the file below results/")
     return parser.parse_args()

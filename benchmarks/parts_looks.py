@@ -7,29 +7,26 @@ from fewer images. Queries are had by exchanging them with keys in the encoder's
 takes as the prototype of a part the mean key of the patches that one head of the last block attends to most.
 """
 
-import argparse
 import copy
 import logging
-from pathlib import Path
 
 import torch
 from harness import write_results
-from parts_ablation import Row, cached_tokens, learn, summary_of
+from parts_ablation import Row, arguments, cached_tokens, learn, measure, summary_of
 from torch.nn import functional
 
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
-from semmae.evaluation.parts import Truth, read_truth, score
+from semmae.evaluation.parts import read_truth
 from semmae.formats.open import load_encoder
 from semmae.labels.tokens import Looking, tokens_of
 from semmae.models.parts import PartLearner, PartsSpec, PartTokens
 from semmae.models.vit import Encoder
-from semmae.options.parts import PartsOptions
 
 
 def main() -> None:
     """Tokens, learners, table, file."""
-    options = _arguments()
+    options = arguments(__doc__, 200).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     measured, images = open_images(options.data), open_images(options.learn)
     images = ImageSet(images.source, images.manifest.subset(options.learned, 0))
@@ -74,15 +71,6 @@ def main() -> None:
     write_results("parts_looks", {"rows": results})
 
 
-def measure(learner: PartLearner, seen: PartTokens, guides: torch.Tensor, truth: Truth) -> dict[str, float]:
-    """The figures of a learner's labels."""
-    labels = [
-        learner.labels(PartTokens(*(own[at : at + 32] for own in seen)), guides[at : at + 32])
-        for at in range(0, len(guides), 32)
-    ]
-    return score(torch.cat(labels).numpy(), truth)
-
-
 def with_queries(encoder: Encoder) -> Encoder:
     """The encoder with queries and keys of its last block but one exchanged: what it stores as keys are its queries.
 
@@ -104,21 +92,6 @@ def nearest_heads(encoder: Encoder, images: ImageSet, size: int) -> torch.Tensor
         [encoder.attention(normalise(batch["image"], encoder.spec.mean, encoder.spec.std)) for batch in loader]
     )
     return (attention / attention.mean((0, 2), keepdim=True)).argmax(1)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--learn", required=True, help="folder of images to learn from")
-    parser.add_argument("--data", required=True, help="folder of images to measure")
-    parser.add_argument("--masks", type=Path, required=True, help="folder of their true parts")
-    parser.add_argument("--teacher", required=True, help="as for semmae parts")
-    parser.add_argument("--image-size", type=int, required=True)
-    parser.add_argument("--grid", type=int, default=PartsOptions.grid)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--learned", type=int, default=200, help="images that are learned from, at most")
-    parser.add_argument("--measured", type=int, default=400, help="images that are measured, at most")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for tokens, which another call reads again")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
