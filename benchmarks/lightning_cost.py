@@ -41,7 +41,8 @@ from semmae.train.masks import mask_seed
 from semmae.train.optimizer import adamw, warmup_cosine_rate
 from semmae.train.precision import resolve_precision
 from semmae.train.pretrain import BETAS, PretrainTask
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.stage import FitOptions
+from semmae.train.trainer import fit
 
 LABELS = 7
 RATE = 1.5e-4  # MAE's, of 256 images

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from semmae.data.coding import Coding
-from semmae.data.loaders import StepSampler, make_loader, normalise
+from semmae.data.loaders import make_loader, normalise
 from semmae.data.manifest import sample_rows
+from semmae.data.samplers import StepSampler
 from semmae.data.segment_crops import Augmentation, SegmentCrops, WholeLabelled
 from semmae.data.segmentation import LabelledImages, open_segmentation
 from semmae.evaluation.segmentation import evaluate, figures

@@ -20,8 +20,9 @@ import torch
 from harness import write_results
 from torch.nn import functional
 
-from semmae.data.loaders import StepSampler, make_loader
+from semmae.data.loaders import make_loader
 from semmae.data.manifest import ImageSet, open_images
+from semmae.data.samplers import StepSampler
 from semmae.data.token_store import TokenDataset, TokenStore
 from semmae.evaluation.parts import Truth, measure_encoder, measure_grids, read_truth, score
 from semmae.formats.folders import digest

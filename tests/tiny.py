@@ -21,7 +21,8 @@ from semmae.cli.arguments import parse
 from semmae.formats.folders import save_encoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.run.signals import Interrupted, Stopped
-from semmae.train import stopping, trainer
+from semmae.train import meter, stopping
+from semmae.train.stage import LAST
 
 _TRUNCATED_NORMAL = -2.5635048911790363  # a sum of random weights
 COUNT = 32
@@ -88,7 +89,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 def saved_state(run: Path) -> dict[str, Any]:
     """checkpoints/last.ckpt, read by the unpickler that executes nothing."""
-    state = torch.load(run / "checkpoints" / trainer.LAST, weights_only=True)
+    state = torch.load(run / "checkpoints" / LAST, weights_only=True)
     assert isinstance(state, dict)
     return state
 
@@ -101,24 +102,24 @@ def finite(state: dict[str, Tensor]) -> bool:
 def every_step() -> Iterator[None]:
     """Runs made inside write each step's loss to metrics.jsonl."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "LOG_EVERY", 1)
+        patch.setattr(meter, "LOG_EVERY", 1)
         yield
 
 
 @contextmanager
 def interrupted(stage: str, step: int, signum: int = signal.SIGINT) -> Iterator[None]:
     """Ctrl-C, or another signal, while `stage` does step number `step`, which is done to its end and kept."""
-    real = trainer.Meter.on_train_batch_start
+    real = meter.Meter.on_train_batch_start
     sent: list[int] = []
 
-    def stop(meter: trainer.Meter, pl_trainer: Any, *rest: Any) -> None:
-        real(meter, pl_trainer, *rest)
-        if meter.options.stage == stage and pl_trainer.global_step == step - 1 and not sent:
+    def stop(own: meter.Meter, pl_trainer: Any, *rest: Any) -> None:
+        real(own, pl_trainer, *rest)
+        if own.options.stage == stage and pl_trainer.global_step == step - 1 and not sent:
             sent.append(signum)  # once, though several batches may make the step
             os.kill(os.getpid(), signum)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises((Interrupted, Stopped)) as stopped:
-        patch.setattr(trainer.Meter, "on_train_batch_start", stop)
+        patch.setattr(meter.Meter, "on_train_batch_start", stop)
         yield
     assert stopped.value.signum == signum
 

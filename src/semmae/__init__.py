@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from semmae.data.coding import Coding as AnnotationCoding
     from semmae.data.loaders import (
         CropDataset as CropDataset,
-        EpochSampler as EpochSampler,
-        StepSampler as StepSampler,
         WholeDataset as WholeDataset,
         denormalise as denormalise,
         make_loader as make_loader,
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     )
     from semmae.data.manifest import ImageSet as ImageSet, open_images as open_images
     from semmae.data.part_store import PartStore as PartStore
+    from semmae.data.samplers import EpochSampler as EpochSampler, StepSampler as StepSampler
     from semmae.data.segment_crops import SegmentCrops as SegmentCrops, WholeLabelled as WholeLabelled
     from semmae.data.segmentation import (
         LabelledImages as LabelledImages,

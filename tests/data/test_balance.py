@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semmae.data.balance import balanced_rows
-from semmae.data.loaders import EpochSampler
+from semmae.data.samplers import EpochSampler
 
 LONG_TAIL = np.array([0] * 40 + [3] * 7 + [1] * 2 + [7])
 

@@ -8,8 +8,9 @@ import torch
 
 from semmae.data import kept
 from semmae.data.kept import KeptImages
-from semmae.data.loaders import CropDataset, EpochSampler, make_loader
+from semmae.data.loaders import CropDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images
+from semmae.data.samplers import EpochSampler
 
 
 @pytest.fixture

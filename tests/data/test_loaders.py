@@ -17,9 +17,10 @@ from torchvision.transforms.v2 import functional as F
 
 from semmae.data.colour import GLOBAL_CHANCES, PLAIN_CHANCES, draw_changes
 from semmae.data.crop import WHOLE, Crop, crop_image, crop_parts, crop_scores, random_crop
-from semmae.data.loaders import CropDataset, EpochSampler, LocalCrops, StepSampler, WholeDataset, make_loader, normalise
+from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.data.samplers import EpochSampler, StepSampler
 
 NAMES = [f"c{i % 2}/{i:02}.jpg" for i in range(11)]
 

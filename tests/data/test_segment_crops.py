@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from semmae.data.coding import IGNORED, Coding
 from semmae.data.crop import at_centres
-from semmae.data.loaders import StepSampler
+from semmae.data.samplers import StepSampler
 from semmae.data.segment_crops import (
     Augmentation,
     SegmentCrops,

@@ -14,8 +14,8 @@ import pytest
 from refusals import refused
 
 from semmae.data import shard_index
-from semmae.data.loaders import EpochSampler, by_window
 from semmae.data.manifest import build_manifest, open_images
+from semmae.data.samplers import EpochSampler, by_window
 from semmae.data.sources import has_split, open_source, split_names
 from semmae.names import braced
 

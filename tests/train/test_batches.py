@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.utils.data import Dataset
 
 import semmae
-from semmae.data.loaders import EpochSampler
+from semmae.data.samplers import EpochSampler
 from semmae.train.batches import Training
 from semmae.train.sharding import ShardingStrategy
 from semmae.train.trainer import _strategy

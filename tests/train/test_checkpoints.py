@@ -9,7 +9,7 @@ import torch
 from refusals import refused
 
 from semmae.train.checkpoints import CheckedCheckpointIO
-from semmae.train.trainer import truncate_metrics
+from semmae.train.meter import truncate_metrics
 
 
 def test_a_write_that_breaks_off_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

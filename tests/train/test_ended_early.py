@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import semmae
-from semmae.data.loaders import EpochSampler, make_loader
+from semmae.data.loaders import make_loader
 from semmae.data.manifest import open_images
+from semmae.data.samplers import EpochSampler
 from semmae.options.pretrain import PretrainOptions
 from semmae.train.batches import Training
+from semmae.train.stage import Evaluation, FitOptions
 from semmae.train.summary import Trained, summarised
-from semmae.train.trainer import Evaluation, FitOptions, fit
+from semmae.train.trainer import fit
 from semmae.verbs.stages import parts_stage, teacher_stage
 
 IMAGES, BATCH, EPOCHS = 24, 4, 3

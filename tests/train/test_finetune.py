@@ -23,7 +23,8 @@ from semmae.options.finetune import FinetuneRecipe
 from semmae.train.batches import Training
 from semmae.train.finetune import FinetuneTask, disturbed
 from semmae.train.optimizer import layer_decay_groups
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.stage import FitOptions
+from semmae.train.trainer import fit
 
 DEPTH = 3
 GOLDEN = [2.07948661, 2.11358881, 2.1479249, 2.05964303, 2.06949568]

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from semmae.train.batches import Training
 from semmae.train.loggers import LOGGERS, check_loggers, open_loggers
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.stage import FitOptions
+from semmae.train.trainer import fit
 
 STEPS = 3
 

@@ -16,15 +16,17 @@ from refusals import refused
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from semmae.data.loaders import EpochSampler, make_loader
+from semmae.data.loaders import make_loader
+from semmae.data.samplers import EpochSampler
 from semmae.files import PART
 from semmae.run.signals import Interrupted
-from semmae.train import stopping, trainer
+from semmae.train import meter, stopping
 from semmae.train.batches import Training
 from semmae.train.checkpoints import CheckedCheckpointIO
 from semmae.train.optimizer import adamw_warmup_cosine
+from semmae.train.stage import LAST, FitOptions
 from semmae.train.stopping import Keeper
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.trainer import fit
 
 IMAGES, EPOCHS = 24, 3
 SHAPE = (3, 1, 2)
@@ -88,7 +90,7 @@ def logged(out: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def every_four(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals of metrics that divide no epoch."""
-    monkeypatch.setattr(trainer, "LOG_EVERY", 4)
+    monkeypatch.setattr(meter, "LOG_EVERY", 4)
 
 
 @pytest.fixture
@@ -156,7 +158,7 @@ def test_a_step_of_other_images_does_not_go_on(tmp_path: Path, monkeypatch: pyte
 def test_killed_after_a_checkpoint_in_mid_epoch_it_goes_on_from_there(kept: int, tmp_path: Path) -> None:
     expected = train(tmp_path / "whole")
     with tiny.saving(kept), pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="pulled the plug"):
-        patch.setattr(trainer.Meter, "on_train_batch_start", pulled(at=kept + 3))
+        patch.setattr(meter.Meter, "on_train_batch_start", pulled(at=kept + 3))
         train(tmp_path / "run")
     assert tiny.saved_state(tmp_path / "run")["global_step"] in (kept, 12)  # of the second epoch's end none is due
     assert torch.equal(train(tmp_path / "run"), expected)
@@ -164,7 +166,7 @@ def test_killed_after_a_checkpoint_in_mid_epoch_it_goes_on_from_there(kept: int,
 
 
 def pulled(at: int) -> Callable[..., None]:
-    def stop(meter: trainer.Meter, pl_trainer: pl.Trainer, *_: Any) -> None:
+    def stop(own: meter.Meter, pl_trainer: pl.Trainer, *_: Any) -> None:
         if pl_trainer.global_step == at:
             raise RuntimeError("pulled the plug")
 
@@ -180,7 +182,7 @@ def test_a_checkpoint_is_due_when_half_of_the_run_could_be_lost_or_ten_minutes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of 20 seconds by the keeper's clock."""
-    keeper = Keeper(tmp_path / trainer.LAST, make_loader(Rows(), 4), check=None)  # type: ignore[arg-type]
+    keeper = Keeper(tmp_path / LAST, make_loader(Rows(), 4), check=None)  # type: ignore[arg-type]
     keeper._begun = keeper._saved = now = 0.0
     saved = []
     for now in range(20, 4000, 20):
@@ -195,7 +197,7 @@ def test_what_is_not_finite_reaches_no_checkpoint_in_mid_epoch(tmp_path: Path) -
     """Neither the loss nor a line of metrics shows it when the checkpoint is due."""
     with tiny.saving(3), refused("weight", "step 3"):
         train(tmp_path, spoiled=2)
-    assert not (tmp_path / "checkpoints" / trainer.LAST).exists()
+    assert not (tmp_path / "checkpoints" / LAST).exists()
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

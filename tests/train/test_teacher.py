@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.teacher import TeacherRecipe
 from semmae.train.batches import Training
+from semmae.train.stage import FitOptions
 from semmae.train.teacher import (
     Hidden,
     Outputs,
@@ -26,7 +27,7 @@ from semmae.train.teacher import (
     masked_features,
     settings_at,
 )
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.trainer import fit
 
 # A fixed seed on a CPU. A refactor leaves them as they are; an intended change says why beside the new ones.
 # Last changed when colours came to be changed on the device, unrounded, and counts of hidden patches drawn on the CPU.

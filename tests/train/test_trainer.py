@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from semmae.files import guarded
-from semmae.train import trainer
+from semmae.train import meter
 from semmae.train.batches import Training
 from semmae.train.optimizer import adamw, adamw_warmup_cosine, can_fuse, warmup_cosine_rate
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.stage import FitOptions
+from semmae.train.trainer import fit
 
 IMAGES, WIDTH = 48, 5
 STEPS = 6
@@ -132,8 +133,8 @@ def test_no_gradient_is_held_during_the_next_forward_pass(accumulate: int, tmp_p
 def test_a_run_that_waits_for_images_is_warned_of_once(
     cores: int, warnings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trainer, "usable_cores", lambda: cores)
-    monkeypatch.setattr(trainer, "_LONG_WAIT", 0.0)
+    monkeypatch.setattr(meter, "usable_cores", lambda: cores)
+    monkeypatch.setattr(meter, "_LONG_WAIT", 0.0)
 
     train(tmp_path, 8)
 
@@ -143,7 +144,7 @@ def test_a_run_that_waits_for_images_is_warned_of_once(
 
 
 def test_metrics_are_named_every_so_many_steps_not_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "LOG_EVERY", 4)
+    monkeypatch.setattr(meter, "LOG_EVERY", 4)
 
     fit(Regression(), batches(2), FitOptions(Training(accumulate=4, resume=False), tmp_path, "s", epochs=2, clip=0.0))
 
@@ -153,15 +154,15 @@ def test_metrics_are_named_every_so_many_steps_not_batches(tmp_path: Path, monke
 def test_images_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six steps of eight images in an hour of the clock that the meter reads."""
     clock = iter(range(10**9))
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
     counted: list[tuple[int, float]] = []
-    real = trainer.Meter._report
+    real = meter.Meter._report
 
-    def spied(meter: trainer.Meter, *arguments: Any) -> None:
-        counted.append((meter._images, len(meter._losses)))
-        real(meter, *arguments)
+    def spied(own: meter.Meter, *arguments: Any) -> None:
+        counted.append((own._images, len(own._losses)))
+        real(own, *arguments)
 
-    monkeypatch.setattr(trainer.Meter, "_report", spied)
+    monkeypatch.setattr(meter.Meter, "_report", spied)
     train(tmp_path, 2, accumulate=4)
 
     assert counted == [(8, 1)] * STEPS
@@ -201,7 +202,7 @@ def test_steps_that_loss_scaling_leaves_out_are_no_fault(tmp_path: Path, monkeyp
     def scaled(*, precision: Any, plugins: Any, **options: Any) -> pl.Trainer:
         return real(plugins=[*plugins, plugin], **options)
 
-    monkeypatch.setattr(trainer.pl, "Trainer", scaled)
+    monkeypatch.setattr(pl, "Trainer", scaled)
     task = train(tmp_path, 8, precision="fp16", clip=100.0)
 
     losses = tiny.losses(tmp_path)

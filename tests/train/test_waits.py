@@ -25,8 +25,9 @@ from semmae.options.pretrain import PretrainRecipe
 from semmae.options.teacher import TeacherRecipe
 from semmae.train.batches import Training
 from semmae.train.pretrain import PretrainTask
+from semmae.train.stage import FitOptions
 from semmae.train.teacher import TeacherTask
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.trainer import fit
 
 SPEC = EncoderSpec(image_size=16, patch_size=4, width=24, depth=2, num_heads=3)
 STEPS, BATCH = 4, 4

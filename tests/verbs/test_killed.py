@@ -22,7 +22,7 @@ from semmae.data.part_store import PartStore
 from semmae.data.token_store import TokenStore
 from semmae.labels import tokens
 from semmae.run.config import UNFINISHED
-from semmae.train import trainer
+from semmae.train import meter
 from semmae.verbs.parts import TOKENS
 
 
@@ -80,16 +80,16 @@ def at_renaming_of(name: str, after: bool) -> Callable[[], None]:
 
 
 def in_half_a_line_of_metrics() -> None:
-    real = trainer.Meter.on_train_epoch_end
+    real = meter.Meter.on_train_epoch_end
 
-    def dying(meter: trainer.Meter, *arguments: Any) -> None:
-        real(meter, *arguments)
-        with (meter.options.out / "metrics.jsonl").open("a") as file:
+    def dying(own: meter.Meter, *arguments: Any) -> None:
+        real(own, *arguments)
+        with (own.options.out / "metrics.jsonl").open("a") as file:
             file.write('{"stage": "par')
             file.flush()
             suicide()
 
-    trainer.Meter.on_train_epoch_end = dying  # type: ignore[method-assign]
+    meter.Meter.on_train_epoch_end = dying  # type: ignore[method-assign]
 
 
 def in_the_second_write(store: type, function: str, part: Callable[[Any, Any, Any], None]) -> Callable[[], None]:

@@ -74,7 +74,7 @@ def test_two_nodes_train_as_two_devices(two_devices: Path, creatures: Path, tmp_
 STOPPED = """
 import os, signal
 from semmae.cli import main
-from semmae.train.trainer import Meter
+from semmae.train.meter import Meter
 
 real = Meter.on_train_batch_start
 
@@ -112,10 +112,10 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(two_devices: Path, c
 STEPS = """
 import os, signal
 from semmae.cli import main
-from semmae.train import trainer
-from semmae.train.trainer import Meter
+from semmae.train import meter
+from semmae.train.meter import Meter
 
-trainer.LOG_EVERY = 1
+meter.LOG_EVERY = 1
 real = Meter.on_train_batch_start
 
 def stop(meter, trainer, *rest):
@@ -170,7 +170,7 @@ import errno, os
 import torch
 from semmae.cli import main
 from semmae.errors import UserError
-from semmae.train import trainer
+from semmae.train import meter
 from semmae.train.pretrain import PretrainTask
 
 fault = os.environ["FAULT"]
@@ -190,7 +190,7 @@ def step(task, batch, index):
     return loss
 
 PretrainTask.training_step = step
-trainer.LOG_EVERY = 1
+meter.LOG_EVERY = 1
 main()
 """
 

@@ -17,8 +17,8 @@ from refusals import refused
 import semmae
 from semmae.cli import run
 from semmae.data import packing
-from semmae.data.loaders import by_window
 from semmae.data.manifest import open_images
+from semmae.data.samplers import by_window
 from semmae.data.sources import open_source
 from semmae.files import PART
 

@@ -27,7 +27,7 @@ from semmae.reporting import mask_pictures
 from semmae.train import pretrain as task
 from semmae.train.batches import Training
 from semmae.train.masks import MaskContext
-from semmae.train.trainer import LAST
+from semmae.train.stage import LAST
 
 OPTIONS = {"epochs": tiny.EPOCHS, **tiny.SIZE, **tiny.TRAIN}
 ONE_EPOCH = OPTIONS | {"epochs": 1}

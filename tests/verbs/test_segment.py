@@ -195,14 +195,14 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(
 
 
 def stop_second(patch: pytest.MonkeyPatch, step: int) -> None:
-    real = semmae.train.trainer.Meter.on_train_batch_end
+    real = semmae.train.meter.Meter.on_train_batch_end
 
     def stop(meter: Any, trainer: Any, *rest: Any) -> None:
         real(meter, trainer, *rest)
         if meter.options.out.name == "untrained" and trainer.global_step == step:
             raise RuntimeError("pulled the plug")
 
-    patch.setattr(semmae.train.trainer.Meter, "on_train_batch_end", stop)
+    patch.setattr(semmae.train.meter.Meter, "on_train_batch_end", stop)
 
 
 def test_batches_of_a_step_make_the_same_rounds(encoder: Path, creatures: Path, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from semmae.data.crop import crop_image, least_side, random_crop
-from semmae.data.loaders import Key, epoch_and_row
 from semmae.data.manifest import ImageSet
+from semmae.data.samplers import Key, epoch_and_row
 from semmae.errors import UserError
 from semmae.names import shown
 

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import InterpolationMode, functional as F
 
 from semmae.data.attention import MOST_ATTENDED
-from semmae.data.balance import balanced_rows
 from semmae.data.batching import collate, planes, side_by_side
 from semmae.data.colour import PLAIN_CHANCES, Chances, draw_changes
 from semmae.data.crop import (
@@ -34,152 +31,15 @@ from semmae.data.crop import (
 )
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
+from semmae.data.samplers import Key, epoch_and_row
 from semmae.data.token_store import TokenStore
 from semmae.data.workers import LOADERS, plan, start_worker
 
 # More processes than cores are no fault: training shows how long it waits for images.
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
 
-Numbers = npt.NDArray[np.int64]
-Key = int | tuple[int, int]  # a row, or (epoch, row)
 TOKENS, IMAGE_TOKEN = "tokens", "image_token"  # in an item and in a store: a teacher's
-_AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
-WINDOW = 2**32  # bytes of tar shards whose images are shuffled together: what stays in memory, or is copied, at a time
 _WAITING = 2**24  # bytes of decoded images that a loader holds before it crops them
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, row) for the rows of one epoch, dealt out to ranks; short ones get the first rows again.
-
-    With `multiple`, what each rank takes of an optimiser step, an epoch is whole steps: rows beyond are left out, and
-    which rows make a step does not depend on the number of ranks.
-    With `classes`, of each row, every class comes equally often (`balanced_rows`); a row that comes again in an epoch
-    does so under another number of the epoch, and thus with another crop. With `shards`, the tar file and the bytes of
-    each row, rows come in the order of `by_window`.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        seed: int = 0,
-        shuffle: bool = True,
-        *,
-        multiple: int | None = None,
-        num_replicas: int | None = None,
-        rank: int | None = None,
-        classes: Sequence[int] | None = None,
-        shards: tuple[Numbers, Numbers] | None = None,
-    ) -> None:
-        if classes is not None and (len(classes) != length or not shuffle):
-            raise ValueError(f"{length} rows, {len(classes)} classes; give one to each row, and shuffle them")
-        self.length, self.seed, self.shuffle, self.multiple = length, seed, shuffle, multiple
-        self.epoch = 0
-        self._begin = (0, 0)  # epoch, and how many of its rows are left out
-        self._num_replicas, self._rank = num_replicas, rank
-        self._classes = None if classes is None else np.asarray(classes, dtype=np.int64)
-        self._shards = shards
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def begin_at(self, epoch: int, rows: int) -> None:
-        """Begin with this epoch, and leave out so many of the rows that it shows this rank: they have been seen."""
-        self.epoch, self._begin = epoch, (epoch, rows)
-
-    @property
-    def left_out(self) -> int:
-        """Rows of this rank that are left out of the epoch that is set."""
-        epoch, rows = self._begin
-        return rows if epoch == self.epoch else 0
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        replicas, rank = self._place()
-        rows, epochs = np.arange(self.length), np.full(self.length, self.epoch)
-        rng = np.random.default_rng((self.seed, self.epoch))
-        if self._classes is not None:
-            rows, turns = balanced_rows(self._classes, rng)
-            epochs = epochs + _AGAIN * turns
-        elif self.shuffle:
-            rows = rng.permutation(self.length) if self._shards is None else by_window(*self._shards, rng)
-        # np.resize repeats from the beginning
-        dealt = np.resize(np.arange(self.length), len(self) * replicas)
-        mine = dealt[rank::replicas][self.left_out :]
-        # One by one: a list of them would be millions of objects.
-        return ((int(epoch), int(row)) for epoch, row in zip(epochs[mine], rows[mine], strict=True))
-
-    def __len__(self) -> int:
-        """Rows of a whole epoch, also where it is begun in the middle: schedules count by it."""
-        replicas = self._place()[0]
-        if self.multiple is None:
-            return -(-self.length // replicas)
-        return max(1, self.length // (self.multiple * replicas)) * self.multiple
-
-    def _place(self) -> tuple[int, int]:
-        """(ranks, own rank). Asked for late: the sampler may be made before the process group is."""
-        running = torch.distributed.is_available() and torch.distributed.is_initialized()
-        replicas, rank = self._num_replicas, self._rank
-        if replicas is None:
-            replicas = torch.distributed.get_world_size() if running else 1
-        if rank is None:
-            rank = torch.distributed.get_rank() if running else 0
-        return replicas, rank
-
-
-def by_window(shards: Numbers, sizes: Numbers, rng: np.random.Generator, window: int = WINDOW) -> Numbers:
-    """An order of rows by which few tar shards are read at a time: int64 (N,).
-
-    Whole shards in an order that is drawn, cut into windows of so many bytes, and the rows of each window shuffled.
-    Where all fit into one, any order is as likely, and the same as without shards.
-
-    Args:
-        shards: which one each row lies in, (N,).
-        sizes: bytes of each row, (N,).
-        rng: what the order is drawn by; it depends on nothing else.
-        window: bytes.
-    """
-    rows = rng.permutation(len(shards))
-    if sizes.sum() <= window:
-        return rows
-    _, own = np.unique(shards, return_inverse=True)
-    of_shard = np.bincount(own, weights=sizes)
-    order = rng.permutation(len(of_shard))
-    number = np.empty(len(order), dtype=np.int64)  # of the window of each shard
-    number[order] = (np.cumsum(of_shard[order]) - of_shard[order]) // window
-    return rows[np.argsort(number[own[rows]], kind="stable")]
-
-
-class StepSampler(EpochSampler):
-    """(pass, row) of rounds of `steps` batches: one endless stream of shuffled passes, cut into equal rounds.
-
-    So a training is as long as given in steps, whatever the number of images, and a resumed round shows the same.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        seed: int,
-        *,
-        steps: int,
-        batch_size: int,
-        num_replicas: int | None = None,
-        rank: int | None = None,
-    ) -> None:
-        super().__init__(length, seed, num_replicas=num_replicas, rank=rank)
-        self.images = steps * batch_size  # of a round, over all ranks
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        replicas, rank = self._place()
-        first = self.epoch * self.images
-        begin = first + self.left_out * replicas
-        order: tuple[int, list[int]] = (-1, [])
-        for position in range(begin + rank, first + self.images, replicas):
-            number, place = divmod(position, self.length)
-            if order[0] != number:
-                order = (number, np.random.default_rng((self.seed, number)).permutation(self.length).tolist())
-            yield number, order[1][place]
-
-    def __len__(self) -> int:
-        return self.images // self._place()[0]
 
 
 @dataclass(frozen=True)
@@ -425,11 +285,6 @@ def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> 
     """The way back of `normalise`: float (..., 3, S, S) → uint8, clipped to 0..255."""
     shift, scale = map(of_channels, (mean, std))
     return (images * scale.to(images) + shift.to(images)).round().clamp(0, 255).to(torch.uint8)
-
-
-def epoch_and_row(key: Key) -> tuple[int, int]:
-    """What a key of a sampler means; rows alone are of epoch 0."""
-    return key if isinstance(key, tuple) else (0, key)
 
 
 def centre_square(image: Tensor, short_side: int, size: int) -> Tensor:

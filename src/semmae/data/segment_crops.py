@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from semmae.data.coding import IGNORED
 from semmae.data.colour import colour_matrices, shift_colours
 from semmae.data.crop import at_centres
-from semmae.data.loaders import Key, epoch_and_row
+from semmae.data.samplers import Key, epoch_and_row
 from semmae.data.segmentation import LabelledImages
 
 _TRIES = 10  # crops drawn until one is mixed enough

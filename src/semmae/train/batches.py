@@ -9,7 +9,8 @@ from pytorch_lightning import Callback
 from torch.utils.data import DataLoader
 
 from semmae.data.augment import LabelledCrops
-from semmae.data.loaders import CropDataset, EpochSampler, make_loader
+from semmae.data.loaders import CropDataset, make_loader
+from semmae.data.samplers import EpochSampler
 from semmae.errors import UserError
 from semmae.names import shown
 from semmae.options.shared import (

@@ -28,7 +28,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from semmae.data.loaders import EpochSampler
+from semmae.data.samplers import EpochSampler
 from semmae.errors import UserError
 from semmae.run.signals import Interrupted
 from semmae.train.together import check_alike, listen, tell, waiting_group

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from semmae.data.loaders import CropDataset, StepSampler, make_loader
+from semmae.data.loaders import CropDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.data.samplers import StepSampler
 from semmae.data.token_store import FILE, TokenDataset, TokenStore
 from semmae.errors import UserError
 from semmae.evaluation.parts import Truth, measure, read_truth
@@ -38,9 +39,10 @@ from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.parts import PartsTask
 from semmae.train.published_parts import PublishedPartsTask
+from semmae.train.stage import FitOptions
 from semmae.train.summary import Summary, Trained, summarised
 from semmae.train.teacher_tokens import check_first
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.trainer import fit
 
 _log = logging.getLogger("semmae")
 

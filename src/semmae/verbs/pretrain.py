@@ -39,10 +39,11 @@ from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.pretrain import PretrainTask
 from semmae.train.sharding import whole_state
+from semmae.train.stage import FitOptions
 from semmae.train.summary import check_same_inputs, summarised
 from semmae.train.teacher_tokens import check_first, class_tokens, fill_store, token_store, usual_size, whitening
 from semmae.train.together import barrier
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.trainer import fit
 from semmae.verbs.parts import check_tokens_fit, learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher, train_teacher

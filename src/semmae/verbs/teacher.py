@@ -25,9 +25,10 @@ from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
+from semmae.train.stage import Evaluation, FitOptions
 from semmae.train.summary import summarised
 from semmae.train.teacher import TeacherTask
-from semmae.train.trainer import Evaluation, FitOptions, fit
+from semmae.train.trainer import fit
 
 _KNN_IMAGES = 2000  # at most, so that measuring stays short beside training
 _SMALLEST_LOCAL = 0.05  # share of an image's area: DINO's, iBOT's and DINOv2's

@@ -30,9 +30,10 @@ from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.compiling import compiled, resolve_compile
 from semmae.train.finetune import FinetuneTask
+from semmae.train.stage import Evaluation, FitOptions
 from semmae.train.summary import summarised
 from semmae.train.together import barrier
-from semmae.train.trainer import Evaluation, FitOptions, fit
+from semmae.train.trainer import fit
 
 STAGE = "finetune"
 # Of the recipe: the whole run has one seed, and nothing measured depends on the others.

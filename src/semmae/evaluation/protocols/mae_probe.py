@@ -23,8 +23,9 @@ from semmae.options.probe import MaeProbeRecipe
 from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.probe import ProbeTask
+from semmae.train.stage import FitOptions
 from semmae.train.summary import summarised
-from semmae.train.trainer import FitOptions, fit
+from semmae.train.trainer import fit
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader
 
 from semmae.data.classes import image_keys
-from semmae.data.loaders import StepSampler, make_loader
+from semmae.data.loaders import make_loader
 from semmae.data.manifest import sample_rows
+from semmae.data.samplers import StepSampler
 from semmae.data.segment_crops import Augmentation, SegmentCrops, WholeLabelled
 from semmae.data.segmentation import LabelledImages, MeasuredData, SegmentationData
 from semmae.errors import UserError
@@ -29,8 +30,9 @@ from semmae.run.ranks import is_rank_zero
 from semmae.train.batches import Training
 from semmae.train.precision import resolve_precision
 from semmae.train.segment import SegmentTask
+from semmae.train.stage import Evaluation, FitOptions
 from semmae.train.summary import summarised
-from semmae.train.trainer import Evaluation, FitOptions, fit
+from semmae.train.trainer import fit
 
 _ROUNDS = 10  # that a training has, where steps between validations are not given
 _RATES: dict[Head, float] = {"upernet": 1e-4, "linear": 1e-2}
