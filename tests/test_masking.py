@@ -387,18 +387,17 @@ def test_patches_of_a_part_are_hidden_equally_often(blend: float) -> None:
     assert abs(once[parts == 0].mean() - once[parts == 3].mean()) < six_deviations
 
 
-def slow_blocks(noise: list[float], boxes: list[list[float]], hidden: int) -> list[bool]:
+def slow_blocks(noise: list[float], boxes: list[list[float]], hidden: int, rows: int, columns: int) -> list[bool]:
     """One row of `block_mask`: box by box, patch by patch."""
-    side = math.isqrt(len(noise))
     mask, areas = [False] * len(noise), []
     smallest = min(4, hidden)
     for area_noise, aspect_noise, row_noise, column_noise in boxes:
         area = smallest + (hidden - smallest) * area_noise
         aspect = 0.3 ** (1 - 2 * aspect_noise)
-        height = min(max(round(math.sqrt(area * aspect)), 1), side)
-        width = min(max(round(math.sqrt(area / aspect)), 1), side)
-        top, left = int(row_noise * (side - height + 1)), int(column_noise * (side - width + 1))
-        areas.append([r * side + c for r in range(top, top + height) for c in range(left, left + width)])
+        height = min(max(round(math.sqrt(area * aspect)), 1), rows)
+        width = min(max(round(math.sqrt(area / aspect)), 1), columns)
+        top, left = int(row_noise * (rows - height + 1)), int(column_noise * (columns - width + 1))
+        areas.append([r * columns + c for r in range(top, top + height) for c in range(left, left + width)])
     areas.append(list(range(len(noise))))  # after all boxes, any that are left
     for patches in areas:
         for patch in sorted((patch for patch in patches if not mask[patch]), key=lambda patch: noise[patch]):
@@ -408,17 +407,22 @@ def slow_blocks(noise: list[float], boxes: list[list[float]], hidden: int) -> li
 
 
 @many
-@given(st.integers(3, 12), st.integers(1, 6), st.sampled_from([0.1, 0.3, 0.5, 0.75]), st.integers(0, 2**32))
-def test_blocks_are_those_of_a_slow_loop(side: int, boxes: int, ratio: float, seed: int) -> None:
-    length, generator = side * side, torch.Generator().manual_seed(seed)
+@given(
+    st.tuples(st.integers(3, 12), st.integers(3, 12)),
+    st.integers(1, 6),
+    st.sampled_from([0.1, 0.3, 0.5, 0.75]),
+    st.integers(0, 2**32),
+)
+def test_blocks_are_those_of_a_slow_loop(grid: tuple[int, int], boxes: int, ratio: float, seed: int) -> None:
+    length, generator = math.prod(grid), torch.Generator().manual_seed(seed)
     noise, box_noise = distinct_noise(seed, 3, length), torch.rand(3, boxes, 4, generator=generator)
 
-    mask = block_mask(noise, box_noise, ratio)
+    mask = block_mask(noise, box_noise, ratio, grid)
 
     hidden = hidden_by_fractions(length, ratio)
     assert mask.sum(1).tolist() == [hidden] * 3
     assert mask.tolist() == [
-        slow_blocks(row, shapes, hidden) for row, shapes in zip(noise.tolist(), box_noise.tolist(), strict=True)
+        slow_blocks(row, shapes, hidden, *grid) for row, shapes in zip(noise.tolist(), box_noise.tolist(), strict=True)
     ]
 
 
@@ -486,19 +490,20 @@ def test_a_blur_by_hand_gives_the_filtered_noise() -> None:
 
 
 @many
-@given(st.integers(2, 20), RATIOS, st.integers(0, 2**32))
-def test_colour_masks_are_the_highest_of_their_window(side: int, ratio: float, seed: int) -> None:
-    hidden = hidden_by_fractions(side * side, ratio)
-    assume(hidden < side * side)
+@given(st.integers(2, 20), st.integers(2, 20), RATIOS, st.integers(0, 2**32))
+def test_colour_masks_are_the_highest_of_their_window(rows: int, columns: int, ratio: float, seed: int) -> None:
+    length, grid = rows * columns, (rows, columns)
+    hidden = hidden_by_fractions(length, ratio)
+    assume(hidden < length)
     windows = torch.rand(3, 2, generator=torch.Generator().manual_seed(seed))
     windows[0] = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))  # the last one, over both borders
 
-    mask = colour_mask(FIELD, windows, side * side, ratio)
+    mask = colour_mask(FIELD, windows, length, ratio, grid)
 
     assert mask.sum(1).tolist() == [hidden] * 3
-    assert torch.equal(mask[1:2], colour_mask(FIELD, windows[1:2], side * side, ratio))
+    assert torch.equal(mask[1:2], colour_mask(FIELD, windows[1:2], length, ratio, grid))
     for row, (top, left) in enumerate((windows * 256).long().tolist()):
-        seen = FIELD.roll((-top, -left), (0, 1))[:side, :side].flatten().tolist()
+        seen = FIELD.roll((-top, -left), (0, 1))[:rows, :columns].flatten().tolist()
         assert mask[row].tolist() == [value in sorted(seen, reverse=True)[:hidden] for value in seen]
 
 

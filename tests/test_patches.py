@@ -44,9 +44,10 @@ def test_patches_run_over_rows_and_pixels_over_row_column_channel(height: int, w
 
 @pytest.mark.parametrize(("side", "size"), [(8, 2), (15, 3), (4, 4), (96, 8)])
 def test_unpatchify_undoes_patchify(side: int, size: int) -> None:
-    images = torch.rand(2, 3, side, side)
+    images, wide = torch.rand(2, 3, side, side), torch.rand(2, 5, side, 2 * side)
 
     assert torch.equal(unpatchify(patchify(images, size), size), images)
+    assert torch.equal(unpatchify(patchify(wide, size), size, (side // size, 2 * side // size)), wide)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 8), (8, 10)])

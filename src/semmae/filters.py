@@ -8,18 +8,18 @@ _EPS = 1e-4  # of the guided filter, for colours from 0 to 1: 1e-3 and 1e-2 gave
 
 
 def guides(images: Tensor, grid: int) -> Tensor:
-    """Images uint8 (B, 3, S, S) at the resolution of labels: uint8 (B, 3, grid, grid), for `refine_maps`."""
+    """Images uint8 (B, 3, H, W) at the resolution of labels: uint8 (B, 3, grid, grid), for `refine_maps`."""
     small = functional.interpolate(images.float(), (grid, grid), mode="bilinear", antialias=True)
     return small.round().clamp(0, 255).to(torch.uint8)
 
 
 def upsample_maps(maps: Tensor, grid: int) -> Tensor:
-    """Maps (B, K, g, g) → (B, K, grid, grid), bilinear: upsampled before an argmax, borders fall between patches."""
+    """Maps (B, K, h, w) → (B, K, grid, grid), bilinear: upsampled before an argmax, borders fall between patches."""
     return functional.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
 
 
 def refine_maps(maps: Tensor, images: Tensor) -> Tensor:
-    """Maps (B, K, g, g) of images uint8 (B, 3, S, S), as `guides` gives them → (B, K, S, S), borders as the image's.
+    """Maps (B, K, h, w) of images uint8 (B, 3, S, S), as `guides` gives them → (B, K, S, S), borders as the image's.
 
     The radius of the filter is a sixteenth of the side: about a patch where a side has sixteen.
     """

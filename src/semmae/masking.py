@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from semmae.errors import UserError
+from semmae.sizes import Grid, square
 
 
 def num_hidden(num_patches: int, ratio: float) -> int:
@@ -77,22 +78,23 @@ def random_mask(noise: Tensor, ratio: float) -> Tensor:
     return hide_highest(-noise, num_hidden(noise.shape[1], ratio))
 
 
-def block_mask(noise: Tensor, box_noise: Tensor, ratio: float) -> Tensor:
+def block_mask(noise: Tensor, box_noise: Tensor, ratio: float, grid: Grid | None = None) -> Tensor:
     """Hide rectangles of patches, box after box, the last one only in part → mask bool (B, L), True = hidden.
 
     At ratio 0.3 on 14 × 14, 79 % of the neighbours of a hidden patch are hidden, in BEiT's masks 84 %, by chance 30 %.
 
     Args:
-        noise: uniform [0, 1) (B, L) over a square grid: which patches of the last box stay visible, and which
-            others are hidden where all boxes together are too small.
+        noise: uniform [0, 1) (B, L): which patches of the last box stay visible, and which others are hidden where
+            all boxes together are too small.
         box_noise: uniform [0, 1) (B, K, 4), the area, aspect, row and column of K boxes in their order.
         ratio: share of patches to hide, the same count in every row.
+        grid: rows and columns of the patches; None: as many of both.
     """
     hidden = num_hidden(noise.shape[1], ratio)
-    return hide_highest(-block_order(noise, box_noise, torch.full_like(noise[:, 0], hidden)), hidden)
+    return hide_highest(-block_order(noise, box_noise, torch.full_like(noise[:, 0], hidden), grid), hidden)
 
 
-def block_order(noise: Tensor, box_noise: Tensor, counts: Tensor) -> Tensor:
+def block_order(noise: Tensor, box_noise: Tensor, counts: Tensor, grid: Grid | None = None) -> Tensor:
     """The order in which `block_mask` hides patches, the lowest first: float64 (B, L).
 
     Aspects are those of BEiT and iBOT: height / width log-uniform in 0.3 to 1 / 0.3. They draw one rectangle after the
@@ -100,22 +102,32 @@ def block_order(noise: Tensor, box_noise: Tensor, counts: Tensor) -> Tensor:
     are drawn at once, of 4 patches up to all that is to be hidden, sides cut to the grid's, so that a batch is one
     call and the count is exact: `counts` (B,), how many patches each row is to hide.
     """
-    side, hidden = math.isqrt(noise.shape[1]), counts[:, None].to(box_noise)
-    assert side * side == noise.shape[1], "boxes need a square grid"
+    rows, columns = grid or square(noise.shape[1])
+    assert rows * columns == noise.shape[1], "boxes need a whole grid"
+    hidden = counts[:, None].to(box_noise)
     smallest = hidden.clamp(max=4)
     area = smallest + (hidden - smallest) * box_noise[..., 0]
     aspect = torch.exp(math.log(0.3) * (1.0 - 2.0 * box_noise[..., 1]))
-    sides = torch.stack([area * aspect, area / aspect], dim=-1).sqrt().round().clamp(1, side)  # (B, K, 2)
-    starts = (box_noise[..., 2:] * (side - sides + 1)).floor()
-    line = torch.arange(side, device=noise.device)
-    within = (line >= starts[..., None]) & (line < (starts + sides)[..., None])  # (B, K, 2, side)
-    covered = (within[:, :, 0, :, None] & within[:, :, 1, None, :]).flatten(2)  # (B, K, L)
+    lengths = ((area * aspect).sqrt().round(), (area / aspect).sqrt().round())  # heights and widths, (B, K) each
+    down, across = (
+        _within(own, box_noise[..., axis], cells)
+        for axis, own, cells in ((2, lengths[0], rows), (3, lengths[1], columns))
+    )
+    covered = (down[..., :, None] & across[..., None, :]).flatten(2)  # (B, K, L)
     # The place of the first box over a patch; K where there is none. A maximum takes a twentieth of argmax's time.
     boxes = box_noise.shape[1]
     left = torch.arange(boxes, 0, -1, device=noise.device, dtype=torch.int16)
     first = boxes - (covered * left[:, None]).amax(1)
     # float64, in which no noise below 1 is rounded up into the next box.
     return first + noise.double()
+
+
+def _within(lengths: Tensor, noise: Tensor, cells: int) -> Tensor:
+    """Which of a line of cells lie in stretches of lengths (B, K) that begin by noise: bool (B, K, cells)."""
+    lengths = lengths.clamp(1, cells)
+    starts = (noise * (cells - lengths + 1)).floor()
+    line = torch.arange(cells, device=noise.device)
+    return (line >= starts[..., None]) & (line < (starts + lengths)[..., None])
 
 
 def green_noise(white: Tensor, weak: float = 1.0, strong: float = 2.0) -> Tensor:
@@ -140,7 +152,9 @@ def green_noise(white: Tensor, weak: float = 1.0, strong: float = 2.0) -> Tensor
     return filtered.flatten().argsort().argsort().view_as(filtered).float()
 
 
-def colour_mask(field: Tensor, window_noise: Tensor, num_patches: int, ratio: float) -> Tensor:
+def colour_mask(
+    field: Tensor, window_noise: Tensor, num_patches: int, ratio: float, grid: Grid | None = None
+) -> Tensor:
     """Hide the highest numbers of a window of filtered noise (ColorMAE) → mask bool (B, L), True = hidden.
 
     The authors leave the highest visible and flip windows at random, which noise that is alike upside down and in all
@@ -149,14 +163,17 @@ def colour_mask(field: Tensor, window_noise: Tensor, num_patches: int, ratio: fl
     Args:
         field: `green_noise`, (S, S) on the masks' device, the same for all batches.
         window_noise: uniform [0, 1) (B, 2): the first row and column of each image's window, which may cross borders.
-        num_patches: L, of a square grid.
+        num_patches: L.
         ratio: share of patches to hide, the same count in every row.
+        grid: rows and columns of the patches; None: as many of both.
     """
-    side = math.isqrt(num_patches)
-    assert side * side == num_patches, "windows need a square grid"
     first = (window_noise * len(field)).long()
-    lines = (first[..., None] + torch.arange(side, device=field.device)) % len(field)  # (B, 2, side)
-    window = field[lines[:, 0, :, None], lines[:, 1, None, :]]
+    down, across = (
+        (first[:, axis, None] + torch.arange(cells, device=field.device)) % len(field)
+        for axis, cells in enumerate(grid or square(num_patches))
+    )
+    window = field[down[:, :, None], across[:, None, :]]
+    assert window[0].numel() == num_patches, "windows need a whole grid"
     return hide_highest(window.flatten(1), num_hidden(num_patches, ratio))
 
 

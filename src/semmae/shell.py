@@ -14,6 +14,8 @@ def command(verb: str, /, **options: Any) -> str:
             words.append(flag)
         elif str(value).startswith("-"):  # else it would be an option itself
             words.append(f"{flag}={quoted(value)}")
+        elif isinstance(value, list | tuple):  # height and width
+            words += [flag, *map(quoted, value)]
         elif value is not None and value is not False:
             words += [flag, quoted(value)]
     return " ".join(words)

@@ -1,5 +1,7 @@
 """Crops are compared with torchvision's, part crops with the same crop of a painted grid."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from semmae.data.crop import (
     WHOLE,
     Crop,
+    centre_crop,
     crop_image,
     crop_parts,
     crop_scores,
@@ -28,6 +31,9 @@ crops = st.builds(
     st.floats(0.05, 1),
     st.booleans(),
 )
+
+
+grids = st.tuples(st.integers(1, 15), st.integers(1, 15))
 
 
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -63,6 +69,22 @@ def test_central_crop_where_no_draw_fits() -> None:
     assert pixel_box(crop, 10, 1000) == (0, 493, 10, 13)
     crop = random_crop(1000, 10, np.random.default_rng(0), scale=(0.9, 1.0))
     assert pixel_box(crop, 1000, 10) == (493, 0, 13, 10)
+
+
+@given(st.integers(8, 300), st.integers(8, 300), grids, st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_crops_of_any_shape_are_stretched_by_a_third_at_most(
+    height: int, width: int, shape: tuple[int, int], seed: int
+) -> None:
+    """And the centre of that shape is not stretched at all."""
+    crop = random_crop(height, width, np.random.default_rng(seed), shape=shape)
+    _, _, h, w = pixel_box(crop, height, width)
+    low, high = (w - 0.5) / (h + 0.5), (w + 0.5) / (h - 0.5)  # whole pixels
+    own = shape[1] / shape[0]
+    assert low <= 4 / 3 * own + 1e-9 and high >= 3 / 4 * own - 1e-9
+    centre = centre_crop(height, width, 0.5, shape)
+    assert centre.width * width / (centre.height * height) == pytest.approx(own)
+    assert max(centre.width, centre.height) == pytest.approx(0.5) and centre.left + centre.width / 2 == 0.5
 
 
 def test_flip_probability() -> None:
@@ -101,16 +123,17 @@ def test_crop_image_of_gray_read_with_stride_zero() -> None:
     assert torch.equal(crop_image(gray.expand(3, -1, -1), WHOLE, 16), crop_image(gray.repeat(3, 1, 1), WHOLE, 16))
 
 
-@given(crops, st.integers(1, 16), st.integers(1, 14), st.integers(0, 99))
+@given(crops, st.integers(1, 16), grids, st.integers(0, 99))
 @settings(max_examples=200, deadline=None)
-def test_crop_parts_agrees_with_a_loop(crop: Crop, grid: int, side: int, seed: int) -> None:
+def test_crop_parts_agrees_with_a_loop(crop: Crop, grid: int, side: tuple[int, int], seed: int) -> None:
+    rows, columns = side
     labels = np.random.default_rng(seed).integers(0, 255, (grid, grid)).astype(np.uint8)
     found = crop_parts(labels, crop, side)
-    assert found.dtype == torch.int64 and found.shape == (side * side,)
+    assert found.dtype == torch.int64 and found.shape == (rows * columns,)
     for place, label in enumerate(found.tolist()):
-        row, column = divmod(place, side)
-        y = (crop.top + crop.height * (row + 0.5) / side) * grid
-        across = (column + 0.5) / side
+        row, column = divmod(place, columns)
+        y = (crop.top + crop.height * (row + 0.5) / rows) * grid
+        across = (column + 0.5) / columns
         x = (crop.left + crop.width * (1 - across if crop.flip else across)) * grid
         if min(abs(y - round(y)), abs(x - round(x))) > 1e-9:  # on a border rounding decides, and either cell is right
             assert label == labels[min(int(y), grid - 1), min(int(x), grid - 1)]
@@ -122,12 +145,14 @@ def test_crop_parts_agrees_with_a_loop(crop: Crop, grid: int, side: int, seed: i
 def test_parts_follow_the_image(seed: int) -> None:
     """Paint the part grid as an image, crop both: the patch centres of the picture show the labels."""
     rng = np.random.default_rng(seed)
-    grid, cell, side = 7, 16, 8
+    grid, cell, side = 7, 16, (8, 8) if seed % 2 else (6, 10)
     labels = rng.integers(0, 2, (grid, grid)).astype(np.uint8)
     picture = torch.from_numpy(labels * 255).repeat_interleave(cell, 0).repeat_interleave(cell, 1).expand(3, -1, -1)
-    crop = random_crop(grid * cell, grid * cell, rng)
-    shown = crop_image(picture, crop, side * 8)[0].view(side, 8, side, 8)[:, 3:5, :, 3:5].float().mean((1, 3)) / 255
-    parts = crop_parts(labels, crop, side).view(side, side)
+    size = (8 * side[0], 8 * side[1])
+    crop = random_crop(grid * cell, grid * cell, rng, shape=size)
+    cut = crop_image(picture, crop, size)[0].view(side[0], 8, side[1], 8)
+    shown = cut[:, 3:5, :, 3:5].float().mean((1, 3)) / 255
+    parts = crop_parts(labels, crop, side).view(side)
     clear = (shown < 0.05) | (shown > 0.95)  # where a cell's border passes the centre, either label is right
     assert clear.float().mean() > 0.4
     assert torch.equal(parts[clear], (shown[clear] > 0.5).long())
@@ -151,31 +176,31 @@ def test_whole_keeps_the_grid() -> None:
     assert torch.equal(crop_image(image, WHOLE, 12), image)
 
 
-@given(crops, st.integers(1, 15), st.integers(1, 29), st.integers(0, 10**6))
+@given(crops, st.integers(1, 15), grids, st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
-def test_scores_are_those_of_grid_sample(crop: Crop, cells: int, side: int, seed: int) -> None:
+def test_scores_are_those_of_grid_sample(crop: Crop, cells: int, side: tuple[int, int], seed: int) -> None:
     grid = np.random.default_rng(seed).integers(0, 255, (cells, cells), np.uint8)
     expected = sampled(torch.from_numpy(grid).double()[None], crop, side)
     found = crop_scores(grid, crop, side)
-    assert found.dtype == torch.float32 and found.shape == (side * side,)
+    assert found.dtype == torch.float32 and found.shape == (math.prod(side),)
     assert torch.allclose(found, expected.flatten().float(), atol=1e-3)
 
 
-def sampled(channels: torch.Tensor, crop: Crop, side: int) -> torch.Tensor:
-    """Channels (C, G, G) of a whole image at the centres of a crop's patches, (C, side, side), by torch."""
-    steps = (torch.arange(side, dtype=torch.float64) + 0.5) / side
-    y, x = crop.top + crop.height * steps, crop.left + crop.width * (1 - steps if crop.flip else steps)
-    places = torch.stack([x[None, :].expand(side, -1), y[:, None].expand(-1, side)], dim=2) * 2 - 1
+def sampled(channels: torch.Tensor, crop: Crop, side: tuple[int, int]) -> torch.Tensor:
+    """Channels (C, h, w) of a whole image at the centres of a crop's patches, (C, *side), by torch."""
+    down, across = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells for cells in side)
+    y, x = crop.top + crop.height * down, crop.left + crop.width * (1 - across if crop.flip else across)
+    places = torch.stack([x[None, :].expand(side[0], -1), y[:, None].expand(-1, side[1])], dim=2) * 2 - 1
     return functional.grid_sample(channels[None], places[None], padding_mode="border", align_corners=False)[0]
 
 
-@given(crops, st.integers(1, 15), st.integers(1, 29), st.integers(0, 10**6))
+@given(crops, grids, grids, st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
-def test_tokens_are_those_of_grid_sample(crop: Crop, cells: int, side: int, seed: int) -> None:
-    tokens = np.random.default_rng(seed).standard_normal((cells * cells, 5)).astype(np.float16)
-    channels = torch.from_numpy(tokens).double().T.reshape(5, cells, cells)
-    found = crop_tokens(tokens, crop, side)
-    assert found.dtype == torch.float16 and found.shape == (side * side, 5)
+def test_tokens_are_those_of_grid_sample(crop: Crop, cells: tuple[int, int], side: tuple[int, int], seed: int) -> None:
+    tokens = np.random.default_rng(seed).standard_normal((math.prod(cells), 5)).astype(np.float16)
+    channels = torch.from_numpy(tokens).double().T.reshape(5, *cells)
+    found = crop_tokens(tokens, crop, side, cells)
+    assert found.dtype == torch.float16 and found.shape == (math.prod(side), 5)
     assert torch.allclose(found.double(), sampled(channels, crop, side).flatten(1).T, atol=3e-3)
 
 

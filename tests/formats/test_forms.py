@@ -342,11 +342,11 @@ def test_a_masked_autoencoder_is_read_out_of_its_wrappers(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("where", ["args", "options", "config.json", "patches"])
-def test_a_grid_that_is_no_square_is_refused_where_anything_says(where: str, tmp_path: Path) -> None:
-    """64 × 16 pixels in patches of 8 are 16 positions, as many as 4 × 4."""
-    state = VisionTransformer(
-        img_size=(64, 16), patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=0
-    ).state_dict()
+def test_a_grid_that_is_no_square_is_one_where_anything_says_so(where: str, tmp_path: Path) -> None:
+    """64 × 16 pixels in patches of 8 are 16 positions, as many as 4 × 4; patches that are no squares are refused."""
+    vit = VisionTransformer(img_size=(64, 16), patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=0)
+    vit.pos_embed.data.normal_()
+    state = vit.state_dict()
     content: dict[str, Any] = {"state_dict": state}
     if where == "args":
         content["args"] = argparse.Namespace(model_kwargs={"img_size": [64, 16]})
@@ -357,5 +357,11 @@ def test_a_grid_that_is_no_square_is_refused_where_anything_says(where: str, tmp
         (tmp_path / "config.json").write_text(found)
     torch.save(content, tmp_path / "some.pth")
 
-    with refused("not square"):
-        load_encoder(tmp_path / "some.pth")
+    if where == "patches":
+        with refused("patch_size is 8×16, not square"):
+            load_encoder(tmp_path / "some.pth")
+        return
+    encoder = load_encoder(tmp_path / "some.pth")
+    images = torch.randn(1, 3, 64, 16)
+    assert encoder.spec.image_size == (64, 16)
+    assert torch.equal(encoder(images).patches, vit.eval().forward_features(images)[:, 1:])

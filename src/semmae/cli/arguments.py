@@ -90,7 +90,7 @@ def read_arguments(kind: type[Any], arguments: list[str]) -> dict[str, Any]:
         if not equals and (not words or _is_option(words[-1])):
             raise UserError(f"{option.flag}: no value follows; one that begins with a dash is written {option.flag}=-…")
         text = attached if equals else words.pop()
-        while option.facts.several and not equals and words and not _is_option(words[-1]):
+        while not equals and words and _follows(option, text, words[-1]):
             text += f",{words.pop()}"
         given[option.name] = from_text(option, text)
     nameless = next((name for name, option in command_options(kind).items() if option.facts.positional), None)
@@ -126,6 +126,13 @@ def _near_options(every: Mapping[str, Option], text: str) -> list[str]:
     known += [f"no-{name.replace('_', '-')}" for name, option in every.items() if option.is_switch]
     found = found or difflib.get_close_matches(text[:80], known, n=3, cutoff=0.6)
     return [f"--{name}" for name in found]
+
+
+def _follows(option: Option, text: str, word: str) -> bool:
+    """Whether a word is another value of an option behind those in `text`: the width of a size, or one of several."""
+    if option.is_size:
+        return "," not in text and word.isdecimal()
+    return option.facts.several and not _is_option(word)
 
 
 def _is_option(word: str) -> bool:

@@ -73,6 +73,8 @@ def _add(group: argparse._ArgumentGroup, option: Option, text: str) -> None:
 def _kind_of(option: Option) -> str:
     if option.choices:
         return "{" + ",".join(option.choices) + "}"
+    if option.is_size:
+        return "INT [INT]"
     return "|".join([next(word for kind, word in _NAMES.items() if kind in option.kinds), *option.literals])
 
 

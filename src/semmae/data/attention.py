@@ -3,25 +3,28 @@
 Attention has a heavy tail; as ranks it fits one byte, and keeps what is read off it, an order of the patches.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from semmae.sizes import Grid, Size, sides, square
 
 MOST_ATTENDED = 254  # the highest rank; 255 = not yet computed, as for labels
 _MOST_CELLS = 14  # a side: 196 bytes, which with 784 of labels stay below 1 kB an image
 
 
-def stored_side(side: int) -> int:
-    """Cells a side that attention over side × side patches is stored on: the patches' own grid, at most 14."""
-    return min(side, _MOST_CELLS)
+def stored_side(side: Size) -> int:
+    """Cells a side that attention over a grid of patches is stored on: as many as its longer side, at most 14."""
+    return min(max(sides(side)), _MOST_CELLS)
 
 
-def attention_ranks(attention: Tensor) -> Tensor:
-    """Attention (B, L) over a square grid → uint8 (B, a, a), 0 to `MOST_ATTENDED`; a finer one is averaged first."""
-    side = math.isqrt(attention.shape[1])
-    cells = functional.adaptive_avg_pool2d(attention.float().reshape(-1, side, side), stored_side(side))
+def attention_ranks(attention: Tensor, grid: Grid | None = None) -> Tensor:
+    """Attention (B, L) over a grid → uint8 (B, a, a), 0 to `MOST_ATTENDED`; a finer one is averaged first.
+
+    Without a grid it is a square. The cells are those of the image stretched to one, as labels are.
+    """
+    grid = grid or square(attention.shape[1])
+    cells = functional.adaptive_avg_pool2d(attention.float().reshape(-1, *grid), stored_side(grid))
     return ranks(cells.flatten(1)).view(cells.shape)
 
 

@@ -23,10 +23,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from semmae.data.crop import crop_image, least_side, random_crop
+from semmae.data.loaders import picture_bytes
 from semmae.data.manifest import ImageSet
 from semmae.data.samplers import Key, epoch_and_row
 from semmae.errors import UserError
 from semmae.names import shown
+from semmae.sizes import Size, sides
 
 Policy = Callable[[Image.Image], Image.Image]
 
@@ -38,7 +40,7 @@ _RAND_AUGMENT = re.compile(r"rand(-(m|n|p|mstd|mmax|inc)\d+(\.\d+)?|-t[a-z0-9]+)
 class LabelledCrops(Dataset[dict[str, Any]]):
     """Random crops of images whose classes are known, for training.
 
-    Item: "images" uint8 (3, size, size), "targets" the class's number, "row". `scale`: share of the image's area that a
+    Item: "images" uint8 (3, *size), "targets" the class's number, "row". `scale`: share of the image's area that a
     crop shows, from and to; `policy`: what is done to a crop beside mirroring it, see `augmentation`.
     """
 
@@ -46,7 +48,7 @@ class LabelledCrops(Dataset[dict[str, Any]]):
         self,
         images: ImageSet,
         targets: Sequence[int] | Tensor,
-        size: int,
+        size: Size,
         *,
         scale: tuple[float, float] = (0.08, 1.0),
         seed: int = 0,
@@ -63,20 +65,20 @@ class LabelledCrops(Dataset[dict[str, Any]]):
     @property
     def item_bytes(self) -> int:
         """Of its picture, which is nearly all of it."""
-        return 3 * self.size**2
+        return picture_bytes(self.size)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, row = epoch_and_row(key)
         rng = np.random.default_rng((self.seed, epoch, row))
         image = self.images.read(row, least_side(self.size, self.scale[0]))
-        view = crop_image(image, random_crop(image.shape[1], image.shape[2], rng, self.scale), self.size)
+        view = crop_image(image, random_crop(image.shape[1], image.shape[2], rng, self.scale, self.size), self.size)
         if self.policy is not None:
             view = changed(view, self.policy, int(rng.integers(2**32)))
         return {"images": view, "targets": self.targets[row], "row": row}
 
 
-def augmentation(name: str, size: int, mean: Sequence[float]) -> Policy | None:
-    """A policy by timm's name for it, for crops of `size` pixels a side; None for "none".
+def augmentation(name: str, size: Size, mean: Sequence[float]) -> Policy | None:
+    """A policy by timm's name for it, for crops of that size; None for "none".
 
     Such as "rand-m9-mstd0.5-inc1", "original", "3a", "augmix-m3-w3"; UserError where timm knows none such. `mean`, of
     the encoder's normalisation, is the colour of what is moved in from outside.
@@ -84,7 +86,7 @@ def augmentation(name: str, size: int, mean: Sequence[float]) -> Policy | None:
     if name == NO_POLICY:
         return None
     settings = {
-        "translate_const": int(_TRANSLATION * size),
+        "translate_const": int(_TRANSLATION * min(sides(size))),
         "img_mean": tuple(min(255, round(255 * value)) for value in mean),
         "interpolation": Image.Resampling.BICUBIC,
     }
@@ -107,7 +109,7 @@ def augmentation(name: str, size: int, mean: Sequence[float]) -> Policy | None:
 
 
 def changed(view: Tensor, policy: Policy, seed: int) -> Tensor:
-    """What a policy makes of a picture, uint8 (3, S, S), with the random numbers of this seed."""
+    """What a policy makes of a picture, uint8 (3, H, W), with the random numbers of this seed."""
     pixels = np.ascontiguousarray(view.permute(1, 2, 0).numpy())
     with seeded(seed):
         image = policy(Image.fromarray(pixels))

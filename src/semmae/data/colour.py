@@ -99,7 +99,7 @@ def _turns(turns: Tensor) -> Tensor:
 
 @in_float32
 def recoloured(views: Tensor, changes: Changes) -> Tensor:
-    """Views uint8 (V, 3, S, S) → float32, from 0 to 255, with the changes (V,) that were drawn for them."""
+    """Views uint8 (V, 3, H, W) → float32, from 0 to 255, with the changes (V,) that were drawn for them."""
     images = blurred(shift_colours(views, changes.colours), changes.blurs)
     # At 127.5 colours are folded: as Pillow's solarisation, which DINO and iBOT call, of whole numbers. A fold at 255
     # changes nothing, so that nobody has to ask the device which views are solarised.
@@ -117,14 +117,15 @@ def shift_colours(views: Tensor, matrices: Tensor) -> Tensor:
 
 
 def blurred(images: Tensor, blurs: Tensor) -> Tensor:
-    """Float images (V, C, S, S), each with a Gaussian of its own sigma (V,), a share of its side, at most DINO's."""
-    count, channels, side, _ = images.shape
+    """Float images (V, C, H, W), each blurred by its own sigma (V,), a share of the short side, at most DINO's."""
+    count, channels, height, width = images.shape
+    side = min(height, width)
     reach = math.ceil(_REACH * _BLURS[1] * side)
     places = torch.arange(-reach, reach + 1, device=images.device)
     # So small a sigma leaves all weight in the middle.
     weights = (-0.5 * (places / (side * blurs).clamp(min=1e-3)[:, None]).square()).softmax(1)
     kernels = weights[:, None].expand(-1, channels, -1).reshape(count * channels, 1, -1, 1)
     # Down and across, each plane by a kernel of its own.
-    planes = functional.pad(images.view(1, -1, side, side), [reach] * 4, mode="reflect")
+    planes = functional.pad(images.view(1, -1, height, width), [reach] * 4, mode="reflect")
     down = functional.conv2d(planes, kernels, groups=len(kernels))
     return functional.conv2d(down, kernels.mT, groups=len(kernels)).view_as(images)

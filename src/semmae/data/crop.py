@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from semmae.sizes import Grid as Cells, Size, sides, square
+
 Grid = TypeVar("Grid", Tensor, npt.NDArray[Any])
 
 NARROWEST = 3 / 4  # of a random crop: its height to its width, or the other way round
@@ -44,48 +46,58 @@ def random_crop(
     width: int,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.2, 1.0),
+    shape: Size = 1,
 ) -> Crop:
     """A crop of an image of height × width pixels, distributed as torchvision's RandomResizedCrop and a flip.
 
-    The area is uniform in `scale`, log(width / height) uniform in that of 3/4 to 4/3; when ten draws do not fit
+    The area is uniform in `scale`, log(width / height) uniform in that of 3/4 to 4/3, of crops of another `shape`
+    than a square in that of so much less and more than its own: nothing is stretched further. When ten draws do not fit
     into the image, the largest central crop with a permitted ratio is taken. The number of draws is fixed.
     """
     draws = rng.random(2 * _TRIES + 3).tolist()
     flip = draws[-1] < 0.5
-    widest = 1 / NARROWEST
-    low, high = math.log(NARROWEST), math.log(widest)
+    own = _width_to_height(shape)
+    low, high = math.log(NARROWEST), math.log(1 / NARROWEST)
     for attempt in range(_TRIES):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[2 * attempt])
-        aspect = math.exp(low + (high - low) * draws[2 * attempt + 1])
+        aspect = math.exp(low + (high - low) * draws[2 * attempt + 1]) * own
         h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < h <= height and 0 < w <= width:
             top, left = int(draws[-3] * (height - h + 1)), int(draws[-2] * (width - w + 1))
             return Crop(top / height, left / width, h / height, w / width, flip)
-    h, w = height, width
-    if width < NARROWEST * height:
-        h = round(width / NARROWEST)
+    h, w, narrowest, widest = height, width, NARROWEST * own, 1 / NARROWEST * own
+    if width < narrowest * height:
+        h = round(width / narrowest)
     elif width > widest * height:
         w = round(height * widest)
     return Crop((height - h) // 2 / height, (width - w) // 2 / width, h / height, w / width, flip)
 
 
-def least_side(size: int, share: float) -> int:
+def _width_to_height(size: Size) -> float:
+    height, width = sides(size)
+    return width / height
+
+
+def least_side(size: Size, share: float) -> int:
     """The short side at which no random crop of `size` pixels, at least `share` of the image's area, is enlarged."""
-    return math.ceil(size / math.sqrt(share * NARROWEST))
+    height, width = sides(size)
+    return math.ceil(math.sqrt(height * width) / math.sqrt(share * NARROWEST))
 
 
-def centre_crop(height: int, width: int, share: float = 1.0) -> Crop:
-    """The central square of an image of height × width pixels, its side `share` of the short one."""
-    side = share * min(height, width)
-    return Crop((1 - side / height) / 2, (1 - side / width) / 2, side / height, side / width, False)
+def centre_crop(height: int, width: int, share: float = 1.0, shape: Size = 1) -> Crop:
+    """The largest box of that shape in the middle of an image of height × width pixels, each side `share` of it."""
+    down, across = (side / min(sides(shape)) for side in sides(shape))
+    unit = share * min(height / down, width / across)
+    down, across = down * unit, across * unit
+    return Crop((1 - down / height) / 2, (1 - across / width) / 2, down / height, across / width, False)
 
 
-def crop_image(image: Tensor, crop: Crop, size: int) -> Tensor:
-    """uint8 (3, H, W) → uint8 (3, size, size): cut out, resized (bicubic, antialiased), flipped."""
+def crop_image(image: Tensor, crop: Crop, size: Size) -> Tensor:
+    """uint8 (3, H, W) → uint8 (3, *size): cut out, resized (bicubic, antialiased), flipped."""
     top, left, height, width = pixel_box(crop, image.shape[-2], image.shape[-1])
     box = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
     # As torchvision's resized_crop, pixel for pixel, less its dispatch; pixels that hang together are resized faster.
-    out: Tensor = interpolate(box, (size, size), mode="bicubic", antialias=True)[0]
+    out: Tensor = interpolate(box, sides(size), mode="bicubic", antialias=True)[0]
     return out.flip(-1) if crop.flip else out
 
 
@@ -97,12 +109,11 @@ def pixel_box(crop: Crop, height: int, width: int) -> tuple[int, int, int, int]:
     return top, left, h, w
 
 
-def crop_parts(grid: np.ndarray | Tensor, crop: Crop, side: int) -> Tensor:
-    """uint8 (G, G) → int64 (side·side,), row-major: the label under the centre of each patch of the crop."""
+def crop_parts(grid: np.ndarray | Tensor, crop: Crop, side: Size) -> Tensor:
+    """uint8 (G, G) → int64 (L,), row-major: the label under the centre of each patch of the crop, a grid of `side`."""
     labels = np.asarray(grid)
-    centres = (np.arange(side) + 0.5) / side
-    rows = _cells(crop.top + crop.height * centres, labels.shape[0])
-    columns = _cells(crop.left + crop.width * (1 - centres if crop.flip else centres), labels.shape[1])
+    down, across = _centres(crop, side)
+    rows, columns = _cells(down, labels.shape[0]), _cells(across, labels.shape[1])
     return torch.from_numpy(labels[rows[:, None], columns].ravel().astype(np.int64))
 
 
@@ -121,8 +132,14 @@ def _cells(positions: np.ndarray, cells: int) -> np.ndarray:
     return found
 
 
-def crop_scores(grid: np.ndarray, crop: Crop, side: int) -> Tensor:
-    """Numbers (G, G) → float32 (side·side,), row-major: interpolated at the centre of each patch of the crop.
+def _centres(crop: Crop, side: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the image, in fractions, the centres of a crop's patches lie, a grid of `side`: of rows, of columns."""
+    down, across = ((np.arange(patches) + 0.5) / patches for patches in sides(side))
+    return crop.top + crop.height * down, crop.left + crop.width * (1 - across if crop.flip else across)
+
+
+def crop_scores(grid: np.ndarray, crop: Crop, side: Size) -> Tensor:
+    """Numbers (G, G) → float32 (L,), row-major: interpolated at the centre of each patch of the crop.
 
     A cell's number holds at its centre; between centres bilinear, outside the outermost as there.
     """
@@ -130,23 +147,22 @@ def crop_scores(grid: np.ndarray, crop: Crop, side: int) -> Tensor:
     return torch.from_numpy((down @ grid.astype(np.float32) @ across.T).ravel())
 
 
-def crop_tokens(tokens: np.ndarray, crop: Crop, side: int) -> Tensor:
-    """Tokens (G·G, D) of a whole image → float16 (side·side, D) of a crop, both row-major.
+def crop_tokens(tokens: np.ndarray, crop: Crop, side: Size, cells: Cells | None = None) -> Tensor:
+    """Tokens (l, D) of a whole image, a grid of `cells` (None: a square) → float16 (L, D) of a crop, both row-major.
 
     Interpolated as `crop_scores` does it: a token holds at its patch's centre.
     """
-    cells, width = math.isqrt(len(tokens)), tokens.shape[1]
-    down, across = _crop_hats(crop, side, cells, cells)
-    rows = down @ tokens.astype(np.float32).reshape(cells, -1)
-    found = across @ rows.reshape(side, cells, width)
+    (rows, columns), width = cells or square(len(tokens)), tokens.shape[1]
+    down, across = _crop_hats(crop, side, rows, columns)
+    lines = down @ tokens.astype(np.float32).reshape(rows, -1)
+    found = across @ lines.reshape(len(down), columns, width)
     return torch.from_numpy(found.reshape(-1, width).astype(np.float16))
 
 
-def _crop_hats(crop: Crop, side: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """How much each row and each column of a grid counts at the centres of a crop's patches: (side, rows), …."""
-    centres = (np.arange(side) + 0.5) / side
-    down = _hats(crop.top + crop.height * centres, rows)
-    return down, _hats(crop.left + crop.width * (1 - centres if crop.flip else centres), columns)
+def _crop_hats(crop: Crop, side: Size, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """How much each row and each column of a grid counts at the centres of a crop's patches: (L's rows, rows), …."""
+    down, across = _centres(crop, side)
+    return _hats(down, rows), _hats(across, columns)
 
 
 def _hats(positions: np.ndarray, cells: int) -> np.ndarray:

@@ -4,6 +4,7 @@ The sampler yields (epoch, row): persistent workers hold no state, and a resumed
 Images stay uint8 until `normalise`, which runs on the device.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from semmae.data.part_store import PartStore
 from semmae.data.samplers import Key, epoch_and_row
 from semmae.data.token_store import TokenStore
 from semmae.data.workers import LOADERS, plan, start_worker
+from semmae.sizes import Grid, Size, around, sides
 
 # More processes than cores are no fault: training shows how long it waits for images.
 warnings.filterwarnings("ignore", message="This DataLoader will create", module=r"torch\.utils\.data")
@@ -47,18 +49,19 @@ class LocalCrops:
     """Small crops beside the large ones (multi-crop: SwAV, arXiv 2006.09882; DINO)."""
 
     count: int  # of each image
-    size: int  # pixels a side
+    size: Size  # pixels
     scale: tuple[float, float]  # share of the image's area
 
 
 class CropDataset(Dataset[dict[str, Any]]):
     """Random crops for training.
 
-    Item: "images" uint8 (views, 3, size, size), each view its own crop; "crops" float (views, 5), these
-    crops as `Crop.numbers`; "row"; with `parts` (one view only), "parts" int64 (side·side,), the part under the
-    centre of each patch of the crop, and with `attention` "attention" float32 (side·side,), from 0 to 1; with `tokens`,
-    whose rows are float16 (G·G, D) and (D,) of whole images, "tokens" float16 (side·side, D), interpolated there (of
-    one view, too), and "image_token" float16 (D,); with `local`, "local" uint8 (count, 3, local size, local size).
+    Item: "images" uint8 (views, 3, *size), each view its own crop; "crops" float (views, 5), these crops as
+    `Crop.numbers`; "row"; with `parts` (one view only), "parts" int64 (L,), the part under the centre of each patch of
+    the crop, of which there is a grid of `side`, and with `attention` "attention" float32 (L,), from 0 to 1; with
+    `tokens`, whose rows are float16 (G, D), a grid of `cells` (None: a square), and (D,) of whole images, "tokens"
+    float16 (L, D), interpolated there (of one view, too), and "image_token" float16 (D,); with `local`, "local" uint8
+    (count, 3, *local size).
     With `colour` also "changes", and "local_changes", float32 (views, 7): what `draw_changes` drew for these views,
     whose pixels are as they were; in a batch `Changes`, which `recoloured` does on the device. `chances` of the views,
     in their order, where these are not alike.
@@ -67,17 +70,18 @@ class CropDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         images: ImageSet,
-        size: int,
+        size: Size,
         views: int = 1,
         scale: tuple[float, float] = (0.2, 1.0),
         seed: int = 0,
         parts: PartStore | None = None,
-        side: int | None = None,
+        side: Size | None = None,
         colour: bool = False,
         local: LocalCrops | None = None,
         attention: bool = False,
         chances: Sequence[Chances] = (),
         tokens: TokenStore | None = None,
+        cells: Grid | None = None,
     ) -> None:
         if chances and len(chances) != views:
             raise ValueError(f"{views} views, but {len(chances)} chances; give one to each view, or none")
@@ -97,7 +101,7 @@ class CropDataset(Dataset[dict[str, Any]]):
             if parts is None:
                 raise ValueError("attention is stored beside parts, and none are given")
             _ = parts.attention  # a store that holds none is refused before anything is loaded
-        self.colour, self.chances = colour, tuple(chances)
+        self.colour, self.chances, self.cells = colour, tuple(chances), cells
 
     def __len__(self) -> int:
         return len(self.images)
@@ -124,7 +128,7 @@ class CropDataset(Dataset[dict[str, Any]]):
                 if self.attention:
                     item["attention"] = crop_scores(self.parts.attention[row], crops[0], self.side) / MOST_ATTENDED
             if tokens is not None and self.side is not None:
-                item[TOKENS] = crop_tokens(tokens[0][row], crops[0], self.side)
+                item[TOKENS] = crop_tokens(tokens[0][row], crops[0], self.side, self.cells)
                 item[IMAGE_TOKEN] = torch.from_numpy(tokens[1][row].astype(np.float16))
             items.append(item)
         return items
@@ -133,10 +137,10 @@ class CropDataset(Dataset[dict[str, Any]]):
     def item_bytes(self) -> int:
         """Of its pictures and tokens, which are nearly all of it."""
         views = [(self.views, self.size)] + ([] if self.local is None else [(self.local.count, self.local.size)])
-        pictures = sum(3 * count * size**2 for count, size in views)
+        pictures = sum(count * picture_bytes(size) for count, size in views)
         if self.tokens is None or self.side is None:
             return pictures
-        return pictures + 2 * self.side**2 * int(self.tokens.read(TOKENS).shape[-1])
+        return pictures + 2 * math.prod(sides(self.side)) * int(self.tokens.read(TOKENS).shape[-1])
 
     def _pictures(
         self, rows: Sequence[int], rngs: Sequence[np.random.Generator]
@@ -170,12 +174,12 @@ class CropDataset(Dataset[dict[str, Any]]):
         image: Tensor,
         rng: np.random.Generator,
         count: int,
-        size: int,
+        size: Size,
         scale: tuple[float, float],
         chances: Sequence[Chances] = (),
     ) -> tuple[list[Crop], Tensor, Tensor | None]:
-        """So many random crops of an image, what they show: uint8 (count, 3, size, size), and changes as drawn."""
-        crops = [random_crop(image.shape[1], image.shape[2], rng, scale) for _ in range(count)]
+        """So many random crops of an image, what they show: uint8 (count, 3, *size), and changes as drawn."""
+        crops = [random_crop(image.shape[1], image.shape[2], rng, scale, size) for _ in range(count)]
         changes = draw_changes(rng, chances or (PLAIN_CHANCES,) * count) if self.colour else None
         views = [crop_image(image, crop, size) for crop in crops]
         # One view, the usual case, needs no copy to stand in a row.
@@ -184,22 +188,22 @@ class CropDataset(Dataset[dict[str, Any]]):
 
 
 class WholeDataset(Dataset[dict[str, Any]]):
-    """Whole images. Item: "image" uint8 (3, size, size), "row"; with `parts` "parts" int64 (side·side,), the part
-    under the centre of each patch.
+    """Whole images. Item: "image" uint8 (3, *size), "row"; with `parts` "parts" int64 (L,), the part under the centre
+    of each patch, of which there is a grid of `side`.
 
-    fit="stretch": the whole image stretched to the square, as part labels are defined;
-    fit="centre": the short side resized to `size` / `crop_pct`, the centre cut out, for features. MAE measures
-    with crop_pct 0.875: 224 of 256.
+    fit="stretch": the whole image stretched to the size, as part labels are defined;
+    fit="centre": resized to cover `size` / `crop_pct`, of a square the short side, the centre cut out, for features.
+    MAE measures with crop_pct 0.875: 224 of 256.
     """
 
     def __init__(
         self,
         images: ImageSet,
-        size: int,
+        size: Size,
         fit: Literal["stretch", "centre"] = "stretch",
         crop_pct: float = 1.0,
         parts: PartStore | None = None,
-        side: int | None = None,
+        side: Size | None = None,
     ) -> None:
         if fit not in ("stretch", "centre"):
             raise ValueError(f'fit must be "stretch" or "centre", not {fit!r}')
@@ -208,7 +212,7 @@ class WholeDataset(Dataset[dict[str, Any]]):
         if parts is not None and (side is None or parts.images != len(images)):
             raise ValueError(f"parts need a side (not {side}), and labels of {len(images)} images (not {parts.images})")
         self.images, self.size, self.fit, self.parts, self.side = images, size, fit, parts, side
-        self._resized = int(size / crop_pct) if fit == "centre" else size  # rounded as timm and MAE do
+        self._resized = around(size, crop_pct) if fit == "centre" else size
 
     def __len__(self) -> int:
         return len(self.images)
@@ -216,16 +220,17 @@ class WholeDataset(Dataset[dict[str, Any]]):
     @property
     def item_bytes(self) -> int:
         """Of its picture, which is nearly all of it."""
-        return 3 * self.size**2
+        return picture_bytes(self.size)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         _, row = epoch_and_row(key)
-        image = self.images.read(row, 2 * self._resized)  # twice: hardly another image than the whole photo, resized
+        image = self.images.read(row, enough(self._resized))
         if self.fit == "stretch":
             crop, fitted = WHOLE, crop_image(image, WHOLE, self.size)
         else:
-            crop = centre_crop(image.shape[1], image.shape[2], self.size / self._resized)
-            fitted = centre_square(image, self._resized, self.size)
+            share = max(sides(self.size)) / max(sides(self._resized))
+            crop = centre_crop(image.shape[1], image.shape[2], share, self.size)
+            fitted = centre_cut(image, self._resized, self.size)
         item = {"image": fitted, "row": row}
         if self.parts is not None and self.side is not None:
             item["parts"] = crop_parts(self.parts.labels[row], crop, self.side)
@@ -265,7 +270,7 @@ def make_loader(
 
 
 def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
-    """uint8 (..., 3, S, S) → float32 of zero mean and unit deviation per channel, on the same device.
+    """uint8 (..., 3, H, W) → float32 of zero mean and unit deviation per channel, on the same device.
 
     ValueError where they are of another type: nothing would show whether they are 0..255, 0..1 or normalised already.
     """
@@ -282,13 +287,29 @@ def of_channels(values: Iterable[float]) -> Tensor:
 
 
 def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
-    """The way back of `normalise`: float (..., 3, S, S) → uint8, clipped to 0..255."""
+    """The way back of `normalise`: float (..., 3, H, W) → uint8, clipped to 0..255."""
     shift, scale = map(of_channels, (mean, std))
     return (images * scale.to(images) + shift.to(images)).round().clamp(0, 255).to(torch.uint8)
 
 
-def centre_square(image: Tensor, short_side: int, size: int) -> Tensor:
-    """uint8 (3, H, W) → uint8 (3, size, size): resized (bicubic, antialiased) to the short side, the centre cut out."""
-    resized = F.resize(image, [short_side], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    cut: Tensor = F.center_crop(resized, [size, size])
+def picture_bytes(size: Size) -> int:
+    """Of a picture of that size in a batch."""
+    return 3 * math.prod(sides(size))
+
+
+def enough(size: Size) -> int:
+    """Pixels of a photo's short side from which on it hardly differs from the whole photo, resized to that size."""
+    return 2 * max(sides(size))
+
+
+def centre_cut(image: Tensor, covered: Size, size: Size) -> Tensor:
+    """uint8 (3, H, W) → uint8 (3, *size): resized (bicubic, antialiased) to cover a size, the centre cut out.
+
+    Of a square that is a resized short side, its length rounded as torchvision does.
+    """
+    (height, width), (down, across) = image.shape[-2:], sides(covered)
+    tall = down * width >= across * height  # then its height is what just covers
+    resized = [down, down * width // height] if tall else [across * height // width, across]
+    whole = F.resize(image, resized, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    cut: Tensor = F.center_crop(whole, [*sides(size)])
     return cut.contiguous()

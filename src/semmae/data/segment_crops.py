@@ -9,6 +9,7 @@ Notable here:
 - labels are resized by nearest neighbour: there is no class between two classes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,10 @@ from torch.utils.data import Dataset
 from semmae.data.coding import IGNORED
 from semmae.data.colour import colour_matrices, shift_colours
 from semmae.data.crop import at_centres
+from semmae.data.loaders import enough
 from semmae.data.samplers import Key, epoch_and_row
 from semmae.data.segmentation import LabelledImages
+from semmae.sizes import Grid, Size, sides
 
 _TRIES = 10  # crops drawn until one is mixed enough
 _LONGEST = 4  # times the short side that is aimed at: a longer image is scaled by its long side (2048 by 512)
@@ -35,15 +38,15 @@ _BRIGHTNESS, _CONTRAST, _SATURATION = 32 / 255, 0.5, 0.5
 class Augmentation:
     """What happens to an image and its labels before they are trained on."""
 
-    size: int  # pixels a side of the crop
-    scales: tuple[float, float] = (0.5, 2.0)  # short side of the image, in sides of the crop
+    size: Size  # pixels of the crop
+    scales: tuple[float, float] = (0.5, 2.0)  # of the image that just covers the crop
     most_of_one: float = 0.75  # share of the crop's labelled pixels that one class may fill; 1 = no limit
     colour: bool = True
     fill: tuple[int, int, int] = (124, 116, 104)  # colour around images smaller than the crop
 
 
 class SegmentCrops(Dataset[dict[str, Any]]):
-    """Random crops. Item: "images" uint8 (3, size, size), "labels" uint8 (size, size), "row"."""
+    """Random crops. Item: "images" uint8 (3, *size), "labels" uint8 (*size), "row"."""
 
     def __init__(self, labelled: LabelledImages, augmentation: Augmentation, seed: int = 0) -> None:
         self.labelled, self.augmentation, self.seed = labelled, augmentation, seed
@@ -54,36 +57,36 @@ class SegmentCrops(Dataset[dict[str, Any]]):
     @property
     def item_bytes(self) -> int:
         """Of its picture and labels."""
-        return 4 * self.augmentation.size**2
+        return 4 * math.prod(sides(self.augmentation.size))
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, row = epoch_and_row(key)
         rng = np.random.default_rng((self.seed, epoch, row))
-        image, labels = self.labelled.read(row, 2 * self.augmentation.size)
+        image, labels = self.labelled.read(row, enough(self.augmentation.size))
         image, labels = augmented(image, labels, self.augmentation, rng)
         return {"images": image, "labels": labels, "row": row}
 
 
 class WholeLabelled(Dataset[dict[str, Any]]):
-    """Whole images. Item: "image" uint8 (3, h, w), its short side `size`; "labels" uint8 (H, W) as stored; "row"."""
+    """Whole images. Item: "image" uint8 (3, h, w), which just covers `size`; "labels" uint8 (H, W) as stored; "row"."""
 
-    def __init__(self, labelled: LabelledImages, size: int) -> None:
+    def __init__(self, labelled: LabelledImages, size: Size) -> None:
         self.labelled, self.size = labelled, size
 
     def __len__(self) -> int:
         return len(self.labelled)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        image, labels = self.labelled.read(row, 2 * self.size)
+        image, labels = self.labelled.read(row, enough(self.size))
         return {"image": resized(image, *scaled_size(labels.shape, self.size)), "labels": labels, "row": row}
 
 
 def augmented(image: Tensor, labels: Tensor, how: Augmentation, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """An image, uint8 (3, h, w), and its labels, uint8 (H, W) → both at `how.size`, changed by chance alike."""
-    height, width = scaled_size(labels.shape, how.size * rng.uniform(*how.scales))
+    height, width = scaled_size(labels.shape, how.size, rng.uniform(*how.scales))
     image, labels = resized(image, height, width), at_centres(labels, height, width)
-    top, left = _mixed_box(labels, how, rng)
-    image, labels = (plane[..., top : top + how.size, left : left + how.size] for plane in (image, labels))
+    (top, left), (down, across) = _mixed_box(labels, how, rng), sides(how.size)
+    image, labels = (plane[..., top : top + down, left : left + across] for plane in (image, labels))
     image, labels = padded(image, labels, how.size, how.fill)
     if rng.random() < 0.5:
         image, labels = image.flip(-1), labels.flip(-1)
@@ -92,10 +95,14 @@ def augmented(image: Tensor, labels: Tensor, how: Augmentation, rng: np.random.G
     return image.contiguous(), labels.contiguous()
 
 
-def scaled_size(shape: Sequence[int], short_side: float) -> tuple[int, int]:
-    """Height and width of an image (height, width) scaled to that short side, or to four times as long a long side."""
+def scaled_size(shape: Sequence[int], covered: Size, times: float = 1.0) -> Grid:
+    """Height and width of an image (height, width) that just covers a size, or none of its sides four times; `times`.
+
+    Of a square that is a short side of its length, or a long one of four times that.
+    """
     height, width = shape
-    scale = min(short_side / min(shape), _LONGEST * short_side / max(shape))
+    down, across = (side * times / length for side, length in zip(sides(covered), shape, strict=True))
+    scale = min(max(down, across), _LONGEST * min(down, across))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
@@ -108,12 +115,12 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
     return out[0]
 
 
-def padded(image: Tensor, labels: Tensor, size: int, fill: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """At least `size` pixels a side: below and to the right `fill`, which is to be ignored."""
-    height, width = labels.shape
-    if height >= size and width >= size:
+def padded(image: Tensor, labels: Tensor, size: Size, fill: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """At least of that size: below and to the right `fill`, which is to be ignored."""
+    (height, width), (down, across) = labels.shape, sides(size)
+    if height >= down and width >= across:
         return image, labels
-    canvas = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, max(size, height), max(size, width))
+    canvas = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, max(down, height), max(across, width))
     canvas[:, :height, :width] = image
     unknown = torch.full(canvas.shape[1:], IGNORED, dtype=torch.uint8)
     unknown[:height, :width] = labels
@@ -134,10 +141,11 @@ def distorted(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 def _mixed_box(labels: Tensor, how: Augmentation, rng: np.random.Generator) -> tuple[int, int]:
     """Top and left of a random crop, drawn again while one class fills more than its share."""
-    room = [max(0, length - how.size) + 1 for length in labels.shape]
+    down, across = sides(how.size)
+    room = [max(0, length - side) + 1 for length, side in zip(labels.shape, (down, across), strict=True)]
     draws = (rng.random((_TRIES, 2)) * room).astype(int).tolist()  # a fixed number
     for top, left in draws:
-        counts = torch.bincount(labels[top : top + how.size, left : left + how.size].flatten(), minlength=256)
+        counts = torch.bincount(labels[top : top + down, left : left + across].flatten(), minlength=256)
         known = counts[:IGNORED]
         if how.most_of_one >= 1 or int((known > 0).sum()) > 1 and known.max() < how.most_of_one * known.sum():
             break

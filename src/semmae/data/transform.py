@@ -11,17 +11,18 @@ from torch import Tensor
 
 from semmae.data.decode import MOST_BYTES, decode, picture_pixels
 from semmae.data.items import pixels
-from semmae.data.loaders import centre_square, normalise
+from semmae.data.loaders import centre_cut, enough, normalise
 from semmae.errors import UserError, reason
 from semmae.files import read_bytes
 from semmae.names import shown, user_path
+from semmae.sizes import Size, around, sides
 
 Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """An image → float32 (3, size, size): the short side resized, bicubic, the central square cut out, normalised.
+    """An image → float32 (3, *size): resized to cover the size, bicubic, its centre cut out, normalised.
 
     `WholeDataset` with fit="centre" and `normalise` compute the same, bit for bit. A call takes, all in RGB or grey:
 
@@ -33,13 +34,13 @@ class ImageTransform:
     | a tensor, uint8 (3, H, W) or (1, H, W)     |                                                             |
     | a tensor of floats from 0 to 1, the same   | rounded to 8 bits: encoders are trained on nothing between  |
 
-    or a list of such, for float32 (B, 3, size, size).
+    or a list of such, for float32 (B, 3, *size).
     """
 
-    size: int  # pixels a side
+    size: Size  # pixels, a square's side or (height, width)
     mean: Colour  # for pixels from 0 to 1
     std: Colour
-    crop_pct: float = 1.0  # share of the short side that the square shows
+    crop_pct: float = 1.0  # share of each side that is shown, of a square of the short one
 
     def __call__(self, images: Any) -> Tensor:
         squares = self.squares(images if isinstance(images, list | tuple) else [images])
@@ -47,11 +48,11 @@ class ImageTransform:
         return inputs if isinstance(images, list | tuple) else inputs[0]
 
     def squares(self, images: Sequence[Any]) -> Tensor:
-        """uint8 (B, 3, size, size): what is left to do is `normalise`, best on the device."""
+        """uint8 (B, 3, *size): what is left to do is `normalise`, best on the device."""
         if not images:
-            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        resized = int(self.size / self.crop_pct)  # rounded as timm and MAE do
-        return torch.stack([centre_square(_pixels(image, 2 * resized), resized, self.size) for image in images])
+            return torch.empty(0, 3, *sides(self.size), dtype=torch.uint8)
+        resized = around(self.size, self.crop_pct)
+        return torch.stack([centre_cut(_pixels(image, enough(resized)), resized, self.size) for image in images])
 
 
 def _pixels(image: Any, least: int) -> Tensor:

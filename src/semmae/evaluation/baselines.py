@@ -25,21 +25,24 @@ from semmae.filters import guides, upsample_maps
 from semmae.models.parts import PartLearner, PartsSpec, as_grid
 from semmae.models.vit import Encoder, TokenViews
 from semmae.progress import Progress
+from semmae.sizes import Grid
 
-Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S)
+Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, H, W)
 Labels = npt.NDArray[np.uint8]
 
 FIT_TOKENS = 2**14  # tokens that k-means of all tokens is fitted to, at most: 25 MB for ViT-S
 
 
-def head_labels(attention: Tensor, grid: int, *, background: bool) -> Tensor:
+def head_labels(attention: Tensor, grid: int, *, background: bool, patches: Grid | None = None) -> Tensor:
     """The head that looks at a place most.
 
     Class-to-patch attention (B, heads, L) → uint8 (B, grid, grid). Each head's attention is scaled to sum to 1 over
     the patches, so that heads which look at the class token or at registers lose nothing by it. With `background`
-    label 0 is where all heads together look less than they do on average, and heads are labels from 1 on.
+    label 0 is where all heads together look less than they do on average, and heads are labels from 1 on. `patches`:
+    rows and columns of the L; None: a square.
     """
-    maps = upsample_maps(as_grid((attention / attention.sum(-1, keepdim=True)).transpose(1, 2)), grid)
+    shares = (attention / attention.sum(-1, keepdim=True)).transpose(1, 2)
+    maps = upsample_maps(as_grid(shares, patches), grid)
     if background:
         average = torch.full_like(maps[:, :1], 1 / attention.shape[2])
         looked_at = maps.mean(1, keepdim=True) >= average
@@ -47,11 +50,14 @@ def head_labels(attention: Tensor, grid: int, *, background: bool) -> Tensor:
     return maps.argmax(1).to(torch.uint8)
 
 
-def cluster_labels(patches: Tensor, centres: Tensor, grid: int) -> Tensor:
-    """Tokens (B, L, C), interpolated between the patches → the nearest of centres (K, C): uint8 (B, grid, grid)."""
+def cluster_labels(patches: Tensor, centres: Tensor, grid: int, cells: Grid | None = None) -> Tensor:
+    """Tokens (B, L, C), interpolated between the patches → the nearest of centres (K, C): uint8 (B, grid, grid).
+
+    `cells`: rows and columns of the L; None: a square.
+    """
     # |f - c|² but for |f|², which all clusters share: linear in f, so upsampling it is upsampling f.
     nearness = 2 * patches @ centres.T - centres.square().sum(1)
-    return upsample_maps(as_grid(nearness), grid).argmax(1).to(torch.uint8)
+    return upsample_maps(as_grid(nearness, cells), grid).argmax(1).to(torch.uint8)
 
 
 # Clusterings by name → the tokens (B, L, C) that they are of; centred: less the mean token of their image.
@@ -91,7 +97,7 @@ def fit_baselines(encoder: Encoder, batches: Iterable[Batch], labels: int, seed:
     }
     two_steps = PartLearner(PartsSpec.of(encoder, max(labels - 1, 1))).to(views.last.device).eval()
     two_steps.fit_reductions(views)
-    two_steps.start_from_clusters(two_steps.reduce(views), seed)
+    two_steps.start_from_clusters(two_steps.reduce(views), seed, grid=encoder.grid_of(batch["image"]))
     return Clusters(centres, two_steps)
 
 
@@ -109,14 +115,15 @@ def baseline_labels(
             views, _, attention = encoder.token_views(_pixels(encoder, batch), attention=True)
             assert attention is not None, "it was asked for"
             two_steps, small = clusters.two_steps, guides(batch["image"].to(attention.device), grid)
+            cells = encoder.grid_of(batch["image"])
             found = {
-                "heads": head_labels(attention, grid, background=False),
-                "heads_background": head_labels(attention, grid, background=True),
+                "heads": head_labels(attention, grid, background=False, patches=cells),
+                "heads_background": head_labels(attention, grid, background=True, patches=cells),
                 **{
-                    name: cluster_labels(_CLUSTERED[name](views.last), centres, grid)
+                    name: cluster_labels(_CLUSTERED[name](views.last), centres, grid, cells)
                     for name, centres in clusters.centres.items()
                 },
-                "kmeans_two_steps": two_steps.labels(two_steps.reduce(views), small),
+                "kmeans_two_steps": two_steps.labels(two_steps.reduce(views), small, cells),
             }
             for name, own in found.items():
                 labels.setdefault(name, []).append(own.cpu().numpy())

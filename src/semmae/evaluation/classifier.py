@@ -22,6 +22,7 @@ from semmae.models.classifier import Classifier
 from semmae.names import shown
 from semmae.objects import described
 from semmae.options.shared import Check, WorkerOptions
+from semmae.sizes import Size, sides
 
 _UNTIL = 224  # pixels a side up to which MAE crops the middle out of a larger image
 
@@ -32,14 +33,14 @@ _log = logging.getLogger("semmae")
 class CentreCrops(WorkerOptions):
     """How a classifier is shown the images that it is measured on."""
 
-    image_size: int  # pixels a side
-    crop_pct: float  # share of the resized image's short side that is shown
+    image_size: Size  # pixels
+    crop_pct: float  # share of each side of the resized image that is shown
     batch_size: int
 
 
-def usual_crop(image_size: int) -> float:
+def usual_crop(image_size: Size) -> float:
     """The share of the short side that MAE shows at this size."""
-    return 0.875 if image_size <= _UNTIL else 1.0
+    return 0.875 if max(sides(image_size)) <= _UNTIL else 1.0
 
 
 def predict(classifier: Classifier, images: ImageSet, targets: Tensor, crops: CentreCrops) -> Predictions:

@@ -23,6 +23,7 @@ from semmae.evaluation.tokens import COUNTS, image_tokens
 from semmae.files import Fields, read_json, write_json
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
+from semmae.sizes import Size, num_patches, patch_grid
 
 _log = logging.getLogger("semmae")
 
@@ -36,9 +37,9 @@ _MADE_OF = {
 }
 
 
-def columns_of(tokens: Sequence[str], encoder: Encoder, size: int, num_labels: int, dtype: str) -> list[Column]:
-    """The arrays of these kinds of tokens, for images of `size` pixels a side and so many part labels."""
-    width, patches = encoder.width, (size // encoder.patch_size) ** 2
+def columns_of(tokens: Sequence[str], encoder: Encoder, size: Size, num_labels: int, dtype: str) -> list[Column]:
+    """The arrays of these kinds of tokens, for images of that size and so many part labels."""
+    width, patches = encoder.width, num_patches(size, encoder.patch_size)
     shapes = {"cls": (width,), "mean": (width,), "patch": (patches, width), "parts": (num_labels, width)}
     columns = [Column(token, shapes[token], dtype) for token in tokens]
     return columns + ([Column(COUNTS, (num_labels,), "int32")] if "parts" in tokens else [])
@@ -65,18 +66,18 @@ def fill(
     images: ImageSet,
     store: PartStore | None,
     *,
-    size: int,
+    size: Size,
     crop_pct: float,
     batch_size: int,
     workers: int,
 ) -> None:
     """Compute the rows of a file that are not there yet; what lies at its place and is none of it is begun anew.
 
-    A row an image, of `size` pixels a side. `store` has the part labels, where part tokens are written.
+    A row an image, of `size` pixels. `store` has the part labels, where part tokens are written.
     """
     done = _begin(file)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = WholeDataset(images, size, "centre", crop_pct, store, size // encoder.patch_size)
+    dataset = WholeDataset(images, size, "centre", crop_pct, store, patch_grid(size, encoder.patch_size))
     # Batches begin where they do in a run never stopped: what is computed together rounds alike.
     loader = make_loader(dataset, batch_size, sampler=range(done, len(images)), workers=workers)
     label = f"embedding, {done} done before" if done else "embedding"

@@ -27,16 +27,17 @@ from semmae.objects import described
 from semmae.options.shared import AnyPooling, Pooling, PrecisionOptions, ViewOptions, WorkerOptions
 from semmae.options.values import check_choice, given_options
 from semmae.progress import Progress
+from semmae.sizes import Size
 from semmae.train.precision import autocast, resolve_precision
 
-Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, S, S), "row" int64 (B,)
+Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, H, W), "row" int64 (B,)
 
 
 @dataclass(frozen=True)
 class View(ViewOptions, PrecisionOptions, WorkerOptions):
     """How a frozen encoder is shown whole images, and what is made of each."""
 
-    image_size: int  # pixels a side
+    image_size: Size  # pixels
     pooling: Pooling
 
     def describe(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def image_features(encoder: Encoder, images: ImageSet, view: View, flip: bool = 
         )
 
 
-def open_encoder(spec: Any, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
+def open_encoder(spec: Any, *, num_heads: int | None = None, image_size: Size | None = None) -> Encoder:
     """As `load_encoder`, on the device to compute on."""
     encoder = load_encoder(spec, num_heads=num_heads, image_size=image_size)
     return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -108,9 +109,9 @@ def extract(
 ) -> Tensor:
     """The features of every image, in the order of the rows.
 
-    float32 (N, C) on the CPU. The encoder, on `device`, makes `Features` of images (B, 3, S, S) normalised by `mean`
+    float32 (N, C) on the CPU. The encoder, on `device`, makes `Features` of images (B, 3, H, W) normalised by `mean`
     and `std`, one number a channel, for pixels in 0 to 1; it is run in evaluation mode, and left in the mode it came
-    in. Batches have "image" uint8 (B, 3, S, S) and "row" int64 (B,), each row once, in any order. The progress line,
+    in. Batches have "image" uint8 (B, 3, H, W) and "row" int64 (B,), each row once, in any order. The progress line,
     `label`, counts to `total` images.
     """
     check_choice("pooling", pooling, get_args(Pooling))

@@ -31,6 +31,7 @@ from semmae.files import write_json
 from semmae.models.parts import images_to_fit
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
+from semmae.sizes import Size
 
 MOST_IMAGES = 2000  # measured unless given otherwise: enough for the first decimal of every figure
 
@@ -96,7 +97,7 @@ def measure(
     truth: Truth,
     path: Path,
     *,
-    size: int,
+    size: Size,
     batch_size: int,
     workers: int,
     seed: int,
@@ -104,7 +105,7 @@ def measure(
     """Part quality beside all baselines, on the same images and points; writes quality.json to `path`.
 
     `store` has complete labels of `images`, `truth` is of these. The encoder is the one that the parts were learned
-    from, and sees images of `size` pixels a side as it did for the labels; without one nothing of an encoder's is
+    from, and sees images of `size` pixels as it did for the labels; without one nothing of an encoder's is
     compared. `seed` is of k-means.
     """
     protocol = truth.protocol | {"labels": store.num_labels, "grid": store.grid}
@@ -128,7 +129,7 @@ def measure_encoder(
     *,
     labels: int,
     grid: int,
-    size: int,
+    size: Size,
     batch_size: int,
     workers: int,
     seed: int,

@@ -10,6 +10,7 @@ Notable here:
 - a class that is neither there nor predicted anywhere has no IoU, and does not count in the mean.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -21,6 +22,7 @@ from torch.nn import functional
 from semmae.data.loaders import normalise
 from semmae.evaluation.features import evaluating
 from semmae.progress import Progress
+from semmae.sizes import Size, sides
 
 Batch = Mapping[str, Tensor]  # of one: "image" uint8 (1, 3, h, w), "labels" uint8 (1, H, W), "row" int64 (1,)
 _TOGETHER = 8  # windows in one pass
@@ -36,8 +38,8 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     classes: int,
-    size: int,
-    stride: int,
+    size: Size,
+    stride: Size,
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str = "cpu",
@@ -47,7 +49,7 @@ def evaluate(
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Right, true and predicted pixels of each class, int64 (N, 3, K) on the CPU; and the predictions kept, by row.
 
-    The segmenter, on `device`, makes logits (B, K, size, size) of images (B, 3, size, size) normalised by `mean` and
+    The segmenter, on `device`, makes logits (B, K, *size) of images (B, 3, *size) normalised by `mean` and
     `std`, one number a channel, for pixels in 0 to 1; it is run in evaluation mode, and left in the mode it came in.
     Batches have one image each, at the scale to look at it, and its labels at their own size, 255 = not measured.
     `dtype` is that of matrix products, where not float32; `keep`: rows whose predictions, uint8 (H, W), are kept.
@@ -85,29 +87,26 @@ def _occurring(values: Tensor, classes: int) -> Tensor:
     )[:classes]
 
 
-def slide(segmenter: Callable[[Tensor], Tensor], image: Tensor, size: int, stride: int) -> Tensor:
+def slide(segmenter: Callable[[Tensor], Tensor], image: Tensor, size: Size, stride: Size) -> Tensor:
     """Logits of an image of any size, the mean over the windows that show a pixel: float32 (1, K, h, w).
 
     The image (1, 3, h, w) is normalised; where smaller than a window it is filled up with the mean colour. The
-    segmenter makes (B, K, size, size) of windows (B, 3, size, size).
+    segmenter makes (B, K, *size) of windows (B, 3, *size), which begin every `stride` down and across.
     """
-    height, width = image.shape[-2:]
-    image = functional.pad(image, (0, max(0, size - width), 0, max(0, size - height)))
-    corners = [
-        (top, left)
-        for top in window_starts(image.shape[-2], size, stride)
-        for left in window_starts(image.shape[-1], size, stride)
-    ]
+    (height, width), (down, across) = image.shape[-2:], sides(size)
+    image = functional.pad(image, (0, max(0, across - width), 0, max(0, down - height)))
+    lines = zip(image.shape[-2:], (down, across), sides(stride), strict=True)
+    corners = list(itertools.product(*(window_starts(*line) for line in lines)))
     summed: Tensor | None = None
     seen = image.new_zeros(image.shape[-2:])
     for start in range(0, len(corners), _TOGETHER):
         some = corners[start : start + _TOGETHER]
-        windows = torch.cat([image[..., top : top + size, left : left + size] for top, left in some])
+        windows = torch.cat([image[..., top : top + down, left : left + across] for top, left in some])
         for (top, left), logits in zip(some, segmenter(windows).float(), strict=True):
             if summed is None:
                 summed = logits.new_zeros(1, len(logits), *image.shape[-2:])
-            summed[..., top : top + size, left : left + size] += logits
-            seen[top : top + size, left : left + size] += 1
+            summed[..., top : top + down, left : left + across] += logits
+            seen[top : top + down, left : left + across] += 1
     assert summed is not None
     return summed.div_(seen)[..., :height, :width]  # in place: with many classes they are most of the memory
 

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from semmae.errors import UserError, reason
 from semmae.names import shown
+from semmae.sizes import Size, read_size
 
 # Bytes of a text file that is read at once; no file of ours comes near.
 MOST_TEXT = 256 * 2**20
@@ -161,3 +162,11 @@ class Fields:
         if name not in self.content:
             raise UserError(f"{self.path}: {name} is missing; restore the file, or run its command again")
         return self.get(name, kind)
+
+    def size(self, name: str) -> Size | None:
+        """A size of images, a number or two; None where there is none."""
+        value = self.get(name, (int, list, type(None)))
+        try:
+            return None if value is None else read_size(value)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {name} is {shown(value)}, {error}; restore it") from None

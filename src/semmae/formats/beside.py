@@ -16,6 +16,7 @@ from semmae.models.vit import MODELS
 from semmae.models.weights import NORM_EPS
 from semmae.names import shown
 from semmae.options.shared import Pooling
+from semmae.sizes import Size, read_size
 
 Colour = tuple[float, float, float]
 
@@ -39,6 +40,7 @@ class Unseen(NamedTuple):
     mean: Colour  # of the images
     std: Colour
     norm_eps: float
+    image_size: Size | None = None  # as trained, of images that are not square; None: the positions show it
 
 
 def read_beside(path: Path, name: str = _CONFIG) -> dict[str, Any]:
@@ -114,8 +116,7 @@ def pooling_beside(path: Path) -> Pooling | None:
 def colours_beside(path: Path, _: Mapping[str, Tensor]) -> Unseen:
     """As an export of ours records them; released files have none beside them, and these are ImageNet's."""
     config = read_beside(path)
-    check_square(config)
-    return Unseen(*(colours(config.get("mean"), config.get("std")) or IMAGENET), NORM_EPS)
+    return Unseen(*(colours(config.get("mean"), config.get("std")) or IMAGENET), NORM_EPS, oblong(config))
 
 
 def colours(mean: Any, std: Any) -> tuple[Colour, Colour] | None:
@@ -135,18 +136,26 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_square(config: Mapping[str, Any]) -> None:
-    """ValueError for images or patches that are not square, by a model's configuration or its script's options.
+def oblong(config: Mapping[str, Any]) -> Size | None:
+    """The size of images that are not square, by a model's configuration or its script's options; None for others.
 
     A count of positions alone does not show them: 64 × 16 pixels in patches of 8 are as many as 32 × 32. It is
-    `image_size` of transformers, `img_size` of timm, in the mapping or in its `model_kwargs`.
+    `image_size` of transformers, `img_size` of timm, in the mapping or in its `model_kwargs`. ValueError for patches
+    that are not square.
     """
-    inner = config.get("model_kwargs")
+    found, inner = None, config.get("model_kwargs")
     for mapping in (config, inner if isinstance(inner, Mapping) else {}):
-        for name in ("image_size", "img_size", "patch_size"):
+        for name in ("patch_size", "image_size", "img_size"):
             sides = mapping.get(name)
-            if isinstance(sides, list | tuple) and len(set(map(str, sides))) > 1:
+            if not isinstance(sides, list | tuple) or len(set(map(str, sides))) < 2:
+                continue
+            if name == "patch_size":
                 raise ValueError(f"its {name} is {'×'.join(map(shown, sides[:3]))}, not square")
+            try:
+                found = read_size(list(sides))
+            except ValueError as error:
+                raise ValueError(f"its {name} is {'×'.join(map(shown, sides[:3]))}, {error}") from None
+    return found
 
 
 def norm_pix_loss(path: Path, options: Mapping[str, Any], otherwise: bool | None) -> bool:

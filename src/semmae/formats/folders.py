@@ -227,10 +227,12 @@ def _builder(
     classes = config.get("label_names", [])
     if not isinstance(classes, list):
         raise ValueError(f"label_names is {shown(classes)}, not a list of names")
-    shown_by_weights = vit_arguments(bare, spec.num_heads) | {"num_classes": len(classes)}
+    shown_by_weights = vit_arguments(bare, spec.num_heads, spec.grid) | {"num_classes": len(classes)}
     arguments, architecture = config.get("model_args"), config.get("architecture")
     if not isinstance(arguments, dict) or not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ValueError(f"architecture {shown(architecture)} with model_args {shown(arguments)} is no model of timm")
+    if isinstance(arguments.get("img_size"), list):
+        arguments = {**arguments, "img_size": tuple(arguments["img_size"])}
     sizes = {"img_size": spec.image_size, "patch_size": spec.patch_size, "embed_dim": spec.width, "depth": spec.depth}
     for name in {**shown_by_weights, **arguments}:
         wanted = shown_by_weights.get(name)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from semmae.errors import listed
 from semmae.files import write_json
-from semmae.formats.beside import IMAGENET, Colour, Unseen, check_square, colours, is_number, read_beside
+from semmae.formats.beside import IMAGENET, Colour, Unseen, colours, is_number, oblong, read_beside
 from semmae.formats.dino import with_registers
 from semmae.formats.folders import CONFIG, WEIGHTS, save_tensors
 from semmae.formats.form import Form, Model, Reading, Subject, Writing, encoder_of, pooling_of, renamed
@@ -29,6 +29,7 @@ from semmae.models.vit import EncoderSpec
 from semmae.models.weights import NO_QKV_BIAS, norm_epsilons
 from semmae.names import shown
 from semmae.shell import python, text
+from semmae.sizes import around, sides
 
 _LOG = logging.getLogger("semmae")
 MAE = "vit_mae"  # `model_type` of ViTMAEForPreTraining and ViTMAEModel
@@ -89,6 +90,7 @@ _KNOWN = re.compile(
     r"|(encoder\.layer|decoder\.decoder_layers)\.\d+\.(attention\.(attention\.(query|key|value)|output\.dense)"
     r"|layernorm_(before|after)|(intermediate|output)\.dense))\.(weight|bias)"
 )
+_SIDES = ("height", "width")  # of an image processor
 
 
 def to_encoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -199,16 +201,19 @@ def preprocessor_config(spec: EncoderSpec, crop_pct: float = 1.0) -> dict[str, A
     """`preprocessor_config.json`: the short side to the size trained at, bicubic, the centre cut out, normalised.
 
     With a `crop_pct` below 1 the short side is resized to more, and this share of it cut out. That is what semmae shows
-    its encoders. ViTImageProcessor would not do: that of transformers 4 cuts nothing out.
+    its encoders. ViTImageProcessor would not do: that of transformers 4 cuts nothing out. Both can only stretch an
+    image to a size that is no square: the same of images of its shape.
     """
+    covered = around(spec.image_size, crop_pct)
+    height, width = sides(spec.image_size)
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": int(spec.image_size / crop_pct)},
+        "size": {"shortest_edge": covered} if isinstance(covered, int) else dict(zip(_SIDES, covered, strict=True)),
         "resample": 3,  # bicubic, as Pillow numbers it
         "do_center_crop": True,
-        "crop_size": {"height": spec.image_size, "width": spec.image_size},
+        "crop_size": dict(zip(_SIDES, (height, width), strict=True)),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -242,14 +247,13 @@ def _join(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def unseen(path: Path, state: Mapping[str, Tensor]) -> Unseen:
     """Colours and epsilon by the two files of JSON beside the weights; ValueError for what timm does not compute."""
     config = read_beside(path)
-    check_square(config)
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu" and not config.get("use_swiglu_ffn"):
         raise ValueError(f"its activation is {str(activation)[:40]}, not gelu")
     found = _normalisation(read_beside(path, PREPROCESSOR))
     if found is None:
         _LOG.warning("%s: no image_mean and image_std in %s beside it; ImageNet's are taken", path, PREPROCESSOR)
-    return Unseen(*(found or IMAGENET), _norm_eps(state, config))
+    return Unseen(*(found or IMAGENET), _norm_eps(state, config), oblong(config))
 
 
 def _norm_eps(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> float:
@@ -346,6 +350,7 @@ FORM = Form(
         use=_use,
         decoder="asked",
         head=True,
+        square_decoder=True,
         peculiar={NO_QKV_BIAS},
         norm_eps="one",
     ),

@@ -11,12 +11,13 @@ from semmae.models.vit import MODELS, Encoder
 from semmae.models.weights import NORM_EPS, norm_epsilons, set_norm_eps
 from semmae.objects import described
 from semmae.options.shared import Model
+from semmae.sizes import Size
 
 _LOG = logging.getLogger("semmae")
 
 
 def init_encoder(
-    init: str | Encoder, *, model: Model, image_size: int, patch_size: int, num_heads: int | None
+    init: str | Encoder, *, model: Model, image_size: Size, patch_size: int, num_heads: int | None
 ) -> Encoder:
     """The encoder of --init, its positions resampled to this run's image size."""
     encoder = load_encoder(init, num_heads=num_heads)
@@ -32,7 +33,7 @@ def init_autoencoder(
     norm_pix_loss: bool,
     *,
     model: Model,
-    image_size: int,
+    image_size: Size,
     patch_size: int,
     num_heads: int | None,
 ) -> MaskedAutoencoder:

@@ -28,6 +28,7 @@ from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.progress import quiet
 from semmae.shell import python, text
+from semmae.sizes import Size, sides
 
 _LOG = logging.getLogger("semmae")
 FILE = "model.onnx"
@@ -48,7 +49,7 @@ class _Graph(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval()
         encoder = model.encoder if isinstance(model, Classifier) else model
-        self.side = encoder.spec.image_size  # of the images it takes
+        self.size = encoder.spec.image_size  # of the images it takes
         self.outputs = [*OUTPUTS, LOGITS] if isinstance(model, Classifier) else [*OUTPUTS]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -70,7 +71,7 @@ def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, s
         try:
             program = torch.onnx.export(
                 graph,
-                (_images(_TRACED, graph.side),),
+                (_images(_TRACED, graph.size),),
                 input_names=[INPUT],
                 output_names=graph.outputs,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
@@ -89,7 +90,7 @@ def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, s
 def check_onnx(model: Encoder | Classifier, path: Path) -> float:
     """Run the graph for one image and for three; returns the largest difference, as a share of the largest number."""
     graph, session = _Graph(model).eval(), _session(path)
-    difference = max(_difference(graph, session, _images(batch, graph.side)) for batch in _CHECKED)
+    difference = max(_difference(graph, session, _images(batch, graph.size)) for batch in _CHECKED)
     if not difference <= TOLERANCE:
         raise UserError(
             f"onnxruntime computes features that differ from torch's by {difference:.1e}, more than {TOLERANCE:.0e}; "
@@ -98,8 +99,8 @@ def check_onnx(model: Encoder | Classifier, path: Path) -> float:
     return difference
 
 
-def _images(batch: int, side: int) -> Tensor:
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(batch))
+def _images(batch: int, size: Size) -> Tensor:
+    return torch.randn(batch, 3, *sides(size), generator=torch.Generator().manual_seed(batch))
 
 
 def _difference(graph: _Graph, session: Any, images: Tensor) -> float:
@@ -129,7 +130,7 @@ def write(subject: Subject, folder: Path) -> Mapping[str, Any]:
     metadata = {
         "mean": json.dumps(list(spec.mean)),
         "std": json.dumps(list(spec.std)),
-        "image_size": str(spec.image_size),
+        "image_size": json.dumps(spec.image_size),
         "patch_size": str(spec.patch_size),
         "pooling": pooling_of(model),
         "semmae": version("semmae"),
@@ -149,12 +150,12 @@ def _command(folder: Path, decoder: bool, head: bool) -> str:
 
 
 def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
-    size, given = encoder_of(model).spec.image_size, f'{{"{INPUT}": images}}'
+    size, given = ", ".join(map(str, sides(encoder_of(model).spec.image_size))), f'{{"{INPUT}": images}}'
     return (
         "import onnxruntime",
         "",
         f'session = onnxruntime.InferenceSession("{FILE}")',
-        f"# {INPUT}: float32 (B, 3, {size}, {size}), normalised as above (the file's metadata says so too)",
+        f"# {INPUT}: float32 (B, 3, {size}), normalised as above (the file's metadata says so too)",
         *(
             ("# (B, classes), named in the file's metadata:", f'logits = session.run(["{LOGITS}"], {given})[0]')
             if classes

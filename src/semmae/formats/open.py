@@ -41,19 +41,22 @@ from semmae.models.weights import (
     vit_arguments,
 )
 from semmae.names import user_path
+from semmae.sizes import Size, patch_grid, sides, size_text
 
 _LOG = logging.getLogger("semmae")
 _ENCODERS = "a checkpoint file, a run of semmae, timm:NAME or hf:NAME"
 
 
-def load_encoder(spec: str | Path | Encoder, *, num_heads: int | None = None, image_size: int | None = None) -> Encoder:
+def load_encoder(
+    spec: str | Path | Encoder, *, num_heads: int | None = None, image_size: Size | None = None
+) -> Encoder:
     """An encoder, in eval mode, from wherever it lies.
 
     That is `timm:NAME`; `hf:OWNER/NAME` of the Hugging Face hub; a run of ours (of teacher or pretrain: finished or
     not), or a folder in it; a folder of timm or of Hugging Face, or an export of ours; a checkpoint file in one of the
     forms that `docs/checkpoints.md` lists; or an encoder that is loaded already, of which a copy is returned.
-    `num_heads` is for files whose width does not show it; `image_size` is in pixels a side, where images to come are
-    not of the size it was trained at.
+    `num_heads` is for files whose width does not show it; `image_size` is in pixels, a square's side or (height,
+    width), where images to come are not of the size it was trained at.
     """
     if isinstance(spec, Encoder):
         encoder = _named(copy.deepcopy(spec).eval(), spec.source)
@@ -102,18 +105,17 @@ def _is_of_folder(path: Path) -> bool:
     return reading is not None and reading.open_folder is not None
 
 
-def _check_image_size(spec: str | Path | Encoder, encoder: Encoder, image_size: int) -> None:
+def _check_image_size(spec: str | Path | Encoder, encoder: Encoder, image_size: Size) -> None:
     """Refuse images that do not divide into patches; log where positions are interpolated."""
-    patch, trained = encoder.patch_size, encoder.spec.image_size
-    if image_size < patch or image_size % patch:
-        below = image_size // patch * patch
-        sizes = f"{below} or {below + patch}" if below > 0 else f"{patch}"
-        raise UserError(f"{spec}: images of {image_size} pixels do not divide into patches of {patch}; use {sizes}")
-    if image_size != trained and encoder.vit.pos_embed is not None:
-        old, new = trained // patch, image_size // patch
-        _LOG.info(
-            "%s: resized, to take images of %d pixels: pos_embed %d×%d to %d×%d", spec, image_size, old, old, new, new
-        )
+    patch, pixels = encoder.patch_size, size_text(image_size)
+    for side in sides(image_size):
+        if side < patch or side % patch:
+            below = side // patch * patch
+            sizes = f"{below} or {below + patch}" if below > 0 else f"{patch}"
+            raise UserError(f"{spec}: images of {pixels} pixels do not divide into patches of {patch}; use {sizes}")
+    if image_size != encoder.spec.image_size and encoder.vit.pos_embed is not None:
+        grids = (*encoder.spec.grid, *patch_grid(image_size, patch))
+        _LOG.info("%s: resized, to take images of %s pixels: pos_embed %d×%d to %d×%d", spec, pixels, *grids)
 
 
 def load_mae(
@@ -230,9 +232,10 @@ def _built(path: Path, chosen: Chosen, state: dict[str, Tensor], reading: Readin
     """The encoder of tensors in timm's names, by what lies in the file and beside it."""
     of_form = reading.num_heads(chosen.tensors) if reading.num_heads else None
     heads = beside.encoder_heads(path, chosen, _width(state, "cls_token"), num_heads, of_form)
-    mean, std, eps = reading.unseen(path, chosen.tensors)
-    beside.check_square(chosen.options)
-    return encoder_from_weights(state, heads, mean, std, norm_eps=eps)
+    unseen = reading.unseen(path, chosen.tensors)
+    size, kernel = unseen.image_size or beside.oblong(chosen.options), state.get("patch_embed.proj.weight")
+    grid = None if size is None or kernel is None or not kernel.ndim else patch_grid(size, max(kernel.shape[-1], 1))
+    return encoder_from_weights(state, heads, unseen.mean, unseen.std, norm_eps=unseen.norm_eps, grid=grid)
 
 
 def _width(state: dict[str, Tensor], token: str) -> int | None:
@@ -330,7 +333,7 @@ def _encoder_under_way(folder: Path) -> Encoder:
             encoder = Encoder(run.spec, fitted(lambda: build_vit(run.spec), run.state))
         else:  # what weights do not show is as it was there
             encoder = load_encoder(run.init, num_heads=run.num_heads)
-            size = vit_arguments(run.state, encoder.spec.num_heads)["img_size"]
+            size = vit_arguments(run.state, encoder.spec.num_heads, run.spec.grid)["img_size"]
             if size != run.spec.image_size:
                 raise ValueError(f"image_size is {run.spec.image_size}, and {size} by its positions")
             encoder.set_image_size(size)

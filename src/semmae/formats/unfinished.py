@@ -19,6 +19,7 @@ from semmae.options import VERBS
 from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER
 from semmae.run.config import UNFINISHED, saved_options
 from semmae.shell import command
+from semmae.sizes import sides
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
@@ -56,12 +57,13 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
         if str(name).startswith(prefix) and isinstance(tensor, Tensor)
     }
     model, epochs = begun.need("model", str), begun.need("epochs", int)
-    sizes = [begun.need(name, int) for name in ("image_size", "patch_size")]
-    if model not in MODELS or min(sizes) < 1:
+    size, patch = begun.size("image_size"), begun.need("patch_size", int)
+    if model not in MODELS or size is None or min(*sides(size), patch) < 1:
+        sizes = [size, patch]
         raise UserError(f"{begun.path}: {shown(model)} with {sizes} pixels is no model; restore it, or {remedy}")
     step, epoch = held.need("global_step", int), held.need("epoch", int) + 1  # the epoch it is in, or has just ended
     progress = f"not finished: step {step}, in epoch {epoch} of {epochs}"
     # Given together with a teacher, the number of heads is the teacher's.
     named = begun.get("teacher", str | None) not in (None, AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER)
     heads = None if named else begun.get("num_heads", int | None)
-    return UnfinishedRun(state, EncoderSpec.named(model, *sizes), begun.get("init", str | None), heads, progress)
+    return UnfinishedRun(state, EncoderSpec.named(model, size, patch), begun.get("init", str | None), heads, progress)

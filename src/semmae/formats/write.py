@@ -36,6 +36,9 @@ def _fault(name: str, model: Model) -> str:
         return f"has a decoder, for which {title} has no place"
     if isinstance(model, MaskedAutoencoder) and model.decoder.token_width:
         return "its decoder predicts the tokens of a teacher, and not pixels"
+    square = isinstance(encoder_of(model).spec.image_size, int)
+    if isinstance(model, MaskedAutoencoder) and writing.square_decoder and not square:
+        return f"its images are not square, as those of a decoder of {title} are"
     if isinstance(model, Classifier) and not writing.head:
         return f"has the head of a classifier, for which {title} has no place"
     if writing.peculiar is not None:

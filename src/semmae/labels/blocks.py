@@ -24,6 +24,7 @@ from semmae.filters import guides
 from semmae.formats.folders import AnyPartLearner
 from semmae.models.vit import Encoder, Features
 from semmae.progress import timed
+from semmae.sizes import Size
 from semmae.train.teacher_tokens import keep_tokens
 
 Made = TypeVar("Made")
@@ -55,7 +56,7 @@ class Job:
 
     store: PartStore
     images: ImageSet
-    size: int  # pixels a side that images are stretched to
+    size: Size  # pixels that images are stretched to
     block: int  # rows computed together
     precision: Literal["float32", "bf16", "fp16"]
     workers: int  # processes that load images
@@ -115,14 +116,16 @@ def compute_labels(
     attention: bool = False,
     device: torch.device | None = None,
 ) -> Iterator[tuple[Labelled, float]]:
-    """(Rows (B,), images uint8 (B, 3, S, S)) → what they are labelled, seconds waited; in order."""
+    """(Rows (B,), images uint8 (B, 3, H, W)) → what they are labelled, seconds waited; in order."""
     device = device or usual_device()
     labeller: Any = learner.to(device).eval()  # of either kind, it reads what it has looked at itself
 
     def labelled(pixels: Tensor, rows: Tensor, images: Tensor) -> Labelled:
         seen, heads, said = labeller.look(encoder, pixels, attention)
-        labels = labeller.labels(seen, guides(images, grid)).cpu()
-        return Labelled(rows, labels, None if heads is None else attention_ranks(heads.mean(1)).cpu(), said)
+        patches = encoder.grid_of(images)
+        labels = labeller.labels(seen, guides(images, grid), patches).cpu()
+        ranks = None if heads is None else attention_ranks(heads.mean(1), patches).cpu()
+        return Labelled(rows, labels, ranks, said)
 
     yield from through_encoder(batches, encoder, labelled, precision=precision, threads=threads, device=device)
 
@@ -141,7 +144,7 @@ def through_encoder(
     threads: int,
     device: torch.device,
 ) -> Iterator[tuple[Made, float]]:
-    """`work` of every batch: normalised images (B, 3, S, S), rows (B,), images uint8 → its result, seconds waited.
+    """`work` of every batch: normalised images (B, 3, H, W), rows (B,), images uint8 → its result, seconds waited.
 
     In order. `work` calls the encoder, on a CPU in `threads` at once; nothing is differentiated.
     """

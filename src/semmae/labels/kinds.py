@@ -21,6 +21,7 @@ from semmae.models.parts import images_to_fit
 from semmae.models.vit import Encoder
 from semmae.options.shared import Precision
 from semmae.progress import Progress
+from semmae.sizes import Size
 
 Labels = npt.NDArray[np.uint8]
 
@@ -34,7 +35,7 @@ def cluster_parts(
     *,
     teacher: object,
     labels: int,
-    size: int,
+    size: Size,
     grid: int,
     batch_size: int,
     precision: Precision = "auto",
@@ -44,7 +45,7 @@ def cluster_parts(
     """K-means in two steps of the encoder's tokens, without learning: `labels` labels, the background among them.
 
     That is the baseline of `semmae.evaluation.baselines`, with attention beside it. The encoder, what `teacher` names,
-    sees images of `size` pixels a side.
+    sees images of `size` pixels.
     """
     fitted = sample_rows(len(images), images_to_fit(encoder, size), seed)
     batches = make_loader(WholeDataset(images, size), batch_size, sampler=fitted, workers=workers)

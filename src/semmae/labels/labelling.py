@@ -37,6 +37,7 @@ from semmae.objects import described, recordable
 from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.run.places import is_path
+from semmae.sizes import Size, patch_grid
 from semmae.train.precision import resolve_precision
 from semmae.train.teacher_tokens import same_look
 
@@ -48,7 +49,7 @@ def teacher_of(learner: Path) -> dict[str, Any]:
     return {
         "teacher": facts.get("teacher", str | None),
         "num_heads": facts.get("num_heads", int | None),
-        "image_size": facts.get("image_size", int | None),
+        "image_size": facts.size("image_size"),
     }
 
 
@@ -72,7 +73,7 @@ def learner_folder(run: Path) -> Path:
     raise UserError(f"{run}: holds no part learner{nested}; give the --out of a `semmae parts` that has learned")
 
 
-def learner_facts(teacher: object, encoder: Encoder, size: int) -> dict[str, Any]:
+def learner_facts(teacher: object, encoder: Encoder, size: Size) -> dict[str, Any]:
     """What is kept beside a learner, so that `--learner` needs nothing else; of a teacher that is an object its digest.
 
     `teacher` is what `load_encoder` made the encoder of, `size` the pixels a side of the images learned from.
@@ -132,7 +133,7 @@ def label_images(
     *,
     teacher: object,
     num_heads: int | None,
-    size: int,
+    size: Size,
     grid: int,
     batch_size: int,
     precision: Precision = "auto",
@@ -156,11 +157,11 @@ def label_images(
         teacher_digest=digest(encoder),
         learner_digest=digest(learner),
         manifest_digest=images.digest,
-        attention_grid=stored_side(size // encoder.patch_size),
+        attention_grid=stored_side(patch_grid(size, encoder.patch_size)),
         extra={"teacher": described(teacher)},
     )
     if tokens is not None and isinstance(learner, PartLearner):
-        label_from_tokens(store, tokens, learner)
+        label_from_tokens(store, tokens, learner, patch_grid(size, encoder.patch_size))
         store.finish()
         return store
     block = min(batch_size, most_rows())

@@ -16,17 +16,18 @@ from semmae.labels.tokens import tokens_of
 from semmae.models.vit import Encoder
 from semmae.reporting.part_samples import FILE, collect, spread
 from semmae.reporting.pictures import parts_picture
+from semmae.sizes import Size, patch_grid
 
 _PICTURED = 24  # images in parts.png
 
 
 def draw_parts(
-    out: Path, store: PartStore, images: ImageSet, encoder: Encoder | None, size: int, tokens: TokenStore | None = None
+    out: Path, store: PartStore, images: ImageSet, encoder: Encoder | None, size: Size, tokens: TokenStore | None = None
 ) -> None:
     """`parts.png`, images spread over the data set, each beside its parts; and what `parts.html` shows.
 
     The latter by soft maps from the learner in `out`, of stored `tokens` of all images, or else of images of `size`
-    pixels a side; without an encoder, nothing.
+    pixels; without an encoder, nothing.
     """
     rows = spread(len(images), _PICTURED)
     whole = WholeDataset(images, 224)
@@ -36,14 +37,15 @@ def draw_parts(
         return
     device = next(encoder.parameters()).device
     learner: Any = read_learner(out / LEARNER).to(device)  # of either kind
+    patches = patch_grid(size, encoder.patch_size)
 
     @torch.inference_mode()
     def soft_maps(rows: Sequence[int], pixels: Tensor) -> Tensor:
         if tokens is not None:
-            found: Tensor = learner.part_maps(tokens_of(tokens, rows, device))
+            found: Tensor = learner.part_maps(tokens_of(tokens, rows, device), patches)
             return found
         seen = normalise(pixels.to(device), encoder.spec.mean, encoder.spec.std)
-        maps: Tensor = learner.part_maps(learner.look(encoder, seen).seen)
+        maps: Tensor = learner.part_maps(learner.look(encoder, seen).seen, patches)
         return maps
 
     collect(images, store, soft_maps, size, out / FILE)

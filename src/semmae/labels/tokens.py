@@ -5,6 +5,7 @@ it said, hundreds of images a second. Where the tokens of all images are stored,
 autoencoder is to predict what the encoder says, the same look gives that too.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from semmae.models.parts import PartLearner, PartsSpec, PartTokens, images_to_fi
 from semmae.models.vit import Encoder, Features, TokenViews, check_finite
 from semmae.options.shared import Precision
 from semmae.progress import Progress
+from semmae.sizes import Grid, Size, patch_grid
 from semmae.train.precision import resolve_precision
 from semmae.train.teacher_tokens import keep_tokens, same_look
 
@@ -44,7 +46,7 @@ class Looking:
     """A frozen encoder, and how it looks at images."""
 
     encoder: Encoder
-    size: int  # pixels a side that images are stretched to
+    size: Size  # pixels that images are stretched to
     grid: int  # cells a side of the labels to come
     batch_size: int
     workers: int
@@ -56,9 +58,9 @@ class Looking:
         return min(self.batch_size, most_rows())
 
     @property
-    def cells(self) -> int:
-        """Patches of an image."""
-        return (self.size // self.encoder.patch_size) ** 2
+    def patches(self) -> Grid:
+        """Rows and columns of an image's patches."""
+        return patch_grid(self.size, self.encoder.patch_size)
 
     def at(
         self, images: ImageSet, rows: Sequence[int], work: Callable[[Tensor, Tensor, Tensor], Made], progress: Progress
@@ -83,7 +85,7 @@ class Looking:
         """
         views, cls, heads = self.encoder.token_views(pixels, attention=True)
         assert heads is not None, "it was asked for"
-        found = {"image": guides(images, self.grid), "attention": attention_ranks(heads.mean(1))}
+        found = {"image": guides(images, self.grid), "attention": attention_ranks(heads.mean(1), self.patches)}
         beside = {name: values.cpu().numpy() for name, values in found.items()}
         return TokenViews(*(view.half() for view in views)), cls.half(), beside
 
@@ -134,11 +136,12 @@ def collect_tokens(
 def parts_store(folder: Path, images: ImageSet, spec: PartsSpec, looking: Looking) -> TokenStore:
     """The store that `collect_tokens` fills for a part learner of this specification."""
     last, keys = spec.kept(spec.width), spec.kept(spec.key_width)
-    attention = (stored_side(looking.size // looking.encoder.patch_size),) * 2
+    attention = (stored_side(looking.patches),) * 2
+    cells = math.prod(looking.patches)
     columns = [
-        Column("last", (looking.cells, last), "float16"),
-        Column("keys", (looking.cells, keys), "float16"),
-        Column("values", (looking.cells, keys), "float16"),
+        Column("last", (cells, last), "float16"),
+        Column("keys", (cells, keys), "float16"),
+        Column("values", (cells, keys), "float16"),
         Column("attention", attention, "uint8"),
         Column("image", (3, looking.grid, looking.grid), "uint8"),
     ]
@@ -185,8 +188,8 @@ def tokens_of(store: TokenStore, rows: Sequence[int] | Array | slice, device: to
     return PartTokens(*(torch.from_numpy(np.array(store.read(name)[rows])).to(device) for name in PartTokens._fields))
 
 
-def label_from_tokens(store: PartStore, tokens: TokenStore, learner: PartLearner) -> None:
-    """Write labels and attention of all images that have none, from their stored tokens."""
+def label_from_tokens(store: PartStore, tokens: TokenStore, learner: PartLearner, patches: Grid) -> None:
+    """Write labels and attention of all images that have none, from their stored tokens, a grid of `patches`."""
     images, attention = tokens.read("image"), tokens.read("attention")
     learner = learner.cpu().eval()
     missing = store.missing()
@@ -195,7 +198,7 @@ def label_from_tokens(store: PartStore, tokens: TokenStore, learner: PartLearner
     with Progress(sum(map(len, blocks)), "images", "labelling") as progress:
         for rows in blocks:
             with torch.inference_mode():
-                labels = learner.labels(tokens_of(tokens, rows), torch.from_numpy(images[rows]))
+                labels = learner.labels(tokens_of(tokens, rows), torch.from_numpy(images[rows]), patches)
             store.write_attention(rows, attention[rows])
             store.write(rows, labels)
             progress.update(len(rows))

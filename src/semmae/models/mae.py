@@ -20,6 +20,7 @@ from semmae.losses import image_token_loss, masked_pixel_loss, masked_token_loss
 from semmae.models.blocks import run_blocks
 from semmae.models.vit import Encoder, init_transformer
 from semmae.patches import normalize_patches, patchify, resize_positions, sincos_positions
+from semmae.sizes import Grid, Size
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,9 @@ class MaskedAutoencoder(nn.Module):
         assert vit.pos_embed is not None
         # Fixed in MAE; those of an encoder that was read from a file arrive trainable.
         vit.pos_embed.requires_grad_(False)
-        side = encoder.spec.image_size // encoder.patch_size
         self.decoder_embed = nn.Linear(encoder.width, decoder.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.width))
-        self.decoder_pos_embed = nn.Parameter(sincos_positions(side, decoder.width), requires_grad=False)
+        self.decoder_pos_embed = nn.Parameter(sincos_positions(encoder.spec.grid, decoder.width), requires_grad=False)
         # timm calls it, whatever its annotation asks for.
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.decoder_blocks = nn.Sequential(
@@ -145,7 +145,7 @@ class MaskedAutoencoder(nn.Module):
         tokens: Tensor | None = None,
         image_token: Tensor | None = None,
     ) -> MAEOutput:
-        """Images (B, 3, S, S) and a mask bool (B, L), the same count in every row, to predictions.
+        """Images (B, 3, H, W) and a mask bool (B, L), the same count in every row, to predictions.
 
         Images are normalised, or uint8 as they were decoded, which are normalised here. `subset`: indices (B, N) of the
         patches that take part, the mask then (B, N) over these. `count`: how many each row hides, where that is known:
@@ -158,10 +158,11 @@ class MaskedAutoencoder(nn.Module):
         places = split_mask(mask, count)
         images, embedded, visible, hidden = self._begin(images, *places, subset)
         seen = run_blocks(self.encoder.vit.blocks, embedded, self.checkpointing)
-        encoded, shuffled = self._between(seen, visible, hidden, images.shape[-1] // self.encoder.patch_size)
+        rows, columns = grid = self.encoder.grid_of(images)
+        encoded, shuffled = self._between(seen, visible, hidden, grid)
         decoded = run_blocks(self.decoder_blocks, shuffled, self.checkpointing)
         loss, prediction = self._end(images, encoded, decoded, visible, hidden, tokens, image_token)
-        return MAEOutput(loss, prediction, hidden, (images.shape[-1] // self.encoder.patch_size) ** 2)
+        return MAEOutput(loss, prediction, hidden, rows * columns)
 
     def _begin(
         self, images: Tensor, visible: Tensor, hidden: Tensor, subset: Tensor | None
@@ -203,34 +204,36 @@ class MaskedAutoencoder(nn.Module):
 
     def _check_mask(self, images: Tensor, mask: Tensor, subset: Tensor | None) -> None:
         """Refuse a mask of other patches than the images have: these would never be looked at."""
-        patches = (images.shape[-2] // self.encoder.patch_size) * (images.shape[-1] // self.encoder.patch_size)
-        wanted = (len(images), patches) if subset is None else tuple(subset.shape)
+        rows, columns = self.encoder.grid_of(images)
+        wanted = (len(images), rows * columns) if subset is None else tuple(subset.shape)
         if mask.shape != wanted:
             among = "" if subset is None else " of the subset"
             raise ValueError(f"a mask {tuple(mask.shape)} for patches {wanted}{among}; give one value a patch")
 
     def _checked_tokens(self, tokens: Tensor | None, images: Tensor) -> Tensor:
         """The teacher's tokens, one for each patch of the images; ValueError where there are others, or none."""
-        wanted = (len(images), (images.shape[-1] // self.encoder.patch_size) ** 2, self.decoder.token_width)
+        rows, columns = self.encoder.grid_of(images)
+        wanted = (len(images), rows * columns, self.decoder.token_width)
         if tokens is None or tokens.shape != wanted:
             given = "none are given" if tokens is None else f"they are {tuple(tokens.shape)}"
             raise ValueError(f"predicts the tokens of a teacher, and {given}; give tokens {wanted}")
         return tokens
 
-    def set_image_size(self, image_size: int) -> None:
-        """Resample the positions of encoder and decoder in place, for images of so many pixels a side."""
+    def set_image_size(self, image_size: Size) -> None:
+        """Resample the positions of encoder and decoder in place, for images of that size."""
+        before = self.encoder.spec.grid
         self.encoder.set_image_size(image_size)
         assert self.encoder.vit.pos_embed is not None
         self.encoder.vit.pos_embed.requires_grad_(False)  # resampled, it is a new parameter
-        positions = resize_positions(self.decoder_pos_embed, image_size // self.encoder.patch_size)
+        positions = resize_positions(self.decoder_pos_embed, self.encoder.spec.grid, before)
         self.decoder_pos_embed = nn.Parameter(positions.detach(), requires_grad=False)
 
-    def _between(self, tokens: Tensor, visible: Tensor, hidden: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    def _between(self, tokens: Tensor, visible: Tensor, hidden: Tensor, size: Grid) -> tuple[Tensor, Tensor]:
         """Tokens (B, 1 + V, C) that leave the encoder's blocks → these normed, and what enters the decoder's blocks."""
         encoded = self.encoder.vit.norm(tokens)
         tokens = self.decoder_embed(encoded)
         masked = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden.shape[1], -1)
-        positions = resize_positions(self.decoder_pos_embed, side)
+        positions = resize_positions(self.decoder_pos_embed, size, self.encoder.spec.grid)
         grid = positions[:, 1:].expand(len(tokens), -1, -1)
         order = torch.cat([visible, hidden], dim=1)
         shuffled = grid.gather(1, order[:, :, None].expand(-1, -1, self.decoder.width))

@@ -22,6 +22,7 @@ from torch.nn import functional
 from semmae.clusters import fit_directions
 from semmae.filters import refine_maps, upsample_maps
 from semmae.models.vit import Encoder, Features, Look, TokenViews, check_finite
+from semmae.sizes import Grid, Size, num_patches, square
 
 _TEMPERATURES = (5.0, 10.0)  # what cosines are multiplied by at the start: of object and background, of parts
 _FIT_IMAGES, _FIT_BYTES = 256, 2**29  # at most
@@ -144,7 +145,7 @@ class PartLearner(nn.Module):
         self.parts = Prototypes(spec.num_parts, keys, _TEMPERATURES[1], mapped=True)
 
     def look(self, encoder: Encoder, images: Tensor, attention: bool = False) -> Look[PartTokens]:
-        """Reduced tokens of normalised images (B, 3, S, S)."""
+        """Reduced tokens of normalised images (B, 3, H, W)."""
         views, cls, heads = encoder.token_views(images, attention)
         seen = self.reduce(views)
         check_finite(encoder, *seen)
@@ -163,25 +164,27 @@ class PartLearner(nn.Module):
             reduction.fit(flat[:: max(1, len(flat) // _FIT_TOKENS)])
 
     @torch.no_grad()
-    def start_from_clusters(self, tokens: PartTokens, seed: int, *, mapped: bool = False) -> None:
+    def start_from_clusters(
+        self, tokens: PartTokens, seed: int, *, mapped: bool = False, grid: Grid | None = None
+    ) -> None:
         """Let the prototypes be clusters of reduced tokens (N, L, d): two of all, the others of the object's keys.
 
         The tightest of some runs of k-means count. `mapped`: keys are mapped before to what they say of the values'
         differences from their image's mean object, which is what parts have to rebuild. Clusters of the keys as they
-        are end in several ways, of which some learn worse.
+        are end in several ways, of which some learn worse. `grid`: rows and columns of the L patches; None: a square.
         """
-        inside = self._start_object(tokens, seed)
+        inside = self._start_object(tokens, seed, grid)
         if mapped:
             assert self.parts.map is not None, "of a part learner"
             self.parts.map.copy_(self._map_to_values(tokens, inside))
         self._start_parts(tokens.keys[inside], seed)
 
-    def _start_object(self, tokens: PartTokens, seed: int) -> Tensor:
+    def _start_object(self, tokens: PartTokens, seed: int, grid: Grid | None) -> Tensor:
         """Two clusters, the background that to which most of the images' borders belong; the object, bool (N, L)."""
         pair = fit_directions(_drawn(tokens.last.flatten(0, 1), seed), 2, seed, _RUNS)
         self.object.vectors.copy_(pair)
         nearest = self._shares(self.object, tokens.last).argmax(-1)
-        if nearest[:, border(nearest.shape[1])].float().mean() > 0.5:
+        if nearest[:, border(nearest.shape[1], grid)].float().mean() > 0.5:
             self.object.vectors.copy_(pair.flip(0))
             nearest = 1 - nearest
         inside = nearest == 1
@@ -214,13 +217,17 @@ class PartLearner(nn.Module):
         with torch.autocast(tokens.last.device.type, enabled=False):
             return self.object(tokens.last.float()), self.parts(tokens.keys.float())
 
-    def part_maps(self, tokens: PartTokens) -> Tensor:
-        """Soft parts of a batch: (B, 1 + K, g, g), background first; they sum to 1 at every patch."""
-        return _as_maps(*self(tokens))
+    def part_maps(self, tokens: PartTokens, grid: Grid | None = None) -> Tensor:
+        """Soft parts of a batch: (B, 1 + K, *grid), background first; they sum to 1 at every patch.
 
-    def labels(self, tokens: PartTokens, images: Tensor) -> Tensor:
-        """Hard parts of images uint8 (B, 3, G, G), as `guides` gives them: uint8 (B, G, G)."""
-        maps = self.part_maps(tokens)
+        `grid`: rows and columns of the L patches; None: a square.
+        """
+        shares, parts = self(tokens)
+        return _as_maps(shares, parts, grid)
+
+    def labels(self, tokens: PartTokens, images: Tensor, grid: Grid | None = None) -> Tensor:
+        """Hard parts of images uint8 (B, 3, G, G), as `guides` gives them: uint8 (B, G, G); `grid` as `part_maps`."""
+        maps = self.part_maps(tokens, grid)
         maps = refine_maps(maps, images) if self.spec.refine else upsample_maps(maps, images.shape[-1])
         # Object or not is decided first: many parts share what is the object's.
         inside = maps[:, 1:].sum(1) > maps[:, 0]
@@ -233,24 +240,22 @@ class PartLearner(nn.Module):
         return torch.cat([prototypes(tokens[start : start + batch].float()) for start in starts])
 
 
-def images_to_fit(encoder: Encoder, size: int) -> int:
-    """Of how many images, `size` pixels a side, tokens are held at full width for what is fitted to them."""
-    each = (size // encoder.patch_size) ** 2 * (encoder.width + 2 * encoder.key_width) * 2  # bytes, in half precision
-    return min(_FIT_IMAGES, max(1, _FIT_BYTES // each))
+def images_to_fit(encoder: Encoder, size: Size) -> int:
+    """Of how many images of that size tokens are held at full width for what is fitted to them."""
+    numbers = num_patches(size, encoder.patch_size) * (encoder.width + 2 * encoder.key_width)
+    return min(_FIT_IMAGES, max(1, _FIT_BYTES // (2 * numbers)))  # in half precision
 
 
-def border(length: int) -> Tensor:
-    """Which patches of a square grid of L lie at its edge: bool (L,)."""
-    side = round(length**0.5)
-    edge = torch.zeros(side, side, dtype=torch.bool)
+def border(length: int, grid: Grid | None = None) -> Tensor:
+    """Which patches of a grid of L, by default a square, lie at its edge: bool (L,)."""
+    edge = torch.zeros(grid or square(length), dtype=torch.bool)
     edge[0] = edge[-1] = edge[:, 0] = edge[:, -1] = True
     return edge.flatten()
 
 
-def as_grid(shares: Tensor) -> Tensor:
-    """Shares of patches (B, L, K) → maps (B, K, g, g), g² = L."""
-    side = round(shares.shape[1] ** 0.5)
-    return shares.transpose(1, 2).reshape(len(shares), -1, side, side)
+def as_grid(shares: Tensor, grid: Grid | None = None) -> Tensor:
+    """Shares of patches (B, L, K) → maps (B, K, *grid); without a grid of L patches, of a square."""
+    return shares.transpose(1, 2).reshape(len(shares), -1, *(grid or square(shares.shape[1])))
 
 
 def _drawn(tokens: Tensor, seed: int) -> Tensor:
@@ -259,6 +264,6 @@ def _drawn(tokens: Tensor, seed: int) -> Tensor:
     return tokens[order.to(tokens.device)].float()
 
 
-def _as_maps(shares: Tensor, parts: Tensor) -> Tensor:
+def _as_maps(shares: Tensor, parts: Tensor, grid: Grid | None) -> Tensor:
     inside = shares[:, :, 1:]
-    return as_grid(torch.cat([1 - inside, inside * parts], 2))
+    return as_grid(torch.cat([1 - inside, inside * parts], 2), grid)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from semmae.filters import upsample_maps
 from semmae.models.parts import part_names
 from semmae.models.vit import Encoder, Features, Look
+from semmae.sizes import Grid, square
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class StyleDecoder(nn.Module):
         self.last = nn.Conv2d(width, 3, 1)
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
-        """Maps (B, M, g, g), style (B, C) → (B, 3, s, s) with s = g·2^doublings."""
+        """Maps (B, M, h, w), style (B, C) → (B, 3, H, W), each side 2^doublings times as long."""
         features = functional.leaky_relu(self.first(maps), 0.2)
         for layer in self.layers:
             features = layer(features, style)
@@ -155,21 +156,23 @@ class PublishedPartLearner(nn.Module):
             self.attention.start_from_heads(encoder, generator)
         self.register_buffer("kernel", _binomial(spec.blur), persistent=False)
 
-    def forward(self, features: Features) -> PartsOutput:
-        """`Encoder.last_block_features` of a batch → maps and reconstruction."""
-        maps = self.part_maps(features)
+    def forward(self, features: Features, grid: Grid | None = None) -> PartsOutput:
+        """`Encoder.last_block_features` of a batch → maps and reconstruction; `grid` as `part_maps`."""
+        maps = self.part_maps(features, grid)
         return PartsOutput(maps, self.decoder(maps, features.cls))
 
-    def part_maps(self, features: Features) -> Tensor:
-        """Soft parts of a batch: (B, M, g, g), background first; they compete for each patch, where they sum to 1."""
+    def part_maps(self, features: Features, grid: Grid | None = None) -> Tensor:
+        """Soft parts of a batch: (B, M, *grid), background first; they compete for each patch, where they sum to 1.
+
+        `grid`: rows and columns of the patches; None: a square.
+        """
         logits = self.attention(features.cls, features.patches)
         # A head's softmax runs over patches and ignores its mean; parts are compared at equal mean.
         logits = logits - logits.mean(-1, keepdim=True)
         if self.background is not None:
             bias, scale = self.background.to(logits.dtype)
             logits = torch.cat([bias - scale * logits.mean(1, keepdim=True), logits], dim=1)
-        side = int(logits.shape[2] ** 0.5)
-        return self._blur(logits.softmax(dim=1).unflatten(2, (side, side)))
+        return self._blur(logits.softmax(dim=1).unflatten(2, grid or square(logits.shape[2])))
 
     def _blur(self, maps: Tensor) -> Tensor:
         margin, count = self.spec.blur // 2, maps.shape[1]
@@ -178,13 +181,13 @@ class PublishedPartLearner(nn.Module):
         return functional.conv2d(padded, kernel, groups=count)
 
     def look(self, encoder: Encoder, images: Tensor, attention: bool = False) -> Look[Features]:
-        """What enters the last block, of normalised images (B, 3, S, S)."""
+        """What enters the last block, of normalised images (B, 3, H, W)."""
         seen, heads = encoder.last_block(images) if attention else (encoder.last_block_features(images), None)
         return Look(seen, heads, None)
 
-    def labels(self, features: Features, images: Tensor) -> Tensor:
-        """Hard parts uint8 (B, G, G) of images (B, 3, G, G), whose size alone matters."""
-        return upsample_maps(self.part_maps(features), images.shape[-1]).argmax(dim=1).to(torch.uint8)
+    def labels(self, features: Features, images: Tensor, grid: Grid | None = None) -> Tensor:
+        """Hard parts uint8 (B, G, G) of images (B, 3, G, G), whose size alone matters; `grid` as `part_maps`."""
+        return upsample_maps(self.part_maps(features, grid), images.shape[-1]).argmax(dim=1).to(torch.uint8)
 
 
 def _binomial(side: int) -> Tensor:

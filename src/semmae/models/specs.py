@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from semmae.errors import listed
 from semmae.names import shown
+from semmae.sizes import Size, read_size, sides
 
 # No width, side, depth or number of parts comes near; what is below it is checked against the tensors themselves.
 MOST = 2**20
@@ -40,6 +41,14 @@ def check_count(name: str, value: Any) -> int:
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
+    if hint == Size:
+        try:
+            size = read_size(value)
+        except ValueError as error:
+            raise ValueError(f"{name} is {shown(value)}, {error}") from None
+        for side in sides(size):
+            check_count(name, side)
+        return size
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
         if not isinstance(value, list | tuple) or (kinds[-1] is not ... and len(value) != len(kinds)):

@@ -13,6 +13,7 @@ from semmae.errors import UserError
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.models.weights import has_swiglu, vit_arguments
 from semmae.names import shown
+from semmae.sizes import sides
 
 # What timm's data pipeline asks of a model of ours: what semmae shows it. Mean, std and size come from the
 # specification.
@@ -28,7 +29,7 @@ def timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any]
             "its rotary positions; give it as timm:NAME wherever it is needed"
         )
     state = vit.state_dict()
-    arguments = vit_arguments(state, spec.num_heads) | {"num_classes": len(classes)}
+    arguments = vit_arguments(state, spec.num_heads, spec.grid) | {"num_classes": len(classes)}
     # Models of timm's own factory carry it; it holds what cannot be seen in the weights (activations …).
     known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
     # Gated MLPs are no argument that JSON can hold.
@@ -49,7 +50,7 @@ def timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any]
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [3, spec.image_size, spec.image_size],
+            "input_size": [3, *sides(spec.image_size)],
             "fixed_input_size": False,
             **preprocessing,
             "mean": list(spec.mean),

@@ -32,6 +32,7 @@ from semmae.models.blocks import (
 from semmae.names import shown
 from semmae.options.shared import Pooling
 from semmae.patches import patchify, resize_positions, sincos_positions
+from semmae.sizes import Grid, Size, patch_grid, sides, size_shown
 
 # name: (width, depth, heads)
 MODELS = {
@@ -74,7 +75,7 @@ class Look(NamedTuple, Generic[Seen]):
 class EncoderSpec:
     """What must be known to build an encoder before its weights are loaded."""
 
-    image_size: int  # pixels a side, as trained
+    image_size: Size  # pixels, as trained
     patch_size: int  # pixels a side
     width: int
     depth: int
@@ -83,8 +84,13 @@ class EncoderSpec:
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
 
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of the patches of an image, as trained."""
+        return patch_grid(self.image_size, self.patch_size)
+
     @classmethod
-    def named(cls, model: str, image_size: int, patch_size: int) -> "EncoderSpec":
+    def named(cls, model: str, image_size: Size, patch_size: int) -> "EncoderSpec":
         width, depth, heads = MODELS[model]
         return cls(image_size, patch_size, width, depth, heads)
 
@@ -114,7 +120,8 @@ class Encoder(nn.Module):
 
     def __repr__(self) -> str:
         spec = self.spec
-        sizes = f"{spec.width} x {spec.depth}, {spec.image_size} px / {spec.patch_size}"
+        pixels = spec.image_size if isinstance(spec.image_size, int) else size_shown(spec.image_size)
+        sizes = f"{spec.width} x {spec.depth}, {pixels} px / {spec.patch_size}"
         return f"Encoder({shown(self.source)[:40] + ', ' if self.source else ''}{sizes})"
 
     @property
@@ -139,17 +146,17 @@ class Encoder(nn.Module):
         return weight.shape[0] * weight.shape[1]
 
     def forward(self, images: Tensor) -> Features:
-        """Normalised images (B, 3, S, S), S any multiple of the patch size → `Features`."""
+        """Normalised images (B, 3, H, W), sides any multiples of the patch size → `Features`."""
         self._check_size(images)
         tokens, rotary = embed(self.vit, images)
         for block, positions in zip(self.vit.blocks, rotary, strict=True):
             tokens = run_block(block, tokens, positions)
         return self._split(self.vit.norm(tokens))
 
-    def set_image_size(self, image_size: int) -> None:
-        """Be an encoder of images of so many pixels a side: learned or fixed positions are resampled in place."""
+    def set_image_size(self, image_size: Size) -> None:
+        """Be an encoder of images of that size: learned or fixed positions are resampled in place."""
         if isinstance(self.vit, VisionTransformer):
-            self.vit.set_input_size(img_size=(image_size, image_size))
+            self.vit.set_input_size(img_size=sides(image_size))
         self.spec = replace(self.spec, image_size=image_size)
 
     def last_block_features(self, images: Tensor) -> Features:
@@ -203,6 +210,10 @@ class Encoder(nn.Module):
             if index + 1 < len(self.vit.blocks):
                 tokens = run_block(block, tokens, positions)
 
+    def grid_of(self, images: Tensor) -> Grid:
+        """Rows and columns of the patches of images (…, H, W)."""
+        return patch_grid((images.shape[-2], images.shape[-1]), self.patch_size)
+
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
@@ -231,7 +242,7 @@ class Encoder(nn.Module):
         # The convolution's kernel is (C, 3, p, p); patches run over row, column, channel.
         kernel = projection.weight.permute(0, 2, 3, 1).reshape(self.width, -1)
         tokens = nn.functional.linear(chosen, kernel, projection.bias)
-        positions = resize_positions(vit.pos_embed, images.shape[-1] // self.patch_size)
+        positions = resize_positions(vit.pos_embed, self.grid_of(images), self.spec.grid)
         grid = positions[:, 1:].expand(len(images), -1, -1)
         tokens = tokens + grid.gather(1, visible[:, :, None].expand(-1, -1, self.width))
         token = (vit.cls_token + positions[:, :1]).expand(len(images), -1, -1)
@@ -241,7 +252,7 @@ class Encoder(nn.Module):
 def build_vit(spec: EncoderSpec) -> VisionTransformer:
     """A timm model of that size, initialised as the MAE release: `init_transformer`, fixed positions."""
     vit = VisionTransformer(
-        img_size=spec.image_size,
+        img_size=sides(spec.image_size),
         patch_size=spec.patch_size,
         embed_dim=spec.width,
         depth=spec.depth,
@@ -255,7 +266,7 @@ def build_vit(spec: EncoderSpec) -> VisionTransformer:
     init_transformer(vit)
     assert vit.pos_embed is not None and vit.cls_token is not None
     nn.init.normal_(vit.cls_token, std=0.02)
-    vit.pos_embed.data.copy_(sincos_positions(spec.image_size // spec.patch_size, spec.width))
+    vit.pos_embed.data.copy_(sincos_positions(spec.grid, spec.width))
     vit.pos_embed.requires_grad_(False)
     return vit
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from semmae.errors import listed
 from semmae.models.blocks import AnyBlock, check_readable
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.sizes import Grid, as_size
 
 State = Mapping[str, Tensor]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -42,21 +43,21 @@ _PECULIAR = {
 }
 
 
-def vit_arguments(state: State, num_heads: int) -> dict[str, Any]:
+def vit_arguments(state: State, num_heads: int, grid: Grid | None = None) -> dict[str, Any]:
     """Arguments that build the timm VisionTransformer which these tensors, in timm's names, belong to.
 
-    Options appear only where they differ from timm's defaults; they can be written as JSON. Where the number of
-    positions is a square, the grid is taken to be one: bare weights do not show that 16 positions were 8 × 2.
+    Options appear only where they differ from timm's defaults; they can be written as JSON. Without the `grid` of the
+    positions it is taken to be a square: bare weights do not show that 16 positions were 8 × 2.
     """
     _check_is_vit(state)
     width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads {num_heads} does not divide the width {width}")
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
-    side, token_positions = _grid_side(state["pos_embed"].shape[1], 1 + registers)
+    (rows, columns), token_positions = _grid_of(state["pos_embed"].shape[1], 1 + registers, grid)
     hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     arguments: dict[str, Any] = {
-        "img_size": side * patch_size,
+        "img_size": as_size(rows * patch_size, columns * patch_size),
         "patch_size": patch_size,
         "embed_dim": width,
         "depth": sum(name.startswith("blocks.") and name.endswith(".norm1.weight") for name in state),
@@ -138,13 +139,15 @@ def _check_is_vit(state: State) -> None:
         raise ValueError(f"{kernel} is {shape}, expected (width, 3, p, p): square patches of RGB images")
 
 
-def _grid_side(length: int, prefix: int) -> tuple[int, bool]:
-    """Side of the grid of `length` positions, and whether the prefix tokens have positions too."""
+def _grid_of(length: int, prefix: int, grid: Grid | None) -> tuple[Grid, bool]:
+    """The grid of `length` positions, and whether the prefix tokens have positions too."""
     for patches, token_positions in ((length, False), (length - prefix, True)):
         side = math.isqrt(max(patches, 0))
-        if side and side**2 == patches:
-            return side, token_positions
-    raise ValueError(f"pos_embed has {length} positions, which is no square grid with {prefix} prefix tokens")
+        rows, columns = grid or (side, side)
+        if patches > 0 and rows * columns == patches:
+            return (rows, columns), token_positions
+    which = f"{grid[0]} × {grid[1]}" if grid else "square"
+    raise ValueError(f"pos_embed has {length} positions, which is no {which} grid with {prefix} prefix tokens")
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -159,9 +162,13 @@ def encoder_from_weights(
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
     norm_eps: float = NORM_EPS,
+    grid: Grid | None = None,
 ) -> Encoder:
-    """The encoder, in eval mode, of tensors in timm's names; sizes are those of the tensors."""
-    arguments = vit_arguments(state, num_heads)
+    """The encoder, in eval mode, of tensors in timm's names; sizes are those of the tensors, `grid` of the positions.
+
+    Without a grid it is a square.
+    """
+    arguments = vit_arguments(state, num_heads, grid)
     if has_swiglu(state):
         arguments |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
     vit = fitted(
@@ -178,14 +185,10 @@ def wrap_vit(vit: nn.Module, mean: tuple[float, float, float], std: tuple[float,
 
 
 def _vit_sizes(vit: VisionTransformer) -> dict[str, Any]:
-    """Sizes read off the weights, but that the grid is square, which only the model itself knows."""
-    rows, columns = vit.patch_embed.grid_size or (0, 0)
-    if rows != columns:
-        patch = vit.patch_embed.patch_size
-        raise ValueError(f"its images are {rows * patch[0]}×{columns * patch[1]}, not square")
+    """Sizes read off the weights, but for the grid, which only the model itself knows."""
     last: AnyBlock = vit.blocks[-1]
     heads = last.attn.num_heads
-    arguments = vit_arguments(vit.state_dict(), heads)
+    arguments = vit_arguments(vit.state_dict(), heads, vit.patch_embed.grid_size)
     return {
         "image_size": arguments["img_size"],
         "patch_size": arguments["patch_size"],
@@ -200,11 +203,10 @@ def _eva_sizes(vit: Eva) -> dict[str, Any]:
     """Sizes of a model that may have no positions among its tensors: its own options give the grid."""
     embed = vit.patch_embed
     last: AnyBlock = vit.blocks[-1]
-    for name, sides in (("images", embed.img_size), ("patches", embed.patch_size)):
-        if sides[0] != sides[1]:
-            raise ValueError(f"its {name} are {sides[0]}×{sides[1]}, not square")
+    if embed.patch_size[0] != embed.patch_size[1]:
+        raise ValueError(f"its patches are {embed.patch_size[0]}×{embed.patch_size[1]}, not square")
     return {
-        "image_size": embed.img_size[0],
+        "image_size": as_size(*embed.img_size),
         "patch_size": embed.patch_size[0],
         "width": vit.embed_dim,
         "depth": len(vit.blocks),

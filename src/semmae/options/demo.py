@@ -5,6 +5,7 @@ from pathlib import Path
 
 from semmae.options.fields import option
 from semmae.options.shared import EPOCHS, PIXELS, RATE, Model, RunOptions, teacher_option
+from semmae.sizes import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +23,16 @@ first; auto: on drawn images own."""
     """How many creatures to draw, or how many of your images to use at most."""
     model: Model = option("vit_mini")
     """Size of the encoder."""
-    image_size: int = option(64, low=8, high=PIXELS)
-    """Pixels a side of the crops the encoder sees; divisible by the patch size."""
+    image_size: Size = option(64, low=8, high=PIXELS)
+    """Pixels of the crops the encoder sees: a square's side, or height and width; divisible by the patch size."""
     patch_size: int = option(8, low=2, high=1024)
     """Pixels a side of a patch."""
     crop_scale: float = option(0.4, low=0.05, high=1)
     """Share of an image's area that a crop shows at least."""
     teacher_epochs: int = option(20, low=1, high=EPOCHS)
     """Passes over the images of one's own teacher, an autoencoder that hides patches at random."""
-    teacher_image_size: int = option(128, low=8, high=PIXELS)
-    """Pixels a side of the images the teacher sees when parts are learned."""
+    teacher_image_size: Size = option(128, low=8, high=PIXELS)
+    """Pixels of the images the teacher sees when parts are learned: a square's side, or height and width."""
     epochs: int = option(12, low=1, high=EPOCHS)
     """Passes over the images of the masked autoencoder."""
     batch_size: int = option(32, low=1, high=2**20)

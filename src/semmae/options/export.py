@@ -6,6 +6,7 @@ from typing import Literal
 
 from semmae.options.fields import about, option
 from semmae.options.shared import PIXELS, DecoderHeadsOptions
+from semmae.sizes import Size
 
 Form = Literal["timm", "mae", "hf", "onnx"]
 
@@ -24,8 +25,9 @@ class ExportOptions(DecoderHeadsOptions):
     """Decoder of a masked autoencoder; auto: mae takes it where there is one, hf does not."""
     head: bool = option(True)
     """Head of a run of finetune too, so that it classifies there; mae has no place for it."""
-    image_size: int | None = option(None, low=8, high=PIXELS)
-    """Pixels a side that it is exported for, its positions resampled; default: as it was trained."""
+    image_size: Size | None = option(None, low=8, high=PIXELS)
+    """Pixels that it is exported for, a square's side or height and width, its positions resampled; default: as it \
+was trained."""
     results: Path | None = option(None, reads="file")
     """A results.json to show in the model card, beside those that lie in the run."""
     push_to_hub: str | None = option(None)

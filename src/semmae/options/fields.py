@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+from semmae.sizes import Grid
+
 KindT = TypeVar("KindT")
 
 MOST = 2**63 - 1  # of 64 bits: no limit but that of counting
@@ -102,7 +104,7 @@ class Option:
     def literals(self) -> tuple[str, ...]:
         """Words that are taken beside numbers, as of `int | Literal["auto"]`."""
         kinds = typing.get_args(self.type) if not self.choices else ()
-        return tuple(word for kind in kinds for word in typing.get_args(kind))
+        return tuple(word for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind))
 
     def is_word(self, value: Any) -> bool:
         """Whether a value is one of the words of its own that it takes where others are paths or names."""
@@ -112,6 +114,11 @@ class Option:
     def words(self) -> tuple[str, ...]:
         """Words of its own that are taken in place of a path or a name: the default, and what that may become."""
         return (self.default, *self.facts.becomes) if self.facts.becomes else ()
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it takes the size of an image: a whole number, or two."""
+        return Grid in typing.get_args(self.type)
 
     @property
     def is_switch(self) -> bool:

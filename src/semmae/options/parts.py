@@ -16,6 +16,7 @@ from semmae.options.shared import (
     TrainOptions,
     teacher_option,
 )
+from semmae.sizes import Size
 
 Rebuild = Literal["tokens", "pixels"]
 PngSize = Literal["grid", "image"]
@@ -48,9 +49,9 @@ class LabelOptions(HeadsOptions, TrainOptions):
     teacher: str = teacher_option()
     """Frozen encoder to learn from: timm:NAME, hf:NAME, a run of semmae, or a checkpoint file; auto: DINOv2 small of \
 timm's hub, downloaded once (88 MB)."""
-    image_size: int | None = option(None, low=8, high=PIXELS)
-    """Pixels a side; default: as the encoder was trained, but at most 224, in whole patches. More shows finer parts, \
-and takes longer."""
+    image_size: Size | None = option(None, low=8, high=PIXELS)
+    """Pixels, a square's side or height and width; default: as the encoder was trained, but at most 224, \
+in whole patches. More shows finer parts, and takes longer."""
     grid: int = option(32, low=2, high=1024)
     """Cells a side of the stored part labels."""
     learner: Path | None = option(None, reads="learner", idles=("training",), excludes=("tokens",))

@@ -21,6 +21,7 @@ from semmae.options.shared import (
     StrategyOptions,
     teacher_option,
 )
+from semmae.sizes import Size
 
 Target = Literal["pixels", "tokens"]
 
@@ -122,9 +123,10 @@ first, on these images; auto: DINOv2 small of timm's hub, downloaded once (88 MB
         None, low=1, high=EPOCHS, only={"teacher": OWN_TEACHER}, beside=("learns_parts", "predicts_tokens")
     )
     """Epochs of one's own teacher; default: a quarter of --epochs."""
-    teacher_image_size: int | None = option(None, low=8, high=PIXELS, beside=("learns_parts", "predicts_tokens"))
-    """Pixels a side of the images the teacher sees; default: as it was trained, but at most 224, in whole patches; or \
-of the crops that one's own is trained on; default: as --image-size. Smaller is faster."""
+    teacher_image_size: Size | None = option(None, low=8, high=PIXELS, beside=("learns_parts", "predicts_tokens"))
+    """Pixels of the images the teacher sees, a square's side or height and width; default: as it was trained, but at \
+most 224, in whole patches; or of the crops that one's own is trained on; default: as --image-size. \
+Smaller is faster."""
     parts_epochs: int | None = option(None, low=1, high=EPOCHS, beside=("parts_preset",))
     """Epochs of the part learner of --parts-preset semmae-published; default: an eighth of --epochs, at least 5."""
     parts_preset: str | None = option(None, beside=("learns_parts",))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from semmae.options.fields import about, option
 from semmae.options.shared import PIXELS, DataOptions, DecoderHeadsOptions, SeedOptions, WorkerOptions
+from semmae.sizes import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class ReconstructOptions(DecoderHeadsOptions, DataOptions, WorkerOptions, SeedOp
     """Share of the patches that is hidden, drawn at random."""
     token_subset: int | None = option(None, low=2, high=2**24)
     """Encode and predict only so many patches of an image, drawn at random; for models trained like that."""
-    image_size: int | None = option(None, low=8, high=PIXELS)
-    """Pixels a side; default: as the autoencoder was trained."""
+    image_size: Size | None = option(None, low=8, high=PIXELS)
+    """Pixels, a square's side or height and width; default: as the autoencoder was trained."""
     overwrite: bool = option(False, control=True)
     """Replace the picture that lies at --out."""

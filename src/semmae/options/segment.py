@@ -16,6 +16,7 @@ from semmae.options.shared import (
     SeedOptions,
     TrainOptions,
 )
+from semmae.sizes import Size
 
 Head = Literal["upernet", "linear"]
 _UPERNET = {"head": "upernet"}
@@ -53,7 +54,7 @@ class SegmentRecipe(PresetOptions, SeedOptions):
     """Weight of the loss of a second, small head that helps to train; 0 = without."""
     checkpointing: bool = again(CompileOptions, "checkpointing", only=_UPERNET)
     min_scale: float = option(0.5, low=0.1, high=10)
-    """Short side of an image in training, in sides of the crop, at least."""
+    """Short side of an image in training, in sides of the crop (what just covers one that is no square), at least."""
     max_scale: float = option(2.0, low=0.1, high=10)
     """And at most."""
     most_of_one: float = option(0.75, low=0.01, high=1)
@@ -95,8 +96,9 @@ class SegmentOptions(SegmentRecipe, WindowOptions, EncoderOptions, TrainOptions)
     data: str = field(metadata=about(reads="images", group="measuring"))
     """Folder with images/train, images/val and masks/train, masks/val (or as ADE20K names them); \
 annotations are 8-bit PNGs of class numbers."""
-    image_size: int | None = option(None, low=8, high=PIXELS)
-    """Pixels a side of the crops to train on and the windows to measure with; default: as the encoder was trained."""
+    image_size: Size | None = option(None, low=8, high=PIXELS)
+    """Pixels of the crops to train on and the windows to measure with, a square's side or height and width; \
+default: as the encoder was trained."""
     batch_size: int = option(16, low=1, high=2**20)
     """Images per optimiser step, over all devices."""
     val_share: float = option(VAL_SHARE, low=0.01, high=0.99)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from semmae.cores import own_cores
 from semmae.errors import UserError
 from semmae.options.fields import MOST, about, option
+from semmae.sizes import Size
 
 Model = Literal["vit_mini", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
@@ -188,8 +189,8 @@ class SizeOptions(TrainOptions):
 
     model: Model = option("vit_small")
     """Size of the encoder."""
-    image_size: int = option(224, low=8, high=PIXELS)
-    """Pixels a side of the crops the encoder sees; divisible by the patch size."""
+    image_size: Size = option(224, low=8, high=PIXELS)
+    """Pixels of the crops the encoder sees: a square's side, or height and width; divisible by the patch size."""
     patch_size: int = option(16, low=2, high=1024)
     """Pixels a side of a patch."""
 
@@ -247,8 +248,8 @@ class EncoderOptions(HeadsOptions, ImageOptions):
 
     encoder: str = field(metadata=about(reads="network", objects=True))
     """Encoder: a run of semmae, timm:NAME, hf:NAME, or a checkpoint file."""
-    image_size: int | None = option(None, low=8, high=PIXELS)
-    """Pixels a side; default: as the encoder was trained."""
+    image_size: Size | None = option(None, low=8, high=PIXELS)
+    """Pixels, a square's side or height and width; default: as the encoder was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

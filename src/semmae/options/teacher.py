@@ -16,6 +16,7 @@ from semmae.options.shared import (
     SeedOptions,
     SizeOptions,
 )
+from semmae.sizes import Size
 
 Centering = Literal["centering", "sinkhorn"]
 PatchMasking = Literal["block", "random"]
@@ -79,8 +80,9 @@ class TeacherOptions(TeacherRecipe, PresetOptions, SizeOptions):
     """Share of an image's area: global crops show at least so much, local crops at most."""
     local_crops: int = option(0, low=0, high=256)
     """Small crops of each image, beside two global ones."""
-    local_size: int | None = option(None, low=1, high=PIXELS, beside=("local_crops",))
-    """Pixels a side of local crops; default: 3/7 of --image-size, as 96 of 224, in whole patches."""
+    local_size: Size | None = option(None, low=2, high=PIXELS, beside=("local_crops",))
+    """Pixels of local crops, a square's side or height and width; default: 3/7 of --image-size, as 96 of 224, in \
+whole patches."""
     learned_positions: bool = option(False)
     """Learn the positions of patches, as the papers do; fixed sine-cosine ones suit small data. Those of --init are \
 learned."""

@@ -10,6 +10,7 @@ from semmae.errors import UserError, near_only
 from semmae.names import check_text, shown, user_path
 from semmae.options.fields import Option, Reads, flag, is_given, options_of
 from semmae.options.functions import text_of
+from semmae.sizes import Size, read_size, sides, size_text
 
 # What a Python call may give beside text, by what the option reads.
 _OBJECTS: Mapping[Reads | None, str] = {
@@ -42,12 +43,15 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
         raise UserError(f"{flag(name)} {shown(value)}: must be one of {', '.join(choices)}{hint}")
 
 
-def check_image_size(image_size: int, patch_size: int, name: str = "image_size") -> None:
+def check_image_size(image_size: Size, patch_size: int, name: str = "image_size") -> None:
     """Refuse an image that does not divide into patches; `name` is the option that gave its size."""
-    if image_size % patch_size:
-        below = image_size - image_size % patch_size
-        sizes = f"{below} or {below + patch_size}" if below else f"{patch_size}"
-        raise UserError(f"{flag(name)} {image_size} is not divisible by the patch size {patch_size}; use {sizes}")
+    for side in sides(image_size):
+        if side % patch_size:
+            below = side - side % patch_size
+            use = f"{below} or {below + patch_size}" if below else f"{patch_size}"
+            of = "" if isinstance(image_size, int) else f": {side}"
+            given = f"{flag(name)} {size_text(image_size)}{of}"
+            raise UserError(f"{given} is not divisible by the patch size {patch_size}; use {use}")
 
 
 def check_given(options: Any, given: Iterable[str]) -> None:
@@ -81,6 +85,8 @@ def _given_as(option: Option, value: Any) -> str:
 
 def as_given(value: Any) -> str:
     """A value as a message shows it behind its option."""
+    if isinstance(value, tuple):
+        return size_text(value)
     return value if isinstance(value, str) else str(value) if isinstance(value, Path) else shown(value)
 
 
@@ -104,6 +110,8 @@ def from_text(option: Option, text: str) -> Any:
         return text
     kind = int if int in option.kinds else float
     try:
+        if option.is_size and "," in text:
+            return tuple(map(int, text.split(",")))
         return kind(text) if kind in option.kinds else text
     except ValueError as error:
         raise UserError(f"{option.flag} {shown(text)}: must be {_kinds(option, {kind})}") from error
@@ -116,6 +124,11 @@ def converted(option: Option, value: Any) -> Any:
     """
     if option.facts.python:
         return tuple(value) if isinstance(value, list | tuple) else (value,)
+    if option.is_size and isinstance(value, list | tuple):
+        sizes = [_own_scalar(side) for side in value]
+        with contextlib.suppress(ValueError):
+            return read_size(sizes)
+        return tuple(sizes)
     if option.facts.several and isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     is_named = Path in option.kinds or str in option.kinds
@@ -177,6 +190,7 @@ def _check_kind(option: Option, value: Any) -> None:
     # Of classes derived from these YAML writes none, and True is no whole number.
     fits = type(value) in option.kinds or (Path in option.kinds and isinstance(value, Path))
     fits = fits or (type(value) is str and value in option.literals)
+    fits = fits or (option.is_size and type(value) is tuple and len(value) == 2 and all(type(x) is int for x in value))
     if option.kinds and not fits and not (float in option.kinds and type(value) is int):
         kinds = {Path} if option.facts.reads else option.kinds
         wanted = _kinds(option, kinds)
@@ -186,17 +200,20 @@ def _check_kind(option: Option, value: Any) -> None:
 
 def _kinds(option: Option, kinds: Collection[type[Any]]) -> str:
     """What an option takes of these kinds, in words."""
-    return " or ".join([*(words for kind, words in _KINDS.items() if kind in kinds), *option.literals])
+    words = [words for kind, words in _KINDS.items() if kind in kinds]
+    return " or ".join([*words, *(["two, height and width"] if option.is_size else ()), *option.literals])
 
 
 def _check_limits(option: Option, value: Any) -> None:
     """Refuse a number that is not finite, whatever it is for, or is outside its limits."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return
     facts = option.facts
-    inside = facts.low < value < facts.high if facts.open else facts.low <= value <= facts.high
-    if not inside or abs(value) == float("inf"):  # so written, NaN is refused too
-        raise UserError(f"{option.flag} {shown(value)}: must be {option.limits or 'a finite number'}")
+    for number in value if isinstance(value, tuple) and option.is_size else (value,):
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            return
+        inside = facts.low < number < facts.high if facts.open else facts.low <= number <= facts.high
+        if not inside or abs(number) == float("inf"):  # so written, NaN is refused too
+            given = as_given(value) if option.is_size else shown(value)
+            raise UserError(f"{option.flag} {given}: must be {option.limits or 'a finite number'}")
 
 
 def _own_scalar(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Pictures at the end of pre-training: masks along the schedule, and what the autoencoder makes of the first."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from semmae.options.pretrain import PretrainRecipe
 from semmae.patches import denormalize_patches, patchify, unpatchify
 from semmae.reporting.part_samples import spread
 from semmae.reporting.pictures import masks_picture, paste, reconstructions_picture
+from semmae.sizes import Grid
 from semmae.train.masks import mask_function
 from semmae.train.pretrain import blend_at, mask_context
 
@@ -36,11 +38,11 @@ def draw_masks(
     # The same whole images as in the store, seen as one crop that keeps everything.
     whole = WholeDataset(images, spec.image_size)
     pixels = torch.stack([whole[row]["image"] for row in rows])
-    drawn = _masks_along(recipe, store, rows, spec.image_size // spec.patch_size)
+    drawn = _masks_along(recipe, store, rows, spec.grid)
     _, mask, subset = drawn[0]
     grids = None if store is None else store.labels[rows]
     names = [] if store is None else store.label_names
-    length = (spec.image_size // spec.patch_size) ** 2
+    length = math.prod(spec.grid)
     shown = pixels if subset is None else faded(pixels, subset, length)
     masks = [(title, on_the_grid(mask, subset, length)) for title, mask, subset in drawn]
     masks_picture(shown, grids, names, masks, folder / "masks.png")
@@ -51,7 +53,7 @@ def draw_masks(
 
 @torch.inference_mode()
 def reconstruct_pixels(mae: MaskedAutoencoder, pixels: Tensor, mask: Tensor, subset: Tensor | None = None) -> Tensor:
-    """Pixels uint8 (B, 3, S, S) → hidden patches as the autoencoder predicts them; other patches mean nothing.
+    """Pixels uint8 (B, 3, H, W) → hidden patches as the autoencoder predicts them; other patches mean nothing.
 
     `mask`: bool (B, L), or (B, N) over the patches that take part, whose indices (B, N) are in `subset`.
     """
@@ -61,7 +63,7 @@ def reconstruct_pixels(mae: MaskedAutoencoder, pixels: Tensor, mask: Tensor, sub
     if mae.norm_pix_loss:
         # Only the true patch knows its mean and deviation: borrowed from it, as MAE's own demonstration does.
         prediction = denormalize_patches(prediction, patchify(images, spec.patch_size))
-    return denormalise(unpatchify(prediction, spec.patch_size), spec.mean, spec.std)
+    return denormalise(unpatchify(prediction, spec.patch_size, mae.encoder.grid_of(images)), spec.mean, spec.std)
 
 
 def on_the_grid(mask: Tensor, subset: Tensor | None, length: int) -> Tensor:
@@ -70,20 +72,20 @@ def on_the_grid(mask: Tensor, subset: Tensor | None, length: int) -> Tensor:
 
 
 def faded(images: Tensor, subset: Tensor, length: int) -> Tensor:
-    """Images uint8 (B, 3, S, S), pale but for the patches that take part, indices (B, N) of so many in the grid."""
+    """Images uint8 (B, 3, H, W), pale but for the patches that take part, indices (B, N) of so many in the grid."""
     others = torch.ones(len(images), length, dtype=torch.bool).scatter(1, subset, False)
     return paste(images, others, 255 - (255 - images) // 4)
 
 
 def _masks_along(
-    recipe: PretrainRecipe, store: PartStore | None, rows: list[int], side: int
+    recipe: PretrainRecipe, store: PartStore | None, rows: list[int], grid: Grid
 ) -> list[tuple[str, Tensor, Tensor | None]]:
     """(title, mask, the subset of the patches it is over, if any) of these images at five points of the training."""
     batch: dict[str, Tensor] = {}
     if store is not None:
-        batch["parts"] = torch.stack([crop_parts(store.labels[row], WHOLE, side) for row in rows])
+        batch["parts"] = torch.stack([crop_parts(store.labels[row], WHOLE, grid) for row in rows])
         if store.attention_grid:
-            scores = torch.stack([crop_scores(store.attention[row], WHOLE, side) for row in rows])
+            scores = torch.stack([crop_scores(store.attention[row], WHOLE, grid) for row in rows])
             batch["attention"] = scores / MOST_ATTENDED
     labels = 0 if store is None else store.num_labels
     # Along a schedule the noise stays the same, so that only the blend changes; else it alone changes. What one's own
@@ -95,8 +97,9 @@ def _masks_along(
     for number, point in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
         generator = torch.Generator().manual_seed(recipe.seed if scheduled else recipe.seed + number)
         context = mask_context(
-            recipe, batch, (len(rows), side * side), progress=point, generator=generator, num_labels=labels
-        )
+            recipe, batch, (len(rows), math.prod(grid)), grid=grid, progress=point, generator=generator,
+            num_labels=labels,
+        )  # fmt: skip
         blend = blend_at(recipe, point)
         title = f"{point:.0%}" if blend is None else f"{point:.0%} · blend {blend:.2f}"
         masks.append((title, draw(context), context.subset))

@@ -28,6 +28,7 @@ from semmae.reporting.page import figure_rows, flat, methods_of, read_facts
 from semmae.reporting.results import markdown_table, protocol_lines
 from semmae.reporting.teachers import in_words, parts_teacher, tokens_sentence, tokens_teacher
 from semmae.run.config import CONFIG, readable_value, saved_options
+from semmae.sizes import around, size_shown, size_text
 
 RESULTS = "results.json"
 # What a run trains on from an encoder: its own figures are of these, and name the encoder as it was before.
@@ -146,7 +147,7 @@ def _what(card: Card) -> list[str]:
     origin = f"the run `{card.run.name}`" if card.run else f"`{_public('encoder', card.source)}`"
     return [
         f"A Vision Transformer (width {spec.width}, depth {spec.depth}, {spec.num_heads} heads, patches of "
-        f"{spec.patch_size} pixels, images of {spec.image_size}){decoder}: {count:.1f} million parameters. "
+        f"{spec.patch_size} pixels, images of {size_text(spec.image_size)}){decoder}: {count:.1f} million parameters. "
         f"Exported by semmae {version('semmae')} from {origin}.",
         "",
     ]
@@ -221,11 +222,15 @@ def _result(place: str, content: Mapping[str, Any]) -> list[str]:
 
 
 def _images(card: Card) -> list[str]:
-    spec, side = card.encoder.spec, card.encoder.spec.image_size
+    spec, size = card.encoder.spec, card.encoder.spec.image_size
+    covered = around(size, card.crop_pct)
+    if isinstance(size, int):
+        cut = f"resizes the short side to {covered} pixels, bicubic, and cuts out the central square of {size}"
+    else:
+        cut = f"resizes to cover {size_shown(covered)} pixels, bicubic, and cuts out the central {size_shown(size)}"
     return [
-        f"RGB, {side} × {side} pixels, scaled to 0–1, then normalised: mean "
-        f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. semmae resizes the short side to "
-        f"{int(side / card.crop_pct)} pixels, bicubic, and cuts out the central square of {side}; "
+        f"RGB, {size_shown(size)} pixels, scaled to 0–1, then normalised: mean "
+        f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. semmae {cut}; "
         "where figures are of another share of it, they name it as `crop pct`.",
         "",
     ]

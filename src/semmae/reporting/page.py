@@ -55,7 +55,7 @@ _FACTS: dict[str, dict[str, Any]] = {
         "finished": bool,
         "epochs": _NUMBER,
         "steps": int,
-        "image_size": int,
+        "image_size": (int, list),
         "model": str,
         "manifest": str,
     },
@@ -141,7 +141,7 @@ def read_facts(path: Path, form: str | None = None) -> dict[str, Any]:
 def read_config(run: Path) -> dict[str, Any]:
     """The options of a run as its pages show them; {} when there is no file of them."""
     options = {name: readable_value(value) for name, value in saved_options(run).items() if name != "verb"}
-    _check_types(run / CONFIG, options, dict.fromkeys(("image_size", "epochs", "steps"), int), null=True)
+    _check_types(run / CONFIG, options, {"image_size": (int, list), "epochs": int, "steps": int}, null=True)
     return options
 
 

@@ -28,8 +28,9 @@ from semmae.errors import UserError
 from semmae.files import open_regular, write_bytes
 from semmae.names import shown
 from semmae.progress import Progress
+from semmae.sizes import Size
 
-SoftMaps = Callable[[Sequence[int], Tensor], Tensor]  # rows, images uint8 (B, 3, s, s) → (B, K, g, g)
+SoftMaps = Callable[[Sequence[int], Tensor], Tensor]  # rows, images uint8 (B, 3, s, s) → (B, K, h, w)
 
 FILE = Path("pictures", "parts.npz")
 
@@ -53,7 +54,7 @@ class PartSamples:
     aspects: NDArray[np.float32]  # (n,) width / height before the image was stretched to a square
     images: NDArray[np.uint8]  # (n, 3, 224, 224)
     labels: NDArray[np.uint8]  # (n, G, G)
-    maps: NDArray[np.float16]  # (n, K, g, g)
+    maps: NDArray[np.float16]  # (n, K, h, w)
     shares: NDArray[np.float32]  # (m, K) of the image's area
     crops: NDArray[np.uint8]  # (c, 3, 128, 128)
     regions: NDArray[np.bool_]  # (c, 128, 128) where the label wins
@@ -83,10 +84,10 @@ class _Cut:
     pixels: Tensor  # uint8 (3, 128, 128)
 
 
-def collect(images: ImageSet, store: PartStore, soft_maps: SoftMaps, size: int, path: Path) -> None:
+def collect(images: ImageSet, store: PartStore, soft_maps: SoftMaps, size: Size, path: Path) -> None:
     """Choose what parts.html shows of a finished store and write it to `path`, whole or not at all.
 
-    `soft_maps` takes batches of rows and of whole images, stretched to size × size.
+    `soft_maps` takes batches of rows and of whole images, stretched to `size`.
     """
     scanned, shown = spread(len(images), _SCANNED), spread(len(images), _SHOWN)
     labels = np.asarray(store.labels[scanned])
@@ -133,8 +134,8 @@ def read_samples(path: Path) -> PartSamples:
 def _check_fit(samples: PartSamples) -> None:
     """ValueError where an array is not of the type and the shape that the others ask for, or holds what none may."""
     labels, images, crops = len(samples.label_names), len(samples.names), len(samples.crop_labels)
-    squares = (samples.images, samples.labels, samples.maps, samples.crops)
-    side, cells, grid, crop = (array.shape[-1:] * 2 for array in squares)
+    side, cells, crop = (array.shape[-1:] * 2 for array in (samples.images, samples.labels, samples.crops))
+    grid = samples.maps.shape[-2:]
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {
         "label_names": ("U", (labels,)),
         "names": ("U", (images,)),
@@ -200,9 +201,9 @@ def _largest_region(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _look(
-    images: ImageSet, candidates: Sequence[_Candidate], shown: Sequence[int], soft_maps: SoftMaps, size: int
+    images: ImageSet, candidates: Sequence[_Candidate], shown: Sequence[int], soft_maps: SoftMaps, size: Size
 ) -> tuple[dict[int, Tensor], list[_Cut], dict[int, float]]:
-    """Decode every image that may be shown, once: row → soft maps float16 (K, g, g), cuts, row → width / height."""
+    """Decode every image that may be shown, once: row → soft maps float16 (K, h, w), cuts, row → width / height."""
     by_row: dict[int, list[_Candidate]] = {row: [] for row in shown}
     for candidate in candidates:
         by_row.setdefault(candidate.row, []).append(candidate)
@@ -256,14 +257,14 @@ def _most_typical(cuts: Sequence[_Cut], maps: Mapping[int, Tensor], most: int) -
 
 
 def _strength(maps: Tensor, candidate: _Candidate) -> float:
-    """The mean of the candidate's soft map over its region; maps (K, g, g)."""
+    """The mean of the candidate's soft map over its region; maps (K, h, w)."""
     own = maps[candidate.label].float()[None, None]
     fine = interpolate(own, candidate.region.shape, mode="bilinear", align_corners=False)[0, 0]
     return float(fine[torch.from_numpy(candidate.region)].mean())
 
 
 def _won(maps: Tensor, cut: _Cut) -> NDArray[np.bool_]:
-    """Where in the crop its label has the highest of the soft maps (K, g, g); bool (128, 128)."""
+    """Where in the crop its label has the highest of the soft maps (K, h, w); bool (128, 128)."""
     centres = (torch.arange(_CROP_SIDE) + 0.5) / _CROP_SIDE
     rows, columns = cut.crop.top + cut.crop.height * centres, cut.crop.left + cut.crop.width * centres
     points = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)[None] * 2 - 1

@@ -39,6 +39,7 @@ from semmae.reporting.pictures import (
     webp,
 )
 from semmae.reporting.verdicts import verdicts
+from semmae.sizes import size_shown
 
 _HEAT_SIDE = 160  # pixels a side of a soft map's picture
 _UNFOLDED = 6  # images seen at once: on a phone, more would bury what follows
@@ -114,7 +115,7 @@ def _facts(config: Record, summary: Record, meta: Record, parts: list[Part]) -> 
     size = summary.get("image_size") or config.get("image_size")
     return {
         "Images": meta.get("images"),
-        "Image size": size and f"{size} × {size}",
+        "Image size": size and size_shown(size),
         "Labels in use": f"{_in_use(parts):.1f} of {len(parts)}",
         "Epochs": summary.get("epochs"),
         "Time": duration(summary["minutes"]) if "minutes" in summary else None,

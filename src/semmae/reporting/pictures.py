@@ -1,6 +1,6 @@
 """The pictures of a run, as PNG sheets: parts over images, masks along the schedule, reconstructions.
 
-- Images are uint8 (N, 3, S, S) RGB; part labels uint8 (N, G, G), 255 where not yet computed;
+- Images are uint8 (N, 3, H, W) RGB; part labels uint8 (N, G, G), 255 where not yet computed;
   masks bool (N, L), True = hidden.
 - A label has the same colour in every picture. Colour-blind readers can distinguish the first eight: Okabe and
   Ito's seven and Tol's indigo; each further one is the colour farthest from all before it.
@@ -28,6 +28,7 @@ from torch.nn.functional import interpolate, max_pool2d, pad
 from semmae.data.crop import at_centres
 from semmae.data.segment_crops import resized, scaled_size
 from semmae.files import open_regular, write_bytes
+from semmae.sizes import grid_in
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -91,16 +92,13 @@ def _oklab(colours: NDArray[np.int_]) -> NDArray[np.float64]:
 
 
 def overlay(images: Tensor, labels: Tensor | Pixels, label_names: Sequence[str]) -> Tensor:
-    """Part colours blended over images: uint8 (N, 3, S, S) and (N, G, G) → uint8 (N, 3, S, S).
+    """Part colours blended over images: uint8 (N, 3, H, W) and (N, G, G) → uint8 (N, 3, H, W).
 
     Background becomes grey at half brightness; pixels whose label is not yet computed (255) stay as they are.
     Raises ValueError for a label that has no name.
     """
     grid = torch.as_tensor(np.asarray(labels)).long()
-    side = images.shape[-1]
-    rows = (torch.arange(side) * 2 + 1) * grid.shape[-2] // (2 * side)  # the label under each pixel's centre
-    columns = (torch.arange(side) * 2 + 1) * grid.shape[-1] // (2 * side)
-    at_pixel = grid[:, rows][:, :, columns].unsqueeze(1)
+    at_pixel = at_centres(grid, images.shape[-2], images.shape[-1]).unsqueeze(1)
     known = at_pixel != NOT_COMPUTED
     if bool((at_pixel[known] >= len(label_names)).any()):
         largest = int(at_pixel[known].max())
@@ -113,20 +111,20 @@ def overlay(images: Tensor, labels: Tensor | Pixels, label_names: Sequence[str])
 
 
 def heat(image: Tensor, maps: Tensor | NDArray[np.floating], colours: Sequence[Colour | None]) -> Tensor:
-    """Soft maps over one image: uint8 (3, S, S) and values from 0 to 1, (K, g, g) → uint8 (K, 3, S, S).
+    """Soft maps over one image: uint8 (3, H, W) and values from 0 to 1, (K, g, g) → uint8 (K, 3, H, W).
 
     Where a map is 1, pixels are those of `overlay` for that part (the background's light grey); where it is 0,
     those of its background; in between, a mixture.
     """
     values = torch.as_tensor(np.asarray(maps)).float()[None]
-    strength = interpolate(values, image.shape[-1], mode="bilinear", align_corners=False)[0].unsqueeze(1)
+    strength = interpolate(values, image.shape[-2:], mode="bilinear", align_corners=False)[0].unsqueeze(1)
     grey = _grey(image[None])
     full = _tint(grey, torch.tensor([colour or _BACKGROUND_HEAT for colour in colours]).view(-1, 3, 1, 1))
     return ((1 - strength) * grey / 2 + strength * full).round().to(torch.uint8)
 
 
 def spotlight(images: Tensor, regions: Tensor | NDArray[np.bool_], colours: Sequence[Colour]) -> Tensor:
-    """A region of each image as it is, outlined; what is around it, dim: uint8 (N, 3, S, S), bool (N, S, S)."""
+    """A region of each image as it is, outlined; what is around it, dim: uint8 (N, 3, H, W), bool (N, H, W)."""
     inside = torch.as_tensor(np.asarray(regions)).unsqueeze(1)
     grown = max_pool2d(inside.float(), 5, stride=1, padding=2) > 0
     outline = torch.tensor(colours, dtype=torch.uint8).view(-1, 3, 1, 1)
@@ -135,13 +133,13 @@ def spotlight(images: Tensor, regions: Tensor | NDArray[np.bool_], colours: Sequ
 
 
 def hide(images: Tensor, mask: Tensor) -> Tensor:
-    """Images with their hidden patches in flat grey: uint8 (N, 3, S, S), bool (N, L) → uint8 (N, 3, S, S)."""
-    return torch.where(_at_pixels(mask, images.shape[-1]), torch.full_like(images, HIDDEN_GREY), images)
+    """Images with their hidden patches in flat grey: uint8 (N, 3, H, W), bool (N, L) → uint8 (N, 3, H, W)."""
+    return torch.where(_at_pixels(mask, images), torch.full_like(images, HIDDEN_GREY), images)
 
 
 def paste(images: Tensor, mask: Tensor, reconstruction: Tensor) -> Tensor:
-    """The reconstruction where patches were hidden, the image itself elsewhere; uint8 (N, 3, S, S)."""
-    return torch.where(_at_pixels(mask, images.shape[-1]), reconstruction, images)
+    """The reconstruction where patches were hidden, the image itself elsewhere; uint8 (N, 3, H, W)."""
+    return torch.where(_at_pixels(mask, images), reconstruction, images)
 
 
 def parts_picture(images: Tensor, labels: Tensor | Pixels, label_names: Sequence[str], path: Path) -> None:
@@ -170,7 +168,7 @@ def reconstructions_picture(
 ) -> None:
     """Writes a sheet, two images to a row: image | visible patches | reconstruction | image.
 
-    Of the reconstruction, uint8 (N, 3, S, S), the hidden patches are shown. `description_of` reads the description.
+    Of the reconstruction, uint8 (N, 3, H, W), the hidden patches are shown. `description_of` reads the description.
     """
     large, painted = _to_tile_size(images), _to_tile_size(paste(images, mask, reconstruction))
     columns = [("image", large), ("visible", hide(large, mask)), ("reconstruction", painted), ("image", large)]
@@ -188,7 +186,7 @@ def segmentation_picture(
     Images are fitted into squares. Pixels labelled 255 stay as they are; the legend names the classes that occur.
     """
     shapes = [image.shape[1:] for image in images]
-    sizes = [scaled_size(shape, _TILE * min(shape) / max(shape)) for shape in shapes]
+    sizes = [scaled_size(shape, 1, _TILE * min(shape) / max(shape)) for shape in shapes]
     small = [resized(image, *size) for image, size in zip(images, sizes, strict=True)]
     fitted = torch.stack([_in_square(image, _PAPER[0]) for image in small])
     shown, occurring = [("image", fitted)], set()
@@ -208,22 +206,23 @@ def webp(image: Tensor) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _at_pixels(mask: Tensor, side: int) -> Tensor:
-    """bool (N, L) over a square patch grid → bool (N, 1, side, side)."""
-    grid = math.isqrt(mask.shape[-1])
-    if grid * grid != mask.shape[-1]:
-        raise ValueError(f"a mask over {mask.shape[-1]} patches is no square grid")
-    index = torch.arange(side) * grid // side
-    return mask.view(-1, grid, grid)[:, index][:, :, index].unsqueeze(1)
+def _at_pixels(mask: Tensor, images: Tensor) -> Tensor:
+    """bool (N, L) over the patches of images (N, 3, H, W), which are squares → bool (N, 1, H, W)."""
+    height, width = images.shape[-2:]
+    rows, columns = grid_in(mask.shape[-1], height, width)
+    down, across = (torch.arange(side) * cells // side for side, cells in ((height, rows), (width, columns)))
+    return mask.view(-1, rows, columns)[:, down][:, :, across].unsqueeze(1)
 
 
 def _to_tile_size(images: Tensor) -> Tensor:
-    """Small images grow by a whole factor (patches stay equal in size), large ones shrink to 224; uint8."""
-    side = images.shape[-1]
-    target = side * max(1, round(_TILE / side)) if side <= 256 else 224
-    if target == side:
+    """Small images grow by a whole factor (patches stay equal in size), large ones shrink to a long side of 224."""
+    height, width = images.shape[-2:]
+    longest = max(height, width)
+    target = longest * max(1, round(_TILE / longest)) if longest <= 256 else 224
+    if target == longest:
         return images
-    resized = [Image.fromarray(_pixels(image)).resize((target, target), Image.Resampling.LANCZOS) for image in images]
+    size = (max(1, width * target // longest), max(1, height * target // longest))
+    resized = [Image.fromarray(_pixels(image)).resize(size, Image.Resampling.LANCZOS) for image in images]
     return torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
 
 
@@ -238,7 +237,7 @@ def _pixels(image: Tensor) -> Pixels:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """float (N, 1, S, S), 0 to 255."""
+    """float (N, 1, H, W), 0 to 255."""
     return (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
@@ -266,7 +265,7 @@ def _write_sheet(
     legend: Sequence[tuple[str, Colour]] = (),
     description: str = "",
 ) -> None:
-    """Writes a PNG: a row of tiles for each image under the titles of the columns, uint8 (N, 3, T, T) each.
+    """Writes a PNG: a row of tiles for each image under the titles of the columns, uint8 (N, 3, H, W) each.
 
     Up to `groups` such rows stand side by side.
     """
@@ -284,13 +283,13 @@ def _write_sheet(
 def _sheet(
     placed: Sequence[Pixels], headers: Sequence[str], groups: int, legend: Sequence[tuple[str, Colour]]
 ) -> Image.Image:
-    """Tiles (T, T, 3) in reading order on paper: `groups` blocks of len(headers) columns side by side."""
-    side, columns = placed[0].shape[0], len(headers) * groups
+    """Tiles (H, W, 3), all alike, in reading order on paper: `groups` blocks of len(headers) columns side by side."""
+    (height, side), columns = placed[0].shape[:2], len(headers) * groups
     group_gap = _GROUP_GAP - _GAP
     left = [_MARGIN + i * (side + _GAP) + i // len(headers) * group_gap for i in range(columns)]
     titles = [textwrap.fill(title, max(8, side // 11)) for title in headers]
     top = _MARGIN + (max(title.count("\n") for title in titles) + 1) * (_TEXT + 6) + 4
-    bottom = top + math.ceil(len(placed) / columns) * (side + _GAP)
+    bottom = top + math.ceil(len(placed) / columns) * (height + _GAP)
     width = left[-1] + side + _MARGIN
     keys, legend_bottom = _place_legend(legend, width, bottom + 6)
     sheet = Image.new("RGB", (width, legend_bottom + _MARGIN - _GAP), _PAPER)
@@ -301,7 +300,7 @@ def _sheet(
         draw.multiline_text(middle, title, _INK, _font(), anchor="md", align="center", spacing=6)
     for number, tile in enumerate(placed):
         row, column = divmod(number, columns)
-        sheet.paste(Image.fromarray(tile), (left[column], top + row * (side + _GAP)))
+        sheet.paste(Image.fromarray(tile), (left[column], top + row * (height + _GAP)))
     for x, y, name, colour in keys:
         draw.rounded_rectangle((x, y, x + _TEXT, y + _TEXT), 4, fill=colour)
         draw.text((x + _TEXT + 8, y + _TEXT / 2), name, _INK, _font(), anchor="lm")

@@ -38,6 +38,7 @@ from semmae.reporting.page import (
 from semmae.reporting.teachers import parts_teacher, tokens_sentence, tokens_teacher
 from semmae.reporting.verdicts import verdicts
 from semmae.run.config import CONFIG, saved_options
+from semmae.sizes import size_shown
 
 # heading, places where the picture may lie, what the reader sees on it
 PICTURES = (
@@ -162,7 +163,7 @@ def _facts(run: Path, config: Record, basics: Record, stages: Mapping[str, Any])
     """The tiles at the top."""
     return {
         "Images": basics.get("images"),
-        "Image size": (size := basics.get("image_size")) and f"{size} × {size}",
+        "Image size": (size := basics.get("image_size")) and size_shown(size),
         "Epochs": None if basics.get("steps") else basics.get("epochs"),
         "Steps": basics.get("steps"),
         "Time, all stages" if len(stages) > 1 else "Time": basics["minutes"] and duration(basics["minutes"]),

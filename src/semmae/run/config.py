@@ -50,6 +50,8 @@ def _plain(option: Option, value: Any) -> Any:
     if option.facts.objects and value is not None and not is_object(value):
         plain = recordable(value)
         return {_OBJECT: described(value)} if plain is None else plain
+    if isinstance(value, tuple) and option.is_size:
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 

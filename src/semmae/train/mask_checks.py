@@ -1,6 +1,7 @@
 """What of a masking would fail at the first step, refused before anything is written or trained."""
 
 import dataclasses
+import math
 
 import torch
 
@@ -9,6 +10,7 @@ from semmae.masking import num_hidden, num_hints
 from semmae.options.functions import function_at
 from semmae.options.maskings import MASKINGS
 from semmae.options.values import check_choice
+from semmae.sizes import Grid, Size, num_patches, size_text
 from semmae.train.masks import MaskContext, draw_mask
 
 
@@ -28,15 +30,15 @@ def check_masking(masking: str, *, patches: int, ratio: float, hint: float, part
         )
 
 
-def patches_taking_part(masking: str, image_size: int, patch_size: int, token_subset: int | None) -> int:
+def patches_taking_part(masking: str, image_size: Size, patch_size: int, token_subset: int | None) -> int:
     """Patches of an image that are encoded or predicted."""
-    patches = (image_size // patch_size) ** 2
+    patches = num_patches(image_size, patch_size)
     if token_subset is None:
         return patches
     if token_subset > patches:
         raise UserError(
-            f"--token-subset {token_subset}: images of {image_size} pixels have {patches} patches of {patch_size}; "
-            "give at most so many, or leave it out for all"
+            f"--token-subset {token_subset}: images of {size_text(image_size)} pixels have {patches} patches of "
+            f"{patch_size}; give at most so many, or leave it out for all"
         )
     if masking in MASKINGS and MASKINGS[masking].whole_grid:
         raise UserError(
@@ -47,13 +49,14 @@ def patches_taking_part(masking: str, image_size: int, patch_size: int, token_su
 
 
 def try_mask(
-    function: str, *, patches: int, ratio: float, token_subset: int | None, labels: int, seed: int, has_parts: bool
+    function: str, *, grid: Grid, ratio: float, token_subset: int | None, labels: int, seed: int, has_parts: bool
 ) -> None:
     """Call one's own mask function, `package.module:name`, once, before anything is written or trained.
 
     It is given labels and scores made up, where it will be given part labels and attention (`has_parts`).
     """
-    context = MaskContext((2, patches), ratio, 0.0, torch.Generator().manual_seed(seed), labels)
+    patches = math.prod(grid)
+    context = MaskContext((2, patches), ratio, 0.0, torch.Generator().manual_seed(seed), labels, whole=grid)
     if has_parts:
         parts = (torch.arange(2 * patches) % labels).view(2, patches)
         context = dataclasses.replace(context, parts=parts, attention=context.uniform())

@@ -5,7 +5,7 @@ every batch. It draws its noise by `context.uniform`, so that a resumed run draw
 
     def stripes(context):
         batch, patches = context.shape
-        column = torch.arange(patches, device=context.device) % math.isqrt(patches)
+        column = torch.arange(patches, device=context.device) % context.grid[1]
         first = context.uniform(1) < 0.5  # (B, 1): for each image by itself
         return (column % 2 == 0) ^ first
 """
@@ -33,6 +33,7 @@ from semmae.masking import (
 )
 from semmae.options.functions import foreign, function_at
 from semmae.options.maskings import MASKINGS
+from semmae.sizes import Grid, square
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -59,7 +60,7 @@ class Step(NamedTuple):
 class MaskContext:
     """What a mask is made from: a batch, the moment in training, and a source of noise."""
 
-    shape: tuple[int, int]  # B images, L patches of a square grid, row-major
+    shape: tuple[int, int]  # B images, L patches, row-major
     ratio: float  # share of patches to hide
     progress: float  # 0 to 1: share of the training that is done
     generator: torch.Generator  # on the mask's device; the same at the same step of a resumed run
@@ -72,11 +73,17 @@ class MaskContext:
     part_hints: int = 0  # of masking by parts: patches of every larger part that stay visible
     keep_background: bool = False  # of masking by parts: label 0 hides its share at any blend
     step: "Step | None" = None  # where the batch stands in the optimiser step; None: it is the whole of it
+    whole: Grid | None = None  # rows and columns of all patches of an image; None: a square
 
     @property
     def device(self) -> torch.device:
         """Where the mask has to lie."""
         return self.generator.device
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of all patches of an image, of which the L may be a subset."""
+        return self.whole or square(self.shape[1])
 
     def uniform(self, *columns: int) -> Tensor:
         """Numbers in [0, 1), (B, *columns) or (B, L): each image its own, however its step is divided."""
@@ -114,12 +121,13 @@ def random(context: MaskContext) -> Tensor:
 
 def block(context: MaskContext) -> Tensor:
     """Rectangles."""
-    return block_mask(context.uniform(), context.uniform(_BOXES, 4), context.ratio)
+    return block_mask(context.uniform(), context.uniform(_BOXES, 4), context.ratio, context.grid)
 
 
 def colour(context: MaskContext) -> Tensor:
     """Blobs of filtered noise."""
-    return colour_mask(_green_field(context.device), context.uniform(2), context.shape[1], context.ratio)
+    field = _green_field(context.device)
+    return colour_mask(field, context.uniform(2), context.shape[1], context.ratio, context.grid)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from semmae.models.vit import EncoderSpec
 
 
 class Pixels(nn.Module):
-    """uint8 (B, 3, S, S) and the changes of their colours (B,), if there are any → what an encoder sees, float32.
+    """uint8 (B, 3, H, W) and the changes of their colours (B,), if there are any → what an encoder sees, float32.
 
     As `normalise`, by numbers that lie on the device and are in no checkpoint: a step sends nothing there.
     """

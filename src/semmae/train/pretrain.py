@@ -1,5 +1,6 @@
 """Stage 2: the masked autoencoder, whose mask moves from a share of every part to whole parts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from semmae.models.mae import MaskedAutoencoder
 from semmae.models.vit import Encoder
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
+from semmae.sizes import Grid, Size
 from semmae.train.masks import MaskContext, MaskMeter, Step, batch_seed, mask_function, mask_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
 from semmae.train.sharding import ShardingStrategy, shard
@@ -40,10 +42,11 @@ def mask_context(
     generator: torch.Generator,
     num_labels: int,
     step: Step | None = None,
+    grid: Grid | None = None,
 ) -> MaskContext:
     """What the mask of a batch of that shape (B, L) is made from, with the batch's "parts" and "attention" (B, L).
 
-    Where only a subset of the patches takes part, of these alone.
+    Where only a subset of the patches takes part, of these alone. `grid`: rows and columns of the L; None: a square.
     """
     context = MaskContext(
         shape,
@@ -58,6 +61,7 @@ def mask_context(
         part_hints=recipe.hints,
         keep_background=recipe.keep_background,
         step=step,
+        whole=grid,
     )
     return context if recipe.token_subset is None else context.most_attended(recipe.token_subset)
 
@@ -65,10 +69,10 @@ def mask_context(
 class PretrainTask(pl.LightningModule):
     """Trains a `MaskedAutoencoder`.
 
-    Batches are {"images": uint8 (B, 1, 3, S, S)}, beside them "parts" int64 (B, L) and "attention" float (B, L) where
+    Batches are {"images": uint8 (B, 1, 3, H, W)}, beside them "parts" int64 (B, L) and "attention" float (B, L) where
     the masking reads them. One's own mask function (`semmae.train.masks`) reads what there is. Where the autoencoder
     predicts tokens, these are "tokens" (B, L, D) and "image_token" (B, D) of the batch, or what the frozen `teacher`
-    says of its images, shown at `teacher_size` pixels a side; the latter are whitened by the mean and matrix of
+    says of its images, shown at `teacher_size` pixels; the latter are whitened by the mean and matrix of
     `whiten` (`whitening`), or else left out.
 
     `lr` is the highest rate; `label_names` are those of the part labels in the batches.
@@ -82,7 +86,7 @@ class PretrainTask(pl.LightningModule):
         lr: float,
         label_names: Sequence[str] = (),
         teacher: Encoder | None = None,
-        teacher_size: int = 0,
+        teacher_size: Size = 0,
         whiten: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -113,20 +117,20 @@ class PretrainTask(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """One masked reconstruction: a step, or one batch of several that make it."""
         images = batch["images"][:, 0]
-        side = images.shape[-1] // self.mae.encoder.patch_size
-        mask, subset = self._mask(batch, (len(images), side**2), batch_index)
+        grid = self.mae.encoder.grid_of(images)
+        mask, subset = self._mask(batch, len(images), grid, batch_index)
         # How many one's own function hides is counted; that waits for the device.
         count = num_hidden(mask.shape[1], self.recipe.mask_ratio) if self.recipe.masking in MASKINGS else None
-        tokens, image_token = self._tokens(batch, side)
+        tokens, image_token = self._tokens(batch, grid)
         loss: Tensor = self.mae(images, mask, subset, count, tokens, image_token).loss
         self.log("loss", loss.detach(), logger=False)
         return loss
 
-    def _tokens(self, batch: Mapping[str, Tensor], side: int) -> tuple[Tensor | None, Tensor | None]:
+    def _tokens(self, batch: Mapping[str, Tensor], grid: Grid) -> tuple[Tensor | None, Tensor | None]:
         """What is to be predicted where that is tokens: of patches, and of the image."""
         patches, image = batch.get(TOKENS), batch.get(IMAGE_TOKEN)
         if self._frozen:
-            image, patches = tokens_of(self._frozen[0], batch["images"][:, 0], self._teacher_size, side)
+            image, patches = tokens_of(self._frozen[0], batch["images"][:, 0], self._teacher_size, grid)
         if image is None or self.token_mean is None or self.token_matrix is None:
             return patches, None
         with torch.autocast(self.device.type, enabled=False):
@@ -155,19 +159,22 @@ class PretrainTask(pl.LightningModule):
             fused=can_fuse(self.trainer),
         )
 
-    def _mask(self, batch: dict[str, Tensor], shape: tuple[int, int], batch_index: int) -> tuple[Tensor, Tensor | None]:
-        """The batch's mask, bool of `shape` (B, L), with the noise of its place in the step; and None.
+    def _mask(
+        self, batch: dict[str, Tensor], images: int, grid: Grid, batch_index: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The mask of so many images, bool (B, L), with the noise of its place in the step; and None.
 
         Where only a subset of the patches takes part: the mask (B, N) over these, and their indices, int64 (B, N).
         """
         generator = torch.Generator(device=self.device)
         generator.manual_seed(batch_seed(self, self.recipe.seed, batch_index))
-        step = self._step(shape[0], batch_index)
+        step = self._step(images, batch_index)
         progress = self.global_step / int(self.trainer.estimated_stepping_batches)
         labels = len(self._meter.label_names)
         context = mask_context(
-            self.recipe, batch, shape, progress=progress, generator=generator, num_labels=labels, step=step
-        )
+            self.recipe, batch, (images, math.prod(grid)), grid=grid, progress=progress, generator=generator,
+            num_labels=labels, step=step,
+        )  # fmt: skip
         mask = self._draw(context)
         self._meter.add(mask, context.parts, blend_at(self.recipe, progress))
         return mask, context.subset

@@ -10,11 +10,12 @@ from semmae.losses import diversity_loss, reconstruction_loss
 from semmae.models.published_parts import PublishedPartLearner
 from semmae.models.vit import Encoder, Features
 from semmae.options.parts import PartsRecipe
+from semmae.sizes import patch_grid
 from semmae.train.parts import recipe_optimizer
 
 
 class PublishedPartsTask(pl.LightningModule):
-    """Trains a `PublishedPartLearner` on batches {"images": uint8 (B, 1, 3, S, S)}."""
+    """Trains a `PublishedPartLearner` on batches {"images": uint8 (B, 1, 3, H, W)}."""
 
     def __init__(self, encoder: Encoder, learner: PublishedPartLearner, recipe: PartsRecipe) -> None:
         super().__init__()
@@ -46,9 +47,9 @@ def published_parts_losses(
 ) -> dict[str, Tensor]:
     """The objective of SemMAE's section 3.1, L = L_r + λ_d·L_d, as "loss", and its terms.
 
-    `images` are normalised (B, 3, S, S), `features` their `last_block_features`.
+    `images` are normalised (B, 3, H, W), `features` their `last_block_features`.
     """
-    output = learner(features)
+    output = learner(features, patch_grid((images.shape[-2], images.shape[-1]), learner.spec.patch_size))
     rebuilt, diversity = reconstruction_loss(output.reconstruction, images), diversity_loss(output.maps)
     total = torch.stack([rebuilt, recipe.diversity * diversity]).sum()
     return {"loss": total, "loss_reconstruction": rebuilt, "loss_diversity": diversity}

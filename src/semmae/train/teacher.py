@@ -19,6 +19,7 @@ Notable here:
 """
 
 import copy
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from semmae.losses import in_float32
 from semmae.masking import block_order, hide_first, nums_hidden
 from semmae.models.vit import Encoder, Features
 from semmae.options.teacher import TeacherRecipe
+from semmae.sizes import Grid
 from semmae.train.masks import batch_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
 from semmae.train.pixels import Pixels
@@ -132,7 +134,7 @@ class PatchLoss(nn.Module):
 
 
 class TeacherTask(pl.LightningModule):
-    """Trains an encoder on batches {"images": uint8 (B, 2, 3, S, S)[, "local": uint8 (B, N, 3, s, s)]}.
+    """Trains an encoder on batches {"images": uint8 (B, 2, 3, H, W)[, "local": uint8 (B, N, 3, h, w)]}.
 
     Beside them "changes" and "local_changes", as `CropDataset` gives them with `colour`. `teacher` is the result: the
     exponential moving average of the student. `lr` is the highest rate.
@@ -215,7 +217,7 @@ class TeacherTask(pl.LightningModule):
         )
 
     def _targets(self, crops: Tensor, hidden: Hidden | None, temperature: float) -> Outputs:
-        """The teacher on whole global crops (2 · B, 3, S, S); its logits balanced if the recipe says Sinkhorn."""
+        """The teacher on whole global crops (2 · B, 3, H, W); its logits balanced if the recipe says Sinkhorn."""
         features = self.teacher(crops)
         outputs = [self.teacher_heads.cls(features.cls)]
         if hidden is not None:
@@ -225,7 +227,7 @@ class TeacherTask(pl.LightningModule):
         return Outputs(outputs[0], outputs[1] if hidden is not None else None, features.cls)
 
     def _predictions(self, crops: Tensor, hidden: Hidden | None, local: Tensor | None) -> Outputs:
-        """The student on global crops (2 · B, 3, S, S), some of them masked, and on local ones (N · B, 3, s, s)."""
+        """The student on global crops (2 · B, 3, H, W), some of them masked, and on local ones (N · B, 3, h, w)."""
         if hidden is None:
             features = self.student(crops)
         else:
@@ -235,21 +237,24 @@ class TeacherTask(pl.LightningModule):
         return Outputs(self.student_heads.cls(cls), patches, features.cls)
 
     def _seen(self, views: Tensor, changes: Changes | None) -> Tensor:
-        """uint8 (B, V, 3, S, S) and what is drawn for them (B, V) → what networks see (V · B, 3, S, S), view-major."""
+        """uint8 (B, V, 3, H, W) and what is drawn for them (B, V) → what networks see (V · B, 3, H, W), view-major."""
         first = [each.transpose(0, 1).flatten(0, 1) for each in (views, *(changes or ()))]
         seen: Tensor = self.pixels(first[0], None if changes is None else Changes(*first[1:]))
         return seen
 
     def _draw_mask(self, crops: Tensor, batch_index: int) -> Hidden:
-        shape = (len(crops), (crops.shape[-1] // self.student.patch_size) ** 2)
-        return draw_mask(self.recipe, shape, batch_seed(self, self.recipe.seed, batch_index), self.device)
+        grid = self.student.grid_of(crops)
+        shape = (len(crops), math.prod(grid))
+        return draw_mask(self.recipe, shape, batch_seed(self, self.recipe.seed, batch_index), self.device, grid)
 
     def _total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
 
-def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], seed: int, device: torch.device) -> Hidden:
-    """Of (crops, L) patches: some of the crops, by chance, hide patches, the others none.
+def draw_mask(
+    recipe: TeacherRecipe, shape: tuple[int, int], seed: int, device: torch.device, grid: Grid | None = None
+) -> Hidden:
+    """Of (crops, L) patches, by default L of a square grid: some crops, by chance, hide patches, the others none.
 
     Each draws its own share of hidden patches, evenly from mask_ratio ± mask_spread, as in iBOT. Counts are drawn on
     the CPU and patches on the device: to ask it how many they are would be to wait for it.
@@ -263,7 +268,7 @@ def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], seed: int, device: 
     generator = torch.Generator(device=device).manual_seed(seed)
     order = torch.rand(shape, generator=generator, device=device)
     if recipe.masking == "block":
-        order = block_order(order, torch.rand(crops, _BOXES, 4, generator=generator, device=device), counts)
+        order = block_order(order, torch.rand(crops, _BOXES, 4, generator=generator, device=device), counts, grid)
     mask = hide_first(order, counts)
     # A stable sort puts what is hidden first, and keeps the order of the grid.
     places = mask.flatten().byte().argsort(descending=True, stable=True)[: int(numbers.sum())]
@@ -271,7 +276,7 @@ def draw_mask(recipe: TeacherRecipe, shape: tuple[int, int], seed: int, device: 
 
 
 def masked_features(encoder: Encoder, images: Tensor, mask: Tensor, token: Tensor) -> Features:
-    """What an encoder makes of normalised images (B, 3, S, S) whose hidden patches are replaced by `token` (1, C).
+    """What an encoder makes of normalised images (B, 3, H, W) whose hidden patches are replaced by `token` (1, C).
 
     `mask` is bool (B, L), True = hidden; hidden patches keep their positions.
     """

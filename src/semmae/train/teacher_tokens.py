@@ -21,6 +21,7 @@ from semmae.formats.folders import digest
 from semmae.models.vit import Encoder, Features, check_finite
 from semmae.options.shared import Precision
 from semmae.progress import Progress
+from semmae.sizes import Grid, Size, num_patches, patch_grid, sides, whole_patches
 from semmae.train.precision import autocast, resolve_precision
 
 _MOST = 224  # pixels a side of a whole image: of DINOv2's ViT-S/14 16 x 16 tokens, 197 kB an image
@@ -30,20 +31,20 @@ _FIT_IMAGES = 4096  # images at most that directions are found from, where no to
 
 
 @torch.no_grad()
-def tokens_of(teacher: Encoder, crops: Tensor, size: int, side: int | None = None) -> Features:
-    """What the teacher says of crops, uint8 (B, 3, S, S), shown at `size` pixels a side.
+def tokens_of(teacher: Encoder, crops: Tensor, size: Size, grid: Grid | None = None) -> Features:
+    """What the teacher says of crops, uint8 (B, 3, H, W), shown at `size` pixels.
 
-    With `side`, its patch tokens at the centres of side·side patches, as `data.crop.crop_tokens` has them.
+    With a `grid`, its patch tokens at the centres of that grid's patches, as `data.crop.crop_tokens` has them.
     """
     images = normalise(crops, teacher.spec.mean, teacher.spec.std)
-    if images.shape[-1] != size:
-        images = interpolate(images, (size, size), mode="bicubic", antialias=True)
+    if images.shape[-2:] != sides(size):
+        images = interpolate(images, sides(size), mode="bicubic", antialias=True)
     said: Features = teacher(images)
-    cells = size // teacher.patch_size
-    if side is None or side == cells:
+    cells = patch_grid(size, teacher.patch_size)
+    if grid is None or grid == cells:
         return said
-    grid = said.patches.float().transpose(1, 2).reshape(len(crops), -1, cells, cells)
-    return Features(said.cls, interpolate(grid, (side, side), mode="bilinear").flatten(2).transpose(1, 2))
+    maps = said.patches.float().transpose(1, 2).reshape(len(crops), -1, *cells)
+    return Features(said.cls, interpolate(maps, grid, mode="bilinear").flatten(2).transpose(1, 2))
 
 
 def whitening(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,36 +67,35 @@ def whitening(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def class_tokens(
-    images: ImageSet, teacher: Encoder, crop_size: int, size: int, device: torch.device, workers: int = 0
+    images: ImageSet, teacher: Encoder, crop_size: Size, size: Size, device: torch.device, workers: int = 0
 ) -> Tensor:
     """The teacher's class tokens (N, D) of whole images, 4096 at most, from the first to the last equally far apart.
 
-    As it is shown crops: of `crop_size` pixels a side, resized to `size`.
+    As it is shown crops: of `crop_size` pixels, resized to `size`.
     """
     rows, teacher = range(0, len(images), -(-len(images) // _FIT_IMAGES)), teacher.eval().to(device)
     loader = make_loader(WholeDataset(images, crop_size), _TOGETHER, sampler=rows, workers=workers)
     return torch.cat([tokens_of(teacher, batch["image"].to(device), size).cls.float().cpu() for batch in loader])
 
 
-def usual_size(teacher: Encoder) -> int:
-    """Pixels a side of the images that a teacher is shown whole: as it was trained, but at most 224, in patches."""
-    patch = teacher.patch_size
-    return max(min(teacher.spec.image_size, _MOST) // patch, 1) * patch
+def usual_size(teacher: Encoder) -> Size:
+    """Of the images that a teacher is shown whole: as it was trained, but at most 224 a side, in patches."""
+    return whole_patches(teacher.spec.image_size, teacher.patch_size, _MOST)
 
 
-def token_store(folder: Path, images: ImageSet, teacher: Encoder, size: int, precision: Precision) -> TokenStore:
-    """The store of the tokens of all images, whole and stretched to `size` pixels a side; `fill_store` fills it.
+def token_store(folder: Path, images: ImageSet, teacher: Encoder, size: Size, precision: Precision) -> TokenStore:
+    """The store of the tokens of all images, whole and stretched to `size` pixels; `fill_store` fills it.
 
     What looks at the same images for another purpose may keep rows there before, see `keep_tokens`.
     """
-    patches = Column(TOKENS, ((size // teacher.patch_size) ** 2, teacher.width), "float16")
+    patches = Column(TOKENS, (num_patches(size, teacher.patch_size), teacher.width), "float16")
     columns = [patches, Column(IMAGE_TOKEN, (teacher.width,), "float16")]
     info = {"encoder_digest": digest(teacher), "images_digest": images.digest, "image_size": size}
     return TokenStore(folder, len(images), columns, info | {"precision": resolve_precision(precision)})
 
 
 @torch.no_grad()
-def check_first(images: ImageSet, teacher: Encoder, size: int, *, views: bool = False) -> None:
+def check_first(images: ImageSet, teacher: Encoder, size: Size, *, views: bool = False) -> None:
     """Refuse, by its first image and before anything is written, a teacher that half precision cannot hold.
 
     With `views` keys and values are looked at too, of which parts are learned.
@@ -106,7 +106,7 @@ def check_first(images: ImageSet, teacher: Encoder, size: int, *, views: bool = 
 
 
 def same_look(
-    store: TokenStore | None, images: ImageSet, teacher: Encoder, size: int, precision: Precision
+    store: TokenStore | None, images: ImageSet, teacher: Encoder, size: Size, precision: Precision
 ) -> TokenStore | None:
     """The store, if this look at these images is what it was begun for."""
     own = None if store is None else token_store(store.folder, images, teacher, size, precision)
@@ -114,7 +114,7 @@ def same_look(
 
 
 def fill_store(
-    store: TokenStore, images: ImageSet, teacher: Encoder, *, size: int, precision: Precision, workers: int
+    store: TokenStore, images: ImageSet, teacher: Encoder, *, size: Size, precision: Precision, workers: int
 ) -> None:
     """Compute the rows that a store lacks, on the CPU; the same bytes wherever it was stopped before."""
     starts = np.unique(store.missing() // _TOGETHER) * _TOGETHER  # of blocks that are always the same

@@ -30,6 +30,7 @@ from semmae.options.values import check_image_size
 from semmae.reporting.results import write_comparison
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import claimed, run_folder
+from semmae.sizes import Size
 from semmae.verbs.pretrain import pretrain, teacher_size
 
 _log = logging.getLogger("semmae")
@@ -117,7 +118,7 @@ def pretrain_options(options: DemoOptions, data: str, masks: Path | None, first:
     if first is not None:
         own = {"teacher": str(first), "init": str(first), "parts_preset": "small-drawings", **_MASKS}
         return _stage(options, data, "run", masks=masks, **own)
-    size: int | None = options.teacher_image_size
+    size: Size | None = options.teacher_image_size
     if not is_given(options, "teacher_image_size"):
         size = _PUBLIC_SIZE if options.teacher == PUBLIC_TEACHER else None
     unshared = {

@@ -32,6 +32,7 @@ from semmae.run.config import CONFIG, PARTIAL
 from semmae.run.folder import claimed, run_folder
 from semmae.run.places import check_place
 from semmae.shell import python, text
+from semmae.sizes import Size
 
 _AUTO = "auto"
 
@@ -134,10 +135,15 @@ def _tokens(options: EmbedOptions) -> list[str]:
 
 
 def _info(
-    options: EmbedOptions, tokens: Sequence[str], encoder: Encoder, size: int, images: ImageSet, store: PartStore | None
+    options: EmbedOptions,
+    tokens: Sequence[str],
+    encoder: Encoder,
+    size: Size,
+    images: ImageSet,
+    store: PartStore | None,
 ) -> dict[str, Any]:
     """What must be known of the numbers, kept in the file; all of it the same, the numbers are the same."""
-    info = {
+    info: dict[str, Any] = {
         "version": version("semmae"),
         "encoder": described(options.encoder),
         "encoder_digest": digest(encoder),

@@ -35,6 +35,7 @@ from semmae.options.segment import SegmentOptions
 from semmae.options.values import check_choice
 from semmae.reporting.results import write_comparison
 from semmae.run.config import read_config
+from semmae.sizes import Size
 from semmae.train.batches import Training
 from semmae.verbs import segment as segment_verb
 from semmae.verbs.evaluate import EvaluationData, open_class_data, steps_of, with_annotations
@@ -102,14 +103,14 @@ class Measures(NamedTuple):
         with timed(folder, step.protocol.name):
             return measure_by([step], encoder, folder, self.data.digests, resume=True, written=lambda *_: None)
 
-    def finetuning(self, run: Path, seed: int, image_size: int) -> Finetune:
+    def finetuning(self, run: Path, seed: int, image_size: Size) -> Finetune:
         """The protocol, for the encoder of a run."""
         options = dataclasses.replace(self.finetune, encoder=str(run), seed=seed)
         size = options.image_size or image_size
         recipe, training = shared(FinetuneRecipe, options), shared(Training, options, resume=True)
         return Finetune(recipe, training, size, options.crop_pct or usual_crop(size), options.val_share)
 
-    def segmenting(self, run: Path, seed: int, image_size: int) -> Segment:
+    def segmenting(self, run: Path, seed: int, image_size: Size) -> Segment:
         """The protocol, for the encoder of a run."""
         options = dataclasses.replace(self.segment, encoder=str(run), seed=seed, resume=True)
         return segment_verb.protocol_of(options, options.image_size or image_size)

@@ -36,6 +36,7 @@ from semmae.reporting.run_page import write_report
 from semmae.run.config import continues, kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
+from semmae.sizes import Size, patch_grid, whole_patches
 from semmae.train.batches import Training
 from semmae.train.parts import PartsTask
 from semmae.train.published_parts import PublishedPartsTask
@@ -256,7 +257,8 @@ def learn_from_tokens(
     store = store_tokens(options, images, encoder, learner, fit=True, targets=targets)
     tokens = tokens_of(store, slice(None))
     recipe = shared(PartsRecipe, options)
-    learner.cpu().start_from_clusters(tokens, options.seed, mapped=options.map_keys)
+    patches = patch_grid(shown_size(options, encoder), encoder.patch_size)
+    learner.cpu().start_from_clusters(tokens, options.seed, mapped=options.map_keys, grid=patches)
     # Seconds in all: one process takes these steps, whose data is in memory.
     training = shared(Training, options, hyperparameters=kept_values(options), devices=1)
     how = FitOptions(training, options.out, "parts", 1, clip=0.0, in_steps=True)
@@ -264,7 +266,7 @@ def learn_from_tokens(
     alone = {"num_replicas": 1, "rank": 0}  # whoever else has met before, as to train a teacher
     sampler = StepSampler(len(images), options.seed, steps=options.steps, batch_size=size, **alone)
     loader = make_loader(TokenDataset(tokens._asdict()), size // options.accumulate, sampler=sampler)
-    return learner, fit(PartsTask(learner, recipe), loader, how), store
+    return learner, fit(PartsTask(learner, recipe, patches), loader, how), store
 
 
 def learn_from_pixels(
@@ -309,16 +311,15 @@ def label_all(
     )  # fmt: skip
 
 
-def shown_size(options: PartsOptions, encoder: Encoder | None) -> int:
-    """Pixels a side of the images that are learned from and labelled; without an encoder none are.
+def shown_size(options: PartsOptions, encoder: Encoder | None) -> Size:
+    """Pixels of the images that are learned from and labelled; without an encoder none are.
 
     By default those that the encoder was trained at, but at most 224, in whole patches: at DINOv2's 518
     an image has five times as many patches, for labels that are stored in 32 cells a side.
     """
     if options.image_size or encoder is None:
         return options.image_size or 0
-    patch = encoder.patch_size
-    return min(encoder.spec.image_size, max(patch, _MOST // patch * patch))
+    return whole_patches(encoder.spec.image_size, encoder.patch_size, _MOST)
 
 
 def _measure(options: PartsOptions, store: PartStore, images: ImageSet, encoder: Encoder | None, truth: Truth) -> None:

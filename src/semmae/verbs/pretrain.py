@@ -34,6 +34,7 @@ from semmae.reporting.run_page import write_report
 from semmae.run.config import UNFINISHED, kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero, started
+from semmae.sizes import Size, patch_grid
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
@@ -118,7 +119,7 @@ def check_recipe(options: PretrainOptions) -> None:
     preset_options("parts", options.parts_preset, "--parts-preset")
     if options.is_own_masking:
         try_mask(
-            masking, patches=(options.image_size // options.patch_size) ** 2, ratio=ratio, token_subset=subset,
+            masking, grid=patch_grid(options.image_size, options.patch_size), ratio=ratio, token_subset=subset,
             labels=options.num_parts + 1, seed=options.seed, has_parts=bool(options.parts) or options.learns_parts,
         )  # fmt: skip
 
@@ -244,8 +245,8 @@ def teacher_sees_crops() -> bool:
     return torch.cuda.is_available()
 
 
-def teacher_size(options: PretrainOptions, teacher: Encoder) -> int:
-    """Pixels a side of what a teacher is shown whose tokens are predicted."""
+def teacher_size(options: PretrainOptions, teacher: Encoder) -> Size:
+    """Pixels of what a teacher is shown whose tokens are predicted."""
     return options.teacher_image_size or usual_size(teacher)
 
 
@@ -282,15 +283,16 @@ def train_autoencoder(
     training = shared(Training, options, hyperparameters=kept_values(options))
     rate = training.scaled_rate(options.blr, len(images))
     recipe = shared(PretrainRecipe, options)
-    side = options.image_size // options.patch_size
+    side = patch_grid(options.image_size, options.patch_size)
     # One's own function gets what there is.
     attention = "attention" in options.needs or (
         store is not None and options.is_own_masking and store.attention_grid > 0
     )
     scale = (options.crop_scale, 1.0)
+    cells = None if teacher is None else patch_grid(teacher_size(options, teacher), teacher.patch_size)
     dataset = CropDataset(
         KeptImages.of(images), options.image_size, scale=scale, seed=options.seed, parts=store, side=side,
-        attention=attention, tokens=tokens,
+        attention=attention, tokens=tokens, cells=cells,
     )  # fmt: skip
     facts = {
         "epochs": options.epochs,

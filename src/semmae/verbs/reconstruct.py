@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from semmae.reporting.pictures import description_of, reconstructions_picture
 from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 from semmae.shell import command
+from semmae.sizes import Size, num_patches, size_text
 
 
 def reconstruct(options: ReconstructOptions) -> Path:
@@ -71,22 +73,22 @@ def _check_picture(out: Path) -> None:
         raise UserError(f"--out {out}: exists, and was not drawn by semmae, which will not replace it; choose another")
 
 
-def _checked_size(options: ReconstructOptions, mae: MaskedAutoencoder) -> int:
-    """Pixels a side of the images; it, and how many patches are hidden, are checked before images are looked at."""
+def _checked_size(options: ReconstructOptions, mae: MaskedAutoencoder) -> Size:
+    """Pixels of the images; it, and how many patches are hidden, are checked before images are looked at."""
     patch, size = mae.encoder.patch_size, options.image_size or mae.encoder.spec.image_size
     check_image_size(size, patch)
-    length = (size // patch) ** 2
+    length = num_patches(size, patch)
     count = options.token_subset or length
     if count > length:
         raise UserError(
-            f"--token-subset {count}: an image of {size} pixels has {length} patches of {patch}; give at most so many, "
-            "or leave it out for all"
+            f"--token-subset {count}: an image of {size_text(size)} pixels has {length} patches of {patch}; give at "
+            "most so many, or leave it out for all"
         )
     num_hidden(count, options.mask_ratio)
     return size
 
 
-def _about(options: ReconstructOptions, mae: MaskedAutoencoder, size: int, images: ImageSet) -> str:
+def _about(options: ReconstructOptions, mae: MaskedAutoencoder, size: Size, images: ImageSet) -> str:
     """All that the picture follows from, kept in its file: where it is the same, the picture is."""
     facts = {name: getattr(options, name) for name in ("images", "mask_ratio", "token_subset", "seed")}
     facts |= {"version": version("semmae"), "image_size": size, "images_digest": images.digest}
@@ -98,11 +100,11 @@ def _about(options: ReconstructOptions, mae: MaskedAutoencoder, size: int, image
 def masked_by_chance(
     mae: MaskedAutoencoder, pixels: Tensor, options: ReconstructOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of images uint8 (B, 3, S, S): the images, their masks bool (B, L), what is made of the hidden patches.
+    """Of images uint8 (B, 3, H, W): the images, their masks bool (B, L), what is made of the hidden patches.
 
     Those patches of the images are pale that take no part.
     """
-    length = (pixels.shape[-1] // mae.encoder.patch_size) ** 2
+    length = math.prod(mae.encoder.grid_of(pixels))
     generator = torch.Generator().manual_seed(options.seed)
     noise = torch.rand(len(pixels), length, generator=generator)
     if options.token_subset is None:

@@ -20,6 +20,7 @@ from semmae.options.fields import shared
 from semmae.options.segment import SegmentOptions, SegmentRecipe
 from semmae.run.config import kept_values
 from semmae.run.folder import run_folder
+from semmae.sizes import Size
 from semmae.train.batches import Training
 from semmae.train.precision import check_precision
 from semmae.verbs.measuring import facts_of, measure_encoder, write_figures
@@ -43,7 +44,7 @@ def segment(options: SegmentOptions) -> Path:
     )
 
 
-def protocol_of(options: SegmentOptions, image_size: int) -> Segment:
+def protocol_of(options: SegmentOptions, image_size: Size) -> Segment:
     """The protocol at an image size."""
     return Segment(
         shared(SegmentRecipe, options),

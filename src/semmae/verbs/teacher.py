@@ -23,6 +23,7 @@ from semmae.reporting.run_page import write_report
 from semmae.run.config import kept_values
 from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero
+from semmae.sizes import Size, as_size, num_patches, sides
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.stage import Evaluation, FitOptions
@@ -62,15 +63,16 @@ def check_teacher(options: TeacherOptions) -> None:
             raise UserError(f"--mask-ratio {ratio} ± --mask-spread {spread}: must stay between 0 and 1; change one")
         for extreme in (ratio - spread, ratio + spread):
             try:
-                num_hidden((options.image_size // options.patch_size) ** 2, round(extreme, 6))
+                num_hidden(num_patches(options.image_size, options.patch_size), round(extreme, 6))
             except UserError as error:
                 raise UserError(f"--mask-ratio {ratio} ± --mask-spread {spread}: {error}, or --ibot 0") from error
 
 
-def local_size(options: TeacherOptions) -> int:
-    """Pixels a side of local crops: as asked, else 3/7 of the image size, in whole patches."""
-    whole_patches = max(1, round(options.image_size * 3 / 7 / options.patch_size))
-    return options.local_size or whole_patches * options.patch_size
+def local_size(options: TeacherOptions) -> Size:
+    """Of local crops: as asked, else 3/7 of the image size, in whole patches."""
+    patch = options.patch_size
+    usual = as_size(*(max(1, round(side * 3 / 7 / patch)) * patch for side in sides(options.image_size)))
+    return options.local_size or usual
 
 
 def load_init(options: TeacherOptions) -> Encoder | None:

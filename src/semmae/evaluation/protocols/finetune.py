@@ -27,6 +27,7 @@ from semmae.models.vit import Encoder
 from semmae.models.weights import NORM_EPS, set_norm_eps
 from semmae.options.finetune import FinetuneRecipe
 from semmae.run.ranks import is_rank_zero
+from semmae.sizes import Size
 from semmae.train.batches import Training
 from semmae.train.compiling import compiled, resolve_compile
 from semmae.train.finetune import FinetuneTask
@@ -48,7 +49,7 @@ class Finetune(Protocol[TrainVal]):
 
     recipe: FinetuneRecipe
     training: Training
-    image_size: int
+    image_size: Size
     crop_pct: float  # share of the short side that is shown when measured
     val_share: float  # held out of each class; kept beside the classifier
 

@@ -27,6 +27,7 @@ from semmae.names import shown
 from semmae.options.segment import Head, SegmentRecipe, WindowOptions
 from semmae.options.shared import PrecisionOptions, SeedOptions, WorkerOptions
 from semmae.run.ranks import is_rank_zero
+from semmae.sizes import Size, as_size, sides, size_text
 from semmae.train.batches import Training
 from semmae.train.precision import resolve_precision
 from semmae.train.segment import SegmentTask
@@ -43,12 +44,13 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Windows(WindowOptions, PrecisionOptions, WorkerOptions, SeedOptions):
     """How a segmenter is measured: windows slid over whole images."""
 
-    image_size: int  # pixels a side of a window
+    image_size: Size  # pixels of a window
 
     @property
-    def step(self) -> int:
-        """Pixels between windows."""
-        return max(1, round(self.stride * self.image_size))
+    def step(self) -> Size:
+        """Pixels between windows, down and across."""
+        down, across = (max(1, round(self.stride * side)) for side in sides(self.image_size))
+        return as_size(down, across)
 
     def measure(self, segmenter: Segmenter, val: LabelledImages) -> Measured:
         """Slide the segmenter over the validation images."""
@@ -72,11 +74,12 @@ class Windows(WindowOptions, PrecisionOptions, WorkerOptions, SeedOptions):
 
     def describe(self, head: Head, data: MeasuredData) -> dict[str, Any]:
         """For results.json."""
-        size = self.image_size
+        size, step = size_text(self.image_size), size_text(self.step)
+        scale = f"short side {size}" if isinstance(self.image_size, int) else "which the image just covers"
         return {
             "method": "UPerNet, encoder fine-tuned" if head == "upernet" else "linear head on frozen patch tokens",
-            "image_size": size,
-            "measured": f"windows of {size} pixels every {self.step}, short side {size}; masks' own size",
+            "image_size": self.image_size,
+            "measured": f"windows of {size} pixels every {step}, {scale}; masks' own size",
             "classes": len(data.names),
             "arithmetic": resolve_precision(self.precision),
             "interval": "95 %, bootstrap over images",
@@ -132,9 +135,11 @@ class Segment(Protocol[SegmentationData]):
         if self.recipe.head == "upernet":
             if depth < LEVELS:
                 raise UserError(f"--encoder {self.source}: {depth} blocks, UPerNet reads four; use --head linear")
-            if size < smallest_image(patch):
+            if min(sides(size)) < smallest_image(patch):
                 least = smallest_image(patch)
-                raise UserError(f"--image-size {size}: must be at least {least} for UPerNet on patches of {patch}")
+                raise UserError(
+                    f"--image-size {size_text(size)}: must be at least {least} for UPerNet on patches of {patch}"
+                )
             self.read_blocks(depth)
         check_saveable(encoder)
 
