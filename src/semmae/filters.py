@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from semmae.levels import in_rgb
+
 _EPS = 1e-4  # of the guided filter, for colours from 0 to 1: 1e-3 and 1e-2 gave coarser borders
 
 
 def guides(images: Tensor, grid: int) -> Tensor:
-    """Images uint8 (B, 3, H, W) at the resolution of labels: uint8 (B, 3, grid, grid), for `refine_maps`."""
-    small = functional.interpolate(images.float(), (grid, grid), mode="bilinear", antialias=True)
+    """Images (B, C, H, W) at the resolution of labels: uint8 (B, 3, grid, grid), for `refine_maps`."""
+    small = functional.interpolate(in_rgb(images).float(), (grid, grid), mode="bilinear", antialias=True)
     return small.round().clamp(0, 255).to(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Images that are no squares: the whole way through the verbs, and what is said of sizes that do not fit."""
+"""Images that are no squares, and of more than three channels: the whole way through the verbs, and refusals."""
 
 import json
 from pathlib import Path
@@ -58,3 +58,33 @@ def test_other_forms_carry_the_size(name: str, tmp_path: Path) -> None:
     folder = tiny.new_encoder(tmp_path / "encoder", EncoderSpec((16, 32), 8, 192, 1, 3))
     exported = semmae.export(encoder=str(folder), to=name, out=tmp_path / name)
     assert semmae.load_encoder(str(exported.path)).spec.image_size == (16, 32)
+
+
+def test_the_whole_way_on_five_channels_of_16_bits(tmp_path: Path, refuse: Refuse) -> None:
+    """Mean and deviation are the images', kept with the encoder and taken from there by whoever reads it."""
+    rng, data = np.random.default_rng(0), tmp_path / "bands"
+    for name in ("a/0", "a/1", "a/2", "b/0", "b/1", "b/2"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(data / f"{name}.npy", rng.integers(0, 900 if name < "b" else 4000, (40, 56, 5), np.uint16))
+    out = tmp_path / "run"
+    semmae.pretrain(
+        data=str(data), masking="block", out=out, model="vit_mini", image_size=32, patch_size=8, channels=5, epochs=1,
+        **{**tiny.TRAIN, "batch_size": 4},
+    )  # fmt: skip
+    encoder = semmae.load_encoder(str(out))
+    pixels = np.concatenate([np.load(path).reshape(-1, 5) for path in sorted(data.rglob("*.npy"))]) / 65535
+    assert np.allclose(encoder.spec.mean, pixels.mean(0), atol=1e-5)
+    assert np.allclose(encoder.spec.std, pixels.std(0), atol=1e-3)
+    found = semmae.knn(encoder=str(out), data=str(data), out=tmp_path / "knn", k=1, workers=0)
+    assert json.loads((found.path / "results.json").read_text())["top1"] == 100  # the one is brighter
+    exported = semmae.export(encoder=str(out), to="timm", out=tmp_path / "timm")
+    assert semmae.load_encoder(str(exported.path)).spec == encoder.spec
+
+    base = ["--data", str(data), "--out", str(tmp_path / "new")]
+    tuned = ["finetune", "--encoder", str(out), *base, "--workers", "0"]
+    refuse(tuned, tmp_path / "new", "--augment", "5", "--augment none")
+    refuse(["export", "--encoder", str(out), "--to", "hf", *base[2:]], tmp_path / "new", "5 channels", "--to timm")
+    rgb = tiny.new_encoder(tmp_path / "rgb", EncoderSpec(32, 8, 24, 2, 2))
+    begin = ["pretrain", *base, *tiny.SMALL, "--channels", "5"]
+    refuse([*begin, "--teacher", str(rgb)], tmp_path / "new", "--channels 5", "3 channels", "--teacher own")
+    refuse(["pretrain", *base, *tiny.SMALL, "--masking", "random"], tmp_path / "new", "--channels 5")

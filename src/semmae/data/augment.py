@@ -65,7 +65,7 @@ class LabelledCrops(Dataset[dict[str, Any]]):
     @property
     def item_bytes(self) -> int:
         """Of its picture, which is nearly all of it."""
-        return picture_bytes(self.size)
+        return picture_bytes(self.size, self.images.channels)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, row = epoch_and_row(key)

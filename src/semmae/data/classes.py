@@ -44,19 +44,39 @@ class TrainVal(NamedTuple):
         return [self.train] if self.leaves_one_out else [self.train, self.val]
 
 
-def open_sets(data: Any, *, limit: int | None, seed: int, workers: int, check: Check = "full") -> list[ImageSet]:
+def open_sets(
+    data: Any, *, limit: int | None, seed: int, workers: int, check: Check = "full", channels: int = 3
+) -> list[ImageSet]:
     """The images of `data`: training and validation split, or, where it has none, one set of all; each to its limit."""
     return [
-        open_images(data, split=split, limit=limit, seed=seed, workers=workers, check=check, needs_classes=True)
+        open_images(
+            data,
+            split=split,
+            limit=limit,
+            seed=seed,
+            workers=workers,
+            check=check,
+            channels=channels,
+            needs_classes=True,
+        )
         for split in splits_of(data)
     ]
 
 
 def open_classes(
-    data: Any, split: str | None, *, limit: int | None, seed: int, workers: int, check: Check = "full"
+    data: Any,
+    split: str | None,
+    *,
+    limit: int | None,
+    seed: int,
+    workers: int,
+    check: Check = "full",
+    channels: int = 3,
 ) -> ImageSet:
     """One split of `data`, or all of it, which must have classes."""
-    images = open_images(data, split=split, limit=limit, seed=seed, workers=workers, check=check, needs_classes=True)
+    images = open_images(
+        data, split=split, limit=limit, seed=seed, workers=workers, check=check, channels=channels, needs_classes=True
+    )
     _check_labelled(data, images)
     return images
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from semmae.levels import levels
 from semmae.losses import in_float32
 
 HUE = 0.1  # turns of the colour circle, DINO's
@@ -109,11 +110,22 @@ def recoloured(views: Tensor, changes: Changes) -> Tensor:
 
 def shift_colours(views: Tensor, matrices: Tensor) -> Tensor:
     """Views uint8 (V, 3, H, W) → float32, from 0 to 255; see `colour_matrices` for those (V, 3, 4)."""
-    pixels = views.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)  # (V, 3, H·W)
+    pixels = levels(views).flatten(2)  # (V, C, H·W)
+    if pixels.shape[1] != 3:
+        return _shift_levels(pixels, matrices).view(views.shape)
     red, green, blue = (share * mean for share, mean in zip(_LUMA, pixels.mean(2).unbind(1), strict=True))
     gray = red + green + blue
     changed = torch.baddbmm(matrices[..., 3:] * gray[:, None, None], matrices[..., :3], pixels)
     return changed.clamp_(0, 255).view_as(views)
+
+
+def _shift_levels(pixels: Tensor, matrices: Tensor) -> Tensor:
+    """What a matrix means where there are no colours: brightness, and contrast about each channel's own mean (V, C, N).
+
+    Turns and saturation keep the sum of a row, which is brightness times contrast; the last column is the rest.
+    """
+    gain, offset = matrices[..., 0, :3].sum(-1)[:, None, None], matrices[..., 0, 3][:, None, None]
+    return (gain * pixels + offset * pixels.mean(2, keepdim=True)).clamp_(0, 255)
 
 
 def blurred(images: Tensor, blurs: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from semmae.levels import as_pixels, levels
 from semmae.sizes import Grid as Cells, Size, sides, square
 
 Grid = TypeVar("Grid", Tensor, npt.NDArray[Any])
@@ -95,10 +96,19 @@ def centre_crop(height: int, width: int, share: float = 1.0, shape: Size = 1) ->
 def crop_image(image: Tensor, crop: Crop, size: Size) -> Tensor:
     """uint8 (3, H, W) → uint8 (3, *size): cut out, resized (bicubic, antialiased), flipped."""
     top, left, height, width = pixel_box(crop, image.shape[-2], image.shape[-1])
-    box = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-    # As torchvision's resized_crop, pixel for pixel, less its dispatch; pixels that hang together are resized faster.
-    out: Tensor = interpolate(box, sides(size), mode="bicubic", antialias=True)[0]
+    out = resized(image[:, top : top + height, left : left + width], sides(size), "bicubic")
     return out.flip(-1) if crop.flip else out
+
+
+def resized(image: Tensor, size: Cells, mode: str) -> Tensor:
+    """uint8 or uint16 (C, H, W) → the same (C, *size), antialiased."""
+    # As torchvision's resized_crop, pixel for pixel, less its dispatch; pixels that hang together are resized faster.
+    if image.dtype == torch.uint8:
+        found: Tensor = interpolate(
+            image[None].contiguous(memory_format=torch.channels_last), size, mode=mode, antialias=True
+        )[0]
+        return found
+    return as_pixels(interpolate(levels(image)[None], size, mode=mode, antialias=True)[0], image.dtype)
 
 
 def pixel_box(crop: Crop, height: int, width: int) -> tuple[int, int, int, int]:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ import torchvision
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from semmae.data import deep
+from semmae.data.deep import NPY
 from semmae.data.headers import MOST_PIXELS, PNG, check_png, check_size, grey_bits, jpeg_header
 from semmae.errors import reason
 
@@ -51,6 +53,7 @@ if _HEIC:
 # Endings of files that are decoded here, and the formats that Pillow may take bytes for.
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+    + (".npy",)
     + (".avif",) * _AVIF
     + (".heic", ".heif") * _HEIC
 )
@@ -73,6 +76,7 @@ warnings.filterwarnings("ignore", message="The image decoding", category=Depreca
 
 _log = logging.getLogger("semmae")
 
+_NO_IMAGE = "not an image"
 _REDUCED_FROM = 256 * 1024  # bytes; a smaller file is decoded whole: reading it twice would not pay
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -81,14 +85,18 @@ _TURNED = 5  # orientations from 5 on swap height and width
 _FLIPS = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # once they are swapped
 
 
-def decode(raw: bytes, least: int | None = None) -> Tensor:
-    """uint8 (3, H, W) RGB of an encoded image. ValueError with a short reason when it cannot be read.
+def decode(raw: bytes, least: int | None = None, channels: int = 3) -> Tensor:
+    """uint8 (3, H, W) RGB of an encoded image; of another number of channels uint16 (C, H, W), see `deep`.
+
+    ValueError with a short reason when it cannot be read.
 
     `least`: pixels of the short side that are enough. A large JPEG whose short side is at least twice as long comes at
     1/2, 1/4 or 1/8 of its size, its short side still at least that; it takes half the time.
     """
     if not raw:
         raise ValueError("empty file")
+    if raw.startswith(NPY) or channels != 3:
+        return deep.decode_array(raw, channels) if raw.startswith(NPY) else _decode_deep(raw, channels)
     jpeg = jpeg_header(raw)
     if jpeg is not None:
         if least is not None and len(raw) >= _REDUCED_FROM and min(jpeg.height, jpeg.width) >= 2 * least:
@@ -105,6 +113,22 @@ def decode(raw: bytes, least: int | None = None) -> Tensor:
                 return _upright(image, jpeg.exif) if jpeg.exif else image
     with _opened(raw) as opened:
         return _to_tensor(opened)
+
+
+def _decode_deep(raw: bytes, channels: int) -> Tensor:
+    """uint16 (C, H, W) of an encoded picture, another number than three."""
+    is_tiff = deep.needs_tifffile(raw, channels)
+    if is_tiff and deep.HAS_TIFFFILE:
+        return deep.decode_tiff(raw, channels)
+    try:
+        with _opened(raw) as opened:
+            _check_memory(opened)
+            opened.load()
+            return _upright(picture_pixels(opened, channels), _exif(opened))
+    except ValueError as error:
+        if is_tiff and str(error) == _NO_IMAGE:
+            raise ValueError(deep.TIFF_REMEDY) from error
+        raise
 
 
 def decode_labels(raw: bytes) -> npt.NDArray[np.uint8]:
@@ -127,6 +151,8 @@ def decode_labels(raw: bytes) -> npt.NDArray[np.uint8]:
 
 def upright_size(raw: bytes) -> tuple[int, int]:
     """Height and width of an encoded image as `decode` gives it, off the header where possible; ValueError as there."""
+    if raw.startswith(NPY):
+        return deep.array_size(raw)
     jpeg = jpeg_header(raw)
     if jpeg is not None:
         (height, width), exif = (jpeg.height, jpeg.width), jpeg.exif
@@ -149,9 +175,12 @@ def tell_slow_decoder() -> None:
         )
 
 
-def pixels_of(image: Image.Image) -> Tensor:
-    """uint8 (3, H, W) RGB of an image that Pillow holds, as `decode` makes it of a file. ValueError as there."""
+def pixels_of(image: Image.Image, channels: int = 3) -> Tensor:
+    """An image that Pillow holds, as `decode` makes it of a file. ValueError as there."""
     try:
+        if channels != 3:
+            image.load()
+            return _upright(picture_pixels(image, channels), _exif(image))
         return _to_tensor(image)
     except Exception as error:  # of a file that is only read now
         raise ValueError(_reason(error)) from error
@@ -173,7 +202,7 @@ def _opened(raw: bytes) -> Iterator[Image.Image]:
             opened.info.pop("xmp", None)  # Pillow turns a TIFF as it loads, and would do so by XMP, too
             yield opened
     except UnidentifiedImageError:
-        raise ValueError("not an image") from None
+        raise ValueError(_NO_IMAGE) from None
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged bytes
         if isinstance(error, Image.DecompressionBombError):
             check_size(int(re.findall(r"\d+", str(error))[0]))  # in our words
@@ -207,8 +236,13 @@ def _check_memory(opened: Image.Image) -> None:
         raise ValueError(f"{needed:,} bytes of pixels in memory, limit {_MOST_MEMORY:,}; scale it down")
 
 
-def picture_pixels(image: Image.Image) -> Tensor:
-    """uint8 (3, H, W) RGB of a picture of Pillow's, not turned. ValueError for pixels of an unknown range."""
+def picture_pixels(image: Image.Image, channels: int = 3) -> Tensor:
+    """uint8 (3, H, W) RGB of a picture of Pillow's, not turned; of another number of channels uint16 (C, H, W).
+
+    ValueError for pixels of an unknown range, and for a picture that has not so many channels.
+    """
+    if channels != 3:
+        return deep.planes_of(_deep_pixels(image, channels), channels)
     return torch.from_numpy(_rgb_pixels(image)).permute(2, 0, 1)
 
 
@@ -223,6 +257,18 @@ def _rgb_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
         band = image.crop((0, top, width, min(height, top + rows)))
         pixels[top : top + rows] = np.asarray(_to_rgb(band))
     return pixels
+
+
+def _deep_pixels(image: Image.Image, channels: int) -> npt.NDArray[Any]:
+    """uint8 or uint16 (H, W) or (H, W, C): one channel in grey, of 16 bits whole; others as the file has them."""
+    if image.mode in _INTEGER_MODES:
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("32-bit pixels, of which the range is unknown")
+        return values.astype(np.uint16)
+    if channels == 1:
+        return np.asarray(image if image.mode == "L" else _to_rgb(image).convert("L"))
+    return np.asarray(image.convert("RGBA") if image.mode in ("P", "PA") else image)
 
 
 def _exif(opened: Image.Image) -> bytes:

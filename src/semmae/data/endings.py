@@ -13,7 +13,7 @@ from semmae.data.decode import SUFFIXES
 from semmae.errors import listed
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
-_TABLE = ".parquet"
+_TABLE, ARRAY = ".parquet", ".npy"
 _SHOWN = 5  # endings in one line
 
 _RAW = (
@@ -36,9 +36,18 @@ _FORMATS = {
     "Targa": (".tga",),
     "BPG": (".bpg",),
 }
+# What would decode it, where that is not there.
+_INSTALLED = {
+    kind: f"{remedy}, or "
+    for kind, ending, remedy in (
+        ("HEIC", ".heic", 'pip install "semmae[heic]"'),
+        ("AVIF", ".avif", "install Pillow 11.3 or newer"),
+    )
+    if ending not in SUFFIXES
+}
 # Ending → why such an image is not read.
 UNDECODED = {
-    ending: f"{kind}, which is not decoded: convert it to JPEG or PNG"
+    ending: f"{kind}, which is not decoded: {_INSTALLED.get(kind, '')}convert it to JPEG or PNG"
     for kind, endings in _FORMATS.items()
     for ending in endings
     if ending not in SUFFIXES
@@ -67,10 +76,14 @@ class Sorted:
 
 def sort_files(names: Iterable[str]) -> Sorted:
     """Sort names of files by their endings."""
-    found = Sorted()
+    found, names = Sorted(), list(names)
+    # Arrays beside pictures are something else, such as features of these.
+    arrays = not any(ending(name) in SUFFIXES - {ARRAY} for name in names)
     for name in names:
         kind = ending(name)
-        if kind in SUFFIXES or kind in UNDECODED:
+        if kind == ARRAY and not arrays:
+            found.others[kind] += 1
+        elif kind in SUFFIXES or kind in UNDECODED:
             found.images.append(name)
             found.decoded += kind in SUFFIXES
         elif kind == _TABLE:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import pixels_of
+from semmae.data.deep import planes_of
 from semmae.data.parquet import classes_of
 from semmae.data.workers import start_worker
 from semmae.errors import UserError, listed, one_line, reason
@@ -54,6 +55,7 @@ class ItemSource:
     def __init__(self, items: Any, rows: Rows | None = None) -> None:
         self._items = items
         self._rows = np.asarray(range(len(items)) if rows is None else rows, dtype=np.int64)
+        self.channels = 3  # that images are read in
         self.root, self.key, self.class_note = Path(described(items)), "", ""  # without a key nothing is remembered
         self.names = Names(str(row) for row in self._rows)
         self.labels: Labels | None = None
@@ -63,7 +65,9 @@ class ItemSource:
         return len(self._rows)
 
     def select(self, rows: Rows) -> "ItemSource":
-        return ItemSource(self._items, self._rows[np.asarray(rows, dtype=np.int64)])
+        chosen = ItemSource(self._items, self._rows[np.asarray(rows, dtype=np.int64)])
+        chosen.channels = self.channels
+        return chosen
 
     def read(self, i: int) -> Tensor:
         """uint8 (3, H, W) of row i. ValueError where it cannot be read, UserError where it is no image."""
@@ -107,7 +111,7 @@ class ItemSource:
             raise ValueError(f"{type(error).__name__}: {one_line(error)}"[:120]) from error
         place = f"{self.root}: item {row}"
         image, label = _image_and_label(item, place)
-        return pixels(image, place), label
+        return pixels(image, place, self.channels), label
 
     def _batches(self, workers: int) -> "DataLoader[Any]":
         # Images of a list are loaded here, once: processes would share the places in files that Pillow has open.
@@ -177,8 +181,13 @@ def _cell(label: object) -> object:
     return label if label is None or isinstance(label, str | int | float) else [type(label).__name__]
 
 
-def pixels(image: object, place: str) -> Tensor:
-    """uint8 (3, H, W) of a picture, an array or a tensor, in memory of its own; a pixel's bytes lie side by side."""
+def pixels(image: object, place: str, channels: int = 3) -> Tensor:
+    """uint8 (3, H, W) of a picture, an array or a tensor, in memory of its own; a pixel's bytes lie side by side.
+
+    Of another number of channels uint16 (C, H, W), see `semmae.data.deep`.
+    """
+    if channels != 3:
+        return _deep_pixels(image, place, channels)
     if isinstance(image, Image.Image):
         return pixels_of(image)
     if isinstance(image, np.ndarray):
@@ -202,6 +211,25 @@ def pixels(image: object, place: str) -> Tensor:
     if planes.dtype != torch.uint8:
         _refuse_kind(f"{place} is a tensor of {planes.dtype}")
     return planes.expand(3, -1, -1).permute(1, 2, 0).clone(memory_format=torch.contiguous_format).permute(2, 0, 1)
+
+
+def _deep_pixels(image: object, place: str, channels: int) -> Tensor:
+    try:
+        if isinstance(image, Image.Image):
+            return pixels_of(image, channels)
+        array = (
+            image.detach().cpu().permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.ndim == 3 else image
+        )
+        if (
+            isinstance(array, np.ndarray)
+            and array.dtype in (np.uint8, np.uint16)
+            and array.ndim in (2, 3)
+            and array.size
+        ):
+            return planes_of(array, channels)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}; give images (height, width, {channels})") from error
+    _refuse_kind(f"{place} is of {channels} channels, as {shown(image)[:80]} of type {type(image).__name__} is not")
 
 
 def _refuse_kind(fault: str) -> NoReturn:

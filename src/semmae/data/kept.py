@@ -20,7 +20,7 @@ class KeptImages(ImageSet):
     """
 
     def __init__(self, images: ImageSet) -> None:
-        super().__init__(images.source, images.manifest, images.positions)
+        super().__init__(images.source, images.manifest, images.positions, images.channels)
         self._kept: dict[tuple[int, int | None], Tensor] = {}
         self._bytes = 0
 

@@ -29,12 +29,14 @@ from semmae.data.crop import (
     crop_tokens,
     least_side,
     random_crop,
+    resized as resized_to,
 )
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.data.samplers import Key, epoch_and_row
 from semmae.data.token_store import TokenStore
 from semmae.data.workers import LOADERS, plan, start_worker
+from semmae.levels import as_pixels, levels
 from semmae.sizes import Grid, Size, around, sides
 
 # More processes than cores are no fault: training shows how long it waits for images.
@@ -137,7 +139,7 @@ class CropDataset(Dataset[dict[str, Any]]):
     def item_bytes(self) -> int:
         """Of its pictures and tokens, which are nearly all of it."""
         views = [(self.views, self.size)] + ([] if self.local is None else [(self.local.count, self.local.size)])
-        pictures = sum(count * picture_bytes(size) for count, size in views)
+        pictures = sum(count * picture_bytes(size, self.images.channels) for count, size in views)
         if self.tokens is None or self.side is None:
             return pictures
         return pictures + 2 * math.prod(sides(self.side)) * int(self.tokens.read(TOKENS).shape[-1])
@@ -220,7 +222,7 @@ class WholeDataset(Dataset[dict[str, Any]]):
     @property
     def item_bytes(self) -> int:
         """Of its picture, which is nearly all of it."""
-        return picture_bytes(self.size)
+        return picture_bytes(self.size, self.images.channels)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         _, row = epoch_and_row(key)
@@ -274,27 +276,26 @@ def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Te
 
     ValueError where they are of another type: nothing would show whether they are 0..255, 0..1 or normalised already.
     """
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images of {images.dtype}, not torch.uint8; give them as decoded, 0 to 255")
     # non_blocking: otherwise the step would wait for the device here
     shift, scale = (of_channels(values).to(images.device, non_blocking=True) for values in (mean, std))
-    return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(shift).div_(scale)
+    return levels(images).sub_(shift).div_(scale)
 
 
 def of_channels(values: Iterable[float]) -> Tensor:
-    """Three numbers for pixels from 0 to 1 → (3, 1, 1) for pixels from 0 to 255."""
-    return torch.tensor([255 * value for value in values]).view(3, 1, 1)
+    """A number a channel for pixels from 0 to 1 → (C, 1, 1) for pixels from 0 to 255."""
+    return torch.tensor([255 * value for value in values]).view(-1, 1, 1)
 
 
 def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:
-    """The way back of `normalise`: float (..., 3, H, W) → uint8, clipped to 0..255."""
+    """The way back of `normalise`: float (..., C, H, W) → uint8, clipped to 0..255; uint16 where C is not three."""
     shift, scale = map(of_channels, (mean, std))
-    return (images * scale.to(images) + shift.to(images)).round().clamp(0, 255).to(torch.uint8)
+    found = images * scale.to(images) + shift.to(images)
+    return as_pixels(found, torch.uint8 if images.shape[-3] == 3 else torch.uint16)
 
 
-def picture_bytes(size: Size) -> int:
+def picture_bytes(size: Size, channels: int = 3) -> int:
     """Of a picture of that size in a batch."""
-    return 3 * math.prod(sides(size))
+    return math.prod(sides(size)) * (3 if channels == 3 else 2 * channels)
 
 
 def enough(size: Size) -> int:
@@ -310,6 +311,9 @@ def centre_cut(image: Tensor, covered: Size, size: Size) -> Tensor:
     (height, width), (down, across) = image.shape[-2:], sides(covered)
     tall = down * width >= across * height  # then its height is what just covers
     resized = [down, down * width // height] if tall else [across * height // width, across]
-    whole = F.resize(image, resized, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    if image.dtype == torch.uint8:
+        whole = F.resize(image, resized, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    else:
+        whole = resized_to(image, (resized[0], resized[1]), "bicubic")
     cut: Tensor = F.center_crop(whole, [*sides(size)])
     return cut.contiguous()

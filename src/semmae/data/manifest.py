@@ -84,11 +84,11 @@ class ImageSet:
     """A source and its manifest joined: row i is line i of the manifest. Picklable, fit for workers.
 
     `positions`: which of the source's images each row is, integers (N,); without them the manifest is of images of the
-    source in their order.
+    source in their order. `channels` that they are read in: three, RGB of 8 bits, or others of 16 (`semmae.data.deep`).
     """
 
-    def __init__(self, source: Source, manifest: Manifest, positions: Rows | None = None) -> None:
-        self.source, self.manifest = source, manifest
+    def __init__(self, source: Source, manifest: Manifest, positions: Rows | None = None, channels: int = 3) -> None:
+        self.source, self.manifest, self.channels = source, manifest, channels
         if positions is None:
             positions = _positions(source.names, manifest.names)
         self.positions = np.asarray(positions, dtype=np.int64)
@@ -114,11 +114,13 @@ class ImageSet:
         return None if self.source.shards is None else self.source.shards[self.positions]
 
     def select(self, rows: Rows) -> "ImageSet":
-        return ImageSet(self.source, self.manifest.select(rows), self.positions[np.asarray(rows, dtype=np.int64)])
+        return ImageSet(
+            self.source, self.manifest.select(rows), self.positions[np.asarray(rows, dtype=np.int64)], self.channels
+        )
 
     def read(self, row: int, least: int | None = None) -> Tensor:
-        """uint8 (3, H, W) of a row, a large photo at a fraction of its size where `least` allows (see `decode`)."""
-        return self._decoded(row, lambda raw: raw if isinstance(raw, Tensor) else decode(raw, least))
+        """uint8 (3, H, W), or uint16 (C, H, W); a large photo at a fraction of its size where `least` allows that."""
+        return self._decoded(row, lambda raw: raw if isinstance(raw, Tensor) else decode(raw, least, self.channels))
 
     def raw(self, row: int) -> bytes | Tensor:
         """A row as its source gives it: encoded, or of an object as uint8 (3, H, W)."""
@@ -148,12 +150,14 @@ def open_images(
     workers: int = 2,
     check: Check = "full",
     needs_classes: bool = False,
+    channels: int = 3,
 ) -> ImageSet:
     """The images of `data`, checked: all, one split, or `limit` drawn by `seed` (only these are decoded).
 
-    `data`: a path, `hf:NAME`, or one of the objects that `semmae.data.from_python` reads. Why they have no classes is
-    logged, but with `needs_classes`: the caller refuses. `check`: "full" decodes every image, once; "header" reads no
-    more than headers; "none" nothing: what cannot be read raises when its turn comes. Objects are examined whole.
+    `channels`: as of `ImageSet`. `data`: a path, `hf:NAME`, or one of the objects that `semmae.data.from_python` reads.
+    Why they have no classes is logged, but with `needs_classes`: the caller refuses. `check`: "full" decodes every
+    image, once; "header" reads no more than headers; "none" nothing: what cannot be read raises when its turn comes.
+    Objects are examined whole.
 
     Of the processes of one run the first one makes the list, and the others take it from the run's folder.
     """
@@ -161,6 +165,8 @@ def open_images(
 
     def listed_source() -> Source:
         source = open_source(data, split)
+        if isinstance(source, ItemSource):
+            source.channels = channels
         if limit is not None and limit < len(source):
             rows = sample_rows(len(source), limit, seed)
             source = source.select(rows) if isinstance(source, ItemSource) else Selection(source, rows)
@@ -168,15 +174,17 @@ def open_images(
 
     def listed_images() -> ImageSet:
         source = listed_source()
-        manifest = build_manifest(source, workers, check=check)
+        manifest = build_manifest(source, workers, check=check, channels=channels)
         if source.labels is None and source.class_note and not needs_classes:
             _log.info("%s: no classes: %s", described(data), source.class_note)
-        return ImageSet(source, manifest)
+        return ImageSet(source, manifest, channels=channels)
 
     folder = shared_folder()
     if folder is None:
         return listed_images()
-    key = hashlib.sha256(repr((described(data), split, limit, seed, check)).encode("utf-8", "surrogateescape"))
+    key = hashlib.sha256(
+        repr((described(data), split, limit, seed, check, channels)).encode("utf-8", "surrogateescape")
+    )
     path = folder / f"{key.hexdigest()[:16]}.npz"
     if is_rank_zero():
         images = listed_images()
@@ -190,7 +198,7 @@ def open_images(
         raise UserError(f"{path}: damaged; start all processes again")
     source = kept.source or listed_source()
     check_same(kept, source)
-    return ImageSet(source, manifest, kept.positions)
+    return ImageSet(source, manifest, kept.positions, channels)
 
 
 def check_check(check: Check) -> None:
@@ -200,7 +208,11 @@ def check_check(check: Check) -> None:
 
 
 def build_manifest(
-    source: Source, workers: int, cache: Path | Literal["default"] | None = "default", check: Check = "full"
+    source: Source,
+    workers: int,
+    cache: Path | Literal["default"] | None = "default",
+    check: Check = "full",
+    channels: int = 3,
 ) -> Manifest:
     """Look at every image once, as closely as `check` says; UserError when over 5 % cannot be read.
 
@@ -211,28 +223,29 @@ def build_manifest(
     elif check == "none":
         reasons = {}
     else:
-        reasons = _unreadable(source, workers, cache_folder() if cache == "default" else cache, check)
+        reasons = _unreadable(source, workers, cache_folder() if cache == "default" else cache, check, channels)
     skipped = tuple((source.names[i], reason) for i, reason in reasons.items())
     _judge(source, skipped)
     whole = Manifest(source.names, source.sizes, source.labels, skipped)
     return whole.select(np.delete(np.arange(len(source)), list(reasons))) if reasons else whole
 
 
-def _unreadable(source: Source, workers: int, cache: Path | None, check: Check) -> dict[int, str]:
+def _unreadable(source: Source, workers: int, cache: Path | None, check: Check, channels: int) -> dict[int, str]:
     """Row → why it cannot be read, of those that cannot; images that the cache knows are not looked at."""
     tell_slow_decoder()
-    file = None if cache is None else cache_file(cache, source.key)
+    key = source.key if channels == 3 else f"{source.key}\0{channels} channels"
+    file = None if cache is None else cache_file(cache, key)
     found = stamps(source.names, source.sizes, source.modified)
     known = found[:0] if file is None else read_known(file)
     readable = known_rows(found, known)
     if check == "header" and cache is not None:  # apart: a header says less than what was decoded whole
-        file = cache_file(cache, f"{source.key}\0header")
+        file = cache_file(cache, f"{key}\0header")
         known = read_known(file)
         readable |= known_rows(found, known)
     todo = np.flatnonzero(~readable)
     reasons: dict[int, str] = {}
     try:
-        for i, reason in zip(todo, _check(source, todo, workers, check), strict=True):
+        for i, reason in zip(todo, _check(source, todo, workers, check, channels), strict=True):
             if reason is None:
                 readable[i] = True
             else:
@@ -284,7 +297,9 @@ def _positions(names: Names, chosen: Names) -> npt.NDArray[np.int64]:
     return positions
 
 
-def _check(source: Source, rows: npt.NDArray[np.int64], workers: int, check: Check) -> Iterator[str | None]:
+def _check(
+    source: Source, rows: npt.NDArray[np.int64], workers: int, check: Check, channels: int
+) -> Iterator[str | None]:
     """Why each row cannot be read, None where it can. Threads: decoding frees the interpreter's lock."""
 
     def fault(row: int) -> str | None:
@@ -294,7 +309,7 @@ def _check(source: Source, rows: npt.NDArray[np.int64], workers: int, check: Che
             if check == "header":
                 upright_size(raw)
             else:
-                decode(raw, least=1)  # all bytes are parsed, fewer pixels computed
+                decode(raw, least=1, channels=channels)  # all bytes are parsed, fewer pixels computed
         except OSError as error:
             return reason(error)
         except ValueError as error:

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import Dataset
 
 from semmae.data.coding import IGNORED
 from semmae.data.colour import colour_matrices, shift_colours
-from semmae.data.crop import at_centres
+from semmae.data.crop import at_centres, resized as resized_to
 from semmae.data.loaders import enough
 from semmae.data.samplers import Key, epoch_and_row
 from semmae.data.segmentation import LabelledImages
+from semmae.levels import as_pixels
 from semmae.sizes import Grid, Size, sides
 
 _TRIES = 10  # crops drawn until one is mixed enough
@@ -42,7 +42,7 @@ class Augmentation:
     scales: tuple[float, float] = (0.5, 2.0)  # of the image that just covers the crop
     most_of_one: float = 0.75  # share of the crop's labelled pixels that one class may fill; 1 = no limit
     colour: bool = True
-    fill: tuple[int, int, int] = (124, 116, 104)  # colour around images smaller than the crop
+    fill: tuple[int, ...] = (124, 116, 104)  # colour around images smaller than the crop, in the pixels' own range
 
 
 class SegmentCrops(Dataset[dict[str, Any]]):
@@ -110,9 +110,7 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
     """uint8 (3, h, w) → uint8 (3, height, width), bilinear and antialiased."""
     if image.shape[1:] == (height, width):
         return image
-    batch = image[None].contiguous(memory_format=torch.channels_last)
-    out: Tensor = functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)
-    return out[0]
+    return resized_to(image, (height, width), "bilinear")
 
 
 def padded(image: Tensor, labels: Tensor, size: Size, fill: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -120,7 +118,7 @@ def padded(image: Tensor, labels: Tensor, size: Size, fill: Sequence[int]) -> tu
     (height, width), (down, across) = labels.shape, sides(size)
     if height >= down and width >= across:
         return image, labels
-    canvas = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, max(down, height), max(across, width))
+    canvas = torch.tensor(fill, dtype=image.dtype).view(-1, 1, 1).repeat(1, max(down, height), max(across, width))
     canvas[:, :height, :width] = image
     unknown = torch.full(canvas.shape[1:], IGNORED, dtype=torch.uint8)
     unknown[:height, :width] = labels
@@ -134,9 +132,8 @@ def distorted(image: Tensor, rng: np.random.Generator) -> Tensor:
     if not applied.any():
         return image
     factors = [1 + _BRIGHTNESS * brightness, 1 + _CONTRAST * contrast, 1 + _SATURATION * saturation, _HUE * hue]
-    return (
-        shift_colours(image[None], colour_matrices(torch.tensor([factors]), torch.zeros(1)))[0].round_().to(torch.uint8)
-    )
+    changed = shift_colours(image[None], colour_matrices(torch.tensor([factors]), torch.zeros(1)))[0]
+    return as_pixels(changed, image.dtype)
 
 
 def _mixed_box(labels: Tensor, how: Augmentation, rng: np.random.Generator) -> tuple[int, int]:

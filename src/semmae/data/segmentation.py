@@ -96,6 +96,7 @@ def open_segmentation(
     seed: int = 0,
     workers: int = 2,
     check: Check = "full",
+    channels: int = 3,
 ) -> SegmentationData:
     """The pairs of `data`, all of them checked; nothing is written but the cache of readable images.
 
@@ -106,13 +107,13 @@ def open_segmentation(
     pairs = _Pairs.at(data, masks)
     train, val = (pairs.split_folder(split) for split in ("train", "val"))
     if train and val:
-        sets = [pairs.open(below, coding, limit, seed, workers, check) for below in (train, val)]
+        sets = [pairs.open(below, coding, limit, seed, workers, check, channels) for below in (train, val)]
         words = f"{len(sets[0])} {train}, {len(sets[1])} {val}"
     elif train or val:
         missing = "val" if train else "train"
         raise UserError(f"{pairs.images}: holds {train or val}, but no {missing}; add that folder")
     else:
-        sets = _held_out(pairs.open("", coding, limit, seed, workers, check), val_share, seed, pairs.images)
+        sets = _held_out(pairs.open("", coding, limit, seed, workers, check, channels), val_share, seed, pairs.images)
         words = f"{len(sets[0])} train, {len(sets[1])} held out by seed {seed}"
     (train_set, val_set), names, named, digest = _checked(pairs, sets, coding, workers)
     return SegmentationData(val_set, names, named, digest, words, train_set)
@@ -133,6 +134,7 @@ def open_measured(
     seed: int = 0,
     workers: int = 2,
     check: Check = "full",
+    channels: int = 3,
 ) -> MeasuredData:
     """The pairs of `data` that a trained network is measured on: of the folder `val`, or all where nothing is split.
 
@@ -142,7 +144,7 @@ def open_measured(
     val = pairs.split_folder("val")
     if not val and (train := pairs.split_folder("train")):
         raise UserError(f"{pairs.images}: holds {train}, but no val; add that folder")
-    everything = pairs.open(val, coding, limit, seed, workers, check)
+    everything = pairs.open(val, coding, limit, seed, workers, check, channels)
     rows = keep(everything.images)
     if not rows:
         raise UserError(
@@ -176,9 +178,11 @@ class _Pairs:
         return next((name for name in _SPLITS[split] if (self.images / name).is_dir()), "")
 
     def open(
-        self, below: str, coding: Coding, limit: int | None, seed: int, workers: int, check: Check
+        self, below: str, coding: Coding, limit: int | None, seed: int, workers: int, check: Check, channels: int
     ) -> LabelledImages:
-        found = open_images(self.images / below, limit=limit, seed=seed, workers=workers, check=check)
+        found = open_images(
+            self.images / below, limit=limit, seed=seed, workers=workers, check=check, channels=channels
+        )
         return LabelledImages(
             found, tuple(_annotation_paths(found, self.images / below, self.annotations / below)), coding
         )

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from semmae.data.checked import cache_file, cache_folder
 from semmae.data.compact import Names
 from semmae.data.decode import SUFFIXES
-from semmae.data.endings import UNDECODED, counted, ending
+from semmae.data.endings import ARRAY, UNDECODED, counted, ending
 from semmae.data.shard_places import Shard, copied, named
 from semmae.data.workers import in_threads
 from semmae.errors import DiskError, UserError, reason
@@ -199,7 +199,7 @@ def _labelled(content: object) -> str | None:
 
 def _is_picture(name: str) -> bool:
     kind = ending(name)
-    return (kind in SUFFIXES or kind in UNDECODED) and not name.rpartition("/")[2].startswith(".")
+    return (kind in SUFFIXES - {ARRAY} or kind in UNDECODED) and not name.rpartition("/")[2].startswith(".")
 
 
 def _key(name: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from semmae.files import read_bytes
 from semmae.names import shown, user_path
 from semmae.sizes import Size, around, sides
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,24 @@ class ImageTransform:
     def squares(self, images: Sequence[Any]) -> Tensor:
         """uint8 (B, 3, *size): what is left to do is `normalise`, best on the device."""
         if not images:
-            return torch.empty(0, 3, *sides(self.size), dtype=torch.uint8)
+            return torch.empty(0, len(self.mean), *sides(self.size), dtype=torch.uint8)
         resized = around(self.size, self.crop_pct)
-        return torch.stack([centre_cut(_pixels(image, enough(resized)), resized, self.size) for image in images])
+        return torch.stack(
+            [centre_cut(_pixels(image, enough(resized), len(self.mean)), resized, self.size) for image in images]
+        )
 
 
-def _pixels(image: Any, least: int) -> Tensor:
-    """uint8 (3, H, W) of an image; of a file, a short side of `least` pixels is enough (see `decode`)."""
+def _pixels(image: Any, least: int, channels: int) -> Tensor:
+    """uint8 (3, H, W), or uint16 (C, H, W); of a file, a short side of `least` pixels is enough (see `decode`)."""
     if isinstance(image, str | PathLike):
         path = user_path(fspath(image))
         try:
-            return decode(read_bytes(path, MOST_BYTES), least)
+            return decode(read_bytes(path, MOST_BYTES), least, channels)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({reason(error)}); give an image file") from error
     if isinstance(image, Image.Image):
         try:
-            return picture_pixels(image)
+            return picture_pixels(image, channels)
         except (OSError, ValueError) as error:
             raise UserError(f"{shown(image)}: cannot be read ({error}); give a picture of 8 bits a channel") from error
-    return pixels(image, "what is given")
+    return pixels(image, "what is given", channels)

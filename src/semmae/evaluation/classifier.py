@@ -82,6 +82,7 @@ def open_unlearned(
     seed: int,
     workers: int,
     check: Check = "full",
+    channels: int = 3,
 ) -> tuple[ImageSet, str]:
     """The images of `data` to measure a classifier on, and in words which they are.
 
@@ -89,7 +90,7 @@ def open_unlearned(
     `learned` holds the keys. `whose` is what messages call it.
     """
     split = "val" if has_split(data) else None
-    images = open_classes(data, split, limit=limit, seed=seed, workers=workers, check=check)
+    images = open_classes(data, split, limit=limit, seed=seed, workers=workers, check=check, channels=channels)
     which = split or "images"
     if learned is None:
         _log.warning("%s: does not say which images it learned from; those count here too", whose)

@@ -20,6 +20,7 @@ from semmae.data.transform import ImageTransform
 from semmae.errors import UserError
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
+from semmae.levels import levels
 from semmae.models.head import pool
 from semmae.models.vit import Encoder
 from semmae.names import shown
@@ -193,7 +194,7 @@ def raw_pixels(
     """
 
     def embed(images: Tensor) -> Tensor:
-        pixels = F.interpolate(images.float() / 255, size=(side, side), mode="area").flatten(1)
+        pixels = F.interpolate(levels(images) / 255, size=(side, side), mode="area").flatten(1)
         pixels = pixels - pixels.mean(1, keepdim=True)
         # Below one grey level in a thousand there is only rounding to be amplified.
         return pixels / pixels.std(1, correction=0, keepdim=True).clamp_min(1e-6)

@@ -18,7 +18,7 @@ from semmae.names import shown
 from semmae.options.shared import Pooling
 from semmae.sizes import Size, read_size
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
 
 _LOG = logging.getLogger("semmae")
 _CONFIG = "config.json"
@@ -124,11 +124,13 @@ def colours(mean: Any, std: Any) -> tuple[Colour, Colour] | None:
     if mean is None and std is None:
         return None
     for name, values in (("mean", mean), ("std", std)):
-        if not isinstance(values, list) or len(values) != 3 or not all(map(is_number, values)):
-            raise ValueError(f"its {name} of the images is {shown(values)}, not three numbers")
+        if not isinstance(values, list) or not values or not all(map(is_number, values)):
+            raise ValueError(f"its {name} of the images is {shown(values)}, not a number for each channel")
+    if len(mean) != len(std):
+        raise ValueError(f"its mean of the images is of {len(mean)} channels, its std of {len(std)}")
     if min(std) <= 0:
         raise ValueError(f"its std of the images is {shown(std)}, not positive")
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+    return tuple(mean), tuple(std)
 
 
 def is_number(value: Any) -> bool:

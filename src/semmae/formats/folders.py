@@ -221,6 +221,8 @@ def _builder(
 ) -> tuple[EncoderSpec, Callable[[], VisionTransformer]]:
     """What a folder's encoder is, and what builds it; ValueError where its tensors, named `prefix` …, are others."""
     spec = read_spec(EncoderSpec, config["semmae"].get("spec"))
+    if not spec.std or len(spec.mean) != len(spec.std):
+        raise ValueError(f"mean is of {len(spec.mean)} channels, std of {len(spec.std)}")
     if min(spec.std) <= 0:
         raise ValueError(f"std is {spec.std}, not positive")
     bare = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

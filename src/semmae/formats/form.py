@@ -81,6 +81,7 @@ class Writing:
     use: Callable[[str, Model, bool], Sequence[str]]  # lines of Python: place (a folder, OWNER/NAME), whether classes
     decoder: Literal["always", "asked", "never"]  # whether it goes along where there is one
     head: bool  # whether there is a place for that of a classifier
+    rgb: bool = False  # whether what loads it prepares images of three channels alone
     square_decoder: bool = False  # whether what loads it takes images of a masked autoencoder to be square
     peculiar: Collection[str] | None  # which of `peculiarities` it can hold; None: all
     norm_eps: Literal["any", "one", "usual", "named"]  # one for all norms; 1e-6; that too, or what a name of timm says

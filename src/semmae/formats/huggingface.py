@@ -350,6 +350,7 @@ FORM = Form(
         use=_use,
         decoder="asked",
         head=True,
+        rgb=True,
         square_decoder=True,
         peculiar={NO_QKV_BIAS},
         norm_eps="one",

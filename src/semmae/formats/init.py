@@ -17,11 +17,11 @@ _LOG = logging.getLogger("semmae")
 
 
 def init_encoder(
-    init: str | Encoder, *, model: Model, image_size: Size, patch_size: int, num_heads: int | None
+    init: str | Encoder, *, model: Model, image_size: Size, patch_size: int, num_heads: int | None, channels: int = 3
 ) -> Encoder:
     """The encoder of --init, its positions resampled to this run's image size."""
     encoder = load_encoder(init, num_heads=num_heads)
-    _check_sizes(init, encoder, model, patch_size)
+    _check_sizes(init, encoder, model, patch_size, channels)
     encoder.set_image_size(image_size)
     _usual_norms(init, encoder)
     return encoder
@@ -36,6 +36,7 @@ def init_autoencoder(
     image_size: Size,
     patch_size: int,
     num_heads: int | None,
+    channels: int = 3,
 ) -> MaskedAutoencoder:
     """The encoder of --init with the decoder that lies beside it if it is of these sizes, else with a new one.
 
@@ -46,13 +47,15 @@ def init_autoencoder(
     name = described(init)
     if not isinstance(init, Encoder) and found == decoder:
         mae = load_mae(init, num_heads=num_heads, decoder_num_heads=decoder.num_heads)
-        _check_sizes(init, mae.encoder, model, patch_size)
+        _check_sizes(init, mae.encoder, model, patch_size, channels)
         mae.set_image_size(image_size)
         _usual_norms(init, mae)
         mae.norm_pix_loss = norm_pix_loss
         _LOG.info("%s: encoder and decoder taken", name)
         return mae.train()
-    encoder = init_encoder(init, model=model, image_size=image_size, patch_size=patch_size, num_heads=num_heads)
+    encoder = init_encoder(
+        init, model=model, image_size=image_size, patch_size=patch_size, num_heads=num_heads, channels=channels
+    )
     reason = f"its decoder ({_sizes(found, decoder)}) is not what this run asks for" if found else "it has no decoder"
     _LOG.info("%s: encoder taken; %s: a new one begins (%s)", name, reason, _sizes(decoder, found))
     try:
@@ -61,8 +64,13 @@ def init_autoencoder(
         raise UserError(f"--init {name}: {error}; choose another encoder") from error
 
 
-def _check_sizes(init: str | Encoder, encoder: Encoder, model: Model, patch_size: int) -> None:
+def _check_sizes(init: str | Encoder, encoder: Encoder, model: Model, patch_size: int, channels: int) -> None:
     found, (width, depth, _) = encoder.spec, MODELS[model]
+    if found.channels != channels:
+        raise UserError(
+            f"--init {described(init)}: sees images of {found.channels} channels, and --channels is {channels}; use "
+            f"--channels {found.channels}"
+        )
     if (found.width, found.depth, found.patch_size) != (width, depth, patch_size):
         names = [name for name, sizes in MODELS.items() if sizes[:2] == (found.width, found.depth)]
         remedy = f"use --model {names[0]} --patch-size {found.patch_size}" if names else "choose another encoder"

@@ -49,7 +49,7 @@ class _Graph(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval()
         encoder = model.encoder if isinstance(model, Classifier) else model
-        self.size = encoder.spec.image_size  # of the images it takes
+        self.channels, self.size = encoder.spec.channels, encoder.spec.image_size  # of the images it takes
         self.outputs = [*OUTPUTS, LOGITS] if isinstance(model, Classifier) else [*OUTPUTS]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -71,7 +71,7 @@ def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, s
         try:
             program = torch.onnx.export(
                 graph,
-                (_images(_TRACED, graph.size),),
+                (_images(_TRACED, graph.channels, graph.size),),
                 input_names=[INPUT],
                 output_names=graph.outputs,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
@@ -90,7 +90,7 @@ def write_onnx(model: Encoder | Classifier, path: Path, metadata: Mapping[str, s
 def check_onnx(model: Encoder | Classifier, path: Path) -> float:
     """Run the graph for one image and for three; returns the largest difference, as a share of the largest number."""
     graph, session = _Graph(model).eval(), _session(path)
-    difference = max(_difference(graph, session, _images(batch, graph.size)) for batch in _CHECKED)
+    difference = max(_difference(graph, session, _images(batch, graph.channels, graph.size)) for batch in _CHECKED)
     if not difference <= TOLERANCE:
         raise UserError(
             f"onnxruntime computes features that differ from torch's by {difference:.1e}, more than {TOLERANCE:.0e}; "
@@ -99,8 +99,8 @@ def check_onnx(model: Encoder | Classifier, path: Path) -> float:
     return difference
 
 
-def _images(batch: int, size: Size) -> Tensor:
-    return torch.randn(batch, 3, *sides(size), generator=torch.Generator().manual_seed(batch))
+def _images(batch: int, channels: int, size: Size) -> Tensor:
+    return torch.randn(batch, channels, *sides(size), generator=torch.Generator().manual_seed(batch))
 
 
 def _difference(graph: _Graph, session: Any, images: Tensor) -> float:
@@ -150,12 +150,13 @@ def _command(folder: Path, decoder: bool, head: bool) -> str:
 
 
 def _use(place: str, model: Model, classes: bool) -> Sequence[str]:
+    channels = encoder_of(model).spec.channels
     size, given = ", ".join(map(str, sides(encoder_of(model).spec.image_size))), f'{{"{INPUT}": images}}'
     return (
         "import onnxruntime",
         "",
         f'session = onnxruntime.InferenceSession("{FILE}")',
-        f"# {INPUT}: float32 (B, 3, {size}), normalised as above (the file's metadata says so too)",
+        f"# {INPUT}: float32 (B, {channels}, {size}), normalised as above (the file's metadata says so too)",
         *(
             ("# (B, classes), named in the file's metadata:", f'logits = session.run(["{LOGITS}"], {given})[0]')
             if classes

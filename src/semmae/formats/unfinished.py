@@ -11,9 +11,10 @@ from pathlib import Path
 from torch import Tensor
 
 from semmae.errors import UserError
-from semmae.files import Fields
+from semmae.files import Fields, read_json
+from semmae.formats.beside import colours
 from semmae.formats.files import read_file
-from semmae.models.vit import MODELS, EncoderSpec
+from semmae.models.vit import IMAGENET, MODELS, EncoderSpec
 from semmae.names import shown
 from semmae.options import VERBS
 from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER
@@ -66,4 +67,15 @@ def read_unfinished(folder: Path) -> UnfinishedRun:
     # Given together with a teacher, the number of heads is the teacher's.
     named = begun.get("teacher", str | None) not in (None, AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER)
     heads = None if named else begun.get("num_heads", int | None)
-    return UnfinishedRun(state, EncoderSpec.named(model, size, patch), begun.get("init", str | None), heads, progress)
+    spec = EncoderSpec.named(model, size, patch, _colours(folder))
+    return UnfinishedRun(state, spec, begun.get("init", str | None), heads, progress)
+
+
+def _colours(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that the run normalises by, as its summary has them; without any ImageNet's."""
+    path = folder / "summary.json"
+    found = Fields(path, read_json(path)) if path.is_file() else Fields(path, {})
+    try:
+        return colours(found.get("mean", list), found.get("std", list)) or IMAGENET
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; restore it") from error

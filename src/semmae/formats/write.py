@@ -36,6 +36,9 @@ def _fault(name: str, model: Model) -> str:
         return f"has a decoder, for which {title} has no place"
     if isinstance(model, MaskedAutoencoder) and model.decoder.token_width:
         return "its decoder predicts the tokens of a teacher, and not pixels"
+    channels = encoder_of(model).spec.channels
+    if writing.rgb and channels != 3:
+        return f"its images have {channels} channels, and those of {title} three"
     square = isinstance(encoder_of(model).spec.image_size, int)
     if isinstance(model, MaskedAutoencoder) and writing.square_decoder and not square:
         return f"its images are not square, as those of a decoder of {title} are"

@@ -13,6 +13,7 @@ from semmae.data.part_store import PartStore
 from semmae.data.token_store import TokenStore
 from semmae.formats.folders import LEARNER, read_learner
 from semmae.labels.tokens import tokens_of
+from semmae.levels import in_rgb
 from semmae.models.vit import Encoder
 from semmae.reporting.part_samples import FILE, collect, spread
 from semmae.reporting.pictures import parts_picture
@@ -32,7 +33,7 @@ def draw_parts(
     rows = spread(len(images), _PICTURED)
     whole = WholeDataset(images, 224)
     pixels = torch.stack([whole[row]["image"] for row in rows])
-    parts_picture(pixels, store.labels[rows], store.label_names, out / "parts.png")
+    parts_picture(in_rgb(pixels), store.labels[rows], store.label_names, out / "parts.png")
     if encoder is None:
         return
     device = next(encoder.parameters()).device

@@ -16,6 +16,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from semmae.levels import PIXEL_TYPES, levels
 from semmae.losses import image_token_loss, masked_pixel_loss, masked_token_loss
 from semmae.models.blocks import run_blocks
 from semmae.models.vit import Encoder, init_transformer
@@ -105,7 +106,7 @@ class MaskedAutoencoder(nn.Module):
         encoder.pooling = "mean"  # its loss trains patch tokens and their mean, not the class token
         # In buffers that no file holds: where the network is, an image is normalised without waiting for the device.
         for name, values in (("pixel_mean", encoder.spec.mean), ("pixel_std", encoder.spec.std)):
-            self.register_buffer(name, torch.tensor([255 * value for value in values]).view(3, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor([255 * value for value in values]).view(-1, 1, 1), persistent=False)
         self.decoder = decoder
         self.norm_pix_loss = norm_pix_loss
         self.checkpointing = False  # less memory in training, for a third more time: see `run_blocks`
@@ -126,7 +127,9 @@ class MaskedAutoencoder(nn.Module):
             *(Block(decoder.width, decoder.num_heads, qkv_bias=True, norm_layer=norm) for _ in range(decoder.depth))
         )
         self.decoder_norm = norm(decoder.width)
-        self.decoder_pred = nn.Linear(decoder.width, decoder.token_width or encoder.patch_size**2 * 3)
+        self.decoder_pred = nn.Linear(
+            decoder.width, decoder.token_width or encoder.patch_size**2 * encoder.spec.channels
+        )
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
             init_transformer(part)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -168,9 +171,8 @@ class MaskedAutoencoder(nn.Module):
         self, images: Tensor, visible: Tensor, hidden: Tensor, subset: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images, normalised; what enters the encoder's blocks; and where on the grid the patches are."""
-        if images.dtype == torch.uint8:
-            images = images.to(torch.float32, memory_format=torch.contiguous_format)
-            images = images.sub(self.pixel_mean).div(self.pixel_std)
+        if images.dtype in PIXEL_TYPES:
+            images = levels(images).sub(self.pixel_mean).div(self.pixel_std)
         if subset is not None:
             visible, hidden = subset.gather(1, visible), subset.gather(1, hidden)
         return images, self.encoder.embed_visible(images, visible), visible, hidden

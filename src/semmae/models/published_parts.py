@@ -32,6 +32,7 @@ class PublishedPartsSpec:
     background: bool = True  # one more label, 0, for what belongs to no part
     head_dim: int = 64  # channels of one part's query and key
     blur: int = 3  # cells a side of the low-pass kernel over the patch grid, odd; 1 = none
+    channels: int = 3  # of the images
     decoder_width: int = 96  # channels at the patch grid, halved at every doubling, at least 32
 
     @property
@@ -106,7 +107,7 @@ class StyleDecoder(nn.Module):
             narrower = max(width // 2, 32)
             self.layers.append(StyleLayer(width, narrower, spec.width))
             width = narrower
-        self.last = nn.Conv2d(width, 3, 1)
+        self.last = nn.Conv2d(width, spec.channels, 1)
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
         """Maps (B, M, h, w), style (B, C) → (B, 3, H, W), each side 2^doublings times as long."""

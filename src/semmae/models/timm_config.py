@@ -50,7 +50,7 @@ def timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any]
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [3, *sides(spec.image_size)],
+            "input_size": [spec.channels, *sides(spec.image_size)],
             "fixed_input_size": False,
             **preprocessing,
             "mean": list(spec.mean),

@@ -45,6 +45,9 @@ MODELS = {
 }
 
 
+IMAGENET: tuple[tuple[float, ...], tuple[float, ...]] = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
 class Features(NamedTuple):
     """What every encoder returns: class token (B, C) and patch tokens (B, L, C), after the final norm."""
 
@@ -81,18 +84,31 @@ class EncoderSpec:
     depth: int
     num_heads: int
     mlp_ratio: float = 4.0
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # a number a channel, of pixels from 0 to 1
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
 
     @property
     def grid(self) -> Grid:
         """Rows and columns of the patches of an image, as trained."""
         return patch_grid(self.image_size, self.patch_size)
 
+    @property
+    def channels(self) -> int:
+        """Of its images: three are RGB."""
+        return len(self.mean)
+
     @classmethod
-    def named(cls, model: str, image_size: Size, patch_size: int) -> "EncoderSpec":
+    def named(
+        cls,
+        model: str,
+        image_size: Size,
+        patch_size: int,
+        colours: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET,
+    ) -> "EncoderSpec":
+        """Of a name among `MODELS`; `colours`: mean and standard deviation of its images."""
         width, depth, heads = MODELS[model]
-        return cls(image_size, patch_size, width, depth, heads)
+        mean, std = colours
+        return cls(image_size, patch_size, width, depth, heads, mean=mean, std=std)
 
 
 def check_finite(encoder: "Encoder", *tokens: Tensor) -> None:
@@ -254,6 +270,7 @@ def build_vit(spec: EncoderSpec) -> VisionTransformer:
     vit = VisionTransformer(
         img_size=sides(spec.image_size),
         patch_size=spec.patch_size,
+        in_chans=spec.channels,
         embed_dim=spec.width,
         depth=spec.depth,
         num_heads=spec.num_heads,

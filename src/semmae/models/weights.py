@@ -50,7 +50,7 @@ def vit_arguments(state: State, num_heads: int, grid: Grid | None = None) -> dic
     positions it is taken to be a square: bare weights do not show that 16 positions were 8 × 2.
     """
     _check_is_vit(state)
-    width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
+    width, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads {num_heads} does not divide the width {width}")
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
@@ -69,6 +69,7 @@ def vit_arguments(state: State, num_heads: int, grid: Grid | None = None) -> dic
         "dynamic_img_size": True,
     }
     options = {
+        "in_chans": channels if channels != 3 else 0,
         "reg_tokens": registers,
         "no_embed_class": not token_positions,
         "pre_norm": "norm_pre.weight" in state,
@@ -135,8 +136,8 @@ def _check_is_vit(state: State) -> None:
         if name in state and state[name].ndim != wanted:
             raise ValueError(f"{name} is {tuple(state[name].shape)}, expected {wanted} dimensions")
     shape = tuple(state[kernel].shape)
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or 0 in shape:
-        raise ValueError(f"{kernel} is {shape}, expected (width, 3, p, p): square patches of RGB images")
+    if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
+        raise ValueError(f"{kernel} is {shape}, expected (width, channels, p, p): square patches of images")
 
 
 def _grid_of(length: int, prefix: int, grid: Grid | None) -> tuple[Grid, bool]:
@@ -159,8 +160,8 @@ def _ratio(hidden: int, width: int) -> float:
 def encoder_from_weights(
     state: State,
     num_heads: int,
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
     norm_eps: float = NORM_EPS,
     grid: Grid | None = None,
 ) -> Encoder:
@@ -177,10 +178,13 @@ def encoder_from_weights(
     return wrap_vit(vit, mean, std).eval()
 
 
-def wrap_vit(vit: nn.Module, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Encoder:
+def wrap_vit(vit: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Encoder:
     """An encoder around a timm model, specified by the model itself; refused as by `check_readable`."""
     readable = check_readable(vit)
     sizes = _eva_sizes(readable) if isinstance(readable, Eva) else _vit_sizes(readable)
+    channels = readable.patch_embed.proj.weight.shape[1]
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"its images have {channels} channels, and their mean and std {len(mean)} and {len(std)}")
     return Encoder(EncoderSpec(**sizes, mean=mean, std=std), readable)
 
 

@@ -14,6 +14,7 @@ Precision = Literal["auto", "float32", "bf16", "fp16"]
 Compile = Literal["auto", "on", "off"]
 Workers = int | Literal["auto"]
 Check = Literal["none", "header", "full"]
+Statistics = Literal["auto", "imagenet", "data"]
 Strategy = Literal["ddp", "fsdp"]
 Gradients = Literal["float32", "bf16"]
 Pooling = Literal["cls", "mean"]
@@ -193,6 +194,11 @@ class SizeOptions(TrainOptions):
     """Pixels of the crops the encoder sees: a square's side, or height and width; divisible by the patch size."""
     patch_size: int = option(16, low=2, high=1024)
     """Pixels a side of a patch."""
+    channels: int = option(3, low=1, high=1024)
+    """Channels of the images: 3 are RGB of 8 bits; 1 is grey, others are those of the files, all of them of 16 bits."""
+    statistics: Statistics = option("auto")
+    """Mean and deviation that pixels are normalised by: ImageNet's (imagenet), or those of the images (data); auto: \
+ImageNet's for 3 channels, else the images'."""
 
 
 @dataclass(frozen=True, kw_only=True)

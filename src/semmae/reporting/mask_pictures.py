@@ -11,6 +11,7 @@ from semmae.data.crop import WHOLE, crop_parts, crop_scores
 from semmae.data.loaders import WholeDataset, denormalise, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
+from semmae.levels import in_rgb
 from semmae.models.mae import MaskedAutoencoder
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
@@ -43,7 +44,8 @@ def draw_masks(
     grids = None if store is None else store.labels[rows]
     names = [] if store is None else store.label_names
     length = math.prod(spec.grid)
-    shown = pixels if subset is None else faded(pixels, subset, length)
+    seen = in_rgb(pixels)
+    shown = seen if subset is None else faded(seen, subset, length)
     masks = [(title, on_the_grid(mask, subset, length)) for title, mask, subset in drawn]
     masks_picture(shown, grids, names, masks, folder / "masks.png")
     if not mae.decoder.token_width:
@@ -53,7 +55,9 @@ def draw_masks(
 
 @torch.inference_mode()
 def reconstruct_pixels(mae: MaskedAutoencoder, pixels: Tensor, mask: Tensor, subset: Tensor | None = None) -> Tensor:
-    """Pixels uint8 (B, 3, H, W) → hidden patches as the autoencoder predicts them; other patches mean nothing.
+    """Pixels (B, C, H, W) → hidden patches as the autoencoder predicts them, to look at: uint8 (B, 3, H, W).
+
+    Other patches mean nothing.
 
     `mask`: bool (B, L), or (B, N) over the patches that take part, whose indices (B, N) are in `subset`.
     """
@@ -63,7 +67,8 @@ def reconstruct_pixels(mae: MaskedAutoencoder, pixels: Tensor, mask: Tensor, sub
     if mae.norm_pix_loss:
         # Only the true patch knows its mean and deviation: borrowed from it, as MAE's own demonstration does.
         prediction = denormalize_patches(prediction, patchify(images, spec.patch_size))
-    return denormalise(unpatchify(prediction, spec.patch_size, mae.encoder.grid_of(images)), spec.mean, spec.std)
+    made = unpatchify(prediction, spec.patch_size, mae.encoder.grid_of(images))
+    return in_rgb(denormalise(made, spec.mean, spec.std), like=pixels)
 
 
 def on_the_grid(mask: Tensor, subset: Tensor | None, length: int) -> Tensor:

@@ -224,12 +224,13 @@ def _result(place: str, content: Mapping[str, Any]) -> list[str]:
 def _images(card: Card) -> list[str]:
     spec, size = card.encoder.spec, card.encoder.spec.image_size
     covered = around(size, card.crop_pct)
+    kind = "RGB" if spec.channels == 3 else f"{spec.channels} channels of 16 bits"
     if isinstance(size, int):
         cut = f"resizes the short side to {covered} pixels, bicubic, and cuts out the central square of {size}"
     else:
         cut = f"resizes to cover {size_shown(covered)} pixels, bicubic, and cuts out the central {size_shown(size)}"
     return [
-        f"RGB, {size_shown(size)} pixels, scaled to 0–1, then normalised: mean "
+        f"{kind}, {size_shown(size)} pixels, scaled to 0–1, then normalised: mean "
         f"{_numbers(spec.mean)}, standard deviation {_numbers(spec.std)}. semmae {cut}; "
         "where figures are of another share of it, they name it as `crop pct`.",
         "",

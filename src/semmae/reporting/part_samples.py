@@ -26,6 +26,7 @@ from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.errors import UserError
 from semmae.files import open_regular, write_bytes
+from semmae.levels import in_rgb
 from semmae.names import shown
 from semmae.progress import Progress
 from semmae.sizes import Size
@@ -99,7 +100,7 @@ def collect(images: ImageSet, store: PartStore, soft_maps: SoftMaps, size: Size,
         label_names=np.array(store.label_names, np.str_),
         names=np.array([images.names[row] for row in shown], np.str_),
         aspects=np.array([aspects[row] for row in shown], np.float32),
-        images=np.stack([crop_image(images.read(row), WHOLE, _SHOWN_SIDE).numpy() for row in shown]),
+        images=np.stack([in_rgb(crop_image(images.read(row), WHOLE, _SHOWN_SIDE)).numpy() for row in shown]),
         labels=np.asarray(store.labels[shown]),
         maps=np.stack([maps[row].numpy() for row in shown]),
         shares=np.stack([(labels == label).mean((1, 2)) for label in range(store.num_labels)], 1).astype(np.float32),
@@ -222,7 +223,7 @@ def _look(
                 whole.append(crop_image(image, WHOLE, size))
                 crops = [_square_around(candidate.region, height, width) for candidate in by_row[row]]
                 cuts += [
-                    _Cut(candidate, crop, crop_image(image, crop, _CROP_SIDE))
+                    _Cut(candidate, crop, in_rgb(crop_image(image, crop, _CROP_SIDE)))
                     for candidate, crop in zip(by_row[row], crops, strict=True)
                 ]
             maps |= dict(zip(batch, soft_maps(batch, torch.stack(whole)).cpu().half(), strict=True))

@@ -13,6 +13,7 @@ from semmae.evaluation.accuracy import confusion_matrix
 from semmae.evaluation.protocols import OWN
 from semmae.evaluation.protocols.shape import Classified, Measured, Segmented
 from semmae.files import make_folder, write_csv, write_json, write_text
+from semmae.levels import in_rgb
 from semmae.reporting.confusion import confusion_picture
 from semmae.reporting.page import figure_rows, figures_table, flat
 from semmae.reporting.pictures import segmentation_picture
@@ -81,7 +82,7 @@ def draw_predictions(path: Path, methods: Mapping[str, Measured]) -> None:
     for name, details in found.items():
         columns.append(("prediction" if name == OWN else name, [details.predictions[row] for row in shown]))
     classes = [facts["class"] for facts in methods[OWN].figures["per_class"]]
-    segmentation_picture([image for image, _ in pairs], columns, classes, path)
+    segmentation_picture([in_rgb(image) for image, _ in pairs], columns, classes, path)
 
 
 def write_results(

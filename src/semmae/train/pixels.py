@@ -1,10 +1,10 @@
 """What a network sees of a batch in training: pixels whose colours are changed as was drawn, and normalised."""
 
-import torch
 from torch import Tensor, nn
 
 from semmae.data.colour import Changes, recoloured
 from semmae.data.loaders import of_channels
+from semmae.levels import levels
 from semmae.models.vit import EncoderSpec
 
 
@@ -23,10 +23,5 @@ class Pixels(nn.Module):
         self.register_buffer("scale", of_channels(spec.std), persistent=False)
 
     def forward(self, images: Tensor, changes: Changes | None = None) -> Tensor:
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images of {images.dtype}, not torch.uint8; give them as decoded, 0 to 255")
-        if changes is None:
-            pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-        else:
-            pixels = recoloured(images, changes)
+        pixels = levels(images) if changes is None else recoloured(images, changes)
         return pixels.sub_(self.shift).div_(self.scale)

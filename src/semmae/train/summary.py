@@ -10,6 +10,7 @@ from typing import Any
 from semmae.data.manifest import ImageSet, write_skipped
 from semmae.errors import DiskError, UserError
 from semmae.files import Fields, guarded, read_json, write_json
+from semmae.models.vit import IMAGENET, EncoderSpec
 from semmae.names import short
 from semmae.run.ranks import is_rank_zero
 
@@ -70,6 +71,11 @@ class Summary:
         if is_rank_zero():
             minutes = round(self._before + (time.monotonic() - self._started) / 60, 3)
             write_json(self.path, {**self.facts, "finished": finished, "minutes": minutes})
+
+
+def colour_facts(spec: EncoderSpec) -> dict[str, Any]:
+    """Mean and deviation that an encoder normalises by, where they are not ImageNet's: a run not finished has them."""
+    return {} if (spec.mean, spec.std) == IMAGENET else {"mean": list(spec.mean), "std": list(spec.std)}
 
 
 @contextmanager

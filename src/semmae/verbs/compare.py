@@ -124,8 +124,9 @@ def training_images(options: CompareOptions) -> tuple[KeptImages, CompareOptions
         if len(places) == 1:
             data, split = str(places[0]), None
     images = open_images(
-        data, split=split, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
-    )
+        data, split=split, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+        channels=options.channels,
+    )  # fmt: skip
     return KeptImages(images), dataclasses.replace(options, data=data)
 
 

@@ -61,8 +61,9 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     tokens = [encoder.pooling] if asked == [_AUTO] else asked
     size = options.image_size or encoder.spec.image_size
     images = open_images(
-        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
-    )
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+        channels=encoder.spec.channels,
+    )  # fmt: skip
     store = None if options.parts is None else PartStore.open(options.parts, manifest_digest=images.digest)
     info = _info(options, tokens, encoder, size, images, store)
     if options.out.exists() and not (options.overwrite or run.resume):

@@ -76,7 +76,7 @@ def evaluate(options: EvaluateOptions) -> Path:
     segmenting = segment_verb.protocol_of(linear, view.image_size)
     if found.masks is not None:
         segmenting.check_encoder(encoder)
-    data = open_data(found)
+    data = open_data(found, encoder.spec.channels)
     facts = facts_of(found, encoder)
     steps = functools.partial(steps_of, options, view, segmenting, data)
     measured = functools.partial(
@@ -106,9 +106,9 @@ def with_annotations(options: EvaluateOptions) -> EvaluateOptions:
     return options if found is None else replace(options, data=str(found[0]), masks=found[1])
 
 
-def open_data(options: EvaluateOptions) -> EvaluationData:
+def open_data(options: EvaluateOptions, channels: int) -> EvaluationData:
     """Classes and annotations of the images, all of them checked; one of the two there must be."""
-    classes = open_class_data(options)
+    classes = open_class_data(options, channels)
     probed = classes is not None and bool(choice_rows(classes.train, shared(ProbeRecipe, options)))
     if classes is not None and not probed:
         _log.warning(
@@ -119,15 +119,15 @@ def open_data(options: EvaluateOptions) -> EvaluationData:
     if options.masks is None:
         _log.info("%s: no annotations, so neither segmentation nor parts are measured", described(options.data))
         return EvaluationData(classes, probed, None, None)
-    pixels = segment_verb.open_data(shared(SegmentOptions, options), options.masks)
+    pixels = segment_verb.open_data(shared(SegmentOptions, options), options.masks, channels=channels)
     parts = TrueParts(pixels.val.images, pixel_truth(pixels.val, seed=options.seed))
     return EvaluationData(classes, probed, pixels, parts)
 
 
-def open_class_data(options: EvaluateOptions) -> TrainVal | None:
+def open_class_data(options: EvaluateOptions, channels: int) -> TrainVal | None:
     """The images by their classes; None where they have none to measure by, but annotations."""
     name = described(options.data)
-    sets = open_class_sets(options)
+    sets = open_class_sets(options, channels)
     labels = [images.labels or () for images in sets]
     if not all(labels) or len(set().union(*labels)) < 2:
         if options.masks is None:

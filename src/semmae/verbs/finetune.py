@@ -43,7 +43,7 @@ def finetune(options: FinetuneOptions) -> Path:
         run_folder(options),
         Finetune(shared(FinetuneRecipe, options), training, size, crop_pct, options.val_share),
         encoder,
-        lambda: divided(options, open_class_sets(options)),
+        lambda: divided(options, open_class_sets(options, encoder.spec.channels)),
         facts_of(options, encoder),
         untrained=options.untrained,
     )
@@ -74,6 +74,7 @@ def measure_only(options: FinetuneOptions) -> Path:
         seed=options.seed,
         workers=options.num_workers,
         check=options.check,
+        channels=classifier.encoder.spec.channels,
     )
     targets = target_indices(options.data, images, classes, whose)
     about = {

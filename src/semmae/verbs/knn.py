@@ -20,7 +20,7 @@ def knn(options: KnnOptions) -> Path:
         run_folder(options),
         Knn(view_of(options, encoder), shared(KnnRecipe, options)),
         encoder,
-        lambda: voters(options.data, open_class_sets(options), limit=options.limit),
+        lambda: voters(options.data, open_class_sets(options, encoder.spec.channels), limit=options.limit),
         facts_of(options, encoder),
         untrained=options.untrained,
     )

@@ -135,10 +135,14 @@ def open_measures(options: CompareOptions) -> Measures:
     segment_verb.protocol_of(segment, 0).check_settings()
     names = tuple(options.measure.split(","))
     if names == ("auto",):
-        classes = open_class_data(evaluate)
+        classes = open_class_data(evaluate, options.channels)
         names = ("segment",) if classes is None else ("knn", "probe")
     else:
-        classes = open_class_data(dataclasses.replace(evaluate, masks=None)) if _OF_CLASSES & {*names} else None
+        classes = (
+            open_class_data(dataclasses.replace(evaluate, masks=None), options.channels)
+            if _OF_CLASSES & {*names}
+            else None
+        )
     probed = classes is not None and bool(choice_rows(classes.train, shared(ProbeRecipe, evaluate)))
     if "probe" in names and not probed:
         _log.warning(
@@ -149,7 +153,9 @@ def open_measures(options: CompareOptions) -> Measures:
     if _OF_PIXELS & {*names}:
         if evaluate.masks is None:
             raise UserError(f"--measure {options.measure}: needs annotations of pixels; give --masks, or leave it out")
-        pixels = segment_verb.open_data(dataclasses.replace(segment, data=evaluate.data), evaluate.masks)
+        pixels = segment_verb.open_data(
+            dataclasses.replace(segment, data=evaluate.data), evaluate.masks, channels=options.channels
+        )
         if "parts" in names:
             parts = TrueParts(pixels.val.images, pixel_truth(pixels.val, seed=options.seed))
     found = Measures(names, evaluate, tuning, segment, EvaluationData(_kept(classes), probed, pixels, parts))

@@ -89,11 +89,12 @@ def view_of(options: KnnOptions | ProbeOptions | EvaluateOptions, encoder: Encod
     return shared(View, options, image_size=size, pooling=resolve_pooling(options.pooling, encoder), **own)
 
 
-def open_class_sets(options: EncoderOptions) -> list[ImageSet]:
-    """The images of --data, by splits where it has some."""
+def open_class_sets(options: EncoderOptions, channels: int) -> list[ImageSet]:
+    """The images of --data, by splits where it has some, in the channels of the encoder."""
     return open_sets(
-        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
-    )
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+        channels=channels,
+    )  # fmt: skip
 
 
 def divided(options: ProbeOptions | FinetuneOptions | EvaluateOptions, sets: Sequence[ImageSet]) -> TrainVal:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from semmae.data.loaders import CropDataset, make_loader
-from semmae.data.manifest import ImageSet, open_images
+from semmae.data.manifest import ImageSet, open_images, sample_rows
 from semmae.data.part_store import PartStore
 from semmae.data.samplers import StepSampler
 from semmae.data.token_store import FILE, TokenDataset, TokenStore
@@ -63,8 +63,9 @@ def parts(options: PartsOptions) -> Path:
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     shared(Training, options).check()
     images = open_images(
-        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
-    )
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+        channels=3 if encoder is None else encoder.spec.channels,
+    )  # fmt: skip
     options.check_images(len(images))
     check_parts(own, images)
     truth = true_parts(own, images)
@@ -143,7 +144,7 @@ def learned_from(options: PartsOptions, images: ImageSet) -> ImageSet:
     """The images that parts are learned from: all, or some by --sample."""
     if options.sample is None:
         return images
-    return ImageSet(images.source, images.manifest.subset(options.sample, options.seed))
+    return images.select(sample_rows(len(images), options.sample, options.seed))
 
 
 def true_parts(options: PartsOptions, images: ImageSet) -> Truth | None:
@@ -277,7 +278,7 @@ def learn_from_pixels(
     spec = PublishedPartsSpec(
         width=encoder.width, patch_size=encoder.patch_size, head_dim=encoder.width // encoder.spec.num_heads,
         num_parts=options.num_parts, background=options.background, blur=options.blur,
-        decoder_width=options.decoder_width,
+        decoder_width=options.decoder_width, channels=encoder.spec.channels,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(options.seed)
     try:

@@ -13,6 +13,7 @@ from semmae.data.kept import KeptImages
 from semmae.data.loaders import IMAGE_TOKEN, CropDataset
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
+from semmae.data.statistics import Colours, colours_of
 from semmae.data.token_store import TokenStore
 from semmae.errors import UserError, listed
 from semmae.evaluation.quality import read_annotations
@@ -23,7 +24,7 @@ from semmae.formats.public import public_teacher
 from semmae.labels.blocks import one_thread_an_operation
 from semmae.labels.labelling import check_devices, load_recorded, teacher_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
-from semmae.models.vit import MODELS, Encoder, EncoderSpec
+from semmae.models.vit import IMAGENET, MODELS, Encoder, EncoderSpec
 from semmae.options.fields import shared
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions, PretrainRecipe
@@ -41,7 +42,7 @@ from semmae.train.mask_checks import check_masking, patches_taking_part, try_mas
 from semmae.train.pretrain import PretrainTask
 from semmae.train.sharding import whole_state
 from semmae.train.stage import FitOptions
-from semmae.train.summary import check_same_inputs, summarised
+from semmae.train.summary import check_same_inputs, colour_facts, summarised
 from semmae.train.teacher_tokens import check_first, class_tokens, fill_store, token_store, usual_size, whitening
 from semmae.train.together import barrier
 from semmae.train.trainer import fit
@@ -59,8 +60,9 @@ def pretrain(options: PretrainOptions) -> Path:
     check_recipe(options)
     shared(Training, options).check()
     images = open_images(
-        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
-    )
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+        channels=options.channels,
+    )  # fmt: skip
     options.check_images(len(images))
     options = with_teacher(options)
     teacher = load_teacher(options)
@@ -76,6 +78,11 @@ def pretrain(options: PretrainOptions) -> Path:
             )
         if options.predicts_tokens and not options.needs_teacher:
             teacher = teacher_of_parts(given)
+    if teacher is not None and teacher.spec.channels != options.channels:
+        raise UserError(
+            f"--channels {options.channels}: the teacher {teacher.source} sees images of {teacher.spec.channels} "
+            "channels; train one on these images: --teacher own"
+        )
     if options.teacher_image_size is not None and teacher is not None:
         check_image_size(options.teacher_image_size, teacher.patch_size, "teacher_image_size")
     init = load_init(options, teacher)
@@ -139,7 +146,7 @@ def load_init(options: PretrainOptions, teacher: Encoder | None = None) -> Maske
     return init_autoencoder(
         options.init, decoder_spec(options, teacher), options.norm_pix_loss,
         model=options.model, image_size=options.image_size, patch_size=options.patch_size,
-        num_heads=None if options.names_a_teacher else options.num_heads,
+        num_heads=None if options.names_a_teacher else options.num_heads, channels=options.channels,
     )  # fmt: skip
 
 
@@ -151,9 +158,12 @@ def with_teacher(options: PretrainOptions) -> PretrainOptions:
     """
     if not wants_teacher(options) or options.teacher not in (AUTO_TEACHER, PUBLIC_TEACHER):
         return options
-    alone = options.nodes == 1 and started()[1] == 1
-    remedy = "" if alone else "let the teacher be trained here (--teacher own), "
-    options = dataclasses.replace(options, teacher=public_teacher(options.teacher, or_own=alone, remedy=remedy))
+    if options.channels != 3 and options.teacher == AUTO_TEACHER:  # the public one sees colours alone
+        options = dataclasses.replace(options, teacher=OWN_TEACHER)
+    else:
+        alone = options.nodes == 1 and started()[1] == 1
+        remedy = "" if alone else "let the teacher be trained here (--teacher own), "
+        options = dataclasses.replace(options, teacher=public_teacher(options.teacher, or_own=alone, remedy=remedy))
     if options.teacher == OWN_TEACHER:
         check_own_teacher(options)
     return options
@@ -279,7 +289,7 @@ def train_autoencoder(
     """
     tokens = None if teacher is None or teacher_sees_crops() else tokens_within(options, images, teacher)
     torch.manual_seed(options.seed)
-    mae = init or new_autoencoder(options, teacher)
+    mae = init or new_autoencoder(options, teacher, colours_of(images, options.statistics))
     training = shared(Training, options, hyperparameters=kept_values(options))
     rate = training.scaled_rate(options.blr, len(images))
     recipe = shared(PretrainRecipe, options)
@@ -300,6 +310,7 @@ def train_autoencoder(
         "model": options.model,
         "masking": options.masking,
     }
+    facts |= colour_facts(mae.encoder.spec)
     if teacher is not None:
         facts["teacher_digest"] = digest(teacher)
     with summarised(options.out, "pretrain", images, **facts) as summary:
@@ -339,9 +350,11 @@ def image_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder, s
     return class_tokens(images, teacher, options.image_size, size, device, options.num_workers)
 
 
-def new_autoencoder(options: PretrainOptions, teacher: Encoder | None) -> MaskedAutoencoder:
+def new_autoencoder(
+    options: PretrainOptions, teacher: Encoder | None, colours: Colours = IMAGENET
+) -> MaskedAutoencoder:
     """An untrained one of the sizes that were asked for, to predict the teacher's tokens where there is one."""
-    encoder = Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size))
+    encoder = Encoder(EncoderSpec.named(options.model, options.image_size, options.patch_size, colours))
     return MaskedAutoencoder(encoder, decoder_spec(options, teacher), options.norm_pix_loss)
 
 

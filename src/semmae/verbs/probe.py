@@ -28,7 +28,7 @@ def probe(options: ProbeOptions) -> Path:
         run_folder(options),
         protocol_of(options, encoder),
         encoder,
-        lambda: divided(options, open_class_sets(options)),
+        lambda: divided(options, open_class_sets(options, encoder.spec.channels)),
         facts_of(options, encoder),
         untrained=options.untrained,
     )

@@ -15,6 +15,7 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.formats.folders import digest
 from semmae.formats.open import load_mae
+from semmae.levels import in_rgb
 from semmae.masking import num_hidden, random_mask
 from semmae.models.mae import MaskedAutoencoder
 from semmae.names import shown
@@ -45,7 +46,7 @@ def reconstruct(options: ReconstructOptions) -> Path:
             "predicts pixels"
         )
     size = _checked_size(options, mae)
-    images = open_images(options.data, workers=options.num_workers)
+    images = open_images(options.data, workers=options.num_workers, channels=mae.encoder.spec.channels)
     about = _about(options, mae, size, images)
     made = [str(out)]
     if os.path.lexists(out) and not options.overwrite:
@@ -109,8 +110,8 @@ def masked_by_chance(
     noise = torch.rand(len(pixels), length, generator=generator)
     if options.token_subset is None:
         mask = random_mask(noise, options.mask_ratio)
-        return pixels, mask, reconstruct_pixels(mae, pixels, mask)
+        return in_rgb(pixels), mask, reconstruct_pixels(mae, pixels, mask)
     mask = random_mask(noise[:, : options.token_subset], options.mask_ratio)
     subset = torch.rand(len(pixels), length, generator=generator).argsort(1)[:, : options.token_subset]
     rebuilt = reconstruct_pixels(mae, pixels, mask, subset)
-    return faded(pixels, subset, length), on_the_grid(mask, subset, length), rebuilt
+    return faded(in_rgb(pixels), subset, length), on_the_grid(mask, subset, length), rebuilt

@@ -38,7 +38,7 @@ def segment(options: SegmentOptions) -> Path:
         run_folder(options),
         protocol_of(options, options.image_size or encoder.spec.image_size),
         encoder,
-        lambda: open_data(options),
+        lambda: open_data(options, channels=encoder.spec.channels),
         facts_of(options, encoder),
         untrained=options.untrained,
     )
@@ -54,7 +54,7 @@ def protocol_of(options: SegmentOptions, image_size: Size) -> Segment:
     )
 
 
-def open_data(options: SegmentOptions, annotations: Path | None = None) -> SegmentationData:
+def open_data(options: SegmentOptions, annotations: Path | None = None, *, channels: int) -> SegmentationData:
     """The images and annotations of --data, all pairs checked; with `annotations`, --data holds the images alone."""
     if is_divided(options.data, annotations):
         check_val_share(options.val_share, options.data)
@@ -67,6 +67,7 @@ def open_data(options: SegmentOptions, annotations: Path | None = None) -> Segme
         seed=options.seed,
         workers=options.num_workers,
         check=options.check,
+        channels=channels,
     )
 
 
@@ -85,6 +86,7 @@ def measure_only(options: SegmentOptions) -> Path:
         seed=options.seed,
         workers=options.num_workers,
         check=options.check,
+        channels=segmenter.encoder.spec.channels,
     )
     check_same_classes(options, segmenter, data)
     windows = shared(Windows, options, image_size=segmenter.encoder.spec.image_size)

@@ -9,13 +9,14 @@ from semmae.data.colour import GLOBAL_CHANCES
 from semmae.data.kept import KeptImages
 from semmae.data.loaders import CropDataset, LocalCrops, WholeDataset, make_loader
 from semmae.data.manifest import ImageSet, open_images, sample_rows
+from semmae.data.statistics import Colours, colours_of
 from semmae.errors import UserError
 from semmae.evaluation.features import extract
 from semmae.evaluation.knn import knn_accuracy
 from semmae.formats.folders import save_encoder
 from semmae.formats.init import init_encoder
 from semmae.masking import num_hidden
-from semmae.models.vit import Encoder, EncoderSpec, build_vit, init_as_dino
+from semmae.models.vit import IMAGENET, Encoder, EncoderSpec, build_vit, init_as_dino
 from semmae.options.fields import shared
 from semmae.options.teacher import TeacherOptions, TeacherRecipe
 from semmae.options.values import check_image_size
@@ -27,7 +28,7 @@ from semmae.sizes import Size, as_size, num_patches, sides
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.stage import Evaluation, FitOptions
-from semmae.train.summary import summarised
+from semmae.train.summary import colour_facts, summarised
 from semmae.train.teacher import TeacherTask
 from semmae.train.trainer import fit
 
@@ -42,8 +43,9 @@ def teacher(options: TeacherOptions) -> Path:
     init = load_init(options)
     shared(Training, options).check()
     images = open_images(
-        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check
-    )
+        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+        channels=options.channels,
+    )  # fmt: skip
     options.check_images(len(images))
     with run_folder(options):
         train_teacher(options, images, init)
@@ -81,7 +83,7 @@ def load_init(options: TeacherOptions) -> Encoder | None:
         return None
     return init_encoder(
         options.init, model=options.model, image_size=options.image_size, patch_size=options.patch_size,
-        num_heads=options.num_heads,
+        num_heads=options.num_heads, channels=options.channels,
     )  # fmt: skip
 
 
@@ -89,11 +91,12 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
     """Stage 0 in `options.out`, begun (with a new encoder or `init`) or resumed: writes `encoder/`."""
     out = options.out
     torch.manual_seed(options.seed)
-    encoder = init or new_encoder(options)
+    encoder = init or new_encoder(options, colours_of(images, options.statistics))
     training = shared(Training, options, hyperparameters=kept_values(options))
     rate = training.scaled_rate(options.blr, len(images))
     task = TeacherTask(encoder, shared(TeacherRecipe, options), lr=rate)
     facts = {"epochs": options.epochs, "image_size": options.image_size, "model": options.model}
+    facts |= colour_facts(encoder.spec)
     with summarised(out, "teacher", images, **facts) as summary:
         loader = training.loader(crops_of(options, images), rate)
         how = FitOptions(training, out, "teacher", options.epochs, options.clip, clip_each=True)  # as DINO and iBOT do
@@ -104,9 +107,9 @@ def train_teacher(options: TeacherOptions, images: ImageSet, init: Encoder | Non
             save_encoder(task.teacher, out / "encoder", {"stage": "teacher", "images": len(images)})
 
 
-def new_encoder(options: TeacherOptions) -> Encoder:
+def new_encoder(options: TeacherOptions, colours: Colours = IMAGENET) -> Encoder:
     """An encoder that has learned nothing, of the sizes that were asked for, as DINO and iBOT begin."""
-    spec = EncoderSpec.named(options.model, options.image_size, options.patch_size)
+    spec = EncoderSpec.named(options.model, options.image_size, options.patch_size, colours)
     vit = build_vit(spec)
     init_as_dino(vit, options.learned_positions)
     return Encoder(spec, vit)

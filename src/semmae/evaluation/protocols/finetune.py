@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from semmae.data.augment import LabelledCrops, augmentation
+from semmae.data.augment import NO_POLICY, LabelledCrops, augmentation
 from semmae.data.classes import TrainVal, image_keys
 from semmae.data.kept import KeptImages
 from semmae.errors import UserError
@@ -54,6 +54,11 @@ class Finetune(Protocol[TrainVal]):
     val_share: float  # held out of each class; kept beside the classifier
 
     def check_encoder(self, encoder: Encoder) -> None:
+        if encoder.spec.channels != 3 and self.recipe.augment != NO_POLICY:
+            raise UserError(
+                f"--augment {self.recipe.augment}: changes pictures of three channels, and the encoder sees "
+                f"{encoder.spec.channels}; use --augment {NO_POLICY}"
+            )
         if not isinstance(encoder.vit, VisionTransformer):
             raise UserError(
                 f"--encoder: of timm's class {type(encoder.vit).__name__} (DINOv3, EVA), which cannot be fine-tuned "

@@ -206,10 +206,11 @@ class Segment(Protocol[SegmentationData]):
     def loader(self, encoder: Encoder, data: SegmentationData) -> DataLoader[dict[str, Any]]:
         """Crops of the training images; around small ones there is the mean colour."""
         training, recipe = self.training, self.recipe
-        red, green, blue = (round(255 * value) for value in encoder.spec.mean)
+        most = 255 if encoder.spec.channels == 3 else 65535
+        fill = tuple(round(most * value) for value in encoder.spec.mean)
         scales = (recipe.min_scale, recipe.max_scale)
         size = self.windows.image_size
-        how = Augmentation(size, scales, recipe.most_of_one, recipe.colour, (red, green, blue))
+        how = Augmentation(size, scales, recipe.most_of_one, recipe.colour, fill)
         crops = SegmentCrops(data.train, how, recipe.seed)
         steps = recipe.steps // self.rounds
         sampler = StepSampler(len(crops), recipe.seed, steps=steps, batch_size=training.batch_size)
