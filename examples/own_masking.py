@@ -7,7 +7,6 @@ same, in the folder of this file: semmae pretrain --data photos --out runs/discs
 """
 
 import argparse
-import math
 
 import torch
 from torch import Tensor
@@ -23,9 +22,8 @@ def disc(context: MaskContext) -> Tensor:
     them. Its noise is drawn by the run's seed and step: no other source of chance, or a resumed run would differ.
     """
     _, patches = context.shape
-    side = math.isqrt(patches)
-    line = (torch.arange(side, device=context.device) + 0.5) / side
-    places = torch.cartesian_prod(line, line)  # (L, 2), row by row
+    down, across = ((torch.arange(side, device=context.device) + 0.5) / side for side in context.grid)
+    places = torch.cartesian_prod(down, across)  # (L, 2), row by row
     centres = context.uniform(1, 2)  # (B, 1, 2)
     distances = (places - centres).square().sum(2)
     return hide_highest(-distances, num_hidden(patches, context.ratio))

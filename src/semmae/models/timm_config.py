@@ -57,7 +57,8 @@ def timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any]
             "mean": list(spec.mean),
             "std": list(spec.std),
             "num_classes": len(classes),
-            "first_conv": "patch_embed.proj",
+            # Which timm would fit to other channels, of three: of any other number not all of its versions can.
+            "first_conv": "patch_embed.proj" if spec.channels == 3 else None,
             "classifier": "head",
         },
         **({"label_names": list(classes)} if classes else {}),
