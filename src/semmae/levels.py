@@ -17,7 +17,7 @@ def levels(images: Tensor) -> Tensor:
     ValueError where they are of another type: nothing would show whether they are 0..255, 0..1 or normalised already.
     """
     if images.dtype not in PIXEL_TYPES:
-        raise ValueError(f"images of {images.dtype}, not torch.uint8 or torch.uint16; give them as decoded")
+        raise ValueError(f"images of {images.dtype}, not torch.uint8, 0 to 255, or torch.uint16; give them as decoded")
     found = images.to(torch.float32, memory_format=torch.contiguous_format)
     return found if images.dtype == torch.uint8 else found.div_(_DEEP)
 
