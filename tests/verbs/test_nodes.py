@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +19,6 @@ LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RA
         "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID")  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
-
-
 def command(data: Path, out: Path, *arguments: str) -> list[str]:
     given = ["--data", str(data), "--out", str(out), "--masking", "random", "--epochs", "2", "--precision", "float32"]
     return ["pretrain", *given, *tiny.SMALL, *arguments]
@@ -35,7 +27,7 @@ def command(data: Path, out: Path, *arguments: str) -> list[str]:
 def as_two_nodes(arguments: list[str]) -> list[str]:
     """What the nodes write to stderr, each started by hand with its rank."""
     program = Path(sys.executable).with_name("semmae")
-    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(tiny.free_port()), "OMP_NUM_THREADS": "1"}
     nodes = [
         subprocess.Popen(
             [program, *arguments, "--nodes", "2"],
@@ -286,10 +278,18 @@ def test_slurm_puts_no_job_into_the_queue_again(alone: pytest.MonkeyPatch) -> No
     assert [environment.auto_requeue for environment in cluster()] == [False]
 
 
-@pytest.mark.parametrize("option", ["--labels-only", "--quality-only"])
-def test_only_training_is_shared(option: str, whole_run: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse) -> None:
+def test_measuring_is_not_shared(whole_run: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse) -> None:
     alone.setenv("MASTER_ADDR", "host")
     alone.setenv("NODE_RANK", "0")
-    measured = ["--masks", str(whole_run)] if option == "--quality-only" else []
-    command = ["parts", "--out", str(whole_run / "parts"), option, "--nodes", "2", *measured]
+    command = ["parts", "--out", str(whole_run / "parts"), "--quality-only", "--nodes", "2", "--masks", str(whole_run)]
     refuse(command, whole_run, "--nodes 2: ")
+
+
+@pytest.mark.parametrize("verb", ["knn", "evaluate", "probe"])
+def test_what_begins_its_own_processes_is_started_once(
+    verb: str, creatures: Path, tmp_path: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse
+) -> None:
+    alone.setenv("TORCHELASTIC_RUN_ID", "a")
+    alone.setenv("WORLD_SIZE", "2")
+    given = ["--encoder", "timm:vit_tiny_patch16_224", "--data", str(creatures / "images"), "--devices", "2"]
+    refuse([verb, *given, "--out", str(tmp_path / "run")], tmp_path / "run", "--devices 2", "torchrun", "2")
