@@ -7,16 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import tiny
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file
 
 from semmae.run import ranks
 from semmae.run.ranks import check_processes, is_rank_zero, take_rank
-from semmae.train.nodes import cluster
+from semmae.train.frozen import usual_device
+from semmae.train.nodes import accelerator, cluster
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "MASTER_ADDR", "SLURM_JOB_NAME",
-        "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID")  # fmt: skip
+        "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID")  # fmt: skip
 
 
 def command(data: Path, out: Path, *arguments: str) -> list[str]:
@@ -276,6 +279,25 @@ def test_slurm_puts_no_job_into_the_queue_again(alone: pytest.MonkeyPatch) -> No
     assert cluster() == []
     alone.setenv("SLURM_NTASKS", "1")
     assert [environment.auto_requeue for environment in cluster()] == [False]
+
+
+def test_tasks_of_slurm_may_see_one_gpu_each(alone: pytest.MonkeyPatch) -> None:
+    """By --gpus-per-task=1: what each computes on is the first that it sees."""
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+                        "SLURM_NODEID": "1"}.items():  # fmt: skip
+        alone.setenv(name, value)
+    alone.setattr(torch.cuda, "is_available", lambda: True)
+    alone.setattr(torch.cuda, "device_count", lambda: 1)
+    alone.setattr("pytorch_lightning.accelerators.cuda.num_cuda_devices", lambda: 1)
+    assert accelerator(1) == "cuda"
+    trainer = pl.Trainer(
+        accelerator=accelerator(2), devices=2, num_nodes=2, strategy="ddp", plugins=cluster(), logger=False
+    )
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert (trainer.world_size, trainer.global_rank) == (4, 3)
+    assert trainer.strategy.root_device == torch.device("cuda", 0) == usual_device()
+    alone.setattr(torch.cuda, "device_count", lambda: 2)  # a task that sees all of its node
+    assert accelerator(2) == "cuda" and usual_device() == torch.device("cuda", 1)
 
 
 def test_measuring_is_not_shared(whole_run: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse) -> None:

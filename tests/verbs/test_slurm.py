@@ -116,7 +116,7 @@ def until(holds: object, seconds: float) -> None:
 
 def submitted(slurm: Path, program: str, arguments: list[str], log: Path) -> str:
     """What a job of the script has written, when it is over; `semmae` is that Python program."""
-    bin_, script = slurm / "bin", slurm / "semmae.py"
+    bin_, script = slurm / "bin", slurm / "program.py"
     bin_.mkdir(exist_ok=True)
     script.write_text(program)
     (bin_ / "semmae").write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
