@@ -78,7 +78,7 @@ class Looks:
     crop_pct: float
     block: int  # rows computed together
     workers: int  # processes that load images
-    precision: Precision = "float32"
+    precision: Precision
     flip: bool = False  # mirrored images
     parts: PartStore | None = None  # whose labels stand in the batch
 

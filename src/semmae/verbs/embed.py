@@ -128,7 +128,8 @@ def _already_whole(out: Path) -> Path:
     listed = paths_beside(out)
     if listed is not None and not listed.is_file():
         raise UserError(f"--out {out}: exists, but {listed}, which names its images, is gone; use --overwrite")
-    say(f"{out}: already finished; nothing was computed (--overwrite makes it anew)\n{lines(step=_loading(out))}")
+    if is_rank_zero():
+        say(f"{out}: already finished; nothing was computed (--overwrite makes it anew)\n{lines(step=_loading(out))}")
     return out
 
 
