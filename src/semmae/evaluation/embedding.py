@@ -79,7 +79,9 @@ def looks_at(
     """
     num_labels = 0 if store is None else store.num_labels
     values = partial(_values, columns=columns, num_labels=num_labels, source=encoder.source)
-    return Looks(images, encoder, values, size, crop_pct, min(batch_size, most_rows()), workers, "float32", parts=store)
+    return Looks(
+        images, encoder, values, size, crop_pct, min(batch_size, most_rows()), workers, "float32", labels=store
+    )
 
 
 def fill(file: TokenFile, looks: Looks, devices: int) -> None:

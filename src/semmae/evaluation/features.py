@@ -79,8 +79,8 @@ class Looks:
     block: int  # rows computed together
     workers: int  # processes that load images
     precision: Precision
-    flip: bool = False  # mirrored images
-    parts: PartStore | None = None  # whose labels stand in the batch
+    mirrored: bool = False
+    labels: PartStore | None = None  # which stand in the batch
 
     @property
     def blocks(self) -> range:
@@ -90,10 +90,10 @@ class Looks:
     def made(self, blocks: Sequence[int], place: Place) -> Iterator[tuple[Made, float]]:
         """The values of each block, and its rows."""
         side = self.size // self.encoder.patch_size
-        dataset = WholeDataset(self.images, self.size, "centre", self.crop_pct, self.parts, side)
+        dataset = WholeDataset(self.images, self.size, "centre", self.crop_pct, self.labels, side)
         rows = [row for at in blocks for row in range(at * self.block, min((at + 1) * self.block, len(self.images)))]
         loader = make_loader(dataset, self.block, sampler=rows, workers=self.workers, sharing=place.sharing)
-        batches = ((batch, batch["image"].flip(-1) if self.flip else batch["image"]) for batch in loader)
+        batches = ((batch, batch["image"].flip(-1) if self.mirrored else batch["image"]) for batch in loader)
 
         def worked(pixels: Tensor, batch: Mapping[str, Tensor], images: Tensor) -> Made:
             return {"rows": batch["row"].numpy(), **self.values(self.encoder(pixels), batch)}
