@@ -10,6 +10,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from semmae.cli import run
 
@@ -66,3 +68,22 @@ def in_a_process(arguments: list[str], prepare: Callable[[], object] = lambda: N
 
 def suicide(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_renaming_of(name: str, after: bool) -> Callable[[], None]:
+    """Dies where a file is moved into its place, before or after that."""
+
+    def prepare() -> None:
+        for function in ("replace", "rename"):
+            real = getattr(os, function)
+
+            def dying(source: Any, target: Any, real: Any = real) -> None:
+                if Path(target).name != name:
+                    return real(source, target)
+                if after:
+                    real(source, target)
+                suicide()
+
+            setattr(os, function, dying)
+
+    return prepare

@@ -35,7 +35,7 @@ def test_its_losses_and_weights_are_those_of_the_verb_and_gradients_go_when_thei
 
     monkeypatch.setattr(example, "masked_loss", watched)
     losses = example.train(
-        str(creatures / "images"), whole_run / "parts", tmp_path, "vit_tiny", size=32, patch=8,
+        str(creatures / "images"), whole_run / "parts", tmp_path, "vit_mini", size=32, patch=8,
         epochs=tiny.EPOCHS, batch=tiny.BATCH, workers=0, float32=True,
     )  # fmt: skip
 

@@ -32,8 +32,8 @@ STEPS = COUNT // BATCH * EPOCHS
 
 # float32: what is golden was found in it, and `auto` is bf16 on some processors.
 TRAIN: dict[str, Any] = {"batch_size": BATCH, "workers": 0, "precision": "float32"}
-SIZE: dict[str, Any] = {"model": "vit_tiny", "image_size": 32, "patch_size": 8}
-SMALL = ["--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
+SIZE: dict[str, Any] = {"model": "vit_mini", "image_size": 32, "patch_size": 8}
+SMALL = ["--model", "vit_mini", "--image-size", "32", "--patch-size", "8", "--batch-size", "8", "--workers", "0"]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from semmae.models.vit import Encoder, EncoderSpec
 
 SECONDS = 20.0  # in which anything is refused, on a slow core that does other work too
 CLASSES, IMAGES = ("cat", "dog", "eel"), 8  # of each class
-TRAIN = "--model vit_tiny --image-size 32 --patch-size 8 --batch-size 8 --workers 0 --precision float32 --epochs 1"
+TRAIN = "--model vit_mini --image-size 32 --patch-size 8 --batch-size 8 --workers 0 --precision float32 --epochs 1"
 
 
 @dataclass(frozen=True)

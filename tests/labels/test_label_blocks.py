@@ -32,9 +32,9 @@ def images(creatures: Path) -> ImageSet:
 def networks(request: pytest.FixtureRequest, images: ImageSet) -> tuple[Encoder, AnyPartLearner]:
     """An encoder, and a learner of either kind that has learned nothing yet."""
     torch.manual_seed(0)
-    encoder = Encoder(EncoderSpec.named("vit_tiny", SIZE, 8)).eval()
+    encoder = Encoder(EncoderSpec.named("vit_mini", SIZE, 8)).eval()
     if request.param == "pixels":
-        return encoder, PublishedPartLearner(PublishedPartsSpec(encoder.width, 8), encoder).eval()
+        return encoder, PublishedPartLearner(PublishedPartsSpec(encoder.width, 8, head_dim=32), encoder).eval()
     learner = PartLearner(PartsSpec.of(encoder)).eval()
     pixels = torch.stack([WholeDataset(images, SIZE)[row]["image"] for row in range(16)])
     with torch.inference_mode():

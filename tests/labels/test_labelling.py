@@ -29,7 +29,7 @@ from semmae.verbs.parts import with_learner
 
 def new_encoder(seed: int, patch: int = 8) -> Encoder:
     torch.manual_seed(seed)
-    return Encoder(EncoderSpec.named("vit_tiny", 32, patch)).eval()
+    return Encoder(EncoderSpec.named("vit_mini", 32, patch)).eval()
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def data(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path)
     encoder = new_encoder(0)
     save_encoder(encoder, tmp_path / "encoder")
-    learner = PublishedPartLearner(PublishedPartsSpec(encoder.width, 8), encoder)
+    learner = PublishedPartLearner(PublishedPartsSpec(encoder.width, 8, head_dim=32), encoder)
     save_learner(learner, Path("run/learner"), learner_facts("encoder", encoder, 32))
     return creatures / "images"
 
@@ -80,7 +80,7 @@ def test_labels_are_resumed_in_any_batch_size_and_refused_for_another_origin(dat
         (encoder, [f"learner_digest {short(store.learner_digest)}"]),
     ):
         if changed is encoder:
-            save_learner(PublishedPartLearner(PublishedPartsSpec(encoder.width, 8)), Path("run/learner"))
+            save_learner(PublishedPartLearner(PublishedPartsSpec(encoder.width, 8, head_dim=32)), Path("run/learner"))
         with refused(*named):
             label(data, changed)
     with refused("images 32, not 31", f"manifest_digest {short(store.manifest_digest)}, not "):

@@ -87,3 +87,16 @@ def test_of_images_and_annotations_side_by_side_each_verb_gets_what_it_takes(
     (run / "results.json").write_text(json.dumps({"this encoder": own}))
 
     assert [opened(words) for words in commands(run)] == [next_verb]
+
+
+@pytest.mark.parametrize(
+    ("images", "teacher", "named"), [(341, True, True), (90_000, True, False), (341, False, False)]
+)
+def test_after_parts_of_few_photos_by_a_public_encoder_comes_the_recipe_for_these(
+    images: int, teacher: bool, named: bool, creatures: Path, encoder: Path, tmp_path: Path
+) -> None:
+    own = finished(tmp_path / "teacher", "teacher", data=str(creatures / "images"))
+    given = {"data": str(creatures / "images"), "teacher": str(encoder if teacher else own)}
+    run = finished(tmp_path / "run", "parts", **given)
+    (run / "summary.json").write_text(json.dumps({"stage": "parts", "images": images}))
+    assert ("small-photos" in commands(run)[0]) is named

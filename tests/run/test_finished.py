@@ -171,7 +171,7 @@ def test_every_command_that_is_named_can_be_pasted(
     place.mkdir()
     asked = [
         *("teacher", "--data", str(creatures / "images"), "--out", str(place / "a"), "--limit", "24", "--seed", "1"),
-        *("--model", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--prototypes", "64", "--head-width", "64"),
+        *("--model", "vit_mini", "--image-size", "32", "--patch-size", "8", "--prototypes", "64", "--head-width", "64"),
     ]
     less: dict[str, list[str]] = {
         "parts": [*FEW, "--steps", "2"],

@@ -261,11 +261,11 @@ def test_a_turn_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def work() -> int:
         folder._held.clear()
-        with turn(tmp_path / "out"):
+        with turn(tmp_path / "out", "task"):
             (tmp_path / "second").touch()
         return 0
 
-    with turn(tmp_path / "out"):
+    with turn(tmp_path / "out", "task"):
         child = Forked(work)
         time.sleep(0.3)
         assert not (tmp_path / "second").exists()

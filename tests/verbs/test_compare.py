@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from forked import at_renaming_of, in_a_process
 from refusals import refused
 from safetensors.torch import load_file
 
@@ -126,6 +128,26 @@ def test_stopped_and_resumed_equals_undisturbed(drawn: Path, whole: Path, tmp_pa
     assert figures(out) == figures(whole)
     for run in sorted(whole.glob("runs/*/*")):
         tiny.assert_same_weights(run / "encoder", out / run.relative_to(whole) / "encoder")
+
+
+def test_killed_and_asked_again_equals_undisturbed(drawn: Path, whole: Path, tmp_path: Path) -> None:
+    """`kill -9` inside a run, before and after its line is written, and as the end is written."""
+    out = tmp_path / "out"
+    options = {name.replace("_", "-"): value for name, value in FEW.items()}
+    given = {"data": drawn / "images", "out": out, "grid": drawn / "pair.yaml", "seeds": 2, **options}
+    arguments = ["compare", *(text for name, value in given.items() for text in (f"--{name}", str(value)))]
+    for name, after in (
+        ("config.yaml", True), ("last.ckpt", True), ("encoder", False), ("comparison.json", False),
+        ("comparison.json", True), ("results.jsonl", False), ("results.json", False), ("comparison.png", True),
+    ):  # fmt: skip
+        child = in_a_process(arguments, at_renaming_of(name, after=after))
+        assert child.ended(120) == -signal.SIGKILL, f"{name}: {child.output}"
+    compare(drawn, out)
+    assert figures(out) == figures(whole)
+    # The lock of a run that was killed when all but that was done is taken by whoever comes next.
+    left = tiny.listing(out).keys() - tiny.listing(whole).keys()
+    assert all(name.startswith("runs/") and name.endswith(".semmae-lock") for name in left)
+    assert foreign_files(out) == []
 
 
 def test_shares_make_the_whole_and_the_last_writes_the_end(drawn: Path, whole: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ The processes are real, forked from the test's own: importing the libraries anew
 """
 
 import json
-import os
 import random
 import signal
 import time
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from forked import in_a_process, suicide
+from forked import at_renaming_of, in_a_process, suicide
 
 from semmae.cli import run
 from semmae.data.part_store import PartStore
@@ -58,25 +57,6 @@ def assert_as_never_killed(out: Path, never_killed: Path) -> None:
     assert sorted(tiny.listing(out / "learner")) == sorted(tiny.listing(never_killed / "learner"))
     left = [path.name for path in out.iterdir() if path.name in (UNFINISHED, TOKENS) or path.suffix == ".tmp"]
     assert left == []
-
-
-def at_renaming_of(name: str, after: bool) -> Callable[[], None]:
-    """Dies where a file is moved into its place, before or after that."""
-
-    def prepare() -> None:
-        for function in ("replace", "rename"):
-            real = getattr(os, function)
-
-            def dying(source: Any, target: Any, real: Any = real) -> None:
-                if Path(target).name != name:
-                    return real(source, target)
-                if after:
-                    real(source, target)
-                suicide()
-
-            setattr(os, function, dying)
-
-    return prepare
 
 
 def in_half_a_line_of_metrics() -> None:

@@ -35,7 +35,8 @@ def timm_config(encoder: Encoder, classes: Sequence[str] = ()) -> dict[str, Any]
     nearest = "vit_giant_patch14_dinov2" if has_swiglu(state) else _nearest_name(spec)
     architecture = known.get("architecture") or nearest
     with torch.device("meta"):
-        described = timm.create_model(architecture, pretrained=False, **arguments)
+        # Its weights are nobody's: to draw them, though there is no memory behind them, would be most of the time.
+        described = timm.create_model(architecture, pretrained=False, weight_init="skip", **arguments)
     if _signature(described) != _signature(vit):
         raise UserError(
             f"the encoder is not what timm builds as {architecture} with {shown(arguments)}, so it could not be "

@@ -12,10 +12,11 @@ from semmae.files import Fields
 from semmae.models.vit import MODELS
 from semmae.options.shared import OWN_TEACHER, PUBLIC_TEACHER
 from semmae.reporting.page import Record, read_facts
-from semmae.run.config import saved_options
+from semmae.run.config import CONFIG, saved_options
 from semmae.shell import command, python, text
 
 _USUAL_SIZE, _USUAL_MODEL = 224, "vit_small"  # of pretrain
+_FEW = 5000  # images of which the usual epochs teach less, and for longer, than tokens of the parts' teacher
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,11 @@ def _after_teacher(run: _Run) -> Iterator[Step]:
 
 
 def _after_parts(run: _Run) -> Iterator[Step]:
-    options = {"data": run.data, "parts": run.folder, **run.drawn, **_sizes(run)}
+    teacher = run.input("teacher")
+    public = teacher not in (None, OWN_TEACHER) and not (Path(str(teacher)) / CONFIG).is_file()
+    few = public and run.summary.get("images", _FEW) < _FEW
+    how = {"preset": "small-photos"} if few else _sizes(run)
+    options = {**how, "data": run.data, "parts": run.folder, **run.drawn}
     yield Step("Pre-train with these parts", command("pretrain", **options, out=fresh(run.folder, "pretrain")))
 
 

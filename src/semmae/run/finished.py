@@ -1,9 +1,10 @@
 """A finished run that is asked for again: known by its options and its files, so that nothing is computed twice."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from semmae.errors import UserError
+from semmae.errors import UserError, listed
 from semmae.files import Fields, read_json
 from semmae.options import VERBS, Verb
 from semmae.options.fields import Reads, options_of, with_facts
@@ -93,3 +94,27 @@ def _made_of(options: RunOptions) -> Iterator[Path]:
             for place in (root / folder for folder in _INSIDE[reads]):
                 files = place.iterdir() if place.is_dir() else [place]
                 yield from (file for file in files if file.suffix in _WEIGHTS)
+
+
+def is_written(
+    about: Path, facts: Mapping[str, Any], other: str, damaged: Callable[[Mapping[str, Any]], list[str]]
+) -> bool:
+    """Whether a folder that is written at once, whole, holds just what is asked for, by its file of facts.
+
+    UserError where it holds something else, or files that `damaged` names: neither is to be replaced unasked.
+
+    Args:
+        about: the file of facts; without it nothing is written yet.
+        facts: what it must say of what is asked for.
+        other: what the folder holds where it says something else.
+        damaged: by what it says, files that are gone or were changed.
+    """
+    if not about.is_file():
+        return False
+    there = read_json(about)
+    begin, remedy = f"--out {about.parent}:", "use --overwrite to replace it, or another folder"
+    if any(there.get(name) != value for name, value in facts.items()):
+        raise UserError(f"{begin} holds {other}; {remedy}")
+    if names := damaged(there):
+        raise UserError(f"{begin} {listed(names)} is gone or was changed; {remedy}")
+    return True

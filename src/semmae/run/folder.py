@@ -39,8 +39,8 @@ _NOTHING = {UNFINISHED, _LOCK, SHARED}
 # All that runs leave in their folder, which is what --overwrite may delete: patterns of files, those of every run and
 # those of the verbs, folders of loggers with whatever lies in them, and runs within the run.
 _FILES = {
-    UNFINISHED, _LOCK, f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made", CONFIG, "train.log",
-    "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
+    UNFINISHED, _LOCK, f"{SHARED}/*/{_LOCK}", f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made", CONFIG,
+    "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
     "checkpoints/last.ckpt", "checkpoints/last.ckpt/*",
     "tensorboard/events.*", "tensorboard/hparams.yaml", "csv/version_*/metrics.csv",
     "csv/version_*/hparams.yaml", *(pattern for row in VERBS.values() for pattern in row.leaves),
@@ -171,16 +171,25 @@ def _is_folder(path: Path) -> bool:
 
 
 @contextmanager
-def turn(out: Path) -> Iterator[None]:
-    """As `locked`, after the process that is at work there."""
+def turn(out: Path, task: str) -> Iterator[None]:
+    """A task that the processes which share a run's folder do one after the other."""
+    place = out / SHARED / task
     with ExitStack() as stack:
+        for folder in (place.parent, place):
+            stack.callback(_remove_empty, folder)
         while True:
             try:
-                stack.enter_context(locked(out))
+                stack.enter_context(locked(place))
                 break
             except AtWork:
                 time.sleep(_WAIT)
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    """One that a killed process has made is nobody's to remove but the next one's."""
+    with suppress(OSError):  # it is not empty
+        folder.rmdir()
 
 
 @contextmanager

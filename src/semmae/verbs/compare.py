@@ -152,7 +152,7 @@ def _record(job: Job) -> dict[str, Any]:
 
 def gather(out: Path, jobs: Iterable[Job]) -> None:
     """Write results.jsonl anew, a line a finished run; one process at a time."""
-    with turn(out / "gathering"):
+    with turn(out, "gathering"):
         write_text(out / "results.jsonl", "".join(f"{json.dumps(record)}\n" for record in records(jobs)))
 
 
@@ -183,33 +183,41 @@ def check_alike(options: CompareOptions, job: Job, stages: Stages) -> None:
 
 def make_run(options: CompareOptions, job: Job, stages: Stages, measures: Measures) -> None:
     """Train, measure, and write what was found; gone on with after a stop."""
-    with claimed(run_options(options, job, stages)) as own, run_folder(own):
-        teacher = None
-        if not _is_trained(own.out):
-            if own.predicts_tokens:
-                teacher = stages.open_teacher()
-                stages.link_tokens(own.out)
-            train_autoencoder(own, stages.images, stages.store(job.row), load_init(own, teacher), teacher)
-        figures, minutes = measures.run(own.out, job.seed)
-        spent = {
-            **stages.minutes(job.row),
-            "pretrain": read_json(own.out / "summary.json").get("minutes", 0.0),
-            **{name: minutes[name] for name in measures.names},
-        }
-        record = {
-            **described_row(job.row, own.target),
-            "seed": job.seed,
-            **{name: round(value, 3) for name, value in figures.items() if name in FIGURES and value is not None},
-            **stages.quality(job.row),
-            "minutes": {**spent, "total": round(sum(spent.values()), 3)},
-            "measured": list(measures.names),
-            "command": _command(own),
-            "machine": machine(),
-        }
-        write_report(own.out)
-        remove(own.out / "checkpoints")
-        discard(own.out / "teacher_tokens", FILE)
+    with claimed(run_options(options, job, stages)) as own:
+        with run_folder(own):
+            record = _trained_and_measured(own, job, stages, measures)
+        # Last of all: a run that has it is not opened again, and what marks it as unfinished must be gone.
         write_json(own.out / RECORD, record)
+
+
+def _trained_and_measured(own: PretrainOptions, job: Job, stages: Stages, measures: Measures) -> dict[str, Any]:
+    """What was found of a run; nothing is left in it that was needed for that alone."""
+    teacher = None
+    if not _is_trained(own.out):
+        if own.predicts_tokens:
+            teacher = stages.open_teacher()
+            stages.link_tokens(own.out)
+        train_autoencoder(own, stages.images, stages.store(job.row), load_init(own, teacher), teacher)
+    figures, minutes = measures.run(own.out, job.seed)
+    spent = {
+        **stages.minutes(job.row),
+        "pretrain": read_json(own.out / "summary.json").get("minutes", 0.0),
+        **{name: minutes[name] for name in measures.names},
+    }
+    record = {
+        **described_row(job.row, own.target),
+        "seed": job.seed,
+        **{name: round(value, 3) for name, value in figures.items() if name in FIGURES and value is not None},
+        **stages.quality(job.row),
+        "minutes": {**spent, "total": round(sum(spent.values()), 3)},
+        "measured": list(measures.names),
+        "command": _command(own),
+        "machine": machine(),
+    }
+    write_report(own.out)
+    remove(own.out / "checkpoints")
+    discard(own.out / "teacher_tokens", FILE)
+    return record
 
 
 def _is_trained(run: Path) -> bool:

@@ -33,6 +33,7 @@ from semmae.progress import say
 from semmae.reporting.ending import lines
 from semmae.reporting.model_card import RESULTS, Card, find_run, write_card
 from semmae.reporting.page import read_facts
+from semmae.run.finished import is_written
 from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 
@@ -59,7 +60,8 @@ def export(options: ExportOptions) -> Path:
     shown = (subject.classes, subject.crop_pct)
     card = Card(title, options.to, model, source, run, results, digest, *shown)
     asked = {"form": options.to, "decoder": isinstance(model, MaskedAutoencoder), "head": isinstance(model, Classifier)}
-    if _is_written(options, asked | {"weights": checkpoint.digest(model)}):
+    known, out = asked | {"weights": checkpoint.digest(model)}, options.out
+    if not options.overwrite and is_written(out / ABOUT, known, "another export", lambda there: _damaged(out, there)):
         say(f"{options.out}: already finished; nothing was written\n{lines(step=_loading(options, asked))}")
         return options.out
     with whole_folder(options.out) as folder:
@@ -133,20 +135,10 @@ def _check_there(options: ExportOptions) -> None:
         )
 
 
-def _is_written(options: ExportOptions, facts: Mapping[str, Any]) -> bool:
-    """Whether --out holds just this export; UserError where it holds another, or a damaged one: not to be replaced."""
-    out = options.out
-    if options.overwrite or not (out / ABOUT).is_file():
-        return False
-    there = read_json(out / ABOUT)
-    remedy = "use --overwrite to replace it, or another folder"
-    if any(there.get(name) != value for name, value in facts.items()):
-        raise UserError(f"--out {out}: holds another export; {remedy}")
-    files = Fields(out / ABOUT, there).get("files", dict, {ABOUT: ""})  # one that lists none proves nothing
-    damaged = [name for name, wanted in files.items() if _file_digest(out / name) != wanted]
-    if damaged:
-        raise UserError(f"--out {out}: {listed(damaged)} of this export is gone or was changed; {remedy}")
-    return True
+def _damaged(out: Path, there: Mapping[str, Any]) -> list[str]:
+    """The files of an export that are gone or have other bytes; one that lists none proves nothing."""
+    files = Fields(out / ABOUT, there).get("files", dict, {ABOUT: ""})
+    return [name for name, wanted in files.items() if _file_digest(out / name) != wanted]
 
 
 def _file_digest(path: Path) -> str:

@@ -21,6 +21,7 @@ from semmae.options.pack import PackOptions
 from semmae.options.values import check_values
 from semmae.progress import say
 from semmae.reporting.ending import lines
+from semmae.run.finished import is_written
 from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 from semmae.shell import command
@@ -45,7 +46,9 @@ def pack(options: PackOptions) -> Path:
         "images": {name: images.digest for name, images in sets.items()},
         **{name: getattr(options, name) for name in ("short_side", "quality", "shard_size", "seed")},
     }
-    if _is_written(options, facts):
+    out = options.out
+    other = "other images, or the same packed otherwise"
+    if not options.overwrite and is_written(out / ABOUT, facts, other, lambda _: _damaged(out)):
         say(f"{options.out}: already finished; nothing was written\n{lines(step=_next(options))}")
         return options.out
     packing = Packing(options.short_side, options.quality, options.shard_size * 10**6, options.seed)
@@ -134,20 +137,9 @@ def _check_there(options: PackOptions) -> None:
         )
 
 
-def _is_written(options: PackOptions, facts: Mapping[str, Any]) -> bool:
-    """Whether --out holds just these shards; UserError where it holds others, or damaged ones: not to be replaced."""
-    out = options.out
-    if options.overwrite or not (out / ABOUT).is_file():
-        return False
-    there = read_json(out / ABOUT)
-    remedy = "use --overwrite to replace it, or another folder"
-    if any(there.get(name) != value for name, value in facts.items()):
-        raise UserError(f"--out {out}: holds other images, or the same packed otherwise; {remedy}")
-    shards = _shards_in(out)
-    damaged = [name for name, size in shards.items() if not _has_size(out / name, size)]
-    if damaged:
-        raise UserError(f"--out {out}: {listed(damaged)} is gone or was changed; {remedy}")
-    return True
+def _damaged(out: Path) -> list[str]:
+    """The shards there that have not the size with which they were written."""
+    return [name for name, size in _shards_in(out).items() if not _has_size(out / name, size)]
 
 
 def _shards_in(out: Path) -> Mapping[str, Any]:

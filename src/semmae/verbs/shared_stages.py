@@ -68,7 +68,7 @@ class Stages:
 
     def make(self, rows: Sequence[Row]) -> None:
         """Whatever these rows read."""
-        with turn(self.base.out / "stages"):
+        with turn(self.base.out, "stages"):
             tokens = None
             if any(self.predicts_tokens(row) for row in rows):
                 tokens = begin_tokens(self.base, self.images, self.open_teacher())
