@@ -56,6 +56,7 @@ def ours(
     freed: bool = False,
     subset: bool = False,
     checkpointing: bool = False,
+    bf16_residual: bool = False,
 ) -> Step:
     """This project: semantic masks of seven parts.
 
@@ -65,6 +66,7 @@ def ours(
         freed: without `keep_freed_memory`.
         subset: patches of half the size, of which the most attended quarter takes part.
         checkpointing: activations of blocks are computed again backward.
+        bf16_residual: what blocks add to is bf16.
     """
     from semmae.masking import most_attended, num_hidden, semantic_mask
     from semmae.memory import keep_freed_memory
@@ -81,7 +83,7 @@ def ours(
     patch = setting.patch // 2 if subset else setting.patch
     encoder = Encoder(EncoderSpec.named(setting.model, setting.size, patch))
     mae = MaskedAutoencoder(encoder, DECODERS[setting.model]).to(setting.device)
-    mae.checkpointing = checkpointing
+    mae.checkpointing, mae.bf16_residual = checkpointing, bf16_residual
     optimizer = adamw(mae, lr=RATE, betas=BETAS, weight_decay=DECAY)
     if setting.compiled:
         COMPILED.enter_context(compiled(mae))
@@ -279,8 +281,8 @@ def profiled(step: Step, precision: Precision, steps: int = 1) -> dict[str, floa
     for event in profiler.events():
         if not gpu:
             seconds[kind_of(event)] += event.self_cpu_time_total / 1e6
-        elif event.device_type == torch.autograd.DeviceType.CUDA:
-            seconds[kind_of_kernel(event.name)] += event.self_device_time_total / 1e6
+        elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            seconds[kind_of_kernel(event.name)] += event.time_range.elapsed_us() / 1e6
     return {**seconds, "step": whole}
 
 

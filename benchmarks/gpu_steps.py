@@ -249,20 +249,21 @@ def teacher_task(encoder: Encoder, items: list[dict[str, Any]], sizes: Sizes) ->
 
 
 def steps(sizes: Sizes, _: Path) -> Figures:
-    """Images a second of steps without a loader: of ViT-B at three batches, of the larger ones."""
+    """Images a second of steps without a loader: of ViT-B at three batches, of the larger ones, `--residual bf16`."""
     for batch in sizes.batches:
         for compiling in sizes.compiled:
             yield rate(sizes, sizes.model, batch, compiling)
     for model in sizes.larger:
         yield rate(sizes, model, sizes.larger_batch, sizes.compiled[0])
+    yield rate(sizes, sizes.model, sizes.batches[0], sizes.compiled[0], bf16_residual=True)
 
 
-def rate(sizes: Sizes, model: str, batch: int, compiling: bool, checkpointing: bool = False) -> dict[str, Any]:
-    """Of steps back to back."""
-    case = {"model": model, "batch": batch, "compiled": compiling, "precision": BEST, "checkpointing": checkpointing}
+def rate(sizes: Sizes, model: str, batch: int, compiling: bool, **ways: bool) -> dict[str, Any]:
+    """Of steps back to back; `ways` are those of `ours`."""
+    case = {"model": model, "batch": batch, "compiled": compiling, "precision": BEST, **ways}
     try:
         with_nothing()
-        step = partial(ours(setting_of(sizes, model, batch, compiling), checkpointing=checkpointing), BEST)
+        step = partial(ours(setting_of(sizes, model, batch, compiling), **ways), BEST)
         began = time.perf_counter()
         for _ in range(3):
             step()
