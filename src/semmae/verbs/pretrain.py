@@ -20,8 +20,7 @@ from semmae.formats.folders import LEARNER, digest, kind, save_autoencoder, save
 from semmae.formats.init import init_autoencoder
 from semmae.formats.open import load_encoder
 from semmae.formats.public import public_teacher
-from semmae.labels.blocks import one_thread_an_operation
-from semmae.labels.labelling import check_devices, load_recorded, teacher_of
+from semmae.labels.labelling import load_recorded, teacher_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import MODELS, Encoder, EncoderSpec
 from semmae.options.fields import shared
@@ -36,6 +35,7 @@ from semmae.run.folder import run_folder
 from semmae.run.ranks import is_rank_zero, started
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
+from semmae.train.frozen import one_thread_an_operation
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.precision import resolve_precision
 from semmae.train.pretrain import PretrainTask
@@ -117,8 +117,6 @@ def check_recipe(options: PretrainOptions) -> None:
         raise UserError(f"--masking {masking} reads no parts; leave out --parts, or choose semantic")
     if options.masks and not options.learns_parts:
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
-    if options.learns_parts:
-        check_devices(options.teacher, options.devices)
     if options.needs_teacher and options.teacher == OWN_TEACHER:
         check_own_teacher(options)
     preset_options("parts", options.parts_preset, "--parts-preset")
