@@ -159,6 +159,18 @@ def test_a_network_in_shards_trains_as_a_whole_one(creatures: Path, tmp_path: Pa
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
+@pytest.mark.slow
+def test_shards_in_bf16_train_as_a_whole_network_in_bf16(creatures: Path, tmp_path: Path) -> None:
+    program, alone = Path(sys.executable).with_name("semmae"), {**os.environ, "OMP_NUM_THREADS": "1"}
+    for folder, given in [("one", []), ("two", ["--devices", "2", "--strategy", "fsdp"])]:
+        given = command(creatures / "images", tmp_path / folder, *given)
+        given = [{"float32": "bf16"}.get(word, word) for word in given]
+        subprocess.run([program, *given], check=True, timeout=300, env=alone)
+    one, two = (tiny.metrics(tmp_path / folder) for folder in ("one", "two"))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-2)
+    assert {each.dtype for each in load_file(tmp_path / "two/encoder/model.safetensors").values()} == {torch.float32}
+
+
 # The second process alone meets a fault as it does its second step, or the first one.
 FAILING = """
 import errno, os

@@ -193,6 +193,7 @@ def _draw_figure(axes: Axes, figure: str, rows: Sequence[Record], runs: Sequence
     first = rows[0]["name"]
     reference = _by_seed([run for run in runs if run["name"] == first], figure)
     axes.axvline(0, color="#888888", linewidth=1)
+    reach = 0.0  # of the points and of intervals over three pairs and more: two have one ten times as wide
     for place, row in enumerate(rows):
         own = _by_seed([run for run in runs if run["name"] == row["name"]], figure)
         pairs = [own[seed] - reference[seed] for seed in own if seed in reference]
@@ -201,9 +202,12 @@ def _draw_figure(axes: Axes, figure: str, rows: Sequence[Record], runs: Sequence
             continue
         axes.plot(pairs, [place] * len(pairs), "o", color="#0067a8", alpha=0.35, markersize=4)
         if found.low is not None and found.high is not None:
-            axes.plot([found.low, found.high], [place, place], color="#0067a8", linewidth=2)
+            axes.plot([found.low, found.high], [place, place], color="#0067a8", linewidth=2 if found.pairs > 2 else 0.6)
         axes.plot([found.mean], [place], "D", color="#0067a8", markersize=6)
+        ends = (found.low, found.high) if found.pairs > 2 else ()
+        reach = max(reach, *map(abs, pairs), *(abs(end) for end in ends if end is not None))
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(-1.1 * reach or -1, 1.1 * reach or 1)
     axes.set_title(f"{called(figure)}\n{first}: {rows[0].get(figure, float('nan')):.1f}", fontsize=10, parse_math=False)
     axes.set_xlabel("points more", fontsize=9)
     axes.grid(axis="x", color="#dddddd")

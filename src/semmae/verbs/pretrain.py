@@ -37,6 +37,7 @@ from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.frozen import one_thread_an_operation
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
+from semmae.train.precision import resolve_precision
 from semmae.train.pretrain import PretrainTask
 from semmae.train.sharding import whole_state
 from semmae.train.stage import FitOptions
@@ -104,6 +105,11 @@ def check_recipe(options: PretrainOptions) -> None:
     check_image_size(options.image_size, options.patch_size)
     decoder_spec(options)
     check_compile(options.compile)
+    if options.residual == "bf16" and (arithmetic := resolve_precision(options.precision)) != "bf16":
+        raise UserError(
+            f"--residual bf16: --precision {options.precision} computes in {arithmetic} here; add --precision bf16, or "
+            "leave it out"
+        )
     masking, subset, ratio = options.masking, options.token_subset, options.mask_ratio
     patches = patches_taking_part(masking, options.image_size, options.patch_size, subset)
     check_masking(masking, patches=patches, ratio=ratio, hint=options.attention_hint, part_hints=options.hints)
@@ -303,7 +309,7 @@ def train_autoencoder(
         how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip, static=True)
         compiling = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
-        mae.checkpointing = options.checkpointing
+        mae.checkpointing, mae.bf16_residual = options.checkpointing, options.residual == "bf16"
         seen = teacher if tokens is None else None
         whiten = None if teacher is None else whitening(image_tokens(options, images, teacher, tokens))
         size = 0 if teacher is None else teacher_size(options, teacher)
