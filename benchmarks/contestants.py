@@ -22,7 +22,7 @@ from torch import Tensor
 
 MASK_RATIO, PARTS = 0.75, 7
 BETAS, DECAY, RATE = (0.9, 0.95), 0.05, 1e-4
-_COMPILED = ExitStack()  # what is compiled stays so while the process lasts
+COMPILED = ExitStack()  # what of ours is compiled stays so until this is closed
 
 Precision = Literal["float32", "bf16"]
 Step = Callable[[Precision], None]
@@ -35,7 +35,7 @@ class Setting:
     model: str = "vit_base"
     batch: int = 16
     threads: int = 2
-    compiled: bool = False
+    compiled: bool = False  # by torch.compile: ours block by block, the peers' loss as a whole
     size: int = 224
     patch: int = 16
 
@@ -50,7 +50,14 @@ class Setting:
         return torch.randn(self.batch, 3, self.size, self.size, device=self.device)
 
 
-def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False, subset: bool = False) -> Step:
+def ours(
+    setting: Setting,
+    plain_blocks: bool = False,
+    freed: bool = False,
+    subset: bool = False,
+    checkpointing: bool = False,
+    bf16_residual: bool = False,
+) -> Step:
     """This project: semantic masks of seven parts.
 
     Args:
@@ -58,6 +65,8 @@ def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False, subs
         plain_blocks: with timm's blocks throughout.
         freed: without `keep_freed_memory`.
         subset: patches of half the size, of which the most attended quarter takes part.
+        checkpointing: activations of blocks are computed again backward.
+        bf16_residual: what blocks add to is bf16.
     """
     from semmae.masking import most_attended, num_hidden, semantic_mask
     from semmae.memory import keep_freed_memory
@@ -74,9 +83,10 @@ def ours(setting: Setting, plain_blocks: bool = False, freed: bool = False, subs
     patch = setting.patch // 2 if subset else setting.patch
     encoder = Encoder(EncoderSpec.named(setting.model, setting.size, patch))
     mae = MaskedAutoencoder(encoder, DECODERS[setting.model]).to(setting.device)
+    mae.checkpointing, mae.bf16_residual = checkpointing, bf16_residual
     optimizer = adamw(mae, lr=RATE, betas=BETAS, weight_decay=DECAY)
     if setting.compiled:
-        _COMPILED.enter_context(compiled(mae))
+        COMPILED.enter_context(compiled(mae))
     images, side = setting.images(), setting.size // patch
     # Parts as images have them: areas that hang together.
     columns = torch.arange(side**2, device=setting.device) % side
@@ -109,7 +119,7 @@ def transformers(setting: Setting) -> Step:
     model = ViTMAEForPreTraining(config).train().to(setting.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY)
     images = setting.images()
-    return _training(setting, lambda: model(images).loss, optimizer)
+    return _training(setting, _compiled(setting, lambda: model(images).loss), optimizer)
 
 
 def lightly(setting: Setting) -> Step:
@@ -140,7 +150,11 @@ def lightly(setting: Setting) -> Step:
         patches = utils.get_at_index(utils.patchify(images, setting.patch), hidden - 1)
         return torch.nn.functional.mse_loss(predicted, utils.normalize_mean_var(patches, dim=-1))
 
-    return _training(setting, loss, optimizer)
+    return _training(setting, _compiled(setting, loss), optimizer)
+
+
+def _compiled(setting: Setting, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    return torch.compile(loss) if setting.compiled else loss
 
 
 def _training(setting: Setting, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Step:
@@ -150,8 +164,6 @@ def _training(setting: Setting, loss: Callable[[], Tensor], optimizer: torch.opt
         result.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-        if setting.device == "cuda":
-            torch.cuda.synchronize()
 
     return step
 
@@ -167,7 +179,7 @@ CONTESTANTS: dict[str, Callable[[Setting], Step]] = {
 
 
 class Contestant:
-    """A contestant in a process of its own, which takes a step when called and then waits."""
+    """A contestant in a process of its own, which takes steps when called and then waits."""
 
     def __init__(self, name: str, setting: Setting) -> None:
         context = multiprocessing.get_context("spawn")
@@ -176,9 +188,9 @@ class Contestant:
         self._process.start()
         theirs.close()
 
-    def __call__(self, precision: Precision) -> None:
-        """One step."""
-        self._ask("step", precision)
+    def __call__(self, precision: Precision, steps: int = 1) -> None:
+        """So many steps, one after the other."""
+        self._ask("step", precision, steps)
 
     def peak_bytes(self) -> tuple[int, int]:
         """The most memory that the process has held, and what it held before the model was made."""
@@ -192,11 +204,11 @@ class Contestant:
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.send(("end", None))
+        self._pipe.send(("end", None, 0))
         self._process.join()
 
-    def _ask(self, what: str, precision: Precision | None = None) -> Any:
-        self._pipe.send((what, precision))
+    def _ask(self, what: str, precision: Precision | None = None, steps: int = 1) -> Any:
+        self._pipe.send((what, precision, steps))
         try:
             return self._pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -208,11 +220,22 @@ def _serve(name: str, setting: Setting, pipe: Connection) -> None:
     before = _peak(setting)
     step = CONTESTANTS[name](setting)
     while (asked := pipe.recv())[0] != "end":
-        what, precision = asked
+        what, precision, steps = asked
         if what == "peak":
             pipe.send((before, _peak(setting)))
+        elif what == "profile":
+            pipe.send(profiled(step, precision))
         else:
-            pipe.send(profiled(step, precision) if what == "profile" else step(precision))
+            for _ in range(steps):
+                step(precision)
+            _wait()
+            pipe.send(None)
+
+
+def _wait() -> None:
+    """Until the GPU, where there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 # Kinds of work, and how torch's operations that do them are named; what no name fits is "other".
@@ -227,18 +250,45 @@ KINDS = {
 }
 # All that is done inside of these is attention: torch's own is one operation, ours is many.
 WHOLE_ATTENTION = ("_Attention", "scaled_dot_product", "ScaledDotProduct")
+# On a GPU kernels do the work, which have names of their own; the first kind that fits counts.
+KERNELS = {
+    "attention": ("flash", "fmha", "softmax"),
+    "matrix products": ("gemm", "nvjet", "xmma", "cutlass", "splitk"),
+    "AdamW": ("multi_tensor", "adam"),
+    "made by torch.compile": ("triton",),
+    "copies, casts": ("memcpy", "memset", "copy", "cat", "gather"),
+    "norms": ("layer_norm", "gammabeta"),
+    "element by element": ("elementwise", "reduce"),
+    "masks": ("sort", "scan", "distribution"),
+}
 
 
-def profiled(step: Step, precision: Precision) -> dict[str, float]:
-    """Seconds of one step by kind of work, each operation less those inside of it; "step" is all, by the clock."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+def profiled(step: Step, precision: Precision, steps: int = 1) -> dict[str, float]:
+    """Seconds of so many steps by kind of work, each operation less those inside of it; "step" is all, by the clock.
+
+    On a GPU by kind of kernel.
+    """
+    gpu = torch.cuda.is_available()
+    activities = [torch.profiler.ProfilerActivity.CUDA if gpu else torch.profiler.ProfilerActivity.CPU]
+    _wait()
+    with torch.profiler.profile(activities=activities) as profiler:
         began = time.perf_counter()
-        step(precision)
+        for _ in range(steps):
+            step(precision)
+        _wait()
         whole = time.perf_counter() - began
-    seconds = dict.fromkeys([*KINDS, "other"], 0.0)
+    seconds = dict.fromkeys([*(KERNELS if gpu else KINDS), "other"], 0.0)
     for event in profiler.events():
-        seconds[kind_of(event)] += event.self_cpu_time_total / 1e6
+        if not gpu:
+            seconds[kind_of(event)] += event.self_cpu_time_total / 1e6
+        elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            seconds[kind_of_kernel(event.name)] += event.time_range.elapsed_us() / 1e6
     return {**seconds, "step": whole}
+
+
+def kind_of_kernel(name: str) -> str:
+    """The kind of work of a GPU's kernel."""
+    return next((kind for kind, parts in KERNELS.items() if any(part in name.lower() for part in parts)), "other")
 
 
 def kind_of(event: Any) -> str:

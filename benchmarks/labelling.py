@@ -34,9 +34,11 @@ from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet, build_manifest
 from semmae.data.part_store import PartStore
 from semmae.data.sources import open_source
-from semmae.labels.blocks import Job, compute_labels, label_blocks, most_rows
+from semmae.labels.blocks import Job, compute_labels, keep
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.train.frozen import most_rows
+from semmae.train.shares import Place
 from semmae.train.trainer import resolve_precision
 
 GRID = 32
@@ -77,7 +79,7 @@ def throughput(model: str, size: int, patch: int, options: argparse.Namespace, f
         teacher_digest="t", manifest_digest=images.digest, attention_grid=attended,
     )  # fmt: skip
     precision = resolve_precision(options.precision)
-    job = Job(store=store, images=images, size=size, block=block, precision=precision, workers=options.workers)
+    job = Job(images, encoder, learner, size, GRID, block, precision, options.workers)
     batches = [
         (torch.arange(at, min(at + block, count)), torch.randint(256, (min(block, count - at), 3, size, size)).byte())
         for at in range(0, count, block)
@@ -96,8 +98,8 @@ def throughput(model: str, size: int, patch: int, options: argparse.Namespace, f
             store.write(rows, labels)
 
     def whole() -> None:
-        for _ in label_blocks(job, range(len(batches)), encoder, learner, threads=threads):
-            pass
+        for made, _ in job.made(range(len(batches)), Place(DEVICE, threads)):
+            keep(store, made)
 
     def loader() -> None:
         for _ in make_loader(WholeDataset(images, size), block, workers=options.workers):

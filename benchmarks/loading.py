@@ -35,6 +35,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ from typing import Any
 import numpy as np
 import torch
 from harness import DEVICE, median_ratio, per_second, take_turns, write_results
-from lightly.transforms import DINOTransform
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -51,6 +51,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg
 from torchvision.transforms.v2 import functional
 
+from semmae.cores import usable_cores
 from semmae.data.colour import GLOBAL_CHANCES, Changes, colour_matrices, recoloured, shift_colours
 from semmae.data.decode import decode
 from semmae.data.loaders import CropDataset, LocalCrops, make_loader
@@ -177,6 +178,8 @@ def beside_shards(images: Path, folder: Path, rounds: int) -> dict[str, Any]:
 
 def by_views(images: Path, folder: Path, local: int, rounds: int) -> dict[str, Any]:
     """Images a second with two crops and so many local ones, whose colours are changed here or on the device."""
+    from lightly.transforms import DINOTransform
+
     files = sorted(path for path in images.rglob("*") if path.is_file())
     scales = (0.25, 1.0), (0.05, 0.25)
     small = LocalCrops(local, LOCAL, scales[1]) if local else None
@@ -311,12 +314,16 @@ def open_jpegs(folder: Path) -> ImageSet:
 def draw_photos(folder: Path, count: int, width: int, height: int) -> Path:
     """So many JPEG files of smooth colours under fine noise, which weigh as much as photos do."""
     folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(count):
+
+    def draw(number: int) -> None:
+        rng = np.random.default_rng(number)
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
         noisy = smooth + rng.normal(0, 6, (height, width, 1)).astype(np.float32)
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03}.jpg", quality=90)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:05}.jpg", quality=90)
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(draw, range(count)))
     return folder
 
 

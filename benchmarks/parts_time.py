@@ -21,7 +21,7 @@ from harness import median_ratio, take_turns, write_results
 
 import semmae
 from semmae.data.loaders import WholeDataset, make_loader
-from semmae.labels.blocks import most_rows, through_encoder, usual_device
+from semmae.train.frozen import most_rows, through_encoder, usual_device
 from semmae.train.precision import resolve_precision
 
 

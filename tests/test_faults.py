@@ -51,6 +51,7 @@ FAULTS = [
     (MemoryError(), 1, ["out of memory", "--batch-size"]),
     (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 1, ["out of memory", "--batch-size"]),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, ["out of memory"]),
+    (RuntimeError("Gloo connectFullMesh failed with [pair.cc:144] no error"), 1, ["GLOO_SOCKET_IFNAME"]),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, ["--workers"]),
 ]
 

@@ -191,9 +191,9 @@ def _(desk: Desk) -> None:
     with desk.copy():
 
         def stopped() -> None:
-            from semmae.evaluation import embedding
+            from semmae.data.token_file import TokenFile
 
-            patched(embedding, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            patched(TokenFile, "write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
         words = "embed --encoder run --data photos --out x.npz --workers 0"
         child = child_of(words, stopped)
@@ -240,7 +240,7 @@ def _(desk: Desk) -> int:
         assert "semmae parts --out parts2 --resume" in error_line(child.output)
 
         def stuck() -> None:
-            from semmae.evaluation import embedding
+            from semmae.data.token_file import TokenFile
 
             def wait(*_: object) -> None:
                 try:
@@ -249,7 +249,7 @@ def _(desk: Desk) -> int:
                     os.kill(os.getpid(), signal.SIGINT)
                     time.sleep(60)
 
-            patched(embedding, "_write", wait)
+            patched(TokenFile, "write", wait)
 
         began = time.monotonic()
         child = child_of("embed --encoder run --data photos --out x.npz --workers 0", stuck)

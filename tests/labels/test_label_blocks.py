@@ -6,19 +6,18 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from refusals import refused
 
 from semmae.data.attention import attention_ranks
 from semmae.data.loaders import WholeDataset, normalise
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
 from semmae.filters import guides, refine_maps, upsample_maps
-from semmae.formats.folders import AnyPartLearner, digest, save_encoder, save_learner
-from semmae.labels.blocks import Job, compute_labels, label_blocks
-from semmae.labels.processes import label_in_processes
+from semmae.formats.folders import AnyPartLearner, digest
+from semmae.labels.blocks import Job, compute_labels, keep
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.published_parts import PublishedPartLearner, PublishedPartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.train.shares import Place, by_devices
 
 SIZE, GRID, BLOCK = 32, 7, 5  # 32 creatures: six blocks and two images
 
@@ -50,14 +49,20 @@ def job(
     networks: tuple[Encoder, AnyPartLearner],
     workers: int = 0,
     precision: Literal["float32", "bf16"] = "float32",
-) -> Job:
+) -> tuple[Job, PartStore]:
     encoder, learner = networks
     store = PartStore.create(
         out, images=len(images), grid=GRID, label_names=learner.spec.label_names,
         teacher_digest=digest(encoder), learner_digest=digest(learner), manifest_digest=images.digest,
         attention_grid=SIZE // 8,
     )  # fmt: skip
-    return Job(store=store, images=images, size=SIZE, block=BLOCK, precision=precision, workers=workers)
+    return Job(images, encoder, learner, SIZE, GRID, BLOCK, precision, workers), store
+
+
+def done(mine: Job, store: PartStore, threads: int = 1) -> list[int]:
+    """Computes and keeps what is left; the rows of each block."""
+    place = Place(torch.device("cpu"), threads)
+    return [keep(store, made) for made, _ in mine.made(mine.unfinished(store), place)]
 
 
 def slowly(images: ImageSet, networks: tuple[Encoder, AnyPartLearner]) -> tuple[np.ndarray, np.ndarray]:
@@ -84,33 +89,32 @@ def slowly(images: ImageSet, networks: tuple[Encoder, AnyPartLearner]) -> tuple[
 def test_threads_and_workers_change_no_label(
     threads: int, workers: int, images: ImageSet, networks: Any, tmp_path: Path
 ) -> None:
-    mine = job(tmp_path, images, networks, workers)
+    mine, store = job(tmp_path, images, networks, workers)
     before = torch.get_num_threads()
-    found = list(label_blocks(mine, mine.unfinished(), *networks, threads=threads))
+    assert done(mine, store, threads) == [5, 5, 5, 5, 5, 5, 2]
     assert torch.get_num_threads() == before
-    assert [rows for rows, _ in found] == [5, 5, 5, 5, 5, 5, 2]
     labels, attention = slowly(images, networks)
-    assert np.array_equal(mine.store.labels, labels)
-    assert np.array_equal(mine.store.attention, attention)
+    assert np.array_equal(store.labels, labels)
+    assert np.array_equal(store.attention, attention)
     assert {int(rows.max()) for rows in attention} == {254}  # ranks of 16 patches, the highest 254
 
 
 def test_only_blocks_that_lack_something_are_computed(images: ImageSet, networks: Any, tmp_path: Path) -> None:
     expected, attention = slowly(images, networks)
-    mine = job(tmp_path, images, networks)
-    mine.store.write(np.arange(32), expected)
-    mine.store.write_attention(np.arange(32), attention)
-    mine.store.attention[21, 2:] = 255
-    mine.store.labels[7, 3:] = 255  # torn: the writing was killed in the middle of the row
-    mine.store.labels[[30, 31]] = 255
-    mine.store.labels[8] = 0  # beside the torn one, and whole: stays
-    again = job(tmp_path, images, networks)
-    assert again.unfinished() == [1, 4, 6]
-    list(label_blocks(again, again.unfinished(), *networks, threads=1))
+    _, store = job(tmp_path, images, networks)
+    store.write(np.arange(32), expected)
+    store.write_attention(np.arange(32), attention)
+    store.attention[21, 2:] = 255
+    store.labels[7, 3:] = 255  # torn: the writing was killed in the middle of the row
+    store.labels[[30, 31]] = 255
+    store.labels[8] = 0  # beside the torn one, and whole: stays
+    again, store = job(tmp_path, images, networks)
+    assert again.unfinished(store) == [1, 4, 6]
+    done(again, store)
     expected[8] = 0
-    assert np.array_equal(again.store.labels, expected)
-    assert np.array_equal(again.store.attention, attention)
-    assert again.unfinished() == []
+    assert np.array_equal(store.labels, expected)
+    assert np.array_equal(store.attention, attention)
+    assert again.unfinished(store) == []
 
 
 def test_nothing_more_is_begun_when_the_reader_stops(images: ImageSet, networks: Any) -> None:
@@ -139,27 +143,14 @@ def test_bf16_changes_few_labels(images: ImageSet, networks: Any) -> None:
     assert full.attention is not None and not torch.equal(full.attention, half.attention)  # it was computed in bf16
 
 
-@pytest.fixture
-def run(networks: Any, tmp_path: Path) -> Path:
-    save_encoder(networks[0], tmp_path / "encoder")
-    save_learner(networks[1], tmp_path / "run" / "learner")
-    return tmp_path / "run"
-
-
-def test_two_processes_give_the_bytes_of_one(images: ImageSet, networks: Any, run: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_bytes_of_one(images: ImageSet, networks: Any, tmp_path: Path) -> None:
     """Also in bf16, where a sum in another order would differ sooner."""
-    alone = job(tmp_path / "alone", images, networks, precision="bf16")
-    list(label_blocks(alone, alone.unfinished(), *networks, threads=3))
-    alone.store.finish()
-    shared = job(run, images, networks, precision="bf16")
-    found = list(label_in_processes(shared, shared.unfinished(), 2, (str(tmp_path / "encoder"), None, run)))
-    shared.store.finish()
-    assert sorted(rows for rows, _ in found) == [2, 5, 5, 5, 5, 5, 5]
+    mine, alone = job(tmp_path / "alone", images, networks, precision="bf16")
+    done(mine, alone, threads=3)
+    _, shared = job(tmp_path / "shared", images, networks, precision="bf16")
+    found = [keep(shared, made) for made, _ in by_devices(mine, mine.unfinished(shared), 2)]
+    assert sorted(found) == [2, 5, 5, 5, 5, 5, 5]
+    for store in (alone, shared):
+        store.finish()
     for name in ("parts.npy", "attention.npy"):
-        assert (run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-
-
-def test_an_error_in_a_process_is_the_users_line(images: ImageSet, networks: Any, run: Path, tmp_path: Path) -> None:
-    shared = job(run, images, networks)
-    with refused("nowhere"):
-        list(label_in_processes(shared, shared.unfinished(), 1, (str(tmp_path / "nowhere"), None, run)))
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

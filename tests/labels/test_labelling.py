@@ -13,10 +13,10 @@ from semmae.data.manifest import open_images
 from semmae.data.part_store import PartStore
 from semmae.formats.folders import digest, read_learner, save_encoder, save_learner
 from semmae.labels.labelling import (
-    check_devices,
     check_learner,
     copy_learner,
     label_images,
+    labelling_job,
     learner_facts,
     teacher_of,
 )
@@ -44,10 +44,10 @@ def data(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def label(data: Path, encoder: Encoder, out: str = "run", *, limit: int | None = None, **how: Any) -> PartStore:
-    given: dict[str, Any] = {"teacher": "encoder", "num_heads": None, "size": 32, "grid": 7, "batch_size": 64, **how}
-    return label_images(
-        Path(out), open_images(data, limit=limit), encoder, read_learner(Path(out) / "learner"), **given
-    )
+    given: dict[str, Any] = {"size": 32, "grid": 7, "batch_size": 64, **how}
+    images = open_images(data, limit=limit)
+    job = labelling_job(images, encoder, read_learner(Path(out) / "learner"), **given)
+    return label_images(Path(out), job, teacher="encoder")
 
 
 def test_other_images_are_labelled_by_a_learner_that_knows_its_encoder(data: Path, tmp_path: Path) -> None:
@@ -116,14 +116,10 @@ def test_a_learner_of_another_encoder_is_refused_with_both_digests(data: Path) -
         with_learner(PartsOptions(data="", out=Path("new"), learner=Path("unknown")))
 
 
-def test_an_encoder_that_is_an_object_is_known_by_its_digest_and_used_by_one_process(data: Path) -> None:
+def test_an_encoder_that_is_an_object_is_known_by_its_digest(data: Path) -> None:
     encoder = new_encoder(0)
     facts = learner_facts(encoder, encoder, 32)
     assert facts["teacher"] is None and facts["teacher_digest"] == digest(encoder)
-    check_devices(encoder, 1)
-    check_devices("encoder", 2)
-    with refused("--devices 2:", "devices=1"):
-        check_devices(encoder, 2)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from semmae.data.token_store import TokenStore
 from semmae.filters import guides
 from semmae.formats.folders import digest, save_tensors
 from semmae.labels import tokens as collecting
-from semmae.labels.labelling import label_images
+from semmae.labels.labelling import label_images, labelling_job
 from semmae.labels.tokens import REDUCTIONS, Looking, collect_tokens, tokens_of
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
@@ -267,10 +267,8 @@ def test_a_folder_in_place_of_the_reductions_is_refused(images: ImageSet, encode
 def labelled(
     out: Path, images: ImageSet, encoder: Encoder, learner: PartLearner, tokens: TokenStore | None, **how: Any
 ) -> PartStore:
-    return label_images(
-        out, images, encoder, learner, teacher="encoder", num_heads=None, size=32, batch_size=5, tokens=tokens,
-        **{"grid": 9, "precision": "float32"} | how,
-    )  # fmt: skip
+    given: dict[str, Any] = {"size": 32, "batch_size": 5, "grid": 9, "precision": "float32", **how}
+    return label_images(out, labelling_job(images, encoder, learner, **given), teacher="encoder", tokens=tokens)
 
 
 @pytest.mark.parametrize(("fitted", "precision"), [(256, "float32"), (12, "float32"), (256, "bf16")])

@@ -147,6 +147,30 @@ def test_bfloat16_autocast_stays_close() -> None:
     assert float(output.loss) == pytest.approx(float(mae(images, mask).loss), rel=1e-2)
 
 
+def test_blocks_add_to_bf16_where_that_is_asked_for_and_autocast() -> None:
+    mae, images, mask = tiny(), torch.randn(4, 3, 32, 32), some_mask(4, 16, 12)
+    seen: list[torch.dtype] = []
+    blocks = [*mae.encoder.vit.blocks, *mae.decoder_blocks]
+    for block in blocks:
+        block.register_forward_hook(lambda _block, _given, out: seen.append(out.dtype))
+
+    def loss(bf16: bool) -> Tensor:
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found: Tensor = mae(images, mask).loss
+        return found
+
+    exact, summed_in_float32 = loss(bf16=False), loss(bf16=True)
+    mae.bf16_residual = True
+    assert torch.equal(loss(bf16=False), exact) and set(seen) == {torch.float32}
+    summed_in_bf16 = loss(bf16=True)
+    assert seen == [torch.bfloat16] * len(blocks)
+    assert not torch.equal(summed_in_bf16, summed_in_float32)
+    assert float(summed_in_bf16) == pytest.approx(float(exact), rel=2e-2)
+    summed_in_bf16.backward()
+    assert {each.grad.dtype for each in mae.parameters() if each.grad is not None} == {torch.float32}
+
+
 def test_a_few_steps_learn_one_batch() -> None:
     mae = tiny()
     images, mask = (

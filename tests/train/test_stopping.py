@@ -110,7 +110,7 @@ def saved_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @pytest.mark.usefixtures("every_four")
 @pytest.mark.parametrize(
     ("accumulate", "workers", "signum"),
-    [(1, 0, signal.SIGINT), (2, 0, signal.SIGTERM), (1, 2, signal.SIGTERM), (2, 2, signal.SIGINT)],
+    [(1, 0, signal.SIGINT), (2, 0, signal.SIGTERM), (1, 2, signal.SIGUSR1), (2, 2, signal.SIGINT)],
 )
 def test_stopped_at_any_step_it_goes_on_with_the_next(
     accumulate: int, workers: int, signum: int, tmp_path: Path, saved_at: list[int]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-import torch
 from PIL import Image
 from refusals import refused
 
@@ -150,13 +149,13 @@ def test_one_pass_over_the_images_serves_knn_and_probe_and_gives_their_figures(
     encoder: Path, divided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    real = features.extract
+    real = features.Looks.made
 
-    def counting(*rest: Any, **named: Any) -> torch.Tensor:
-        seen.append(named["total"])
-        return real(*rest, **named)
+    def counting(looks: features.Looks, *rest: Any) -> Any:
+        seen.append(len(looks.images))
+        return real(looks, *rest)
 
-    monkeypatch.setattr(features, "extract", counting)
+    monkeypatch.setattr(features.Looks, "made", counting)
     given = {"encoder": str(encoder), "data": str(divided), **COMMON}
     own = tiny.results(evaluate(out=tmp_path / "all", **given))["this encoder"]
     assert seen == [24, 8, 24, 8]  # of the encoder and of the untrained one: train, val

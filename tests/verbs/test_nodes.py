@@ -2,29 +2,24 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import tiny
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file
 
 from semmae.run import ranks
 from semmae.run.ranks import check_processes, is_rank_zero, take_rank
-from semmae.train.nodes import cluster
+from semmae.train.frozen import usual_device
+from semmae.train.nodes import accelerator, cluster
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "MASTER_ADDR", "SLURM_JOB_NAME",
-        "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID")  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
+        "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID")  # fmt: skip
 
 
 def command(data: Path, out: Path, *arguments: str) -> list[str]:
@@ -35,7 +30,7 @@ def command(data: Path, out: Path, *arguments: str) -> list[str]:
 def as_two_nodes(arguments: list[str]) -> list[str]:
     """What the nodes write to stderr, each started by hand with its rank."""
     program = Path(sys.executable).with_name("semmae")
-    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(tiny.free_port()), "OMP_NUM_THREADS": "1"}
     nodes = [
         subprocess.Popen(
             [program, *arguments, "--nodes", "2"],
@@ -164,6 +159,18 @@ def test_a_network_in_shards_trains_as_a_whole_one(creatures: Path, tmp_path: Pa
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
+@pytest.mark.slow
+def test_shards_in_bf16_train_as_a_whole_network_in_bf16(creatures: Path, tmp_path: Path) -> None:
+    program, alone = Path(sys.executable).with_name("semmae"), {**os.environ, "OMP_NUM_THREADS": "1"}
+    for folder, given in [("one", []), ("two", ["--devices", "2", "--strategy", "fsdp"])]:
+        given = command(creatures / "images", tmp_path / folder, *given)
+        given = [{"float32": "bf16"}.get(word, word) for word in given]
+        subprocess.run([program, *given], check=True, timeout=300, env=alone)
+    one, two = (tiny.metrics(tmp_path / folder) for folder in ("one", "two"))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-2)
+    assert {each.dtype for each in load_file(tmp_path / "two/encoder/model.safetensors").values()} == {torch.float32}
+
+
 # The second process alone meets a fault as it does its second step, or the first one.
 FAILING = """
 import errno, os
@@ -286,10 +293,37 @@ def test_slurm_puts_no_job_into_the_queue_again(alone: pytest.MonkeyPatch) -> No
     assert [environment.auto_requeue for environment in cluster()] == [False]
 
 
-@pytest.mark.parametrize("option", ["--labels-only", "--quality-only"])
-def test_only_training_is_shared(option: str, whole_run: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse) -> None:
+def test_tasks_of_slurm_may_see_one_gpu_each(alone: pytest.MonkeyPatch) -> None:
+    """By --gpus-per-task=1: what each computes on is the first that it sees."""
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+                        "SLURM_NODEID": "1"}.items():  # fmt: skip
+        alone.setenv(name, value)
+    alone.setattr(torch.cuda, "is_available", lambda: True)
+    alone.setattr(torch.cuda, "device_count", lambda: 1)
+    alone.setattr("pytorch_lightning.accelerators.cuda.num_cuda_devices", lambda: 1)
+    assert accelerator(1) == "cuda"
+    trainer = pl.Trainer(
+        accelerator=accelerator(2), devices=2, num_nodes=2, strategy="ddp", plugins=cluster(), logger=False
+    )
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert (trainer.world_size, trainer.global_rank) == (4, 3)
+    assert trainer.strategy.root_device == torch.device("cuda", 0) == usual_device()
+    alone.setattr(torch.cuda, "device_count", lambda: 2)  # a task that sees all of its node
+    assert accelerator(2) == "cuda" and usual_device() == torch.device("cuda", 1)
+
+
+def test_measuring_is_not_shared(whole_run: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse) -> None:
     alone.setenv("MASTER_ADDR", "host")
     alone.setenv("NODE_RANK", "0")
-    measured = ["--masks", str(whole_run)] if option == "--quality-only" else []
-    command = ["parts", "--out", str(whole_run / "parts"), option, "--nodes", "2", *measured]
+    command = ["parts", "--out", str(whole_run / "parts"), "--quality-only", "--nodes", "2", "--masks", str(whole_run)]
     refuse(command, whole_run, "--nodes 2: ")
+
+
+@pytest.mark.parametrize("verb", ["knn", "evaluate", "probe"])
+def test_what_begins_its_own_processes_is_started_once(
+    verb: str, creatures: Path, tmp_path: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse
+) -> None:
+    alone.setenv("TORCHELASTIC_RUN_ID", "a")
+    alone.setenv("WORLD_SIZE", "2")
+    given = ["--encoder", "timm:vit_tiny_patch16_224", "--data", str(creatures / "images"), "--devices", "2"]
+    refuse([verb, *given, "--out", str(tmp_path / "run")], tmp_path / "run", "--devices 2", "torchrun", "2")

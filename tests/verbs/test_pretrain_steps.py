@@ -61,6 +61,17 @@ def test_every_batch_of_a_step_has_masks_of_its_own_and_a_resumed_run_the_same(
     tiny.assert_same_weights(tmp_path / "halves" / "encoder", tmp_path / "whole" / "encoder")
 
 
+def test_a_residual_in_bf16_trains_alike_and_is_refused_where_all_else_is_float32(
+    creatures: Path, tmp_path: Path
+) -> None:
+    with refused("--residual bf16", "--precision float32"):
+        run(creatures, tmp_path / "run", residual="bf16")
+    assert not (tmp_path / "run").exists()
+    few = {"precision": "bf16", "limit": 16, "epochs": 1}
+    found = [run(creatures, tmp_path / name, residual=name, **few) for name in ("float32", "bf16")]
+    assert found[0] != found[1] and found[1] == pytest.approx(found[0], rel=1e-2)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
 def test_fp16_without_a_gpu_is_refused_before_anything_is_written(creatures: Path, tmp_path: Path) -> None:
     with refused("--precision fp16", "CUDA"):

@@ -192,7 +192,7 @@ def test_without_splits_a_share_of_each_class_is_held_out(encoder: Path, creatur
     [
         (["--protocol", "mae", "--lr", "0.1"], ("--lr 0.1", "--protocol features")),
         (["--protocol", "mae", "--flip"], ("--flip", "--protocol features")),
-        (["--devices", "2"], ("--devices 2", "--protocol mae")),
+        (["--nodes", "2"], ("--nodes 2", "--protocol mae")),
         (["--blr", "0.2"], ("--blr 0.2", "--protocol mae")),
         (["--warmup-share", "0.2"], ("--warmup-share 0.2", "--protocol mae")),
         (["--crop-scale", "0.2"], ("--crop-scale 0.2", "--protocol mae")),

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM outside training: the line that says how to resume, and a second one that does not wait."""
+"""What ends a verb outside training: the line that says how to resume, and a second signal that does not wait."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from forked import in_a_process
 
 from semmae.cli import run
 from semmae.data.part_store import PartStore
-from semmae.evaluation import embedding
+from semmae.data.token_file import TokenFile
 
 
 def when_called(module: Any, name: str, act: Callable[[], None], call: int = 2) -> Callable[[], None]:
@@ -36,15 +36,16 @@ def send(signum: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), signum)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("verb", ["embed", "parts"])
+@pytest.mark.parametrize(
+    ("verb", "signum"), [("embed", signal.SIGUSR1), ("embed", signal.SIGINT), ("parts", signal.SIGTERM)]
+)
 def test_labelling_and_embedding_end_with_how_to_go_on(
     verb: str, signum: int, encoder: Path, creatures: Path, tmp_path: Path
 ) -> None:
     words = ["--data", str(creatures / "images"), "--workers", "0", "--batch-size", "8"]
     if verb == "embed":
         out, words = tmp_path / "x.npz", [*words, "--encoder", str(encoder)]
-        prepare = when_called(embedding, "_write", send(signum))
+        prepare = when_called(TokenFile, "write", send(signum))
     else:
         out, words = tmp_path / "run", [*words, "--teacher", str(encoder), "--steps", "2"]
         prepare = when_called(PartStore, "write", send(signum), call=1)  # labels of 32 images are written at once
@@ -67,7 +68,7 @@ def test_a_second_signal_ends_a_process_that_waits(encoder: Path, creatures: Pat
                 while True:
                     time.sleep(0.1)
 
-        embedding._write = wait_for_ever  # type: ignore[assignment]
+        TokenFile.write = wait_for_ever  # type: ignore[method-assign]
 
     out = tmp_path / "x.npz"
     words = ["--data", str(creatures / "images"), "--encoder", str(encoder), "--workers", "0", "--out", str(out)]

@@ -1,7 +1,7 @@
 """The command `semmae VERB`: arguments → options → the verb, and errors → one line and an exit code.
 
 Exit codes: 0; 2 for what the user must mend, 1 for a fault of the machine (disk, memory), each in one line; 130
-after Ctrl-C, 143 after SIGTERM; 1, with a traceback, for our own faults.
+after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1; 1, with a traceback, for our own faults.
 
 The libraries of networks take seconds to import: only a verb whose options were checked does, so that help and
 mistakes are answered at once, and Ctrl-C meanwhile is no traceback.
@@ -20,6 +20,7 @@ from semmae.errors import UserError, near
 from semmae.names import shown
 from semmae.options import VERBS, kind_of
 from semmae.progress import ESCAPED, say, silence, write
+from semmae.run.ranks import is_rank_zero
 from semmae.run.signals import Interrupted, stoppable
 from semmae.shell import command
 
@@ -129,7 +130,8 @@ def _ended(line: str, code: int) -> int:
 
 def _stopped(remedy: str, signum: int = signal.SIGINT) -> int:
     """Say that Ctrl-C, or another signal, stopped the run, and how to resume; returns the exit code."""
-    write(sys.stderr, f"\nsemmae: stopped; {remedy}\n")
+    if is_rank_zero():
+        write(sys.stderr, f"\nsemmae: stopped; {remedy}\n")
     return 128 + signum
 
 

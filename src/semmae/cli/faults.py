@@ -35,6 +35,11 @@ def machine_fault(error: Exception) -> str | None:
         return "out of memory; use a smaller --batch-size or --image-size, or fewer --workers"
     if _WORKER_KILLED.search(text):
         return "a process that loads images was killed, as for want of memory; use fewer --workers"
+    if "connectFullMesh failed" in text:
+        return (
+            "processes of other machines are not reached: Gloo took the interface of this machine's name, which may be "
+            "the loopback; name the one that leads to them in GLOO_SOCKET_IFNAME"
+        )
     if isinstance(error, RuntimeError) and _PROCESS_LOST.search(text):
         return "another process of this run was lost, as for want of memory; see what it wrote, and --resume"
     return None

@@ -182,9 +182,9 @@ class PartStore:
         found = [np.flatnonzero(rows) + number * _BLOCK for number, rows in enumerate(unknown)]
         return np.concatenate([*found, np.empty(0, np.int64)]).astype(np.int64)
 
-    def unlabelled(self, rows: slice | Tensor) -> np.ndarray:
+    def unlabelled(self, rows: slice | np.ndarray) -> np.ndarray:
         """bool: which of these rows have no labels, or only in part."""
-        return _unknown(self.labels[rows.numpy() if isinstance(rows, Tensor) else rows])
+        return _unknown(self.labels[rows])
 
     def finish(self) -> None:
         """Mark the store complete (one process, when all have written), with the digests of its arrays."""

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from semmae.memory import keep_freed_memory
 from semmae.names import bytes_shown
 from semmae.run.ranks import is_rank_zero
+from semmae.run.signals import STOPPING
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -66,11 +67,11 @@ def _shared_room() -> int | None:
 def start_worker(_: int) -> None:
     """One thread per worker, for they are the parallelism; signals that end a run are the main process's to answer.
 
-    A terminal sends Ctrl-C, and Slurm SIGTERM, to all processes: the step that is running needs its images.
+    A terminal sends Ctrl-C, and Slurm SIGTERM or SIGUSR1, to all processes: the step that is running needs its images.
     """
     torch.set_num_threads(1)
     keep_freed_memory()
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
 
 

@@ -7,27 +7,30 @@ work is resumed from there and leaves the same bytes.
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
 from semmae.data.token_file import Column, TokenFile
 from semmae.errors import UserError
-from semmae.evaluation.features import evaluating
+from semmae.evaluation.features import Looks, evaluating
 from semmae.evaluation.tokens import COUNTS, image_tokens
 from semmae.files import Fields, read_json, write_json
-from semmae.models.vit import Encoder
+from semmae.models.vit import Encoder, Features
 from semmae.progress import Progress
-from semmae.sizes import Size, num_patches, patch_grid
+from semmae.sizes import Size, num_patches
+from semmae.train.frozen import most_rows
+from semmae.train.shares import Made, shared_out, take_part
 
 _log = logging.getLogger("semmae")
 
 FEATURES, STATE = "features.safetensors", "state.json"
+_NAME = "embedding"
 _KEEP_EVERY = 5.0  # seconds: what a power failure costs at most
 # What a file is resumed with only where it is the same, and what a message calls another one.
 _MADE_OF = {
@@ -60,34 +63,49 @@ def state_of(folder: Path) -> Fields:
     return Fields(folder / STATE, read_json(folder / STATE))
 
 
-def fill(
-    file: TokenFile,
-    encoder: Encoder,
+def looks_at(
     images: ImageSet,
+    encoder: Encoder,
+    columns: Sequence[Column],
     store: PartStore | None,
     *,
     size: Size,
     crop_pct: float,
     batch_size: int,
     workers: int,
-) -> None:
+) -> Looks:
+    """How every process computes rows of images, of `size` pixels a side.
+
+    `store` has the part labels, where part tokens are written.
+    """
+    num_labels = 0 if store is None else store.num_labels
+    values = partial(_values, columns=columns, num_labels=num_labels, source=encoder.source)
+    return Looks(
+        images, encoder, values, size, crop_pct, min(batch_size, most_rows()), workers, "float32", labels=store
+    )
+
+
+def fill(file: TokenFile, looks: Looks, devices: int) -> None:
     """Compute the rows of a file that are not there yet; what lies at its place and is none of it is begun anew.
 
-    A row an image, of `size` pixels. `store` has the part labels, where part tokens are written.
+    By `devices`, and by all other processes that were started with this one: these `help_to_embed`.
     """
-    done = _begin(file)
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = WholeDataset(images, size, "centre", crop_pct, store, patch_grid(size, encoder.patch_size))
-    # Batches begin where they do in a run never stopped: what is computed together rounds alike.
-    loader = make_loader(dataset, batch_size, sampler=range(done, len(images)), workers=workers)
+    done = _begin(file, looks.block)
     label = f"embedding, {done} done before" if done else "embedding"
-    kept = time.monotonic()
-    with evaluating(encoder), torch.inference_mode(), Progress(len(images) - done, label=label) as progress:
+    kept, further = time.monotonic(), set[int]()  # blocks that are there beyond the rows that all are
+    # Blocks are those of a run never stopped: what is computed together rounds alike.
+    blocks = looks.blocks[-(-done // looks.block) :]
+    with evaluating(looks.encoder), Progress(file.rows - done, label=label) as progress:
         try:
-            for batch in progress.iterate(loader):
-                _write(file, encoder, batch, 0 if store is None else store.num_labels)
-                done += len(batch["row"])
-                progress.update(len(batch["row"]))
+            for made, waited in shared_out(_NAME, looks, blocks, devices):
+                rows = made.pop("rows")
+                file.write(int(rows[0]), made)
+                further.add(int(rows[0]) // looks.block)
+                while done // looks.block in further:
+                    further.remove(done // looks.block)
+                    done = min(done + looks.block, file.rows)
+                progress.waited(waited)
+                progress.update(len(rows))
                 if time.monotonic() - kept > _KEEP_EVERY:
                     _keep(file, done)
                     kept = time.monotonic()
@@ -95,33 +113,44 @@ def fill(
             _keep(file, done)
 
 
-def _begin(file: TokenFile) -> int:
-    """The rows that are there already; where there is no such file, or another, it is begun."""
+def nothing_to_embed(looks: Looks, devices: int) -> None:
+    """What the first process does in place of `fill` where the rows are there: those that help may go."""
+    for _ in shared_out(_NAME, looks, [], devices):
+        pass
+
+
+def help_to_embed(looks: Looks, devices: int) -> None:
+    """What other processes than the first do while that fills a file."""
+    take_part(_NAME, lambda: looks, devices)
+
+
+def _begin(file: TokenFile, block: int) -> int:
+    """The rows that are there already, in whole blocks; where there is no such file, or another, it is begun."""
     folder = file.path.parent
     if file.is_begun() and (folder / STATE).is_file():
         done: int = state_of(folder).need("rows", int)
         if not 0 <= done <= file.rows:
             raise UserError(f"{folder / STATE}: rows is {done}, must be 0 to {file.rows}; restore it, or --overwrite")
-        return done
+        return done if done == file.rows else done // block * block
     if (folder / STATE).is_file():
         _log.warning("%s: of another version, or damaged; begun anew", folder)
     file.create()
     return 0
 
 
-def _write(file: TokenFile, encoder: Encoder, batch: Mapping[str, Tensor], num_labels: int) -> None:
-    """The rows of a batch, computed and written."""
-    device = next(encoder.parameters()).device
-    pixels = normalise(batch["image"].to(device, non_blocking=True), encoder.spec.mean, encoder.spec.std)
-    labels = batch["parts"].to(device) if num_labels else None
-    found = image_tokens(encoder(pixels), [column.name for column in file.columns], labels, num_labels)
-    values = {column.name: found[column.name].to(getattr(torch, column.dtype)) for column in file.columns}
+def _values(
+    said: Features, batch: Mapping[str, Tensor], *, columns: Sequence[Column], num_labels: int, source: str
+) -> Made:
+    """The rows of a batch, by the name of their column."""
+    labels = batch["parts"].to(said.cls.device) if num_labels else None
+    found = image_tokens(said, [column.name for column in columns], labels, num_labels)
+    values = {column.name: found[column.name].to(getattr(torch, column.dtype)) for column in columns}
     for name, numbers in values.items():
         if not numbers.isfinite().all():
             if found[name].isfinite().all():
                 raise UserError(f"--dtype float16: {name} holds numbers beyond 65504; use --dtype float32")
-            raise UserError(f"--encoder {encoder.source}: {name} is not finite; its weights are damaged, use others")
-    file.write(int(batch["row"][0]), {name: numbers.cpu().numpy() for name, numbers in values.items()})
+            raise UserError(f"--encoder {source}: {name} is not finite; its weights are damaged, use others")
+    return {name: numbers.cpu().numpy() for name, numbers in values.items()}
 
 
 def _keep(file: TokenFile, rows: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -16,26 +17,37 @@ from torch.nn import functional as F
 
 from semmae.data.loaders import WholeDataset, make_loader, normalise
 from semmae.data.manifest import ImageSet
+from semmae.data.part_store import PartStore
 from semmae.data.transform import ImageTransform
 from semmae.errors import UserError
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.levels import levels
 from semmae.models.head import pool
-from semmae.models.vit import Encoder
+from semmae.models.vit import Encoder, Features
 from semmae.names import shown
 from semmae.objects import described
-from semmae.options.shared import AnyPooling, Pooling, PrecisionOptions, ViewOptions, WorkerOptions
+from semmae.options.shared import (
+    AnyPooling,
+    DeviceOptions,
+    Pooling,
+    Precision,
+    PrecisionOptions,
+    ViewOptions,
+    WorkerOptions,
+)
 from semmae.options.values import check_choice, given_options
 from semmae.progress import Progress
-from semmae.sizes import Size
-from semmae.train.precision import autocast, resolve_precision
+from semmae.sizes import Size, patch_grid
+from semmae.train.frozen import most_rows, through_encoder
+from semmae.train.precision import resolve_precision
+from semmae.train.shares import Made, Place, by_devices
 
 Batch = Mapping[str, Tensor]  # "image" uint8 (B, 3, H, W), "row" int64 (B,)
 
 
 @dataclass(frozen=True)
-class View(ViewOptions, PrecisionOptions, WorkerOptions):
+class View(ViewOptions, PrecisionOptions, DeviceOptions, WorkerOptions):
     """How a frozen encoder is shown whole images, and what is made of each."""
 
     image_size: Size  # pixels
@@ -57,23 +69,61 @@ class Embedding(Protocol):
     def __call__(self, encoder: Encoder, images: ImageSet, view: View, flip: bool = False) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Looks:
+    """A frozen encoder's looks at whole images, centre crops, as a `Work` of blocks of rows."""
+
+    images: ImageSet
+    encoder: Encoder
+    values: Callable[[Features, Mapping[str, Tensor]], Made]  # what is kept of a batch, by what the encoder says of it
+    size: Size  # pixels
+    crop_pct: float
+    block: int  # rows computed together
+    workers: int  # processes that load images
+    precision: Precision
+    mirrored: bool = False
+    labels: PartStore | None = None  # which stand in the batch
+
+    @property
+    def blocks(self) -> range:
+        """Numbers of all blocks; the last one may be short."""
+        return range(-(-len(self.images) // self.block))
+
+    def made(self, blocks: Sequence[int], place: Place) -> Iterator[tuple[Made, float]]:
+        """The values of each block, and its rows."""
+        side = patch_grid(self.size, self.encoder.patch_size)
+        dataset = WholeDataset(self.images, self.size, "centre", self.crop_pct, self.labels, side)
+        rows = [row for at in blocks for row in range(at * self.block, min((at + 1) * self.block, len(self.images)))]
+        loader = make_loader(dataset, self.block, sampler=rows, workers=self.workers, sharing=place.sharing)
+        batches = ((batch, batch["image"].flip(-1) if self.mirrored else batch["image"]) for batch in loader)
+
+        def worked(pixels: Tensor, batch: Mapping[str, Tensor], images: Tensor) -> Made:
+            return {"rows": batch["row"].numpy(), **self.values(self.encoder(pixels), batch)}
+
+        yield from through_encoder(
+            batches, self.encoder, worked,
+            precision=resolve_precision(self.precision), threads=place.threads, device=place.device,
+        )  # fmt: skip
+
+
 def image_features(encoder: Encoder, images: ImageSet, view: View, flip: bool = False) -> Tensor:
-    """An `Embedding`: what the encoder sees in centre crops, computed where it lies."""
-    dataset = WholeDataset(images, view.image_size, fit="centre", crop_pct=view.crop_pct)
-    device = device_of(encoder)
-    batches: Iterable[Batch] = make_loader(dataset, view.batch_size, workers=view.num_workers)
-    if flip:
-        batches = ({**batch, "image": batch["image"].flip(-1)} for batch in batches)
-    with autocast(view.precision, device):
-        return extract(
-            encoder,
-            batches,
-            mean=encoder.spec.mean,
-            std=encoder.spec.std,
-            pooling=view.pooling,
-            device=device,
-            total=len(images),
-        )
+    """An `Embedding`: what the encoder sees in centre crops, by all devices of the view."""
+    block = min(view.batch_size, most_rows())
+    looks = Looks(
+        images, encoder, partial(_pooled, pooling=view.pooling), view.image_size, view.crop_pct, block,
+        view.num_workers, view.precision, flip,
+    )  # fmt: skip
+    features = torch.empty(len(images), encoder.width)
+    with evaluating(encoder), Progress(len(images), label="features") as progress:
+        for made, waited in by_devices(looks, looks.blocks, view.devices):
+            features[made["rows"]] = torch.from_numpy(made["features"])
+            progress.waited(waited)
+            progress.update(len(made["rows"]))
+    return features
+
+
+def _pooled(said: Features, batch: Mapping[str, Tensor], *, pooling: Pooling) -> Made:
+    return {"features": pool(said, pooling).float().cpu().numpy()}
 
 
 def open_encoder(spec: Any, *, num_heads: int | None = None, image_size: Size | None = None) -> Encoder:

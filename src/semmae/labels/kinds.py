@@ -16,7 +16,7 @@ from semmae.data.segmentation import read_annotation
 from semmae.errors import UserError
 from semmae.evaluation.baselines import fit_baselines
 from semmae.evaluation.quality import UNJUDGED, find_annotations, fixed_grid, sample
-from semmae.labels.labelling import label_images
+from semmae.labels.labelling import label_images, labelling_job
 from semmae.models.parts import images_to_fit
 from semmae.models.vit import Encoder
 from semmae.options.shared import Precision
@@ -50,10 +50,11 @@ def cluster_parts(
     fitted = sample_rows(len(images), images_to_fit(encoder, size), seed)
     batches = make_loader(WholeDataset(images, size), batch_size, sampler=fitted, workers=workers)
     clusters = fit_baselines(encoder, batches, labels, seed, images=len(fitted))
-    return label_images(
-        out, images, encoder, clusters.two_steps, teacher=teacher, num_heads=None, size=size, grid=grid,
-        batch_size=batch_size, precision=precision, workers=workers,
+    job = labelling_job(
+        images, encoder, clusters.two_steps, size=size, grid=grid, batch_size=batch_size, precision=precision,
+        workers=workers,
     )  # fmt: skip
+    return label_images(out, job, teacher=teacher)
 
 
 def grid_parts(out: Path, images: ImageSet, *, labels: int, grid: int) -> PartStore:

@@ -1,14 +1,15 @@
 """Part labels and attention of every image, in the part-map store: begun or resumed, by one process or several.
 
 Labels are computed in blocks of rows that are always the same, each by one thread on a CPU: what a block's
-labels are depends neither on where an earlier run was killed nor on how many processes share the work.
+labels are depends neither on where an earlier run was killed nor on how many processes, of how many nodes, share the
+work.
 """
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from semmae.data.attention import stored_side
 from semmae.data.manifest import ImageSet
@@ -27,8 +28,7 @@ from semmae.formats.folders import (
     save_learner,
 )
 from semmae.formats.open import load_encoder
-from semmae.labels.blocks import Job, label_blocks, most_rows
-from semmae.labels.processes import label_in_processes
+from semmae.labels.blocks import Job, keep
 from semmae.labels.tokens import label_from_tokens
 from semmae.models.parts import PartLearner
 from semmae.models.vit import Encoder
@@ -38,8 +38,12 @@ from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.run.places import is_path
 from semmae.sizes import Size, patch_grid
+from semmae.train.frozen import most_rows
 from semmae.train.precision import resolve_precision
+from semmae.train.shares import shared_out, take_part
 from semmae.train.teacher_tokens import same_look
+
+_NAME = "labelling"
 
 
 def teacher_of(learner: Path) -> dict[str, Any]:
@@ -116,67 +120,63 @@ def copy_learner(run: Path, out: Path) -> None:
     save_learner(read_learner(source), out / LEARNER, read_extra(source))
 
 
-def check_devices(teacher: object, devices: int) -> None:
-    """Refuse to label by several processes with an encoder that each of them cannot load for itself."""
-    if devices > 1 and recordable(teacher) is None:
-        raise UserError(
-            f"--devices {devices}: each process that labels images loads the encoder itself, and teacher is an object "
-            f"of Python ({described(teacher)}); use devices=1, or save it and give its path"
-        )
-
-
-def label_images(
-    out: Path,
+def labelling_job(
     images: ImageSet,
     encoder: Encoder,
     learner: AnyPartLearner,
     *,
-    teacher: object,
-    num_heads: int | None,
     size: Size,
     grid: int,
     batch_size: int,
     precision: Precision = "auto",
-    devices: int = 1,
     workers: int = 0,
+) -> Job:
+    """How every process labels images, whole and stretched to a square of `size` pixels, in `grid` cells a side."""
+    block = min(batch_size, most_rows())
+    return Job(images, encoder, learner, size, grid, block, resolve_precision(precision), workers)
+
+
+def label_images(
+    out: Path,
+    job: Job,
+    *,
+    teacher: object,
+    devices: int = 1,
     tokens: TokenStore | None = None,
     targets: TokenStore | None = None,
 ) -> PartStore:
-    """Label every image that has no labels or no attention yet, whole and stretched to a square of `size` pixels.
+    """Label every image that has no labels or no attention yet; `out` is the folder of the store.
 
-    `out` is the folder of the store, and of the learner where `devices` > 1: each of so many processes loads the
-    encoder again, by `teacher` and `num_heads`, and has `workers` of its own. `grid` is cells a side of the labels.
-    With the `tokens` of all images, labels come from these, and no image is looked at again. `targets`, as
-    `collect_tokens` has them, get what the encoder says of images that are looked at, where the learner lets it speak.
+    By `devices`, and by all other processes that were started with this one: these `help_to_label`. `teacher` is what
+    the encoder was loaded from. With the `tokens` of all images, labels come from these, and no image is looked at
+    again. `targets`, as `collect_tokens` has them, get what the encoder says of images that are looked at, where the
+    learner lets it speak.
     """
+    images, encoder, learner = job.images, job.encoder, job.learner
     store = PartStore.create(
         out,
         images=len(images),
-        grid=grid,
+        grid=job.grid,
         label_names=learner.spec.label_names,
         teacher_digest=digest(encoder),
         learner_digest=digest(learner),
         manifest_digest=images.digest,
-        attention_grid=stored_side(patch_grid(size, encoder.patch_size)),
+        attention_grid=stored_side(patch_grid(job.size, encoder.patch_size)),
         extra={"teacher": described(teacher)},
     )
     if tokens is not None and isinstance(learner, PartLearner):
-        label_from_tokens(store, tokens, learner, patch_grid(size, encoder.patch_size))
-        store.finish()
-        return store
-    block = min(batch_size, most_rows())
-    wanted = same_look(targets, images, encoder, size, precision)
-    job = Job(store, images, size, block, resolve_precision(precision), workers, wanted)
-    blocks = job.unfinished()
-    processes = min(devices, len(blocks))
+        label_from_tokens(store, tokens, learner, patch_grid(job.size, encoder.patch_size))
+    wanted = same_look(targets, images, encoder, job.size, job.precision)
+    job = replace(job, tells=wanted is not None)
+    blocks = job.unfinished(store)
     with Progress(sum(len(job.rows(block)) for block in blocks), "images", "labelling") as progress:
-        if processes > 1:
-            check_devices(teacher, processes)
-            done = label_in_processes(job, blocks, processes, (str(teacher), num_heads, out))
-        else:
-            done = label_blocks(job, blocks, encoder, learner, threads=torch.get_num_threads())
-        for rows, waited in done:
+        for made, waited in shared_out(_NAME, job, blocks, devices):
             progress.waited(waited)
-            progress.update(rows)
+            progress.update(keep(store, made, wanted))
     store.finish()
     return store
+
+
+def help_to_label(job: Callable[[], Job], devices: int) -> None:
+    """What other processes than the first do while that labels images; `job` is asked for when the learner is there."""
+    take_part(_NAME, job, devices)

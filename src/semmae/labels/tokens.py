@@ -27,12 +27,12 @@ from semmae.errors import UserError, reason
 from semmae.files import explained
 from semmae.filters import guides
 from semmae.formats.folders import digest, save_tensors
-from semmae.labels.blocks import most_rows, one_thread_an_operation, through_encoder, usual_device
 from semmae.models.parts import PartLearner, PartsSpec, PartTokens, images_to_fit
 from semmae.models.vit import Encoder, Features, TokenViews, check_finite
 from semmae.options.shared import Precision
 from semmae.progress import Progress
 from semmae.sizes import Grid, Size, patch_grid
+from semmae.train.frozen import most_rows, one_thread_an_operation, through_encoder, usual_device
 from semmae.train.precision import resolve_precision
 from semmae.train.teacher_tokens import keep_tokens, same_look
 

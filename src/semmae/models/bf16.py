@@ -32,6 +32,7 @@ def applies(block: nn.Module, tokens: Tensor) -> bool:
     """Whether `run_block` here is the faster way for this block: gradients, on a CPU, under bf16 autocast."""
     return (
         tokens.device.type == "cpu"
+        and tokens.dtype is torch.float32
         and torch.is_grad_enabled()
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") is torch.bfloat16

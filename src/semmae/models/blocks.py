@@ -73,8 +73,15 @@ def run_block(block: AnyBlock, tokens: Tensor, rotary: Tensor | None = None) -> 
     return out
 
 
-def run_blocks(blocks: Iterable[AnyBlock], tokens: Tensor, checkpointing: bool = False) -> Tensor:
-    """Tokens (B, T, C) through blocks without rotary positions; `checkpointing` computes activations again backward."""
+def run_blocks(
+    blocks: Iterable[AnyBlock], tokens: Tensor, checkpointing: bool = False, bf16_residual: bool = False
+) -> Tensor:
+    """Tokens (B, T, C) through blocks without rotary positions; `checkpointing` computes activations again backward.
+
+    With `bf16_residual`, inside of bf16 autocast, what blocks add to is bf16 too, and so are the tokens returned.
+    """
+    if bf16_residual and torch.is_autocast_enabled(tokens.device.type):
+        tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
     for block in blocks:
         if checkpointing and torch.is_grad_enabled():
             again: Tensor = checkpoint(run_block, block, tokens, use_reentrant=False)

@@ -110,6 +110,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = decoder
         self.norm_pix_loss = norm_pix_loss
         self.checkpointing = False  # less memory in training, for a third more time: see `run_blocks`
+        self.bf16_residual = False  # fewer bytes moved, each sum rounded: see there
         vit = encoder.vit
         if not isinstance(vit, VisionTransformer):
             raise ValueError("the encoder has rotary positions, which MAE has not")
@@ -160,10 +161,11 @@ class MaskedAutoencoder(nn.Module):
             tokens = self._checked_tokens(tokens, images)
         places = split_mask(mask, count)
         images, embedded, visible, hidden = self._begin(images, *places, subset)
-        seen = run_blocks(self.encoder.vit.blocks, embedded, self.checkpointing)
+        through = partial(run_blocks, checkpointing=self.checkpointing, bf16_residual=self.bf16_residual)
+        seen = through(self.encoder.vit.blocks, embedded)
         rows, columns = grid = self.encoder.grid_of(images)
         encoded, shuffled = self._between(seen, visible, hidden, grid)
-        decoded = run_blocks(self.decoder_blocks, shuffled, self.checkpointing)
+        decoded = through(self.decoder_blocks, shuffled)
         loss, prediction = self._end(images, encoded, decoded, visible, hidden, tokens, image_token)
         return MAEOutput(loss, prediction, hidden, rows * columns)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from semmae.options.fields import about, option
-from semmae.options.shared import EncoderOptions, ViewOptions
+from semmae.options.shared import EncoderOptions, NodeOptions, ViewOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedOptions(ViewOptions, EncoderOptions):
+class EmbedOptions(NodeOptions, ViewOptions, EncoderOptions):
     """Write features of every image to a .parquet, .npz or .safetensors file."""
 
     out: Path = field(metadata=about(writes=True, suffixes=(".parquet", ".npz", ".safetensors"), on_resume="free"))

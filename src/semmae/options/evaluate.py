@@ -6,11 +6,21 @@ from pathlib import Path
 from semmae.options.fields import option
 from semmae.options.knn import KnnRecipe
 from semmae.options.segment import CodingOptions
-from semmae.options.shared import STEPS, VAL_SHARE, EncoderOptions, PoolingOptions, PrecisionOptions, ViewOptions
+from semmae.options.shared import (
+    STEPS,
+    VAL_SHARE,
+    DeviceOptions,
+    EncoderOptions,
+    PoolingOptions,
+    PrecisionOptions,
+    ViewOptions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(CodingOptions, KnnRecipe, PoolingOptions, PrecisionOptions, ViewOptions, EncoderOptions):
+class EvaluateOptions(
+    CodingOptions, KnnRecipe, PoolingOptions, PrecisionOptions, DeviceOptions, ViewOptions, EncoderOptions
+):
     """Measure an encoder by k-NN, linear probe and, where annotations are given, segmentation and part quality."""
 
     untrained: bool = option(True, on_resume="more")

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from semmae.options.fields import option
-from semmae.options.shared import EncoderOptions, PoolingOptions, PrecisionOptions, PresetOptions, ViewOptions
+from semmae.options.shared import (
+    DeviceOptions,
+    EncoderOptions,
+    PoolingOptions,
+    PrecisionOptions,
+    PresetOptions,
+    ViewOptions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +25,9 @@ class KnnRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnOptions(KnnRecipe, PresetOptions, PoolingOptions, PrecisionOptions, ViewOptions, EncoderOptions):
+class KnnOptions(
+    KnnRecipe, PresetOptions, PoolingOptions, PrecisionOptions, DeviceOptions, ViewOptions, EncoderOptions
+):
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
 
     untrained: bool = option(False, on_resume="more")

@@ -24,6 +24,7 @@ from semmae.options.shared import (
 from semmae.sizes import Size
 
 Target = Literal["pixels", "tokens"]
+Residual = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,8 @@ first, on these images; auto: DINOv2 small of timm's hub, downloaded once (88 MB
     """Highest norm of the gradient; 0 = unlimited."""
     crop_scale: float = option(0.2, low=0.05, high=1)
     """Share of an image's area that a crop shows at least; 1 = whole images."""
+    residual: Residual = option("float32", group="training")
+    """Arithmetic of the sum that every block adds to; bf16, for --precision bf16, moves fewer bytes, and rounds it."""
     norm_pix_loss: bool = option(True, only={"target": "pixels"})
     """Predict pixels normalised per patch."""
     decoder_width: int | None = option(None, low=4, high=2**16)

@@ -57,7 +57,6 @@ class ProbeOptions(ProbeRecipe, MaeProbeRecipe, PoolingOptions, PresetOptions, E
     batch_size: int = option(256, low=1, high=2**20)
     """Images per optimiser step of mae, over all devices; of features: that the encoder sees at a time."""
     accumulate: int = again(TrainOptions, "accumulate", only=_MAE)
-    devices: int = again(TrainOptions, "devices", only=_MAE)
     nodes: int = again(TrainOptions, "nodes", only=_MAE)
     epochs: int | None = option(None, low=1, high=EPOCHS)
     """Passes over the training images, or their features; default: 90 of mae, 30 of features."""

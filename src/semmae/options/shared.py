@@ -55,7 +55,7 @@ class WorkerOptions:
         """Processes that load images for this one."""
         if self.workers != "auto":
             return self.workers
-        share = own_cores(getattr(self, "devices", 1))  # of those who have `Batching` too
+        share = own_cores(getattr(self, "devices", 1))  # of those who have `DeviceOptions` too
         # Of two cores both: on a CPU processes wait once they are ahead, and beside a GPU there is little else to do.
         return max(min(_MOST_WORKERS, share - 1), min(2, share))
 
@@ -108,7 +108,32 @@ class PrecisionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batching:
+class DeviceOptions:
+    """What computes."""
+
+    GROUP: ClassVar[str] = "training"
+
+    devices: int = option(1, low=1, high=1024, on_resume="free")
+    """GPUs, or processes on a CPU; of each node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions(DeviceOptions):
+    """What computes."""
+
+    GROUP: ClassVar[str] = "training"
+
+    nodes: int = option(1, low=1, high=2**16, on_resume="free")
+    """Machines that share the work, each with --devices; started by torchrun or srun, with one --out for all."""
+
+    @property
+    def processes(self) -> int:
+        """Devices of all nodes."""
+        return self.nodes * self.devices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching(NodeOptions):
     """How a step is divided."""
 
     GROUP: ClassVar[str] = "training"
@@ -118,18 +143,8 @@ class Batching:
     # How a step is divided may change on resume: it has the same images and masks, and other sums of their gradients.
     accumulate: int = option(1, low=1, high=2**16, on_resume="free")
     """Batches that make one optimiser step on each device, which hold the fewer images for it: less memory."""
-    devices: int = option(1, low=1, high=1024, on_resume="free")
-    """GPUs, or processes on a CPU; of each node."""
-    nodes: int = option(1, low=1, high=2**16, on_resume="free")
-    """Machines that train together, each with --devices; started by torchrun or srun, with one --out for all."""
-
     gradients: Gradients = option("float32", on_resume="free")
     """Arithmetic in which gradients travel between GPUs: bf16 is half of the traffic, and rounds each to 8 bits."""
-
-    @property
-    def processes(self) -> int:
-        """Devices of all nodes."""
-        return self.nodes * self.devices
 
     @property
     def batches(self) -> int:

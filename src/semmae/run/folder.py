@@ -26,7 +26,7 @@ from semmae.errors import UserError, listed
 from semmae.files import is_part, make_folder, remove, sweep, write_text
 from semmae.options import VERBS
 from semmae.options.fields import flag, options_of, with_facts
-from semmae.options.shared import RunOptions, TrainOptions
+from semmae.options.shared import NodeOptions, RunOptions
 from semmae.options.values import check_values
 from semmae.progress import held, logged
 from semmae.run.config import CONFIG, UNFINISHED, began_alike, check_resumed, continues, to_yaml, what_became
@@ -39,7 +39,8 @@ _NOTHING = {UNFINISHED, _LOCK, SHARED}
 # All that runs leave in their folder, which is what --overwrite may delete: patterns of files, those of every run and
 # those of the verbs, folders of loggers with whatever lies in them, and runs within the run.
 _FILES = {
-    UNFINISHED, _LOCK, f"{SHARED}/*/{_LOCK}", f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made", CONFIG,
+    UNFINISHED, _LOCK, f"{SHARED}/*/{_LOCK}", f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made",
+    f"{SHARED}/*.json", CONFIG,
     "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
     "checkpoints/last.ckpt", "checkpoints/last.ckpt/*",
     "tensorboard/events.*", "tensorboard/hparams.yaml", "csv/version_*/metrics.csv",
@@ -72,7 +73,7 @@ def claimed(options: OptionsT, makes: Path | None = None) -> Iterator[OptionsT]:
     `makes`: a file outside the folder in which the work is to end.
     """
     check_claim(options)
-    if isinstance(options, TrainOptions):
+    if isinstance(options, NodeOptions):
         take_rank(options.nodes, options.devices)
     check_inputs(options, makes)
     settled(options)  # a folder that is refused is not even locked

@@ -4,16 +4,18 @@
 with MASTER_ADDR, MASTER_PORT and NODE_RANK in the environment, and starts the other processes of its node itself.
 """
 
+import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from semmae.errors import UserError
-from semmae.files import make_folder
+from semmae.files import make_folder, whole
 
 SHARED = "shared"  # folder in that of a run
 
@@ -28,6 +30,7 @@ _PAUSE, _SILENCE = 0.5, 600.0  # seconds
 _OWN_START = "SEMMAE_START"
 
 _shared: Path | None = None
+_size = (1, 1)  # nodes, and devices of each, of those who share it
 _start, _blocks = "", 0
 _told: list[Callable[[Exception], None]] = []
 _node_begins_at: int | None = None  # of the process that begins another node than the first
@@ -54,6 +57,16 @@ def check_processes(nodes: int, devices: int) -> None:
         )
 
 
+def check_alone(devices: int) -> None:
+    """Refuse processes that a launcher has started, of what begins its own."""
+    starter, count = started()
+    if count > 1:
+        raise UserError(
+            f"--devices {devices}: {starter} has started {count} processes, and this begins as many as it needs "
+            "itself; give the command once"
+        )
+
+
 def take_rank(nodes: int, devices: int) -> None:
     """Know which process this is before any training; of those that begin a node only NODE_RANK says it."""
     global _node_begins_at
@@ -67,6 +80,23 @@ def is_rank_zero() -> bool:
     if _node_begins_at is not None:  # before the environment: Lightning writes LOCAL_RANK there later
         return _node_begins_at == 0
     return int(next((os.environ[name] for name in _RANKS if name in os.environ), 0)) == 0
+
+
+def local_rank() -> int:
+    """Number of this process among those of its machine that were started with it, from 0 on."""
+    srun = os.environ.get("SLURM_LOCALID", 0) if started()[0] == "srun" else 0
+    return int(os.environ.get("LOCAL_RANK", srun))
+
+
+def _rank(devices: int) -> int:
+    """Number of this process among those of all nodes, from 0 on; of those that begin a node that of its first one."""
+    if _node_begins_at is not None:
+        return _node_begins_at
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ.get("NODE_RANK", 0)) * devices + int(os.environ["LOCAL_RANK"])
+    return int(os.environ.get("SLURM_PROCID", 0)) if started()[0] == "srun" else 0
 
 
 def started() -> tuple[str | None, int]:
@@ -83,6 +113,54 @@ def shared_folder() -> Path | None:
     return _shared
 
 
+class Present(NamedTuple):
+    """The processes of a run that are there: numbers of all of them, the own one, and what one has to begin itself."""
+
+    ranks: Sequence[int]
+    own: int
+    devices: int  # of each process
+    beside: int  # processes of this machine that are there
+
+
+def present(devices: int, *, met: bool) -> Present:
+    """Who shares the work: all processes where these were started together, or have `met` in a training.
+
+    Else one of each node, which has `devices` to work with.
+    """
+    if _shared is None:
+        return Present([0], 0, devices, 1)
+    nodes, own = _size[0], _rank(_size[1])
+    if met or started()[0] is not None:
+        return Present(range(nodes * _size[1]), own, 1, _size[1])
+    return Present(range(0, nodes * devices, devices), own, devices, 1)
+
+
+def is_first_alive() -> bool:
+    """Whether the first process is at work, as far as the folder of the run says."""
+    return _shared is not None and _is_ours(_shared / _ALIVE)
+
+
+def ended_elsewhere() -> BaseException:
+    """What a process ends with after the first one has failed, which says why: of a launcher's without a word."""
+    return SystemExit(0) if started()[0] else UserError("the first process has ended; its message says why")
+
+
+def deal(name: str, plan: Mapping[str, Any]) -> None:
+    """The first process says by this name how work is shared; only this user can read it."""
+    assert _shared is not None, "there are others"
+    with whole(_shared / f"{name}.json") as beside:
+        beside.touch(0o600)
+        beside.write_text(json.dumps(plan))
+    made(name)
+
+
+def dealt(name: str) -> dict[str, Any]:
+    """What the first process has dealt by this name, when it has."""
+    wait_for(name)
+    assert _shared is not None, "there are others"
+    return dict(json.loads((_shared / f"{name}.json").read_text()))
+
+
 def when_failing(told: Callable[[Exception], None]) -> None:
     """Call this with the error by which the work of this process ends inside `sharing`."""
     _told.append(told)
@@ -94,14 +172,15 @@ def sharing(out: Path, nodes: int, devices: int) -> Iterator[None]:
 
     Where it fails, nothing is left there: the next start makes it again. The others are told (`when_failing`).
     """
-    global _shared, _start
+    global _shared, _start, _size
     if nodes * devices == 1:
         yield
         return
-    _shared, _start = out / SHARED, _this_start(nodes)
+    _shared, _start, _size = out / SHARED, _this_start(nodes), (nodes, devices)
     alive = _shared / _ALIVE
     try:
         if is_rank_zero():
+            shutil.rmtree(_shared, ignore_errors=True)  # of a start that was killed, and may be known by the same name
             make_folder(_shared)
             alive.write_text(_start)
         yield
@@ -132,7 +211,7 @@ def wait_for(name: str) -> None:
     while not _is_ours(done):
         ours = _is_ours(alive)
         if seen and not ours and not _is_ours(done):
-            raise UserError("the first process has ended; its message says why")
+            raise ended_elsewhere()
         if not seen and time.monotonic() - begun > _SILENCE:
             raise UserError(
                 f"{_shared}: for {_SILENCE / 60:.0f} minutes nothing was heard of the first process; start all "

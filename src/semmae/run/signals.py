@@ -1,4 +1,4 @@
-"""How Ctrl-C and SIGTERM end a verb."""
+"""How Ctrl-C, SIGTERM and SIGUSR1 end a verb."""
 
 import os
 import signal
@@ -6,6 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+# By the last one Slurm may say that the time of a job is nearly over (`sbatch --signal=USR1@120`).
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Exception):
@@ -20,18 +24,22 @@ class Interrupted(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended a verb; a Python call says in the text how to resume."""
+    """Ctrl-C, SIGTERM or SIGUSR1 ended a verb; a Python call says in the text how to resume."""
 
     def __init__(self, signum: int, text: str = "") -> None:
         super().__init__(text or signal.Signals(signum).name)
         self.signum = signum
 
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[Any, ...]]:
+        """From one process to another."""
+        return Stopped, (self.signum, *self.args)
+
 
 @contextmanager
 def stoppable(last_words: Callable[[int], object]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise `Stopped`; the second one ends the process at once, whatever it waits for.
+    """Each of `STOPPING` raises `Stopped`; the second one ends the process at once, whatever it waits for.
 
-    Nothing is lost by that: files are written whole or not at all. Training takes both over while it lasts
+    Nothing is lost by that: files are written whole or not at all. Training takes them over while it lasts
     (`Signals`). A thread other than the main one changes nothing. `last_words` is called with the signal before the
     process ends at once.
     """
@@ -48,7 +56,7 @@ def stoppable(last_words: Callable[[int], object]) -> Iterator[None]:
         received = True
         raise Stopped(signum)
 
-    before = {signum: signal.signal(signum, receive) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, receive) for signum in STOPPING}
     try:
         yield
     finally:

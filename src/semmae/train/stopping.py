@@ -1,9 +1,10 @@
-"""When a training's state is kept, and how it stops: by the clock, and on Ctrl-C or SIGTERM.
+"""When a training's state is kept, and how it stops: by the clock, and on Ctrl-C, SIGTERM or SIGUSR1.
 
 Notable here:
 - a checkpoint is due at the end of an optimiser step, also in the middle of an epoch: the first soon, later ones every
   ten minutes. So a kill costs no more than these, and small data does not write its network every epoch;
-- Ctrl-C and SIGTERM (Slurm, containers) end the step that is running, keep it and stop; a second Ctrl-C does not wait;
+- Ctrl-C, SIGTERM (Slurm, containers) and SIGUSR1 (Slurm) end the step that is running, keep it and stop; a second
+  Ctrl-C does not wait;
 - a training that a callback has ended is kept as ended: resumed, it trains no further;
 - a resumed run continues with the very next batch: items are functions of (seed, epoch, row), so that the sampler needs
   no more than the place to begin at;
@@ -30,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from semmae.data.samplers import EpochSampler
 from semmae.errors import UserError
-from semmae.run.signals import Interrupted
+from semmae.run.signals import STOPPING, Interrupted
 from semmae.train.together import check_alike, listen, tell, waiting_group
 
 # Seconds between two checkpoints. At first as many as the run is old: not half of it can be lost.
@@ -48,15 +49,15 @@ class Wish(IntEnum):
 
 
 class Signals:
-    """Remembers that Ctrl-C or SIGTERM has come, for the step that is running to be finished first."""
+    """Remembers that one of `STOPPING` has come, for the step that is running to be finished first."""
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def watch(self) -> None:
-        """Take over both signals; a thread other than the main one cannot, and stops as Python would."""
+        """Take over these signals; a thread other than the main one cannot, and stops as Python would."""
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in STOPPING:
                 signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, _frame: FrameType | None) -> None:

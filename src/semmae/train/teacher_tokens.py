@@ -24,6 +24,7 @@ from semmae.progress import Progress
 from semmae.sizes import Grid, Size, num_patches, patch_grid, sides, whole_patches
 from semmae.train.precision import autocast, resolve_precision
 
+TOKEN_NAMES = frozenset((TOKENS, IMAGE_TOKEN))
 _MOST = 224  # pixels a side of a whole image: of DINOv2's ViT-S/14 16 x 16 tokens, 197 kB an image
 _TOGETHER = 16  # images shown to the teacher at once, always the same ones
 _DIRECTIONS = 64  # in which class tokens are told apart: of 341 photos k-NN is best with 32 to 64 of 384
@@ -132,6 +133,11 @@ def fill_store(
 
 def keep_tokens(store: TokenStore, teacher: Encoder, rows: Array, said: Features) -> None:
     """Write what a teacher says of rows (n,), ascending; refused where half precision cannot hold it."""
+    store.write(rows, token_values(teacher, said))
+
+
+def token_values(teacher: Encoder, said: Features) -> dict[str, Array]:
+    """What a teacher says, by `TOKEN_NAMES`, as it is kept; refused where half precision cannot hold it."""
     values = {TOKENS: said.patches.half(), IMAGE_TOKEN: said.cls.half()}
     check_finite(teacher, *values.values())
-    store.write(rows, {name: tokens.cpu().numpy() for name, tokens in values.items()})
+    return {name: tokens.cpu().numpy() for name, tokens in values.items()}

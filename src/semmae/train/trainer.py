@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
@@ -30,7 +29,7 @@ from semmae.train.batches import Training
 from semmae.train.checkpoints import CheckedCheckpointIO
 from semmae.train.loggers import open_loggers
 from semmae.train.meter import Meter
-from semmae.train.nodes import cluster
+from semmae.train.nodes import accelerator, cluster
 from semmae.train.precision import resolve_precision
 from semmae.train.sharding import ShardingStrategy
 from semmae.train.stage import LAST, Evaluation, FitOptions
@@ -109,8 +108,7 @@ def _trainer(
     _log.debug("%s: %s, %d batches a step on %d devices", stage, precision, training.accumulate, processes)
     keep_freed_memory()
     trainer = pl.Trainer(
-        # Not MPS: Apple's GPUs have no float64, in which masks count.
-        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        accelerator=accelerator(training.devices),
         devices=training.devices,
         num_nodes=training.nodes,
         strategy=_strategy(training, static=options.static),

@@ -10,13 +10,23 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.part_store import PartStore
-from semmae.data.token_file import TokenFile, finish, paths_beside, read_info
+from semmae.data.token_file import Column, TokenFile, finish, paths_beside, read_info
 from semmae.errors import DiskError, UserError
-from semmae.evaluation.embedding import FEATURES, STATE, check_same, columns_of, fill
+from semmae.evaluation.embedding import (
+    FEATURES,
+    STATE,
+    check_same,
+    columns_of,
+    fill,
+    help_to_embed,
+    looks_at,
+    nothing_to_embed,
+)
+from semmae.evaluation.features import Looks
 from semmae.evaluation.tokens import TOKENS
 from semmae.files import sweep_beside
 from semmae.formats.folders import digest
@@ -31,6 +41,7 @@ from semmae.reporting.ending import lines
 from semmae.run.config import CONFIG, PARTIAL
 from semmae.run.folder import claimed, run_folder
 from semmae.run.places import check_place
+from semmae.run.ranks import SHARED, check_processes, is_rank_zero, sharing, take_rank
 from semmae.shell import python, text
 from semmae.sizes import Size
 
@@ -40,22 +51,39 @@ _AUTO = "auto"
 def embed(options: EmbedOptions) -> Path:
     """Write features of every image to a .parquet, .npz or .safetensors file."""
     check_place("--out", options.out.absolute().parent, options.out)
+    check_processes(options.nodes, options.devices)
+    take_rank(options.nodes, options.devices)
     partial = Path(f"{options.out}{PARTIAL}")
-    if options.out.exists() and (partial / STATE).is_file() and not (partial / FEATURES).exists():
+    if options.out.exists() and (partial / STATE).is_file() and not (partial / FEATURES).exists() and is_rank_zero():
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed when its file was whole
     if options.resume and read_info(options.out) is not None and not partial.is_dir():
         if all(recordable(each) is not None for each in (options.data, options.encoder)):
             return _already_whole(options.out)
         # Whether objects are the same, their numbers say.
         options = dataclasses.replace(options, resume=False)
+    if not is_rank_zero():
+        with sharing(partial, options.nodes, options.devices):
+            help_to_embed(_opened(options).looks, options.devices)
+        return options.out
     with claimed(dataclasses.replace(options, out=partial), makes=options.out) as run:
         _check_own(options.out, partial)
         sweep_beside(options.out)
-        return _embed(options, run)
+        with sharing(partial, options.nodes, options.devices):
+            made = _embed(options, run)
+        shutil.rmtree(partial / SHARED, ignore_errors=True)
+    return made
 
 
-def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
-    """As `embed`; `run` are the options of the run that works beside --out."""
+class Opened(NamedTuple):
+    """What is embedded, and into what."""
+
+    images: ImageSet
+    columns: list[Column]
+    info: dict[str, Any]
+    looks: Looks
+
+
+def _opened(options: EmbedOptions) -> Opened:
     asked = _tokens(options)
     encoder = load_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     tokens = [encoder.pooling] if asked == [_AUTO] else asked
@@ -66,22 +94,30 @@ def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
     )  # fmt: skip
     store = None if options.parts is None else PartStore.open(options.parts, manifest_digest=images.digest)
     info = _info(options, tokens, encoder, size, images, store)
+    columns = columns_of(tokens, encoder, size, 0 if store is None else store.num_labels, options.dtype)
+    looks = looks_at(
+        images, encoder, columns, store,
+        size=size, crop_pct=options.crop_pct, batch_size=options.batch_size, workers=options.num_workers,
+    )  # fmt: skip
+    return Opened(images, columns, info, looks)
+
+
+def _embed(options: EmbedOptions, run: EmbedOptions) -> Path:
+    """As `embed`, by the first process; `run` are the options of the run that works beside --out."""
+    images, columns, info, looks = _opened(options)
     if options.out.exists() and not (options.overwrite or run.resume):
         if read_info(options.out) != info:
             raise UserError(
                 f"--out {options.out}: exists, of other numbers; replace it with --overwrite, or choose another"
             )
+        nothing_to_embed(looks, options.devices)
         return _already_whole(options.out)
-    columns = columns_of(tokens, encoder, size, 0 if store is None else store.num_labels, options.dtype)
     file = TokenFile(run.out / FEATURES, len(images), columns, info)
     if run.resume:
         check_same(run.out, info)
     _check_room(options.out, file)
     with run_folder(run):
-        fill(
-            file, encoder, images, store,
-            size=size, crop_pct=options.crop_pct, batch_size=options.batch_size, workers=options.num_workers,
-        )  # fmt: skip
+        fill(file, looks, options.devices)
         finish(file, images.names, images.labels, options.out)
     shutil.rmtree(run.out, ignore_errors=True)
     shapes = ", ".join(f"{column.name} {' x '.join(map(str, column.shape))}" for column in file.columns)
@@ -94,7 +130,8 @@ def _already_whole(out: Path) -> Path:
     listed = paths_beside(out)
     if listed is not None and not listed.is_file():
         raise UserError(f"--out {out}: exists, but {listed}, which names its images, is gone; use --overwrite")
-    say(f"{out}: already finished; nothing was computed (--overwrite makes it anew)\n{lines(step=_loading(out))}")
+    if is_rank_zero():
+        say(f"{out}: already finished; nothing was computed (--overwrite makes it anew)\n{lines(step=_loading(out))}")
     return out
 
 

@@ -38,6 +38,7 @@ from semmae.options.segment import SegmentOptions
 from semmae.reporting.results import write_comparison, write_details
 from semmae.reporting.run_page import write_report
 from semmae.run.folder import run_folder
+from semmae.run.ranks import check_alone
 from semmae.train.precision import check_precision
 from semmae.verbs import segment as segment_verb
 from semmae.verbs.measuring import divided, facts_of, open_class_sets, view_of
@@ -69,10 +70,13 @@ class EvaluationData(NamedTuple):
 def evaluate(options: EvaluateOptions) -> Path:
     """Measure an encoder by k-NN, linear probe and, where annotations are given, segmentation and part quality."""
     check_precision(options.precision)
+    check_alone(options.devices)
     encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     found = with_annotations(options)
     view = view_of(options, encoder)
-    linear = shared(SegmentOptions, found, head="linear", batch_size=16, val_steps=options.steps, pictures=0)
+    # Of the devices, which compute features, the head is trained by one.
+    own: dict[str, Any] = {"head": "linear", "batch_size": 16, "val_steps": options.steps, "pictures": 0, "devices": 1}
+    linear = shared(SegmentOptions, found, **own)
     segmenting = segment_verb.protocol_of(linear, view.image_size)
     if found.masks is not None:
         segmenting.check_encoder(encoder)

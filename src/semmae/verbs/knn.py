@@ -8,6 +8,7 @@ from semmae.evaluation.protocols.knn import Knn
 from semmae.options.fields import shared
 from semmae.options.knn import KnnOptions, KnnRecipe
 from semmae.run.folder import run_folder
+from semmae.run.ranks import check_alone
 from semmae.train.precision import check_precision
 from semmae.verbs.measuring import facts_of, measure_encoder, open_class_sets, view_of
 
@@ -15,6 +16,7 @@ from semmae.verbs.measuring import facts_of, measure_encoder, open_class_sets, v
 def knn(options: KnnOptions) -> Path:
     """Measure an encoder by k-NN: classes are the first folders, or the label column."""
     check_precision(options.precision)
+    check_alone(options.devices)
     encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     return measure_encoder(
         run_folder(options),

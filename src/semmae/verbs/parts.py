@@ -19,6 +19,7 @@ from semmae.formats.folders import LEARNER, digest, kind, read_learner, save_lea
 from semmae.formats.open import load_encoder
 from semmae.formats.public import public_teacher
 from semmae.labels import labelling
+from semmae.labels.blocks import Job
 from semmae.labels.pictures import draw_parts
 from semmae.labels.png import check_folder, export_labels
 from semmae.labels.release import check_tokens, import_tokens
@@ -118,13 +119,10 @@ def check_parts(options: PartsOptions, images: ImageSet) -> None:
         PartStore.open(options.out, manifest_digest=images.digest)
     if options.tokens is not None:
         check_tokens(options.tokens, images, subset=options.limit is not None)
-    if options.tokens is None:
-        labelling.check_devices(options.teacher, options.devices)
     if options.export_png is not None:
         check_folder(options.export_png)
-    trains = options.learner is None and options.tokens is None and not (options.labels_only or options.quality_only)
-    if options.nodes > 1 and not (trains and options.rebuild == "pixels"):
-        raise UserError(f"--nodes {options.nodes}: nodes share training from pixels alone; use --nodes 1, --devices N")
+    if options.nodes > 1 and (options.quality_only or options.tokens is not None):
+        raise UserError(f"--nodes {options.nodes}: nodes share what an encoder looks at, and here none does; use 1")
 
 
 def check_tokens_fit(options: PartsOptions, images: ImageSet, encoder: Encoder, fewer: str, reserved: int = 0) -> None:
@@ -177,13 +175,16 @@ def learn_parts(
             facts |= {"steps": options.steps} if options.rebuild == "tokens" else {"epochs": options.epochs}
     if options.quality_only:
         assert truth is not None, "check_parts asks for it"
-        _measure(options, PartStore.open(out), images, encoder, truth)
+        if is_rank_zero():
+            _measure(options, PartStore.open(out), images, encoder, truth)
     else:
         tokens = None
         with summarised(out, "parts", images, **facts) as summary:
             if encoder is not None:
                 tokens = bring_learner(options, images, encoder, summary, targets)
             if not is_rank_zero():
+                if encoder is not None:
+                    labelling.help_to_label(lambda: label_job(options, images, encoder), options.devices)
                 return
             store = label_all(options, images, encoder, tokens, targets)
             if truth is not None:
@@ -304,11 +305,16 @@ def label_all(
         assert options.tokens is not None, "in place of an encoder"
         subset = options.limit is not None
         return import_tokens(options.tokens, images, options.out, subset=subset, workers=options.num_workers)
-    return labelling.label_images(
-        options.out, images, encoder, read_learner(options.out / LEARNER),
-        teacher=options.teacher, num_heads=options.num_heads, size=shown_size(options, encoder), grid=options.grid,
-        batch_size=options.batch_size, precision=options.precision, devices=options.devices,
-        workers=options.num_workers, tokens=tokens, targets=targets,
+    job = label_job(options, images, encoder)
+    teacher, devices = options.teacher, options.devices
+    return labelling.label_images(options.out, job, teacher=teacher, devices=devices, tokens=tokens, targets=targets)
+
+
+def label_job(options: PartsOptions, images: ImageSet, encoder: Encoder) -> Job:
+    """How every process labels images, by the learner in --out."""
+    return labelling.labelling_job(
+        images, encoder, read_learner(options.out / LEARNER), size=shown_size(options, encoder), grid=options.grid,
+        batch_size=options.batch_size, precision=options.precision, workers=options.num_workers,
     )  # fmt: skip
 
 

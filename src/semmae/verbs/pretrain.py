@@ -21,8 +21,7 @@ from semmae.formats.folders import LEARNER, digest, kind, save_autoencoder, save
 from semmae.formats.init import init_autoencoder
 from semmae.formats.open import load_encoder
 from semmae.formats.public import public_teacher
-from semmae.labels.blocks import one_thread_an_operation
-from semmae.labels.labelling import check_devices, load_recorded, teacher_of
+from semmae.labels.labelling import load_recorded, teacher_of
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import IMAGENET, MODELS, Encoder, EncoderSpec
 from semmae.options.fields import shared
@@ -38,7 +37,9 @@ from semmae.run.ranks import is_rank_zero, started
 from semmae.sizes import Size, patch_grid
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
+from semmae.train.frozen import one_thread_an_operation
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
+from semmae.train.precision import resolve_precision
 from semmae.train.pretrain import PretrainTask
 from semmae.train.sharding import whole_state
 from semmae.train.stage import FitOptions
@@ -112,6 +113,11 @@ def check_recipe(options: PretrainOptions) -> None:
     check_image_size(options.image_size, options.patch_size)
     decoder_spec(options)
     check_compile(options.compile)
+    if options.residual == "bf16" and (arithmetic := resolve_precision(options.precision)) != "bf16":
+        raise UserError(
+            f"--residual bf16: --precision {options.precision} computes in {arithmetic} here; add --precision bf16, or "
+            "leave it out"
+        )
     masking, subset, ratio = options.masking, options.token_subset, options.mask_ratio
     patches = patches_taking_part(masking, options.image_size, options.patch_size, subset)
     check_masking(masking, patches=patches, ratio=ratio, hint=options.attention_hint, part_hints=options.hints)
@@ -119,8 +125,6 @@ def check_recipe(options: PretrainOptions) -> None:
         raise UserError(f"--masking {masking} reads no parts; leave out --parts, or choose semantic")
     if options.masks and not options.learns_parts:
         raise UserError("--masks measures parts learned here, and none are; give it to semmae parts, or leave it out")
-    if options.learns_parts:
-        check_devices(options.teacher, options.devices)
     if options.needs_teacher and options.teacher == OWN_TEACHER:
         check_own_teacher(options)
     preset_options("parts", options.parts_preset, "--parts-preset")
@@ -318,7 +322,7 @@ def train_autoencoder(
         how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip, static=True)
         compiling = resolve_compile(options.compile, training.optimiser_steps(len(images), options.epochs))
         labels = store.label_names if store else ()
-        mae.checkpointing = options.checkpointing
+        mae.checkpointing, mae.bf16_residual = options.checkpointing, options.residual == "bf16"
         seen = teacher if tokens is None else None
         whiten = None if teacher is None else whitening(image_tokens(options, images, teacher, tokens))
         size = 0 if teacher is None else teacher_size(options, teacher)

@@ -4,6 +4,7 @@ Their figures do not compare: crops shown 90 times teach a head more than one ce
 for this very encoder more than a fixed one.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from semmae.evaluation.features import open_encoder
@@ -14,6 +15,7 @@ from semmae.options.fields import shared
 from semmae.options.probe import USUAL_CROP_PCT, USUAL_EPOCHS, MaeProbeRecipe, ProbeOptions, ProbeRecipe
 from semmae.run.config import kept_values
 from semmae.run.folder import run_folder
+from semmae.run.ranks import check_alone
 from semmae.train.batches import Training
 from semmae.verbs.measuring import divided, facts_of, measure_encoder, open_class_sets, view_of
 
@@ -22,7 +24,10 @@ _AT_A_TIME = 256  # images that the encoder sees when nothing is learned
 
 def probe(options: ProbeOptions) -> Path:
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
-    shared(Training, options).check()
+    if options.protocol == "features":  # which several devices compute, and one trains on
+        check_alone(options.devices)
+    own = {"devices": 1} if options.protocol == "features" else {}
+    shared(Training, options, **own).check()
     encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     return measure_encoder(
         run_folder(options),
@@ -41,5 +46,6 @@ def protocol_of(options: ProbeOptions, encoder: Encoder) -> Probe | MaeProbe:
     epochs = options.epochs or USUAL_EPOCHS[options.protocol]
     if options.protocol == "features":
         return Probe(view, epochs, shared(ProbeRecipe, options))
+    view = replace(view, devices=1)  # the first of those that have trained measures
     training = shared(Training, options, hyperparameters=kept_values(options))
     return MaeProbe(view, training, epochs, shared(MaeProbeRecipe, options))
