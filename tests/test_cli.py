@@ -91,7 +91,7 @@ REFUSED = [
     ("--epochs 0", ["--epochs 0", "from 1"]),
     ("--num-parts 300", ["--num-parts 300", "from 1 to 254"]),
     ("--batch-size 3 --devices 2", ["--batch-size 3", "--devices 2", "multiple"]),
-    ("--decoder-width 190", ["190", "4", "6", "change one"]),
+    ("--decoder-width 190", ["190", "4", "3", "change one"]),
     ("--limit 0", ["--limit 0", "at least 1"]),
     ("--teacher own --teacher-image-size 8", ["patch of 1"]),
     ("--teacher own --teacher-image-size 30", ["--teacher-image-size 30", "patch size 8", "use 24 or 32"]),

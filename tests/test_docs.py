@@ -128,11 +128,12 @@ def option(span: str) -> str:
 
 
 def known_options() -> set[str]:
-    """Of any verb; of the benchmarks and examples; `--help` and `--version`."""
+    """Of any verb; of the benchmarks, examples and Slurm's there; `--help` and `--version`."""
     fields = {name for verb in VERBS for name in kind_of(verb).__dataclass_fields__}
     dashed = {name.replace("_", "-") for name in fields}
     scripts = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]
     others = {name for script in scripts for name in re.findall(r'"(--[\w-]+)"', script.read_text())}
+    others |= {name for job in ROOT.glob("examples/*.sh") for name in re.findall(r"--[\w-]+", job.read_text())}
     return {f"--{name}" for name in dashed} | {f"--no-{name}" for name in dashed} | others | {"--help", "--version"}
 
 

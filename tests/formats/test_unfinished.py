@@ -43,7 +43,7 @@ def test_its_encoder_is_that_of_the_last_checkpoint(
         encoder = load_encoder(out)
 
     wanted = tiny.saved_state(out)["state_dict"]
-    assert not encoder.training and encoder.spec == EncoderSpec.named("vit_tiny", 32, 8)
+    assert not encoder.training and encoder.spec == EncoderSpec.named("vit_mini", 32, 8)
     for name, tensor in encoder.vit.state_dict().items():
         assert torch.equal(tensor, wanted[prefix + name]), name
     assert caplog.messages == [f"{out}: not finished: step 9, in epoch 3 of 3"]
@@ -52,7 +52,7 @@ def test_its_encoder_is_that_of_the_last_checkpoint(
 
 
 def test_what_weights_do_not_show_is_that_of_what_it_began_with(creatures: Path, tmp_path: Path) -> None:
-    spec = dataclasses.replace(EncoderSpec.named("vit_tiny", 48, 8), mean=MEAN, std=STD)
+    spec = dataclasses.replace(EncoderSpec.named("vit_mini", 48, 8), mean=MEAN, std=STD)
     save_encoder(Encoder(spec), tmp_path / "begun")
     out = stopped("pretrain", creatures, tmp_path / "run", after=1, init=str(tmp_path / "begun"))
 

@@ -68,9 +68,9 @@ def test_else_a_new_one_begins_and_what_is_dropped_is_said(
         assert same(found.encoder, wanted)
         assert same(found, again)  # by the seed
         assert not same(found, begun(init, **sizes, seed=1))
-        reason = "no decoder" if init.name == "encoder" else "(width 192, depth 4)"
+        reason = "no decoder" if init.name == "encoder" else "(width 96, depth 1)"
         assert reason in caplog.text
-        assert ("dropped" in caplog.text and "decoder_embed.weight and 53 more" in caplog.text) == (init == released)
+        assert ("dropped" in caplog.text and "decoder_embed.weight and 17 more" in caplog.text) == (init == released)
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def test_another_image_size_resamples_positions_once(whole_run: Path) -> None:
 
 
 def test_learned_positions_of_a_dino_file_are_kept_and_fixed(tmp_path: Path) -> None:
-    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=192, num_heads=3, num_classes=0)
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=96, depth=4, num_heads=3, num_classes=0)
     torch.save(
         {"teacher": {f"backbone.{name}": tensor for name, tensor in vit.state_dict().items()}}, tmp_path / "dino.pth"
     )
@@ -95,8 +95,8 @@ def test_learned_positions_of_a_dino_file_are_kept_and_fixed(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model": "vit_small"}, ["192, depth 12, patch 8", "384, 12, 8", "--model vit_tiny"]),
-        ({"patch_size": 16}, ["patch 8", "192, 12, 16", "--patch-size 8"]),
+        ({"model": "vit_small"}, ["96, depth 4, patch 8", "384, 12, 8", "--model vit_mini"]),
+        ({"patch_size": 16}, ["patch 8", "96, 4, 16", "--patch-size 8"]),
         ({"init": "nowhere"}, ["--init nowhere"]),
     ],
 )
@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 
 def test_registers_that_an_autoencoder_has_not_are_refused(creatures: Path, tmp_path: Path) -> None:
-    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=192, num_heads=3, num_classes=0, reg_tokens=2)
+    vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=96, depth=4, num_heads=3, num_classes=0, reg_tokens=2)
     torch.save(vit.state_dict(), tmp_path / "registers.pth")
     with refused("--init", "registers"):
         semmae.pretrain(data=creatures / "images", out=tmp_path / "run", init=tmp_path / "registers.pth", **OPTIONS)

@@ -174,7 +174,7 @@ def test_the_teacher_is_that_of_the_parts(whole_run: Path, creatures: Path, tmp_
         with tiny.every_step():
             semmae.pretrain(data=creatures / "images", out=tmp_path / name, parts=whole_run / "parts", **teacher, **one)
     assert tiny.losses(tmp_path / "recorded") == tiny.losses(tmp_path / "given")
-    assert load_mae(tmp_path / "given").decoder.token_width == 192
+    assert load_mae(tmp_path / "given").decoder.token_width == 96
 
 
 def test_without_a_teacher_one_is_trained_first(creatures: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_without_a_teacher_one_is_trained_first(creatures: Path, tmp_path: Path)
     semmae.pretrain(data=creatures / "images", out=tmp_path / "run", masking="random", **one)
     assert (tmp_path / "run/teacher/encoder/model.safetensors").is_file()
     assert not (tmp_path / "run/parts").exists()
-    assert load_mae(tmp_path / "run").decoder.token_width == 192
+    assert load_mae(tmp_path / "run").decoder.token_width == 96
 
 
 def test_a_run_begins_with_its_decoder_where_that_predicts_the_same(run: Path, encoder: Path) -> None:

@@ -101,7 +101,7 @@ def test_every_kind_of_run_is_resumed_exactly(creatures: Path, tmp_path: Path) -
     assert measured[0] == measured[1]
     assert [value is not None for value in measured[0]] == [False, True, False, True]
     positions = semmae.load_encoder(tmp_path / "whole").vit.pos_embed
-    assert positions is not None and not torch.allclose(positions, sincos_positions(4, 192), atol=0.1)
+    assert positions is not None and not torch.allclose(positions, sincos_positions(4, 96), atol=0.1)
 
 
 def test_a_new_encoder_begins_as_dinos() -> None:
