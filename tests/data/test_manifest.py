@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,9 +34,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of what was decoded, in place of a count of calls."""
     seen: list[int] = []
 
-    def counting(raw: bytes, least: int | None = None) -> torch.Tensor:
+    def counting(raw: bytes, least: int | None = None, **how: Any) -> torch.Tensor:
         seen.append(len(raw))
-        return decode(raw, least)
+        return decode(raw, least, **how)
 
     monkeypatch.setattr(module, "decode", counting)
     return seen
@@ -91,6 +92,7 @@ ODD = [b"c\xff/1.jpg", b"c\xff/\xfe.jpg", "ä/猫.jpg".encode(), b"b/2.jpg"]
 _C_LOCALE = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from semmae.data.checked import cache_file, stamps
 from semmae.data.sources import open_source
 from semmae.files import write_csv

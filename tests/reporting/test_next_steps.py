@@ -22,11 +22,11 @@ from semmae.verbs.measuring import divided, open_class_sets
 
 # As the verbs open them; all others take any images.
 OPENED: dict[str, Callable[[Any], object]] = {
-    "knn": lambda options: voters(options.data, open_class_sets(options), limit=None),
-    "probe": lambda options: divided(options, open_class_sets(options)),
-    "finetune": lambda options: divided(options, open_class_sets(options)),
-    "segment": segment.open_data,
-    "evaluate": lambda options: evaluate.open_data(evaluate.with_annotations(options)),
+    "knn": lambda options: voters(options.data, open_class_sets(options, channels=3), limit=None),
+    "probe": lambda options: divided(options, open_class_sets(options, channels=3)),
+    "finetune": lambda options: divided(options, open_class_sets(options, channels=3)),
+    "segment": lambda options: segment.open_data(options, channels=3),
+    "evaluate": lambda options: evaluate.open_data(evaluate.with_annotations(options), channels=3),
 }
 
 

@@ -140,6 +140,7 @@ def test_embeddings_of_two_processes_are_those_of_one(
     assert sum("already finished" in child.output for child in again) == 1
 
 
+@pytest.mark.slow
 def test_labels_of_two_processes_are_those_of_one(encoder: Path, creatures: Path, tmp_path: Path) -> None:
     """Learned from some of the images; the second run is killed as it labels, and goes on."""
     given = ["parts", "--data", str(creatures / "images"), "--teacher", str(encoder), "--workers", "0"]

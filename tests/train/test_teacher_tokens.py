@@ -112,7 +112,7 @@ def teacher_input(teacher: Encoder, crops: torch.Tensor) -> torch.Tensor:
 def test_crops_are_resized_to_what_the_teacher_is_shown(teacher: Encoder) -> None:
     crops = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
     assert tokens_of(teacher, crops, 24).patches.shape == (2, 9, 24)
-    assert tokens_of(teacher, crops, 32, side=5).patches.shape == (2, 25, 24)
+    assert tokens_of(teacher, crops, 32, grid=(5, 5)).patches.shape == (2, 25, 24)
     plain = torch.full((1, 3, 48, 48), 128, dtype=torch.uint8)  # resized, it is itself
     same = torch.full((1, 3, 24, 24), 128, dtype=torch.uint8)
     assert torch.allclose(tokens_of(teacher, plain, 24).cls, tokens_of(teacher, same, 24).cls, atol=1e-4)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.mlp import SwiGLUPacked
 from timm.layers.norm import LayerNorm
 from timm.models.eva import Eva
@@ -147,8 +148,8 @@ def _grid_of(length: int, prefix: int, grid: Grid | None) -> tuple[Grid, bool]:
         rows, columns = grid or (side, side)
         if patches > 0 and rows * columns == patches:
             return (rows, columns), token_positions
-    which = f"{grid[0]} × {grid[1]}" if grid else "square"
-    raise ValueError(f"pos_embed has {length} positions, which is no {which} grid with {prefix} prefix tokens")
+    which = f"no grid of {grid[0]} × {grid[1]}, as its image_size has it," if grid else "no square grid"
+    raise ValueError(f"pos_embed has {length} positions, which is {which} with {prefix} prefix tokens")
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -182,6 +183,8 @@ def wrap_vit(vit: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) ->
     """An encoder around a timm model, specified by the model itself; refused as by `check_readable`."""
     readable = check_readable(vit)
     sizes = _eva_sizes(readable) if isinstance(readable, Eva) else _vit_sizes(readable)
+    if isinstance(readable.patch_embed, HybridEmbed):
+        raise ValueError("its patches are of a convolutional network's features (HybridEmbed), not of images")
     channels = readable.patch_embed.proj.weight.shape[1]
     if not len(mean) == len(std) == channels:
         raise ValueError(f"its images have {channels} channels, and their mean and std {len(mean)} and {len(std)}")
