@@ -182,7 +182,7 @@ for function in (
     attack("B3", "losses under autocast")(of_tests(function))
 for where in ("args", "options", "config.json", "patches"):
     attack("B6", f"a grid of 64 x 16 pixels, given by {where}")(
-        of_tests(forms.test_a_grid_that_is_no_square_is_refused_where_anything_says, where, FOLDER)
+        of_tests(forms.test_a_grid_that_is_no_square_is_one_where_anything_says_so, where, FOLDER)
     )
 
 
