@@ -5,6 +5,7 @@ minutes are over. Rows are what each run wrote, one a run.
 """
 
 import argparse
+import hashlib
 import json
 import shlex
 import signal
@@ -78,8 +79,10 @@ def compare(
     Whether all of them are there, those of other parts too.
     """
     out.mkdir(parents=True, exist_ok=True)
-    grid = out.with_suffix(".yaml")
-    grid.write_text(yaml.safe_dump(list(rows), sort_keys=False))
+    text = yaml.safe_dump(list(rows), sort_keys=False)
+    # Named by what is in it: another process may be at another step.
+    grid = out.with_name(f"rows-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml")
+    grid.write_text(text)
     own = ["--resume"] if (out / "config.yaml").is_file() else []
     own += ["--part", asked.part] if asked.part else []
     ended = minutes.run("compare", *shared, "--grid", str(grid), "--seeds", str(seeds), "--out", str(out), *own)
