@@ -8,8 +8,9 @@ parts show how much of it hangs on the parts. Every masking has the same budget:
 32 pixels, 6,000 creatures, 8 epochs in batches of 32. One half of the images trains the linear probe, the other is
 measured.
 
-Budget: 40 runs of some four minutes of one core (EPYC, AVX2), 160 minutes of one core in all; `--minutes 9` a piece.
-Expected, if the paper's ablation holds here: inter below random, intra level with it, semantic ahead.
+Budget: 46 runs of some five minutes of one core (EPYC, AVX2), four hours of one core in all; `--minutes 9` a piece.
+Expected, if the paper's ablation holds here: inter below random, intra level with it, semantic ahead. Found: all three
+level with random, and ahead of it what keeps the background out of the draw, and filtered noise (docs/evidence.md).
 
 1. every masking by true parts, with two seeds; random with the ratios and rates that the others have;
 2. random and the best three by the probe, with five seeds;
