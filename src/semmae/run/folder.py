@@ -34,12 +34,13 @@ from semmae.run.places import check_apart, check_place
 from semmae.run.ranks import SHARED, is_rank_zero, take_rank
 
 _LOCK = ".semmae-lock"
+_TURNS = "turns"  # locks of tasks; not in what a start of several processes shares, which the next start removes
 # What a run that was killed before its first file was whole leaves behind: as good as nothing.
-_NOTHING = {UNFINISHED, _LOCK, SHARED}
+_NOTHING = {UNFINISHED, _LOCK, SHARED, _TURNS}
 # All that runs leave in their folder, which is what --overwrite may delete: patterns of files, those of every run and
 # those of the verbs, folders of loggers with whatever lies in them, and runs within the run.
 _FILES = {
-    UNFINISHED, _LOCK, f"{SHARED}/*/{_LOCK}", f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made",
+    UNFINISHED, _LOCK, f"{_TURNS}/*/{_LOCK}", f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made",
     f"{SHARED}/*.json", CONFIG,
     "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
     "checkpoints/last.ckpt", "checkpoints/last.ckpt/*",
@@ -174,7 +175,7 @@ def _is_folder(path: Path) -> bool:
 @contextmanager
 def turn(out: Path, task: str) -> Iterator[None]:
     """A task that the processes which share a run's folder do one after the other."""
-    place = out / SHARED / task
+    place = out / _TURNS / task
     with ExitStack() as stack:
         for folder in (place.parent, place):
             stack.callback(_remove_empty, folder)
