@@ -123,6 +123,8 @@ def _taken(option: Option) -> str:
 def _written(kind: Any, reads: str | None) -> str:
     if typing.get_origin(kind) is Literal:
         return "Literal[" + ", ".join(f'"{choice}"' for choice in typing.get_args(kind)) + "]"
+    if typing.get_origin(kind) is tuple:
+        return str(kind)
     return "str | PathLike[str]" if kind is Path or (kind is str and reads) else str(kind.__name__)
 
 
