@@ -7,7 +7,8 @@ RUN_STAMP := .venv/.runs
 STAMP := .venv/.installed
 LOCK := requirements.lock
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
-BACKEND := hatchling hatch-fancy-pypi-readme editables# the build-system of pyproject.toml
+# The build-system of pyproject.toml, and what antlr4 is built with, of which there is no wheel: venv's own may be too old.
+BACKEND := hatchling hatch-fancy-pypi-readme editables setuptools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

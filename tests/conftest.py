@@ -35,6 +35,20 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _first_rank() -> Iterator[None]:
+    """Make a trainer that a test builds for one of several processes leave no rank behind.
+
+    Lightning keeps it on a function, for the whole process: loggers of later tests would write nothing.
+    """
+    from lightning_utilities.core.rank_zero import rank_zero_only  # not above, as `tiny` below
+
+    before = dict(vars(rank_zero_only))
+    yield
+    vars(rank_zero_only).clear()
+    vars(rank_zero_only).update(before)
+
+
 @pytest.fixture
 def unread() -> Iterator[io.TextIOWrapper]:
     """A stream into a pipe whose reader has gone."""
