@@ -62,6 +62,9 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many, to go on in the next call")
     parser.add_argument("--part", help="which share of the runs to make, such as 2/2; the first call has none")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="of those to make in this --work; the ones before are made elsewhere"
+    )
     return parser
 
 
@@ -74,10 +77,13 @@ def is_mine(asked: argparse.Namespace, number: int) -> bool:
 def compare(
     asked: argparse.Namespace, minutes: Minutes, out: Path, rows: Sequence[Row], seeds: int, shared: Sequence[str]
 ) -> bool:
-    """Train and measure rows with so many seeds; rows and seeds may be more than those of the call before.
+    """Train and measure rows with so many seeds, less those before the first; both may be more than in the call before.
 
     Whether all of them are there, those of other parts too.
     """
+    first = asked.first_seed
+    if first >= seeds:
+        return True
     out.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(list(rows), sort_keys=False)
     # Named by what is in it: another process may be at another step.
@@ -85,8 +91,9 @@ def compare(
     grid.write_text(text)
     own = ["--resume"] if (out / "config.yaml").is_file() else []
     own += ["--part", asked.part] if asked.part else []
-    ended = minutes.run("compare", *shared, "--grid", str(grid), "--seeds", str(seeds), "--out", str(out), *own)
-    runs = [out / "runs" / row["name"] / f"seed-{seed}" for row in rows for seed in range(seeds)]
+    own += ["--seed", str(first), "--seeds", str(seeds - first)]
+    ended = minutes.run("compare", *shared, "--grid", str(grid), "--out", str(out), *own)
+    runs = [out / "runs" / row["name"] / f"seed-{seed}" for row in rows for seed in range(first, seeds)]
     return ended and all((run / RECORD).is_file() for run in runs)
 
 
@@ -102,12 +109,15 @@ def mean(rows: Iterable[Row], name: str, figure: str) -> float:
 
 
 def write(name: str, rows: Iterable[Row], asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """results/NAME.json: the command that made it, but for what a piece is, and a line a run."""
+    """results/NAME.json: the command that made it, but for what a piece is, and a line a run.
+
+    Lines of other runs, of another folder, stay as they are.
+    """
     given = {key: value for key, value in vars(asked).items() if value != parser.get_default(key)}
     words = [
         f"--{key} {value}" if value is not True else f"--{key}"
         for key, value in given.items()
-        if key not in ("minutes", "part")
+        if key not in ("minutes", "part", "first_seed")
     ]
     command = " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
     kept = [
@@ -116,11 +126,18 @@ def write(name: str, rows: Iterable[Row], asked: argparse.Namespace, parser: arg
          "command": _placeless(row["command"], asked.work), "machine": row["machine"]}
         for row in rows
     ]  # fmt: skip
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in kept)
+    runs = {(row["name"], row["seed"]): row for row in [*written(name), *kept]}
+    lines = ",\n".join(f"  {json.dumps(runs[run])}" for run in sorted(runs))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(
         f'{{\n "command": {json.dumps(_placeless(command, asked.work))},\n "rows": [\n{lines}\n ]\n}}\n'
     )
+
+
+def written(name: str) -> list[Row]:
+    """The lines of results/NAME.json."""
+    path = RESULTS / f"{name}.json"
+    return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
 
 
 def _placeless(command: str, work: Path) -> str:

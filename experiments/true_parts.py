@@ -21,7 +21,7 @@ import pieces
 
 from semmae.data.creatures import draw_creatures
 
-IMAGES, SEEDS, FEW = 6000, 5, 2
+NAME, IMAGES, SEEDS, FEW = "true_parts", 6000, 5, 2
 TRUE = {"parts": "annotations"}
 SEMANTIC = {"masking": "semantic", **TRUE}
 RANDOM = {"name": "random", "masking": "random"}
@@ -67,13 +67,13 @@ def main() -> None:
 
     def step(rows: list[pieces.Row], seeds: int) -> bool:
         done = pieces.compare(asked, minutes, out, rows, seeds, shared)
-        pieces.write("true_parts", pieces.found(out), asked, parser)
+        pieces.write(NAME, pieces.found(out), asked, parser)
         return done
 
     if not step(ROWS, FEW):
         return
     # Chosen by the seeds that all rows have: with more of them for some, the choice would change as they come.
-    whole, names = [run for run in pieces.found(out) if run["seed"] < FEW], [row["name"] for row in ROWS]
+    whole, names = [run for run in pieces.written(NAME) if run["seed"] < FEW], [row["name"] for row in ROWS]
     best = sorted(names[1:], key=lambda name: -pieces.mean(whole, name, "probe_top1"))[:3]
     if not step([RANDOM, *(row for row in ROWS if row["name"] in best)], SEEDS):
         return

@@ -72,6 +72,28 @@ def test_true_parts_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert all(row["minutes"] > 0 and 0 <= row["probe_top1"] <= 100 for row in written["rows"])
 
 
+def test_lines_of_other_folders_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that another machine has made; a run made again takes its line."""
+    import pieces
+
+    monkeypatch.setattr(pieces, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["a.py"])
+    parser = pieces.arguments("")
+
+    def write(top1: float, *seeds: int, first: int) -> None:
+        asked = parser.parse_args(["--work", str(tmp_path), "--first-seed", str(first)])
+        rows = [{"name": "random", "seed": seed, "probe_top1": top1} for seed in seeds]
+        pieces.write("a", [{**row, "minutes": {"total": 1.0}, "command": "", "machine": ""} for row in rows],
+                     asked, parser)  # fmt: skip
+
+    write(1.0, 0, 1, first=0)
+    write(2.0, 1, 2, first=1)
+    assert [(row["seed"], row["probe_top1"]) for row in pieces.written("a")] == [(0, 1.0), (1, 2.0), (2, 2.0)]
+    assert pieces.compare(parser.parse_args(["--work", str(tmp_path), "--first-seed", "3"]), pieces.Minutes(1),
+                          tmp_path / "none", [], 3, [])  # fmt: skip
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_command_names_no_place_of_one_machine(tmp_path: Path) -> None:
     import pieces
 
