@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from forked import at_renaming_of, in_a_process
+from forked import Forked, at_renaming_of, in_a_process
 from refusals import refused
 from safetensors.torch import load_file
 
@@ -22,7 +23,7 @@ from semmae.formats.folders import digest
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.compare import PART_KINDS, CompareOptions
 from semmae.options.pretrain import PretrainOptions
-from semmae.run.folder import foreign_files
+from semmae.run.folder import foreign_files, turn
 from semmae.train.summary import summarised
 from semmae.verbs.compare import share_of
 from semmae.verbs.rows import rows_of
@@ -159,6 +160,26 @@ def test_shares_make_the_whole_and_the_last_writes_the_end(drawn: Path, whole: P
     before = tiny.listing(out)
     compare(drawn, out, part="2/2")  # nothing is left to do
     assert tiny.listing(out) == before
+
+
+def test_rows_without_parts_do_not_wait_for_those_that_make_some(drawn: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def at_work() -> None:
+        with turn(out, "stages"):
+            (tmp_path / "begun").touch()
+            time.sleep(600)
+
+    other = Forked(at_work)
+    try:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        one = Forked(lambda: compare(drawn, out, maskings="random,block", seeds=1, part="1/2") and None)
+        assert one.ended(60) == 0, one.output
+    finally:
+        other.process.kill()
+        other.process.join()
+    assert (out / "runs/random/seed-0/comparison.json").is_file()
 
 
 def test_whoever_finds_all_runs_there_writes_the_end(drawn: Path, whole: Path, tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ class Stages:
 
     def make(self, rows: Sequence[Row]) -> None:
         """Whatever these rows read."""
+        rows = [row for row in rows if row.kind is not None or self.predicts_tokens(row)]
+        if not rows:  # they need not wait for another process that is making something
+            return
         with turn(self.base.out, "stages"):
             tokens = None
             if any(self.predicts_tokens(row) for row in rows):
