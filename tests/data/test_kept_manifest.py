@@ -22,7 +22,7 @@ MANY = [f"c{i % 2}/{i:02}.jpg" for i in range(40)]
 @pytest.fixture
 def as_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes this process that rank of a start of two."""
-    monkeypatch.setattr(ranks, "_node_begins_at", None)
+    monkeypatch.setattr(ranks, "_size", (1, 1))
     monkeypatch.setattr(ranks, "_PAUSE", 0.01)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     monkeypatch.setenv("WORLD_SIZE", "2")

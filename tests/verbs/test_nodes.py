@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file
 
 from semmae.run import ranks
-from semmae.run.ranks import check_processes, is_rank_zero, take_rank
+from semmae.run.ranks import check_processes, is_rank_zero, present, sharing, take_rank
 from semmae.train.frozen import usual_device
 from semmae.train.nodes import accelerator, cluster
 
@@ -250,7 +250,7 @@ def test_other_processes_than_asked_for_are_refused(
 ) -> None:  # fmt: skip
     for name, value in given.items():
         alone.setenv(name, value)
-    alone.setattr(ranks, "_node_begins_at", None)
+    alone.setattr(ranks, "_size", (1, 1))
     arguments = command(creatures / "images", tmp_path / "run", "--nodes", str(nodes), "--devices", str(devices))
     refuse(arguments, tmp_path / "run", *named)
 
@@ -271,12 +271,27 @@ def test_as_many_as_asked_for_are_welcome(given: dict[str, str], alone: pytest.M
 
 
 def test_of_processes_that_begin_a_node_only_its_rank_is_known(alone: pytest.MonkeyPatch) -> None:
-    alone.setattr(ranks, "_node_begins_at", None)
+    alone.setattr(ranks, "_size", (1, 1))
     alone.setenv("NODE_RANK", "1")
     take_rank(1, 4)  # a cluster may number nodes that have nothing to do with each other
     assert is_rank_zero()
     take_rank(2, 4)
     assert not is_rank_zero()
+    alone.setenv("LOCAL_RANK", "0")  # as Lightning writes it there when the first training begins
+    take_rank(2, 4)
+    assert not is_rank_zero()
+
+
+def test_processes_are_numbered_over_all_nodes(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    alone.setattr(ranks, "_size", (1, 1))
+    alone.setenv("NODE_RANK", "1")
+    for nodes, local, own, every in ((2, "2", 6, range(8)), (1, "2", 2, range(4))):
+        alone.setenv("LOCAL_RANK", local)
+        with sharing(tmp_path, nodes, 4):
+            assert present(4, met=True)[:2] == (every, own)
+    alone.delenv("LOCAL_RANK")
+    with sharing(tmp_path, 2, 4):
+        assert present(4, met=False)[:2] == (range(0, 8, 4), 4)
 
 
 def test_torchrun_inside_slurm_gives_the_ranks(alone: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from semmae.files import make_folder, whole
 SHARED = "shared"  # folder in that of a run
 
 _INTERACTIVE = ("bash", "interactive")  # names of Slurm's jobs in which nothing was started by srun
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # on one node, or of a launcher; the first that is set counts
 # What a launcher says of this very start, or a user who begins it on every node.
 _START = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT",
          "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
@@ -30,10 +30,9 @@ _PAUSE, _SILENCE = 0.5, 600.0  # seconds
 _OWN_START = "SEMMAE_START"
 
 _shared: Path | None = None
-_size = (1, 1)  # nodes, and devices of each, of those who share it
+_size = (1, 1)  # nodes, and devices of each, of the run that this process belongs to
 _start, _blocks = "", 0
 _told: list[Callable[[Exception], None]] = []
-_node_begins_at: int | None = None  # of the process that begins another node than the first
 
 
 def check_processes(nodes: int, devices: int) -> None:
@@ -68,18 +67,14 @@ def check_alone(devices: int) -> None:
 
 
 def take_rank(nodes: int, devices: int) -> None:
-    """Know which process this is before any training; of those that begin a node only NODE_RANK says it."""
-    global _node_begins_at
-    _node_begins_at = None
-    if nodes > 1 and started()[0] is None and "LOCAL_RANK" not in os.environ:
-        _node_begins_at = int(os.environ.get("NODE_RANK", 0)) * devices
+    """Know of how many processes this is one; where a user begins the nodes, nothing else says it before a training."""
+    global _size
+    _size = nodes, devices
 
 
 def is_rank_zero() -> bool:
     """Whether this process writes what all processes share."""
-    if _node_begins_at is not None:  # before the environment: Lightning writes LOCAL_RANK there later
-        return _node_begins_at == 0
-    return int(next((os.environ[name] for name in _RANKS if name in os.environ), 0)) == 0
+    return _rank() == 0
 
 
 def local_rank() -> int:
@@ -88,15 +83,12 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", srun))
 
 
-def _rank(devices: int) -> int:
-    """Number of this process among those of all nodes, from 0 on; of those that begin a node that of its first one."""
-    if _node_begins_at is not None:
-        return _node_begins_at
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"])
-    if "LOCAL_RANK" in os.environ:
-        return int(os.environ.get("NODE_RANK", 0)) * devices + int(os.environ["LOCAL_RANK"])
-    return int(os.environ.get("SLURM_PROCID", 0)) if started()[0] == "srun" else 0
+def _rank() -> int:
+    """Number of this process among those of all nodes, from 0 on; of one that begins a node that of its first one."""
+    nodes, devices = _size
+    if nodes > 1 and started()[0] is None:  # on one node alone a cluster's number of it means nothing
+        return int(os.environ.get("NODE_RANK", 0)) * devices + local_rank()
+    return int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))
 
 
 def started() -> tuple[str | None, int]:
@@ -129,9 +121,9 @@ def present(devices: int, *, met: bool) -> Present:
     """
     if _shared is None:
         return Present([0], 0, devices, 1)
-    nodes, own = _size[0], _rank(_size[1])
+    (nodes, each), own = _size, _rank()
     if met or started()[0] is not None:
-        return Present(range(nodes * _size[1]), own, 1, _size[1])
+        return Present(range(nodes * each), own, 1, each)
     return Present(range(0, nodes * devices, devices), own, devices, 1)
 
 
@@ -163,7 +155,8 @@ def dealt(name: str) -> dict[str, Any]:
 
 def when_failing(told: Callable[[Exception], None]) -> None:
     """Call this with the error by which the work of this process ends inside `sharing`."""
-    _told.append(told)
+    if told not in _told:
+        _told.append(told)
 
 
 @contextmanager
@@ -172,11 +165,12 @@ def sharing(out: Path, nodes: int, devices: int) -> Iterator[None]:
 
     Where it fails, nothing is left there: the next start makes it again. The others are told (`when_failing`).
     """
-    global _shared, _start, _size
+    global _shared, _start
+    take_rank(nodes, devices)
     if nodes * devices == 1:
         yield
         return
-    _shared, _start, _size = out / SHARED, _this_start(nodes), (nodes, devices)
+    _shared, _start = out / SHARED, _this_start(nodes)
     alive = _shared / _ALIVE
     try:
         if is_rank_zero():

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 
 from semmae.data.samplers import EpochSampler
 from semmae.errors import UserError
+from semmae.run.ranks import local_rank
 from semmae.run.signals import STOPPING, Interrupted
 from semmae.train.together import check_alike, listen, tell, waiting_group
 
@@ -63,7 +64,7 @@ class Signals:
     def _receive(self, signum: int, _frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.received is None and os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
+        if self.received is None and local_rank() == 0:
             with suppress(OSError):
                 os.write(2, _NOTICE)  # print() may not be called while it is at work
         self.received = self.received or signum
