@@ -102,11 +102,9 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     with pytest.raises(ValueError), files.whole_folder(folder) as fresh:
         (fresh / "b").write_text("half")
         raise ValueError
-    real = os.rename
+    real, moves = os.rename, iter([True, False, True])
     with monkeypatch.context() as patch, pytest.raises(OSError), files.whole_folder(folder) as fresh:
-        patch.setattr(
-            os, "rename", lambda a, b: real(a, b) if Path(b).name == "old" else (_ for _ in ()).throw(OSError)
-        )
+        patch.setattr(os, "rename", lambda a, b: real(a, b) if next(moves) else (_ for _ in ()).throw(OSError))
     assert [entry.name for entry in tmp_path.iterdir()] == ["encoder"]
     assert [entry.name for entry in folder.iterdir()] == ["a"]
 
@@ -125,6 +123,33 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
     assert len(list((tmp_path / "below").iterdir())) == 2
     files.sweep(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "x" * 200])
+@pytest.mark.parametrize("moves", [1, 2])
+def test_a_folder_that_was_to_be_replaced_is_put_back_after_a_kill(name: str, moves: int, tmp_path: Path) -> None:
+    folder, real, left = tmp_path / name, os.rename, moves
+    folder.mkdir()
+    (folder / "a").write_text("old")
+
+    def rename(source: Path, place: Path) -> None:
+        nonlocal left
+        left -= 1
+        real(source, place)
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed() -> None:
+        with pytest.MonkeyPatch.context() as patch, files.whole_folder(folder) as fresh:
+            (fresh / "a").write_text("new")
+            patch.setattr(os, "rename", rename)
+
+    assert Forked(killed).ended(60) == -signal.SIGKILL
+    assert folder.exists() == (moves == 2)
+    (files.sweep if len(name) < 50 else files.sweep_beside)(tmp_path if len(name) < 50 else folder)
+    assert (folder / "a").read_text() == ("old" if moves == 1 else "new")
+    if len(name) < 50:
+        assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
 def test_what_was_written_beside_a_file_goes_with_it_unless_somebody_writes(tmp_path: Path) -> None:

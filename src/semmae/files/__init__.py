@@ -32,6 +32,7 @@ from semmae.files.writing import (
     is_disk_fault as is_disk_fault,
     is_part as is_part,
     make_folder as make_folder,
+    move_into_place as move_into_place,
     remove as remove,
     reserve as reserve,
     sweep as sweep,

@@ -19,6 +19,7 @@ from semmae.names import encoded, on_disk, shown
 
 # Of everything that lies beside its place while it is written.
 PART = ".semmae-part"
+_OLD = "old"  # in place of a process, of a folder that gives its place to another
 _LONG = 50  # letters of a name: of four bytes each they leave room for what comes around it
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Libraries that write by themselves (torch, safetensors, Arrow) say the same in words.
@@ -104,20 +105,41 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         make_folder(folder.parent)
         sweep_beside(folder)
         beside = _beside(folder, os.getpid())
-        fresh, old = beside / "fresh", beside / "old"
         try:
-            fresh.mkdir(parents=True)
-            yield fresh
-            if folder.exists():
-                os.rename(folder, old)
-            try:
-                os.rename(fresh, folder)
-            except OSError:
-                if old.exists():
-                    shutil.move(old, folder)
-                raise
+            beside.mkdir()
+            yield beside
+            move_into_place(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def move_into_place(fresh: Path, folder: Path, *, durable: bool = False) -> None:
+    """Let the folder `fresh`, which lies beside it, take the place of another one, if there is one.
+
+    That takes two moves. Where the process is killed between them, the old folder lies beside its place, and `sweep`
+    or `sweep_beside` puts it back. `durable`: what is in the new one is on the disk before, and so are the names after.
+    """
+    old = _beside(folder, _OLD)
+    if durable:
+        for path in (*fresh.rglob("*"), fresh):
+            _sync(path)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    try:
+        os.rename(fresh, folder)
+    except OSError:
+        _put_back(folder)
+        raise
+    if durable:
+        _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(folder: Path) -> None:
+    old = _beside(folder, _OLD)
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
 
 
 def make_folder(folder: Path) -> None:
@@ -174,13 +196,23 @@ def reserve(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes were writing in a folder, at any depth: what bears our suffix, and nothing else."""
+    """Remove what killed processes were writing in a folder, at any depth: what bears our suffix, and nothing else.
+
+    A folder that was to be replaced is put back where nothing has come in its place.
+    """
     for entry in list(folder.rglob(f".*{PART}")):
+        place = entry.with_name(entry.name[1:].removesuffix(f".{_OLD}{PART}"))
+        if entry == _beside(place, _OLD):
+            _put_back(place)
         remove(entry)
 
 
 def sweep_beside(path: Path) -> None:
-    """Remove what killed processes were writing for this very place; of one that lives nothing."""
+    """Remove what killed processes were writing for this very place; of one that lives nothing.
+
+    A folder that was to be replaced is put back where nothing has come in its place.
+    """
+    _put_back(path)
     for entry in path.parent.glob(glob.escape(_beside(path, "").name.removesuffix(PART)) + f"*{PART}"):
         process = entry.name.removesuffix(PART).rpartition(".")[2]
         if entry.name == _beside(path, process).name and process.isdecimal() and not _lives(int(process)):

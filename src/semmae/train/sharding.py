@@ -5,7 +5,6 @@ with in bf16 where that is the run's arithmetic, and gradients are summed in flo
 (`ModelParallelStrategy`); ours are what is sharded, and checkpoints that are whole or not there.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from semmae.errors import UserError
-from semmae.files import PART, make_folder
+from semmae.files import PART, make_folder, move_into_place
 
 
 class ShardingStrategy(ModelParallelStrategy):
@@ -31,7 +30,7 @@ class ShardingStrategy(ModelParallelStrategy):
     ) -> None:
         """All processes write their shards, then the first one lets the new folder take the old one's place."""
         path = Path(filepath)
-        fresh, old = (path.with_name(f".{path.name}.{name}{PART}") for name in ("new", "old"))
+        fresh = path.with_name(f".{path.name}.new{PART}")
         if self.global_rank == 0:
             make_folder(path.parent)
             shutil.rmtree(fresh, ignore_errors=True)
@@ -39,10 +38,7 @@ class ShardingStrategy(ModelParallelStrategy):
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.global_rank == 0:
-            if path.exists():
-                os.rename(path, old)
-            os.rename(fresh, path)
-            shutil.rmtree(old, ignore_errors=True)
+            move_into_place(fresh, path, durable=True)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
