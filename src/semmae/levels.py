@@ -4,6 +4,8 @@ Images are whole numbers over the full range of their type: uint8, 0 to 255, of 
 65535, of any other number. Whoever computes takes `levels`, in which white is 255 either way.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,11 @@ def levels(images: Tensor) -> Tensor:
         raise ValueError(f"images of {images.dtype}, not torch.uint8, 0 to 255, or torch.uint16; give them as decoded")
     found = images.to(torch.float32, memory_format=torch.contiguous_format)
     return found if images.dtype == torch.uint8 else found.div_(_DEEP)
+
+
+def of_channels(values: Iterable[float]) -> Tensor:
+    """A number a channel for pixels from 0 to 1 → (C, 1, 1) for `levels`."""
+    return torch.tensor([255 * value for value in values]).view(-1, 1, 1)
 
 
 def as_pixels(values: Tensor, kind: torch.dtype) -> Tensor:

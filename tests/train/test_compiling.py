@@ -17,9 +17,11 @@ from semmae.masking import random_mask
 from semmae.models.classifier import Classifier, set_drop_path
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options.finetune import FinetuneRecipe
 from semmae.options.teacher import TeacherRecipe
 from semmae.train import compiling
 from semmae.train.compiling import check_compile, compile_pays, compiled, missing_for_compile, resolve_compile
+from semmae.train.finetune import FinetuneTask
 from semmae.train.teacher import TeacherTask
 
 TINY = EncoderSpec(image_size=16, patch_size=4, width=24, depth=3, num_heads=3)
@@ -58,12 +60,12 @@ def tiny_mae() -> MaskedAutoencoder:
     return MaskedAutoencoder(Encoder(TINY), DecoderSpec(24, 2, 3))
 
 
-def tiny_finetuning() -> Classifier:
+def tiny_finetuning() -> FinetuneTask:
     """Its blocks are left out more and more often."""
     torch.manual_seed(0)
     classifier = Classifier(Encoder(TINY), 5)
     set_drop_path(classifier.vit, 0.2)
-    return classifier.train()
+    return FinetuneTask(classifier, FinetuneRecipe(), lr=1e-3)
 
 
 def tiny_teacher() -> TeacherTask:
@@ -73,21 +75,24 @@ def tiny_teacher() -> TeacherTask:
 
 
 def mae_loss(mae: nn.Module, batch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(batch)
-    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    mask = random_mask(torch.rand(4, 16, generator=generator), 0.75)
-    loss: Tensor = mae(images, mask, None, 12).loss
+    mask = random_mask(torch.rand(4, 16, generator=torch.Generator().manual_seed(batch)), 0.75)
+    loss: Tensor = mae(_decoded(batch), mask, None, 12).loss
     return loss
 
 
-def class_loss_of(classifier: nn.Module, batch: int) -> Tensor:
-    loss: Tensor = classifier(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(batch))).square().mean()
+def class_loss_of(task: nn.Module, batch: int) -> Tensor:
+    assert isinstance(task, FinetuneTask)
+    loss: Tensor = task.classifier(task.pixels(_decoded(batch))).square().mean()
     return loss
+
+
+def _decoded(batch: int) -> Tensor:
+    return torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch))
 
 
 def teacher_loss(task: nn.Module, batch: int) -> Tensor:
     assert isinstance(task, TeacherTask)
-    crops = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(batch))
+    crops = task.pixels(_decoded(batch))
     task.teacher(crops)
     loss: Tensor = task.student(crops).cls.mean() + task.student(crops[..., :8, :8]).cls.mean()
     return loss
@@ -95,8 +100,12 @@ def teacher_loss(task: nn.Module, batch: int) -> Tensor:
 
 TRAINED: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], int]] = {
     "pretrain": (tiny_mae, mae_loss, 5),  # two kinds of blocks, three regions
-    "finetune": (tiny_finetuning, class_loss_of, 3),  # a block each, for each is left out otherwise
-    "teacher": (tiny_teacher, teacher_loss, 3),  # the student's, for two sizes; the teacher's, without gradients
+    "finetune": (tiny_finetuning, class_loss_of, 4),  # a block each, for each is left out otherwise, and pixels
+    "teacher": (
+        tiny_teacher,
+        teacher_loss,
+        4,
+    ),  # the student's, for two sizes, and pixels; the teacher's, without gradients
 }
 
 

@@ -18,13 +18,19 @@ from torch.utils.data import DataLoader
 from semmae.data.batching import collate
 from semmae.data.colour import GLOBAL_CHANCES, PLAIN_CHANCES, draw_changes
 from semmae.data.loaders import IMAGE_TOKEN, TOKENS
+from semmae.models.classifier import Classifier
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
+from semmae.models.segmenter import Segmenter, SegmenterSpec
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.options.finetune import FinetuneRecipe
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
+from semmae.options.segment import SegmentRecipe
 from semmae.options.teacher import TeacherRecipe
 from semmae.train.batches import Training
+from semmae.train.finetune import FinetuneTask
 from semmae.train.pretrain import PretrainTask
+from semmae.train.segment import SegmentTask
 from semmae.train.stage import FitOptions
 from semmae.train.teacher import TeacherTask
 from semmae.train.trainer import fit
@@ -180,6 +186,26 @@ def test_nor_one_that_predicts_a_teachers_tokens(stored: bool, tmp_path: Path) -
         given |= {"teacher": Encoder(SPEC), "teacher_size": 24}
     task = PretrainTask(_autoencoder(24), PretrainRecipe(masking="random", mask_ratio=0.5), lr=1e-3, **given)
     assert set(waits(task, _items(**more), tmp_path)) == set()
+
+
+def test_a_step_of_fine_tuning_waits_for_nothing(tmp_path: Path) -> None:
+    """Nor do erasing and mixing, which are timm's, with all that they draw."""
+    recipe = FinetuneRecipe(erasing=0.9, mixup=0.8, cutmix=1.0, ema=0.9)
+    task = FinetuneTask(Classifier(Encoder(SPEC), 3), recipe, lr=1e-3)
+    items = [{"images": _picture(), "targets": torch.tensor(row % 3)} for row in range(STEPS * BATCH)]
+    assert set(waits(task, items, tmp_path)) == set()
+
+
+def test_a_step_of_segmentation_waits_for_nothing(tmp_path: Path) -> None:
+    segmenter = Segmenter(Encoder(SPEC), SegmenterSpec(("a", "b", "c"), "linear", (), 16, auxiliary=False))
+    task = SegmentTask(segmenter.train(), SegmentRecipe(), lr=1e-3)
+    labels = torch.tensor([0, 1, 2, 255], dtype=torch.uint8).repeat(16, 4)
+    items = [{"images": _picture(), "labels": labels} for _ in range(STEPS * BATCH)]
+    assert set(waits(task, items, tmp_path)) == set()
+
+
+def _picture() -> Tensor:
+    return torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
 
 
 def test_lightning_does_not_ask_every_device_for_signals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

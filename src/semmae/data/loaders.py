@@ -36,7 +36,7 @@ from semmae.data.part_store import PartStore
 from semmae.data.samplers import Key, epoch_and_row
 from semmae.data.token_store import TokenStore
 from semmae.data.workers import LOADERS, plan, start_worker
-from semmae.levels import as_pixels, levels
+from semmae.levels import as_pixels, levels, of_channels
 from semmae.sizes import Grid, Size, around, sides
 
 # More processes than cores are no fault: training shows how long it waits for images.
@@ -279,11 +279,6 @@ def normalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Te
     # non_blocking: otherwise the step would wait for the device here
     shift, scale = (of_channels(values).to(images.device, non_blocking=True) for values in (mean, std))
     return levels(images).sub_(shift).div_(scale)
-
-
-def of_channels(values: Iterable[float]) -> Tensor:
-    """A number a channel for pixels from 0 to 1 → (C, 1, 1) for pixels from 0 to 255."""
-    return torch.tensor([255 * value for value in values]).view(-1, 1, 1)
 
 
 def denormalise(images: Tensor, mean: Iterable[float], std: Iterable[float]) -> Tensor:

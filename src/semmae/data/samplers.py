@@ -138,12 +138,12 @@ class StepSampler(EpochSampler):
         replicas, rank = self._place()
         first = self.epoch * self.images
         begin = first + self.left_out * replicas
-        order: tuple[int, list[int]] = (-1, [])
+        order = (-1, np.arange(0))
         for position in range(begin + rank, first + self.images, replicas):
             number, place = divmod(position, self.length)
             if order[0] != number:
-                order = (number, np.random.default_rng((self.seed, number)).permutation(self.length).tolist())
-            yield number, order[1][place]
+                order = (number, np.random.default_rng((self.seed, number)).permutation(self.length))
+            yield number, int(order[1][place])
 
     def __len__(self) -> int:
         return self.images // self._place()[0]

@@ -16,7 +16,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from semmae.levels import PIXEL_TYPES, levels
+from semmae.levels import PIXEL_TYPES, levels, of_channels
 from semmae.losses import image_token_loss, masked_pixel_loss, masked_token_loss
 from semmae.models.blocks import run_blocks
 from semmae.models.vit import Encoder, init_transformer
@@ -106,7 +106,7 @@ class MaskedAutoencoder(nn.Module):
         encoder.pooling = "mean"  # its loss trains patch tokens and their mean, not the class token
         # In buffers that no file holds: where the network is, an image is normalised without waiting for the device.
         for name, values in (("pixel_mean", encoder.spec.mean), ("pixel_std", encoder.spec.std)):
-            self.register_buffer(name, torch.tensor([255 * value for value in values]).view(-1, 1, 1), persistent=False)
+            self.register_buffer(name, of_channels(values), persistent=False)
         self.decoder = decoder
         self.norm_pix_loss = norm_pix_loss
         self.checkpointing = False  # less memory in training, for a third more time: see `run_blocks`

@@ -18,12 +18,12 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from semmae.data.augment import seeded
-from semmae.data.loaders import normalise
 from semmae.losses import class_loss
 from semmae.models.classifier import Classifier
 from semmae.options.finetune import FinetuneRecipe
 from semmae.train.masks import batch_seed
 from semmae.train.optimizer import can_fuse, layer_decay_groups, warmup_cosine_rate
+from semmae.train.pixels import Pixels
 
 BETAS = (0.9, 0.999)  # PyTorch's, which MAE's main_finetune.py leaves as they are
 
@@ -39,6 +39,7 @@ class FinetuneTask(pl.LightningModule):
         self.recipe, self.lr = recipe, lr
         # Loaded models come in evaluation mode, which Lightning leaves them in: nothing would be dropped.
         self.classifier = classifier.requires_grad_(True).train()
+        self.pixels = Pixels(classifier.encoder.spec)
         # timm warms the decay up, so that short runs are not averaged with their beginning.
         self.average = ModelEmaV3(classifier, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         if self.average is not None:
@@ -56,8 +57,7 @@ class FinetuneTask(pl.LightningModule):
         """One step, or one batch of several that make it."""
         seed = batch_seed(self, self.recipe.seed, batch_index)
         torch.manual_seed(seed)  # of drop path, and of the noise that erases
-        spec = self.classifier.encoder.spec
-        images = normalise(batch["images"], spec.mean, spec.std)
+        images = self.pixels(batch["images"])
         images, targets = disturbed(images, batch["targets"], self.recipe, self.classifier.num_classes, seed)
         loss = class_loss(self.classifier(images), targets)
         self.log("loss", loss.detach(), logger=False)

@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from semmae.data.colour import Changes, recoloured
-from semmae.data.loaders import of_channels
-from semmae.levels import levels
+from semmae.levels import PIXEL_TYPES, levels, of_channels
 from semmae.models.vit import EncoderSpec
 
 
@@ -14,6 +13,7 @@ class Pixels(nn.Module):
     As `normalise`, by numbers that lie on the device and are in no checkpoint: a step sends nothing there.
     """
 
+    REGIONS = ("_normalised",)
     shift: Tensor
     scale: Tensor
 
@@ -23,5 +23,8 @@ class Pixels(nn.Module):
         self.register_buffer("scale", of_channels(spec.std), persistent=False)
 
     def forward(self, images: Tensor, changes: Changes | None = None) -> Tensor:
-        pixels = levels(images) if changes is None else recoloured(images, changes)
+        return self._normalised(images if changes is None else recoloured(images, changes))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        pixels = levels(images) if images.dtype in PIXEL_TYPES else images
         return pixels.sub_(self.shift).div_(self.scale)

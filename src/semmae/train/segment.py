@@ -14,12 +14,12 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from semmae.data.coding import IGNORED
-from semmae.data.loaders import normalise
 from semmae.losses import in_float32
 from semmae.models.segmenter import Segmenter
 from semmae.options.segment import SegmentRecipe
 from semmae.train.masks import batch_seed
 from semmae.train.optimizer import can_fuse, layer_decay_groups
+from semmae.train.pixels import Pixels
 from semmae.train.schedules import warmup_poly
 
 BETAS = (0.9, 0.999)  # BEiT's UPerNet on ADE20K
@@ -31,6 +31,7 @@ class SegmentTask(pl.LightningModule):
     def __init__(self, segmenter: Segmenter, recipe: SegmentRecipe, *, lr: float) -> None:
         super().__init__()
         self.segmenter = segmenter
+        self.pixels = Pixels(segmenter.encoder.spec)
         self.recipe, self.lr = recipe, lr
 
     def setup(self, stage: str) -> None:
@@ -40,8 +41,7 @@ class SegmentTask(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         torch.manual_seed(batch_seed(self, self.recipe.seed, batch_index))
-        spec = self.segmenter.encoder.spec
-        scores = self.segmenter.scores(normalise(batch["images"], spec.mean, spec.std))
+        scores = self.segmenter.scores(self.pixels(batch["images"]))
         loss = pixel_loss(scores.main, batch["labels"])
         self.log("pixel_loss", loss.detach(), logger=False)
         if scores.auxiliary is not None:

@@ -328,14 +328,14 @@ def train_autoencoder(
         size = 0 if teacher is None else teacher_size(options, teacher)
         task = PretrainTask(mae, recipe, lr=rate, label_names=labels, teacher=seen, teacher_size=size, whiten=whiten)
         threads = one_thread_an_operation() if mae.encoder.width < _SHARED_FROM else nullcontext()
-        plain = copy.deepcopy(mae) if training.strategy == "fsdp" else mae
+        whole = copy.deepcopy(mae) if training.strategy == "fsdp" and is_rank_zero() else mae
         with threads, compiled(mae, compiling):
             summary.trained(fit(task, loader, how))
-        if plain is not mae:
-            state = whole_state(mae)
+        if training.strategy == "fsdp":
+            state = whole_state(mae)  # by all processes at once
+            mae = whole
             if is_rank_zero():
-                plain.load_state_dict(state)
-            mae = plain
+                mae.load_state_dict(state)
         if is_rank_zero():
             about = {"stage": "pretrain", "masking": options.masking, "images": len(images)}
             save_encoder(mae.encoder, options.out / "encoder", about)

@@ -130,7 +130,7 @@ class Finetune(Protocol[TrainVal]):
             classes = data.train_targets.tolist() if recipe.balanced else None
             loader = self.training.loader(self.train_crops(classifier.encoder, data), rate, classes)
             options = FitOptions(self.training, out, stage, recipe.epochs, recipe.clip)
-            with compiled(classifier, compiling):
+            with compiled(task, compiling):
                 summary.trained(fit(task, loader, options, self.validation(task, data)))
             if is_rank_zero():
                 about = {

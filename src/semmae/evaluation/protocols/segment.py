@@ -215,7 +215,9 @@ class Segment(Protocol[SegmentationData]):
         steps = recipe.steps // self.rounds
         sampler = StepSampler(len(crops), recipe.seed, steps=steps, batch_size=training.batch_size)
         together = training.batch_size // training.batches
-        return make_loader(crops, together, sampler=sampler, workers=training.num_workers, drop_last=True)
+        return make_loader(
+            crops, together, sampler=sampler, workers=training.num_workers, drop_last=True, sharing=training.devices
+        )
 
     def describe(self, data: SegmentationData) -> dict[str, Any]:
         recipe = self.recipe

@@ -1,0 +1,67 @@
+"""What processes say to each other beside gradients: that they differ, and that one has failed."""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from forked import Forked
+from torch import distributed
+
+from semmae.errors import UserError
+from semmae.train import together
+from semmae.train.together import check_alike, listen, tell
+
+
+def met(tmp_path: Path, work: Callable[[int], int | None]) -> list[Forked]:
+    """Two processes that have met, each at its work."""
+
+    def process(rank: int) -> Forked:
+        def working() -> int | None:
+            os.environ["RANK"] = str(rank)
+            store = distributed.FileStore(str(tmp_path / "store"), 2)
+            distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=100))
+            return work(rank)
+
+        return Forked(working)
+
+    return [process(rank) for rank in range(2)]
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_LOOK", "_GRACE", "_GRACE_OF_FIRST"):
+        monkeypatch.setattr(together, name, 0.2)
+
+
+@pytest.mark.parametrize(("failing", "waiting"), [(1, 0), (0, 1)])
+def test_who_hangs_in_a_collective_is_ended_and_the_fault_is_told_once(
+    failing: int, waiting: int, soon: None, tmp_path: Path
+) -> None:
+    """The one that fails neither joins the collective nor leaves: its connections stay open."""
+
+    def work(rank: int) -> None:
+        listen()
+        if rank == waiting:
+            distributed.all_reduce(torch.ones(1))
+        tell(UserError("photos/7.jpg: not readable"))
+        time.sleep(100)
+
+    processes = met(tmp_path, work)
+    assert [process.ended(60) for process in processes] == [2, 0], [each.output for each in processes]
+    assert [each.output.count("semmae: photos/7.jpg: not readable") for each in processes] == [1, 0]
+
+
+def test_processes_that_differ_are_refused_by_all(tmp_path: Path) -> None:
+    def work(rank: int) -> int:
+        check_alike("images", "the same")
+        try:
+            check_alike("images", f"digest {rank}")
+        except UserError as error:
+            return 3 if all(f"digest {each}" in str(error) for each in range(2)) else 4
+        return 5
+
+    assert [process.ended(60) for process in met(tmp_path, work)] == [3, 3]
