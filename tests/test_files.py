@@ -22,7 +22,7 @@ from refusals import refused
 from safetensors.torch import save_file
 
 from semmae import files
-from semmae.errors import DiskError
+from semmae.errors import DiskError, UserError
 from semmae.files.yaml import read_yaml
 
 NAMES_NO_UTF8 = os.fsdecode(b"caf\xe9 \xff.jpg")
@@ -95,18 +95,109 @@ def test_a_place_that_cannot_be_made_is_one_line(place: str) -> None:
         files.write_text(Path(place), "text")
 
 
+def anything(place: Path) -> None:
+    """Lets a folder be replaced, whatever it holds."""
+
+
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "encoder"
     with files.whole_folder(folder) as fresh:
         (fresh / "a").write_text("old")
-    with pytest.raises(ValueError), files.whole_folder(folder) as fresh:
+    with pytest.raises(ValueError), files.whole_folder(folder, anything) as fresh:
         (fresh / "b").write_text("half")
         raise ValueError
     real, moves = os.rename, iter([True, False, True])
-    with monkeypatch.context() as patch, pytest.raises(OSError), files.whole_folder(folder) as fresh:
+    with monkeypatch.context() as patch, pytest.raises(OSError), files.whole_folder(folder, anything) as fresh:
         patch.setattr(os, "rename", lambda a, b: real(a, b) if next(moves) else (_ for _ in ()).throw(OSError))
     assert [entry.name for entry in tmp_path.iterdir()] == ["encoder"]
     assert [entry.name for entry in folder.iterdir()] == ["a"]
+
+
+def only_a(place: Path) -> None:
+    if {entry.name for entry in place.iterdir()} - {"a"}:
+        raise UserError(f"{place}: holds more than a; move it away")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def a_file_in(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "mine").write_text("mine")
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.write_text("mine")
+
+
+def a_link(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    a_file_in(folder.parent / "elsewhere")
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("put", [a_file_in, a_file, a_link])
+@pytest.mark.parametrize("before", ["nothing", "empty", "replaced"])
+def test_what_is_put_in_a_folder_s_place_meanwhile_stays_and_so_does_what_was_made(
+    put: Callable[[Path], None], before: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    if before != "nothing":
+        folder.mkdir()
+    if before == "replaced":
+        (folder / "a").write_text("old")
+    (tmp_path / "out-new").write_text("another's")
+    with (
+        refused(folder, tmp_path / "out-new-2"),
+        files.whole_folder(folder, only_a if before == "replaced" else None) as fresh,
+    ):
+        (fresh / "a").write_text("new")
+        put(folder)
+        there = contents(tmp_path)
+        there = {name: text for name, text in there.items() if files.PART not in name}
+    assert contents(tmp_path) == there | {"out-new-2/a": "new"}
+    assert list(tmp_path.glob(f".*{files.PART}")) == []
+
+
+@pytest.mark.parametrize("moment", ["before it is out of reach", "in its place", "in its place, a file"])
+def test_what_comes_while_a_folder_is_replaced_stays(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the first move; between the moves: then the old folder is kept beside it, too."""
+    folder, real = tmp_path / "out", os.rename
+    folder.mkdir()
+    (folder / "a").write_text("old")
+
+    def rename(source: Path, place: Path) -> None:
+        if Path(source) == folder and moment == "before it is out of reach":
+            a_file_in(folder)
+        real(source, place)
+        if Path(source) == folder and moment != "before it is out of reach":
+            (a_file if "file" in moment else a_file_in)(folder)
+
+    with refused(folder, tmp_path / "out-new"), files.whole_folder(folder, only_a) as fresh:
+        (fresh / "a").write_text("new")
+        monkeypatch.setattr(os, "rename", rename)
+    old = {"out/a": "old"} if moment == "before it is out of reach" else {"out-old/a": "old"}
+    mine = "out" if "file" in moment else "out/mine"
+    assert contents(tmp_path) == {"out-new/a": "new", mine: "mine"} | old
+
+
+def test_a_folder_is_written_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "out")
+    for text, check in (("new", None), ("newer", only_a)):
+        with files.whole_folder(tmp_path / "link", check) as fresh:
+            (fresh / "a").write_text(text)
+        assert contents(tmp_path / "elsewhere") == {"out/a": text} and (tmp_path / "link").is_symlink()
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["elsewhere", "link"]
+
+
+def test_no_folder_is_to_take_the_place_of_a_mount() -> None:
+    with refused("/proc", "mounted"):
+        files.check_replaceable(Path("/proc"))
 
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
@@ -140,7 +231,7 @@ def test_a_folder_that_was_to_be_replaced_is_put_back_after_a_kill(name: str, mo
             os.kill(os.getpid(), signal.SIGKILL)
 
     def killed() -> None:
-        with pytest.MonkeyPatch.context() as patch, files.whole_folder(folder) as fresh:
+        with pytest.MonkeyPatch.context() as patch, files.whole_folder(folder, anything) as fresh:
             (fresh / "a").write_text("new")
             patch.setattr(os, "rename", rename)
 

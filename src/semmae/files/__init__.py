@@ -33,6 +33,7 @@ from semmae.files.writing import (
     is_part as is_part,
     make_folder as make_folder,
     move_into_place as move_into_place,
+    name_beside as name_beside,
     remove as remove,
     reserve as reserve,
     sweep as sweep,

@@ -5,11 +5,12 @@ import errno
 import glob
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from semmae.names import encoded, on_disk, shown
 PART = ".semmae-part"
 _OLD = "old"  # in place of a process, of a folder that gives its place to another
 _LONG = 50  # letters of a name: of four bytes each they leave room for what comes around it
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # by what is not to be replaced
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Libraries that write by themselves (torch, safetensors, Arrow) say the same in words.
 _FULL_WORDS = re.compile(
@@ -85,7 +87,7 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     with explained(path):
         make_folder(path.parent)
-        beside = _beside(path, os.getpid())
+        beside = name_beside(path, os.getpid())
         try:
             yield beside
             if durable:
@@ -98,48 +100,101 @@ def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, moved into its place, whatever lies there, when the block ends well."""
+def whole_folder(folder: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """An empty folder beside `folder`, moved into its place when the block ends well; of a link, where it leads.
+
+    Making it may take hours, and what lies in its place is looked at when it is moved: without `check` nothing is
+    replaced but an empty folder. `check` is given the folder to look into, at its place and again when it was moved out
+    of everybody's reach, and raises UserError where that is not to be replaced.
+
+    Raises:
+        UserError: what lies there stays, and what was made is kept beside it, under a name that the line says.
+    """
+    folder = folder.resolve() if folder.is_symlink() else folder
     check_replaceable(folder)
+
+    def look(place: Path) -> None:
+        if not place.is_dir():
+            raise UserError(f"{folder}: a file was put there meanwhile, and is not overwritten; move it away")
+        if check is not None:
+            check(place)
+
     with explained(folder):
         make_folder(folder.parent)
         sweep_beside(folder)
-        beside = _beside(folder, os.getpid())
+        beside = name_beside(folder, os.getpid())
         try:
             beside.mkdir()
             yield beside
-            move_into_place(beside, folder)
+            try:
+                if check is None:
+                    _rename_to_free(beside, folder)
+                else:
+                    move_into_place(beside, folder, look)
+            except UserError as error:
+                raise UserError(f"{error}; what was made is kept in {_kept(beside, folder, 'new')}") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def move_into_place(fresh: Path, folder: Path, *, durable: bool = False) -> None:
+def move_into_place(
+    fresh: Path, folder: Path, check: Callable[[Path], None] = lambda place: None, *, durable: bool = False
+) -> None:
     """Let the folder `fresh`, which lies beside it, take the place of another one, if there is one.
 
     That takes two moves. Where the process is killed between them, the old folder lies beside its place, and `sweep`
-    or `sweep_beside` puts it back. `durable`: what is in the new one is on the disk before, and so are the names after.
+    or `sweep_beside` puts it back. `check`: see `whole_folder`. `durable`: what is in the new one is on the disk
+    before, and so are the names after.
     """
-    old = _beside(folder, _OLD)
+    old = name_beside(folder, _OLD)
     if durable:
         for path in (*fresh.rglob("*"), fresh):
             _sync(path)
     if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        check(folder)
+        remove(old)
         os.rename(folder, old)
     try:
-        os.rename(fresh, folder)
-    except OSError:
+        if old.exists():
+            check(old)
+        _rename_to_free(fresh, folder)
+    except Exception as error:
         _put_back(folder)
-        raise
+        if not old.exists():
+            raise
+        # Something else has come there meanwhile: nothing that was ever to be replaced.
+        raise UserError(f"{error}; what lay there before is in {_kept(old, folder, 'old')}") from error
     if durable:
         _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):
+        remove(old)
+
+
+def _rename_to_free(path: Path, folder: Path) -> None:
+    """Rename a folder; the system replaces an empty one by it, and nothing else."""
+    try:
+        os.rename(path, folder)
+    except OSError as error:
+        if error.errno not in _OCCUPIED:
+            raise
+        raise UserError(f"{folder}: something was put there meanwhile, and is not overwritten; move it away") from error
 
 
 def _put_back(folder: Path) -> None:
-    old = _beside(folder, _OLD)
-    if old.exists() and not folder.exists():
-        os.rename(old, folder)
+    old = name_beside(folder, _OLD)
+    if old.exists():
+        with suppress(UserError):
+            _rename_to_free(old, folder)
+
+
+def _kept(path: Path, folder: Path, word: str) -> Path:
+    """Where a folder is that is to stay: beside another, under the first free name such as NAME-new, NAME-new-2."""
+    for number in itertools.count(1):
+        place = folder.with_name(f"{folder.name[:_LONG]}-{word}{f'-{number}' if number > 1 else ''}")
+        if not os.path.lexists(place):
+            os.rename(path, place)
+            break
+    return place
 
 
 def make_folder(folder: Path) -> None:
@@ -155,9 +210,11 @@ def make_folder(folder: Path) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """UserError where `whole_folder` cannot move a folder into this place: the working folder, or one around it."""
+    """UserError where `whole_folder` cannot move a folder into this place: the working folder or one around it, a mount."""
     if Path.cwd().is_relative_to(folder.resolve()):
         raise UserError(f"{folder}: is the folder one works in, or around it; give a new folder below it, or elsewhere")
+    if os.path.ismount(folder):
+        raise UserError(f"{folder}: another disk is mounted there, whose place no folder can take; give one below it")
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
@@ -202,7 +259,7 @@ def sweep(folder: Path) -> None:
     """
     for entry in list(folder.rglob(f".*{PART}")):
         place = entry.with_name(entry.name[1:].removesuffix(f".{_OLD}{PART}"))
-        if entry == _beside(place, _OLD):
+        if entry == name_beside(place, _OLD):
             _put_back(place)
         remove(entry)
 
@@ -213,9 +270,9 @@ def sweep_beside(path: Path) -> None:
     A folder that was to be replaced is put back where nothing has come in its place.
     """
     _put_back(path)
-    for entry in path.parent.glob(glob.escape(_beside(path, "").name.removesuffix(PART)) + f"*{PART}"):
+    for entry in path.parent.glob(glob.escape(name_beside(path, "").name.removesuffix(PART)) + f"*{PART}"):
         process = entry.name.removesuffix(PART).rpartition(".")[2]
-        if entry.name == _beside(path, process).name and process.isdecimal() and not _lives(int(process)):
+        if entry.name == name_beside(path, process).name and process.isdecimal() and not _lives(int(process)):
             remove(entry)
 
 
@@ -275,8 +332,8 @@ def explained(path: Path) -> Iterator[None]:
         raise DiskError(f"{path}: cannot be written ({said.lower()}); free space there, or use another disk") from cause
 
 
-def _beside(path: Path, process: object) -> Path:
-    """Where a process writes: the same disk, a name of its own that is no longer than file systems take."""
+def name_beside(path: Path, process: object) -> Path:
+    """Where a process writes, or locks: the same disk, a name of its own that is no longer than file systems take."""
     name = path.name
     if len(name) > _LONG:
         name = f"{name[: _LONG - 16]}{hashlib.blake2b(on_disk(name), digest_size=8).hexdigest()}"

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from semmae.errors import UserError, reason
+from semmae.errors import UserError, listed, reason
 from semmae.files import Fields, open_regular, read_json, read_text, whole, whole_folder, write_json, write_text
 from semmae.formats.beside import pooling_beside
 from semmae.models.classifier import Classifier
@@ -298,11 +298,15 @@ def _write(
     """A folder of a network: `config` is what timm reads, our section holds the dataclass `spec` and `own`."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; give a folder")
-    known = (WEIGHTS, CONFIG, LEARNED)
-    others = [path.name for path in folder.iterdir() if path.name not in known] if folder.exists() else []
-    if others:
-        raise UserError(f"{folder} holds other files ({others[0]} …); give a new folder, or move them away")
-    with whole_folder(folder) as fresh:
+
+    def check(there: Path) -> None:
+        others = sorted(path.name for path in there.iterdir() if path.name not in (WEIGHTS, CONFIG, LEARNED))
+        if others:
+            raise UserError(f"{folder} holds other files ({listed(others)}); give a new folder, or move them away")
+
+    if folder.exists():
+        check(folder)
+    with whole_folder(folder, check) as fresh:
         save_tensors(network.state_dict(), fresh / WEIGHTS)
         section = {"kind": kind, "spec": asdict(spec), **own, "extra": extra or {}}
         write_json(fresh / CONFIG, {**config, "semmae": section})

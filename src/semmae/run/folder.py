@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from semmae.errors import UserError, listed
-from semmae.files import is_part, make_folder, remove, sweep, write_text
+from semmae.files import is_part, make_folder, name_beside, remove, sweep, write_text
 from semmae.options import VERBS
 from semmae.options.fields import flag, options_of, with_facts
 from semmae.options.shared import NodeOptions, RunOptions
@@ -195,6 +195,21 @@ def _remove_empty(folder: Path) -> None:
 
 
 @contextmanager
+def locked_beside(out: Path) -> Iterator[None]:
+    """The place of a folder that is written beside it, and moved there whole, is this process's alone; what locks it
+    lies beside it too, and goes again.
+    """
+    place = name_beside(out.resolve(), "lock")
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, place)
+        try:
+            stack.enter_context(locked(place))
+        except AtWork:
+            raise _at_work(out) from None
+        yield
+
+
+@contextmanager
 def locked(out: Path, *, shared: bool = False) -> Iterator[None]:
     """The folder is this process's alone, or with `shared` that of others who share it; it is made, and goes again
     where nothing was written to it.
@@ -230,6 +245,9 @@ def _open_locked(path: Path, *, shared: bool) -> Iterator[int]:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # its last owner has removed the folder between the two
+            make_folder(path.parent)
+            continue
         except OSError as error:
             raise UserError(f"{path}: cannot be opened ({error.strerror}); remove it, or use another folder") from error
         with open(descriptor, "a") as file:

@@ -7,6 +7,7 @@ Notable here:
 """
 
 import copy
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,7 +35,7 @@ from semmae.reporting.ending import lines
 from semmae.reporting.model_card import RESULTS, Card, find_run, write_card
 from semmae.reporting.page import read_facts
 from semmae.run.finished import is_written
-from semmae.run.folder import check_inputs
+from semmae.run.folder import check_inputs, locked_beside
 from semmae.run.places import check_place
 
 ABOUT = "export.json"  # what was exported; by it --overwrite knows an export
@@ -46,6 +47,11 @@ def export(options: ExportOptions) -> Path:
     """Write an encoder, with its decoder or the head of a classifier, for timm, MAE, Hugging Face or ONNX."""
     check_values(options)
     _check_request(options)
+    with locked_beside(options.out):
+        return _exported(options)
+
+
+def _exported(options: ExportOptions) -> Path:
     run = find_run(options.encoder)
     subject = _open_subject(options, run.options.get("mask_ratio", _MASK_RATIO) if run else _MASK_RATIO)
     model = subject.model
@@ -64,7 +70,8 @@ def export(options: ExportOptions) -> Path:
     if not options.overwrite and is_written(out / ABOUT, known, "another export", lambda there: _damaged(out, there)):
         say(f"{options.out}: already finished; nothing was written\n{lines(step=_loading(options, asked))}")
         return options.out
-    with whole_folder(options.out) as folder:
+    check = functools.partial(_check_there, options) if options.overwrite else None
+    with whole_folder(options.out, check) as folder:
         facts = write_form(options.to, subject, folder)
         files = {path.name: _file_digest(path) for path in sorted(folder.iterdir())}
         write_json(folder / ABOUT, {**asked, "semmae": version("semmae"), **facts, "files": files})
@@ -103,7 +110,7 @@ def _check_request(options: ExportOptions) -> None:
     if out.suffix in _OF_FILES and not out.is_dir():
         fault = f"is the name of a file, and --to {options.to} writes a folder"
         raise UserError(f"--out {out}: {fault}; use --out {out.with_suffix('')}")
-    _check_there(options)
+    _check_there(options, out)
     writing = WRITINGS[options.to]
     if options.decoder == "with" and writing.decoder == "never":
         others = " or ".join(f"--to {name}" for name, other in WRITINGS.items() if other.decoder != "never")
@@ -118,10 +125,10 @@ def _check_request(options: ExportOptions) -> None:
         raise UserError(f'--to {options.to} needs {" and ".join(missing)}; pip install "semmae[{options.to}]"')
 
 
-def _check_there(options: ExportOptions) -> None:
-    """Refuse a folder that holds anything but an export: only that is replaced."""
+def _check_there(options: ExportOptions, there: Path) -> None:
+    """Refuse what holds anything but an export: only that is replaced. It may have been moved aside."""
     out = options.out
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    names = {path.name for path in there.iterdir()} if there.is_dir() else set()
     foreign = sorted(names - {ABOUT, CARD, *FILES})
     if not names:
         return

@@ -3,6 +3,7 @@
 The folder is written beside its place, and moved there when it is whole; asked for again, it is known by `pack.json`.
 """
 
+import functools
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from semmae.options.values import check_values
 from semmae.progress import say
 from semmae.reporting.ending import lines
 from semmae.run.finished import is_written
-from semmae.run.folder import check_inputs
+from semmae.run.folder import check_inputs, locked_beside
 from semmae.run.places import check_place
 from semmae.shell import command
 
@@ -40,7 +41,12 @@ def pack(options: PackOptions) -> Path:
     check_inputs(options)
     check_place("--out", options.out.absolute().parent, options.out)  # it is written beside its place
     check_replaceable(options.out)
-    _check_there(options)
+    with locked_beside(options.out):
+        return _packed(options)
+
+
+def _packed(options: PackOptions) -> Path:
+    _check_there(options, options.out)
     sets = _open_all(options)
     facts = {
         "images": {name: images.digest for name, images in sets.items()},
@@ -52,7 +58,9 @@ def pack(options: PackOptions) -> Path:
         say(f"{options.out}: already finished; nothing was written\n{lines(step=_next(options))}")
         return options.out
     packing = Packing(options.short_side, options.quality, options.shard_size * 10**6, options.seed)
-    with whole_folder(options.out) as folder:
+    # What is put there meanwhile is the user's: packing takes hours.
+    check = functools.partial(_check_there, options) if options.overwrite else None
+    with whole_folder(options.out, check) as folder:
         written = _write(folder, sets, packing, options.num_workers)
         sizes = {path.name: path.stat().st_size for path, _ in written}
         write_json(folder / ABOUT, {"semmae": version("semmae"), **facts, "shards": sizes})
@@ -120,16 +128,16 @@ def _gains(sets: Mapping[str, ImageSet], packed: int, packing: Packing) -> list[
     return [*shown, f"(decoding: mean of {len(rows)} images, for crops of 224 pixels, on one core)"]
 
 
-def _check_there(options: PackOptions) -> None:
-    """Refuse a folder that holds anything but shards of this verb: only these are replaced."""
+def _check_there(options: PackOptions, there: Path) -> None:
+    """Refuse what holds anything but shards of this verb: only these are replaced. It may have been moved aside."""
     out = options.out
-    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    names = sorted(path.name for path in there.iterdir()) if there.is_dir() else []
     if not names:
         return
     if ABOUT not in names:
         fault = "which --overwrite will not delete" if options.overwrite else "and no shards of semmae pack"
         raise UserError(f"--out {out}: not empty: holds {listed(names)}, {fault}; use another folder")
-    known = {ABOUT, CLASSES, _SKIPPED, *_shards_in(out)}
+    known = {ABOUT, CLASSES, _SKIPPED, *_shards_in(there)}
     foreign = [name for name in names if name not in known]
     if foreign:
         raise UserError(
