@@ -12,7 +12,8 @@ dot: `cat/7.jpg`, `cat/7.cls`. Any other uncompressed tar of images is one too: 
 
 Notable here:
 - nothing is ever unpacked; a name that is absolute or holds `..` is refused all the same;
-- a tar that ends without its mark of the end was cut off, or is damaged there, and is refused;
+- a tar that ends without its mark of the end was cut off, or is damaged there, and is refused; so is one with more
+  behind that mark than writers of tar files put there: another tar, or room that a copy made for what never came;
 - the file of the index holds every shard of a folder that was ever looked at; one that was changed is read anew.
 """
 
@@ -41,10 +42,15 @@ from semmae.progress import Progress
 
 _FORM = 1  # of the file; one of another number is made anew
 _BLOCK = 512  # bytes: tar files are made of such blocks
+# Writers end a tar with two blocks of zeros and fill up its last record with more. Records are of 20 blocks, usually;
+# whoever sets them (`tar --blocking-factor`) takes a power of two, for tapes 1 MiB at most. Of a file of such records
+# its size is a multiple, which that of a file of others hardly is: half a file of zeros is never taken for padding.
+_RECORD, _RECORDS = 20 * _BLOCK, tuple(_BLOCK * 2**power for power in range(5, 12))
 _MOST_LABEL = 2**20  # bytes of a member that holds a label
 _PREFERRED = (".jpg", ".jpeg", ".png", ".webp")
 _LABELS = (".cls", ".json")
 _THREADS = 4  # that read shards at the same time
+_LINKS = "links or devices"  # among endings, what is no file
 _COLUMNS = 3  # of a row: offset, bytes, number of its label or -1
 
 _log = logging.getLogger("semmae")
@@ -67,29 +73,35 @@ def members_of(shards: Sequence[Shard], key: str) -> list[Members]:
     file = None if folder is None else cache_file(folder, f"shards\0{key}")
     known = {} if file is None else _read_index(file)
     unknown = [shard for shard in shards if shard not in known]
+    passed = Counter[str]()
     try:
-        for shard, members in zip(unknown, _all_read(unknown), strict=True):
+        for shard, (members, others) in zip(unknown, _all_read(unknown), strict=True):
             known[shard] = members
+            passed += others
     finally:  # also where one is refused: the others are not read again
         places, current = {shard.place for shard in shards}, set(shards)
         kept = {each: known[each] for each in known if each.place not in places or each in current}
         if file is not None and kept and unknown:
             _write_index(file, kept)
+    if passed:
+        level = logging.WARNING if _LINKS in passed else logging.INFO  # they may be meant as images
+        _log.log(level, "%s: passed over in its shards: %s", named(key), counted(passed))
     return [known[shard] for shard in shards]
 
 
-def _all_read(shards: Sequence[Shard]) -> Iterator[Members]:
+def _all_read(shards: Sequence[Shard]) -> Iterator[tuple[Members, Counter[str]]]:
     with Progress(len(shards), "shards", "indexing") as progress:
         for members in in_threads(_read_shard, shards, _THREADS):
             yield members
             progress.update()
 
 
-def _read_shard(shard: Shard) -> Members:
-    """The images of a shard, by its headers."""
+def _read_shard(shard: Shard) -> tuple[Members, Counter[str]]:
+    """The images of a shard, by its headers, and what else lies there, by its ending."""
     try:
         with open_regular(copied(shard) if shard.remote else Path(shard.place)) as file:
-            return _Reader(shard, file).members()
+            reader = _Reader(shard, file)
+            return reader.members(), reader.passed
     except OSError as error:
         raise UserError(
             f"{named(shard.place)}: cannot be read ({reason(error)}); restore it, or leave it out"
@@ -102,7 +114,6 @@ class _Reader:
     def __init__(self, shard: Shard, file: BinaryIO) -> None:
         self.shard, self.file = shard, file
         self.places: dict[str, tuple[int, int]] = {}  # member → offset, bytes
-        self.links = 0  # and devices, and what else is no file
         self.passed: Counter[str] = Counter()  # what is neither an image nor a label, by its ending
 
     def members(self) -> Members:
@@ -121,24 +132,34 @@ class _Reader:
             label = self._label(name)
             number = -1 if label is None else labels.setdefault(label, len(labels))
             rows[row] = *self.places[name], number
-        if self.links:
-            _log.warning("%s: %d links or devices are passed over: write files", named(self.shard.place), self.links)
-        if self.passed:
-            _log.debug("%s: passed over: %s", self.shard.place, counted(self.passed))
         return Members(Names(images), rows, tuple(labels))
 
     def _read_headers(self) -> None:
         with tarfile.open(fileobj=self.file, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else each would be kept
+                if member.size < 0:
+                    raise self._fault(f"damaged: {shown(member.name)} has {member.size} bytes")
                 if member.isreg() and not member.issparse():
                     self._take(member)
                 elif not member.isdir():
-                    self.links += 1
+                    self.passed[_LINKS] += 1
             end = tar.offset
+        self._check_end(end)
+
+    def _check_end(self, end: int) -> None:
+        """Refuse what ends otherwise than writers of tar files end it, from its last member on."""
         self.file.seek(end)
-        if self.file.read(_BLOCK) != bytes(_BLOCK):
-            raise self._fault(f"cut off, or damaged, behind byte {end} of {self.shard.size}")
+        rest, size = self.file.read(_RECORDS[-1] + 2 * _BLOCK), self.shard.size
+        if rest[:_BLOCK] != bytes(_BLOCK):
+            raise self._fault(f"cut off, or damaged, behind byte {end} of {size}")
+        zeros = len(rest) - len(rest.lstrip(b"\0"))
+        if zeros < len(rest):
+            fault = f"ends at byte {end} of {size}, and more lies behind, from byte {end + zeros} on"
+            raise self._fault(fault, "fetch it again, or write each tar to a file of its own")
+        padding = size - end - 2 * _BLOCK
+        if not (padding < _RECORD or any(padding < record and size % record == 0 for record in _RECORDS)):
+            raise self._fault(f"cut off: zeros alone from byte {end} of {size}, more than the end of a tar has")
 
     def _take(self, member: tarfile.TarInfo) -> None:
         name = member.name
@@ -163,9 +184,8 @@ class _Reader:
             if "." not in rest and (other is None or _rank(name) < _rank(other)):
                 first[key] = name
         chosen = [name for name in pictures if first.get(_key(name)[0], name) == name]
-        self.passed.update(ending(name) for name in self.places if not name.endswith(_LABELS))
-        self.passed.subtract(map(ending, chosen))
-        self.passed = +self.passed
+        taken = {*chosen, *(name for name in self.places if name.endswith(_LABELS))}
+        self.passed.update(ending(name) for name in self.places if name not in taken)
         return chosen
 
     def _label(self, image: str) -> str | None:
@@ -260,15 +280,18 @@ def _indexed(file: BinaryIO) -> Iterator[tuple[Shard, Members]]:
         raise ValueError("it is of another version")
     facts, rows = array(np.int64, 5).astype(np.int64), array(np.int64, _COLUMNS).astype(np.int64)
     names, images, labels = texts(), texts(), texts()
-    if [len(names), len(images), len(labels)] != [2 * len(facts), len(rows), facts[:, 4].sum()]:
+    counts = [sum(facts[:, column].tolist()) for column in (3, 4)]  # Python's own numbers, which do not overflow
+    if [2 * len(facts), len(rows), *counts] != [len(names), len(images), len(rows), len(labels)]:
         raise ValueError("its parts are of different lengths")
-    if len(rows) != facts[:, 3].sum() or (facts[:, 3:] < 0).any():
-        raise ValueError("its parts are of different lengths")
+    if (facts[:, [0, 3, 4]] < 0).any():
+        raise ValueError("it counts below 0")
     row, label = 0, 0
     for number, (size, stamp, remote, count, classes) in enumerate(facts.tolist()):
         shard = Shard(names[2 * number], names[2 * number + 1], size, stamp, bool(remote))
         own = rows[row : row + count]
-        if (own[:, :2] < 0).any() or (own[:, 0] + own[:, 1] > size).any() or (own[:, 2] >= classes).any():
+        # Subtracted, because a sum may overflow.
+        outside = (own[:, :2] < 0).any() or (own[:, 0] > size - own[:, 1]).any()
+        if outside or (own[:, 2] < -1).any() or (own[:, 2] >= classes).any():
             raise ValueError(f"it names places outside of {shard.name}")
         yield shard, Members(images[row : row + count], own, tuple(labels[label : label + classes]))
         row, label = row + count, label + classes
