@@ -18,6 +18,8 @@ import semmae.reporting.run_page
 from semmae.cli import run
 from semmae.options import VERBS, kind_of
 from semmae.options.fields import command_options, flag, options_of
+from semmae.options.pretrain import PretrainOptions
+from semmae.run.config import check_resumed
 from semmae.run.signals import Interrupted
 
 SIZES = [*tiny.SMALL, "--epochs", "1"]
@@ -184,6 +186,12 @@ def test_a_resumed_run_keeps_its_options(
     option, value = arguments.split()
     with refused("began with"):
         semmae.pretrain(out=whole_run, resume=True, **{option[2:]: int(value) if value.isdigit() else value})
+
+
+def test_sizes_are_shown_as_they_are_given(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("verb: pretrain\ndata: photos\nimage_size: [48, 32]\n")
+    with refused("--image-size 32 48:", "began with 48 32;"):
+        check_resumed(PretrainOptions(data="photos", out=tmp_path, image_size=(32, 48), resume=True))
 
 
 def test_options_beside_a_configuration_win(whole_run: Path) -> None:

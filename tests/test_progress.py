@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from semmae.data.shard_places import named
+from semmae.errors import listed
+from semmae.names import shown
 from semmae.progress import ESCAPED, Progress, held, logged, quiet, shown_rate, write
 
 
@@ -127,6 +130,26 @@ def test_a_log_begins_with_what_was_logged_before_it_was_opened(tmp_path: Path) 
     given = {name: [line.split()[-1] for line in (tmp_path / name).read_text().splitlines()] for name in "abc"}
     assert given == {"a": ["before", "meanwhile"], "b": ["between", "both"], "c": ["both"]}
     assert log.handlers == []
+
+
+COMMANDS = [*map(chr, range(32)), "\x7f", *map(chr, range(0x80, 0xA0)), "\u2028", "\u202e", "\u2066"]
+
+
+def test_nothing_that_is_written_commands_a_terminal(tmp_path: Path) -> None:
+    """But for the ends of our own lines; and no name makes a second one."""
+    evil = "".join(f"a{each}b" for each in COMMANDS) + "ö\u3000\udcff"
+    stream, log = io.StringIO(), logging.getLogger("semmae")
+    write(stream, evil + "\n")
+    with logged(tmp_path / "log"):
+        log.warning("%s: %s, %s, %s", Path(evil), listed([evil]), shown(evil), named(evil))
+        log.warning("%s", evil)
+        log.warning("%(name)s", {"name": evil})
+        log.warning(evil)
+    lines = (tmp_path / "log").read_bytes().decode().split("\n")
+    assert len(lines) == 1 + 3 * evil.count("\n") + 4 and lines[0].count(r"a\nb") == 4 and "ö\u3000" in lines[0]
+    for text in ("".join(lines), stream.getvalue().replace("\n", "")):
+        assert not {*COMMANDS} & {*text} and r"a\x9bb" in text and r"a\u202eb" in text
+    assert stream.getvalue().count("\n") == evil.count("\n") + 1
 
 
 @pytest.mark.parametrize("closed", [False, True])

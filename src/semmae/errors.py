@@ -1,9 +1,12 @@
 """What ends a command in one line: the user's to mend, or the machine's; and the near misses that a message names."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _LONGEST = 120  # letters of one of several names, which may come from a file
+# What moves the cursor, colours or hides text, or turns it round (Unicode's marks of direction), and ends of lines.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _FEW = 20  # names that a message can list without hiding the fault; the verbs are fewer
 
 
@@ -38,7 +41,13 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(every[:most]) + (f" and {left} more" if left > 0 else "")
 
 
+def escaped(text: str, keep: str = "") -> str:
+    """Text with escapes in place of what would command a terminal, but for what is to be kept, as ends of lines are."""
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
 def _cut(text: str) -> str:
+    text = escaped(text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

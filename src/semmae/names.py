@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from semmae.errors import UserError, reason
+from semmae.errors import UserError, escaped, one_line, reason
 
 _MOST_NAMES = 100_000  # that one pattern with braces stands for
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -102,7 +102,7 @@ def _check_count(count: int, pattern: str) -> None:
 def shown(value: Any) -> str:
     """A value as a message shows it: at most 80 characters."""
     try:
-        text = repr(value)
+        text = escaped(one_line(repr(value)))  # that of a text is so already, that of an array has lines
     except ValueError:  # Python writes no integer of more than some thousand digits
         text = f"an integer of {int(value).bit_length()} bits"
     return text if len(text) <= 80 else f"{text[:77]}…"

@@ -3,11 +3,13 @@
 Notable here:
 - no work is lost to its display: a stream that was closed, or whose reader has gone, is written to no more; a letter
   that its encoding lacks is shown as an escape;
+- names come from strangers: whatever in them would command a terminal is shown as an escape too, here and in logs;
 - nothing is written in the first two seconds; then a terminal has one line, rewritten in place, and a log file one a
   minute and one at the end.
 """
 
 import codecs
+import copy
 import logging
 import os
 import re
@@ -15,9 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
+
+from semmae.errors import escaped
 
 SILENT_SECONDS = 2.0
 TERMINAL_SECONDS = 0.2  # between two rewritings of the line on a terminal
@@ -35,10 +39,11 @@ def say(text: str) -> None:
     write(sys.stdout, text + "\n")
 
 
-def write(stream: TextIO | None, text: str) -> None:
-    """Write at once to stdout or stderr, whoever reads it, if anybody does."""
+def write(stream: TextIO | None, text: str, begin: str = "") -> None:
+    """Write at once to stdout or stderr, whoever reads it, if anybody does; `begin` may move the cursor first."""
     if stream is None:  # was closed before Python began
         return
+    text = begin + escaped(text, keep="\n")
     try:
         stream.write(text if getattr(stream, "errors", None) == ESCAPED else _plain(text, stream))
         stream.flush()
@@ -130,7 +135,7 @@ class _Held(logging.Handler):
 def logged(path: Path) -> Iterator[None]:
     """Append to a file what semmae logs meanwhile, with the time; what was `held` before goes first."""
     handler = _LogFile(path, encoding="utf-8", errors=ESCAPED)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
     for keeper in _log.handlers:
         if isinstance(keeper, _Held):
             for record in keeper.records:
@@ -142,6 +147,17 @@ def logged(path: Path) -> Iterator[None]:
     finally:
         _log.removeHandler(handler)
         handler.close()
+
+
+class LogFormatter(logging.Formatter):
+    """Formats records so that no name in them commands a terminal, and no path begins a line of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        given = record.args
+        if isinstance(given, tuple):
+            record = copy.copy(record)  # others format it, too
+            record.args = tuple(escaped(str(each)) if isinstance(each, PurePath) else each for each in given)
+        return escaped(super().format(record), keep="\n")
 
 
 class _LogFile(logging.FileHandler):
@@ -240,7 +256,7 @@ class Progress:
         assert self._stream is not None, "Progress is used inside its `with` block"
         line = self.line
         start = "\r" if self._terminal else ""
-        write(self._stream, start + line.ljust(self._width if self._terminal else 0) + end)
+        write(self._stream, line.ljust(self._width if self._terminal else 0) + end, begin=start)
         self._written, self._width = self._clock(), len(line)
 
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -269,6 +270,18 @@ def test_a_member_of_negative_size_is_refused(tmp_path: Path, jpeg: Jpeg, kind: 
     path.write_bytes(content)
     with refused(path, "h.jpg", -1024):
         open_source(path)
+
+
+def test_a_strangers_name_is_no_line_and_no_command_of_a_terminal(tmp_path: Path, jpeg: Jpeg) -> None:
+    name = "a\nsemmae: fake\x1b[31m\x9b.jpg"
+    write_tar(tmp_path / "x.tar", {name: b"no image"} | {f"{row}.jpg": jpeg(row) for row in range(40)})
+    write_tar(tmp_path / "y.tar", {name: b"no image"})
+    for data, code in (("x.tar", 0), ("y.tar", 2)):
+        command = [sys.executable, "-m", "semmae", "pack", "--data", data, "--out", f"{data}-packed", "--workers", "1"]
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        said = found.stdout + found.stderr
+        assert found.returncode == code and r"\nsemmae: fake\x1b[31m\x9b.jpg" in found.stderr, said
+        assert not {"\x1b", "\x9b"} & {*said} and "\nsemmae: fake" not in said
 
 
 # The index

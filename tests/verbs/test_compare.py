@@ -21,11 +21,10 @@ from semmae.data.loaders import CropDataset
 from semmae.data.manifest import open_images
 from semmae.formats.folders import digest
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.options.compare import PART_KINDS, CompareOptions
+from semmae.options.compare import PART_KINDS, CompareOptions, share_of
 from semmae.options.pretrain import PretrainOptions
 from semmae.run.folder import foreign_files, turn
 from semmae.train.summary import summarised
-from semmae.verbs.compare import share_of
 from semmae.verbs.rows import rows_of
 from semmae.verbs.shared_stages import Stages
 
@@ -273,9 +272,11 @@ def test_a_wrong_grid_is_refused(grid: str, facts: tuple[str, ...], tmp_path: Pa
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2", ""])
-def test_a_wrong_share_is_refused(part: str) -> None:
+def test_a_wrong_share_is_refused_also_of_a_finished_comparison(part: str, drawn: Path, whole: Path) -> None:
     with refused("--part", part):
         share_of(part)
+    with refused("--part", part):
+        compare(drawn, whole, part=part)
     assert (share_of(None), share_of("2/4")) == ((0, 1), (1, 4))
 
 

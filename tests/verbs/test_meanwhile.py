@@ -1,4 +1,4 @@
-"""`pack` and `export` write a folder for hours: what others put in its place meanwhile, and two at once on one place."""
+"""`pack` and `export` may write for hours: what others put in the place meanwhile, and two at once on one place."""
 
 import time
 from collections.abc import Callable, Iterator

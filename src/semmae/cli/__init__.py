@@ -19,7 +19,7 @@ from semmae.cli.faults import machine_fault, message
 from semmae.errors import UserError, near
 from semmae.names import shown
 from semmae.options import VERBS, kind_of
-from semmae.progress import ESCAPED, say, silence, write
+from semmae.progress import ESCAPED, LogFormatter, say, silence, write
 from semmae.run.ranks import is_rank_zero
 from semmae.run.signals import Interrupted, stoppable
 from semmae.shell import command
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _open_streams()
     console = _Console()
     console.setLevel(logging.INFO)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[console])
+    console.setFormatter(LogFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[console])
     logging.getLogger("semmae").setLevel(logging.DEBUG)  # train.log holds more than the console shows
     code = run(arguments)
     for stream in (sys.stdout, sys.stderr):  # what libraries have printed there

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from semmae.data.checked import cache_folder
 from semmae.data.workers import in_threads
-from semmae.errors import DiskError, UserError, listed, reason
+from semmae.errors import DiskError, UserError, escaped, listed, reason
 from semmae.files import make_folder, remove, sweep_beside, whole
 from semmae.names import braced, bytes_shown, on_disk, shown
 
@@ -67,6 +67,7 @@ def local_shards(root: Path, names: Sequence[str], data: str) -> list[Shard]:
 
 def named(place: str) -> str:
     """A path or an address as a message shows it: its end is what distinguishes shards."""
+    place = escaped(place)
     return place if len(place) <= 255 else f"{place[:77]}…{place[-77:]}"
 
 

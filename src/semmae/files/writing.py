@@ -210,7 +210,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """UserError where `whole_folder` cannot move a folder into this place: the working folder or one around it, a mount."""
+    """UserError where `whole_folder` cannot move a folder to: a mount, the working folder or one around it."""
     if Path.cwd().is_relative_to(folder.resolve()):
         raise UserError(f"{folder}: is the folder one works in, or around it; give a new folder below it, or elsewhere")
     if os.path.ismount(folder):

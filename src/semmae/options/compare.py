@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semmae.errors import UserError
+from semmae.names import shown
 from semmae.options import pretrain
 from semmae.options.fields import again, option
 from semmae.options.pretrain import PretrainOptions
@@ -18,6 +20,16 @@ PART_KINDS = {
     "annotations": "the true parts of --masks",
 }
 MEASURES = ("knn", "probe", "finetune", "segment", "parts")
+
+
+def share_of(part: str | None) -> tuple[int, int]:
+    """Which of how many shares of the runs are made here, from 0 on."""
+    if part is None:
+        return 0, 1
+    index, slash, count = part.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count) <= 10**6):
+        raise UserError(f"--part {shown(part)}: must be which of how many, such as 2/4")
+    return int(index) - 1, int(count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +60,7 @@ steps."""
     masks: Path | None = option(None, reads="annotations", on_resume="more")
     """Folder of PNG annotations of the images: for rows of true parts, part quality and segmentation; default: where \
 --data holds images and annotations side by side, those."""
-    part: str | None = option(None, control=True, on_resume="free", excludes=("overwrite",))
+    part: str | None = option(None, control=True, on_resume="free", excludes=("overwrite",), check=share_of)
     """Which share of the runs this process makes, such as 2/4: of four that are given the same --out, the second."""
     masking: str = again(PretrainOptions, "masking", dropped=True)
     devices: int = again(PretrainOptions, "devices", dropped=True)

@@ -7,7 +7,7 @@ lr: float = option(1e-3, low=0, high=1000)
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -56,6 +56,9 @@ class Facts:
     objects: bool = False  # a Python call may give an object that config.yaml cannot hold
     function: bool = False  # a Python call may give a function, which is kept as `package.module:name`
     python: bool = False  # it is of the Python call alone
+    check: Callable[[Any], object] | None = (
+        None  # raises UserError for a value of the right kind that is none of its own
+    )
     several: bool = False  # takes several words, or a list: a text, divided by commas
     dropped: bool = False  # of a base class, and no option of this one: it keeps its default
 

@@ -33,6 +33,8 @@ def check_value(option: Option, value: Any) -> None:
     if not _is_object(option, value):
         _check_kind(option, value)
     _check_limits(option, value)
+    if option.facts.check is not None:
+        option.facts.check(value)
 
 
 def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
@@ -85,7 +87,7 @@ def _given_as(option: Option, value: Any) -> str:
 
 def as_given(value: Any) -> str:
     """A value as a message shows it behind its option."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list) and value and all(isinstance(side, int) for side in value):  # from YAML, a list
         return size_text(value)
     return value if isinstance(value, str) else str(value) if isinstance(value, Path) else shown(value)
 

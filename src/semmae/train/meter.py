@@ -224,7 +224,10 @@ class Meter(pl.Callback):
             f"{shown_rate(metrics['images_per_s'])} images/s, {metrics['data_wait']:.0%} waiting for data, "
             f"{left / 60:.1f} min left"
         )
-        write(sys.stderr, f"\r{line:<100}" + ("\n" if ended else "") if terminal else line + "\n")
+        if terminal:
+            write(sys.stderr, f"{line:<100}" + ("\n" if ended else ""), begin="\r")
+        else:
+            write(sys.stderr, line + "\n")
         if ended:
             _log.debug("%s", line)
 

@@ -27,13 +27,13 @@ from semmae.data.splits import TRAIN, side_by_side
 from semmae.data.token_store import FILE
 from semmae.errors import UserError
 from semmae.files import discard, read_json, remove, write_json, write_text
-from semmae.names import shown, user_path
-from semmae.options.compare import CompareOptions
+from semmae.names import user_path
+from semmae.options.compare import CompareOptions, share_of
 from semmae.options.fields import flag, is_given, options_of, shared
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import OWN_TEACHER
-from semmae.options.values import check_given
+from semmae.options.values import as_given, check_given
 from semmae.reporting.comparison import write_end
 from semmae.reporting.page import FIGURES
 from semmae.reporting.run_page import write_report
@@ -92,16 +92,6 @@ def compare(options: CompareOptions) -> Path:
             write_end(options.out, records(jobs), about(own, images, measures))
             write_report(options.out)
     return options.out
-
-
-def share_of(part: str | None) -> tuple[int, int]:
-    """Which of how many shares of the runs are made here, from 0 on."""
-    if part is None:
-        return 0, 1
-    index, slash, count = part.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count) <= 10**6):
-        raise UserError(f"--part {shown(part)}: must be which of how many, such as 2/4")
-    return int(index) - 1, int(count)
 
 
 def with_annotations(options: CompareOptions) -> CompareOptions:
@@ -177,7 +167,7 @@ def check_alike(options: CompareOptions, job: Job, stages: Stages) -> None:
         if was.get(name) == value:
             continue
         raise UserError(
-            f"row {job.row.name}: {flag(name)} {shown(value)}: {job.out} was made with {shown(was.get(name))}; "
+            f"row {job.row.name}: {flag(name)} {as_given(value)}: {job.out} was made with {as_given(was.get(name))}; "
             "name the row anew, or use another --out"
         )
 
