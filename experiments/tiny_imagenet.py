@@ -67,10 +67,8 @@ def main() -> None:
     ]
     masks = [RANDOM, *best, SEMANTIC]  # the pair that counts is whole first
     tokens = [of_tokens(row) for row in masks]
-    steps = [
-        ([*masks, *tokens], 1), ([*masks, *tokens], 2), ([RANDOM, *OTHERS, RATIO], 2), (masks, 5), ([RANDOM, *tokens], 3)
-    ]  # fmt: skip
-    if all(step(*each) for each in steps):
+    both, others = [*masks, *tokens], [RANDOM, *OTHERS, RATIO]
+    if all(step(*each) for each in ((both, 1), (both, 2), (others, 2), (masks, 5), ([RANDOM, *tokens], 3))):
         print("all runs are there")
 
 
