@@ -53,7 +53,7 @@ def packed(sizes: Sizes, folder: Path) -> ImageSet:
     packing = Packing(256, 90, _SHARD, seed=0)
     written = write_shards(place, "shards", photos(sizes, folder), None, packing, threads=usable_cores())
     for number in range(len(written), sizes.copies * len(written)):
-        os.link(written[number % len(written)][0], place / f"shards-{number:06}.tar")
+        os.link(written[number % len(written)].path, place / f"shards-{number:06}.tar")
     return open_images(place, check="none")
 
 
