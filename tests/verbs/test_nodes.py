@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from semmae.run import ranks
 from semmae.run.ranks import check_processes, is_rank_zero, present, sharing, take_rank
 from semmae.train.frozen import usual_device
-from semmae.train.nodes import accelerator, cluster
+from semmae.train.hardware import accelerator, cluster
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "MASTER_ADDR", "SLURM_JOB_NAME",
         "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID")  # fmt: skip
