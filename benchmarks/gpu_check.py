@@ -5,10 +5,15 @@
 It needs nothing but a checkout and what the package requires; peers that are not installed are left out. Images are
 drawn. Without a GPU, or with `--tiny`, everything is tiny, and shows that the script works.
 
-Each section has seconds of its own and runs in a process that is stopped when these are over; a fault ends a section,
-not the rest. Those for which no time is left are skipped: `--only` runs them another time. Every figure is printed as
-one line of JSON as soon as it is there, and is by then in `DIR/gpu_check.json` with all before it. The last lines are
-goals: met, missed, or open where nothing was measured. It ends with 1 where a section failed.
+Each section has a share of the seconds and runs in a process that is stopped when these are over; a fault ends a
+section, not the rest. What a section leaves of its share goes to those after it: of the last ones, above all the peers,
+that may be too little, and `--only peers --out OTHER` gives them all of it. Every figure is printed as one line of JSON
+as soon as it is there, and is by then in `DIR/gpu_check.json` with all before it. Then come the goals: met, missed, or
+open where nothing was measured.
+
+The last line names what was missed, what stays open, and the sections that failed, were stopped or skipped; its code is
+how the script ends: 0 all is done, and on a GPU every goal of these sections is met; 3 a goal is missed, something is
+wrong or too slow; 1 no goal is missed, but not all was measured; 2 the arguments are wrong.
 """
 
 import argparse
@@ -25,29 +30,36 @@ from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
-# In the order in which they run, what matters most first; and the most seconds of each.
+from gpu_goals import Line, Lines, ending, goals
+
+
+class Section(NamedTuple):
+    """What finds something, as a generator of lines."""
+
+    function: str  # MODULE:NAME. Imported by the process that runs it: this one must not begin with the GPU
+    seconds: int  # its share of 560; what it takes on an H100 or H200, as calculated, most of it for compiling
+
+
+# In the order in which they run: what nothing but a GPU can show comes first.
 SECTIONS = {
-    "facts": 20,
-    "products": 20,
-    "losses": 45,
-    "waits": 60,
-    "steps": 170,
-    "command": 170,
-    "peers": 130,
-    "profile": 40,
-    "checkpointing": 50,
-    "labelling": 30,
-    "neighbours": 30,
-    "loading": 60,
-    "sharing": 100,
+    "facts": Section("gpu_steps:facts", 10),
+    "products": Section("gpu_steps:products", 10),
+    "losses": Section("gpu_steps:losses", 25),
+    "waits": Section("gpu_waits:waits", 40),
+    "steps": Section("gpu_steps:steps", 140),
+    "sharing": Section("gpu_steps:sharing", 55),
+    "command": Section("gpu_runs:command", 120),
+    "loading": Section("gpu_runs:loading", 30),
+    "checkpointing": Section("gpu_steps:checkpointing", 35),
+    "profile": Section("gpu_steps:profile", 15),
+    "neighbours": Section("gpu_runs:neighbours", 10),
+    "labelling": Section("gpu_runs:labelling", 15),
+    "peers": Section("gpu_steps:peers", 50),
 }
-_LEAST = 10  # seconds left in which a section is still begun
-IMAGES_PER_S, FASTER, FED = 4500, 1.5, 0.9  # of ViT-B/16 on one H100; than each peer; share with packed shards
-
-Line = dict[str, Any]
-Lines = dict[str, list[Line]]
+_END = 20  # seconds in which a process that is killed ends; longer only where its driver hangs
 
 
 def main() -> int:
@@ -58,21 +70,26 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), default=tuple(SECTIONS), help="sections to run")
     parser.add_argument("--tiny", action="store_true", help="sizes that show that the script works, as without a GPU")
     options = parser.parse_args()
+    path = options.out / "gpu_check.json"
+    if not options.seconds > 0:
+        parser.error(f"--seconds {options.seconds:g}: must be above 0")
+    if path.exists():
+        parser.error(f"--out {options.out}: holds gpu_check.json of an earlier run, which stays; give another folder")
     _find_package()
     options.out.mkdir(parents=True, exist_ok=True)
-    report = Report(options.out / "gpu_check.json")
+    report, left = Report(path), list(dict.fromkeys(options.only))
     end = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder, Worker(options.tiny, Path(folder)) as worker:
-        for name in options.only:
-            left = end - time.monotonic()
-            if left < _LEAST:
-                report.add(name, {"state": "skipped: no time is left"})
-                continue
-            for line in worker.lines(name, SECTIONS[name], left):
+        while left:
+            share = SECTIONS[left[0]].seconds / sum(SECTIONS[name].seconds for name in left)
+            name = left.pop(0)
+            for line in worker.lines(name, end, share):
                 report.add(name, line)
     for goal in goals(report.lines, big=not worker.tiny):
         report.add("goals", goal)
-    return int(report.failed)
+    last = ending(report.lines, big=not worker.tiny)
+    report.add("ending", last)
+    return int(last["code"])
 
 
 def _find_package() -> None:
@@ -98,11 +115,6 @@ class Report:
         beside.write_text(json.dumps({"benchmark": "gpu_check", "sections": self.lines}, indent=1) + "\n")
         beside.replace(self._path)
 
-    @property
-    def failed(self) -> bool:
-        """Whether a section ended in a fault."""
-        return any("failed" in line.get("state", "") for lines in self.lines.values() for line in lines)
-
 
 class Worker:
     """A process that runs sections, one after the other; a new one where one was stopped or has failed."""
@@ -121,15 +133,18 @@ class Worker:
         self._stop()
         signal.signal(signal.SIGTERM, self._before)
 
-    def lines(self, section: str, seconds: float, left: float) -> Iterator[Line]:
-        """What a section finds, and last its "state": in its `seconds`, which are no more than are `left` of all."""
-        end = time.monotonic() + left
+    def lines(self, section: str, end: float, share: float) -> Iterator[Line]:
+        """What a section finds, and last its "state": in its share of the time until the end, once it can begin."""
+        if time.monotonic() >= end:
+            yield {"state": "skipped: no time is left"}
+            return
         try:
             if self._process is None:
                 self._start()
                 self.tiny = self._next(end)["tiny"]
             if not self.tiny:
-                end = min(end, time.monotonic() + seconds)
+                now = time.monotonic()
+                end = now + share * max(0.0, end - now)
             self._pipe.send(section)
             line: Line = {}
             while "state" not in line:
@@ -163,14 +178,13 @@ class Worker:
             with suppress(ProcessLookupError, PermissionError):  # it has ended, or not yet begun
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
-            self._process.join()
+            self._process.join(_END)
             self._process = None
 
 
 def _serve(pipe: Connection, tiny: bool, folder: Path) -> None:
     os.setpgrp()  # whatever it starts ends with it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    import gpu_runs
     import gpu_steps
 
     sizes = gpu_steps.sizes_here(tiny)
@@ -181,41 +195,13 @@ def _serve(pipe: Connection, tiny: bool, folder: Path) -> None:
         except EOFError:
             return
         try:
-            section = getattr(gpu_steps, name, None) or getattr(gpu_runs, name)
-            for line in section(sizes, folder):
+            for line in resolve_name(SECTIONS[name].function)(sizes, folder):
                 pipe.send(line)
+            gpu_steps.with_nothing()  # memory that torch keeps would lack the processes that the next one starts
             pipe.send({"state": "done"})
         except Exception as error:
             traceback.print_exc()
             pipe.send({"state": f"failed: {type(error).__name__}: {error}"})
-
-
-def goals(lines: Lines, big: bool) -> Iterator[Line]:
-    """What was wanted of a GPU of the H100's class, what was found, and whether that is enough; open unless `big`."""
-
-    def found(section: str) -> list[Line]:
-        return [line for line in lines.get(section, []) if "state" not in line]
-
-    base = [line for line in found("steps") if line["model"] == "vit_base" and line["compiled"]]
-    steps = [line for line in base if not line.get("bf16_residual")]  # as it is by default
-    best = max((line["images_per_s"] for line in steps), default=None)
-    waits = [line["waits"] for line in found("waits") if line["task"].startswith("pretrain")]
-    yield _goal("images/s of ViT-B/16, compiled", best, IMAGES_PER_S, big)
-    counted = None if not waits or None in waits else sum(waits)
-    yield _goal("waits for the device in steps of pretrain", counted, 0, big, most=True)
-    ratios = {name: ratio for line in found("peers") if line.get("compiled") for name, ratio in line["ratios"].items()}
-    for peer in ("transformers", "lightly"):
-        yield _goal(f"times as fast as {peer}, both compiled", ratios.get(peer), FASTER, big)
-    fed = next((line for line in found("command") if "images_per_s" in line), {})
-    same = [line["images_per_s"] for line in steps if line["batch"] == fed.get("batch")]
-    share = round(fed["images_per_s"] / same[0], 3) if same else None
-    yield _goal("of these images/s by the command, from packed shards", share, FED, big)
-
-
-def _goal(goal: str, found: float | None, wanted: float, big: bool, most: bool = False) -> Line:
-    enough = found is not None and (found <= wanted if most else found >= wanted)
-    verdict = "open" if found is None or not big else "met" if enough else "missed"
-    return {"goal": goal, "found": found, "wanted": f"{'at most' if most else 'at least'} {wanted}", "verdict": verdict}
 
 
 if __name__ == "__main__":

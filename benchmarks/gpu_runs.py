@@ -7,11 +7,14 @@ import copy
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,16 @@ from torch.nn import functional
 
 from semmae.cli import run
 from semmae.cores import usable_cores
-from semmae.data.loaders import CropDataset, make_loader, normalise
+from semmae.data.loaders import CropDataset, make_loader, normalise, picture_bytes
 from semmae.data.manifest import ImageSet, open_images
 from semmae.data.packing import Packing, write_shards
+from semmae.data.workers import plan
 from semmae.evaluation.knn import knn_accuracy
 from semmae.labels.blocks import compute_labels
 from semmae.models.parts import PartLearner, PartsSpec
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.knn import KnnRecipe
+from semmae.train.meter import LOG_EVERY
 
 _SHARD = 16 * 10**6  # bytes
 _GRID = 28
@@ -42,19 +47,32 @@ _ENDING = 120  # seconds in which the command is to end when it is asked to
 @cache
 def photos(sizes: Sizes, folder: Path) -> ImageSet:
     """JPEG files as large as ImageNet's."""
-    return open_images(draw_photos(folder / "photos", sizes.photos, *sizes.photo), check="none")
+    place = whole(folder / "photos", lambda beside: draw_photos(beside, sizes.photos, *sizes.photo))
+    return open_images(place, check="none")
 
 
 @cache
 def packed(sizes: Sizes, folder: Path) -> ImageSet:
     """The same photos in shards, several times over."""
-    place = folder / "packed"
-    place.mkdir()
-    packing = Packing(256, 90, _SHARD, seed=0)
-    written = write_shards(place, "shards", photos(sizes, folder), None, packing, threads=usable_cores())
-    for number in range(len(written), sizes.copies * len(written)):
-        os.link(written[number % len(written)][0], place / f"shards-{number:06}.tar")
-    return open_images(place, check="none")
+
+    def pack(place: Path) -> None:
+        place.mkdir()
+        packing = Packing(256, 90, _SHARD, seed=0)
+        written = write_shards(place, "shards", photos(sizes, folder), None, packing, threads=usable_cores())
+        for number in range(len(written), sizes.copies * len(written)):
+            os.link(written[number % len(written)].path, place / f"shards-{number:06}.tar")
+
+    return open_images(whole(folder / "packed", pack), check="none")
+
+
+def whole(place: Path, make: Callable[[Path], object]) -> Path:
+    """A folder, which another process may have made before, or begun with when its time was over."""
+    if not place.exists():
+        beside = place.with_suffix(".part")
+        shutil.rmtree(beside, ignore_errors=True)
+        make(beside)
+        beside.rename(place)
+    return place
 
 
 def command(sizes: Sizes, folder: Path) -> Figures:
@@ -81,16 +99,22 @@ def command(sizes: Sizes, folder: Path) -> Figures:
     before = next(line["loss"] for line in reversed(again["lines"]) if line["step"] <= sizes.stops[0])
     yield {
         "resumed": True,
-        "in_order": numbers == sorted(set(numbers)) and numbers[-1] >= sizes.stops[1],
+        "misplaced": misplaced(numbers),
         "loss_before": before,
         "loss_after": again["lines"][-1]["loss"],
         **{name: again[name] for name in ("code", "begun_s", "ended_s")},
     }
 
 
+def misplaced(steps: list[int]) -> int:
+    """Reports that do not follow on the one before them: two intervals at most, for one is cut off by SIGTERM."""
+    return sum(not 0 < after - before <= 2 * LOG_EVERY for before, after in pairwise([0, *steps]))
+
+
 def most_workers(sizes: Sizes) -> int:
-    """As many as the cores allow, of those that are asked for."""
-    return min(sizes.workers[-1], max(1, usable_cores() - 1))
+    """As many as the cores allow, and shared memory for the command's batches, of those that are asked for."""
+    asked = min(sizes.workers[-1], max(1, usable_cores() - 1))
+    return plan(asked, sizes.batches[0] * picture_bytes(sizes.size))[0]
 
 
 def interrupted(words: list[str], out: Path, step: int, afresh: bool) -> dict[str, Any]:
@@ -111,6 +135,7 @@ def interrupted(words: list[str], out: Path, step: int, afresh: bool) -> dict[st
         time.sleep(0.1)
     ended = time.monotonic() - asked
     if process.exitcode != 128 + signal.SIGTERM:
+        process.kill()  # where it has not ended
         raise RuntimeError(f"asked to end, the command's code is {process.exitcode}: {said.read_text()[-2000:]}")
     seconds = {"begun_s": round(begun, 1), "ended_s": round(ended, 1)}
     return {"lines": metrics(path), "code": process.exitcode, **seconds}
@@ -139,22 +164,26 @@ def loading(sizes: Sizes, folder: Path) -> Figures:
     few = sorted({numbers[0], numbers[-1]})
     for name, images, each in (("packed", packed(sizes, folder), numbers), ("files", photos(sizes, folder), few)):
         for workers in each:
-            yield {"from": name, "workers": workers, "images_per_s": loaded(sizes, images, workers)}
+            loading, images_per_s = loaded(sizes, images, workers)
+            yield {"from": name, "workers": loading, "images_per_s": images_per_s}
 
 
-def loaded(sizes: Sizes, images: ImageSet, workers: int) -> float:
-    """Images a second once the first batch is there."""
+def loaded(sizes: Sizes, images: ImageSet, workers: int) -> tuple[int, float]:
+    """Processes that loaded, and images a second once each has loaded its first batch.
+
+    By rounds of a batch of each: they all began at the same time, and so their batches come in together.
+    """
     batch = 4 if sizes.tiny else 256
     rows = np.random.default_rng(0).permutation(len(images)).tolist() * (1 if sizes.tiny else 100)
     loader = make_loader(CropDataset(images, sizes.size), batch, sampler=rows, workers=workers, drop_last=True)
-    batches, count = iter(loader), 0
-    next(batches)
-    began = time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < sizes.seconds:
-        if next(batches, None) is None:
-            break
-        count += batch
-    return round(count / max(elapsed, 1e-9), 1)
+    batches, of_a_round, count = iter(loader), max(1, loader.num_workers), 0
+    elapsed, began = 0.0, 0.0
+    while elapsed < sizes.seconds and sum(1 for _ in islice(batches, of_a_round)) == of_a_round:
+        if began:
+            count, elapsed = count + batch * of_a_round, time.perf_counter() - began
+        else:
+            began = time.perf_counter()
+    return loader.num_workers, round(count / max(elapsed, 1e-9), 1)
 
 
 def labelling(sizes: Sizes, _: Path) -> Figures:

@@ -164,7 +164,7 @@ def beside_shards(images: Path, folder: Path, rounds: int) -> dict[str, Any]:
         works[name] = partial(lambda crops: all_of(make_loader(crops, BATCH)), CropDataset(found, SIZE, scale=SCALE))
         works[f"{name}_read"] = partial(lambda each: all_of(each.raw(row) for row in range(len(each))), found)
     seconds = take_turns(works, rounds)
-    packed = sum(size for _, size in written)
+    packed = sum(shard.size for shard in written)
     return {
         "images": len(files),
         **{name: per_second(len(files), found) for name, found in seconds.items()},

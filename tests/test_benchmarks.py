@@ -1,13 +1,11 @@
 """benchmarks/: pages say what results/*.json say, ratios are of one round, and every script runs at its smallest."""
 
-import dataclasses
 import importlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -253,82 +251,6 @@ def test_scaling_is_of_the_gradients_that_go_round_and_hours_are_those_of_the_op
     assert "fsdp" in sharded
     held, sent = 16 * 111_655_680 / 4 / 1e9, 3 / 4 * 8 * 111_655_680 / 1e9
     assert [float(cell) for cell in sharded.split("|")[4:-1]] == pytest.approx([held, sent], abs=0.06)
-
-
-def gpu_lines(capsys: pytest.CaptureFixture[str], out: Path, *only: str) -> tuple[int, list[dict[str, Any]]]:
-    """How `gpu_check.py` ends, and what it prints, which is what it writes."""
-    check = script("gpu_check")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["gpu_check.py", "--out", str(out), "--only", *only])
-        code = check.main()
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"section"')]
-    written = json.loads((out / "gpu_check.json").read_text())["sections"]
-    assert [name for name in written for _ in written[name]] == [line["section"] for line in lines]
-    return code, lines
-
-
-def test_all_that_a_gpu_is_checked_for_runs_on_a_cpu_at_tiny_sizes(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """But for the peers, which take long to import."""
-    sections = [name for name in script("gpu_check").SECTIONS if name != "peers"]
-    code, lines = gpu_lines(capsys, tmp_path, *sections)
-    assert code == 0
-    assert [line["section"] for line in lines if line.get("state") == "done"] == sections
-    found = {name: [line for line in lines if line["section"] == name] for name in (*sections, "goals")}
-    assert {line["verdict"] for line in found["goals"]} == {"open"}
-    assert all(line["met"] for line in found["losses"][:-1])
-    run, resumed, _ = found["command"]
-    assert run["code"] == resumed["code"] == 143 and resumed["in_order"]
-    losses = [line["losses"] for line in found["sharing"][:-1]]
-    assert all(other == pytest.approx(losses[0], rel=1e-3) for other in losses)
-    assert found["labelling"][0]["same"] == 1
-
-
-def test_a_section_that_fails_or_hangs_ends_alone(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object) -> Any:
-        yield {"found": 1}
-        raise ValueError("broken")
-
-    check, steps = script("gpu_check"), script("gpu_steps")
-    works = {"facts": fails, "products": lambda *_: time.sleep(60), "losses": lambda *_: iter([{"found": 2}])}
-    for name, work in works.items():
-        monkeypatch.setattr(steps, name, work)
-    monkeypatch.setattr(steps, "sizes_here", lambda _: dataclasses.replace(steps.TINY, tiny=False))
-    monkeypatch.setattr(check, "SECTIONS", {"facts": 60, "products": 0.2, "losses": 60})
-    code, lines = gpu_lines(capsys, tmp_path, *works)
-    states = [line["state"] for line in lines if "state" in line]
-    assert code == 1 and [state.partition(":")[0] for state in states] == ["failed", "stopped", "done"]
-    assert "broken" in states[0] and [line["found"] for line in lines[:4] if "found" in line] == [1, 2]
-
-
-@pytest.mark.slow
-def test_peers_that_a_gpu_is_checked_with_take_turns_with_ours(tmp_path: Path) -> None:
-    for name in ("transformers", "lightly"):
-        pytest.importorskip(name)
-    command = [sys.executable, "-W", "ignore", FOLDER / "gpu_check.py", "--out", tmp_path, "--only", "peers"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert set(lines[1]["ratios"]) == {"transformers", "lightly"} and lines[0]["absent"] == []
-
-
-@pytest.mark.parametrize(("share", "verdict"), [(1.0, "met"), (0.89, "missed")])
-def test_goals_of_a_gpu_are_judged_by_what_was_found(share: float, verdict: str) -> None:
-    rate = 5000 * share
-    lines = {
-        "steps": [{"model": "vit_base", "compiled": True, "batch": 512, "images_per_s": 5000 * share}],
-        "waits": [{"task": "pretrain", "waits": 0 if share == 1 else 2}, {"task": "teacher", "waits": 3}],
-        "peers": [{"compiled": True, "ratios": {"transformers": 1.6 * share, "lightly": 1.5 * share}}],
-        "command": [{"batch": 512, "images_per_s": 0.9 * share * rate}, {"resumed": True}, {"state": "done"}],
-    }
-    goals = script("gpu_check").goals
-    assert [goal["verdict"] for goal in goals(lines, big=True)] == [verdict] * 5
-    assert [goal["verdict"] for goal in goals(lines, big=False)] == ["open"] * 5
-    del lines["peers"]
-    assert [goal["verdict"] for goal in goals(lines, big=True)].count("open") == 2
 
 
 TINY = ("--model", "vit_tiny", "--batch", "2", "--size", "32")

@@ -87,6 +87,7 @@ def test_tiff_of_many_channels() -> None:
         file = io.BytesIO()
         tifffile.imwrite(file, pixels, photometric="minisblack", planarconfig=order)
         assert np.array_equal(decode(file.getvalue(), channels=5).permute(1, 2, 0).numpy(), deep)
+        assert upright_size(file.getvalue()) == (8, 11)  # which --check header asks for
         with pytest.raises(ValueError, match="not of 4 channels"):
             decode(file.getvalue(), channels=4)
         with pytest.raises(ValueError, match="TIFF"):

@@ -108,6 +108,18 @@ def test_one_image_under_a_key(tmp_path: Path, jpeg: Jpeg) -> None:
     assert [source.read(i) for i in range(4)] == [jpeg(i) for i in range(4)]
 
 
+def test_arrays_are_images_in_shards_of_their_own(tmp_path: Path, jpeg: Jpeg) -> None:
+    """As in folders: beside pictures, under the same key or another, they are something else."""
+    file = io.BytesIO()
+    np.save(file, np.arange(120, dtype=np.uint16).reshape(4, 6, 5))
+    array = {"a/1.npy": file.getvalue(), "a/1.cls": b"7", "a/1.txt": b"five bands", "a/2.npy": file.getvalue()}
+    source = open_source(write_tar(tmp_path / "x.tar", {**array, "a/2.cls": b"8"}))
+    assert source.names == ["x.tar/a/1.npy", "x.tar/a/2.npy"] and source.labels == ["7", "8"]
+    assert source.read(1) == file.getvalue()
+    beside = write_tar(tmp_path / "y.tar", {**array, "a/1.jpg": jpeg(0)})
+    assert open_source(beside).names == ["y.tar/a/1.jpg"]
+
+
 def test_splits_are_in_the_names_of_shards(tmp_path: Path, jpeg: Jpeg) -> None:
     for name in ("imagenet-train-000.tar", "imagenet-train-001.tar", "imagenet-validation-0.tar", "extra.tar"):
         write_tar(tmp_path / name, {f"{name[:-4]}.jpg": jpeg(0)})

@@ -118,9 +118,14 @@ def graphs() -> Iterator[CompileCounterWithBackend]:
     torch._dynamo.reset()
 
 
-@pytest.mark.slow  # compiles
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("bf16", [False, True])
+_SLOW = pytest.mark.slow  # compiles
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [("pretrain", False), *(pytest.param(name, bf16, marks=_SLOW) for name in TRAINED for bf16 in (False, True)
+                            if (name, bf16) != ("pretrain", False))],
+)  # fmt: skip
 def test_no_graph_breaks_and_none_is_made_anew_between_steps(
     name: str, bf16: bool, graphs: CompileCounterWithBackend
 ) -> None:

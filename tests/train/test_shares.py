@@ -169,3 +169,27 @@ def test_labels_of_two_processes_are_those_of_one(encoder: Path, creatures: Path
     assert [child.ended(120) for child in children] == [0, 0], [child.output for child in children]
     for name in ("parts.npy", "attention.npy"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_what_a_process_has_begun_does_not_outlive_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before they have met: the other one would look for it for hours, and hear no signal meanwhile."""
+    for name in ("RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    reader, writer = os.pipe()
+
+    def first() -> None:
+        with sharing(tmp_path, 1, 2):
+            if os.fork():
+                time.sleep(100)
+            os.environ["LOCAL_RANK"] = "1"
+            with sharing(tmp_path, 1, 2):
+                os.write(writer, b"begun")
+                time.sleep(100)
+                os.write(writer, b"alive")
+
+    process = Forked(first)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as both:
+        assert both.read(5) == b"begun"
+        os.kill(process.process.pid or 0, signal.SIGKILL)
+        assert both.read() == b""  # the other one holds it open as long as it lives

@@ -34,7 +34,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from semmae.data import deep
-from semmae.data.deep import NPY
+from semmae.data.deep import NPY, OWN
 from semmae.data.headers import MOST_PIXELS, PNG, check_png, check_size, grey_bits, jpeg_header
 from semmae.errors import reason
 
@@ -88,13 +88,14 @@ _FLIPS = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # o
 def decode(raw: bytes, least: int | None = None, channels: int = 3) -> Tensor:
     """uint8 (3, H, W) RGB of an encoded image; of another number of channels uint16 (C, H, W), see `deep`.
 
-    ValueError with a short reason when it cannot be read.
+    `OWN` channels: those of `own_channels`. ValueError with a short reason when it cannot be read.
 
     `least`: pixels of the short side that are enough. A large JPEG whose short side is at least twice as long comes at
     1/2, 1/4 or 1/8 of its size, its short side still at least that; it takes half the time.
     """
     if not raw:
         raise ValueError("empty file")
+    channels = own_channels(raw) if channels == OWN else channels
     if raw.startswith(NPY) or channels != 3:
         return deep.decode_array(raw, channels) if raw.startswith(NPY) else _decode_deep(raw, channels)
     jpeg = jpeg_header(raw)
@@ -120,11 +121,41 @@ def _decode_deep(raw: bytes, channels: int) -> Tensor:
     is_tiff = deep.needs_tifffile(raw, channels)
     if is_tiff and deep.HAS_TIFFFILE:
         return deep.decode_tiff(raw, channels)
+    with _naming_tifffile(is_tiff), _opened(raw) as opened:
+        _check_memory(opened)
+        opened.load()
+        return _upright(picture_pixels(opened, channels), _exif(opened))
+
+
+def own_channels(raw: bytes) -> int:
+    """In how many channels most is read of an encoded image, by its header: 3 where RGB of 8 bits holds it all.
+
+    1 of grey of 16 bits, 4 with transparency, else those of the file. ValueError where the header cannot be read.
+    """
+    if raw.startswith(NPY):
+        return deep.array_channels(raw)
+    jpeg = jpeg_header(raw)
+    if jpeg is not None and jpeg.channels in (1, 3):
+        return 3
+    bands = deep.tiff_channels(raw)
+    if bands is not None:
+        return bands
+    with _naming_tifffile(deep.needs_tifffile(raw, OWN)), _opened(raw) as opened:
+        return picture_channels(opened)
+
+
+def picture_channels(image: Image.Image) -> int:
+    """`own_channels` of a picture of Pillow's."""
+    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        return 4
+    return deep.own_count(len(image.getbands()), 16 if image.mode in _INTEGER_MODES else 8)
+
+
+@contextmanager
+def _naming_tifffile(is_tiff: bool) -> Iterator[None]:
+    """Where Pillow takes a TIFF for no image, what reads it."""
     try:
-        with _opened(raw) as opened:
-            _check_memory(opened)
-            opened.load()
-            return _upright(picture_pixels(opened, channels), _exif(opened))
+        yield
     except ValueError as error:
         if is_tiff and str(error) == _NO_IMAGE:
             raise ValueError(deep.TIFF_REMEDY) from error
@@ -157,11 +188,17 @@ def upright_size(raw: bytes) -> tuple[int, int]:
     if jpeg is not None:
         (height, width), exif = (jpeg.height, jpeg.width), jpeg.exif
     else:
-        with _opened(raw) as opened:
-            _check_memory(opened)
-            if opened.format in ("TIFF", "HEIF") or b"eXIf" in raw:  # known once the pixels are read
-                opened.load()
-            (width, height), exif = opened.size, _exif(opened)
+        try:
+            with _opened(raw) as opened:
+                _check_memory(opened)
+                if opened.format in ("TIFF", "HEIF") or b"eXIf" in raw:  # known once the pixels are read
+                    opened.load()
+                (width, height), exif = opened.size, _exif(opened)
+        except ValueError:
+            found = deep.tiff_size(raw)
+            if found is None:
+                raise
+            return found
     return (width, height) if _orientation(exif) >= _TURNED else (height, width)
 
 

@@ -13,7 +13,7 @@
 import io
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +26,8 @@ from semmae.data.headers import check_size
 from semmae.errors import reason
 
 NPY = b"\x93NUMPY"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+OWN = 0  # asked for in place of a number of channels: those in which most is read of an image, see `own_count`
 _MOST_CHANNELS = 4096
 HAS_TIFFFILE = find_spec("tifffile") is not None
 TIFF_REMEDY = 'a TIFF that Pillow does not read: pip install "semmae[tiff]"'
@@ -47,7 +49,7 @@ def decode_array(raw: bytes, channels: int) -> Tensor:
 
 def needs_tifffile(raw: bytes, channels: int) -> bool:
     """Whether these bytes are a TIFF, and so many channels asked for that Pillow may not read them."""
-    return channels not in (1, 3) and raw.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
+    return channels not in (1, 3) and raw.startswith(TIFF)
 
 
 def decode_tiff(raw: bytes, channels: int) -> Tensor:
@@ -64,6 +66,38 @@ def decode_tiff(raw: bytes, channels: int) -> Tensor:
     if array.ndim == 3:
         array = np.moveaxis(array, next(i for i, axis in enumerate(axes) if axis not in "YX"), -1)
     return planes_of(array, channels)
+
+
+def own_count(channels: int, bits: int) -> int:
+    """3 of an image with so many channels of which RGB of 8 bits holds all that is ever read, else their number."""
+    return 3 if channels == 3 or (channels == 1 and bits <= 8) else channels
+
+
+def array_channels(raw: bytes) -> int:
+    """`own_count` of a .npy file, by its header. ValueError where it holds no image."""
+    shape, dtype = _header(raw)
+    return own_count(shape[2] if len(shape) == 3 else 1, 8 * dtype.itemsize)
+
+
+def tiff_channels(raw: bytes) -> int | None:
+    """Channels of a TIFF that tifffile alone reads whole; None where there is no such TIFF, or no tifffile."""
+    found = _tiff_shape(raw)
+    return found[0] if found is not None and found[0] not in (0, 1, 3) else None
+
+
+def tiff_size(raw: bytes) -> tuple[int, int] | None:
+    """Height and width of a TIFF by tifffile; None as of `tiff_channels`, and where it holds no image."""
+    found = _tiff_shape(raw)
+    return found[1:] if found is not None and found[0] else None
+
+
+def _tiff_shape(raw: bytes) -> tuple[int, int, int] | None:
+    """Channels, 0 where it is no image, height and width of a TIFF; None where there is none, or no tifffile."""
+    if needs_tifffile(raw, OWN) and HAS_TIFFFILE:
+        with suppress(ValueError), _tiff(raw) as series:
+            shape, axes = series.shape, series.axes
+            return _bands(shape, axes), shape[axes.index("Y")], shape[axes.index("X")]
+    return None
 
 
 def _bands(shape: tuple[int, ...], axes: str) -> int:

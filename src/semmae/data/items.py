@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semmae.data.compact import Labels, Names, Rows
-from semmae.data.decode import pixels_of
-from semmae.data.deep import planes_of
+from semmae.data.decode import picture_channels, pixels_of
+from semmae.data.deep import OWN, own_count, planes_of
 from semmae.data.parquet import classes_of
 from semmae.data.workers import start_worker
 from semmae.errors import UserError, listed, one_line, reason
@@ -184,9 +184,15 @@ def _cell(label: object) -> object:
 def pixels(image: object, place: str, channels: int = 3) -> Tensor:
     """uint8 (3, H, W) of a picture, an array or a tensor, in memory of its own; a pixel's bytes lie side by side.
 
-    Of another number of channels uint16 (C, H, W), see `semmae.data.deep`.
+    Of another number of channels uint16 (C, H, W), see `semmae.data.deep`. Of `OWN` channels are RGB and grey of 8 bits
+    alone; others are refused, because how they are to be read was not said.
     """
-    if channels != 3:
+    if channels == OWN:
+        own = _own_channels(image)
+        if own != 3:
+            fault = f"{place} has {own} channels" if own > 1 else f"{place} is grey of 16 bits"
+            raise UserError(f"{fault}, and RGB of 8 bits would not hold it; use --channels {own}, or 3 for RGB")
+    elif channels != 3:
         return _deep_pixels(image, place, channels)
     if isinstance(image, Image.Image):
         return pixels_of(image)
@@ -211,6 +217,17 @@ def pixels(image: object, place: str, channels: int = 3) -> Tensor:
     if planes.dtype != torch.uint8:
         _refuse_kind(f"{place} is a tensor of {planes.dtype}")
     return planes.expand(3, -1, -1).permute(1, 2, 0).clone(memory_format=torch.contiguous_format).permute(2, 0, 1)
+
+
+def _own_channels(image: object) -> int:
+    """As `own_channels` of an encoded image; 3 of what is none, which is refused as such."""
+    if isinstance(image, Image.Image):
+        return picture_channels(image)
+    if isinstance(image, Tensor) and image.ndim == 3:
+        return own_count(image.shape[0], 16 if image.dtype == torch.uint16 else 8)
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3):
+        return own_count(image.shape[2] if image.ndim == 3 else 1, 16 if image.dtype == np.uint16 else 8)
+    return 3
 
 
 def _deep_pixels(image: object, place: str, channels: int) -> Tensor:

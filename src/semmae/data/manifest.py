@@ -84,7 +84,8 @@ class ImageSet:
     """A source and its manifest joined: row i is line i of the manifest. Picklable, fit for workers.
 
     `positions`: which of the source's images each row is, integers (N,); without them the manifest is of images of the
-    source in their order. `channels` that they are read in: three, RGB of 8 bits, or others of 16 (`semmae.data.deep`).
+    source in their order. `channels` that they are read in: three, RGB of 8 bits, or others of 16 (`semmae.data.deep`);
+    `OWN`: each in its own.
     """
 
     def __init__(self, source: Source, manifest: Manifest, positions: Rows | None = None, channels: int = 3) -> None:
@@ -123,7 +124,7 @@ class ImageSet:
         return self._decoded(row, lambda raw: raw if isinstance(raw, Tensor) else decode(raw, least, self.channels))
 
     def raw(self, row: int) -> bytes | Tensor:
-        """A row as its source gives it: encoded, or of an object as uint8 (3, H, W)."""
+        """A row as its source gives it: encoded, or of an object as `read` gives it."""
         return self._decoded(row, lambda raw: raw)
 
     def size(self, row: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ dot: `cat/7.jpg`, `cat/7.cls`. Any other uncompressed tar of images is one too: 
 | member               | is                                                                                   |
 |----------------------|--------------------------------------------------------------------------------------|
 | `KEY.jpg`, `.png` …  | the image; of several under one key the first of `_PREFERRED`, others are passed over |
+| `KEY.npy`            | the image in a shard of arrays alone; passed over beside pictures, as in a folder       |
 | `KEY.cls`            | its class, a number or a text                                                         |
 | `KEY.json`           | its class under "label", where there is no `.cls`                                     |
 | `KEY.mask.png`, …    | what belongs to `KEY.jpg`: passed over                                                |
@@ -40,7 +41,7 @@ from semmae.files import open_regular, whole
 from semmae.names import shown
 from semmae.progress import Progress
 
-_FORM = 1  # of the file; one of another number is made anew
+_FORM = 2  # of the file; one of another number is made anew
 _BLOCK = 512  # bytes: tar files are made of such blocks
 # Writers end a tar with two blocks of zeros and fill up its last record with more. Records are of 20 blocks, usually;
 # whoever sets them (`tar --blocking-factor`) takes a power of two, for tapes 1 MiB at most. Of a file of such records
@@ -176,7 +177,9 @@ class _Reader:
 
     def _images(self) -> list[str]:
         """The members that are images, one under a key."""
-        pictures = [name for name in self.places if _is_picture(name)]
+        images = [name for name in self.places if _is_image(name)]
+        # Arrays beside pictures are something else, such as features of these.
+        pictures = [name for name in images if ending(name) != ARRAY] or images
         first: dict[str, str] = {}  # key → image, of those that are called KEY.ENDING
         for name in pictures:
             key, rest = _key(name)
@@ -217,9 +220,9 @@ def _labelled(content: object) -> str | None:
     return str(label) if isinstance(label, str | int) else None
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     kind = ending(name)
-    return (kind in SUFFIXES - {ARRAY} or kind in UNDECODED) and not name.rpartition("/")[2].startswith(".")
+    return (kind in SUFFIXES or kind in UNDECODED) and not name.rpartition("/")[2].startswith(".")
 
 
 def _key(name: str) -> tuple[str, str]:

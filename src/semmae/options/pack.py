@@ -17,8 +17,11 @@ class PackOptions(DataOptions, WorkerOptions, SeedOptions):
     """Pixels of an image's short side; images that are no larger are kept byte for byte."""
     quality: int = option(90, low=1, high=100)
     """Quality of the JPEG images that are written."""
+    channels: int | None = option(None, low=1, high=1024)
+    """Channels that the images will be read in: 3 packs all as RGB of 8 bits; default: nothing that can be read is \
+lost, grey of 16 bits stays so, and images of other channels are kept as they are."""
     shard_size: int = option(128, low=1, high=2**16)
-    """Megabytes of a shard, at most."""
+    """Megabytes of a shard, at most, unless one image alone takes more."""
     limit: int | None = option(None, low=1, high=MOST)
     """Pack only so many of the images (of each split), drawn by the seed."""
     overwrite: bool = option(False, control=True)

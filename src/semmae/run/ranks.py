@@ -7,6 +7,7 @@ with MASTER_ADDR, MASTER_PORT and NODE_RANK in the environment, and starts the o
 import json
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,12 +28,13 @@ _START = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "
 _ALIVE, _DONE = "first.alive", ".made"  # a file while the first process is at work; ends of names of what it has made
 _PAUSE, _SILENCE = 0.5, 600.0  # seconds
 
-_OWN_START = "SEMMAE_START"
+_OWN_START, _PARENT = "SEMMAE_START", "SEMMAE_PARENT"  # set by the process that begins the others of its machine
 
 _shared: Path | None = None
 _size = (1, 1)  # nodes, and devices of each, of the run that this process belongs to
 _start, _blocks = "", 0
 _told: list[Callable[[Exception], None]] = []
+_watched = False  # whether this process ends with the one that has begun it
 
 
 def check_processes(nodes: int, devices: int) -> None:
@@ -170,6 +172,7 @@ def sharing(out: Path, nodes: int, devices: int) -> Iterator[None]:
     if nodes * devices == 1:
         yield
         return
+    _end_with_parent()
     _shared, _start = out / SHARED, _this_start(nodes)
     alive = _shared / _ALIVE
     try:
@@ -189,6 +192,27 @@ def sharing(out: Path, nodes: int, devices: int) -> Iterator[None]:
         if is_rank_zero():
             alive.unlink(missing_ok=True)
         _shared = None
+
+
+def _end_with_parent() -> None:
+    """A process that the command itself has begun does not outlive the one that did: nobody else would ever end it.
+
+    While it looks for a first process that was killed before they have met, it hears no signal.
+    """
+    global _watched
+    if started()[0] is not None:  # a launcher ends what it has started
+        return
+    if local_rank() == 0:
+        os.environ[_PARENT] = str(os.getpid())
+    elif _PARENT in os.environ and not _watched:
+        _watched = True
+        threading.Thread(target=_watch, args=(int(os.environ[_PARENT]),), daemon=True, name="semmae-parent").start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PAUSE)
+    os._exit(0)
 
 
 def made(name: str) -> None:

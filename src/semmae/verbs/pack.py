@@ -4,14 +4,16 @@ The folder is written beside its place, and moved there when it is whole; asked 
 """
 
 import functools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from semmae.data.classes import class_indices
+from semmae.data.deep import OWN
 from semmae.data.manifest import ImageSet, open_images, sample_rows, write_skipped
-from semmae.data.packing import Packing, decoding_gain, write_shards
+from semmae.data.packing import Packing, Written, decoding_gain, write_shards
 from semmae.data.shards import CLASSES
 from semmae.data.sources import open_source, splits_of
 from semmae.data.splits import split_in
@@ -31,6 +33,7 @@ ABOUT = "pack.json"  # what was packed, and how
 _SKIPPED = "skipped.csv"
 _WITHOUT_SPLIT = "shards"  # how the names of shards begin where images have no splits
 _OF_NO_SPLIT = "other"  # where the data has splits, and these are in none
+_HOW = ("short_side", "quality", "channels", "shard_size", "seed")  # options by which images are packed otherwise
 _MEASURED = 32  # images whose decoding is measured
 
 
@@ -50,21 +53,24 @@ def _packed(options: PackOptions) -> Path:
     sets = _open_all(options)
     facts = {
         "images": {name: images.digest for name, images in sets.items()},
-        **{name: getattr(options, name) for name in ("short_side", "quality", "shard_size", "seed")},
+        **{name: getattr(options, name) for name in _HOW},
     }
     out = options.out
     other = "other images, or the same packed otherwise"
     if not options.overwrite and is_written(out / ABOUT, facts, other, lambda _: _damaged(out)):
         say(f"{options.out}: already finished; nothing was written\n{lines(step=_next(options))}")
         return options.out
-    packing = Packing(options.short_side, options.quality, options.shard_size * 10**6, options.seed)
+    packing = Packing(
+        options.short_side, options.quality, options.shard_size * 10**6, options.seed, options.channels or OWN
+    )
     # What is put there meanwhile is the user's: packing takes hours.
     check = functools.partial(_check_there, options) if options.overwrite else None
     with whole_folder(options.out, check) as folder:
         written = _write(folder, sets, packing, options.num_workers)
-        sizes = {path.name: path.stat().st_size for path, _ in written}
-        write_json(folder / ABOUT, {"semmae": version("semmae"), **facts, "shards": sizes})
-    table = _gains(sets, sum(size for _, size in written), packing)
+        sizes = {shard.path.name: shard.path.stat().st_size for shard in written}
+        kept = _kept(written)
+        write_json(folder / ABOUT, {"semmae": version("semmae"), **facts, "images_of": kept, "shards": sizes})
+    table = [*_gains(sets, sum(shard.size for shard in written), packing), *_exceptions(kept, options)]
     made = f"{options.out} ({len(written)} shard{'s' if len(written) > 1 else ''}, {bytes_shown(sum(sizes.values()))})"
     say(lines(table=table, made=[made], step=_next(options)))
     return options.out
@@ -72,7 +78,12 @@ def _packed(options: PackOptions) -> Path:
 
 def _open_all(options: PackOptions) -> dict[str, ImageSet]:
     """All images, by what the names of their shards begin with: both splits, and what belongs to neither of them."""
-    given: dict[str, Any] = {"limit": options.limit, "seed": options.seed, "workers": options.num_workers}
+    given: dict[str, Any] = {
+        "limit": options.limit,
+        "seed": options.seed,
+        "workers": options.num_workers,
+        "channels": options.channels or OWN,
+    }
     splits = splits_of(options.data)
     sets = {split or _WITHOUT_SPLIT: open_images(options.data, split=split, **given) for split in splits}
     if len(splits) == 1:
@@ -89,7 +100,7 @@ def _open_all(options: PackOptions) -> dict[str, ImageSet]:
     return sets
 
 
-def _write(folder: Path, sets: Mapping[str, ImageSet], packing: Packing, threads: int) -> list[tuple[Path, int]]:
+def _write(folder: Path, sets: Mapping[str, ImageSet], packing: Packing, threads: int) -> list[Written]:
     labelled = {name: images for name, images in sets.items() if images.labels is not None}
     numbers, classes = class_indices(list(labelled.values()))
     targets = dict(zip(labelled, (each.tolist() for each in numbers), strict=True))
@@ -104,8 +115,28 @@ def _write(folder: Path, sets: Mapping[str, ImageSet], packing: Packing, threads
     ]
 
 
+def _kept(written: Sequence[Written]) -> dict[str, int]:
+    """Channels that images are kept for → how many are."""
+    total = sum((shard.channels for shard in written), Counter[int]())
+    return {str(channels): total[channels] for channels in sorted(total)}
+
+
+def _exceptions(kept: Mapping[str, int], options: PackOptions) -> list[str]:
+    """What was not packed as RGB of 8 bits, and how."""
+    said = []
+    for channels, count in kept.items():
+        images = f"{count} image{'s' if count > 1 else ''}"
+        if channels == "1":
+            said.append(f"{images} of 16-bit grey, kept in 16 bits")
+        elif channels != "3":
+            said.append(f"{images} of {channels} channels, kept unchanged")
+    return [*said, "(as RGB of 8 bits, and smaller: --channels 3)"] if said and options.channels is None else said
+
+
 def _next(options: PackOptions) -> str:
-    return command("pretrain", data=options.out, out="runs/a")
+    kept = read_json(options.out / ABOUT).get("images_of", {})
+    channels = options.channels or (next(iter(kept)) if len(kept) == 1 else None)
+    return command("pretrain", data=options.out, channels=None if str(channels) == "3" else channels, out="runs/a")
 
 
 def _gains(sets: Mapping[str, ImageSet], packed: int, packing: Packing) -> list[str]:

@@ -1,4 +1,4 @@
-"""Slurm as Lightning is to see it."""
+"""What Lightning computes on, and Slurm as it is to see it."""
 
 import warnings
 from typing import Any
