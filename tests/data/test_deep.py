@@ -14,7 +14,7 @@ from semmae.data.decode import decode, upright_size
 from semmae.data.endings import sort_files
 from semmae.data.from_python import open_object
 from semmae.data.loaders import WholeDataset, normalise
-from semmae.data.manifest import open_images
+from semmae.data.manifest import OtherChannels, open_images
 from semmae.data.statistics import colours_of, measured_colours
 from semmae.data.transform import ImageTransform
 from semmae.levels import in_rgb, levels
@@ -65,7 +65,7 @@ def test_arrays_are_read_as_they_lie() -> None:
 @pytest.mark.parametrize(
     ("raw", "channels", "words"),
     [
-        (array(np.zeros((4, 4, 5), np.uint16)), 3, "5 channels, not 3: --channels 5"),
+        (array(np.zeros((4, 4, 5), np.uint16)), 3, "^5 channels, not 3$"),
         (array(np.zeros((4, 4, 5), np.uint16)), 4, "5 channels, not 4"),
         (array(np.zeros((4, 4, 5), np.float32)), 5, "float32"),
         (array(np.zeros((4, 4, 5, 2), np.uint8)), 5, "no image"),
@@ -88,7 +88,7 @@ def test_tiff_of_many_channels() -> None:
         tifffile.imwrite(file, pixels, photometric="minisblack", planarconfig=order)
         assert np.array_equal(decode(file.getvalue(), channels=5).permute(1, 2, 0).numpy(), deep)
         assert upright_size(file.getvalue()) == (8, 11)  # which --check header asks for
-        with pytest.raises(ValueError, match="not of 4 channels"):
+        with pytest.raises(ValueError, match="5 channels, not 4"):
             decode(file.getvalue(), channels=4)
         with pytest.raises(ValueError, match="TIFF"):
             decode(file.getvalue()[:-700], channels=5)
@@ -99,7 +99,7 @@ def test_arrays_beside_pictures_are_none(tmp_path: Path) -> None:
     assert sort_files(["a.npy", "b.png"]).images == ["b.png"]
     np.save(tmp_path / "a.npy", np.zeros((8, 8, 2), np.uint8))
     assert open_images(tmp_path, channels=2).read(0).shape == (2, 8, 8)
-    with refused("1 of 1 images", "--channels 2"):  # what is known of them with two says nothing of three
+    with refused("1 of 1 images", "2 channels, not 3"):  # what is known of them with two says nothing of three
         open_images(tmp_path)
 
 
@@ -110,7 +110,9 @@ def test_objects_files_and_transforms_give_the_same(tmp_path: Path) -> None:
     mean, std = measured_colours(images)
     assert np.allclose(mean, deep.mean((0, 1)) / 65535, atol=1e-6)
     assert np.allclose(std, np.maximum((deep / 65535).std((0, 1)), 0), atol=1e-4)
-    assert colours_of(images, "auto") == (mean, std) != colours_of(images, "imagenet")
+    assert colours_of(images, "auto") == colours_of(images, "data") == (mean, std)
+    with refused("'imagenet'", "3 channels", "have 5", "'data'"):
+        colours_of(images, "imagenet")
 
     whole = WholeDataset(images, (16, 24), fit="centre")[0]["image"]
     seen = normalise(whole, mean, std)
@@ -119,8 +121,40 @@ def test_objects_files_and_transforms_give_the_same(tmp_path: Path) -> None:
     assert torch.equal(of_object.read(0), images.read(0)) and open_object([deep], None).channels == 3
     for given in (deep, torch.from_numpy(deep).permute(2, 0, 1), str(tmp_path / "a.npy")):
         assert torch.equal(transform(given), seen)
-    with refused("2 channels, not 5"):
+    with refused("2 channels, not 5", "(height, width, 5)"):
         transform(deep[..., :2])
+    np.save(tmp_path / "two.npy", deep[..., :2])
+    with refused("2 channels, not 5", "of 5 channels"):
+        transform(tmp_path / "two.npy")
+
+
+@pytest.mark.parametrize(
+    ("image", "facts"),
+    [
+        (np.zeros((8, 9, 12), np.float32), ("an array of float32 (8, 9, 12)", "uint16")),
+        (torch.zeros(12, 8, 9), ("a tensor of float32 (12, 8, 9)", "uint16")),
+        (torch.zeros(12, 8, 9, dtype=torch.bfloat16), ("a tensor of bfloat16 (12, 8, 9)",)),
+        (np.zeros((8, 9, 5), np.uint16), ("5 channels, not 12",)),
+        (Image.new("RGB", (9, 8)), ("3 channels, not 12",)),
+        ("a.npy", ("'a.npy'", "str")),
+    ],
+)
+def test_what_is_taken_is_said_for_as_many_channels(image: object, facts: tuple[str, ...]) -> None:
+    with refused("item 0", *facts, "(height, width, 12)", "(12, height, width)") as raised:
+        open_images([(image, 7)], channels=12)
+    assert ", 3)" not in str(raised.value) and "PIL" not in str(raised.value)
+
+
+def test_some_of_other_channels_are_among_what_cannot_be_read(tmp_path: Path) -> None:
+    """Of all, who asked for the channels says what to do; of some, these have to be converted."""
+    for name in range(8):
+        Image.new("RGBA" if name else "RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    with refused("1 of 8 images", "3 channels, not 4", "convert") as raised:
+        open_images(tmp_path, channels=4)
+    assert not isinstance(raised.value, OtherChannels)
+    with refused("8 of 8 images", "of 12 channels") as raised:
+        open_images(tmp_path, channels=12)
+    assert isinstance(raised.value, OtherChannels) and raised.value.found == 3 and "repair" not in str(raised.value)
 
 
 def test_colours_are_changed_in_brightness_and_contrast_alone() -> None:

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from forked import Forked, at_renaming_of, in_a_process
+from PIL import Image
 from refusals import refused
 from safetensors.torch import load_file
 
@@ -259,6 +260,7 @@ def test_a_grid_is_multiplied_out(tmp_path: Path) -> None:
         ("- {parts: annotations}", ("annotations", "--masks")),
         ("- {masking: random}\n- {masking: random}", ("'random'", "another name")),
         ("- {masking: random, seed: 3}", ("seed", "alike")),
+        ("- {masking: random, channels: 5}", ("channels", "alike")),
         ("- {name: a/b}", ("'a/b'",)),
         ("- {gamma: []}", ("gamma", "[]")),
         ("masking: random", ("rows",)),
@@ -317,6 +319,34 @@ def test_the_same_folder_with_splits_trains_on_one_and_measures_on_the_other(dra
     assert tiny.results(out)["protocol"]["images"] == len(list((data / "train").rglob("*.png")))
     one = tiny.results(out / "runs/random/seed-0/measured")["protocol"]
     assert f"{len(list((data / 'val').rglob('*.png')))} val" in one["knn"]["split"]
+
+
+@pytest.mark.parametrize("channels", [3, 12])
+def test_annotations_go_with_the_split(channels: int, drawn: Path, tmp_path: Path) -> None:
+    """Both have the same names: rows of true parts have those of the images that are trained on."""
+    rng, data = np.random.default_rng(0), tmp_path / "data"
+    own = sorted((drawn / "masks").glob("*/*.png"))
+    for number, path in enumerate(own):
+        split, name = ("val", "train")[number % 2], str(number // 2)
+        for kind in ("images", "masks"):
+            (data / kind / split).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, data / "masks" / split / f"{name}.png")
+        if channels == 3:
+            shutil.copy(drawn / "images" / path.relative_to(drawn / "masks"), data / "images" / split / f"{name}.png")
+        else:
+            np.save(data / "images" / split / f"{name}.npy", rng.integers(0, 65536, (40, 40, channels), np.uint16))
+    (tmp_path / "rows.yaml").write_text("- {masking: semantic, parts: annotations}\n")
+    out = semmae.compare(
+        data=data, out=tmp_path / "out", grid=tmp_path / "rows.yaml", measure="parts", channels=channels,
+        **{**FEW, "seeds": 1, "epochs": 1},
+    ).path  # fmt: skip
+    labels = np.asarray(semmae.PartStore.open(out / "labels" / "annotations").labels)
+    trained = [path for number, path in enumerate(own) if number % 2]
+    for row, name in enumerate(open_images(data / "images" / "train", channels=channels, workers=0).names):
+        truth = np.asarray(Image.open(trained[int(Path(name).stem)]))
+        assert {*np.unique(labels[row])} <= {*np.unique(truth)} and labels[row].any()
+    given = tiny.results(out / "runs/semantic-parts=annotations/seed-0/measured")["protocol"]
+    assert "parts" in given
 
 
 def test_tokens_of_the_teacher_are_stored_once(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,3 +88,27 @@ def test_the_whole_way_on_five_channels_of_16_bits(tmp_path: Path, refuse: Refus
     begin = ["pretrain", *base, *tiny.SMALL, "--channels", "5"]
     refuse([*begin, "--teacher", str(rgb)], tmp_path / "new", "--channels 5", "3 channels", "--teacher own")
     refuse(["pretrain", *base, *tiny.SMALL, "--masking", "random"], tmp_path / "new", "--channels 5")
+
+
+@pytest.mark.parametrize("verb", ["teacher", "pretrain", "compare"])
+@pytest.mark.parametrize("channels", [1, 12])
+def test_imagenets_colours_are_of_three_channels(
+    verb: str, channels: int, creatures: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    given = ["--channels", str(channels), "--statistics", "imagenet"]
+    base = ["--data", str(creatures / "images"), "--out", str(tmp_path / "new"), *tiny.SMALL]
+    refuse([verb, *base, *given], tmp_path / "new", "--statistics imagenet", f"--channels 3, not {channels}", "data")
+
+
+@pytest.mark.parametrize("verb", ["knn", "probe", "finetune", "segment", "evaluate", "embed", "parts"])
+def test_an_encoder_of_other_channels_says_so_itself(
+    verb: str, creatures: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    """These verbs have no --channels: images are to fit the encoder."""
+    colours = (0.5,) * 5
+    encoder = tiny.new_encoder(tmp_path / "five", EncoderSpec(32, 8, 24, 4, 2, mean=colours, std=colours))
+    data, out = creatures if verb == "segment" else creatures / "images", tmp_path / "out.parquet"
+    given = ["--teacher" if verb == "parts" else "--encoder", str(encoder), "--data", str(data), "--out", str(out)]
+    given += ["--augment", "none"] if verb == "finetune" else []
+    line = refuse([verb, *given, "--workers", "0"], out, "3 channels, not 5", f"{encoder} sees 5 channels")
+    assert "--channels" not in line and "repair" not in line

@@ -9,7 +9,7 @@
   wants torch 2.11, reads neither BMP nor TIFF, and took 16 s over one damaged WebP.
 - The checksums of a PNG are compared, which Pillow leaves out: it decodes a file that ends in zeros to noise.
 - The header is looked at first (`headers`): an image of more than `MOST_PIXELS`, one whose pixels would take more than
-  `_MOST_MEMORY`, and one of blocks without end are refused before they cost anything.
+  1.5 GB, and one of blocks without end are refused before they cost anything.
 - One rule of orientation: that of the EXIF block (AVIF, HEIC and TIFF: of their own headers), as browsers do it. What
   XMP says, and an EXIF block that cannot be read, counts for nothing.
 - A photo much larger than what is asked for is decoded at 1/2, 1/4 or 1/8 of its size, as the JPEG format allows.
@@ -30,12 +30,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torchvision
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from semmae.data import deep
 from semmae.data.deep import NPY, OWN
-from semmae.data.headers import MOST_PIXELS, PNG, check_png, check_size, grey_bits, jpeg_header
+from semmae.data.headers import MOST_PIXELS, PNG, check_memory, check_png, check_size, grey_bits, jpeg_header
+from semmae.data.wide_png import decode_wide_png, is_wide_png, wide_png_channels
 from semmae.errors import reason
 
 try:
@@ -60,7 +61,6 @@ SUFFIXES = frozenset(
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF") + ("AVIF",) * _AVIF + ("HEIF",) * _HEIC
 
 MOST_BYTES = 2**31  # of a file: that many pixels of 16-bit RGB, uncompressed
-_MOST_MEMORY = 1_500_000_000  # bytes of the pixels as Pillow holds them, and as RGB beside them
 _NARROW = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # bytes a pixel of modes; others: 4
 _BAND = 2**24  # pixels that are made RGB at once: what lies between takes some bytes of each
 
@@ -118,13 +118,14 @@ def decode(raw: bytes, least: int | None = None, channels: int = 3) -> Tensor:
 
 def _decode_deep(raw: bytes, channels: int) -> Tensor:
     """uint16 (C, H, W) of an encoded picture, another number than three."""
+    if is_wide_png(raw):
+        pixels, exif = decode_wide_png(raw, channels)
+        return _upright(deep.planes_of(pixels, channels), exif)
     is_tiff = deep.needs_tifffile(raw, channels)
     if is_tiff and deep.HAS_TIFFFILE:
         return deep.decode_tiff(raw, channels)
     with _naming_tifffile(is_tiff), _opened(raw) as opened:
-        _check_memory(opened)
-        opened.load()
-        return _upright(picture_pixels(opened, channels), _exif(opened))
+        return _deep_tensor(opened, channels)
 
 
 def own_channels(raw: bytes) -> int:
@@ -134,6 +135,8 @@ def own_channels(raw: bytes) -> int:
     """
     if raw.startswith(NPY):
         return deep.array_channels(raw)
+    if is_wide_png(raw):
+        return wide_png_channels(raw)
     jpeg = jpeg_header(raw)
     if jpeg is not None and jpeg.channels in (1, 3):
         return 3
@@ -215,10 +218,7 @@ def tell_slow_decoder() -> None:
 def pixels_of(image: Image.Image, channels: int = 3) -> Tensor:
     """An image that Pillow holds, as `decode` makes it of a file. ValueError as there."""
     try:
-        if channels != 3:
-            image.load()
-            return _upright(picture_pixels(image, channels), _exif(image))
-        return _to_tensor(image)
+        return _to_tensor(image) if channels == 3 else _deep_tensor(image, channels)
     except Exception as error:  # of a file that is only read now
         raise ValueError(_reason(error)) from error
 
@@ -266,11 +266,32 @@ def _to_tensor(opened: Image.Image) -> Tensor:
     return _upright(picture_pixels(opened), _exif(opened))
 
 
+def _deep_tensor(opened: Image.Image, channels: int) -> Tensor:
+    """uint16 (C, H, W) of an image that Pillow has opened: loaded, turned upright."""
+    _check_memory(opened)
+    _check_bits(opened, channels)  # loaded, most do not say it any more
+    opened.load()
+    return _upright(picture_pixels(opened, channels), _exif(opened))
+
+
 def _check_memory(opened: Image.Image) -> None:
-    """ValueError where the pixels of an image that is not loaded yet would take more than `_MOST_MEMORY`."""
-    needed = opened.width * opened.height * (_NARROW.get(opened.mode, 4) + 3)
-    if needed > _MOST_MEMORY:
-        raise ValueError(f"{needed:,} bytes of pixels in memory, limit {_MOST_MEMORY:,}; scale it down")
+    """ValueError where the pixels of an image that is not loaded yet would take too much: as they are, and as RGB."""
+    check_memory(opened.width * opened.height * (_NARROW.get(opened.mode, 4) + 3))
+
+
+def _check_bits(image: Image.Image, channels: int) -> None:
+    """ValueError for a picture of several channels of 16 bits, of which Pillow gives the high 8.
+
+    One that was loaded before is what it is by then, of 8 bits; a TIFF says what it was of.
+    """
+    if image.mode in (*_INTEGER_MODES, "F"):
+        return
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) > 8:
+            as_grey = "a TIFF of 16 bits in colour, of which Pillow keeps 8; save it in grey, or as PNG"
+            raise ValueError(as_grey if channels == 1 else deep.WIDE_TIFF_REMEDY)
+    elif any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        raise ValueError("colour of 16 bits, of which Pillow keeps 8; by its path it is read whole")
 
 
 def picture_pixels(image: Image.Image, channels: int = 3) -> Tensor:
@@ -279,6 +300,7 @@ def picture_pixels(image: Image.Image, channels: int = 3) -> Tensor:
     ValueError for pixels of an unknown range, and for a picture that has not so many channels.
     """
     if channels != 3:
+        _check_bits(image, channels)
         return deep.planes_of(_deep_pixels(image, channels), channels)
     return torch.from_numpy(_rgb_pixels(image)).permute(2, 0, 1)
 

@@ -5,6 +5,7 @@
 | 8 bits a channel                     | times 257, so that 255 is 65535                                             |
 | 16 bits a channel                    | as they are; a sensor of 12 bits fills a sixteenth, which mean and std mend |
 | one channel asked for, of a colour   | its grey (ITU-R 601), transparency on white                                 |
+| PNG of 16 bits in colour             | all of them, see `wide_png`; Pillow gives the high 8                        |
 | .npy, uint8 or uint16 (H, W[, C])    | so many channels as are asked for, and no other number                      |
 | TIFF of more than one channel        | as .npy, in whatever order its planes lie, by tifffile where it is installed |
 | .npy where three are asked for       | uint8 RGB as any other; of 16 bits the high byte, of one channel as grey    |
@@ -12,6 +13,7 @@
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -31,6 +33,8 @@ OWN = 0  # asked for in place of a number of channels: those in which most is re
 _MOST_CHANNELS = 4096
 HAS_TIFFFILE = find_spec("tifffile") is not None
 TIFF_REMEDY = 'a TIFF that Pillow does not read: pip install "semmae[tiff]"'
+WIDE_TIFF_REMEDY = 'a TIFF of 16 bits a channel, of which Pillow keeps 8: pip install "semmae[tiff]"'
+_OTHER_CHANNELS = re.compile(r"(\d+) channels?, not \d+")  # what `_check_channels` says
 
 
 def decode_array(raw: bytes, channels: int) -> Tensor:
@@ -58,9 +62,10 @@ def decode_tiff(raw: bytes, channels: int) -> Tensor:
         shape, axes = series.shape, series.axes
         if series.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"a TIFF of {series.dtype}; save it as uint8 or uint16")
-        if _bands(shape, axes) != channels:
-            found = "×".join(map(str, shape))
-            raise ValueError(f"a TIFF of {found}, not of {channels} channels: see --channels")
+        bands = _bands(shape, axes)
+        if not bands:
+            raise ValueError(f"a TIFF of {shape}, and no image (height, width[, channels])"[:120])
+        _check_channels(bands, channels)
         check_size(shape[axes.index("Y")] * shape[axes.index("X")])
         array = series.asarray()
     if array.ndim == 3:
@@ -135,9 +140,15 @@ def planes_of(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], channels: 
     return torch.from_numpy(np.ascontiguousarray(wide, dtype=np.uint16)).permute(2, 0, 1)
 
 
+def other_channels(reason: str) -> int | None:
+    """Of why an image cannot be read: the number of channels that it has, where it is nothing but that."""
+    found = _OTHER_CHANNELS.fullmatch(reason)
+    return None if found is None else int(found[1])
+
+
 def _check_channels(found: int, asked: int) -> None:
-    if found != asked:
-        raise ValueError(f"{found} channels, not {asked}: --channels {found}")
+    if found != asked:  # what to do about it depends on who asks
+        raise ValueError(f"{found} channel{'' if found == 1 else 's'}, not {asked}")
 
 
 def _header(raw: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:

@@ -14,6 +14,7 @@ from PIL import Image, TiffImagePlugin
 MOST_PIXELS = 250_000_000  # 0.75 GB as RGB; the largest sensors of cameras have 200 million
 JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG\r\n\x1a\n"
+_MOST_MEMORY = 1_500_000_000  # bytes of an image's pixels while they are read
 _MOST_SCANS = 100  # of a JPEG: ten are usual, and each passes over all pixels
 _MOST_SEGMENTS = 1000  # of a JPEG before a scan: a colour profile has up to 255, maps of depth some hundred
 _MOST_PADDING = 2**16  # bytes between these
@@ -118,6 +119,12 @@ def check_size(pixels: int) -> None:
     """ValueError above `MOST_PIXELS`."""
     if pixels > MOST_PIXELS:
         raise ValueError(f"{pixels:,} pixels, limit {MOST_PIXELS:,}; scale it down")
+
+
+def check_memory(needed: int) -> None:
+    """ValueError above what the pixels of one image may take."""
+    if needed > _MOST_MEMORY:
+        raise ValueError(f"{needed:,} bytes of pixels in memory, limit {_MOST_MEMORY:,}; scale it down")
 
 
 def _check_bound(name: str, count: int, most: int) -> None:

@@ -30,6 +30,7 @@ from semmae.objects import described
 from semmae.progress import Progress
 
 _IMAGES = "give PIL images, uint8 arrays (height, width, 3), or uint8 or 0-to-1 float tensors (3, height, width)"
+_IN_PICTURES = (1, 2, 4)  # channels, but for three, that a picture of Pillow's may have
 _BATCH = 32  # rows that a process reads between two messages
 _FEWEST = 64  # rows from which on processes are started to read them
 _TWICE = 8  # rows that are read again, to see whether they stay
@@ -198,12 +199,12 @@ def pixels(image: object, place: str, channels: int = 3) -> Tensor:
         return pixels_of(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not image.size or not (image.ndim == 2 or image.shape[2:] in ((1,), (3,), (4,))):
-            _refuse_kind(f"{place} is an array of {image.dtype} {image.shape}")
+            _refuse_kind(image, place)
         return pixels_of(Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image))
     if not isinstance(image, Tensor):
-        _refuse_kind(f"{place} is {shown(image)}, of type {type(image).__name__}")
+        _refuse_kind(image, place)
     if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
-        _refuse_kind(f"{place} is a tensor of {tuple(image.shape)}")
+        _refuse_kind(image, place)
     planes = image.detach().as_subclass(Tensor).cpu()
     if planes.dtype.is_floating_point:
         planes = planes.float()
@@ -215,7 +216,7 @@ def pixels(image: object, place: str, channels: int = 3) -> Tensor:
             )
         planes = (255 * planes).round().clamp(0, 255).to(torch.uint8)
     if planes.dtype != torch.uint8:
-        _refuse_kind(f"{place} is a tensor of {planes.dtype}")
+        _refuse_kind(image, place)
     return planes.expand(3, -1, -1).permute(1, 2, 0).clone(memory_format=torch.contiguous_format).permute(2, 0, 1)
 
 
@@ -234,20 +235,29 @@ def _deep_pixels(image: object, place: str, channels: int) -> Tensor:
     try:
         if isinstance(image, Image.Image):
             return pixels_of(image, channels)
-        array = (
-            image.detach().cpu().permute(1, 2, 0).numpy() if isinstance(image, Tensor) and image.ndim == 3 else image
-        )
-        if (
-            isinstance(array, np.ndarray)
-            and array.dtype in (np.uint8, np.uint16)
-            and array.ndim in (2, 3)
-            and array.size
-        ):
+        array = image
+        if isinstance(image, Tensor) and image.ndim == 3 and image.dtype in (torch.uint8, torch.uint16):
+            array = image.detach().as_subclass(Tensor).cpu().permute(1, 2, 0).numpy()
+        known = isinstance(array, np.ndarray) and array.dtype in (np.uint8, np.uint16)
+        if isinstance(array, np.ndarray) and known and array.ndim in (2, 3) and array.size:
             return planes_of(array, channels)
     except ValueError as error:
-        raise UserError(f"{place}: {error}; give images (height, width, {channels})") from error
-    _refuse_kind(f"{place} is of {channels} channels, as {shown(image)[:80]} of type {type(image).__name__} is not")
+        raise UserError(f"{place}: {error}; {taken(channels)}") from error
+    _refuse_kind(image, place, channels)
 
 
-def _refuse_kind(fault: str) -> NoReturn:
-    raise UserError(f"{fault}; {_IMAGES}")
+def _refuse_kind(image: object, place: str, channels: int = 3) -> NoReturn:
+    kind = f"{shown(image)}, of type {type(image).__name__}"
+    if isinstance(image, Tensor | np.ndarray):  # of which the numbers say nothing
+        name = "a tensor" if isinstance(image, Tensor) else "an array"
+        kind = f"{name} of {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
+    raise UserError(f"{place} is {kind}; {taken(channels)}")
+
+
+def taken(channels: int) -> str:
+    """What is an image of so many channels, in words."""
+    if channels == 3:
+        return _IMAGES
+    pictures = "PIL images, " if channels in _IN_PICTURES else ""
+    kinds = f"{pictures}arrays (height, width, {channels}) or tensors ({channels}, height, width)"
+    return f"give {kinds}, of uint8 or uint16 from 0 to their highest number"

@@ -23,6 +23,7 @@ from torch import Tensor
 from semmae.data.checked import cache_file, cache_folder, known_rows, read_known, stamps, write_known
 from semmae.data.compact import Labels, Names, Rows
 from semmae.data.decode import decode, tell_slow_decoder, upright_size
+from semmae.data.deep import other_channels
 from semmae.data.endings import UNDECODED, counted, ending
 from semmae.data.items import ItemSource
 from semmae.data.kept_manifest import check_same, read_kept, write_kept
@@ -42,6 +43,14 @@ _CHECKS = get_args(Check)
 _log = logging.getLogger("semmae")
 
 Decoded = TypeVar("Decoded")
+
+
+class OtherChannels(UserError):
+    """All images have another number of channels than is asked for; what to do about it, who asks may know better."""
+
+    def __init__(self, fault: str, found: int, asked: int) -> None:
+        super().__init__(f"{fault}; give images of {asked} channel{'' if asked == 1 else 's'}")
+        self.fault, self.found = fault, found  # `found` of the first image
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +226,8 @@ def build_manifest(
 ) -> Manifest:
     """Look at every image once, as closely as `check` says; UserError when over 5 % cannot be read.
 
+    `OtherChannels` where that is all of them, for their channels alone.
+
     `cache`: a folder, None for no cache.
     """
     if isinstance(source, ItemSource):
@@ -226,7 +237,7 @@ def build_manifest(
     else:
         reasons = _unreadable(source, workers, cache_folder() if cache == "default" else cache, check, channels)
     skipped = tuple((source.names[i], reason) for i, reason in reasons.items())
-    _judge(source, skipped)
+    _judge(source, skipped, channels)
     whole = Manifest(source.names, source.sizes, source.labels, skipped)
     return whole.select(np.delete(np.arange(len(source)), list(reasons))) if reasons else whole
 
@@ -323,7 +334,7 @@ def _check(
             progress.update()
 
 
-def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
+def _judge(source: Source, skipped: tuple[tuple[str, str], ...], channels: int) -> None:
     """UserError above the limit, else a warning of how many are left out."""
     if not skipped:
         return
@@ -334,6 +345,10 @@ def _judge(source: Source, skipped: tuple[tuple[str, str], ...]) -> None:
     if undecoded:
         fault += f", {counted(undecoded)} among them"
     if share > UNREADABLE_LIMIT:
-        remedy = "convert, repair or remove them" if undecoded else "repair or remove them"
-        raise UserError(f"{fault}, limit {100 * UNREADABLE_LIMIT:.0f} %: {shown}; {remedy}")
+        fault = f"{fault}, limit {100 * UNREADABLE_LIMIT:.0f} %: {shown}"
+        others = [found for _, reason in skipped if (found := other_channels(reason)) is not None]
+        if len(others) == len(source):
+            raise OtherChannels(fault, others[0], channels)
+        remedy = "convert, repair or remove them" if undecoded or others else "repair or remove them"
+        raise UserError(f"{fault}; {remedy}")
     _log.warning("%s and are left out: %s", fault, shown)

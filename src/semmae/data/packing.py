@@ -30,6 +30,7 @@ from semmae.data.headers import JPEG, PNG
 from semmae.data.manifest import ImageSet
 from semmae.data.naming import companion_names
 from semmae.data.shards import SHARD
+from semmae.data.wide_png import is_wide_png
 from semmae.data.workers import in_threads
 from semmae.errors import UserError
 from semmae.progress import Progress
@@ -83,6 +84,8 @@ class Packing:
             return len(raw)
         if self.channels not in (OWN, 1):
             return self.channels
+        if self.channels == 1 and is_wide_png(raw):
+            return 1  # its grey has 16 bits
         own = own_channels(raw)
         return own if self.channels == OWN or own == 1 else 3
 

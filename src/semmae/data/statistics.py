@@ -4,6 +4,7 @@ import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from semmae.data.manifest import ImageSet
+from semmae.errors import UserError
 from semmae.levels import levels
 from semmae.options.shared import Statistics
 from semmae.progress import Progress
@@ -16,7 +17,15 @@ _FLATTEST = 1 / 255  # deviation of a channel that is all alike
 
 
 def colours_of(images: ImageSet, statistics: Statistics) -> Colours:
-    """What pixels of these images are normalised by: ImageNet's, or their own."""
+    """What pixels of these images are normalised by: ImageNet's, or their own.
+
+    UserError where ImageNet's, which are of three channels, are asked for and the images have another number.
+    """
+    if statistics == "imagenet" and images.channels != 3:
+        raise UserError(
+            f"statistics 'imagenet': mean and deviation of 3 channels, and the images have {images.channels}; use "
+            "'data', their own"
+        )
     if statistics == "imagenet" or (statistics == "auto" and images.channels == 3):
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return measured_colours(images)

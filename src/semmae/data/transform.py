@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from semmae.data.decode import MOST_BYTES, decode, picture_pixels
-from semmae.data.items import pixels
+from semmae.data.deep import other_channels
+from semmae.data.items import pixels, taken
 from semmae.data.loaders import centre_cut, enough, normalise
 from semmae.errors import UserError, reason
 from semmae.files import read_bytes
@@ -64,10 +65,12 @@ def _pixels(image: Any, least: int, channels: int) -> Tensor:
         try:
             return decode(read_bytes(path, MOST_BYTES), least, channels)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({reason(error)}); give an image file") from error
+            wanted = "file" if other_channels(str(error)) is None else f"of {channels} channels"
+            raise UserError(f"{path}: cannot be read ({reason(error)}); give an image {wanted}") from error
     if isinstance(image, Image.Image):
         try:
             return picture_pixels(image, channels)
         except (OSError, ValueError) as error:
-            raise UserError(f"{shown(image)}: cannot be read ({error}); give a picture of 8 bits a channel") from error
+            wanted = "give a picture of 8 bits a channel" if channels == 3 else taken(channels)
+            raise UserError(f"{shown(image)}: cannot be read ({error}); {wanted}") from error
     return pixels(image, "what is given", channels)

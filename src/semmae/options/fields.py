@@ -47,6 +47,8 @@ class Facts:
     group: str = ""  # options that have an effect only together; by default those of the class that declares it
     idles: tuple[str, ...] = ()  # groups, or single options, that have no effect where this one is given
     only: Mapping[str, Any] | None = None  # values of other options without which it has no effect
+    # One of its choices → the values of other options with which alone that can be, whoever chose it.
+    fits: Mapping[str, Mapping[str, Any]] | None = None
     # Options, or properties of them, without any of which (None, 0, off) it has no effect.
     beside: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()  # other options that cannot be given beside it

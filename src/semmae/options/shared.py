@@ -211,7 +211,7 @@ class SizeOptions(TrainOptions):
     """Pixels a side of a patch."""
     channels: int = option(3, low=1, high=1024)
     """Channels of the images: 3 are RGB of 8 bits; 1 is grey, others are those of the files, all of them of 16 bits."""
-    statistics: Statistics = option("auto")
+    statistics: Statistics = option("auto", fits={"imagenet": {"channels": 3}})
     """Mean and deviation that pixels are normalised by: ImageNet's (imagenet), or those of the images (data); auto: \
 ImageNet's for 3 channels, else the images'."""
 

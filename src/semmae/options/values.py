@@ -22,9 +22,22 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def check_values(options: Any) -> None:
-    """Check every option: of the declared kind, among the choices, within the limits."""
+    """Check every option: of the declared kind, among the choices, within the limits, and fitting others."""
     for name, option in options_of(type(options)).items():
         check_value(option, getattr(options, name))
+    check_fitting(options)
+
+
+def check_fitting(options: Any) -> None:
+    """Refuse a choice that cannot be beside the value of another option."""
+    for name, option in options_of(type(options)).items():
+        if option.facts.fits is None:  # of all others the value may be any object
+            continue
+        chosen = getattr(options, name)
+        for other, wanted in option.facts.fits.get(chosen, {}).items():
+            if (found := getattr(options, other)) != wanted:
+                remedy = " or ".join(choice for choice in option.choices if choice != chosen)
+                raise UserError(f"{option.flag} {chosen}: is for {flag(other)} {wanted}, not {found}; use {remedy}")
 
 
 def check_value(option: Option, value: Any) -> None:

@@ -41,6 +41,7 @@ from semmae.run.config import CONFIG, kept_values, saved_options
 from semmae.run.folder import claimed, run_folder, turn
 from semmae.shell import command
 from semmae.train.batches import Training
+from semmae.verbs.channels import as_asked
 from semmae.verbs.measures import Measures, check_measures, open_measures
 from semmae.verbs.pretrain import load_init, train_autoencoder
 from semmae.verbs.rows import Row, rows_of
@@ -70,7 +71,8 @@ def compare(options: CompareOptions) -> Path:
     images, own = training_images(both)
     options.check_images(len(images))
     stages, own = open_stages(own, rows, images)
-    measures = open_measures(both)
+    with as_asked():
+        measures = open_measures(both)
     jobs = jobs_of(options, rows)
     with run_folder(dataclasses.replace(options, teacher=own.teacher), lambda: not unfinished(jobs, measures.names)):
         mine = jobs[index::count]
@@ -104,20 +106,24 @@ def with_annotations(options: CompareOptions) -> CompareOptions:
 
 def training_images(options: CompareOptions) -> tuple[KeptImages, CompareOptions]:
     """The images to train on, of which has splits the first one, and the options with that as --data, if it is a place
-    by itself: so anybody makes a run again.
+    by itself: so anybody makes a run again. With it goes --masks, where that has a folder of the same name.
     """
     data: Any = options.data
+    masks = options.masks
     split = splits_of(data)[0]
     if split is not None and isinstance(data, str | Path):
         root = user_path(data, "--data")
         places = [place for name in TRAIN for place in (root / name, *root.glob(f"{name}*.parquet")) if place.exists()]
         if len(places) == 1:
             data, split = str(places[0]), None
-    images = open_images(
-        data, split=split, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
-        channels=options.channels,
-    )  # fmt: skip
-    return KeptImages(images), dataclasses.replace(options, data=data)
+            if masks is not None and (masks / places[0].name).is_dir():
+                masks = masks / places[0].name
+    with as_asked():
+        images = open_images(
+            data, split=split, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+            channels=options.channels,
+        )  # fmt: skip
+    return KeptImages(images), dataclasses.replace(options, data=data, masks=masks)
 
 
 def jobs_of(options: CompareOptions, rows: Iterable[Row]) -> list[Job]:

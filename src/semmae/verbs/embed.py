@@ -44,6 +44,7 @@ from semmae.run.places import check_place
 from semmae.run.ranks import SHARED, check_processes, is_rank_zero, sharing, take_rank
 from semmae.shell import python, text
 from semmae.sizes import Size
+from semmae.verbs.channels import seen_by
 
 _AUTO = "auto"
 
@@ -88,10 +89,11 @@ def _opened(options: EmbedOptions) -> Opened:
     encoder = load_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     tokens = [encoder.pooling] if asked == [_AUTO] else asked
     size = options.image_size or encoder.spec.image_size
-    images = open_images(
-        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
-        channels=encoder.spec.channels,
-    )  # fmt: skip
+    with seen_by(encoder, options.encoder):
+        images = open_images(
+            options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+            channels=encoder.spec.channels,
+        )  # fmt: skip
     store = None if options.parts is None else PartStore.open(options.parts, manifest_digest=images.digest)
     info = _info(options, tokens, encoder, size, images, store)
     columns = columns_of(tokens, encoder, size, 0 if store is None else store.num_labels, options.dtype)

@@ -41,6 +41,7 @@ from semmae.run.folder import run_folder
 from semmae.run.ranks import check_alone
 from semmae.train.precision import check_precision
 from semmae.verbs import segment as segment_verb
+from semmae.verbs.channels import seen_by
 from semmae.verbs.measuring import divided, facts_of, open_class_sets, view_of
 
 _log = logging.getLogger("semmae")
@@ -80,7 +81,8 @@ def evaluate(options: EvaluateOptions) -> Path:
     segmenting = segment_verb.protocol_of(linear, view.image_size)
     if found.masks is not None:
         segmenting.check_encoder(encoder)
-    data = open_data(found, encoder.spec.channels)
+    with seen_by(encoder, options.encoder):
+        data = open_data(found, encoder.spec.channels)
     facts = facts_of(found, encoder)
     steps = functools.partial(steps_of, options, view, segmenting, data)
     measured = functools.partial(

@@ -27,6 +27,7 @@ from semmae.run.config import kept_values
 from semmae.run.folder import run_folder
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile
+from semmae.verbs.channels import seen_by
 from semmae.verbs.measuring import divided, facts_of, measure_encoder, open_class_sets, write_figures
 
 
@@ -66,16 +67,17 @@ def measure_only(options: FinetuneOptions) -> Path:
     check_image_size(size, classifier.encoder.patch_size)
     batch = max(1, options.batch_size // options.batches)  # what fits while training
     crops = CentreCrops(size, options.crop_pct or measured_on, batch, workers=options.num_workers)
-    images, split = open_unlearned(
-        options.data,
-        read_learned(folder),
-        whose,
-        limit=options.limit,
-        seed=options.seed,
-        workers=options.num_workers,
-        check=options.check,
-        channels=classifier.encoder.spec.channels,
-    )
+    with seen_by(classifier.encoder, options.encoder):
+        images, split = open_unlearned(
+            options.data,
+            read_learned(folder),
+            whose,
+            limit=options.limit,
+            seed=options.seed,
+            workers=options.num_workers,
+            check=options.check,
+            channels=classifier.encoder.spec.channels,
+        )
     targets = target_indices(options.data, images, classes, whose)
     about = {
         "method": "a fine-tuned classifier, measured without training",

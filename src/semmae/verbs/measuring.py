@@ -28,6 +28,7 @@ from semmae.options.shared import EncoderOptions
 from semmae.reporting.results import write_measured
 from semmae.reporting.run_page import write_report
 from semmae.run.ranks import is_rank_zero
+from semmae.verbs.channels import seen_by
 
 
 def measure_encoder(
@@ -45,7 +46,8 @@ def measure_encoder(
     """
     protocol.check_encoder(encoder)
     protocol.prepare(encoder)
-    data = open_data()
+    with seen_by(encoder, facts["encoder"]):
+        data = open_data()
     protocol.check(data)
     seed = facts["seed"] if untrained else None
     measured = functools.partial(measure, protocol, encoder, data, untrained_seed=seed)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from semmae.train.stage import FitOptions
 from semmae.train.summary import Summary, Trained, summarised
 from semmae.train.teacher_tokens import check_first
 from semmae.train.trainer import fit
+from semmae.verbs.channels import seen_by
 
 _log = logging.getLogger("semmae")
 
@@ -63,10 +65,11 @@ def parts(options: PartsOptions) -> Path:
         encoder = load_given(options, own)
         labelling.check_learner(own.out, own.learner, encoder, own.teacher, needed=own.labels_only)
     shared(Training, options).check()
-    images = open_images(
-        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
-        channels=3 if encoder is None else encoder.spec.channels,
-    )  # fmt: skip
+    with nullcontext() if encoder is None else seen_by(encoder, own.teacher):
+        images = open_images(
+            options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+            channels=3 if encoder is None else encoder.spec.channels,
+        )  # fmt: skip
     options.check_images(len(images))
     check_parts(own, images)
     truth = true_parts(own, images)

@@ -47,6 +47,7 @@ from semmae.train.summary import check_same_inputs, colour_facts, summarised
 from semmae.train.teacher_tokens import check_first, class_tokens, fill_store, token_store, usual_size, whitening
 from semmae.train.together import barrier
 from semmae.train.trainer import fit
+from semmae.verbs.channels import as_asked
 from semmae.verbs.parts import check_tokens_fit, learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher, train_teacher
@@ -60,10 +61,11 @@ def pretrain(options: PretrainOptions) -> Path:
     """Pre-train a masked autoencoder with semantic-guided masking, learning the parts first if need be."""
     check_recipe(options)
     shared(Training, options).check()
-    images = open_images(
-        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
-        channels=options.channels,
-    )  # fmt: skip
+    with as_asked():
+        images = open_images(
+            options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+            channels=options.channels,
+        )  # fmt: skip
     options.check_images(len(images))
     options = with_teacher(options)
     teacher = load_teacher(options)

@@ -32,6 +32,7 @@ from semmae.run.folder import check_inputs
 from semmae.run.places import check_place
 from semmae.shell import command
 from semmae.sizes import Size, num_patches, size_text
+from semmae.verbs.channels import seen_by
 
 
 def reconstruct(options: ReconstructOptions) -> Path:
@@ -46,7 +47,8 @@ def reconstruct(options: ReconstructOptions) -> Path:
             "predicts pixels"
         )
     size = _checked_size(options, mae)
-    images = open_images(options.data, workers=options.num_workers, channels=mae.encoder.spec.channels)
+    with seen_by(mae.encoder, options.autoencoder):
+        images = open_images(options.data, workers=options.num_workers, channels=mae.encoder.spec.channels)
     about = _about(options, mae, size, images)
     made = [str(out)]
     if os.path.lexists(out) and not options.overwrite:

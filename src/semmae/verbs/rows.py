@@ -24,7 +24,7 @@ from semmae.options.fields import options_of, shared
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import AUTO_TEACHER
-from semmae.options.values import check_choice, check_given, check_value, converted
+from semmae.options.values import check_choice, check_fitting, check_given, check_value, converted
 from semmae.verbs.pretrain import check_recipe
 
 _USUAL = ("random", "semantic")
@@ -35,6 +35,7 @@ _SHARED = {
     *("data", "out", "config", "resume", "overwrite", "seed", "limit", "workers", "logger", "callbacks", "preset"),
     *(
         "check",
+        "channels",
         "devices",
         "nodes",
         "strategy",
@@ -162,6 +163,7 @@ def _checked(row: Row, options: CompareOptions) -> Row:
         if row.parts is None and made.needs:
             row = replace(row, parts="learned")
         made = replace(made, parts=None if row.parts is None else Path("parts"))
+        check_fitting(made)
         check_given(made, [name for name in row.given if name != "masking"])
         check_recipe(made)
         if row.parts in ("grid", "annotations") and "attention" in made.needs:

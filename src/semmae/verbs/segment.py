@@ -23,6 +23,7 @@ from semmae.run.folder import run_folder
 from semmae.sizes import Size
 from semmae.train.batches import Training
 from semmae.train.precision import check_precision
+from semmae.verbs.channels import seen_by
 from semmae.verbs.measuring import facts_of, measure_encoder, write_figures
 
 _log = logging.getLogger("semmae")
@@ -78,16 +79,17 @@ def measure_only(options: SegmentOptions) -> Path:
     segmenter, learned = read_segmenter(folder), read_learned(folder)
     if learned is None:
         _log.warning("%s: does not say its training images, which may be among those measured", options.encoder)
-    data = open_measured(
-        options.data,
-        Coding(options.ignore_index, options.reduce_zero_label),
-        lambda images: unlearned_rows(images, learned or ()),
-        limit=options.limit,
-        seed=options.seed,
-        workers=options.num_workers,
-        check=options.check,
-        channels=segmenter.encoder.spec.channels,
-    )
+    with seen_by(segmenter.encoder, options.encoder):
+        data = open_measured(
+            options.data,
+            Coding(options.ignore_index, options.reduce_zero_label),
+            lambda images: unlearned_rows(images, learned or ()),
+            limit=options.limit,
+            seed=options.seed,
+            workers=options.num_workers,
+            check=options.check,
+            channels=segmenter.encoder.spec.channels,
+        )
     check_same_classes(options, segmenter, data)
     windows = shared(Windows, options, image_size=segmenter.encoder.spec.image_size)
     about = {**windows.describe(segmenter.spec.head, data), "preset": options.preset}

@@ -31,6 +31,7 @@ from semmae.train.stage import Evaluation, FitOptions
 from semmae.train.summary import colour_facts, summarised
 from semmae.train.teacher import TeacherTask
 from semmae.train.trainer import fit
+from semmae.verbs.channels import as_asked
 
 _KNN_IMAGES = 2000  # at most, so that measuring stays short beside training
 _SMALLEST_LOCAL = 0.05  # share of an image's area: DINO's, iBOT's and DINOv2's
@@ -42,10 +43,11 @@ def teacher(options: TeacherOptions) -> Path:
     check_compile(options.compile)
     init = load_init(options)
     shared(Training, options).check()
-    images = open_images(
-        options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
-        channels=options.channels,
-    )  # fmt: skip
+    with as_asked():
+        images = open_images(
+            options.data, limit=options.limit, seed=options.seed, workers=options.num_workers, check=options.check,
+            channels=options.channels,
+        )  # fmt: skip
     options.check_images(len(images))
     with run_folder(options):
         train_teacher(options, images, init)
