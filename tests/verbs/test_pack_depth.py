@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pngs import png
 from refusals import refused
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -122,6 +123,17 @@ def test_pictures_of_any_depth_and_channels_are_read_as_before(tmp_path: Path) -
     check_that_nothing_is_lost(before, tmp_path / "packed")
     levels = {name: len(np.unique(decode(raw, channels=1))) for name, raw in files(tmp_path / "packed").items()}
     assert levels["I;16-PNG-large"] > 1000 and levels["L-PNG-large"] <= 256
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_colour_of_16_bits_is_kept_where_its_grey_is_asked_for(size: str, tmp_path: Path) -> None:
+    before = {"colour": png(smooth(*SIZES[size], 3, 65535).astype(np.uint16))}
+    write(tmp_path / "photos", before, ".png")
+    semmae.pack(data=tmp_path / "photos", out=tmp_path / "packed", short_side=SHORT, workers=0, channels=1)
+    expected, found = read(before["colour"], 1), read(files(tmp_path / "packed")["colour"], 1)
+    assert expected is not None and found is not None
+    expected = shrunk(expected) if size == "large" else expected
+    assert (found - expected).abs().max() < 4e-5
 
 
 @pytest.mark.parametrize("kinds", [ARRAYS, SHRUNK_ARRAYS])
