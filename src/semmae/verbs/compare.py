@@ -84,7 +84,7 @@ def compare(options: CompareOptions) -> Path:
                 make_run(own, job, stages, measures)
                 gather(options.out, jobs)
             else:
-                check_alike(own, job, stages)
+                check_same_options(own, job, stages)
         left = unfinished(jobs, measures.names)
         if left:
             _log.info("%d of %d runs are not there yet: other parts make them", len(left), len(jobs))
@@ -164,7 +164,7 @@ def run_options(options: CompareOptions, job: Job, stages: Stages) -> PretrainOp
     return dataclasses.replace(own, resume=(job.out / CONFIG).is_file())
 
 
-def check_alike(options: CompareOptions, job: Job, stages: Stages) -> None:
+def check_same_options(options: CompareOptions, job: Job, stages: Stages) -> None:
     """Refuse a run that was made with other options than its row has now; where things lie does not matter."""
     every, was = options_of(PretrainOptions), saved_options(job.out)
     for name, value in kept_values(run_options(options, job, stages)).items():
