@@ -8,8 +8,8 @@ STAMP := .venv/.installed
 LOCK := requirements.lock
 # Of 21,000 modules some two thousand are ever imported: Python compiles those by itself.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
-# The build-system of pyproject.toml, and what antlr4 is built with, of which there is no wheel: venv's own may be too old.
-BACKEND := hatchling hatch-fancy-pypi-readme editables setuptools
+# What antlr4 is built with, of which there is no wheel: venv's own may be too old; and the build-system of pyproject.toml.
+BACKEND := setuptools hatchling hatch-fancy-pypi-readme editables
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

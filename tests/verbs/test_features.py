@@ -145,3 +145,15 @@ def test_report_is_made_again(whole_run: Path, tmp_path: Path, capsys: pytest.Ca
     output = capsys.readouterr().out.split()
     assert all(str(page) in output for page in pages)
     assert all("<svg" in page.read_text() for page in pages)
+
+
+@pytest.mark.parametrize("verb", ["knn", "probe", "evaluate"])
+def test_two_processes_see_the_features_of_one(verb: str, whole_run: Path, creatures: Path, tmp_path: Path) -> None:
+    """By two processes of this machine; blocks of 4 images, so that each has several."""
+    given = {"encoder": whole_run, "data": creatures / "images", "workers": 0, "batch_size": 4}
+    found = []
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        getattr(semmae, verb)(**given, devices=devices, out=out)
+        found.append({name: value for name, value in tiny.results(out).items() if name.endswith(("top1", "top5"))})
+    assert found[0] == found[1] and found[0]

@@ -59,14 +59,15 @@ def needs_tifffile(raw: bytes, channels: int) -> bool:
 def decode_tiff(raw: bytes, channels: int) -> Tensor:
     """uint16 (C, H, W) of a TIFF, by tifffile. ValueError where it cannot be read."""
     with _tiff(raw) as series:
-        shape, axes = series.shape, series.axes
-        if series.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"a TIFF of {series.dtype}; save it as uint8 or uint16")
-        bands = _bands(shape, axes)
-        if not bands:
-            raise ValueError(f"a TIFF of {shape}, and no image (height, width[, channels])"[:120])
-        _check_channels(bands, channels)
-        check_size(shape[axes.index("Y")] * shape[axes.index("X")])
+        shape, axes, dtype = series.shape, series.axes, series.dtype
+    if dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"a TIFF of {dtype}; save it as uint8 or uint16")
+    bands = _bands(shape, axes)
+    if not bands:
+        raise ValueError(f"a TIFF of {shape}, and no image (height, width[, channels])"[:120])
+    _check_channels(bands, channels)
+    check_size(shape[axes.index("Y")] * shape[axes.index("X")])
+    with _tiff(raw) as series:  # again: what is wrong with the pixels is damage, which what is above is not
         array = series.asarray()
     if array.ndim == 3:
         array = np.moveaxis(array, next(i for i, axis in enumerate(axes) if axis not in "YX"), -1)
@@ -91,9 +92,15 @@ def tiff_channels(raw: bytes) -> int | None:
 
 
 def tiff_size(raw: bytes) -> tuple[int, int] | None:
-    """Height and width of a TIFF by tifffile; None as of `tiff_channels`, and where it holds no image."""
+    """Height and width of a TIFF by tifffile; None as of `tiff_channels`, and where it holds no image.
+
+    ValueError where it has too many pixels.
+    """
     found = _tiff_shape(raw)
-    return found[1:] if found is not None and found[0] else None
+    if found is None or not found[0]:
+        return None
+    check_size(found[1] * found[2])
+    return found[1:]
 
 
 def _tiff_shape(raw: bytes) -> tuple[int, int, int] | None:

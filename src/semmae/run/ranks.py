@@ -204,9 +204,10 @@ def _end_with_parent() -> None:
         return
     if local_rank() == 0:
         os.environ[_PARENT] = str(os.getpid())
-    elif _PARENT in os.environ and not _watched:
+    parent = int(os.environ.get(_PARENT, os.getpid()))
+    if parent != os.getpid() and not _watched:
         _watched = True
-        threading.Thread(target=_watch, args=(int(os.environ[_PARENT]),), daemon=True, name="semmae-parent").start()
+        threading.Thread(target=_watch, args=(parent,), daemon=True, name="semmae-parent").start()
 
 
 def _watch(parent: int) -> None:
