@@ -20,7 +20,7 @@ import scaling
 from contestants import KINDS
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ("step", "step_profile", "memory", "masking", "loading", "lightning_cost", "startup")
+BENCHMARKS = ("step", "step_profile", "memory", "masking", "loading", "lightning_cost", "startup", "residual")
 VARIANTS = ("loading_packed", "loading_views")  # of these
 VIEWS = ("crops_2", "crops_2_8")
 PEERS = ("transformers", "lightly")
@@ -289,10 +289,24 @@ def gpu_hours(results: Results) -> str:
     return f"{min(hours):.0f} to {max(hours):.0f}"
 
 
+def residual_table(results: Results) -> str:
+    """Losses in float32, with products in bf16, and with what blocks add to in bf16 as well."""
+    losses: dict[str, dict[str, list[float]]] = results["residual"]["losses"]
+    names = {"float32": "float32", "products": "products in bf16", "residual": "products and residual in bf16"}
+    seeds = range(len(losses["float32"]["trained"]))
+    lines = [["mean loss of the last 50 steps; of 256 other images", *(f"seed {seed}" for seed in seeds)]]
+    for way, name in names.items():
+        pairs = zip(losses[way]["trained"], losses[way]["others"], strict=True)
+        lines.append([name, *(f"{trained:.5f}; {others:.5f}" for trained, others in pairs)])
+    head, *rows = ("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *rows])
+
+
 FIGURES: dict[str, Callable[[Results], str]] = {
     "figures": figures_table,
     "profile": profile_table,
     "subset": subset,
+    "residual": residual_table,
     "scaling": lambda r: scaling.table(scaling.Node(), scaling.Loading.of(r)),
     "more-gpus": lambda _: scaling.more_gpus(scaling.Node()),
     "held-and-sent": lambda _: scaling.held_and_sent(scaling.Node()),
