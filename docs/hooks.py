@@ -58,7 +58,7 @@ def on_files(files: Files, config: Any) -> Files:
     for above, here in PAGES.items():
         content = (ROOT / above).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, here, content=content))
-    for example in sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*.ipynb")]):
+    for example in sorted(path for path in (ROOT / "examples").iterdir() if path.is_file()):
         files.append(File.generated(config, f"examples/{example.name}", abs_src_path=str(example)))
     return files
 
