@@ -225,7 +225,7 @@ class Coloured:
     def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
         return [
             {
-                name: torch.stack([coloured(*each) for each in zip(item[name], item[drawn], strict=True)])
+                name: [coloured(*each) for each in zip(item[name], item[drawn], strict=True)]
                 for name, drawn in (("images", "changes"), ("local", "local_changes"))
                 if name in item
             }

@@ -135,7 +135,8 @@ def test_a_batch_holds_the_items(images: ImageSet) -> None:
         alone = data[key]
         tensors = {"images", "local", "crops", "changes", "local_changes"}
         assert item.keys() == alone.keys() == tensors | {"row"} and item["row"] == key[1]
-        assert all(torch.equal(item[name], alone[name]) for name in tensors)
+        views = {name: torch.stack(item[name]) for name in ("images", "local")}  # lists, for `collate`
+        assert all(torch.equal((item | views)[name], alone[name]) for name in tensors)
 
 
 def test_views_have_chances_of_their_own_and_local_crops_the_plain_ones(images: ImageSet) -> None:

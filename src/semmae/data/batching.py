@@ -15,19 +15,18 @@ _CHANGES = {"changes", "local_changes"}  # of their colours, as drawn
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Items → a batch. Pictures stay as they were decoded, a pixel's three bytes side by side: a plain copy.
 
-    Of what was drawn for their colours, all at once, `Changes` are made.
+    Lists of views (3, H, W) become one tensor (B, views, 3, H, W). Of what was drawn for their colours, all at once,
+    `Changes` are made.
     """
     pictures = _PICTURES & items[0].keys()
-    batch = default_collate([{**item, **{name: side_by_side(item[name]) for name in pictures}} for item in items])
+    batch = default_collate([{name: value for name, value in item.items() if name not in pictures} for item in items])
     batch |= {name: changes_of(batch[name]) for name in _CHANGES & items[0].keys()}
-    return {**batch, **{name: planes(batch[name]) for name in pictures}}
+    return {**batch, **{name: _stacked([item[name] for item in items]) for name in pictures}}
 
 
-def side_by_side(planes: Tensor) -> Tensor:
-    """(…, 3, H, W) → (…, H, W, 3), a view."""
-    return planes.movedim(-3, -1)
-
-
-def planes(pixels: Tensor) -> Tensor:
-    """(…, H, W, 3) → (…, 3, H, W), a view."""
-    return pixels.movedim(-1, -3)
+def _stacked(pictures: Sequence[Tensor | list[Tensor]]) -> Tensor:
+    """Pictures, or lists of as many views of each, of a batch: each is copied once."""
+    of_views = isinstance(pictures[0], list)
+    single = [view for each in pictures for view in each] if of_views else pictures
+    stacked: Tensor = default_collate([each.movedim(-3, -1) for each in single])  # where processes load, shared at once
+    return (stacked.unflatten(0, (len(pictures), -1)) if of_views else stacked).movedim(-1, -3)

@@ -1,7 +1,7 @@
 """Changes of colour for the views of one image, so that a teacher cannot know images by colour alone.
 
-Drawn where images are loaded, done on the device for a batch at once: a core then loads 2.4 times as many pairs of
-views, 3.6 times as many of two with eight small ones (`benchmarks/results/loading_views.json`).
+Drawn where images are loaded, done on the device for a batch at once: a core then loads 2.7 times as many pairs of
+views, 3.5 times as many of two with eight small ones (`benchmarks/results/loading_views.json`).
 
 Kinds and strengths are those of DINO (Caron et al. 2021). Brightness, contrast, saturation, hue and gray are affine in
 a pixel's colour and in its view's mean gray, so one 3 × 4 matrix joins them. Unlike torchvision's `ColorJitter`, which

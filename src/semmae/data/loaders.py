@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import InterpolationMode, functional as F
 
 from semmae.data.attention import MOST_ATTENDED
-from semmae.data.batching import collate, planes, side_by_side
+from semmae.data.batching import collate
 from semmae.data.colour import PLAIN_CHANCES, Chances, draw_changes
 from semmae.data.crop import (
     WHOLE,
@@ -109,13 +109,16 @@ class CropDataset(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        return self.__getitems__([key])[0]
+        return {
+            name: torch.stack(value) if isinstance(value, list) else value
+            for name, value in self.__getitems__([key])[0].items()
+        }
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
-        """The items of a batch, each kind of work done for all in one go.
+        """The items of a batch for `collate`: views in lists, so that they are copied once, into the batch.
 
-        In turns, they drive each other's code and tables out of the processor's cache: generators and labels then take
-        several times as long, decoding a tenth longer.
+        Each kind of work is done for all in one go. In turns, they drive each other's code and tables out of the
+        processor's cache: generators and labels then take several times as long, decoding a tenth longer.
         """
         places = [epoch_and_row(key) for key in keys]
         rngs = [np.random.default_rng((self.seed, *place)) for place in places]
@@ -179,14 +182,11 @@ class CropDataset(Dataset[dict[str, Any]]):
         size: Size,
         scale: tuple[float, float],
         chances: Sequence[Chances] = (),
-    ) -> tuple[list[Crop], Tensor, Tensor | None]:
-        """So many random crops of an image, what they show: uint8 (count, 3, *size), and changes as drawn."""
+    ) -> tuple[list[Crop], list[Tensor], Tensor | None]:
+        """So many random crops of an image, what they show, uint8 (3, *size) each, and changes as drawn."""
         crops = [random_crop(image.shape[1], image.shape[2], rng, scale, size) for _ in range(count)]
         changes = draw_changes(rng, chances or (PLAIN_CHANCES,) * count) if self.colour else None
-        views = [crop_image(image, crop, size) for crop in crops]
-        # One view, the usual case, needs no copy to stand in a row.
-        pictures = views[0][None] if count == 1 else planes(torch.stack([side_by_side(view) for view in views]))
-        return crops, pictures, changes
+        return crops, [crop_image(image, crop, size) for crop in crops], changes
 
 
 class WholeDataset(Dataset[dict[str, Any]]):

@@ -27,7 +27,7 @@ def read_bytes(path: Path | str, most: int | None = None) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
             raise OSError(errno.EFBIG, f"{size} bytes, limit {most}")
-        return file.read(-1 if most is None else most)
+        return file.read()  # asked for `most`, it would set so much memory aside first
 
 
 def open_regular(path: Path | str) -> BinaryIO:
