@@ -26,7 +26,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _stacked(pictures: Sequence[Tensor | list[Tensor]]) -> Tensor:
     """Pictures, or lists of as many views of each, of a batch: each is copied once."""
-    of_views = isinstance(pictures[0], list)
-    single = [view for each in pictures for view in each] if of_views else pictures
-    stacked: Tensor = default_collate([each.movedim(-3, -1) for each in single])  # where processes load, shared at once
-    return (stacked.unflatten(0, (len(pictures), -1)) if of_views else stacked).movedim(-1, -3)
+    views = [view for each in pictures for view in (each if isinstance(each, list) else [each])]
+    stacked: Tensor = default_collate([view.movedim(-3, -1) for view in views])  # where processes load, shared at once
+    count = (-1,) if isinstance(pictures[0], list) else ()
+    return stacked.view(len(pictures), *count, *stacked.shape[1:]).movedim(-1, -3)
