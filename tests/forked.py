@@ -6,9 +6,11 @@ Forked, and not new: importing the libraries would take longer than all else.
 import faulthandler
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,25 @@ def in_a_process(arguments: list[str], prepare: Callable[[], object] = lambda: N
     def work() -> int:
         prepare()
         return run(arguments)
+
+    return Forked(work)
+
+
+def as_script(script: Path, arguments: list[str], **environment: str) -> Forked:
+    """`python SCRIPT ARGUMENTS`, but for the imports; processes that it begins by its own command are new ones."""
+
+    def work() -> int:
+        os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+        sys.argv = [str(script), *arguments]
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as ended:
+            assert ended.code is None or isinstance(ended.code, int)
+            return ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        return 0
 
     return Forked(work)
 

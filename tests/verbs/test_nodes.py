@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
+from forked import as_script
 from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file
 
@@ -125,14 +126,13 @@ main()
 
 def test_one_device_two_and_one_again_train_as_one(creatures: Path, tmp_path: Path) -> None:
     """In float32, each step's loss; the masks are random."""
-    script, alone = tmp_path / "steps.py", {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = tmp_path / "steps.py"
     script.write_text(STEPS)
     codes = []
     for folder, devices, stop in [("one", 1, 99), ("run", 1, 2), ("run", 2, 5), ("run", 1, 99)]:
         given = command(creatures / "images", tmp_path / folder, "--devices", str(devices))
         given = [{"random": "block"}.get(word, word) for word in given]
-        ended = subprocess.run([sys.executable, script, *given], timeout=120, env=alone | {"STOP": str(stop)})
-        codes.append(ended.returncode)
+        codes.append(as_script(script, given, STOP=str(stop)).ended(120))
     assert codes == [0, 128 + signal.SIGTERM, 128 + signal.SIGTERM, 0]
     one, run = (tiny.losses(tmp_path / folder) for folder in ("one", "run"))
     assert run == pytest.approx(one, rel=1e-6)
@@ -141,14 +141,14 @@ def test_one_device_two_and_one_again_train_as_one(creatures: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_a_network_in_shards_trains_as_a_whole_one(creatures: Path, tmp_path: Path) -> None:
     """Of two processes, then of one, which reads the checkpoint of two; two that hold it whole do the same."""
-    script, alone = tmp_path / "steps.py", {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = tmp_path / "steps.py"
     script.write_text(STEPS)
     runs = [("one", 1, "ddp", 99), ("run", 2, "fsdp", 5), ("run", 1, "fsdp", 99), ("two", 2, "ddp", 99)]
     for folder, devices, strategy, stop in runs:
         given = ["--devices", str(devices), "--strategy", strategy, "--clip", "0.5"]
         given = command(creatures / "images", tmp_path / folder, *given)
-        ended = subprocess.run([sys.executable, script, *given], timeout=120, env=alone | {"STOP": str(stop)})
-        assert ended.returncode == (0 if stop == 99 else 128 + signal.SIGTERM)
+        child = as_script(script, given, STOP=str(stop))
+        assert child.ended(120) == (0 if stop == 99 else 128 + signal.SIGTERM), child.output
     one = tiny.metrics(tmp_path / "one")
     for folder in ("run", "two"):
         for name in ("loss", "grad_norm"):
@@ -216,13 +216,10 @@ def test_what_fails_one_process_ends_all_with_one_message(
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
     given = command(creatures / "images", tmp_path / "run", "--devices", "2")
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, script, *given], timeout=120, env={**alone, "FAULT": fault}, stderr=subprocess.PIPE, text=True
-    )
-    assert ended.returncode == code, ended.stderr
-    assert ended.stderr.count(said) == 1, ended.stderr
-    assert ended.stderr.count("semmae: ") == (fault != "bug") + ended.stderr.count("semmae: warning"), ended.stderr
+    child = as_script(script, given, FAULT=fault)
+    assert child.ended(120) == code, child.output
+    assert child.output.count(said) == 1, child.output
+    assert child.output.count("semmae: ") == (fault != "bug") + child.output.count("semmae: warning"), child.output
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ Notable here:
 - what a block gives depends on its rows alone: as many devices as there may be, the same bytes;
 - the first process alone writes what all of them make, so that no file system has to agree on what several machines
   write; what was kept before a stop is not computed again;
-- where a single process is there, it begins one for each further device. A script that asks for several then needs
-  `if __name__ == "__main__":`, as ever with spawn;
+- where a single process is there, it begins one for each device, forked where it can be from a server that has imported
+  what it takes and used no device: a second look at images then begins at once, where importing takes ten seconds. A
+  script that asks for several needs `if __name__ == "__main__":`;
 - where they were started together (torchrun, srun, or by a training), each sends what its blocks give to the first one
   through a socket, whose address and key the first one leaves in the folder of the run, for this user alone;
 - one that fails or is lost ends all.
@@ -26,7 +27,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Client, Connection, Listener, wait
-from multiprocessing.context import AuthenticationError, SpawnProcess
+from multiprocessing.context import AuthenticationError
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -251,8 +253,8 @@ def _by_children(work: Work, blocks: Sequence[int], count: int) -> Iterator[tupl
     """By `count` processes that are begun for it: one a GPU, or so many on a CPU."""
     if torch.cuda.is_available() and count > torch.cuda.device_count():
         raise UserError(f"--devices {count}: this machine has {torch.cuda.device_count()} GPUs; use at most so many")
-    context = multiprocessing.get_context("spawn")
-    processes: dict[Connection, SpawnProcess] = {}
+    context = _context(type(work).__module__)
+    processes: dict[Connection, BaseProcess] = {}
     with tempfile.TemporaryDirectory(prefix="semmae-") as folder:  # nobody else can write there
         path = Path(folder) / "work.pt"
         _write(work, path, count)
@@ -261,7 +263,7 @@ def _by_children(work: Work, blocks: Sequence[int], count: int) -> Iterator[tupl
                 for number in range(count):
                     receiver, sender = context.Pipe(duplex=False)
                     arguments = (path, blocks[number::count], number, count, _threads(count), sender)
-                    processes[receiver] = context.Process(target=_child, args=arguments)
+                    processes[receiver] = context.Process(target=_child, args=(dict(os.environ), *arguments))
                     processes[receiver].start()
                     sender.close()
             for made, waited in _results(processes):
@@ -271,6 +273,15 @@ def _by_children(work: Work, blocks: Sequence[int], count: int) -> Iterator[tupl
                 process.kill()  # deaf to all else; nothing is lost by it
             for process in processes.values():
                 process.join()
+
+
+def _context(of_work: str) -> Any:
+    """How processes are begun; `of_work`: the module that has it."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, of_work])  # counts before the first process only
+    return context
 
 
 def _write(work: Work, path: Path, count: int) -> None:
@@ -284,7 +295,7 @@ def _write(work: Work, path: Path, count: int) -> None:
         ) from error
 
 
-def _results(processes: dict[Connection, SpawnProcess]) -> Iterator[tuple[Made, float]]:
+def _results(processes: dict[Connection, BaseProcess]) -> Iterator[tuple[Made, float]]:
     """What the processes send, until the last one has ended."""
     open_ends = dict(processes)
     while open_ends:
@@ -311,8 +322,20 @@ def _threads(count: int) -> int:
     return max(1, min(torch.get_num_threads(), usable_cores() // count))
 
 
-def _child(path: Path, blocks: Sequence[int], number: int, count: int, threads: int, results: Connection) -> None:
+def _child(
+    environment: dict[str, str],
+    path: Path,
+    blocks: Sequence[int],
+    number: int,
+    count: int,
+    threads: int,
+    results: Connection,
+) -> None:
     """One process: send what blocks give; an error is sent too, for the first process to show."""
+    for signum in STOPPING:
+        signal.signal(signum, signal.SIG_IGN)
+    os.environ.clear()  # that of the server's start
+    os.environ.update(environment)
     logging.getLogger("semmae").setLevel(logging.ERROR)  # the first process has said it all
     try:
         work = torch.load(path, map_location="cpu", weights_only=False)  # our own, of a moment ago
