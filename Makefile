@@ -46,9 +46,10 @@ $(STAMP): $(RUN_STAMP)
 demo: $(RUN_STAMP)
 	$(BIN)/semmae demo $(if $(DATA),--data "$(DATA)" --out "runs/demo-$(shell basename "$(DATA)")",--out runs/demo)
 
-# By files, for what tests of one file share is made once; each process takes a core and a gigabyte.
+# By files, for what tests of one file share is made once, in the order of tests/conftest.py; each process takes a core
+# and a gigabyte.
 test: $(STAMP)
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow

@@ -113,6 +113,11 @@ def whole_run(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole verbs first, which take longest: none is left for the end, when other processes have nothing to do."""
+    items.sort(key=lambda item: "verbs" not in item.path.parts)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a test has shown may hold names that are no UTF-8, which reports between processes cannot."""
