@@ -1,5 +1,6 @@
 """What every test runs under: its own caches, fixed seeds, one thread; and where the shared data lies."""
 
+import gc
 import io
 import os
 import random
@@ -116,6 +117,12 @@ def whole_run(creatures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole verbs first, which take longest: none is left for the end, when other processes have nothing to do."""
     items.sort(key=lambda item: "verbs" not in item.path.parts)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what was imported out of garbage collection, which looks at all of it each time."""
+    gc.freeze()
+    session.config.add_cleanup(gc.unfreeze)  # else some modules say that they leak
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,6 +4,7 @@ Forked, and not new: importing the libraries would take longer than all else.
 """
 
 import faulthandler
+import logging
 import multiprocessing
 import os
 import runpy
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from semmae.cli import run
+from semmae.cli import main, run
 
 
 class Forked:
@@ -68,11 +69,22 @@ def in_a_process(arguments: list[str], prepare: Callable[[], object] = lambda: N
     return Forked(work)
 
 
+def as_command(arguments: list[str]) -> Forked:
+    """`semmae ARGUMENTS`, but for the imports."""
+
+    def work() -> None:
+        _as_begun()
+        main(arguments)
+
+    return Forked(work)
+
+
 def as_script(script: Path, arguments: list[str], **environment: str) -> Forked:
     """`python SCRIPT ARGUMENTS`, but for the imports; processes that it begins by its own command are new ones."""
 
     def work() -> int:
         os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+        _as_begun()
         sys.argv = [str(script), *arguments]
         try:
             runpy.run_path(str(script), run_name="__main__")
@@ -85,6 +97,12 @@ def as_script(script: Path, arguments: list[str], **environment: str) -> Forked:
         return 0
 
     return Forked(work)
+
+
+def _as_begun() -> None:
+    """Without what pytest has of the process, and heeding Ctrl-C, which a shell's background jobs do not."""
+    logging.getLogger().handlers.clear()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def suicide(*_: object, **__: object) -> None:

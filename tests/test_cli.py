@@ -5,12 +5,12 @@ import inspect
 import os
 import re
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import tiny
+from forked import as_command
 from refusals import refused
 
 import semmae
@@ -265,24 +265,13 @@ def test_ctrl_c_leaves_a_run_that_goes_on(creatures: Path, tmp_path: Path) -> No
     """A real process and a real signal, in the middle of training."""
     out = tmp_path / "run"
     sizes = tiny.instead(["--epochs", "12", "--limit", "16", "--masking", "random"], SIZES)
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from semmae.cli import main; main()", "pretrain"]
-        + ["--data", str(creatures / "images"), "--out", str(out), *sizes],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A shell's background jobs ignore the signal, and hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stderr is not None
-    found = ""
-    for line in process.stderr:
-        found += line
-        if "epoch 1/12" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    found += process.communicate(timeout=300)[1]
-    assert process.returncode == 130, found
+    child = as_command(["pretrain", "--data", str(creatures / "images"), "--out", str(out), *sizes])
+    while "epoch 1/12" not in child.output:
+        assert child.process.is_alive(), child.output
+        time.sleep(0.01)
+    os.kill(child.process.pid or 0, signal.SIGINT)
+    assert child.ended(60) == 130, child.output
+    found = child.output
     assert found.splitlines()[-1].endswith(f"semmae pretrain --out {out} --resume")
     assert "Traceback" not in found
     assert not (out / "encoder").exists()

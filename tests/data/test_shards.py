@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import as_command
 from refusals import refused
 
 from semmae.data import shard_index
@@ -289,11 +289,10 @@ def test_a_strangers_name_is_no_line_and_no_command_of_a_terminal(tmp_path: Path
     write_tar(tmp_path / "x.tar", {name: b"no image"} | {f"{row}.jpg": jpeg(row) for row in range(40)})
     write_tar(tmp_path / "y.tar", {name: b"no image"})
     for data, code in (("x.tar", 0), ("y.tar", 2)):
-        command = [sys.executable, "-m", "semmae", "pack", "--data", data, "--out", f"{data}-packed", "--workers", "1"]
-        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        said = found.stdout + found.stderr
-        assert found.returncode == code and r"\nsemmae: fake\x1b[31m\x9b.jpg" in found.stderr, said
-        assert not {"\x1b", "\x9b"} & {*said} and "\nsemmae: fake" not in said
+        packed = ["pack", "--data", str(tmp_path / data), "--out", str(tmp_path / f"{data}-packed"), "--workers", "1"]
+        child = as_command(packed)
+        assert child.ended(60) == code and r"\nsemmae: fake\x1b[31m\x9b.jpg" in child.output, child.output
+        assert not {"\x1b", "\x9b"} & {*child.output} and "\nsemmae: fake" not in child.output
 
 
 # The index

@@ -276,7 +276,8 @@ def _write_sheet(
     about.add_text("Software", _SOFTWARE)
     if description:
         about.add_text("Description", description)
-    sheet.save(buffer, "PNG", pnginfo=about)  # optimize: 4 times as long, for 3 % of the bytes
+    # A higher level takes twice as long for a tenth of the bytes, `optimize` eight times as long for an eighth.
+    sheet.save(buffer, "PNG", pnginfo=about, compress_level=3)
     write_bytes(path, buffer.getvalue())
 
 
