@@ -60,7 +60,7 @@ def test_photos_and_a_given_teacher(
     assert "| teacher " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize("count", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 7))])
 def test_a_few_photos_of_several_classes_are_not_measured(
     count: int, creatures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
