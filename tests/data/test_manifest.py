@@ -73,17 +73,17 @@ def test_above_five_percent_the_user_is_warned(tmp_path: Path, write_images: Wri
 def test_images_of_formats_that_are_not_decoded_count(
     tmp_path: Path, write_images: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root = write_images(tmp_path / "phone", "1.jpg", "2.jpg", *(f"{i}.HEIC" for i in range(30)))
+    root = write_images(tmp_path / "phone", "1.jpg", "2.jpg", *(f"{i}.JXL" for i in range(30)))
     (root / "notes.txt").write_text("x")
-    with refused("30 of 32 images (93.8 %)", "30 .heic", "limit 5 %", "convert") as caught:
+    with refused("30 of 32 images (93.8 %)", "30 .jxl", "limit 5 %", "convert") as caught:
         open_images(root)
     assert "convert" in str(caught.value)
     write_images(root, *(f"{i}.jpg" for i in range(60)))
     for i in range(3, 30):
-        (root / f"{i}.HEIC").unlink()
+        (root / f"{i}.JXL").unlink()
     images = open_images(root)
-    assert len(images) == 60 and "3 .heic among them" in caplog.text
-    assert [name for name, _ in images.manifest.skipped] == ["0.HEIC", "1.HEIC", "2.HEIC"]
+    assert len(images) == 60 and "3 .jxl among them" in caplog.text
+    assert [name for name, _ in images.manifest.skipped] == ["0.JXL", "1.JXL", "2.JXL"]
     write_skipped([images], tmp_path / "skipped.csv")
     assert (tmp_path / "skipped.csv").read_text().count("convert") == 3
 

@@ -209,15 +209,15 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(
 def test_what_is_passed_over_is_counted_by_its_ending(
     tmp_path: Path, write_images: WriteImages, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root = write_images(tmp_path, "a/1.jpg", "b/2.jpg", "b/3.HEIC")
+    root = write_images(tmp_path, "a/1.jpg", "b/2.jpg", "b/3.JXL")
     for name in ("a/1.txt", "b/2.TXT", "a/notes", "x.json", ".hidden"):
         (root / name).write_text("x")
     with caplog.at_level("INFO"):
         source = open_source(root)
     assert "2 .txt, 1 without an ending, 1 .json" in caplog.text
     # One that is not decoded is an image, which the manifest will miss.
-    assert source.names == ["a/1.jpg", "b/2.jpg", "b/3.HEIC"] and source.labels == ["a", "b", "b"]
-    with pytest.raises(OSError, match="HEIC.*convert"):
+    assert source.names == ["a/1.jpg", "b/2.jpg", "b/3.JXL"] and source.labels == ["a", "b", "b"]
+    with pytest.raises(OSError, match="JPEG XL.*convert"):
         source.read(2)
 
 
