@@ -1,18 +1,18 @@
-"""The tables and pictures of docs/evidence.md, of whatever results/*.json hold.
+"""The tables and pictures of docs/evidence.md, and README's table of it, of whatever results/*.json hold.
 
 python experiments/evidence.py
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pieces
 
-from semmae.reporting.comparison import draw, summary, tables, verdict
+from semmae.reporting.comparison import difference, draw, summary, tables, verdict
 
-PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+README = Path(__file__).parents[1] / "README.md"
+PAGE = README.with_name("docs") / "evidence.md"
 # Of the results by name: the table's name on the page, and the figure that it shows in place of another, if any.
 TABLES = {
     "true-parts": ("true_parts", None),
@@ -20,18 +20,61 @@ TABLES = {
     "street-fashion": ("street_fashion", None),
     "street-fashion-upernet": ("street_fashion", "upernet_miou"),
 }
+# README's: a line for each question, by results and figure, and a column for each row, by name.
+QUESTIONS = {
+    "drawn creatures, true parts: linear probe, top-1 %": ("true_parts", "probe_top1"),
+    "100 classes of Tiny ImageNet: fine-tuned, top-1 %": ("tiny_imagenet", "finetune_top1"),
+    "street photos: segmentation, linear head, mIoU %": ("street_fashion", "segment_miou"),
+    "street photos: segmentation, UPerNet, mIoU %": ("street_fashion", "upernet_miou"),
+}
+COLUMNS = {
+    "random": "random masks",
+    "semantic": "the paper's: `semantic`",
+    "semantic-background": "ours: with `--keep-background`",
+    "colour": "ColorMAE's: `colour`",
+}
 
 
 def main() -> None:
-    """Write the page anew."""
-    text = PAGE.read_text()
-    for place, (name, figure) in TABLES.items():
-        file = pieces.RESULTS / f"{name}.json"
-        if file.is_file() and f"<!-- {place} -->" in text:
-            runs = runs_of(json.loads(file.read_text())["rows"], figure)
-            text = with_lines(text, place, lines_of(runs))
-            draw(PAGE.parent / "images" / f"evidence-{place}.png", summary(runs), runs)
-    PAGE.write_text(text)
+    """Write the page anew, and the table of README."""
+    PAGE.write_text(page(PAGE.read_text()))
+    README.write_text(with_lines(README.read_text(), "evidence", in_short()))
+    for place, runs in measured().items():
+        draw(PAGE.parent / "images" / f"evidence-{place}.png", summary(runs), runs)
+
+
+def measured() -> dict[str, list[dict[str, Any]]]:
+    """The runs of each table that has any."""
+    found = {place: runs_of(pieces.written(name), figure) for place, (name, figure) in TABLES.items()}
+    return {place: runs for place, runs in found.items() if runs}
+
+
+def page(text: str) -> str:
+    """docs/evidence.md with its tables."""
+    for place, runs in measured().items():
+        text = with_lines(text, place, lines_of(runs))
+    return text
+
+
+def in_short() -> list[str]:
+    """A line for each question, in Markdown: means, differences to random masks and their intervals."""
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for question, (name, figure) in QUESTIONS.items():
+        of_upernet = figure if figure == "upernet_miou" else None
+        rows = {row["name"]: row for row in summary(runs_of(pieces.written(name), of_upernet))}
+        shown = [_in_short(rows.get(row, {}), "segment_miou" if of_upernet else figure) for row in COLUMNS]
+        lines.append(" | ".join([f"| {question}", *shown]) + " |")
+    return lines
+
+
+def _in_short(row: dict[str, Any], figure: str) -> str:
+    if figure not in row:
+        return "–"
+    found, seeds = difference(row, figure), f"{row['seeds']} seed" + "s" * (row["seeds"] > 1)
+    if found is None:
+        return f"{row[figure]:.1f} ({seeds})"
+    interval = "" if found.low is None else f", {found.low:.1f} to {found.high:.1f}"
+    return f"{row[figure]:.1f}: {found.mean:+.1f} ({seeds}{interval})"
 
 
 def runs_of(rows: Sequence[dict[str, Any]], figure: str | None = None) -> list[dict[str, Any]]:

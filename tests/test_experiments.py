@@ -126,3 +126,15 @@ def test_tables_say_what_the_rows_hold() -> None:
     assert "26.0" in upernet and "54.0" not in upernet
     page = evidence.with_lines("a\n<!-- x -->\nold\n<!-- end -->\nb <!-- end -->", "x", ["new"])
     assert page == "a\n<!-- x -->\n\nnew\n\n<!-- end -->\nb <!-- end -->"
+
+
+def test_pages_show_what_the_results_are() -> None:
+    """`python experiments/evidence.py` would change neither."""
+    import evidence
+
+    page, readme = evidence.PAGE.read_text(), evidence.README.read_text()
+    assert evidence.page(page) == page
+    assert evidence.with_lines(readme, "evidence", evidence.in_short()) == readme
+    shown = evidence._in_short({"seeds": 2, "probe_top1": 50.04, "probe_top1_difference": dict(
+        mean=1.26, low=-0.5, high=3.0, pairs=2)}, "probe_top1")  # fmt: skip
+    assert shown == "50.0: +1.3 (2 seeds, -0.5 to 3.0)"
