@@ -28,9 +28,9 @@ from semmae.masking import num_hidden, semantic_mask
 from semmae.models.mae import DECODERS, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.train.compiling import compiled, missing_for_compile
+from semmae.train.fsdp import shard
 from semmae.train.optimizer import adamw
 from semmae.train.precision import resolve_precision
-from semmae.train.sharding import shard
 
 GPU = DEVICE.type == "cuda"
 BEST: Any = resolve_precision("auto")

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 import semmae
 from semmae.data.samplers import EpochSampler
 from semmae.train.batches import Training
-from semmae.train.sharding import ShardingStrategy
+from semmae.train.fsdp import ShardingStrategy
 from semmae.train.trainer import _strategy
 
 

@@ -16,9 +16,9 @@ from semmae.models.vit import Encoder
 from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
 from semmae.sizes import Grid, Size
+from semmae.train.fsdp import ShardingStrategy, shard
 from semmae.train.masks import MaskContext, MaskMeter, Step, batch_seed, mask_function, mask_seed
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
-from semmae.train.sharding import ShardingStrategy, shard
 from semmae.train.teacher_tokens import tokens_of
 
 BETAS = (0.9, 0.95)  # MAE, main_pretrain.py

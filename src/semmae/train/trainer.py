@@ -27,11 +27,11 @@ from semmae.run.ranks import is_rank_zero
 from semmae.run.signals import Interrupted
 from semmae.train.batches import Training
 from semmae.train.checkpoints import CheckedCheckpointIO
+from semmae.train.fsdp import ShardingStrategy
 from semmae.train.hardware import accelerator, cluster
 from semmae.train.loggers import open_loggers
 from semmae.train.meter import Meter
 from semmae.train.precision import resolve_precision
-from semmae.train.sharding import ShardingStrategy
 from semmae.train.stage import LAST, Evaluation, FitOptions
 from semmae.train.stopping import Keeper
 from semmae.train.summary import Trained

@@ -38,10 +38,10 @@ from semmae.sizes import Size, patch_grid
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
 from semmae.train.frozen import one_thread_an_operation
+from semmae.train.fsdp import whole_state
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.precision import resolve_precision
 from semmae.train.pretrain import PretrainTask
-from semmae.train.sharding import whole_state
 from semmae.train.stage import FitOptions
 from semmae.train.summary import check_same_inputs, colour_facts, summarised
 from semmae.train.teacher_tokens import check_first, class_tokens, fill_store, token_store, usual_size, whitening

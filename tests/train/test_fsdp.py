@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from semmae.masking import random_mask
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
+from semmae.train.fsdp import shard, whole_state
 from semmae.train.optimizer import adamw
-from semmae.train.sharding import shard, whole_state
 
 STEPS = 3
 Found = dict[str, Any]
