@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -193,3 +195,23 @@ def test_what_a_process_has_begun_does_not_outlive_it(tmp_path: Path, monkeypatc
         assert both.read(5) == b"begun"
         os.kill(process.process.pid or 0, signal.SIGKILL)
         assert both.read() == b""  # the other one holds it open as long as it lives
+
+
+# What asks the driver for GPUs, after which no process can be forked that uses one.
+_ASKED = """
+import torch
+asked = []
+for name in ("_cuda_getDeviceCount", "_cuda_init"):
+    setattr(torch._C, name, lambda name=name: asked.append(name) or 0)
+for name in ("is_available", "device_count", "init", "_lazy_init"):
+    setattr(torch.cuda, name, lambda name=name: asked.append(name) or 0)
+import semmae.evaluation.features, semmae.labels.blocks, semmae.train.shares
+assert not asked, asked
+torch.cuda.is_available()
+assert asked
+"""
+
+
+@pytest.mark.slow
+def test_what_processes_are_forked_from_has_asked_for_no_gpu() -> None:
+    subprocess.run([sys.executable, "-c", _ASKED], check=True)
