@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.options.teacher import TeacherRecipe
 from semmae.train.batches import Training
+from semmae.train.masks import Step
 from semmae.train.stage import FitOptions
 from semmae.train.teacher import (
     Hidden,
     Outputs,
+    PatchLoss,
     TeacherTask,
     balanced,
     draw_mask,
@@ -334,8 +336,9 @@ def test_every_masked_crop_hides_a_share_of_its_own(masking: str) -> None:
     """iBOT draws it for each crop, evenly from 0.1 to 0.5."""
     plan, ratios = recipe(mask_ratio=0.3, mask_spread=0.2, mask_share=0.25, masking=masking), []
     for step in range(100):
-        mask, places, shares = draw_mask(plan, (CROPS, 100), step, torch.device("cpu"))
+        mask, places, shares, count = draw_mask(plan, (CROPS, 100), step, torch.device("cpu"))
         counts = mask.sum(1)
+        assert count == len(places)
         assert torch.equal(places, mask.flatten().nonzero()[:, 0])
         assert torch.equal(shares, (1 / counts)[places // 100])
         assert (counts > 0).sum() == 2
@@ -344,7 +347,33 @@ def test_every_masked_crop_hides_a_share_of_its_own(masking: str) -> None:
     pairs = np.array(ratios).reshape(-1, 2)
     assert (pairs[:, 0] != pairs[:, 1]).mean() > 0.9 and 0.1 <= pairs.min() < 0.15 and 0.45 < pairs.max() <= 0.51
     same = [draw_mask(plan, (CROPS, 16), 3, torch.device("cpu")) for _ in range(2)]
-    assert all(map(torch.equal, *same))
+    assert torch.equal(same[0].mask, same[1].mask) and torch.equal(same[0].places, same[1].places)
+
+
+@pytest.mark.parametrize("masking", ["block", "random"])
+def test_masks_are_those_of_the_images_however_a_step_is_divided(masking: str) -> None:
+    """Over two devices, and two batches of each; both views of an image."""
+    plan, cpu = recipe(mask_ratio=0.3, mask_spread=0.2, mask_share=0.5, masking=masking), torch.device("cpu")
+    whole = draw_mask(plan, (16, 25), 7, cpu).mask.view(2, 8, 25)
+    for part in range(2):
+        of_both = []
+        for rank in range(2):
+            step = Step.of(2, rank=rank, ranks=2, part=part, parts=2, generator=torch.Generator().manual_seed(7))
+            own = draw_mask(plan, (4, 25), 7, cpu, step=step)
+            assert torch.equal(own.mask.view(2, 2, 25), whole[:, 4 * part + rank : 4 * part + 4 : 2])
+            of_both.append(own)
+        assert of_both[0].mean_count == of_both[1].mean_count == sum(len(own.places) for own in of_both) / 2
+
+
+def test_a_device_that_hides_nothing_takes_part() -> None:
+    """Its loss is nothing, and so are gradients; the centre is that of the others."""
+    loss = PatchLoss(5, 0.9)
+    none = Hidden(torch.zeros(2, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.long), torch.zeros(0), 3.0)
+    predicted = torch.zeros(0, 5, requires_grad=True)
+    term = loss(torch.zeros(0, 5), predicted, none, 0.05)
+    term.backward()
+    assert term.item() == 0 and not loss.center.value.isnan().any()
+    assert balanced(torch.zeros(0, 5), 0.05).shape == (0, 5)
 
 
 def test_information_is_nothing_where_all_answers_are_one() -> None:

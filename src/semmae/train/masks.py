@@ -55,6 +55,16 @@ class Step(NamedTuple):
         first = rank + ranks * part * batch
         return cls(batch * ranks * parts, slice(first, first + ranks * batch, ranks), generator)
 
+    @property
+    def ranks(self) -> int:
+        return int(self.rows.step)
+
+    @property
+    def together(self) -> slice:
+        """Which images all ranks have in the batches of this moment."""
+        rank = self.rows.start % self.ranks
+        return slice(self.rows.start - rank, self.rows.stop - rank)
+
 
 @dataclass(frozen=True)
 class MaskContext:
@@ -167,6 +177,13 @@ def mask_function(masking: str) -> MaskFunction:
 def mask_seed(seed: int, step: int, place: int) -> int:
     """A seed for a batch by its place in the step: its rank, plus the number of ranks for each batch before it."""
     return (seed * 1_000_003 + step) * 4_099 + place
+
+
+def step_of(trainer: "pl.Trainer", images: int, batch_index: int, generator: torch.Generator) -> Step:
+    """Where the batch of so many images that is number `batch_index` of its epoch stands in its optimiser step."""
+    ranks, parts = trainer.world_size, trainer.accumulate_grad_batches
+    part = batch_index % parts
+    return Step.of(images, rank=trainer.global_rank, ranks=ranks, part=part, parts=parts, generator=generator)
 
 
 def batch_seed(task: "pl.LightningModule", seed: int, batch_index: int) -> int:

@@ -17,7 +17,7 @@ from semmae.options.maskings import MASKINGS
 from semmae.options.pretrain import PretrainRecipe
 from semmae.sizes import Grid, Size
 from semmae.train.fsdp import ShardingStrategy, shard
-from semmae.train.masks import MaskContext, MaskMeter, Step, batch_seed, mask_function, mask_seed
+from semmae.train.masks import MaskContext, MaskMeter, Step, batch_seed, mask_function, mask_seed, step_of
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
 from semmae.train.teacher_tokens import tokens_of
 
@@ -181,10 +181,8 @@ class PretrainTask(pl.LightningModule):
 
     def _step(self, images: int, batch_index: int) -> Step | None:
         """Where a batch of so many images stands among those of its optimiser step; None where it is alone there."""
-        ranks, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        if ranks * parts == 1:
+        if self.trainer.world_size * self.trainer.accumulate_grad_batches == 1:
             return None
         generator = torch.Generator(device=self.device)
         generator.manual_seed(mask_seed(self.recipe.seed, self.global_step, 0))
-        part = batch_index % parts
-        return Step.of(images, rank=self.global_rank, ranks=ranks, part=part, parts=parts, generator=generator)
+        return step_of(self.trainer, images, batch_index, generator)

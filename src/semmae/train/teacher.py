@@ -19,6 +19,7 @@ Notable here:
 """
 
 import copy
+import functools
 import math
 import warnings
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ from semmae.masking import block_order, hide_first, nums_hidden
 from semmae.models.vit import Encoder, Features
 from semmae.options.teacher import TeacherRecipe
 from semmae.sizes import Grid
-from semmae.train.masks import batch_seed
+from semmae.train.masks import Step, mask_seed, step_of
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
 from semmae.train.pixels import Pixels
 from semmae.train.schedules import cosine, linear_warmup
@@ -52,6 +53,7 @@ STUDENT_TEMPERATURE = 0.1
 _CENTRE_MOMENTUM = 0.9
 _BOTTLENECK = 256
 
+VIEWS = 2  # global crops of an image
 _BOXES = 16  # drawn for a crop: of half of it they leave less than one patch in 98 to the refused ones
 
 
@@ -91,6 +93,7 @@ class Hidden(NamedTuple):
     mask: Tensor  # bool (crops, L), True = hidden
     places: Tensor  # int64 (M,): which of all patches of all crops, ascending
     shares: Tensor  # float32 (M,): one by the number that are hidden in the same crop
+    mean_count: float  # M, on average over the devices that compute together
 
     def of(self, patches: Tensor) -> Tensor:
         """Patches (crops, L, C) → the hidden ones (M, C)."""
@@ -129,7 +132,8 @@ class PatchLoss(nn.Module):
         """Logits (M, K) of the teacher, whose temperature it is, and of the student."""
         answers = centred(taught, self.center.value, temperature)
         entropies = -(answers * (predicted / STUDENT_TEMPERATURE).log_softmax(-1)).sum(-1)
-        self.center.update(taught)
+        if hidden.mean_count:  # the mean over all devices, of which some may have hidden more than others
+            self.center.update(taught.sum(0, keepdim=True) / hidden.mean_count)
         return (entropies * hidden.shares).sum() / len(hidden.mask)
 
 
@@ -244,35 +248,55 @@ class TeacherTask(pl.LightningModule):
 
     def _draw_mask(self, crops: Tensor, batch_index: int) -> Hidden:
         grid = self.student.grid_of(crops)
-        shape = (len(crops), math.prod(grid))
-        return draw_mask(self.recipe, shape, batch_seed(self, self.recipe.seed, batch_index), self.device, grid)
+        shape, seed = (len(crops), math.prod(grid)), mask_seed(self.recipe.seed, self.global_step, 0)
+        generator = torch.Generator(device=self.device).manual_seed(seed)
+        step = step_of(self.trainer, len(crops) // VIEWS, batch_index, generator)
+        return draw_mask(self.recipe, shape, seed, self.device, grid, step)
 
     def _total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
 
 def draw_mask(
-    recipe: TeacherRecipe, shape: tuple[int, int], seed: int, device: torch.device, grid: Grid | None = None
+    recipe: TeacherRecipe,
+    shape: tuple[int, int],
+    seed: int,
+    device: torch.device,
+    grid: Grid | None = None,
+    step: Step | None = None,
 ) -> Hidden:
     """Of (crops, L) patches, by default L of a square grid: some crops, by chance, hide patches, the others none.
 
-    Each draws its own share of hidden patches, evenly from mask_ratio ± mask_spread, as in iBOT. Counts are drawn on
-    the CPU and patches on the device: to ask it how many they are would be to wait for it.
+    Each draws its own share of hidden patches, evenly from mask_ratio ± mask_spread, as in iBOT. Crops are view-major;
+    of a `step` that several devices or batches share, all of it is drawn, and the own rows are taken. Counts are drawn
+    on the CPU and patches on the device: to ask it how many they are would be to wait for it.
     """
     crops, patches = shape
+    if step is None:
+        generator = torch.Generator(device=device).manual_seed(seed)
+        step = Step.of(crops // VIEWS, rank=0, ranks=1, part=0, parts=1, generator=generator)
+    whole = VIEWS * step.images
     rng = np.random.default_rng(seed)
-    ratios = recipe.mask_ratio + recipe.mask_spread * rng.uniform(-1, 1, crops)
-    masked = rng.permutation(crops) < max(1, round(recipe.mask_share * crops))
-    numbers = nums_hidden(patches, ratios) * masked
+    ratios = recipe.mask_ratio + recipe.mask_spread * rng.uniform(-1, 1, whole)
+    masked = rng.permutation(whole) < max(1, round(recipe.mask_share * whole))
+    of_all = (nums_hidden(patches, ratios) * masked).reshape(VIEWS, step.images)
+    numbers = of_all[:, step.rows].ravel()
     counts = torch.from_numpy(numbers).to(device, non_blocking=True)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    order = torch.rand(shape, generator=generator, device=device)
+    noise = functools.partial(_noise, step, device)
+    order = noise(patches)
     if recipe.masking == "block":
-        order = block_order(order, torch.rand(crops, _BOXES, 4, generator=generator, device=device), counts, grid)
+        order = block_order(order, noise(_BOXES, 4), counts, grid)
     mask = hide_first(order, counts)
     # A stable sort puts what is hidden first, and keeps the order of the grid.
     places = mask.flatten().byte().argsort(descending=True, stable=True)[: int(numbers.sum())]
-    return Hidden(mask, places, counts.clamp(min=1).reciprocal()[places // patches])
+    shares = counts.clamp(min=1).reciprocal()[places // patches]
+    return Hidden(mask, places, shares, of_all[:, step.together].sum() / step.ranks)
+
+
+def _noise(step: Step, device: torch.device, *columns: int) -> Tensor:
+    """Numbers in [0, 1) for the own crops, (crops, *columns): each its own, however the step is divided."""
+    drawn = torch.rand(VIEWS, step.images, *columns, generator=step.generator, device=device)
+    return drawn[:, step.rows].flatten(0, 1)
 
 
 def masked_features(encoder: Encoder, images: Tensor, mask: Tensor, token: Tensor) -> Features:
@@ -303,7 +327,8 @@ def centred(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
 @torch.no_grad()
 def balanced(logits: Tensor, temperature: float) -> Tensor:
     """Logits (M, K) → logits whose softmax at `temperature` uses all K prototypes alike (Sinkhorn-Knopp, SwAV)."""
-    highest = logits.amax(0, keepdim=True)
+    none = logits.new_full((1, logits.shape[1]), -math.inf)  # for a device that has hidden nothing
+    highest = torch.cat([logits, none]).amax(0, keepdim=True)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
     # The first thing that Sinkhorn does is to scale every prototype: a shift of each changes nothing, and keeps
