@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from semmae.cli import main, run
+from semmae.run import ranks
 
 
 class Forked:
@@ -102,6 +103,7 @@ def as_script(script: Path, arguments: list[str], **environment: str) -> Forked:
 def _as_begun() -> None:
     """Without what pytest has of the process, and heeding Ctrl-C, which a shell's background jobs do not."""
     logging.getLogger().handlers.clear()
+    ranks._blocks = 0  # of the runs that several processes have shared, which one that is begun anew counts too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
