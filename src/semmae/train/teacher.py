@@ -290,7 +290,7 @@ def draw_mask(
     # A stable sort puts what is hidden first, and keeps the order of the grid.
     places = mask.flatten().byte().argsort(descending=True, stable=True)[: int(numbers.sum())]
     shares = counts.clamp(min=1).reciprocal()[places // patches]
-    return Hidden(mask, places, shares, of_all[:, step.together].sum() / step.ranks)
+    return Hidden(mask, places, shares, float(of_all[:, step.together].sum() / step.ranks))
 
 
 def _noise(step: Step, device: torch.device, *columns: int) -> Tensor:
