@@ -1,6 +1,10 @@
 """How many processes load images: as many as there are cores for, and as shared memory has room for."""
 
 import os
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,3 +152,28 @@ def test_loaders_count_the_bytes_of_their_batches(
     loader = make_loader(CropDataset(images, 16), 2, workers=8, sharing=4)
     assert asked == [(8, 4 * 2 * 3 * 16 * 16)] and (loader.num_workers, loader.prefetch_factor) == (1, 3)
     assert len(list(loader)) == 3
+
+
+_KILLED = """
+import os, signal
+from torch.utils.data import DataLoader
+from semmae.data.workers import start_worker
+
+if __name__ == "__main__":
+    loader = DataLoader(
+        range(10**6), num_workers=2, worker_init_fn=start_worker, multiprocessing_context="forkserver",
+        persistent_workers=True,
+    )
+    next(iter(loader))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_workers_from_a_server_do_not_outlive_the_process_they_load_for(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(_KILLED)
+    with subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE) as process:
+        assert process.wait() == -signal.SIGKILL
+        assert process.stdout is not None
+        readable, _, _ = select.select([process.stdout], [], [], 20)
+        assert readable and process.stdout.read() == b""  # they hold it open as long as they live

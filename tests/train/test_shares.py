@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from forked import Forked
 from semmae.cli import run
 from semmae.errors import UserError
 from semmae.run.ranks import sharing, take_rank
-from semmae.run.signals import Stopped
-from semmae.train.shares import Made, Place, shared_out, take_part
+from semmae.run.signals import Stopped, stoppable
+from semmae.train.shares import Made, Place, by_devices, shared_out, take_part
 
 Prepare = Callable[[int], None]
 
@@ -195,6 +196,31 @@ def test_what_a_process_has_begun_does_not_outlive_it(tmp_path: Path, monkeypatc
         assert both.read(5) == b"begun"
         os.kill(process.process.pid or 0, signal.SIGKILL)
         assert both.read() == b""  # the other one holds it open as long as it lives
+
+
+def test_a_signal_while_processes_are_begun_ends_the_run() -> None:
+    """What they are forked from imports for ten seconds or more."""
+    reader, writer = os.pipe()
+
+    def importing(_: object) -> None:
+        os.write(writer, b"begun")
+        time.sleep(100)
+
+    def two() -> int:
+        forkserver.ensure_running, forkserver.connect_to_new_process = lambda: None, importing  # type: ignore[assignment]
+        try:
+            with stoppable(lambda _: None):
+                list(by_devices(Squares(print), range(4), 2))
+        except Stopped as error:
+            return error.signum
+        return 0
+
+    process = Forked(two)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as begun:
+        assert begun.read(5) == b"begun"
+    os.kill(process.process.pid or 0, signal.SIGTERM)
+    assert process.ended(20) == signal.SIGTERM, process.output
 
 
 # What asks the driver for GPUs, after which no process can be forked that uses one.

@@ -3,8 +3,10 @@
 import atexit
 import logging
 import math
+import multiprocessing
 import os
 import signal
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -73,6 +75,19 @@ def start_worker(_: int) -> None:
     keep_freed_memory()
     for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End with the process that loads, however that ended.
+
+    PyTorch's own watch is for the parent that the system knows, which of a process from multiprocessing's server is
+    the server; and that lives as long as what was forked from it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def in_threads(function: Callable[[Item], Made], items: Iterable[Item], threads: int, ahead: int = 4) -> Iterator[Made]:

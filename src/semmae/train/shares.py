@@ -4,8 +4,8 @@ Notable here:
 - what a block gives depends on its rows alone: as many devices as there may be, the same bytes;
 - the first process alone writes what all of them make, so that no file system has to agree on what several machines
   write; what was kept before a stop is not computed again;
-- where a single process is there, it begins one for each device, forked where it can be from a server that has imported
-  what it takes and used no device: a second look at images then begins at once, where importing takes ten seconds. A
+- where a single process is there, it begins one for each device, forked from a server that has imported what it takes
+  and used no device: a second look at images then begins at once, where importing takes ten seconds. A
   script that asks for several needs `if __name__ == "__main__":`;
 - where they were started together (torchrun, srun, or by a training), each sends what its blocks give to the first one
   through a socket, whose address and key the first one leaves in the folder of the run, for this user alone;
@@ -26,6 +26,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Client, Connection, Listener, wait
 from multiprocessing.context import AuthenticationError
 from multiprocessing.process import BaseProcess
@@ -253,35 +254,45 @@ def _by_children(work: Work, blocks: Sequence[int], count: int) -> Iterator[tupl
     """By `count` processes that are begun for it: one a GPU, or so many on a CPU."""
     if torch.cuda.is_available() and count > torch.cuda.device_count():
         raise UserError(f"--devices {count}: this machine has {torch.cuda.device_count()} GPUs; use at most so many")
-    context = _context(type(work).__module__)
+    context, usual = multiprocessing.get_context("forkserver"), multiprocessing.get_start_method(allow_none=True)
     processes: dict[Connection, BaseProcess] = {}
     with tempfile.TemporaryDirectory(prefix="semmae-") as folder:  # nobody else can write there
         path = Path(folder) / "work.pt"
         _write(work, path, count)
         try:
-            with _deaf():
-                for number in range(count):
-                    receiver, sender = context.Pipe(duplex=False)
-                    arguments = (path, blocks[number::count], number, count, _threads(count), sender)
-                    processes[receiver] = context.Process(target=_child, args=(dict(os.environ), *arguments))
-                    processes[receiver].start()
-                    sender.close()
+            _begin_server(type(work).__module__)
+            for number in range(count):
+                receiver, sender = context.Pipe(duplex=False)
+                arguments = (path, blocks[number::count], number, count, _threads(count), sender)
+                processes[receiver] = context.Process(target=_child, args=(dict(os.environ), usual, *arguments))
+                processes[receiver].start()  # the first waits until the server has imported all, or for a signal
+                sender.close()
             for made, waited in _results(processes):
                 yield made, waited / count
         finally:
-            for process in processes.values():
+            begun = [process for process in processes.values() if process.pid is not None]
+            for process in begun:
                 process.kill()  # deaf to all else; nothing is lost by it
-            for process in processes.values():
+            for process in begun:
                 process.join()
 
 
-def _context(of_work: str) -> Any:
-    """How processes are begun; `of_work`: the module that has it."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, of_work])  # counts before the first process only
-    return context
+def _begin_server(of_work: str) -> None:
+    """Begin what processes are forked from, once; it imports the module that has the work, `of_work`.
+
+    It, and what is forked from it, never hear the signals that end a run, which all of them get: the first process
+    ends them.
+    """
+    forkserver.set_forkserver_preload([__name__, of_work])  # counts before the first process only
+    if threading.current_thread() is not threading.main_thread():
+        forkserver.ensure_running()
+        return
+    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in STOPPING}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _write(work: Work, path: Path, count: int) -> None:
@@ -324,6 +335,7 @@ def _threads(count: int) -> int:
 
 def _child(
     environment: dict[str, str],
+    usual: str | None,
     path: Path,
     blocks: Sequence[int],
     number: int,
@@ -331,7 +343,12 @@ def _child(
     threads: int,
     results: Connection,
 ) -> None:
-    """One process: send what blocks give; an error is sent too, for the first process to show."""
+    """One process: send what blocks give; an error is sent too, for the first process to show.
+
+    `usual`: how the first process begins those that load its images, and so does this one. By a server they would
+    import everything once more.
+    """
+    multiprocessing.set_start_method(usual, force=True)
     for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
     os.environ.clear()  # that of the server's start
@@ -348,17 +365,3 @@ def _child(
         results.send(_sent(error, "a process of --devices"))
     finally:
         results.close()
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes begun inside never hear the signals that end a run, which all of them get: the first one ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in STOPPING}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
