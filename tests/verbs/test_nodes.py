@@ -142,10 +142,11 @@ def test_one_device_two_and_one_again_train_as_one(verb: str, creatures: Path, t
 
 @pytest.mark.slow
 def test_a_network_in_shards_trains_as_a_whole_one(creatures: Path, tmp_path: Path) -> None:
-    """Of two processes, then of one, which reads the checkpoint of two; two that hold it whole do the same."""
+    """Of one process, of two, and of one again, each with the shards of the last; two that hold it whole do the same."""
     script = tmp_path / "steps.py"
     script.write_text(STEPS)
-    runs = [("one", 1, "ddp", 99), ("run", 2, "fsdp", 5), ("run", 1, "fsdp", 99), ("two", 2, "ddp", 99)]
+    runs = [("one", 1, "ddp", 99), ("two", 2, "ddp", 99)]
+    runs += [("run", 1, "fsdp", 2), ("run", 2, "fsdp", 5), ("run", 1, "fsdp", 99)]
     for folder, devices, strategy, stop in runs:
         given = ["--devices", str(devices), "--strategy", strategy, "--clip", "0.5"]
         given = command(creatures / "images", tmp_path / folder, *given)
