@@ -45,6 +45,7 @@ def test_both_contestants_hold_the_same(benchmark: ModuleType) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone reports memory")
 def test_a_worker_that_reads_lists_gets_a_copy_of_them_and_of_ours_none(benchmark: ModuleType) -> None:
     ours, lists = (benchmark.alone(name, 60_000)["worker_mib"] for name in ("ours", "lists"))

@@ -142,7 +142,7 @@ def test_one_device_two_and_one_again_train_as_one(verb: str, creatures: Path, t
 
 @pytest.mark.slow
 def test_a_network_in_shards_trains_as_a_whole_one(creatures: Path, tmp_path: Path) -> None:
-    """Of one process, of two, and of one again, each with the shards of the last; two that hold it whole do the same."""
+    """Of one process, two, and one again, each with the shards of the last; two that hold it whole do the same."""
     script = tmp_path / "steps.py"
     script.write_text(STEPS)
     runs = [("one", 1, "ddp", 99), ("two", 2, "ddp", 99)]
