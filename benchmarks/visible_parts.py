@@ -21,8 +21,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "`--masking inter`": {"blend": 1.0},
     "`--keep-background`": {"blend": 1.0, "keep_background": True},
     "`--hints 1`": {"blend": 1.0, "hints": 1},
-    "both": {"blend": 1.0, "keep_background": True, "hints": 1},
-    "`--blend 0.5`": {"blend": 0.5},
+    "`--keep-background --hints 1`": {"blend": 1.0, "keep_background": True, "hints": 1},
+    "`--blend-end 0.5`": {"blend": 0.5},
 }
 
 

@@ -3,9 +3,10 @@
 python experiments/evidence.py
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pieces
 
@@ -13,19 +14,37 @@ from semmae.reporting.comparison import difference, draw, summary, tables, verdi
 
 README = Path(__file__).parents[1] / "README.md"
 PAGE = README.with_name("docs") / "evidence.md"
-# Of the results by name: the table's name on the page, and the figure that it shows in place of another, if any.
+UPERNET = "upernet_miou"
+PICTURES = ("true-parts", "tiny-imagenet", "street-fashion")  # tables that have one
+
+
+class Table(NamedTuple):
+    """What is shown of which results."""
+
+    results: str
+    figure: str | None = None  # of README's line; UPerNet's in place of the others
+    target: str = "pixels"  # rows with this one alone
+    base: str = "random"  # the row that they are paired with
+    names: str = ""  # what the names of rows begin with, as a regular expression
+
+
+# By their names on the page.
 TABLES = {
-    "true-parts": ("true_parts", None),
-    "tiny-imagenet": ("tiny_imagenet", None),
-    "street-fashion": ("street_fashion", None),
-    "street-fashion-upernet": ("street_fashion", "upernet_miou"),
+    "true-parts": Table("true_parts"),
+    "true-parts-kinds": Table("true_parts", base="semantic-background", names="semantic-background-|colour"),
+    "tiny-imagenet": Table("tiny_imagenet"),
+    "tiny-imagenet-tokens": Table("tiny_imagenet", target="tokens"),
+    "tiny-imagenet-tokens-masks": Table("tiny_imagenet", target="tokens", base="tokens-random"),
+    "street-fashion": Table("street_fashion"),
+    "street-fashion-upernet": Table("street_fashion", UPERNET),
 }
 # README's: a line for each question, by results and figure, and a column for each row, by name.
 QUESTIONS = {
-    "drawn creatures, true parts: linear probe, top-1 %": ("true_parts", "probe_top1"),
-    "100 classes of Tiny ImageNet: fine-tuned, top-1 %": ("tiny_imagenet", "finetune_top1"),
-    "street photos: segmentation, linear head, mIoU %": ("street_fashion", "segment_miou"),
-    "street photos: segmentation, UPerNet, mIoU %": ("street_fashion", "upernet_miou"),
+    "drawn creatures, true parts: linear probe, top-1 %": Table("true_parts", "probe_top1"),
+    "100 classes of Tiny ImageNet: fine-tuned, top-1 %": Table("tiny_imagenet", "finetune_top1"),
+    "the same, predicting a teacher's tokens": Table("tiny_imagenet", "finetune_top1", "tokens", "tokens-random"),
+    "street photos: segmentation, linear head, mIoU %": Table("street_fashion", "segment_miou"),
+    "street photos: segmentation, UPerNet, mIoU %": Table("street_fashion", UPERNET),
 }
 COLUMNS = {
     "random": "random masks",
@@ -40,13 +59,13 @@ def main() -> None:
     PAGE.write_text(page(PAGE.read_text()))
     README.write_text(with_lines(README.read_text(), "evidence", in_short()))
     for place, runs in measured().items():
-        if TABLES[place][1] is None:  # `draw` would call that by the name of the other
+        if place in PICTURES:
             draw(PAGE.parent / "images" / f"evidence-{place}.png", summary(runs), runs)
 
 
 def measured() -> dict[str, list[dict[str, Any]]]:
     """The runs of each table that has any."""
-    found = {place: runs_of(pieces.written(name), figure) for place, (name, figure) in TABLES.items()}
+    found = {place: runs_of(pieces.written(table.results), table) for place, table in TABLES.items()}
     return {place: runs for place, runs in found.items() if runs}
 
 
@@ -54,7 +73,7 @@ def page(text: str) -> str:
     """docs/evidence.md with its tables."""
     for place, runs in measured().items():
         lines = lines_of(runs)
-        if TABLES[place][1] == "upernet_miou":
+        if TABLES[place].figure == UPERNET:
             lines = [line.replace("linear head", "UPerNet") for line in lines]
         text = with_lines(text, place, lines)
     return text
@@ -63,10 +82,11 @@ def page(text: str) -> str:
 def in_short() -> list[str]:
     """A line for each question, in Markdown: means, differences to random masks and their intervals."""
     lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
-    for question, (name, figure) in QUESTIONS.items():
-        of_upernet = figure if figure == "upernet_miou" else None
-        rows = {row["name"]: row for row in summary(runs_of(pieces.written(name), of_upernet))}
-        shown = [_in_short(rows.get(row, {}), "segment_miou" if of_upernet else figure) for row in COLUMNS]
+    for question, table in QUESTIONS.items():
+        figure = table.figure or ""
+        rows = {row["name"]: row for row in summary(runs_of(pieces.written(table.results), table))}
+        names = [table.base.replace("random", row) for row in COLUMNS]
+        shown = [_in_short(rows.get(row, {}), "segment_miou" if figure == UPERNET else figure) for row in names]
         lines.append(" | ".join([f"| {question}", *shown]) + " |")
     return lines
 
@@ -81,16 +101,21 @@ def _in_short(row: dict[str, Any], figure: str) -> str:
     return f"{row[figure]:.1f}: {found.mean:+.1f} ({seeds}{interval})"
 
 
-def runs_of(rows: Sequence[dict[str, Any]], figure: str | None = None) -> list[dict[str, Any]]:
-    """Rows as `semmae compare` has them, random first; with `figure`, that in place of all others, as mIoU."""
+def runs_of(rows: Sequence[dict[str, Any]], table: Table) -> list[dict[str, Any]]:
+    """Rows as `semmae compare` has them, the one that they are paired with first; UPerNet's mIoU in place of others."""
     runs = []
-    for row in sorted(rows, key=lambda row: row["name"] != "random"):
+    rows = [
+        row for row in rows
+        if row["name"] == table.base
+        or (row["target"].replace("none", "pixels") == table.target and re.match(table.names, row["name"]))
+    ]  # fmt: skip
+    for row in sorted(rows, key=lambda row: row["name"] != table.base):
         known = {key: value for key, value in row.items() if value is not None or key == "parts"}
-        if figure is not None:
-            if figure not in row:
+        if table.figure == UPERNET:
+            if UPERNET not in row:
                 continue
             known = {key: value for key, value in known.items() if not key.endswith(("_top1", "_miou"))}
-            known["segment_miou"] = row[figure]
+            known["segment_miou"] = row[UPERNET]
         runs.append(known | {"minutes": {"total": row["minutes"]}})
     return runs
 

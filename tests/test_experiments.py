@@ -116,14 +116,24 @@ def test_tables_say_what_the_rows_hold() -> None:
     ]
     for row, extra in zip(rows, (0.1, -0.1, 0.0, 0.0, 0.0, 0.0), strict=True):
         row["probe_top1"] += extra
-    said, _, *table = evidence.lines_of(evidence.runs_of(rows))
+    said, _, *table = evidence.lines_of(evidence.runs_of(rows, evidence.Table("")))
     assert "semantic is ahead of random by 3.0 points" in said and "3 paired seeds" in said
     assert [line.split("|")[1:4] for line in table[2:]] == [
         [" random ", " 3 ", " 51.0 "],
         [" semantic ", " 3 ", " 54.0 "],
     ]
-    upernet = "\n".join(evidence.lines_of(evidence.runs_of(rows, "upernet_miou")))
+    upernet = "\n".join(evidence.lines_of(evidence.runs_of(rows, evidence.Table("", evidence.UPERNET))))
     assert "26.0" in upernet and "54.0" not in upernet
+    tokens = [{**row, "name": f"tokens-{row['name']}", "target": "tokens"} for row in rows]
+    for row in tokens:
+        row["probe_top1"] += 7.0
+    for target, base, points, lines in (
+        ("pixels", "random", 3.0, 4),
+        ("tokens", "random", 10.0, 5),
+        ("tokens", "tokens-random", 3.0, 4),
+    ):
+        said, _, *table = evidence.lines_of(evidence.runs_of(rows + tokens, evidence.Table("", None, target, base)))
+        assert f"semantic is ahead of {base} by {points} points" in said and len(table) == lines
     page = evidence.with_lines("a\n<!-- x -->\nold\n<!-- end -->\nb <!-- end -->", "x", ["new"])
     assert page == "a\n<!-- x -->\n\nnew\n\n<!-- end -->\nb <!-- end -->"
 

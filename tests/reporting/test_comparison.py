@@ -47,6 +47,14 @@ def test_the_verdict_follows_the_figures(rows: dict[str, list[float]], begins: s
     assert "probe" in said  # before k-NN, after fine-tuning
 
 
+def test_rows_with_fewer_seeds_are_not_judged() -> None:
+    """Their intervals may be narrow by chance, and what five pairs say is not hidden behind one."""
+    every = runs(random=RANDOM, semantic=above(1, 2, 1, 2, 1), lucky=[57.0, 59.1], once=[70.0])
+    said = verdict(summary(every))
+    assert said is not None and said.startswith("semantic is ahead of random by 1.4 points")
+    assert "lucky" not in said and "once" not in said and "2 rows" in said
+
+
 def test_with_one_seed_nothing_is_said_of_chance() -> None:
     found = summary(runs(random=RANDOM[:1], semantic=[53.0]))
     assert difference(found[1], "probe_top1") == (3.0, None, None, 1)

@@ -70,12 +70,22 @@ def judged_by(rows: Sequence[Record]) -> str | None:
 
 
 def verdict(rows: Sequence[Record]) -> str | None:
-    """Which row is ahead of the first one, by how much, and whether that is beyond chance; None where none is."""
+    """Which row is ahead of the first one, by how much, and whether that is beyond chance; None where none is.
+
+    Of the rows with the most pairs: among many with two or three some intervals are narrow by chance, and far from 0.
+    """
     figure = judged_by(rows)
     known = [(found, row["name"]) for row in rows[1:] if figure and (found := difference(row, figure))]
     if figure is None or not known:
         return None
-    first = rows[0]["name"]
+    pairs = max(found.pairs for found, _ in known)
+    judged = [each for each in known if each[0].pairs == pairs]
+    left = len(known) - len(judged)
+    also = "" if not left else " One row has fewer seeds." if left == 1 else f" {left} rows have fewer seeds."
+    return _judged(judged, rows[0]["name"], figure) + also
+
+
+def _judged(known: Sequence[tuple[Difference, str]], first: str, figure: str) -> str:
     best, name = max(known, key=lambda each: each[0].mean)
     ahead = [each for each in known if each[0].low is not None and each[0].low > 0]
     behind = [each for each in known if each[0].high is not None and each[0].high < 0]

@@ -105,8 +105,8 @@ def with_annotations(options: CompareOptions) -> CompareOptions:
 
 
 def training_images(options: CompareOptions) -> tuple[KeptImages, CompareOptions]:
-    """The images to train on, of which has splits the first one, and the options with that as --data, if it is a place
-    by itself: so anybody makes a run again. With it goes --masks, where that has a folder of the same name.
+    """The images to train on, the first split where the data has some, and the options with that split as --data, if it
+    is a place by itself: so anybody makes a run again. With it goes --masks, where that has a folder of the same name.
     """
     data: Any = options.data
     masks = options.masks
