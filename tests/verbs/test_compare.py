@@ -1,6 +1,8 @@
 """`semmae compare`: rows are paired, runs go on where they were stopped, shares make the whole, kinds of parts."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import time
@@ -360,3 +362,32 @@ def test_tokens_of_the_teacher_are_stored_once(drawn: Path, tmp_path: Path, monk
     out = compare(drawn, tmp_path / "out", maskings="random,block", target="tokens", epochs=1)
     assert calls == [out / "teacher_tokens"]
     assert not list(out.rglob("tokens.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("when", "links", "stored"), [("train_autoencoder", True, 1), ("train_autoencoder", False, 1), ("gather", True, 2)]
+)
+def test_a_process_with_other_rows_ends_and_leaves_the_tokens_that_are_needed(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, links: bool, stored: int
+) -> None:
+    """Where a run is begun it leaves them; between two it takes them away, and the next one stores them anew."""
+    filled: list[int] = []
+    real, then = semmae.verbs.shared_stages.fill_store, getattr(semmae.verbs.compare, when)
+    monkeypatch.setattr(
+        semmae.verbs.shared_stages,
+        "fill_store",
+        lambda store, *rest, **how: filled.append(len(store.missing())) or real(store, *rest, **how),
+    )
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no hard links")))
+    given = {"target": "tokens", "epochs": 1, "seeds": 1, "part": "1/1"}
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(semmae.verbs.compare, when, then)
+        compare(drawn, tmp_path / "out", maskings="colour", resume=True, **given)
+        return then(*arguments)
+
+    monkeypatch.setattr(semmae.verbs.compare, when, meanwhile)
+    out = compare(drawn, tmp_path / "out", maskings="random,block", **given)
+    assert sum(count > 0 for count in filled) == stored
+    assert len(list(out.glob("runs/*/seed-0/comparison.json"))) == 3 and not list(out.rglob("tokens.safetensors"))

@@ -43,7 +43,7 @@ from semmae.shell import command
 from semmae.train.batches import Training
 from semmae.verbs.channels import as_asked
 from semmae.verbs.measures import Measures, check_measures, open_measures
-from semmae.verbs.pretrain import load_init, train_autoencoder
+from semmae.verbs.pretrain import TOKENS, load_init, train_autoencoder
 from semmae.verbs.rows import Row, rows_of
 from semmae.verbs.shared_stages import Stages, open_stages
 
@@ -90,7 +90,7 @@ def compare(options: CompareOptions) -> Path:
             _log.info("%d of %d runs are not there yet: other parts make them", len(left), len(jobs))
         else:
             gather(options.out, jobs)
-            discard(options.out / "teacher_tokens", FILE)
+            stages.discard_tokens()
             write_end(options.out, records(jobs), about(own, images, measures))
             write_report(options.out)
     return options.out
@@ -193,7 +193,7 @@ def _trained_and_measured(own: PretrainOptions, job: Job, stages: Stages, measur
     if not _is_trained(own.out):
         if own.predicts_tokens:
             teacher = stages.open_teacher()
-            stages.link_tokens(own.out)
+            stages.give_tokens(job.row, own.out)
         train_autoencoder(own, stages.images, stages.store(job.row), load_init(own, teacher), teacher)
     figures, minutes = measures.run(own.out, job.seed)
     spent = {
@@ -213,7 +213,7 @@ def _trained_and_measured(own: PretrainOptions, job: Job, stages: Stages, measur
     }
     write_report(own.out)
     remove(own.out / "checkpoints")
-    discard(own.out / "teacher_tokens", FILE)
+    discard(own.out / TOKENS, FILE)
     return record
 
 

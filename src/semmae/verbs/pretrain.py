@@ -52,6 +52,7 @@ from semmae.verbs.parts import check_tokens_fit, learn_parts, true_parts
 from semmae.verbs.stages import parts_stage, teacher_stage
 from semmae.verbs.teacher import check_teacher, train_teacher
 
+TOKENS = "teacher_tokens"  # stored in --out until the autoencoder is trained
 # Width from which threads share the operations of a step. Those of a narrower network are too short for that: beside
 # other work on two cores the demo, 96 wide, took 10.6 minutes of processor time with two threads, and 5.1 with one.
 _SHARED_FROM = 128
@@ -269,7 +270,7 @@ def teacher_size(options: PretrainOptions, teacher: Encoder) -> Size:
 def tokens_within(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> TokenStore:
     """The store of the teacher's tokens inside `out`."""
     size = teacher_size(options, teacher)
-    return token_store(options.out / "teacher_tokens", images, teacher, size, options.precision)
+    return token_store(options.out / TOKENS, images, teacher, size, options.precision)
 
 
 def own_teacher(options: PretrainOptions, images: ImageSet) -> Path:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore, read_meta
-from semmae.data.token_store import TokenStore
+from semmae.data.token_store import FILE, TokenStore
 from semmae.errors import UserError, listed
 from semmae.evaluation.parts import Truth, read_truth, score
-from semmae.files import make_folder
+from semmae.files import discard, make_folder
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
 from semmae.labels.kinds import annotated_parts, cluster_parts, grid_parts, shuffled_parts
@@ -24,12 +24,14 @@ from semmae.options.compare import CompareOptions
 from semmae.options.fields import shared
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import AUTO_TEACHER, OWN_TEACHER
+from semmae.run.config import UNFINISHED
 from semmae.run.folder import turn
 from semmae.train.summary import check_same_inputs
 from semmae.train.teacher_tokens import fill_store
 from semmae.verbs.measures import minutes_in, timed
 from semmae.verbs.parts import shown_size
 from semmae.verbs.pretrain import (
+    TOKENS,
     begin_tokens,
     load_init,
     own_teacher,
@@ -72,13 +74,16 @@ class Stages:
         if not rows:  # they need not wait for another process that is making something
             return
         with turn(self.base.out, "stages"):
-            tokens = None
-            if any(self.predicts_tokens(row) for row in rows):
-                tokens = begin_tokens(self.base, self.images, self.open_teacher())
-            for kind in sorted({row.kind for row in rows if row.kind is not None}):
-                self._make_labels(kind, tokens)
-            if tokens is not None:  # what learning parts has not stored
-                self._fill(tokens)
+            self._make(rows)
+
+    def _make(self, rows: Sequence[Row]) -> None:
+        tokens = None
+        if any(self.predicts_tokens(row) for row in rows):
+            tokens = begin_tokens(self.base, self.images, self.open_teacher())
+        for kind in sorted({row.kind for row in rows if row.kind is not None}):
+            self._make_labels(kind, tokens)
+        if tokens is not None:  # what learning parts has not stored
+            self._fill(tokens)
 
     def predicts_tokens(self, row: Row) -> bool:
         """Whether a row predicts the teacher's tokens."""
@@ -131,16 +136,29 @@ class Stages:
         with timed(base.out, "tokens"):
             fill_store(tokens, self.images, teacher, size=size, precision=base.precision, workers=base.num_workers)
 
-    def link_tokens(self, run: Path) -> None:
-        """Give a run the stored tokens of all images as its own; it removes them when it is trained."""
-        source, place = (folder / "teacher_tokens" / "tokens.safetensors" for folder in (self.base.out, run))
+    def give_tokens(self, row: Row, run: Path) -> None:
+        """Give a run the stored tokens of all images as its own; it removes them when it is trained.
+
+        Made once more where a process with other rows, all of them finished, has removed them.
+        """
+        source, place = (folder / TOKENS / FILE for folder in (self.base.out, run))
         if teacher_sees_crops() or place.exists():
             return
-        make_folder(place.parent)
-        try:
-            os.link(source, place)
-        except OSError:  # a file system without hard links
-            place.symlink_to(source.resolve())
+        with turn(self.base.out, "stages"):
+            if not source.exists():
+                self._make([row])
+            make_folder(place.parent)
+            place.unlink(missing_ok=True)  # a link to what is gone
+            try:
+                os.link(source, place)
+            except OSError:  # a file system without hard links
+                place.symlink_to(source.resolve())
+
+    def discard_tokens(self) -> None:
+        """Remove the stored tokens, unless there is a run, of whatever rows, that may go on to read them."""
+        with turn(self.base.out, "stages"):
+            if not any(self.base.out.glob(f"runs/*/*/{UNFINISHED}")):
+                discard(self.base.out / TOKENS, FILE)
 
     def _make_labels(self, kind: str, tokens: TokenStore | None) -> None:
         folder = self._labels / kind
