@@ -61,6 +61,7 @@ def test_with_one_seed_nothing_is_said_of_chance() -> None:
     said = verdict(found)
     assert said is not None and "3.0 points" in said and "above random" in said and "chance" in said
     assert verdict(summary(runs(random=RANDOM))) is None
+    assert "is level with random" in str(verdict(summary(runs(random=[50.0], semantic=[50.04]))))
 
 
 def test_pairs_are_of_the_same_seed_alone() -> None:

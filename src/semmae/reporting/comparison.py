@@ -97,9 +97,9 @@ def _judged(known: Sequence[tuple[Difference, str]], first: str, figure: str) ->
     if len(behind) == len(known):
         return f"{first} is ahead of all others; nearest to it is {name}, behind by {_points(_turned(best), figure)}."
     if best.low is None:
-        sides = "above" if best.mean > 0 else "below"
         points = f"{abs(best.mean):.1f} points of {called(figure).removesuffix(' %')}"
-        return f"With one pair nothing is known of chance: {name}, the best of the others, is {points} {sides} {first}."
+        where = f"{points} {'above' if best.mean > 0 else 'below'}" if round(best.mean, 1) else "level with"
+        return f"With one pair nothing is known of chance: {name}, the best of the others, is {where} {first}."
     lost = f"; behind it: {', '.join(other for _, other in behind)}" if behind else ""
     return f"No row is ahead of {first} beyond chance: {name} comes next, with {_points(best, figure, '+')}{lost}."
 
