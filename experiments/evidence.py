@@ -107,7 +107,7 @@ def runs_of(rows: Sequence[dict[str, Any]], table: Table) -> list[dict[str, Any]
     rows = [
         row for row in rows
         if row["name"] == table.base
-        or (row["target"].replace("none", "pixels") == table.target and re.match(table.names, row["name"]))
+        or (row["target"] == table.target and re.match(table.names, row["name"]))
     ]  # fmt: skip
     for row in sorted(rows, key=lambda row: row["name"] != table.base):
         known = {key: value for key, value in row.items() if value is not None or key == "parts"}
