@@ -19,6 +19,8 @@ from refusals import refused
 from safetensors.torch import load_file
 
 import semmae
+import semmae.verbs.compare
+import semmae.verbs.shared_stages
 from semmae.data.creatures import draw_creatures
 from semmae.data.loaders import CropDataset
 from semmae.data.manifest import open_images
@@ -361,6 +363,8 @@ def test_tokens_of_the_teacher_are_stored_once(drawn: Path, tmp_path: Path, monk
     )
     out = compare(drawn, tmp_path / "out", maskings="random,block", target="tokens", epochs=1)
     assert calls == [out / "teacher_tokens"]
+    assert "tokens" not in json.loads((out / "minutes.json").read_text())  # made anew they are to count once
+    assert all(run["minutes"]["tokens"] > 0 for run in tiny.results(out)["runs"])
     assert not list(out.rglob("tokens.safetensors"))
 
 

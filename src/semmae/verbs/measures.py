@@ -200,6 +200,13 @@ def timed(folder: Path, name: str) -> Iterator[None]:
         write_json(folder / "minutes.json", minutes)
 
 
+def forget_minutes(folder: Path, name: str) -> None:
+    """Those of what was removed: made anew it is to count once."""
+    minutes = minutes_in(folder)
+    if minutes.pop(name, None) is not None:
+        write_json(folder / "minutes.json", minutes)
+
+
 def minutes_in(folder: Path) -> dict[str, float]:
     """What `timed` has added up in a folder, by name."""
     path = folder / "minutes.json"

@@ -28,7 +28,7 @@ from semmae.run.config import UNFINISHED
 from semmae.run.folder import turn
 from semmae.train.summary import check_same_inputs
 from semmae.train.teacher_tokens import fill_store
-from semmae.verbs.measures import minutes_in, timed
+from semmae.verbs.measures import forget_minutes, minutes_in, timed
 from semmae.verbs.parts import shown_size
 from semmae.verbs.pretrain import (
     TOKENS,
@@ -159,6 +159,7 @@ class Stages:
         with turn(self.base.out, "stages"):
             if not any(self.base.out.glob(f"runs/*/*/{UNFINISHED}")):
                 discard(self.base.out / TOKENS, FILE)
+                forget_minutes(self.base.out, "tokens")
 
     def _make_labels(self, kind: str, tokens: TokenStore | None) -> None:
         folder = self._labels / kind
