@@ -115,16 +115,29 @@ def test_labels_hardly_given_are_counted() -> None:
 
 @pytest.mark.parametrize(("used", "first"), [(5, "learned"), (2, "Only 2 of 7")])
 def test_a_few_empty_labels_are_not_the_first_thing_to_say(used: int, first: str, tmp_path: Path) -> None:
-    labels = np.arange(4 * 70 * 70, dtype=np.uint8).reshape(4, 70, 70) % used
-    store = PartStore.create(
-        tmp_path, images=4, grid=70, label_names=["background", *(f"part {number}" for number in range(1, 7))],
-        teacher_digest="t", learner_digest="l", manifest_digest="m",
-    )  # fmt: skip
-    store.write(np.arange(4), labels)
-    store.finish()
+    _labelled(tmp_path, used)
     figures = {"nmi": 40.0, "ari": 40.0, "nmi_all": 40.0, "ari_all": 40.0, "parts_used": 3.0}
     (tmp_path / "quality.json").write_text(
         json.dumps({"learned": figures, "bands": {**figures, "nmi": 10.0}, "protocol": {"images": 4}})
     )
     said = verdicts(tmp_path)
     assert len(said) == 2 and first in said[0] and any(f"Only {used} of 7" in each for each in said)
+
+
+def test_the_verdict_on_several_rows_is_the_first_sentence(tmp_path: Path) -> None:
+    """Whatever went wrong on the way, such as labels that no patch has."""
+    _labelled(tmp_path / "parts", 2)
+    (tmp_path / "results.json").write_text(json.dumps({"verdict": "random wins", "rows": []}))
+    said = verdicts(tmp_path)
+    assert len(said) == 2 and said[0] == "random wins" and "Only 2 of 7" in said[1]
+
+
+def _labelled(folder: Path, used: int) -> None:
+    """Labels of four images, of which the first `used` of seven are given."""
+    labels = np.arange(4 * 70 * 70, dtype=np.uint8).reshape(4, 70, 70) % used
+    store = PartStore.create(
+        folder, images=4, grid=70, label_names=["background", *(f"part {number}" for number in range(1, 7))],
+        teacher_digest="t", learner_digest="l", manifest_digest="m",
+    )  # fmt: skip
+    store.write(np.arange(4), labels)
+    store.finish()

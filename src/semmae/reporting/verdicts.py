@@ -31,8 +31,13 @@ _COMPARED = {row.summary[0]: row.words(row.summary[0]) for row in PROTOCOLS.valu
 
 
 def verdicts(run: Path) -> list[str]:
-    """A sentence for whatever was measured and whatever went wrong without an error, the worst first."""
-    wrong, found = [], []
+    """A sentence for whatever was measured and whatever went wrong without an error, the worst first.
+
+    Of several rows it is the verdict on them that comes first: it is what the run was for.
+    """
+    results = read_facts(run / "results.json")
+    asked = results.get("verdict")  # of several rows, see `reporting/comparison.py`
+    wrong, found = [asked if isinstance(asked, str) else None], []
     for folder in (run, run / "teacher"):
         prototypes = read_config(folder).get("prototypes")
         if isinstance(prototypes, int):
@@ -44,9 +49,6 @@ def verdicts(run: Path) -> list[str]:
         # One or two empty labels are usual, and better for the others than fewer labels (docs/parts-measured.md).
         place = found if 2 * len(_in_use(counts)) > len(counts) else wrong
         place.append(parts_unused(counts, names))
-    results = read_facts(run / "results.json")
-    if isinstance(results.get("verdict"), str):  # of several rows, see `reporting/comparison.py`
-        wrong.append(results["verdict"])
     wrong += [encoder_below(results, other) for other in _OTHERS]
     above = [encoder_above(results, other) for other in _OTHERS if other in results]
     found += above or [measured(results)]
