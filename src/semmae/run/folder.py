@@ -153,8 +153,9 @@ def foreign_files(run: Path) -> list[Path]:
         if path.name in _RUNS and _is_folder(path):
             found += foreign_files(path)
         elif path.name in _MANY and _is_folder(path):
-            for inner in sorted(path.glob("*/*")):
-                found += foreign_files(inner) if _is_folder(inner) else [inner]
+            for row in sorted(path.iterdir()):
+                for inner in sorted(row.iterdir()) if _is_folder(row) else [row]:
+                    found += foreign_files(inner) if _is_folder(inner) else [inner]
         elif path.name in _NAMES and _is_folder(path):
             files = (file for file in sorted(path.rglob("*")) if not _is_folder(file))
             found += [file for file in files if path.name not in _LOGGERS and not _is_ours(file.relative_to(run))]
