@@ -25,3 +25,10 @@ def test_as_scipy_has_it_whatever_the_order() -> None:
 def test_without_pairs_there_is_no_difference_and_with_one_no_interval() -> None:
     assert paired_difference({0: 1.0}, {1: 2.0}) is None
     assert paired_difference({0: 1.0, 1: 5.0}, {0: 2.5}) == Difference(-1.5, None, None, 1)
+
+
+def test_equal_differences_have_no_interval() -> None:
+    """Its width would be 0: two seeds that gain one image of 16 each are no certainty."""
+    assert paired_difference({0: 6.25, 1: 12.5}, {0: 0.0, 1: 6.25}) == Difference(6.25, None, None, 2)
+    found = paired_difference({0: 10.1, 1: 11.1, 2: 12.1}, {0: 10.0, 1: 11.0, 2: 12.0})  # but for their rounding
+    assert found is not None and (found.low, found.high, found.pairs) == (None, None, 3)

@@ -64,6 +64,14 @@ def test_with_one_seed_nothing_is_said_of_chance() -> None:
     assert "is level with random" in str(verdict(summary(runs(random=[50.0], semantic=[50.04]))))
 
 
+def test_equal_differences_are_not_beyond_chance() -> None:
+    for points, where in ((2.0, "2.0 points"), (-2.0, "2.0 points"), (0.0, "level with")):
+        found = summary(runs(random=RANDOM, semantic=above(*[points] * 5)))
+        said = str(verdict(found))
+        assert "ahead" not in said and where in said and "5 equal differences" in said
+        assert "5 equal pairs" in tables(found)[0].rows[1][3]
+
+
 def test_pairs_are_of_the_same_seed_alone() -> None:
     found = summary(runs(random=RANDOM, semantic=[51.0, 53.0]))
     assert found[1]["seeds"] == 2 and found[1]["probe_top1_difference"]["pairs"] == 2

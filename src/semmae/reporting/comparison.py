@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from semmae.evaluation.paired import Difference, paired_difference
-from semmae.files import write_bytes, write_json, write_text
+from semmae.files import Fields, write_bytes, write_json, write_text
 from semmae.options.compare import MEASURES, PART_KINDS
 from semmae.reporting.page import Record, Table, called, duration
 from semmae.reporting.results import protocol_lines
@@ -25,6 +25,20 @@ _CHANCE = (
     "Each interval is of one row by itself: of twenty rows that are no better or worse than the first, one is expected "
     "to lie beyond chance."
 )
+
+
+def check_record(run: Fields) -> None:
+    """Refuse a line of a run that lacks what is read of it, or has something else there: the file may be edited."""
+    for name, kind in {"name": str, "masking": str, "variant": str, "target": str, "seed": int}.items():
+        run.need(name, kind)
+    run.need("parts", (str, type(None)))
+    run.need("measured", list)
+    for figure in (*COMPARED, *_PARTS):
+        run.get(figure, (int, float))
+    minutes = Fields(run.path, run.need("minutes", dict))
+    minutes.need("total", (int, float))
+    for stage in minutes.content:
+        minutes.get(stage, (int, float))
 
 
 def summary(runs: Sequence[Record]) -> list[dict[str, Any]]:
@@ -99,7 +113,8 @@ def _judged(known: Sequence[tuple[Difference, str]], first: str, figure: str) ->
     if best.low is None:
         points = f"{abs(best.mean):.1f} points of {called(figure).removesuffix(' %')}"
         where = f"{points} {'above' if best.mean > 0 else 'below'}" if round(best.mean, 1) else "level with"
-        return f"With one pair nothing is known of chance: {name}, the best of the others, is {where} {first}."
+        known_by = "one pair" if best.pairs == 1 else f"{best.pairs} equal differences"
+        return f"With {known_by} nothing is known of chance: {name}, the best of the others, is {where} {first}."
     lost = f"; behind it: {', '.join(other for _, other in behind)}" if behind else ""
     return f"No row is ahead of {first} beyond chance: {name} comes next, with {_points(best, figure, '+')}{lost}."
 
@@ -148,7 +163,7 @@ def _cell(found: Difference | None) -> str:
     if found is None:
         return "–"
     if found.low is None:
-        return f"{found.mean:+.1f} (one pair)"
+        return f"{found.mean:+.1f} ({'one pair' if found.pairs == 1 else f'{found.pairs} equal pairs'})"
     return f"{found.mean:+.1f} ({found.low:.1f} to {found.high:.1f})"
 
 
