@@ -39,6 +39,7 @@ def measure_by(
     make_folder(out)
     facts = {"encoder_digest": digest(encoder), **digests}
     kept = finished_figures(out, facts) if resume else {}
+    earlier = read_json(out / _FIGURES) if kept else {}  # of other protocols, which may measure by other data
     for protocol, data in steps:
         name = protocol.name
         if name not in kept:
@@ -47,12 +48,15 @@ def measure_by(
             assert measured is not None, "a single process measures"
             written(out / name, measured)
             kept[name] = {PROTOCOLS[name].prefix + each: value for each, value in measured.figures.items()}
-            write_json(out / _FIGURES, {**facts, "figures": kept})
+            write_json(out / _FIGURES, {**earlier, **facts, "figures": kept})
     return {name: value for figures in kept.values() for name, value in figures.items()}
 
 
 def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, Figures]:
-    """By protocol, the figures that the run in `out` has found before it was stopped; refused where `facts` differ."""
+    """By protocol, the figures that the run in `out` has found before it was stopped.
+
+    Refused where `facts` differ; those that no protocol has had before are new.
+    """
     path = out / _FIGURES
     if not path.is_file():
         return {}
@@ -63,7 +67,7 @@ def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, Figures]:
         if protocol in PROTOCOLS:
             for name in PROTOCOLS[protocol].summary:
                 of_protocol.get(PROTOCOLS[protocol].prefix + name, (int, float, type(None)))
-    changed = next((name for name in facts if earlier.get(name) != facts[name]), None)
+    changed = next((name for name in facts if name in earlier and earlier[name] != facts[name]), None)
     if changed:
         raise UserError(
             f"{path}: was found with other {changed.replace('_digest', ' weights')}; restore what has changed, or use "

@@ -118,7 +118,7 @@ VERBS = {
         ),
         runs=("teacher", "parts", "measured"),
         many="runs",
-        deed="The maskings were compared on equal terms",
+        deed="The maskings were compared",
     ),
     "embed": Verb(
         "write features of every image: class, mean, patch or part tokens",

@@ -26,7 +26,7 @@ from semmae.data.sources import splits_of
 from semmae.data.splits import TRAIN, side_by_side
 from semmae.data.token_store import FILE
 from semmae.errors import UserError
-from semmae.files import discard, read_json, remove, write_json, write_text
+from semmae.files import Fields, discard, read_json, remove, write_json, write_text
 from semmae.names import user_path
 from semmae.options.compare import CompareOptions, share_of
 from semmae.options.fields import flag, is_given, options_of, shared
@@ -34,7 +34,7 @@ from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import OWN_TEACHER
 from semmae.options.values import as_given, check_given
-from semmae.reporting.comparison import write_end
+from semmae.reporting.comparison import check_record, write_end
 from semmae.reporting.page import FIGURES
 from semmae.reporting.run_page import write_report
 from semmae.run.config import CONFIG, kept_values, saved_options
@@ -50,6 +50,11 @@ from semmae.verbs.shared_stages import Stages, open_stages
 _log = logging.getLogger("semmae")
 
 RECORD = "comparison.json"  # in the folder of a run: what was found of it
+# What first weights, crops and budget depend on: rows that set it themselves have them alike no more.
+_ALIKE = {
+    *("model", "image_size", "patch_size", "statistics", "init", "decoder_width", "decoder_depth", "decoder_heads"),
+    *("crop_scale", "epochs", "batch_size", "accumulate", "target", "token_subset"),
+}
 
 
 class Job(NamedTuple):
@@ -67,6 +72,7 @@ def compare(options: CompareOptions) -> Path:
     preset_options("parts", options.parts_preset, "--parts-preset")
     both = with_annotations(options)
     rows = rows_of(both)
+    check_seeds(options)
     shared(Training, options).check()
     images, own = training_images(both)
     options.check_images(len(images))
@@ -74,6 +80,8 @@ def compare(options: CompareOptions) -> Path:
     with as_asked():
         measures = open_measures(both)
     jobs = jobs_of(options, rows)
+    check_same_options(own, jobs, stages)
+    measures.check_begun(job.out for job in jobs)
     with run_folder(dataclasses.replace(options, teacher=own.teacher), lambda: not unfinished(jobs, measures.names)):
         mine = jobs[index::count]
         stages.check_begun(job.out for job in jobs)
@@ -83,15 +91,14 @@ def compare(options: CompareOptions) -> Path:
                 _log.info("run %d of %d: %s, seed %d", number, len(mine), job.row.name, job.seed)
                 make_run(own, job, stages, measures)
                 gather(options.out, jobs)
-            else:
-                check_same_options(own, job, stages)
         left = unfinished(jobs, measures.names)
         if left:
             _log.info("%d of %d runs are not there yet: other parts make them", len(left), len(jobs))
         else:
+            check_same_options(own, jobs, stages)  # those that others have made meanwhile too
             gather(options.out, jobs)
             stages.discard_tokens()
-            write_end(options.out, records(jobs), about(own, images, measures))
+            write_end(options.out, records(jobs), about(own, rows, images, measures))
             write_report(options.out)
     return options.out
 
@@ -126,6 +133,16 @@ def training_images(options: CompareOptions) -> tuple[KeptImages, CompareOptions
     return KeptImages(images), dataclasses.replace(options, data=data, masks=masks)
 
 
+def check_seeds(options: CompareOptions) -> None:
+    """Refuse seeds of which the last is none, before the first is trained."""
+    highest, last = options_of(CompareOptions)["seed"].facts.high, options.seed + options.seeds - 1
+    if last > highest:
+        raise UserError(
+            f"--seed {options.seed} --seeds {options.seeds}: the last seed would be {last}, above {highest:.0f}; "
+            "begin with a lower one, or take fewer"
+        )
+
+
 def jobs_of(options: CompareOptions, rows: Iterable[Row]) -> list[Job]:
     """All runs, a seed after the other, so that pairs are whole early."""
     seeds = range(options.seed, options.seed + options.seeds)
@@ -144,7 +161,11 @@ def records(jobs: Iterable[Job]) -> list[dict[str, Any]]:
 
 def _record(job: Job) -> dict[str, Any]:
     path = job.out / RECORD
-    return read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    check_record(Fields(path, found))
+    return found
 
 
 def gather(out: Path, jobs: Iterable[Job]) -> None:
@@ -164,8 +185,17 @@ def run_options(options: CompareOptions, job: Job, stages: Stages) -> PretrainOp
     return dataclasses.replace(own, resume=(job.out / CONFIG).is_file())
 
 
-def check_same_options(options: CompareOptions, job: Job, stages: Stages) -> None:
-    """Refuse a run that was made with other options than its row has now; where things lie does not matter."""
+def check_same_options(options: CompareOptions, jobs: Iterable[Job], stages: Stages) -> None:
+    """Refuse runs, of whatever share, that were made with other options than their rows have now.
+
+    Where things lie does not matter.
+    """
+    for job in jobs:
+        if (job.out / CONFIG).is_file() or (job.out / RECORD).is_file():
+            _check_same_options(options, job, stages)
+
+
+def _check_same_options(options: CompareOptions, job: Job, stages: Stages) -> None:
     every, was = options_of(PretrainOptions), saved_options(job.out)
     for name, value in kept_values(run_options(options, job, stages)).items():
         if name not in every or every[name].facts.on_resume != "same" or every[name].facts.reads:
@@ -258,11 +288,13 @@ def machine() -> str:
     return f"{name}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
-def about(options: CompareOptions, images: ImageSet, measures: Measures) -> dict[str, Any]:
+def about(options: CompareOptions, rows: Iterable[Row], images: ImageSet, measures: Measures) -> dict[str, Any]:
     """How the comparison was made, for results.json."""
     found = measures.evaluate
+    own = sorted({name for row in rows for name in row.given} & _ALIKE)
+    but = f", but for what rows set themselves ({', '.join(own)})" if own else ""
     return {
-        "method": "runs of the same seed have the same first weights and crops; differences are within seeds",
+        "method": f"runs of the same seed have the same first weights and crops{but}; differences are within seeds",
         "data": str(options.data), "images": len(images), "epochs": options.epochs, "model": options.model,
         "image_size": options.image_size, "patch_size": options.patch_size, "seeds": options.seeds,
         "first_seed": options.seed, "measured_on": str(found.data), "measured": ", ".join(measures.names),

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,8 @@ from semmae.evaluation.protocols.parts import TrueParts
 from semmae.evaluation.protocols.probe import choice_rows
 from semmae.evaluation.protocols.segment import Segment
 from semmae.evaluation.protocols.shape import Figures
-from semmae.evaluation.several import Step, describe_by, measure_by
-from semmae.files import make_folder, read_json, remove, write_json
+from semmae.evaluation.several import Step, describe_by, finished_figures, measure_by
+from semmae.files import Fields, make_folder, read_json, remove, write_json
 from semmae.names import user_path
 from semmae.objects import described
 from semmae.options.compare import MEASURES, CompareOptions
@@ -72,6 +73,7 @@ class Measures(NamedTuple):
     finetune: FinetuneOptions
     segment: SegmentOptions
     data: EvaluationData
+    recipes: Mapping[str, Mapping[str, Any]]  # what was given of each verb's, by its name
 
     def run(self, run: Path, seed: int) -> tuple[Figures, dict[str, float]]:
         """Every figure of the encoder of a run, and the minutes that each protocol took; resumed after a stop."""
@@ -101,7 +103,24 @@ class Measures(NamedTuple):
 
     def _measured(self, step: Step, encoder: Any, folder: Path) -> Figures:
         with timed(folder, step.protocol.name):
-            return measure_by([step], encoder, folder, self.data.digests, resume=True, written=lambda *_: None)
+            digests = self.digests(step.protocol.name)
+            return measure_by([step], encoder, folder, digests, resume=True, written=lambda *_: None)
+
+    def digests(self, name: str) -> dict[str, Any]:
+        """Of what a protocol measures by alone, its recipe too: others may come later, with images of their own."""
+        given = {f"{name}_recipe": _plain(self.recipes[name])} if name in self.recipes else {}
+        if name in _OF_CLASSES:
+            assert self.data.classes is not None, "they were opened for it"
+            return {"class_images": [images.digest for images in self.data.classes.sets], **given}
+        pixels = self.data.pixels
+        assert pixels is not None, "they were opened for it"
+        return {"pixel_images": [images.digest for images in pixels.sets], "masks": pixels.digest, **given}
+
+    def check_begun(self, runs: Iterable[Path]) -> None:
+        """Refuse to measure by other images, or another recipe, than runs that are there were measured by."""
+        facts = {key: value for name in self.names for key, value in self.digests(name).items()}
+        for run in runs:
+            finished_figures(run / FOLDER, facts)
 
     def finetuning(self, run: Path, seed: int, image_size: Size) -> Finetune:
         """The protocol, for the encoder of a run."""
@@ -158,7 +177,9 @@ def open_measures(options: CompareOptions) -> Measures:
         )
         if "parts" in names:
             parts = TrueParts(pixels.val.images, pixel_truth(pixels.val, seed=options.seed))
-    found = Measures(names, evaluate, tuning, segment, EvaluationData(_kept(classes), probed, pixels, parts))
+    recipes = {"finetune": recipe(options.finetune_recipe, "finetune")}
+    recipes |= {"segment": recipe(options.segment_recipe, "segment")}
+    found = Measures(names, evaluate, tuning, segment, EvaluationData(_kept(classes), probed, pixels, parts), recipes)
     if "finetune" in names and classes is not None:
         found.finetuning(options.out, options.seed, options.image_size).check(classes)
     return found
@@ -210,7 +231,13 @@ def forget_minutes(folder: Path, name: str) -> None:
 def minutes_in(folder: Path) -> dict[str, float]:
     """What `timed` has added up in a folder, by name."""
     path = folder / "minutes.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    known = Fields(path, read_json(path) if path.is_file() else {})
+    return {name: float(known.need(name, (int, float))) for name in known.content}
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON holds them."""
+    return dict(json.loads(json.dumps(dict(given), default=str)))
 
 
 def _kept(classes: TrainVal | None) -> TrainVal | None:

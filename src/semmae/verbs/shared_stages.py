@@ -44,6 +44,8 @@ from semmae.verbs.pretrain import (
 from semmae.verbs.rows import Row
 from semmae.verbs.stages import parts_stage
 
+# By which it is known whether an encoder to begin with fits.
+_OF_INIT = {"init", "model", "image_size", "patch_size", "decoder_width", "decoder_depth", "decoder_heads"}
 _QUALITY = ("nmi", "ari", "foreground_iou")  # of part labels, where true parts are known
 
 
@@ -241,5 +243,12 @@ def open_stages(options: CompareOptions, rows: Sequence[Row], images: ImageSet) 
             heads = base.num_heads if base.names_a_teacher else None
             teacher = load_encoder(base.teacher, num_heads=heads)
     load_init(base, teacher)  # to refuse one that does not fit
+    for row in rows:
+        if row.given.keys() & _OF_INIT:
+            own = row.options(options, base.out, base.seed, None)
+            try:
+                load_init(own, teacher if own.predicts_tokens else None)
+            except UserError as error:
+                raise UserError(f"row {row.name}: {error}") from error
     truth = None if options.masks is None else read_truth(images, masks=options.masks, seed=options.seed)
     return Stages(base, images, given, teacher, truth), dataclasses.replace(options, teacher=base.teacher)
