@@ -383,6 +383,15 @@ def test_numbers_of_yaml_are_those_of_json_and_texts_come_back(tmp_path: Path) -
     assert read_yaml(path) == written
 
 
+def test_only_true_and_false_are_so_in_yaml_and_texts_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: off\nb: On\nc: yes\nd: no\ne: true\nf: False\n")
+    assert read_yaml(path) == {"a": "off", "b": "On", "c": "yes", "d": "no", "e": True, "f": False}
+    written = {"a": "off", "b": "true", "c": "no", "d": True, "e": False}
+    path.write_text(yaml.safe_dump(written))
+    assert read_yaml(path) == written
+
+
 def test_half_a_line_at_the_end_is_left_out_and_elsewhere_refused(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n{"a"')

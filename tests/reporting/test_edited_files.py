@@ -20,8 +20,10 @@ from semmae.data.manifest import ImageSet, open_images
 from semmae.errors import UserError
 from semmae.evaluation.embedding import state_of
 from semmae.evaluation.several import finished_figures
+from semmae.files import Fields, read_json
 from semmae.models.vit import Encoder, EncoderSpec
 from semmae.reporting import part_samples
+from semmae.reporting.comparison import check_record, summary, tables
 from semmae.reporting.model_card import Card, find_run, write_card
 from semmae.reporting.part_samples import FILE, read_samples
 from semmae.reporting.parts_page import write_parts_page
@@ -40,6 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("edited") / "run"
     config = {"verb": "pretrain", "data": "photos", "model": "vit_tiny", "image_size": 32, "epochs": 10, "steps": None,
               "masking": "semantic", "mask_ratio": 0.75, "blend": [0.0, 1.0]}  # fmt: skip
+    runs = [(seed, name) for name in ("random", "block") for seed in (0, 1)]
     files: dict[str, Any] = {
         "config.yaml": yaml.safe_dump(config),
         "summary.json": {"stage": "pretrain", "images": 1898, "skipped": 1, "epochs": 10, "image_size": 32,
@@ -52,6 +55,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "parts/parts.json": {"images": 1898, "grid": 8, "label_names": ["background", "head"],
                              "extra": {"teacher": "timm:vit_tiny"}, "complete": False},
         "parts/summary.json": {"stage": "parts", "images": 1898, "epochs": 20, "image_size": 96, "minutes": 4.25},
+        "compared/config.yaml": yaml.safe_dump({"verb": "compare", "seeds": 3}),
+        "compared/results.json": {"verdict": "level", "rows": summary([record(*run) for run in runs]),
+                                  "protocol": {"interval": "95 %"}},
+        "compared/comparison.json": record(0),
         "figures.json": {"encoder_digest": "d1", "figures": {"knn": {"knn_top1": 41.25}}},
         "state.json": {"rows": 3, "info": {"images_digest": "m1"}},
     }  # fmt: skip
@@ -63,6 +70,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts_picture(photos(2), labels(2), ["background", "head", "body", "limb"], folder / "parts" / "parts.png")
     write_samples(folder / "parts", images=1)
     return folder
+
+
+def record(seed: int, name: str = "random") -> dict[str, Any]:
+    """A line of a run of a comparison."""
+    return {"name": name, "masking": name, "variant": "", "parts": None, "target": "pixels", "seed": seed,
+            "measured": ["knn"], "knn_top1": 41.25 + seed * len(name),
+            "minutes": {"pretrain": 2.5, "total": 3.0}}  # fmt: skip
+
+
+def compared(run: Path) -> list[Any]:
+    found = read_json(run / "compared" / "comparison.json")
+    check_record(Fields(run / "compared" / "comparison.json", found))
+    return tables(summary([found]))
 
 
 @functools.cache
@@ -91,6 +111,8 @@ USERS: dict[str, list[Callable[[Path], object]]] = {
     "parts/metrics.jsonl": [lambda run: write_parts_page(run / "parts")],
     "parts/parts.png": [write_report],
     f"parts/{FILE}": [lambda run: write_parts_page(run / "parts")],
+    "compared/results.json": [lambda run: write_report(run / "compared")],
+    "compared/comparison.json": [compared],
     "figures.json": [lambda run: finished_figures(run, {"encoder_digest": "d1"})],
     "state.json": [lambda run: (state_of(run).need("rows", int), state_of(run).need("info", dict))],
 }

@@ -26,11 +26,10 @@ from semmae.data.loaders import CropDataset
 from semmae.data.manifest import open_images
 from semmae.formats.folders import digest
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.options.compare import PART_KINDS, CompareOptions, share_of
+from semmae.options.compare import PART_KINDS, share_of
 from semmae.options.pretrain import PretrainOptions
 from semmae.run.folder import foreign_files, turn
 from semmae.train.summary import summarised
-from semmae.verbs.rows import rows_of
 from semmae.verbs.shared_stages import Stages
 
 FEW: dict[str, Any] = {
@@ -69,10 +68,6 @@ def figures(out: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert tiny.results(out)["runs"] == found
     return [{name: value for name, value in run.items() if name not in ("minutes", "command")} for run in found]
-
-
-def rows(out: Path, **given: Any) -> list[Any]:
-    return rows_of(CompareOptions(data="d", out=out, **given))
 
 
 def test_runs_that_learned_from_another_teacher_are_not_gone_on_with(drawn: Path, tmp_path: Path) -> None:
@@ -228,53 +223,6 @@ def test_a_run_is_the_one_that_its_command_makes(drawn: Path, whole: Path, tmp_p
 
 
 # Rows
-
-
-def test_a_grid_is_multiplied_out(tmp_path: Path) -> None:
-    (tmp_path / "grid.yaml").write_text(
-        "- {masking: random}\n- {name: ours, gamma: [1, 2.5], parts: [learned, grid], blr: 1e-3}\n"
-        "- {masking: [intra, inter], mask_ratio: 0.6}\n"
-    )
-    found = rows(tmp_path / "out", maskings="block", grid=tmp_path / "grid.yaml")
-    assert [(row.name, row.masking, row.parts) for row in found] == [
-        ("block", "block", None),
-        ("random", "random", None),
-        ("ours-gamma=1-parts=learned", "semantic", "learned"),
-        ("ours-gamma=1-parts=grid", "semantic", "grid"),
-        ("ours-gamma=2.5-parts=learned", "semantic", "learned"),
-        ("ours-gamma=2.5-parts=grid", "semantic", "grid"),
-        ("intra-mask_ratio=0.6", "intra", "learned"),
-        ("inter-mask_ratio=0.6", "inter", "learned"),
-    ]
-    assert found[3].given == {"masking": "semantic", "gamma": 1, "blr": 1e-3}
-    assert [row.name for row in rows(tmp_path / "out")] == ["random", "semantic"]
-
-
-@pytest.mark.parametrize(
-    ("grid", "facts"),
-    [
-        ("- {masking: rondom}", ("row 1", "'rondom'", '"random"')),
-        ("- {masking: random}\n- {gama: 2}", ("row 2", "gama", '"gamma"')),
-        ("- {masking: random, gamma: 3}", ("random", "gamma 3", "semantic")),
-        ("- {masking: random, epochs: many}", ("row 1", "epochs 'many'", "whole number")),
-        ("- {masking: random, mask_ratio: 2}", ("mask-ratio 2", "between 0 and 1")),
-        ("- {parts: lerned}", ("row 1", "'lerned'", "learned")),
-        ("- {masking: random, parts: grid}", ("random", "reads no parts")),
-        ("- {masking: attention, parts: grid}", ("grid", "attention")),
-        ("- {parts: annotations}", ("annotations", "--masks")),
-        ("- {masking: random}\n- {masking: random}", ("'random'", "another name")),
-        ("- {masking: random, seed: 3}", ("seed", "alike")),
-        ("- {masking: random, channels: 5}", ("channels", "alike")),
-        ("- {name: a/b}", ("'a/b'",)),
-        ("- {gamma: []}", ("gamma", "[]")),
-        ("masking: random", ("rows",)),
-        ("[]", ("rows",)),
-    ],
-)
-def test_a_wrong_grid_is_refused(grid: str, facts: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "grid.yaml").write_text(grid)
-    with refused(*facts):
-        rows(tmp_path / "out", grid=tmp_path / "grid.yaml")
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2", ""])

@@ -1,6 +1,7 @@
 """`semmae compare` asked again: with more, or with something else, which is refused before anything is trained."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from refusals import refused
 
 import semmae
 import semmae.verbs.compare
+from semmae.cli import run
 from semmae.data.creatures import draw_creatures
+from semmae.evaluation.features import open_encoder
+from semmae.formats.folders import digest
+from semmae.reporting import next_steps
 
 FEW: dict[str, Any] = {
     "model": "vit_mini", "image_size": 32, "patch_size": 8, "epochs": 1, "batch_size": 8, "workers": 0,
@@ -146,6 +151,27 @@ def test_an_edited_line_of_a_run_is_refused(name: str, value: object, drawn: Pat
     path = out / "runs/block/seed-0/comparison.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     with refused(path):
+        compare(drawn, out, resume=True, seeds=2, eval_data=drawn / "others")
+
+
+def test_the_commands_that_it_names_lead_on(drawn: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first adds seeds, as long as there are few; the other takes the encoder of the highest row."""
+    monkeypatch.setattr(next_steps, "_SEEDS", 2)
+    more, _ = (shlex.split(step.command)[1:] for step in next_steps.next_steps(out))
+    assert run(more) == 0 and len(tiny.results(out)["runs"]) == 4
+    found = tiny.results(out)
+    highest = max(found["rows"], key=lambda row: row["knn_top1"])["name"]
+    assert found["protocol"]["measured_images"] == {"of_classes": 8}  # held out of 16
+    (fine,) = (shlex.split(step.command)[1:] for step in next_steps.next_steps(out))
+    given = dict(zip(fine[1::2], fine[2::2], strict=True))
+    assert fine[0] == "finetune" and given["--encoder"] == str(out / "runs" / highest / "seed-0")
+    assert given["--data"] == str(drawn / "images") and digest(open_encoder(given["--encoder"]))
+
+
+def test_a_run_without_its_options_is_refused(drawn: Path, out: Path) -> None:
+    path = out / "runs/block/seed-0/config.yaml"
+    path.unlink()
+    with refused("row block", path):
         compare(drawn, out, resume=True, seeds=2, eval_data=drawn / "others")
 
 

@@ -51,7 +51,8 @@ def as_yaml(values: Mapping[str, Any]) -> str:
 class _PlainLoader(yaml.SafeLoader):
     """Without aliases, by which a small file can stand for gigabytes, and without keys given twice.
 
-    Numbers are those of JSON: 010 is a text, not eight as in YAML 1.1, and so is 1:30, there ninety.
+    Numbers are those of JSON: 010 is a text, not eight as in YAML 1.1, and so is 1:30, there ninety. True and false are
+    written as such: on, off, yes and no are texts, as options have them (`compile: off`).
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -69,14 +70,15 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# What stands for a number without quotes; PyYAML quotes all other texts that it takes for one when it writes.
-_NUMBERS = {
+# What stands for a number, or true and false, without quotes; PyYAML quotes other texts that it takes for one.
+_PLAIN = {
+    "tag:yaml.org,2002:bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"),
     "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"),
     "tag:yaml.org,2002:float": re.compile(
         r"(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
     ),
 }
 _PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in known]
+    first: [(tag, _PLAIN.get(tag, pattern)) for tag, pattern in known]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }

@@ -21,7 +21,7 @@ COMPARED = ("finetune_top1", "probe_top1", "knn_top1", "segment_miou", "kmeans_c
 _PARTS = {"parts_nmi": "its part labels, NMI"}  # of what masks were made from
 _STAGES = ("teacher", "tokens", *PART_KINDS, "pretrain", *MEASURES)  # in the order of work
 _FACTS = ("name", "masking", "variant", "parts", "target")
-_CHANCE = (
+CHANCE = (
     "Each interval is of one row by itself: of twenty rows that are no better or worse than the first, one is expected "
     "to lie beyond chance."
 )
@@ -29,13 +29,33 @@ _CHANCE = (
 
 def check_record(run: Fields) -> None:
     """Refuse a line of a run that lacks what is read of it, or has something else there: the file may be edited."""
-    for name, kind in {"name": str, "masking": str, "variant": str, "target": str, "seed": int}.items():
+    for name, kind in {"masking": str, "variant": str, "target": str, "seed": int, "measured": list}.items():
         run.need(name, kind)
     run.need("parts", (str, type(None)))
-    run.need("measured", list)
+    _check_figures(run)
+
+
+def rows_in(path: Path, content: Record) -> list[Record]:
+    """The rows of a results.json, checked likewise; none where it is of something else."""
+    rows = content.get("rows")
+    for row in rows if isinstance(rows, list) else ():
+        known = Fields(path, Fields(path, {"rows": row}).need("rows", dict))
+        known.need("seeds", int)
+        _check_figures(known)
+        for figure in COMPARED:
+            found = Fields(path, known.get(f"{figure}_difference", dict, dict(mean=0.0, low=None, high=None, pairs=1)))
+            for name, kind in {"mean": (int, float), "pairs": int}.items():
+                found.need(name, kind)
+            for name in ("low", "high"):
+                found.need(name, (int, float, type(None)))
+    return rows if isinstance(rows, list) else []
+
+
+def _check_figures(row: Fields) -> None:
+    row.need("name", str)
     for figure in (*COMPARED, *_PARTS):
-        run.get(figure, (int, float))
-    minutes = Fields(run.path, run.need("minutes", dict))
+        row.get(figure, (int, float))
+    minutes = Fields(row.path, row.need("minutes", dict))
     minutes.need("total", (int, float))
     for stage in minutes.content:
         minutes.get(stage, (int, float))
@@ -181,7 +201,7 @@ def write_end(out: Path, runs: Sequence[Record], protocol: Mapping[str, Any]) ->
         "",
         *([said, ""] if said else []),
         *lines,
-        _CHANCE,
+        CHANCE,
         "",
         "Protocol:",
         "",

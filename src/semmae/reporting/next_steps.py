@@ -11,11 +11,13 @@ from semmae.data.splits import side_by_side
 from semmae.files import Fields
 from semmae.models.vit import MODELS
 from semmae.options.shared import OWN_TEACHER, PUBLIC_TEACHER
+from semmae.reporting.comparison import judged_by, rows_in
 from semmae.reporting.page import Record, read_facts
 from semmae.run.config import CONFIG, saved_options
 from semmae.shell import command, python, text
 
 _USUAL_SIZE, _USUAL_MODEL = 224, "vit_small"  # of pretrain
+_SEEDS = 5  # of a comparison: with fewer, intervals are wide
 _FEW = 5000  # images of which the usual epochs teach less, and for longer, than tokens of the parts' teacher
 
 
@@ -181,6 +183,24 @@ def _after_evaluate(run: _Run) -> Iterator[Step]:
         yield _export(run, run.encoder()["encoder"])
 
 
+def _after_compare(run: _Run) -> Iterator[Step]:
+    seeds, first = run.config.get("seeds", 1), run.config.get("seed", 0)
+    if seeds < _SEEDS:
+        more = command("compare", out=run.folder, resume=True, seeds=_SEEDS)
+        yield Step("Add seeds, for narrower intervals", more)
+    rows = rows_in(run.folder / "results.json", read_facts(run.folder / "results.json"))
+    figure = judged_by(rows)
+    if figure is None:
+        return
+    best = max(rows, key=lambda row: row[figure])
+    encoder = run.folder / "runs" / best["name"] / f"seed-{first}"
+    if figure == "segment_miou":
+        yield Step("Load the encoder of the highest row with timm", in_timm("encoder", encoder / "encoder"))
+    else:
+        options = {"encoder": encoder, "data": run.data, "out": fresh(run.folder, "finetune")}
+        yield Step("Train a classifier on the encoder of the highest row", command("finetune", **options))
+
+
 def _after_finetune(run: _Run) -> Iterator[Step]:
     measured = run.encoder()["encoder"] if run.config.get("eval_only") else run.folder
     yield _export(run, measured)
@@ -236,5 +256,6 @@ _STEPS: Mapping[str, Any] = {
     "finetune": _after_finetune,
     "segment": _after_segment,
     "evaluate": _after_evaluate,
+    "compare": _after_compare,
     "demo": _after_demo,
 }

@@ -46,7 +46,7 @@ PICTURES = (
         "Comparison",
         (comparison.PICTURE,),
         "What each row has more than the first, in points: a dot a seed, the diamond their mean, the bar its 95 % "
-        "interval. Beyond chance is a bar that does not touch zero.",
+        f"interval. Beyond chance is a bar that does not touch zero. {comparison.CHANCE}",
     ),
     (
         "Parts",
@@ -234,8 +234,9 @@ def _results(run: Path) -> Iterable[Table]:
     """For each results.json in the run and its folders: a table of scores and one of their protocol."""
     for path in sorted([*run.glob("results.json"), *run.glob("*/results.json")]):
         content = read_facts(path)
-        if isinstance(content.get("rows"), list):
-            yield from comparison.tables(content["rows"])
+        rows = comparison.rows_in(path, content)
+        if rows:
+            yield from comparison.tables(rows)
             yield from _protocol(content)
             continue
         table = figures_table(methods_of(content), path.parent.name if path.parent != run else "")

@@ -197,6 +197,11 @@ def check_same_options(options: CompareOptions, jobs: Iterable[Job], stages: Sta
 
 def _check_same_options(options: CompareOptions, job: Job, stages: Stages) -> None:
     every, was = options_of(PretrainOptions), saved_options(job.out)
+    if not was:
+        raise UserError(
+            f"row {job.row.name}: {job.out / CONFIG} is missing, which says how the run was made; restore it, or "
+            "remove the folder, and the run is made anew"
+        )
     for name, value in kept_values(run_options(options, job, stages)).items():
         if name not in every or every[name].facts.on_resume != "same" or every[name].facts.reads:
             continue
@@ -297,6 +302,6 @@ def about(options: CompareOptions, rows: Iterable[Row], images: ImageSet, measur
         "method": f"runs of the same seed have the same first weights and crops{but}; differences are within seeds",
         "data": str(options.data), "images": len(images), "epochs": options.epochs, "model": options.model,
         "image_size": options.image_size, "patch_size": options.patch_size, "seeds": options.seeds,
-        "first_seed": options.seed, "measured_on": str(found.data), "measured": ", ".join(measures.names),
-        "interval": "95 %, Student's t over seeds",
+        "first_seed": options.seed, "measured_on": str(found.data), "measured_images": measures.images,
+        "measured": ", ".join(measures.names), "interval": "95 %, Student's t over seeds",
     }  # fmt: skip

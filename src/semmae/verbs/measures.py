@@ -116,6 +116,13 @@ class Measures(NamedTuple):
         assert pixels is not None, "they were opened for it"
         return {"pixel_images": [images.digest for images in pixels.sets], "masks": pixels.digest, **given}
 
+    @property
+    def images(self) -> dict[str, int]:
+        """How many images are measured on, by classes and by annotations of pixels."""
+        own, pixels = self.data.classes if _OF_CLASSES & {*self.names} else None, self.data.pixels
+        counted = {} if own is None else {"of_classes": len(own.val)}
+        return counted if pixels is None else {**counted, "of_pixels": len(pixels.val.images)}
+
     def check_begun(self, runs: Iterable[Path]) -> None:
         """Refuse to measure by other images, or another recipe, than runs that are there were measured by."""
         facts = {key: value for name in self.names for key, value in self.digests(name).items()}

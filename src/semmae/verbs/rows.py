@@ -11,6 +11,7 @@ are five rows: random, and ours-parts=learned-gamma=1 to ours-parts=kmeans-gamma
 
 import itertools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,8 @@ from semmae.options.values import check_choice, check_fitting, check_given, chec
 from semmae.verbs.pretrain import check_recipe
 
 _USUAL = ("random", "semantic")
-_NAME = re.compile(r"[A-Za-z0-9][\w.=+,-]{0,99}")
+_NAME = re.compile(r"[^\W_][\w.=+,-]{0,99}")
+_MOST = 1000  # rows: lists multiply, and each is checked and trained
 # Of a whole comparison: what images are read, and what stages are made once.
 _OF_STAGES = ("teacher_epochs", "parts_epochs", "parts_preset", "num_parts")
 _SHARED = {
@@ -90,10 +92,14 @@ def rows_of(options: CompareOptions) -> list[Row]:
             check_choice("maskings", name.strip(), MASKINGS)
     rows = [_row({"masking": name.strip()}) for name in names]
     if options.grid is not None:
-        rows += _grid_rows(options.grid)
-    twice = [name for name, count in Counter(row.name for row in rows).items() if count > 1]
-    if twice:
-        raise UserError(f"two rows are called {shown(twice[0])}; give one of them another name")
+        rows += itertools.islice(_grid_rows(options.grid), _MOST + 1)
+    if len(rows) > _MOST:
+        raise UserError(f"--grid {options.grid}: more than {_MOST} rows; give fewer, or shorter lists of values")
+    # As folders: on some disks names that differ in case, or in how accents are written, are one.
+    folders = Counter(unicodedata.normalize("NFKC", row.name).casefold() for row in rows)
+    twice = next((row.name for row in rows if folders[unicodedata.normalize("NFKC", row.name).casefold()] > 1), None)
+    if twice is not None:
+        raise UserError(f"two rows are called {shown(twice)}, or differ in case alone; give one of them another name")
     return [_checked(row, options) for row in rows]
 
 
