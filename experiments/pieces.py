@@ -7,6 +7,7 @@ minutes are over. Rows are what each run wrote, one a run.
 import argparse
 import hashlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -36,7 +37,10 @@ class Minutes:
         left = self._end - time.monotonic()
         if left <= 0:
             return False
-        process = subprocess.Popen([sys.executable, "-m", "semmae", *command])
+        # Masks of one's own, such as kept.py, lie beside the experiments.
+        places = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": places}
+        process = subprocess.Popen([sys.executable, "-m", "semmae", *command], env=environment)
         try:
             code = process.wait(left)
         except subprocess.TimeoutExpired:

@@ -34,6 +34,7 @@ def test_rows_are_such_as_compare_takes(name: str, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     for each in ("ROWS", "OTHERS"):
         rows += getattr(module, each, [])
+    rows += [module.KEPT] if hasattr(module, "KEPT") else []
     rows += [row for row in (module.RANDOM, module.SEMANTIC) if row.get("name") not in {own["name"] for own in rows}]
     rows += [module.of_tokens(row) for row in rows] if hasattr(module, "of_tokens") else []
     rows = [{"name": "as it is", **row} if "name" not in row else row for row in rows]
