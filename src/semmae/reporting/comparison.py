@@ -21,6 +21,8 @@ COMPARED = ("finetune_top1", "probe_top1", "knn_top1", "segment_miou", "kmeans_c
 _PARTS = {"parts_nmi": "its part labels, NMI"}  # of what masks were made from
 _STAGES = ("teacher", "tokens", *PART_KINDS, "pretrain", *MEASURES)  # in the order of work
 _FACTS = ("name", "masking", "variant", "parts", "target")
+_NUMBER = (int, float)
+_DIFFERENCE = {"mean": _NUMBER, "low": (*_NUMBER, type(None)), "high": (*_NUMBER, type(None)), "pairs": int}
 CHANCE = (
     "Each interval is of one row by itself: of twenty rows that are no better or worse than the first, one is expected "
     "to lie beyond chance."
@@ -43,22 +45,20 @@ def rows_in(path: Path, content: Record) -> list[Record]:
         known.need("seeds", int)
         _check_figures(known)
         for figure in COMPARED:
-            found = Fields(path, known.get(f"{figure}_difference", dict, dict(mean=0.0, low=None, high=None, pairs=1)))
-            for name, kind in {"mean": (int, float), "pairs": int}.items():
-                found.need(name, kind)
-            for name in ("low", "high"):
-                found.need(name, (int, float, type(None)))
+            if (found := known.get(f"{figure}_difference", dict)) is not None:
+                for name, kind in _DIFFERENCE.items():
+                    Fields(path, found).need(name, kind)
     return rows if isinstance(rows, list) else []
 
 
 def _check_figures(row: Fields) -> None:
     row.need("name", str)
     for figure in (*COMPARED, *_PARTS):
-        row.get(figure, (int, float))
+        row.get(figure, _NUMBER)
     minutes = Fields(row.path, row.need("minutes", dict))
-    minutes.need("total", (int, float))
+    minutes.need("total", _NUMBER)
     for stage in minutes.content:
-        minutes.get(stage, (int, float))
+        minutes.get(stage, _NUMBER)
 
 
 def summary(runs: Sequence[Record]) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ are five rows: random, and ours-parts=learned-gamma=1 to ours-parts=kmeans-gamma
 import itertools
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,8 +95,8 @@ def rows_of(options: CompareOptions) -> list[Row]:
     if len(rows) > _MOST:
         raise UserError(f"--grid {options.grid}: more than {_MOST} rows; give fewer, or shorter lists of values")
     # As folders: on some disks names that differ in case, or in how accents are written, are one.
-    folders = Counter(unicodedata.normalize("NFKC", row.name).casefold() for row in rows)
-    twice = next((row.name for row in rows if folders[unicodedata.normalize("NFKC", row.name).casefold()] > 1), None)
+    folders = [unicodedata.normalize("NFKC", row.name).casefold() for row in rows]
+    twice = next((row.name for row, folder in zip(rows, folders, strict=True) if folders.count(folder) > 1), None)
     if twice is not None:
         raise UserError(f"two rows are called {shown(twice)}, or differ in case alone; give one of them another name")
     return [_checked(row, options) for row in rows]
