@@ -6,13 +6,16 @@ import os
 import re
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from forked import Forked
 from refusals import refused
 from torch.utils.data import DataLoader
 
@@ -21,6 +24,7 @@ from semmae.data.loaders import CropDataset, make_loader
 from semmae.data.manifest import open_images
 from semmae.data.sources import has_split, open_source, split_names
 from semmae.errors import DiskError
+from semmae.files import PART
 
 Jpeg = Callable[[int], bytes]
 
@@ -152,6 +156,48 @@ def test_copies_keep_to_their_room(address: str, cache: Path, jpeg: Jpeg, monkey
     monkeypatch.setenv("SEMMAE_CACHE_GB", str(0.5 * size / 1e9))
     with refused(f"{address}/train-0.tar", "SEMMAE_CACHE_GB"):
         open_source(f"{address}/train-0.tar")
+
+
+def test_copies_that_are_made_at_once_keep_to_their_room_too(
+    cache: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for two and a half: six are asked for at once, and each takes its time."""
+    size = 100_000
+    files = fsspec.filesystem("memory")
+    for number in range(6):
+        files.pipe(f"/bucket/{number}.tar", bytes([number]) * size)
+    every = [shard for shard in shard_places.remote_shards(f"{memory}/{{0..5}}.tar")[1]]
+    monkeypatch.setattr(shard_places, "_room", lambda: 2.5 * size)
+    monkeypatch.setattr(shard_places, "_WAIT", 0.01)
+    most, plain = [], type(files).get_file
+
+    def slowly(self: Any, inside: str, beside: str, **given: Any) -> None:
+        time.sleep(0.05)
+        plain(self, inside, beside, **given)
+        written = [path.stat().st_size for path in cache.iterdir() if path.suffix == ".tar" or ".tar." in path.name]
+        most.append(sum(written))
+        time.sleep(0.05)
+
+    monkeypatch.setattr(type(files), "get_file", slowly)
+    with ThreadPoolExecutor(6) as pool:
+        copies = list(pool.map(shard_places.copied, every))
+    assert len(most) == 6 and max(most) <= 2.5 * size
+    assert 1 <= sum(path.exists() for path in copies) <= 2
+    assert all(path.suffix in (".tar", ".lock") for path in cache.iterdir())
+
+
+def test_room_that_a_killed_process_had_announced_is_free_again(
+    cache: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [shard] = shard_places.remote_shards(f"{memory}/train-0.tar")[1]
+    process = Forked(lambda: 0)
+    process.ended(60)
+    cache.mkdir(parents=True)
+    with (cache / f".{'0' * 32}.room.{process.process.pid}{PART}").open("wb") as file:
+        file.truncate(10 * shard.size)
+    monkeypatch.setattr(shard_places, "_room", lambda: 2.5 * shard.size)
+    assert shard_places.copied(shard).stat().st_size == shard.size
+    assert not list(cache.glob(".*"))
 
 
 def test_room_that_is_no_number_or_too_small_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ Notable here:
 - a shard at an address is copied whole when one of its images is first asked for: trainings take images by shard and
   window, and no store answers thousands of small requests a second;
 - processes of one machine share the copies: one of them copies, the others wait for it;
-- where the room is used up, those go first that were read least recently.
+- where the room is used up, those go first that were read least recently; a copy has its room before it is begun, so
+  that as many as are made at once do not take more.
 """
 
 import fcntl
@@ -22,13 +23,14 @@ from typing import Any, NamedTuple
 from semmae.data.checked import cache_folder
 from semmae.data.workers import in_threads
 from semmae.errors import DiskError, UserError, escaped, listed, reason
-from semmae.files import make_folder, remove, sweep_beside, whole
+from semmae.files import PART, make_folder, name_beside, remove, sweep_beside, whole
 from semmae.names import braced, bytes_shown, on_disk, shown
 
-_SUFFIX = ".tar"
+_SUFFIX, _ANNOUNCED = ".tar", ".room"  # of copies, and of files as long as a copy will be that is being made
 _ROOM = "SEMMAE_CACHE_GB"
 _USUAL_ROOM, _LEAST_ROOM = 64.0, 16.0  # GB; a training reads from up to three windows of 4 GB at a time
 _TRIES, _PAUSE = 3, 2.0  # of copying a shard; seconds before the second, twice as many before the third
+_WAIT = 0.2  # seconds, for room that copies of others have taken
 _FRESH = 60  # seconds for which a copy counts as read just now
 _ASKED = 16  # shards whose sizes are asked for at a time
 # What stores say of a file that is another when its content is, in the letters that are left of the names.
@@ -130,10 +132,8 @@ def copied(shard: Shard) -> Path:
         make_folder(folder)
         with _locked(folder / f"{name[:2]}.lock"):
             if not _is_whole(path, shard):
-                sweep_beside(path)
-                with _locked(folder / "room.lock"):
-                    _make_room(folder, shard)
-                _fetch(shard, path)
+                with _room_for(path, shard):
+                    _fetch(shard, path)
     with suppress(OSError):
         if time.time() - path.stat().st_mtime > _FRESH:
             os.utime(path)
@@ -166,17 +166,43 @@ def _fetch(shard: Shard, path: Path) -> None:
             time.sleep(_PAUSE)
 
 
-def _make_room(folder: Path, shard: Shard) -> None:
-    """Remove copies that were not read for longest, until another one fits in."""
-    entries = []
+@contextmanager
+def _room_for(path: Path, shard: Shard) -> Iterator[None]:
+    """Room for a copy: kept free while the block makes it. Waits for other copies that have taken all there is."""
+    announced = path.with_suffix(_ANNOUNCED)
+    sweep_beside(path)
+    sweep_beside(announced)
+    length = name_beside(announced, os.getpid())
+    try:
+        while True:
+            with _locked(path.parent / "room.lock"):
+                if _make_room(path.parent, shard):
+                    with length.open("wb") as file:
+                        file.truncate(shard.size)  # which takes no room on the disk
+                    break
+            time.sleep(_WAIT)
+        yield
+    finally:
+        length.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, shard: Shard) -> bool:
+    """Remove copies that were not read for longest, until another one fits in; False where others are being made."""
+    _sweep_announced(folder)
+    copies, written, announced = [], dict[str, int](), dict[str, int]()  # bytes by the name of the shard
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process removes too
             stat = path.stat()
-            entries.append((stat.st_mtime, stat.st_size, path))
-    used = sum(size for _, size, _ in entries)
-    oldest = iter(sorted(entry for entry in entries if entry[2].suffix == _SUFFIX))
-    while used + shard.size > _room() or shutil.disk_usage(folder).free < shard.size:
+            sizes = announced if _ANNOUNCED in path.suffixes else written
+            sizes[path.name.removeprefix(".").partition(".")[0]] = stat.st_size
+            if path.suffix == _SUFFIX:
+                copies.append((stat.st_mtime, stat.st_size, path))
+    missing = sum(max(0, size - written.get(name, 0)) for name, size in announced.items())
+    used, oldest = sum(written.values()) + missing, iter(sorted(copies))
+    while used + shard.size > _room() or shutil.disk_usage(folder).free < missing + shard.size:
         entry = next(oldest, None)
+        if entry is None and announced:
+            return False
         if entry is None:
             free = bytes_shown(shutil.disk_usage(folder).free)
             raise DiskError(
@@ -185,6 +211,15 @@ def _make_room(folder: Path, shard: Shard) -> None:
             )
         remove(entry[2])
         used -= entry[1]
+    return True
+
+
+def _sweep_announced(folder: Path) -> None:
+    """Remove what killed processes have announced."""
+    for entry in folder.glob(f".*{_ANNOUNCED}.*{PART}"):
+        name, process = entry.name.removesuffix(PART).removeprefix(".").rsplit(".", 1)
+        if process != str(os.getpid()):
+            sweep_beside(folder / name)
 
 
 def _room() -> float:
