@@ -169,7 +169,7 @@ class Worker:
         # Forked, which a process that has not begun with the GPU may be.
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *self._given))
+        self._process = context.Process(target=_serve, args=(self._pipe, theirs, *self._given))
         self._process.start()
         theirs.close()
 
@@ -182,8 +182,9 @@ class Worker:
             self._process = None
 
 
-def _serve(pipe: Connection, tiny: bool, folder: Path) -> None:
+def _serve(inherited: Connection, pipe: Connection, tiny: bool, folder: Path) -> None:
     os.setpgrp()  # whatever it starts ends with it
+    inherited.close()  # or the pipe would stay open, and this process with the GPU, where the first one is killed
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import gpu_steps
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_steps import Figures, Sizes, with_nothing
+from gpu_steps import GPU, Figures, Sizes, with_nothing
 from harness import DEVICE, timed
 from loading import draw_photos, random_parts
 from torch import Tensor
@@ -85,7 +85,8 @@ def command(sizes: Sizes, folder: Path) -> Figures:
         "compile": "on" if sizes.compiled[0] else "off",
     }  # fmt: skip
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
-    first = interrupted(words, out, sizes.stops[0], not sizes.tiny)
+    afresh = GPU or not sizes.tiny  # a process that has begun with a GPU cannot be forked to use it
+    first = interrupted(words, out, sizes.stops[0], afresh)
     counted = [line for line in first["lines"] if line["step"] > sizes.warm]
     yield {
         "batch": batch,
@@ -94,7 +95,7 @@ def command(sizes: Sizes, folder: Path) -> Figures:
         "data_wait": round(statistics.median(line["data_wait"] for line in counted), 4),
         **{name: first[name] for name in ("code", "begun_s", "ended_s")},
     }
-    again = interrupted(["--resume"], out, sizes.stops[1], not sizes.tiny)
+    again = interrupted(["--resume"], out, sizes.stops[1], afresh)
     numbers = [line["step"] for line in again["lines"]]
     before = next(line["loss"] for line in reversed(again["lines"]) if line["step"] <= sizes.stops[0])
     yield {

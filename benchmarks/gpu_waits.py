@@ -42,6 +42,7 @@ class Watch(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, number: int) -> None:
         if number == 1 and GPU:
+            warnings.simplefilter("always")  # Lightning's own places too, of which a training shows no warnings
             torch.cuda.set_sync_debug_mode(self.mode)
 
     def on_train_batch_end(

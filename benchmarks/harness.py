@@ -30,17 +30,19 @@ def take_turns(
     rounds: int,
     warmup: int = 1,
     between: Callable[[], object] = lambda: None,
+    before: Callable[[Name], object] = lambda name: None,
 ) -> dict[Name, list[float]]:
     """Seconds of each work in every round; in a round each runs once, one after the other.
 
     So many rounds before them do not count: they fill caches and choose kernels. `between` runs before each round that
-    counts and after the last.
+    counts and after the last; `before` each turn, whose name it is given.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in works}
     for turn in range(warmup + rounds):
         if turn >= warmup:
             between()
         for name in turned(list(works), turn):
+            before(name)
             elapsed = timed(works[name])
             if turn >= warmup:
                 seconds[name].append(elapsed)

@@ -3,17 +3,21 @@
 import dataclasses
 import importlib
 import json
+import os
 import pkgutil
 import re
+import signal
 import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -254,7 +258,7 @@ def test_waits_are_those_of_steps_and_not_what_torch_says_of_its_search(
         if mode == "error":
             raise RuntimeError(said)
         if mode == "warn":
-            warnings.warn(said, stacklevel=2)
+            warnings.warn_explicit(said, UserWarning, "fit_loop.py", 7, module="pytorch_lightning.loops")
 
     def set_mode(new: str) -> None:
         nonlocal mode
@@ -279,6 +283,57 @@ def test_waits_are_those_of_steps_and_not_what_torch_says_of_its_search(
     found, places = own.watched("pretrain", steps.TINY, tmp_path / "out")
     assert found == counted and bool(places) == waits
     assert all(re.fullmatch(r".+\.py:\d+", place) for place in places) and mode == "default"
+
+
+def test_a_worker_ends_with_the_script_however_that_ends(tmp_path: Path) -> None:
+    """Or it would keep the GPU."""
+    check = script("gpu_check")
+
+    def killed() -> None:
+        worker = check.Worker(True, tmp_path)
+        worker._start()
+        print(worker._process.pid, worker._next(time.monotonic() + 100)["tiny"], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    first = Forked(killed)
+    assert first.ended(120) == -signal.SIGKILL, first.output
+    number = int(re.findall(r"^(\d+) True$", first.output, re.M)[0])
+    end = time.monotonic() + 30
+    while alive(number) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(number)
+
+
+def alive(number: int) -> bool:
+    """Whether a process is there that has not ended."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{number}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_gpu_s_command_is_never_forked_from_a_process_that_has_begun_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, steps = script("gpu_runs"), script("gpu_steps")
+    asked: list[bool] = []
+
+    def interrupted(words: list[str], out: Path, step: int, afresh: bool) -> dict[str, Any]:
+        asked.append(afresh)
+        lines = [{"step": each, "images_per_s": 1.0, "data_wait": 0.0, "loss": 1.0} for each in range(step + 1)]
+        return {"lines": lines, "code": 143, "begun_s": 0, "ended_s": 0}
+
+    sizes = steps.sizes_here(True)
+    images = SimpleNamespace(source=SimpleNamespace(root=tmp_path))
+    for name, value in {
+        "interrupted": interrupted, "packed": lambda *_: images, "most_workers": lambda _: 1,
+        "random_parts": lambda *_: SimpleNamespace(path=tmp_path),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(runs, name, value)
+    for gpu in (True, False):
+        monkeypatch.setattr(runs, "GPU", gpu)
+        list(runs.command(sizes, tmp_path))
+    assert asked == [True, True, False, False]
 
 
 def test_what_a_stopped_process_has_begun_is_made_again_and_what_is_whole_is_kept(tmp_path: Path) -> None:
