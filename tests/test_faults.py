@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import semmae.cli
 from semmae.cli import run
-from semmae.cli.faults import machine_fault, message
-from semmae.errors import DiskError, UserError
+from semmae.cli.faults import machine_fault
+from semmae.errors import DiskError, UserError, message
 from semmae.progress import say
 
 COMMAND = [sys.executable, "-m", "semmae"]
@@ -52,6 +52,19 @@ FAULTS = [
     (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), 1, ["out of memory", "--batch-size"]),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, ["out of memory"]),
     (RuntimeError("Gloo connectFullMesh failed with [pair.cc:144] no error"), 1, ["GLOO_SOCKET_IFNAME"]),
+    # As PyTorch hands on what NCCL says, in part: a lost process, or a start that fails.
+    (
+        RuntimeError("NCCL error: remote process exited or there was a network error, NCCL version 2.27"),
+        1,
+        ["--resume"],
+    ),
+    (RuntimeError("NCCL communicator was aborted on rank 1."), 1, ["--resume"]),
+    (
+        RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:3690, invalid usage\nLast error:\nDuplicate GPU detected"),
+        1,
+        ["Duplicate GPU detected", "NCCL_DEBUG"],
+    ),
+    (RuntimeError("NCCL error\nLast error:\nBootstrap : no socket interface found"), 1, ["no socket interface found"]),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, ["--workers"]),
 ]
 

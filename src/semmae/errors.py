@@ -69,3 +69,12 @@ def _shortened(text: str, most: int) -> str:
 def one_line(text: object) -> str:
     """A text, such as a library's message, on one line."""
     return " ".join(line for line in map(str.strip, str(text).splitlines()) if line)
+
+
+def message(error: Exception) -> str:
+    """The message of an error in one line, whole; also where a loader's worker has wrapped it in its traceback."""
+    text = one_line(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        kind = type(error)
+        text = text.rpartition(f" {kind.__module__}.{kind.__qualname__}: ")[2]
+    return text

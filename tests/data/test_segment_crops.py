@@ -123,6 +123,13 @@ def test_whole_images_keep_their_labels(creatures: Path) -> None:
     assert torch.equal(item["labels"], data.val.labels(1)) and item["row"] == 1
 
 
+def test_the_bytes_of_an_item_are_known_before_it_is_loaded(creatures: Path) -> None:
+    data = open_segmentation(creatures, Coding())
+    for found in (WholeLabelled(data.val, 20), SegmentCrops(data.train, Augmentation(20))):
+        sizes = [sum(each.nbytes for each in found[row].values() if isinstance(each, Tensor)) for row in range(4)]
+        assert found.item_bytes == max(sizes)
+
+
 def test_rounds_are_one_stream_of_shuffled_passes() -> None:
     sampler = StepSampler(7, seed=3, steps=2, batch_size=5)
     each = []

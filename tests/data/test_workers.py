@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 import tiny
 import torch
 from refusals import refused
+from torch.utils.data import Dataset
 
 from semmae import cores
 from semmae.data import workers
@@ -135,6 +137,15 @@ def test_the_room_is_that_of_the_file_system(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.undo()
     monkeypatch.setattr(workers, "_SHARED", str(tmp_path / "none"))
     assert workers._shared_room() is None
+
+
+def test_every_data_set_knows_the_bytes_of_an_item() -> None:
+    """Or its loaders would not be checked against shared memory."""
+    for module in ("augment", "loaders", "segment_crops", "token_store"):
+        import_module(f"semmae.data.{module}")
+    own = [kind for kind in Dataset.__subclasses__() if kind.__module__.startswith("semmae.")]
+    assert len(own) >= 6
+    assert [kind for kind in own if not hasattr(kind, "item_bytes")] == []
 
 
 def test_loaders_count_the_bytes_of_their_batches(

@@ -1,6 +1,7 @@
 """What processes say to each other beside gradients: that they differ, and that one has failed."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +14,7 @@ from torch import distributed
 
 from semmae.errors import UserError
 from semmae.train import together
-from semmae.train.together import check_alike, listen, tell
+from semmae.train.together import check_alike, connected_again, listen, tell
 
 
 def met(tmp_path: Path, work: Callable[[int], int | None]) -> list[Forked]:
@@ -53,6 +54,33 @@ def test_who_hangs_in_a_collective_is_ended_and_the_fault_is_told_once(
     processes = met(tmp_path, work)
     assert [process.ended(60) for process in processes] == [2, 0], [each.output for each in processes]
     assert [each.output.count("semmae: photos/7.jpg: not readable") for each in processes] == [1, 0]
+
+
+def test_a_fault_of_a_loaders_process_is_told_without_its_traceback(soon: None, tmp_path: Path) -> None:
+    wrapped = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File"
+
+    def work(rank: int) -> None:
+        listen()
+        if rank == 1:
+            tell(UserError(f"{wrapped}\nsemmae.errors.UserError: photos/7.jpg: not readable"))
+        time.sleep(100)
+
+    first, _ = met(tmp_path, work)
+    assert first.ended(60) == 2
+    assert first.output.splitlines()[-1] == "semmae: photos/7.jpg: not readable"
+
+
+def test_where_stores_cannot_be_cloned_a_second_connection_answers_while_the_first_waits() -> None:
+    server = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first = distributed.TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
+    again = connected_again(distributed.PrefixStore("a", distributed.PrefixStore("b", first)))
+    waiting = threading.Thread(target=first.get, args=("later",))
+    waiting.start()
+    again.set("now", "said")
+    assert again.get("now") == b"said" and waiting.is_alive()
+    again.set("later", "")
+    waiting.join(30)
+    assert not waiting.is_alive()
 
 
 def test_processes_that_differ_are_refused_by_all(tmp_path: Path) -> None:

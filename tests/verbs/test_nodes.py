@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -15,9 +16,10 @@ from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file
 
 from semmae.run import ranks
-from semmae.run.ranks import check_processes, is_rank_zero, present, sharing, take_rank
+from semmae.run.ranks import check_processes, is_rank_zero, local_rank, present, sharing, take_rank
 from semmae.train.frozen import usual_device
 from semmae.train.hardware import accelerator, cluster
+from semmae.verbs import pretrain
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "MASTER_ADDR", "SLURM_JOB_NAME",
         "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID")  # fmt: skip
@@ -313,6 +315,8 @@ def test_tasks_of_slurm_may_see_one_gpu_each(alone: pytest.MonkeyPatch) -> None:
         alone.setenv(name, value)
     alone.setattr(torch.cuda, "is_available", lambda: True)
     alone.setattr(torch.cuda, "device_count", lambda: 1)
+    taken: list[int] = []
+    alone.setattr(torch.cuda, "set_device", taken.append)
     alone.setattr("pytorch_lightning.accelerators.cuda.num_cuda_devices", lambda: 1)
     assert accelerator(1) == "cuda"
     trainer = pl.Trainer(
@@ -323,6 +327,27 @@ def test_tasks_of_slurm_may_see_one_gpu_each(alone: pytest.MonkeyPatch) -> None:
     assert trainer.strategy.root_device == torch.device("cuda", 0) == usual_device()
     alone.setattr(torch.cuda, "device_count", lambda: 2)  # a task that sees all of its node
     assert accelerator(2) == "cuda" and usual_device() == torch.device("cuda", 1)
+    assert taken == [0, 1]  # and what memory is pinned by is there too
+
+
+def test_slurm_s_ranks_count_where_others_are_set_too(alone: pytest.MonkeyPatch) -> None:
+    """As by a profile that sets LOCAL_RANK for every shell; Lightning takes Slurm's."""
+    for name, value in {"SLURM_NTASKS": "16", "SLURM_PROCID": "8", "SLURM_LOCALID": "3", "LOCAL_RANK": "0",
+                        "RANK": "0"}.items():  # fmt: skip
+        alone.setenv(name, value)
+    assert not is_rank_zero() and local_rank() == 3
+
+
+def test_every_process_whitens_by_its_own_gpu(alone: pytest.MonkeyPatch) -> None:
+    alone.setenv("LOCAL_RANK", "3")
+    for name, value in {"is_available": True, "device_count": 8, "set_device": None}.items():
+        alone.setattr(torch.cuda, name, lambda *_, value=value: value)
+    asked: list[torch.device] = []
+    alone.setattr(pretrain, "class_tokens", lambda *given: asked.append(given[4]))
+    options = SimpleNamespace(image_size=32, num_workers=0)
+    alone.setattr(pretrain, "teacher_size", lambda *_: 32)
+    pretrain.image_tokens(options, None, None, None)  # type: ignore[arg-type]
+    assert asked == [torch.device("cuda", 3)]
 
 
 def test_measuring_is_not_shared(whole_run: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse) -> None:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from semmae import __version__
-from semmae.cli.faults import machine_fault, message
-from semmae.errors import UserError, near
+from semmae.cli.faults import machine_fault
+from semmae.errors import UserError, message, near
 from semmae.names import shown
 from semmae.options import VERBS, kind_of
 from semmae.progress import ESCAPED, LogFormatter, say, silence, write

@@ -2,20 +2,13 @@
 
 import re
 
-from semmae.errors import DiskError, UserError, one_line
+from semmae.errors import DiskError, UserError, message
 
 _NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|out of memory|bad_alloc", re.I)
-_PROCESS_LOST = re.compile(r"Connection (closed|reset) by|NCCL|Broken pipe.*gloo|gloo.*Broken pipe", re.I)
+_PROCESS_LOST = re.compile(r"Connection (closed|reset) by|Broken pipe.*gloo|gloo.*Broken pipe", re.I)
+# What NCCL says of a process that it misses; else it speaks of its own start, of GPUs or of the network.
+_PEER_LOST = re.compile(r"remote process|prematurely|abort|time[d ]*out|timing out", re.I)
 _WORKER_KILLED = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)", re.I)
-
-
-def message(error: Exception) -> str:
-    """The message of an error in one line, whole; also where a loader's worker has wrapped it in its traceback."""
-    text = one_line(error)
-    if text.startswith("Caught ") and "Original Traceback" in text:
-        kind = type(error)
-        text = text.rpartition(f" {kind.__module__}.{kind.__qualname__}: ")[2]
-    return text
 
 
 def machine_fault(error: Exception) -> str | None:
@@ -40,6 +33,9 @@ def machine_fault(error: Exception) -> str | None:
             "processes of other machines are not reached: Gloo took the interface of this machine's name, which may be "
             "the loopback; name the one that leads to them in GLOO_SOCKET_IFNAME"
         )
-    if isinstance(error, RuntimeError) and _PROCESS_LOST.search(text):
+    of_nccl = isinstance(error, RuntimeError) and "nccl" in text.lower()
+    if isinstance(error, RuntimeError) and (_PEER_LOST if of_nccl else _PROCESS_LOST).search(text):
         return "another process of this run was lost, as for want of memory; see what it wrote, and --resume"
+    if of_nccl:
+        return f"GPUs do not reach each other: {message(error)}; with NCCL_DEBUG=INFO in the environment NCCL says more"
     return None

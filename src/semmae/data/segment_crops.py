@@ -22,12 +22,14 @@ from torch.utils.data import Dataset
 from semmae.data.coding import IGNORED
 from semmae.data.colour import colour_matrices, shift_colours
 from semmae.data.crop import at_centres, resized as resized_to
-from semmae.data.loaders import enough
+from semmae.data.loaders import enough, picture_bytes
+from semmae.data.manifest import sample_rows
 from semmae.data.samplers import Key, epoch_and_row
 from semmae.data.segmentation import LabelledImages
 from semmae.levels import as_pixels
 from semmae.sizes import Grid, Size, sides
 
+_LOOKED_AT = 64  # images, for the size of the largest
 _TRIES = 10  # crops drawn until one is mixed enough
 _LONGEST = 4  # times the short side that is aimed at: a longer image is scaled by its long side (2048 by 512)
 _HUE = 18 / 180  # turns: 18 of the 180 hues that OpenCV counts; strengths of SSD (arXiv 1512.02325)
@@ -57,7 +59,8 @@ class SegmentCrops(Dataset[dict[str, Any]]):
     @property
     def item_bytes(self) -> int:
         """Of its picture and labels."""
-        return 4 * math.prod(sides(self.augmentation.size))
+        size = self.augmentation.size
+        return picture_bytes(size, self.labelled.images.channels) + math.prod(sides(size))
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, row = epoch_and_row(key)
@@ -75,6 +78,13 @@ class WholeLabelled(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.labelled)
+
+    @property
+    def item_bytes(self) -> int:
+        """Of a picture and its labels, the largest of some: all would have to be read."""
+        images = self.labelled.images
+        found = [images.size(row) for row in sample_rows(len(images), _LOOKED_AT, seed=0)]
+        return max(picture_bytes(scaled_size(each, self.size), images.channels) + math.prod(each) for each in found)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         image, labels = self.labelled.read(row, enough(self.size))

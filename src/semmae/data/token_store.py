@@ -104,5 +104,10 @@ class TokenDataset(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(next(iter(self.tokens.values())))
 
+    @property
+    def item_bytes(self) -> int:
+        """Of all its tokens."""
+        return sum(own[0].nbytes for own in self.tokens.values())
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         return {name: own[key[1]] for name, own in self.tokens.items()}

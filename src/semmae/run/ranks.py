@@ -21,7 +21,7 @@ from semmae.files import make_folder, whole
 SHARED = "shared"  # folder in that of a run
 
 _INTERACTIVE = ("bash", "interactive")  # names of Slurm's jobs in which nothing was started by srun
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # on one node, or of a launcher; the first that is set counts
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # on one node, or of torchrun; the first that is set counts
 # What a launcher says of this very start, or a user who begins it on every node.
 _START = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT",
          "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
@@ -81,8 +81,7 @@ def is_rank_zero() -> bool:
 
 def local_rank() -> int:
     """Number of this process among those of its machine that were started with it, from 0 on."""
-    srun = os.environ.get("SLURM_LOCALID", 0) if started()[0] == "srun" else 0
-    return int(os.environ.get("LOCAL_RANK", srun))
+    return int(os.environ.get("SLURM_LOCALID" if started()[0] == "srun" else "LOCAL_RANK", 0))
 
 
 def _rank() -> int:
@@ -90,6 +89,8 @@ def _rank() -> int:
     nodes, devices = _size
     if nodes > 1 and started()[0] is None:  # on one node alone a cluster's number of it means nothing
         return int(os.environ.get("NODE_RANK", 0)) * devices + local_rank()
+    if started()[0] == "srun":  # as Lightning has it; what else is set was for another launcher
+        return int(os.environ.get("SLURM_PROCID", 0))
     return int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback
 from torch.utils.data import DataLoader
 
@@ -22,6 +23,7 @@ from semmae.options.shared import (
     WorkerOptions,
 )
 from semmae.run.ranks import check_processes, is_rank_zero
+from semmae.train.fsdp import can_shard
 from semmae.train.loggers import check_loggers, logger_names
 from semmae.train.precision import check_precision
 
@@ -45,6 +47,8 @@ class Training(LoggerOptions, Batching, PrecisionOptions, StrategyOptions, Worke
         check_precision(self.precision)
         if self.strategy == "fsdp" and self.precision == "fp16":
             raise UserError("--strategy fsdp: computes in bf16 or float32, not fp16; use --precision bf16")
+        if self.strategy == "fsdp" and not can_shard():
+            raise UserError(f"--strategy fsdp: needs torch 2.7, this is {torch.__version__}; update it, or use ddp")
         if self.strategy == "fsdp" and self.gradients == "bf16":
             raise UserError("--gradients bf16: of ddp; --strategy fsdp sums gradients in float32; leave one out")
         check_loggers(self.loggers)

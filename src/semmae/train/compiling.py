@@ -83,7 +83,8 @@ def compiled(network: nn.Module, on: bool = True, backend: str = "inductor") -> 
         return
     blocks = [(block, "forward") for block in network.modules() if isinstance(block, Block | EvaBlock)]
     regions = [(module, name) for module in network.modules() for name in getattr(module, "REGIONS", ())]
-    settings: dict[str, Any] = {"recompile_limit": _MOST_GRAPHS, "accumulated_recompile_limit": 4 * _MOST_GRAPHS}
+    word = "recompile" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size"  # as in torch 2.6
+    settings: dict[str, Any] = {f"{word}_limit": _MOST_GRAPHS, f"accumulated_{word}_limit": 4 * _MOST_GRAPHS}
     # DDP sends the gradients of a block when its graph has run backward: there is nothing to split it for.
     with torch._dynamo.config.patch(settings | {"optimize_ddp": False}):
         try:

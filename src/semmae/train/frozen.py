@@ -34,7 +34,16 @@ def usual_device() -> torch.device:
     """This process's GPU, where there is one; of several processes of a machine each has its own."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", local_rank() % torch.cuda.device_count())  # or it sees no other one
+    return own_gpu(local_rank() % torch.cuda.device_count())  # or it sees no other one
+
+
+def own_gpu(number: int) -> torch.device:
+    """The GPU of this number, from now on this process's current one: else what pins memory would begin with another.
+
+    Contexts of all processes on the first GPU would take its memory, and fail where a GPU is of one process alone.
+    """
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def through_encoder(

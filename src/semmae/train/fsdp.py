@@ -5,6 +5,7 @@ with in bf16 where that is the run's arithmetic, and gradients are summed in flo
 (`ModelParallelStrategy`); ours are what is sharded, and checkpoints that are whole or not there.
 """
 
+import inspect
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,11 @@ class ShardingStrategy(ModelParallelStrategy):
                 f"{checkpoint_path}: not readable as a checkpoint ({type(error).__name__}); restore it from a copy, or "
                 "begin anew with --overwrite"
             ) from error
+
+
+def can_shard() -> bool:
+    """Whether torch leaves weights whole that are to stay so, which it can from 2.7 on."""
+    return "ignored_params" in inspect.signature(fully_shard).parameters
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, *, bf16: bool) -> None:

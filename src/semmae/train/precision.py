@@ -1,8 +1,8 @@
 """What `--precision` means on this machine.
 
 Weights, optimiser and losses are float32 whatever is chosen; bf16 and fp16 are what matrix products are computed in.
-float32 means float32: TF32 stays off, as torch leaves it. Whoever wants it on a GPU calls
-`torch.set_float32_matmul_precision("high")` before; bf16 is faster still.
+TF32 is left as torch has it on a GPU: off in matrix products, on in convolutions, which here are patch embeddings and
+UPerNet. Whoever wants it in all calls `torch.set_float32_matmul_precision("high")` before; bf16 is faster still.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -40,7 +40,7 @@ from semmae.data.token_file import Array
 from semmae.errors import DiskError, UserError, listed, reason
 from semmae.run.ranks import Present, deal, dealt, ended_elsewhere, is_first_alive, present, shared_folder
 from semmae.run.signals import STOPPING, Stopped
-from semmae.train.frozen import usual_device
+from semmae.train.frozen import own_gpu, usual_device
 from semmae.train.together import is_together
 
 Made = dict[str, Array]  # what a block gives, by name; "rows" among it
@@ -356,7 +356,7 @@ def _child(
     logging.getLogger("semmae").setLevel(logging.ERROR)  # the first process has said it all
     try:
         work = torch.load(path, map_location="cpu", weights_only=False)  # our own, of a moment ago
-        device = torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
+        device = own_gpu(number) if torch.cuda.is_available() else torch.device("cpu")
         for each in work.made(blocks, Place(device, threads, count)):
             results.send(each)
     except BrokenPipeError:

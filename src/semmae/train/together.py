@@ -18,8 +18,9 @@ from datetime import timedelta
 from typing import Any
 
 from torch import distributed
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from semmae.errors import DiskError, UserError
+from semmae.errors import DiskError, UserError, message
 from semmae.progress import write
 from semmae.run.ranks import is_rank_zero, made, shared_folder, wait_for, when_failing
 from semmae.run.signals import Interrupted
@@ -71,6 +72,20 @@ def check_alike(what: str, value: object) -> None:
         )
 
 
+def own_connection(store: Any) -> Any:
+    """A store, by a connection on which nothing else waits for an answer: in one of theirs others may wait for long."""
+    return store.clone() if hasattr(store, "clone") else connected_again(store)
+
+
+def connected_again(store: Any) -> Any:
+    """As `own_connection`, where stores have no `clone`: before torch 2.8. One that is no server needs none."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    if not isinstance(store, TCPStore):
+        return store
+    return TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+
+
 class Alarm:
     """Word that a process has failed: left by `tell`, found by a thread that looks for it.
 
@@ -79,7 +94,7 @@ class Alarm:
     """
 
     def __init__(self, store: Any) -> None:
-        self._store, self._lock = store.clone(), threading.Lock()  # its own connection: others may wait in theirs
+        self._store, self._lock = own_connection(store), threading.Lock()
         self._failed = False
         threading.Thread(target=self._look, daemon=True, name="semmae-alarm").start()
 
@@ -88,7 +103,7 @@ class Alarm:
         if isinstance(error, Interrupted) or self.word() is not None:
             return
         kind = next(kind for kind, own in _KINDS.items() if isinstance(error, own) or kind == "other")
-        text = str(error) if kind != "other" else "".join(traceback.format_exception(error))
+        text = message(error) if kind != "other" else "".join(traceback.format_exception(error))
         word = {"rank": distributed.get_rank(), "kind": kind, "text": text}
         with self._lock, contextlib.suppress(RuntimeError):  # the first process, which holds the store, may be gone
             self._store.set(_KEY, json.dumps(word))

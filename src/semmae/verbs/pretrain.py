@@ -37,7 +37,7 @@ from semmae.run.ranks import is_rank_zero, started
 from semmae.sizes import Size, patch_grid
 from semmae.train.batches import Training
 from semmae.train.compiling import check_compile, compiled, resolve_compile
-from semmae.train.frozen import one_thread_an_operation
+from semmae.train.frozen import one_thread_an_operation, usual_device
 from semmae.train.fsdp import whole_state
 from semmae.train.mask_checks import check_masking, patches_taking_part, try_mask
 from semmae.train.precision import resolve_precision
@@ -353,8 +353,7 @@ def image_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder, s
     if stored is not None:
         return torch.from_numpy(stored.read(IMAGE_TOKEN).astype(np.float32))
     size = teacher_size(options, teacher)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return class_tokens(images, teacher, options.image_size, size, device, options.num_workers)
+    return class_tokens(images, teacher, options.image_size, size, usual_device(), options.num_workers)
 
 
 def new_autoencoder(
