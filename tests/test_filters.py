@@ -74,6 +74,13 @@ def test_maps_at_once_are_those_one_by_one() -> None:
         assert torch.allclose(found[image, part], alone[0, 0], atol=1e-12)
 
 
+def test_lots_of_places_that_are_solved_together_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, images = torch.rand(3, 4, 6, 6), torch.randint(256, (3, 3, 12, 12), dtype=torch.uint8)
+    expected = refine_maps(maps, images)
+    monkeypatch.setattr("semmae.filters._LOT", 100)  # of 432
+    assert torch.equal(refine_maps(maps, images), expected)
+
+
 def test_refined_maps_share_out_every_place() -> None:
     """The filter is linear in the map, and keeps a constant one: what sums to 1 still does, but for rounding."""
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)

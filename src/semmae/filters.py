@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from semmae.levels import in_rgb
 
+_LOT = 2**15
 _EPS = 1e-4  # of the guided filter, for colours from 0 to 1: 1e-3 and 1e-2 gave coarser borders
 
 
@@ -46,12 +47,18 @@ def guided_filter(images: Tensor, maps: Tensor, radius: int, eps: float) -> Tens
     products = products.permute(0, 2, 3, 1).reshape(batch, height, width, 3, count)
     variance = pairs - colour[..., :, None] * colour[..., None, :]
     covariance = products - colour[..., :, None] * level[..., None, :]
-    slope = torch.linalg.solve(variance + eps * torch.eye(3, device=maps.device), covariance)  # (B, S, S, 3, K)
+    slope = _solved(variance + eps * torch.eye(3, device=maps.device), covariance)  # (B, S, S, 3, K)
     offset = level - (slope * colour[..., None]).sum(3)
     lines = torch.cat([slope.flatten(3), offset], 3).permute(0, 3, 1, 2)
     slope, offset = torch.split(_window_means(lines, radius), [3 * count, count], 1)
     lit: Tensor = (slope.reshape(batch, 3, count, height, width) * images[:, :, None]).sum(1)
     return lit + offset
+
+
+def _solved(left: Tensor, right: Tensor) -> Tensor:
+    """X of left · X = right, (..., n, n) and (..., n, K), in lots: some libraries of GPUs number a batch by 16 bits."""
+    lots = zip(left.flatten(0, -3).split(_LOT), right.flatten(0, -3).split(_LOT), strict=True)
+    return torch.cat([torch.linalg.solve(*lot) for lot in lots]).reshape(right.shape)
 
 
 def _window_means(values: Tensor, radius: int) -> Tensor:
