@@ -57,7 +57,7 @@ def guided_filter(images: Tensor, maps: Tensor, radius: int, eps: float) -> Tens
 
 def _solved(left: Tensor, right: Tensor) -> Tensor:
     """X of left · X = right, (..., n, n) and (..., n, K), in lots: some libraries of GPUs number a batch by 16 bits."""
-    lots = zip(left.flatten(0, -3).split(_LOT), right.flatten(0, -3).split(_LOT), strict=True)
+    lots = zip(*(torch.split(each.flatten(0, -3), _LOT) for each in (left, right)), strict=True)
     return torch.cat([torch.linalg.solve(*lot) for lot in lots]).reshape(right.shape)
 
 
