@@ -104,6 +104,24 @@ def test_of_few_images_or_like_ones_there_are_fewer_directions(count: int) -> No
         assert torch.linalg.matrix_rank(whitening(tokens)[1], rtol=1e-3) == count - 1
 
 
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_tokens_that_differ_by_rounding_alone_are_not_told_apart(count: int, length: float) -> None:
+    """Whatever else is whitened by them, such as the crops of a single image, stays finite: it is 0."""
+    generator = torch.Generator().manual_seed(count)
+    tokens = (length * torch.randn(1, 24, generator=generator)).expand(count, -1)
+    rounded = tokens * (1 + torch.finfo(torch.float32).eps * torch.randn(count, 24, generator=generator))
+    for given in (tokens, rounded):
+        mean, matrix = whitening(given)
+        crops = given + length * torch.randn(count, 24, generator=generator)
+        assert ((crops - mean) @ matrix).abs().max() == 0
+    # What differs by more than that is whitened, however long the tokens are.
+    apart = tokens + 1e-2 * length * torch.randn(count, 24, generator=generator)
+    if count > 1:
+        mean, matrix = whitening(apart)
+        assert ((apart - mean) @ matrix).square().mean().item() == pytest.approx(1, rel=1e-2)
+
+
 def teacher_input(teacher: Encoder, crops: torch.Tensor) -> torch.Tensor:
     mean, std = (torch.tensor(each)[:, None, None] for each in (teacher.spec.mean, teacher.spec.std))
     return (crops / 255 - mean) / std

@@ -29,6 +29,7 @@ _MOST = 224  # pixels a side of a whole image: of DINOv2's ViT-S/14 16 x 16 toke
 _TOGETHER = 16  # images shown to the teacher at once, always the same ones
 _DIRECTIONS = 64  # in which class tokens are told apart: of 341 photos k-NN is best with 32 to 64 of 384
 _FIT_IMAGES = 4096  # images at most that directions are found from, where no tokens of all are stored
+_ALIKE = 1e-5  # of the tokens' own length: what differs by less was rounded differently, in float32
 
 
 @torch.no_grad()
@@ -54,15 +55,17 @@ def whitening(tokens: Tensor) -> tuple[Tensor, Tensor]:
     Most of what class tokens are is alike in all images. Of the rest the 64 principal directions are kept, fewer of
     fewer images, and all made equally long, so that what tells few images apart counts as well; turned back into the
     teacher's axes (ZCA), with a mean square of 1. AM-RADIO's students learn from standardised tokens for the same
-    reason (PHI-S, arXiv 2410.01680).
+    reason (PHI-S, arXiv 2410.01680). Of a single image, or of images all alike, nothing is told apart: the matrix is 0.
     """
     tokens = tokens.double()
     mean = tokens.mean(0)
     _, lengths, directions = torch.linalg.svd(tokens - mean, full_matrices=False)
+    if lengths[0] <= _ALIKE * torch.linalg.norm(tokens):
+        return mean.float(), tokens.new_zeros(tokens.shape[1], tokens.shape[1]).float()
     # The mean is taken off: one direction of N has no length, but for rounding.
-    kept = max(1, min(_DIRECTIONS, int((lengths > 1e-4 * lengths[0]).sum())))
+    kept = min(_DIRECTIONS, int((lengths > 1e-4 * lengths[0]).sum()))
     axes = directions[:kept]
-    scale = (len(tokens) * tokens.shape[1] / kept) ** 0.5 / lengths[:kept].clamp_min(1e-12)
+    scale = (len(tokens) * tokens.shape[1] / kept) ** 0.5 / lengths[:kept]
     return mean.float(), (axes.T * scale @ axes).float()
 
 
