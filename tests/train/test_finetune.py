@@ -135,6 +135,12 @@ def test_it_learns_to_classify_colours(tmp_path: Path) -> None:
         assert task.result.eval()(images).argmax(1).tolist() == [item["targets"] for item in items]
 
 
+def test_at_a_rate_of_zero_that_ends_at_zero_nothing_moves(tmp_path: Path) -> None:
+    task = trained(dataclasses.replace(PLAIN, min_lr=0.0), tmp_path, epochs=1, lr=0.0)
+    found, wanted = task.result.state_dict(), classifier().state_dict()
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
 def test_the_average_follows_every_optimiser_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     real = FinetuneTask.on_train_batch_end

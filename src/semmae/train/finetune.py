@@ -75,7 +75,8 @@ class FinetuneTask(pl.LightningModule):
             self.classifier.vit, lr=self.lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay
         )
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=BETAS, fused=can_fuse(self.trainer))
-        warmup, end = round(recipe.warmup_share * total), recipe.min_lr / self.lr
+        # A rate of 0 stays 0: it trains nothing, as in every other training.
+        warmup, end = round(recipe.warmup_share * total), recipe.min_lr / self.lr if self.lr else 0.0
         rate = warmup_cosine_rate(optimizer, total_steps=total, warmup_steps=warmup, end=end)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
