@@ -1,5 +1,6 @@
 """`semmae evaluate`: the figures of the single verbs, in one table; what cannot be measured is reported or refused."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -249,13 +250,57 @@ def test_images_with_masks_in_folders_that_are_no_classes(
     assert "k-NN" in caplog.text
 
 
-def test_figures_of_other_images_are_not_gone_on_with(encoder: Path, divided: Path, tmp_path: Path) -> None:
-    given = {"encoder": str(encoder), "data": str(divided), "out": tmp_path / "out", "untrained": False, **COMMON}
+def as_noted_before(out: Path) -> None:
+    """The images of classes and of pixels in one list, as runs have them that older versions began."""
+    for path in out.rglob("figures.json"):
+        found = json.loads(path.read_text())
+        found["images"] = [*found.pop("class_images", []), *found.pop("pixel_images", [])]
+        path.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_figures_of_other_images_are_not_gone_on_with(
+    before: bool, encoder: Path, divided: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = {"encoder": str(encoder), "data": str(divided), "out": out, "untrained": False, **COMMON}
     evaluate(**given)
-    (tmp_path / "out" / ".unfinished").touch()  # as if it had been stopped
+    if before:
+        as_noted_before(out)
+    (out / ".unfinished").touch()  # as if it had been stopped
     next((divided / "val").rglob("*.png")).unlink()
-    with refused("figures.json"):
+    listing = tiny.listing(out)
+    with refused(out / "figures.json", "images of classes"):
         evaluate(resume=True, **given)
+    assert tiny.listing(out) == listing
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_annotations_are_added_to_a_finished_run(
+    before: bool, evaluated: Path, encoder: Path, creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is measured twice, and the table is that of a run that had them from the beginning."""
+    masks, out = tmp_path / "masks", tmp_path / "out"
+    evaluate(encoder=str(encoder), data=str(creatures / "images"), out=out, steps=2, **COMMON)
+    if before:
+        as_noted_before(out)
+    with monkeypatch.context() as patch:
+        patch.delattr(Knn, "run")
+        evaluate(out=out, resume=True, masks=creatures / "masks")
+        for name in ("results.json", "results.md"):
+            assert (out / name).read_text() == (evaluated / name).read_text()
+        if before:
+            as_noted_before(out)
+        evaluate(out=out, resume=True)
+    assert tiny.results(out) == tiny.results(evaluated)
+    # Others than these are no addition.
+    shutil.copytree(creatures / "masks", masks)
+    mask = next(masks.rglob("*.png"))
+    Image.fromarray(255 - np.array(Image.open(mask))).save(mask)
+    listing = tiny.listing(out)
+    with refused(out / "figures.json", "--masks"):
+        evaluate(out=out, resume=True, masks=masks)
+    assert tiny.listing(out) == listing
 
 
 def test_single_images_of_classes_leave_the_probe_out(

@@ -12,6 +12,13 @@ from semmae.formats.folders import digest
 from semmae.models.vit import Encoder
 
 _FIGURES = "figures.json"  # of one encoder, those of the protocols that are finished
+# What they were found with, in words.
+_WORDS = {
+    "encoder_digest": "encoder weights",
+    "class_images": "images of classes",
+    "pixel_images": "images of annotations",
+    "masks": "annotations (--masks)",
+}
 
 
 class Step(NamedTuple):
@@ -39,7 +46,7 @@ def measure_by(
     make_folder(out)
     facts = {"encoder_digest": digest(encoder), **digests}
     kept = finished_figures(out, facts) if resume else {}
-    earlier = read_json(out / _FIGURES) if kept else {}  # of other protocols, which may measure by other data
+    earlier = _noted(out / _FIGURES, facts) if kept else {}  # of other protocols, which may measure by other data
     for protocol, data in steps:
         name = protocol.name
         if name not in kept:
@@ -55,12 +62,13 @@ def measure_by(
 def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, Figures]:
     """By protocol, the figures that the run in `out` has found before it was stopped.
 
-    Refused where `facts` differ; those that no protocol has had before are new.
+    Refused where `facts` differ, such as {"encoder_digest": …, "class_images": …}; those that no protocol has had
+    before are new.
     """
     path = out / _FIGURES
     if not path.is_file():
         return {}
-    earlier = read_json(path)
+    earlier = _noted(path, facts)
     figures: dict[str, Figures] = Fields(path, earlier).need("figures", dict)
     for protocol in figures:
         of_protocol = Fields(path, Fields(path, figures).need(protocol, dict))
@@ -70,10 +78,22 @@ def finished_figures(out: Path, facts: Mapping[str, Any]) -> dict[str, Figures]:
     changed = next((name for name in facts if name in earlier and earlier[name] != facts[name]), None)
     if changed:
         raise UserError(
-            f"{path}: was found with other {changed.replace('_digest', ' weights')}; restore what has changed, or use "
-            "another --out"
+            f"{path}: was found with other {_WORDS.get(changed, changed)}; restore what has changed, or use another "
+            "--out"
         )
     return figures
+
+
+def _noted(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What figures.json holds; images of classes and of pixels, once in one list, by names of their own."""
+    earlier = read_json(path)
+    images = Fields(path, earlier).get("images", list)
+    if images is not None:
+        del earlier["images"]
+        of_classes = len(facts.get("class_images", ())) if "masks" in earlier else len(images)
+        earlier |= {"class_images": images[:of_classes]} if of_classes else {}
+        earlier |= {"pixel_images": images[of_classes:]} if "masks" in earlier else {}
+    return earlier
 
 
 def describe_by(steps: Iterable[Step], common: Mapping[str, Any]) -> dict[str, Any]:

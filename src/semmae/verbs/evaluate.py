@@ -26,7 +26,8 @@ from semmae.evaluation.protocols.knn import Knn
 from semmae.evaluation.protocols.parts import Parts, TrueParts
 from semmae.evaluation.protocols.probe import Probe, choice_rows
 from semmae.evaluation.protocols.segment import Segment
-from semmae.evaluation.several import Step, describe_by, measure_by
+from semmae.evaluation.several import Step, describe_by, finished_figures, measure_by
+from semmae.formats.folders import digest
 from semmae.models.fresh import fresh_like
 from semmae.names import user_path
 from semmae.objects import described
@@ -62,10 +63,16 @@ class EvaluationData(NamedTuple):
         return found + ([] if self.pixels is None else self.pixels.sets)
 
     @property
-    def digests(self) -> dict[str, Any]:
-        """By which a stopped run knows that nothing has changed."""
-        of_annotations = {} if self.pixels is None else {"masks": self.pixels.digest}
-        return {"images": [images.digest for images in self.sets], **of_annotations}
+    def class_digests(self) -> dict[str, Any]:
+        """By which a run knows that what it measures classes by has not changed."""
+        return {} if self.classes is None else {"class_images": [images.digest for images in self.classes.sets]}
+
+    @property
+    def pixel_digests(self) -> dict[str, Any]:
+        """Likewise, pixels and parts: apart from those of classes, for either may be added later."""
+        if self.pixels is None:
+            return {}
+        return {"pixel_images": [images.digest for images in self.pixels.sets], "masks": self.pixels.digest}
 
 
 def evaluate(options: EvaluateOptions) -> Path:
@@ -83,11 +90,15 @@ def evaluate(options: EvaluateOptions) -> Path:
         segmenting.check_encoder(encoder)
     with seen_by(encoder, options.encoder):
         data = open_data(found, encoder.spec.channels)
+    digests = {**data.class_digests, **data.pixel_digests}
+    if options.resume:  # refused before anything in the folder is touched
+        finished_figures(options.out, {"encoder_digest": digest(encoder), **digests})
+        finished_figures(options.out / UNTRAINED, digests)
     facts = facts_of(found, encoder)
     steps = functools.partial(steps_of, options, view, segmenting, data)
     measured = functools.partial(
         measure_by,
-        digests=data.digests,
+        digests=digests,
         resume=options.resume,
         written=lambda folder, figures: write_details(folder, {OWN: figures}),
     )

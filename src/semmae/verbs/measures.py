@@ -109,12 +109,7 @@ class Measures(NamedTuple):
     def digests(self, name: str) -> dict[str, Any]:
         """Of what a protocol measures by alone, its recipe too: others may come later, with images of their own."""
         given = {f"{name}_recipe": _plain(self.recipes[name])} if name in self.recipes else {}
-        if name in _OF_CLASSES:
-            assert self.data.classes is not None, "they were opened for it"
-            return {"class_images": [images.digest for images in self.data.classes.sets], **given}
-        pixels = self.data.pixels
-        assert pixels is not None, "they were opened for it"
-        return {"pixel_images": [images.digest for images in pixels.sets], "masks": pixels.digest, **given}
+        return {**(self.data.class_digests if name in _OF_CLASSES else self.data.pixel_digests), **given}
 
     @property
     def images(self) -> dict[str, int]:
