@@ -27,7 +27,7 @@ from semmae.evaluation.quality import (
     quality,
     sample,
 )
-from semmae.files import write_json
+from semmae.files import Fields, read_json, write_json
 from semmae.models.parts import images_to_fit
 from semmae.models.vit import Encoder
 from semmae.progress import Progress
@@ -120,6 +120,15 @@ def measure(
     scores |= measure_grids(truth, labels=store.num_labels, grid=store.grid)
     write_json(path, {**scores, "protocol": protocol})
     return scores
+
+
+def measured_against(path: Path, masks: Path) -> bool:
+    """Whether a quality.json is there, and of the annotations in this folder."""
+    if not path.is_file():
+        return False
+    protocol = Fields(path, Fields(path, read_json(path)).need("protocol", dict))
+    measured: str | None = protocol.get("masks", str)
+    return measured == str(masks)
 
 
 def measure_encoder(

@@ -96,6 +96,7 @@ def compare(options: CompareOptions) -> Path:
             _log.info("%d of %d runs are not there yet: other parts make them", len(left), len(jobs))
         else:
             check_same_options(own, jobs, stages)  # those that others have made meanwhile too
+            note_quality(jobs, rows, stages)
             gather(options.out, jobs)
             stages.discard_tokens()
             write_end(options.out, records(jobs), about(own, rows, images, measures))
@@ -172,6 +173,15 @@ def gather(out: Path, jobs: Iterable[Job]) -> None:
     """Write results.jsonl anew, a line a finished run; one process at a time."""
     with turn(out, "gathering"):
         write_text(out / "results.jsonl", "".join(f"{json.dumps(record)}\n" for record in records(jobs)))
+
+
+def note_quality(jobs: Iterable[Job], rows: Iterable[Row], stages: Stages) -> None:
+    """Write how good part labels are into what was found of runs that were finished without --masks, or with others."""
+    quality = {row.name: stages.quality(row) for row in rows}
+    for job in jobs:
+        record, found = _record(job), quality[job.row.name]
+        if not found.items() <= record.items():
+            write_json(job.out / RECORD, record | found)
 
 
 # A run

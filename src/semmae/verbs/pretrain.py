@@ -16,6 +16,7 @@ from semmae.data.part_store import PartStore
 from semmae.data.statistics import Colours, colours_of
 from semmae.data.token_store import TokenStore
 from semmae.errors import UserError, listed
+from semmae.evaluation.parts import measured_against
 from semmae.evaluation.quality import read_annotations
 from semmae.formats.folders import LEARNER, digest, kind, save_autoencoder, save_encoder
 from semmae.formats.init import init_autoencoder
@@ -92,10 +93,11 @@ def pretrain(options: PretrainOptions) -> Path:
     init = load_init(options, teacher)
     if options.masks is not None:
         read_annotations(images.names, options.masks)
-    if teacher is not None and not options.resume:
+    if options.resume:
+        check_begun(options, images, teacher)
+    elif teacher is not None:
         check_stored(options, images, teacher)
     with run_folder(options):
-        check_same_inputs(options.out, images)
         tokens = None
         if options.predicts_tokens:
             teacher = teacher or load_encoder(str(own_teacher(options, images)))
@@ -203,9 +205,10 @@ def teacher_of_parts(store: PartStore) -> Encoder:
 
 
 def has_parts(options: PretrainOptions) -> bool:
-    """Whether an earlier start of this run has made its part labels."""
+    """Whether an earlier start of this run has made its part labels, and measured them against --masks, if given."""
     parts = options.out / "parts"
-    return options.resume and (parts / "parts.json").exists() and not (parts / UNFINISHED).exists()
+    made = options.resume and (parts / "parts.json").exists() and not (parts / UNFINISHED).exists()
+    return made and (options.masks is None or measured_against(parts / "quality.json", options.masks))
 
 
 def part_labels(
@@ -233,13 +236,19 @@ def begin_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder) -
     None in other processes than the first, and where a GPU is there to compute those of every crop. UserError, and
     nothing is stored, where an earlier start learned from another teacher.
     """
-    for stage in (options.out, options.out / "parts"):
-        check_same_inputs(stage, images, teacher_digest=digest(teacher))
+    check_begun(options, images, teacher)
     if teacher_sees_crops() or not is_rank_zero():
         return None
     store = tokens_within(options, images, teacher)
     store.begin()
     return store
+
+
+def check_begun(options: PretrainOptions, images: ImageSet, teacher: Encoder | None) -> None:
+    """Refuse to resume a run that was begun with other images, or has learned from another teacher."""
+    known = {} if teacher is None else {"teacher_digest": digest(teacher)}
+    for stage in (options.out, options.out / "parts"):
+        check_same_inputs(stage, images, **known)
 
 
 def check_stored(options: PretrainOptions, images: ImageSet, teacher: Encoder) -> None:

@@ -119,9 +119,10 @@ class Stages:
 
     def quality(self, row: Row) -> dict[str, float]:
         """How well the part labels of a row agree with true parts, where some are known."""
-        store = self.store(row)
-        if store is None or self.truth is None:
+        if row.parts is None or self.truth is None:
             return {}
+        store = self.store(row)
+        assert store is not None, "it has parts"
         figures = score(store.labels[self.truth.rows], self.truth)
         return {f"parts_{name}": round(figures[name], 2) for name in _QUALITY if name in figures}
 
