@@ -187,6 +187,10 @@ def test_only_a_mask_function_is_taken_as_a_function() -> None:
         ("pretrain", {"teacher_image_size": 64}, {"masking": "random"}),
         ("pretrain", {"num_heads": 4}, {}),
         ("pretrain", {"num_heads": 4}, {"teacher": "own"}),
+        ("pretrain", {"statistics": "data"}, {"init": "runs/a", "teacher": "runs/a"}),
+        ("pretrain", {"statistics": "data"}, {"init": "runs/a"}),  # nobody knows yet whether a teacher is trained
+        ("compare", {"statistics": "data"}, {"init": "runs/a", "teacher": "runs/a"}),
+        ("teacher", {"statistics": "data"}, {"init": "runs/a"}),
         ("teacher", {"num_heads": 4}, {}),
         ("teacher", {"local_size": 32}, {}),
         ("teacher", {"mask_ratio": 0.4}, {"ibot": 0.0}),
@@ -202,6 +206,13 @@ def test_what_has_no_effect_beside_the_others_is_refused(
         check_given(options, [name, *beside])
     check_given(options, beside)  # as it comes from a preset or a file
     check_given(dataclasses.replace(options, **{name: options_of(type(options))[name].default}), [name, *beside])
+
+
+def test_colours_are_of_whatever_encoder_begins_anew() -> None:
+    """Of a teacher too that is trained first, though the autoencoder begins with --init."""
+    pretrain = kind_of("pretrain")(data="photos", out=Path("out"), init="runs/a", statistics="data")
+    for beside in ({"teacher": "own"}, {"channels": 1}, {"init": None}):
+        check_given(dataclasses.replace(pretrain, **beside), ["statistics", *beside])
 
 
 def test_what_an_option_needs_beside_it_is_there() -> None:

@@ -153,6 +153,12 @@ Smaller is faster."""
         return self.learns_parts or (self.predicts_tokens and not brought)
 
     @property
+    def makes_a_new_encoder(self) -> bool:
+        """Whether the encoder is one, or that of a teacher which is trained here: asked for, or for want of another."""
+        own = self.teacher == OWN_TEACHER or (self.teacher == AUTO_TEACHER and self.channels != 3)
+        return self.init is None or (own and self.needs_teacher)
+
+    @property
     def names_a_teacher(self) -> bool:
         """Whether the teacher is a given one, which --num-heads is then of."""
         return self.teacher not in (AUTO_TEACHER, OWN_TEACHER, PUBLIC_TEACHER)

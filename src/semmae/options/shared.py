@@ -211,9 +211,14 @@ class SizeOptions(TrainOptions):
     """Pixels a side of a patch."""
     channels: int = option(3, low=1, high=1024)
     """Channels of the images: 3 are RGB of 8 bits; 1 is grey, others are those of the files, all of them of 16 bits."""
-    statistics: Statistics = option("auto", fits={"imagenet": {"channels": 3}})
+    statistics: Statistics = option("auto", fits={"imagenet": {"channels": 3}}, beside=("makes_a_new_encoder",))
     """Mean and deviation that pixels are normalised by: ImageNet's (imagenet), or those of the images (data); auto: \
-ImageNet's for 3 channels, else the images'."""
+ImageNet's for 3 channels, else the images'. An encoder of --init keeps its own."""
+
+    @property
+    def makes_a_new_encoder(self) -> bool:
+        """Whether an encoder begins with new weights, and no mean and deviation yet."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

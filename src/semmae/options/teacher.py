@@ -94,6 +94,11 @@ learned."""
     """Measure k-NN accuracy every so many epochs and at the end, where images have classes; 0 = never."""
     compile: Compile = again(CompileOptions, "compile")
 
+    @property
+    def makes_a_new_encoder(self) -> bool:
+        """Whether it begins with none of --init."""
+        return self.init is None
+
 
 # Presets
 
