@@ -191,6 +191,13 @@ def test_only_a_mask_function_is_taken_as_a_function() -> None:
         ("pretrain", {"statistics": "data"}, {"init": "runs/a"}),  # nobody knows yet whether a teacher is trained
         ("compare", {"statistics": "data"}, {"init": "runs/a", "teacher": "runs/a"}),
         ("teacher", {"statistics": "data"}, {"init": "runs/a"}),
+        *(
+            ("parts", {name: value}, {"tokens": Path("tokens")})
+            for name, value in (
+                *(("grid", 16), ("image_size", 64), ("precision", "bf16"), ("devices", 2), ("nodes", 2)),
+                *(("batch_size", 8), ("num_heads", 4), ("num_parts", 3), ("sample", 5)),
+            )
+        ),
         ("teacher", {"num_heads": 4}, {}),
         ("teacher", {"local_size": 32}, {}),
         ("teacher", {"mask_ratio": 0.4}, {"ibot": 0.0}),

@@ -56,7 +56,12 @@ in whole patches. More shows finer parts, and takes longer."""
     """Cells a side of the stored part labels."""
     learner: Path | None = option(None, reads="learner", idles=("training",), excludes=("tokens",))
     """Run of `semmae parts` whose learner labels the images, with its own encoder: nothing is trained."""
-    tokens: Path | None = option(None, reads="file", idles=("training",), excludes=("teacher", "learner"))
+    tokens: Path | None = option(
+        None,
+        reads="file",
+        idles=("training", "batches", "labelling", "image_size", "grid", "num_heads", "precision"),
+        excludes=("teacher", "learner"),
+    )
     """Folder of the SemMAE authors' .npy token files to take the labels from: nothing is trained or labelled."""
     labels_only: bool = option(False, control=True, continues=True, on_resume="free")
     """Label what the run in --out has not labelled yet, by its own learner; train nothing."""
