@@ -15,6 +15,8 @@ from torch.nn import functional
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+_SEVERAL = list, tuple  # torch 2.6 compiles no `list | tuple`
+
 
 def in_float32(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """A function in float32 whatever autocast says: tensors of half precision, in lists too, are cast before."""
@@ -34,7 +36,7 @@ def _full(value: Any, devices: list[torch.device]) -> Any:
     if isinstance(value, Tensor):
         devices.append(value.device)
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    if isinstance(value, list | tuple):
+    if isinstance(value, _SEVERAL):
         found = [_full(entry, devices) for entry in value]
         # A named tuple takes its fields one by one.
         return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)

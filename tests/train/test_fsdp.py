@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from semmae.masking import random_mask
 from semmae.models.mae import DecoderSpec, MaskedAutoencoder
 from semmae.models.vit import Encoder, EncoderSpec
-from semmae.train.fsdp import shard, whole_state
+from semmae.train.fsdp import can_shard, shard, whole_state
 from semmae.train.optimizer import adamw
 
 STEPS = 3
@@ -69,6 +69,9 @@ def mean(loss: Tensor, ranks: int) -> float:
     if ranks > 1:
         distributed.all_reduce(loss)
     return float(loss) / ranks
+
+
+pytestmark = pytest.mark.skipif(not can_shard(), reason="torch is older than 2.7")
 
 
 @pytest.fixture(scope="module")

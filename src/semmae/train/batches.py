@@ -47,10 +47,10 @@ class Training(LoggerOptions, Batching, PrecisionOptions, StrategyOptions, Worke
         check_precision(self.precision)
         if self.strategy == "fsdp" and self.precision == "fp16":
             raise UserError("--strategy fsdp: computes in bf16 or float32, not fp16; use --precision bf16")
-        if self.strategy == "fsdp" and not can_shard():
-            raise UserError(f"--strategy fsdp: needs torch 2.7, this is {torch.__version__}; update it, or use ddp")
         if self.strategy == "fsdp" and self.gradients == "bf16":
             raise UserError("--gradients bf16: of ddp; --strategy fsdp sums gradients in float32; leave one out")
+        if self.strategy == "fsdp" and not can_shard():
+            raise UserError(f"--strategy fsdp: needs torch 2.7, this is {torch.__version__}; update it, or use ddp")
         check_loggers(self.loggers)
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
