@@ -95,7 +95,7 @@ class Meter(pl.Callback):
     ) -> None:
         """Keep the loss on its device; every `LOG_EVERY` steps look at it."""
         self._batches.append(outputs["loss"].detach().float())
-        self._images += len(next(iter(batch.values()))) * trainer.world_size
+        self._images += images_in(batch) * trainer.world_size
         if len(self._batches) == self._accumulate:
             # Lightning divides the losses of batches that make a step by their number: the step's is their sum.
             self._losses.append(self._batches[0] if self._accumulate == 1 else torch.stack(self._batches).sum())
@@ -234,6 +234,11 @@ class Meter(pl.Callback):
     def _restart_clock(self) -> None:
         self._images, self._waited = 0, 0.0
         self._mark = self._since = time.monotonic()
+
+
+def images_in(batch: Mapping[str, Any]) -> int:
+    """How many images a batch is of: what it holds are tensors of so many rows, and tuples of such."""
+    return next(len(values) for values in batch.values() if isinstance(values, Tensor))
 
 
 def non_finite(fault: str, step: int, trainer: pl.Trainer, options: FitOptions) -> str:
