@@ -144,12 +144,15 @@ def test_embeddings_of_two_processes_are_those_of_one(
 
 
 @pytest.mark.slow
-def test_labels_of_two_processes_are_those_of_one(encoder: Path, creatures: Path, tmp_path: Path) -> None:
-    """Learned from some of the images; the second run is killed as it labels, and goes on."""
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_labels_of_two_processes_are_those_of_one(
+    by_hand: bool, encoder: Path, creatures: Path, tmp_path: Path
+) -> None:
+    """Learned from some of the images, by the first alone; the second run is killed as it labels, and goes on."""
     given = ["parts", "--data", str(creatures / "images"), "--teacher", str(encoder), "--workers", "0"]
     given += ["--sample", "12", "--steps", "2", "--batch-size", "4", "--grid", "7"]
     assert run([*given, "--out", str(tmp_path / "one")]) == 0
-    command = [*given, "--devices", "2", "--out", str(tmp_path / "two")]
+    command = [*given, "--nodes" if by_hand else "--devices", "2", "--out", str(tmp_path / "two")]
 
     def killed(rank: int) -> int:
         from semmae.data.part_store import PartStore
@@ -165,10 +168,10 @@ def test_labels_of_two_processes_are_those_of_one(encoder: Path, creatures: Path
         PartStore.write = write  # type: ignore[method-assign, assignment]
         return run(command)
 
-    children = started(2, killed)
+    children = started(2, killed, by_hand=by_hand)
     codes = [child.ended(120) for child in children]
     assert codes[0] == -signal.SIGKILL and codes[1] in (0, 2), [child.output for child in children]  # 2: was on its way
-    children = started(2, lambda _: run(command))
+    children = started(2, lambda _: run(command), by_hand=by_hand)
     assert [child.ended(120) for child in children] == [0, 0], [child.output for child in children]
     for name in ("parts.npy", "attention.npy"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

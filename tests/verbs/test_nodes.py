@@ -4,21 +4,28 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
-from forked import as_script
+from forked import as_script, in_a_process
 from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
+from semmae.options.pretrain import PretrainOptions
 from semmae.run import ranks
 from semmae.run.ranks import check_processes, is_rank_zero, local_rank, present, sharing, take_rank
+from semmae.train.batches import Training
 from semmae.train.frozen import usual_device
 from semmae.train.hardware import accelerator, cluster
+from semmae.train.stage import FitOptions
+from semmae.train.trainer import fit
 from semmae.verbs import pretrain
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "MASTER_ADDR", "SLURM_JOB_NAME",
@@ -348,6 +355,66 @@ def test_every_process_whitens_by_its_own_gpu(alone: pytest.MonkeyPatch) -> None
     alone.setattr(pretrain, "teacher_size", lambda *_: 32)
     pretrain.image_tokens(options, None, None, None)  # type: ignore[arg-type]
     assert asked == [torch.device("cuda", 3)]
+
+
+@pytest.mark.slow
+def test_two_nodes_go_the_whole_way(encoder: Path, creatures: Path, alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the defaults parts are learned on the way, by the first process alone; the other one labels and trains."""
+    given = command(creatures / "images", tmp_path / "run", "--teacher", str(encoder), "--nodes", "2")
+    given = [{"random": "semantic"}.get(word, word) for word in given]
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(tiny.free_port())}
+    nodes = [in_a_process(given, partial(os.environ.update, {**places, "NODE_RANK": str(rank)})) for rank in range(2)]
+    assert [node.ended(300) for node in nodes] == [0, 0], [node.output for node in nodes]
+    assert (tmp_path / "run" / "parts" / "parts.npy").is_file()
+    assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [4, 8]
+
+
+class Rate(pl.LightningModule):
+    """Learns a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
+        return (batch["images"] - self.number).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Company(pl.Callback):
+    """How many train together, as Lightning has it."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, bool]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seen.append((trainer.world_size, torch.distributed.is_initialized()))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "NODE_RANK": "0"},
+        {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"},
+        {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+    ],
+)
+def test_the_first_process_trains_alone_whatever_has_started_the_others(
+    given: dict[str, str], alone: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in given.items():
+        alone.setenv(name, value)
+    options = PretrainOptions(
+        data="photos", out=tmp_path, nodes=2, devices=2, strategy="fsdp", gradients="bf16", logger="none"
+    )
+    company = Company()
+    training = Training.alone(options, callbacks=(company,))
+    rows = [{"images": torch.ones(1)}] * 4
+    loader: DataLoader[Any] = DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
+    fit(Rate(), loader, FitOptions(training, tmp_path, "rate", 1, clip=0.0))
+    assert company.seen == [(1, False)]
 
 
 def test_measuring_is_not_shared(whole_run: Path, alone: pytest.MonkeyPatch, refuse: tiny.Refuse) -> None:

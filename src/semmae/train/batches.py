@@ -14,6 +14,7 @@ from semmae.data.loaders import CropDataset, make_loader
 from semmae.data.samplers import EpochSampler
 from semmae.errors import UserError
 from semmae.names import shown
+from semmae.options.fields import Options, shared
 from semmae.options.shared import (
     Batching,
     LoggerOptions,
@@ -36,6 +37,11 @@ class Training(LoggerOptions, Batching, PrecisionOptions, StrategyOptions, Worke
 
     resume: bool
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # what loggers show of the run
+
+    @classmethod
+    def alone(cls, options: Options, **own: Any) -> "Training":
+        """That of the first process, while any others that were started with it wait for what it makes."""
+        return shared(cls, options, nodes=1, devices=1, strategy="ddp", gradients="float32", **own)
 
     @property
     def loggers(self) -> tuple[str, ...]:

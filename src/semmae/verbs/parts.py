@@ -265,7 +265,7 @@ def learn_from_tokens(
     patches = patch_grid(shown_size(options, encoder), encoder.patch_size)
     learner.cpu().start_from_clusters(tokens, options.seed, mapped=options.map_keys, grid=patches)
     # Seconds in all: one process takes these steps, whose data is in memory.
-    training = shared(Training, options, hyperparameters=kept_values(options), devices=1)
+    training = Training.alone(options, hyperparameters=kept_values(options))
     how = FitOptions(training, options.out, "parts", 1, clip=0.0, in_steps=True)
     size = training.images_of_a_step(len(images))
     alone = {"num_replicas": 1, "rank": 0}  # whoever else has met before, as to train a teacher

@@ -26,8 +26,9 @@ def probe(options: ProbeOptions) -> Path:
     """Measure an encoder by a linear head on its features: MAE's linear probe, or a fast one."""
     if options.protocol == "features":  # which several devices compute, and one trains on
         check_alone(options.devices)
-    own = {"devices": 1} if options.protocol == "features" else {}
-    shared(Training, options, **own).check()
+        Training.alone(options).check()
+    else:
+        shared(Training, options).check()
     encoder = open_encoder(options.encoder, num_heads=options.num_heads, image_size=options.image_size)
     return measure_encoder(
         run_folder(options),
