@@ -29,6 +29,7 @@ from semmae.reporting.pictures import (
     reconstructions_picture,
 )
 from semmae.reporting.run_page import write_report
+from semmae.train.masks import MaskMeter
 
 SUMMARY = {"stage": "pretrain", "images": 1898, "minutes": 12.4}
 NAMES = ["background", "head", "body", "limb"]
@@ -68,7 +69,7 @@ def pretrain_run(folder: Path) -> Path:
     )
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     for stage, place in (("pretrain", folder), ("teacher", folder / "teacher"), ("parts", folder / "parts")):
-        write_metrics(place / "metrics.jsonl", stage, 49, hidden_share=0.75)
+        write_metrics(place / "metrics.jsonl", stage, 49, **{"hidden/head": 0.75})
     parts_picture(images, labels(), NAMES, folder / "parts" / "parts.png")
     masks_picture(images, labels(), NAMES, [("α = 0", mask)], folder / "pictures" / "masks.png")
     reconstructions_picture(images, mask, 255 - images, folder / "pictures" / "reconstructions.png")
@@ -245,10 +246,31 @@ def test_long_curves_are_thinned_and_keep_their_mean() -> None:
 
 
 def test_flat_curves_are_named_in_words_and_broken_values_left_out() -> None:
-    records = [{"step": s, "loss": loss, "hidden_share": 0.75} for s, loss in enumerate((1.0, math.nan, 0.5))]
+    same = {"momentum": 0.75, "hidden/background": 0.5, "hidden/part 1": 0.25}
+    records = [{"step": s, "loss": loss, **same} for s, loss in enumerate((1.0, math.nan, 0.5))]
     (chart,), constants = charts.charts(records)
     assert chart.title == "Loss" and "nan" not in chart.lines[0].points
-    assert constants == [("Hidden patches", "75 %")]
+    assert constants == [("Hidden share of each part", "background 50, part 1 25 %"), ("Teacher momentum", "0.75")]
+
+
+@pytest.mark.parametrize("parts", [3, 13])
+def test_hidden_shares_have_a_chart_in_the_colours_of_the_parts(parts: int) -> None:
+    """Of what a training counts: in some lines of it a part may be missing."""
+    names = ["background", *(f"part {number}" for number in range(1, parts + 1))]
+    meter, records = MaskMeter(names), []
+    for step in range(1, 5):
+        labels = torch.arange(3 if step == 1 else len(names)).repeat(4)  # the last parts come later
+        labels = labels[None]
+        meter.add(torch.rand(labels.shape) < step / 5, labels, 0.5)
+        records.append({"step": step, **meter.read()})
+    assert len(records[0]) < len(records[1])
+    (chart,), _ = charts.charts(records)
+    assert [line.name for line in chart.lines] == names
+    assert len({line.colour for line in chart.lines}) == len(names) and "" not in {line.colour for line in chart.lines}
+    red, green, blue = label_colours(names)[2] or (0, 0, 0)
+    assert f"rgb({red}, {green}, {blue})" in chart.lines[2].colour
+    last = records[-1]["hidden/part 2"]
+    assert chart.lines[2].last == charts.number(100 * last)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from semmae.reporting.pictures import label_colours
+
 WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 38
 _MOST_POINTS = 250
+HIDDEN = "hidden/"  # before a label: the share of its patches that is hidden, as `MaskMeter` writes it
 
-# title, unit, factor, and the keys drawn together with their names
+# title, unit, factor, and the keys drawn together with their names; HIDDEN stands for all that begin with it
 CURVES: tuple[tuple[str, str, float, dict[str, str]], ...] = (
     (
         "Loss",
@@ -27,7 +30,6 @@ CURVES: tuple[tuple[str, str, float, dict[str, str]], ...] = (
             "loss": "total",
             "loss_reconstruction": "reconstruction",
             "loss_diversity": "diversity",
-            "loss_agreement": "agreement",
             "loss_dino": "DINO",
             "loss_ibot": "iBOT",
             "loss_koleo": "KoLeo",
@@ -35,12 +37,12 @@ CURVES: tuple[tuple[str, str, float, dict[str, str]], ...] = (
     ),
     ("Learning rate", "", 1, {"lr": "learning rate"}),
     ("Blend α: 0 within parts, 1 whole parts", "", 1, {"blend": "blend α"}),
-    ("Hidden patches", " %", 100, {"hidden_share": "hidden"}),
+    ("Hidden share of each part", " %", 100, {HIDDEN: ""}),
     ("Teacher momentum", "", 1, {"momentum": "momentum"}),
     ("Teacher temperature", "", 1, {"teacher_temp": "temperature"}),
     ("What the teacher's answer says of an image", " nats", 1, {"teacher_information": "0 = collapsed"}),
     ("Weight decay", "", 1, {"weight_decay": "weight decay"}),
-    ("k-NN accuracy", " %", 1, {"knn_top1": "top-1", "knn_top5": "top-5"}),
+    ("k-NN accuracy", " %", 1, {"knn_top1": "top-1"}),
     ("Validation accuracy", " %", 1, {"val_top1": "top-1", "val_mean_class": "mean of classes"}),
     ("Speed", " images/s", 1, {"images_per_s": "images/s"}),
     ("Time spent waiting for data", " %", 100, {"data_wait": "waiting"}),
@@ -57,6 +59,7 @@ class Line:
     points: str
     first: str
     last: str
+    colour: str = ""  # of CSS; without it the page's own, by the line's place
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,32 @@ def charts(records: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[tupl
     """Of one stage the charts of those of CURVES that change; (title, value) of the others: a number says more."""
     changing, same = [], []
     for title, unit, factor, names in CURVES:
+        colours = {}
+        if HIDDEN in names:
+            names = _labels(records)
+            colours = _colours([*names.values()])
         lines = _curves(records, factor, names)
         if any(not _constant(line) for line in lines.values()):
-            changing.append(_chart(f"{title},{unit}" if unit else title, lines))
+            changing.append(_chart(f"{title},{unit}" if unit else title, lines, colours))
         elif lines:
-            same.append((title, ", ".join(number(line[0][1]) for line in lines.values()) + unit))
+            values = {name: number(line[0][1]) for name, line in lines.items()}
+            shown = values.values() if len(values) == 1 else (f"{name} {value}" for name, value in values.items())
+            same.append((title, ", ".join(shown) + unit))
     return changing, same
+
+
+def _labels(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Keys of hidden shares with the labels that they are of, in the order of those that have the most of them."""
+    keys = sorted(([key for key in record if key.startswith(HIDDEN)] for record in records), key=len, reverse=True)
+    return {key: key.removeprefix(HIDDEN) for each in keys for key in each}
+
+
+def _colours(labels: Sequence[str]) -> dict[str, str]:
+    """Those that the labels have in pictures, of CSS; darker on a light page, lighter on a dark one."""
+    return {
+        label: "var(--soft)" if colour is None else f"color-mix(in oklab, rgb{colour} 80%, var(--ink))"
+        for label, colour in zip(labels, label_colours(labels), strict=False)  # there are 255
+    }
 
 
 def loss_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -128,7 +151,7 @@ def _constant(points: Points) -> bool:
     return max(values) - min(values) <= 1e-6 * max(map(abs, values))
 
 
-def _chart(title: str, curves: Mapping[str, Points]) -> Chart:
+def _chart(title: str, curves: Mapping[str, Points], colours: Mapping[str, str] | None = None) -> Chart:
     steps = [step for points in curves.values() for step, _ in points]
     values = [value for points in curves.values() for _, value in points]
     last = max(*steps, 1.0)
@@ -150,6 +173,7 @@ def _chart(title: str, curves: Mapping[str, Points]) -> Chart:
             " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points),
             number(points[0][1]),
             number(points[-1][1]),
+            (colours or {}).get(name, ""),
         )
         for name, points in curves.items()
     )
