@@ -38,6 +38,34 @@ def test_the_images_of_every_batch_are_counted(name: str, tmp_path: Path, monkey
     assert counted == [15]
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_every_figure_is_the_mean_of_all_batches_since_the_last_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three lines of two steps of two batches, which differ."""
+    monkeypatch.setattr(meter, "LOG_EVERY", 2)
+    task, row = TASKS[name]()
+    real, batches = task.training_step, list[dict[str, float]]()
+
+    def step(*given: Any) -> Any:
+        found = real(*given)
+        figures = found if isinstance(found, dict) else {"loss": found}
+        batches.append({key: float(value.detach()) for key, value in figures.items()})
+        return found
+
+    task.training_step = step  # type: ignore[method-assign]
+    training = Training(resume=False, precision="float32", accumulate=2)
+    fit(task, loader(row, 36, 3), FitOptions(training, tmp_path, "test", 1, 0.0))
+    lines = tiny.metrics(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    for number, line in enumerate(lines):
+        interval = batches[4 * number : 4 * number + 4]
+        for key, last in interval[-1].items():
+            mean = sum(batch[key] for batch in interval) / 4
+            assert line[key] == pytest.approx(mean, rel=1e-6, abs=1e-6), key
+            assert key == "train_top1" or mean != pytest.approx(last, rel=1e-5), f"{key} could be the last batch's"
+
+
 def test_every_curve_of_the_report_is_logged(creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a training, or by what is measured between its epochs."""
     logged: set[str] = set()

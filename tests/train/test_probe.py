@@ -82,7 +82,7 @@ def test_a_step_sees_frozen_features_and_the_classes_of_its_rows() -> None:
     rows = torch.tensor([4, 1, 3])
     images = torch.randint(256, (3, 1, 3, 16, 16), dtype=torch.uint8)
 
-    loss = task.training_step({"images": images, "row": rows}, 0)
+    loss = task.training_step({"images": images, "row": rows}, 0)["loss"]
     loss.backward()
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.spec.mean, encoder.spec.std))

@@ -23,6 +23,7 @@ from semmae.run.signals import Interrupted
 from semmae.train import meter, stopping
 from semmae.train.batches import Training
 from semmae.train.checkpoints import CheckedCheckpointIO
+from semmae.train.meter import step_figures
 from semmae.train.optimizer import adamw_warmup_cosine
 from semmae.train.stage import LAST, FitOptions
 from semmae.train.stopping import Keeper
@@ -52,11 +53,12 @@ class Regression(pl.LightningModule):
         self.layer = nn.Linear(math.prod(SHAPE), 1)
         self.spoiled = spoiled
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         images = batch["images"].flatten(1)
-        loss: Tensor = ((self.layer(images) - images.mean(1, keepdim=True)) ** 2).mean()
+        found = self.layer(images)
+        loss: Tensor = ((found - images.mean(1, keepdim=True)) ** 2).mean()
         self.log("same", loss.detach())
-        return loss
+        return step_figures(self, {"loss": loss, "found": found.mean()})
 
     def on_after_backward(self) -> None:
         if self.global_step == self.spoiled:
@@ -115,7 +117,7 @@ def saved_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_stopped_at_any_step_it_goes_on_with_the_next(
     accumulate: int, workers: int, signum: int, tmp_path: Path, saved_at: list[int]
 ) -> None:
-    """Weights, losses, gradients' norms, rates and the lines themselves; in the middle of an epoch and at its end."""
+    """Weights, losses, figures, gradients' norms and rates, line by line; in the middle of an epoch and at its end."""
     how = {"accumulate": accumulate, "workers": workers}
     expected = train(tmp_path / "whole", **how)
     assert [line["step"] for line in logged(tmp_path / "whole")] == [4, 6, 10, 12, 16, 18]
@@ -204,7 +206,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch:
     done: list[int] = []
     real = Regression.training_step
 
-    def impatient(task: Regression, batch: dict[str, Tensor], index: int) -> Tensor:
+    def impatient(task: Regression, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
         if task.global_step == 8:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from tasks import TASKS
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -202,6 +203,12 @@ def test_a_step_of_segmentation_waits_for_nothing(tmp_path: Path) -> None:
     labels = torch.tensor([0, 1, 2, 255], dtype=torch.uint8).repeat(16, 4)
     items = [{"images": _picture(), "labels": labels} for _ in range(STEPS * BATCH)]
     assert set(waits(task, items, tmp_path)) == set()
+
+
+@pytest.mark.parametrize("name", ["parts", "published parts", "probe"])
+def test_nor_does_any_other_step(name: str, tmp_path: Path) -> None:
+    task, row = TASKS[name]()
+    assert set(waits(task, [row(number) for number in range(STEPS * BATCH)], tmp_path)) == set()
 
 
 def _picture() -> Tensor:

@@ -147,6 +147,9 @@ def test_one_device_two_and_one_again_train_as_one(verb: str, creatures: Path, t
     assert codes == [0, 128 + signal.SIGTERM, 128 + signal.SIGTERM, 0]
     one, run = (tiny.losses(tmp_path / folder) for folder in ("one", "run"))
     assert len(one) == 8 and run == pytest.approx(one, rel=1e-6 if verb == "pretrain" else 1e-5)
+    for name in ("loss_dino", "loss_ibot") if verb == "teacher" else ():
+        one, run = ([line[name] for line in tiny.metrics(tmp_path / folder)] for folder in ("one", "run"))
+        assert run == pytest.approx(one, rel=1e-5), name
 
 
 @pytest.mark.slow

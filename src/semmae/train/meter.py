@@ -1,9 +1,9 @@
 """What a training reports while it runs, and the faults that stop it.
 
 - `Meter` writes metrics.jsonl, what loggers get (`semmae.train.loggers`) and the line on the terminal, every
-  `LOG_EVERY` steps: between two of these nothing waits for the device. Tasks log with `logger=False`, or Lightning
-  would write their figures a second time. What is not reported yet is in the checkpoint, so that a resumed run
-  reports the same;
+  `LOG_EVERY` steps: between two of these nothing waits for the device. Losses, and figures that a task returns beside
+  its loss (`step_figures`), are means over the steps since the last report, their batches and all processes. What is
+  not reported yet is in the checkpoint, so that a resumed run reports the same;
 - a loss that is not finite stops the run, and so do weights: neither reaches a checkpoint. A step that loss scaling
   (fp16) leaves out changes no weight, and is no fault.
 """
@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,9 @@ class Meter(pl.Callback):
         self.evaluation = evaluation
         self._accumulate = options.training.accumulate
         self._batches: list[Tensor] = []  # losses of the step that is running, each its share of it
+        self._beside: list[dict[str, Tensor]] = []  # figures of its batches
         self._losses: list[Tensor] = []  # of steps
+        self._figures: dict[str, list[Tensor]] = {}  # of the same steps
         self._norms: list[Tensor] = []  # of the gradients of steps, before they are limited
         self._images = 0
         self._waited = 0.0
@@ -55,19 +57,21 @@ class Meter(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """What belongs to the next report."""
         unreported = {"losses": self._losses, "norms": self._norms}
-        return {name: torch.stack(values).cpu() for name, values in unreported.items() if values}
+        state: dict[str, Any] = {name: torch.stack(values).cpu() for name, values in unreported.items() if values}
+        figures = {name: torch.stack(values).cpu() for name, values in self._figures.items()}
+        return state | ({"figures": figures} if figures else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._losses, self._norms = (list(state_dict.get(name, ())) for name in ("losses", "norms"))
+        self._figures = {name: list(values) for name, values in state_dict.get("figures", {}).items()}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Continue the file of metrics where the checkpoint was saved: later lines are written again."""
         self._restart_clock()
         self._begun = trainer.global_step
         # A checkpoint is read onto the CPU; what is added to these is on the device of training.
-        self._losses, self._norms = (
-            [value.to(module.device) for value in values] for values in (self._losses, self._norms)
-        )
+        for values in (self._losses, self._norms, *self._figures.values()):
+            values[:] = [value.to(module.device) for value in values]
         path = self.options.out / "metrics.jsonl"
         if trainer.is_global_zero and path.exists():
             truncate_metrics(path, trainer.global_step)
@@ -93,13 +97,19 @@ class Meter(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
-        """Keep the loss on its device; every `LOG_EVERY` steps look at it."""
+        """Keep the loss and the figures beside it on their device; every `LOG_EVERY` steps look at them."""
         self._batches.append(outputs["loss"].detach().float())
+        self._beside.append({name: value.float() for name, value in outputs.items() if name != "loss"})
         self._images += images_in(batch) * trainer.world_size
         if len(self._batches) == self._accumulate:
             # Lightning divides the losses of batches that make a step by their number: the step's is their sum.
             self._losses.append(self._batches[0] if self._accumulate == 1 else torch.stack(self._batches).sum())
+            for name in self._beside[0]:
+                values = [each[name] for each in self._beside]
+                mean = values[0] if self._accumulate == 1 else torch.stack(values).mean()
+                self._figures.setdefault(name, []).append(mean)
             self._batches.clear()
+            self._beside.clear()
             # Lightning would hold the step's gradients until the next forward pass is over, the memory's peak.
             for optimizer in trainer.optimizers:
                 optimizer.zero_grad()
@@ -109,7 +119,8 @@ class Meter(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Report the rest of the epoch, before the checkpoint callback saves anything."""
-        self._batches.clear()  # of a step that a callback has cut off in the middle nothing was learned
+        for of_batches in (self._batches, self._beside):
+            of_batches.clear()  # of a step that a callback has cut off in the middle nothing was learned
         if self._losses:
             self.check(trainer, module)
             self._report(trainer, self._evaluated(trainer))
@@ -151,10 +162,11 @@ class Meter(pl.Callback):
         losses = self._checked_losses(trainer)
         elapsed = time.monotonic() - self._since
         metrics: dict[str, float] = {
-            **{name: float(value) for name, value in trainer.callback_metrics.items()},
+            **{name: float(value) for name, value in trainer.callback_metrics.items()},  # the last, of one's callbacks
             # What a task has summed up over the interval; asked for here, for the answer waits for the device.
             **getattr(trainer.lightning_module, "interval_metrics", dict)(),
-            "loss": sum(losses) / len(losses),
+            **{name: _mean(torch.stack(values).tolist()) for name, values in self._figures.items()},
+            "loss": _mean(losses),
             **self._gradient_norm(),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "images_per_s": self._images / elapsed,
@@ -166,6 +178,7 @@ class Meter(pl.Callback):
             self._show(trainer, metrics, evaluated)
             self._advise(trainer, metrics["data_wait"])
         self._losses.clear()
+        self._figures.clear()
         self._norms.clear()
         self._restart_clock()
 
@@ -183,7 +196,10 @@ class Meter(pl.Callback):
     def _checked_losses(self, trainer: pl.Trainer) -> list[float]:
         """The loss of every optimiser step since the last report, finite; waits for the device."""
         # The mean over all processes, so that all of them find the same one at fault, and at the same step.
-        self._losses = list(trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean"))
+        kept = [self._losses, *self._figures.values()]
+        means = trainer.strategy.reduce(torch.cat([torch.stack(values) for values in kept]), reduce_op="mean")
+        for values, of_all in zip(kept, means.split([len(values) for values in kept]), strict=True):
+            values[:] = of_all.unbind()
         losses = torch.stack(self._losses).tolist()
         first = trainer.global_step - len(losses)
         for offset, loss in enumerate(losses):
@@ -194,7 +210,7 @@ class Meter(pl.Callback):
     def _gradient_norm(self) -> dict[str, float]:
         """The mean norm where it is limited, but of steps that loss scaling leaves out."""
         norms = [norm for norm in torch.stack(self._norms).tolist() if math.isfinite(norm)] if self._norms else []
-        return {"grad_norm": sum(norms) / len(norms)} if norms else {}
+        return {"grad_norm": _mean(norms)} if norms else {}
 
     def _append(self, trainer: pl.Trainer, epoch: int, metrics: Mapping[str, float]) -> None:
         path = self.options.out / "metrics.jsonl"
@@ -234,6 +250,20 @@ class Meter(pl.Callback):
     def _restart_clock(self) -> None:
         self._images, self._waited = 0, 0.0
         self._mark = self._since = time.monotonic()
+
+
+def step_figures(task: pl.LightningModule, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `training_step` returns of its figures (), "loss" among them: means of the batch, which `Meter` averages.
+
+    Callbacks find those of the last batch; not the loggers, or Lightning would write them a second time.
+    """
+    values = {name: value.detach() for name, value in figures.items()}
+    task.log_dict(values, logger=False)
+    return {**values, "loss": figures["loss"]}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def images_in(batch: Mapping[str, Any]) -> int:

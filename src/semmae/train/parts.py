@@ -11,6 +11,7 @@ from semmae.losses import rebuild_loss, total_variation_loss
 from semmae.models.parts import PartLearner, PartTokens, as_grid
 from semmae.options.parts import PartsRecipe
 from semmae.sizes import Grid
+from semmae.train.meter import step_figures
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse
 
 BETAS = (0.9, 0.99)  # ours: the paper names no optimiser
@@ -28,10 +29,8 @@ class PartsTask(pl.LightningModule):
         self.recipe = recipe
         self._grid = grid
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        losses = parts_losses(self.learner, self.recipe, PartTokens(**batch), self._grid)
-        self.log_dict({name: value.detach() for name, value in losses.items()}, logger=False)
-        return losses["loss"]
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
+        return step_figures(self, parts_losses(self.learner, self.recipe, PartTokens(**batch), self._grid))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return recipe_optimizer(self.learner, self.recipe, self.trainer)

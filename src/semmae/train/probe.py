@@ -16,6 +16,7 @@ from semmae.losses import class_loss
 from semmae.models.head import LinearHead, pool
 from semmae.models.vit import Encoder
 from semmae.options.probe import MaeProbeRecipe
+from semmae.train.meter import step_figures
 from semmae.train.optimizer import warmup_cosine_rate
 
 _MOMENTUM = 0.9
@@ -52,7 +53,7 @@ class ProbeTask(pl.LightningModule):
     def setup(self, stage: str) -> None:
         self._frozen[0].to(self.device)
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         encoder = self._frozen[0]
         images = normalise(batch["images"][:, 0], encoder.spec.mean, encoder.spec.std)
         with torch.no_grad():
@@ -60,8 +61,7 @@ class ProbeTask(pl.LightningModule):
         logits, targets = self.head.logits(pooled), self.targets[batch["row"]]
         loss = class_loss(logits, targets)
         correct = 100 * (logits.argmax(1) == targets).float().mean()
-        self.log_dict({"loss": loss.detach(), "train_top1": correct}, logger=False)
-        return loss
+        return step_figures(self, {"loss": loss, "train_top1": correct})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total = int(self.trainer.estimated_stepping_batches)

@@ -11,6 +11,7 @@ from semmae.models.published_parts import PublishedPartLearner
 from semmae.models.vit import Encoder, Features
 from semmae.options.parts import PartsRecipe
 from semmae.sizes import patch_grid
+from semmae.train.meter import step_figures
 from semmae.train.parts import recipe_optimizer
 
 
@@ -28,15 +29,13 @@ class PublishedPartsTask(pl.LightningModule):
         """Move the frozen encoder, which Lightning does not see, to the device."""
         self._frozen[0].to(self.device)
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         """Rebuild every image from its part maps."""
         encoder = self._frozen[0]
         images = normalise(batch["images"][:, 0], encoder.spec.mean, encoder.spec.std)
         with torch.no_grad():
             features = encoder.last_block_features(images)
-        losses = published_parts_losses(self.learner, self.recipe, images, features)
-        self.log_dict({name: value.detach() for name, value in losses.items()}, logger=False)
-        return losses["loss"]
+        return step_figures(self, published_parts_losses(self.learner, self.recipe, images, features))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return recipe_optimizer(self.learner, self.recipe, self.trainer)

@@ -18,6 +18,7 @@ from semmae.losses import in_float32
 from semmae.models.segmenter import Segmenter
 from semmae.options.segment import SegmentRecipe
 from semmae.train.masks import batch_seed
+from semmae.train.meter import step_figures
 from semmae.train.optimizer import can_fuse, layer_decay_groups
 from semmae.train.pixels import Pixels
 from semmae.train.schedules import warmup_poly
@@ -39,14 +40,13 @@ class SegmentTask(pl.LightningModule):
         if self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
             self.segmenter = nn.SyncBatchNorm.convert_sync_batchnorm(self.segmenter)  # type: ignore[no-untyped-call]
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         torch.manual_seed(batch_seed(self, self.recipe.seed, batch_index))
         scores = self.segmenter.scores(self.pixels(batch["images"]))
-        loss = pixel_loss(scores.main, batch["labels"])
-        self.log("pixel_loss", loss.detach(), logger=False)
+        loss = of_pixels = pixel_loss(scores.main, batch["labels"])
         if scores.auxiliary is not None:
             loss = loss + self.recipe.aux_weight * pixel_loss(scores.auxiliary, batch["labels"])
-        return loss
+        return step_figures(self, {"pixel_loss": of_pixels, "loss": loss})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with layer decay; warm-up, then a straight line to zero."""

@@ -42,6 +42,7 @@ from semmae.models.vit import Encoder, Features
 from semmae.options.teacher import TeacherRecipe
 from semmae.sizes import Grid
 from semmae.train.masks import Step, mask_seed, step_of
+from semmae.train.meter import step_figures
 from semmae.train.optimizer import adamw_warmup_cosine, can_fuse, set_weight_decay
 from semmae.train.pixels import Pixels
 from semmae.train.schedules import cosine, linear_warmup
@@ -163,7 +164,7 @@ class TeacherTask(pl.LightningModule):
         self.pixels = Pixels(encoder.spec)
         self._now: Settings | None = None
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """One step of the student, or one batch of several that make it, after the teacher has followed the last."""
         now = self._now = settings_at(self.recipe, self.global_step, self._total_steps())
         if batch_index % self.trainer.accumulate_grad_batches == 0:
@@ -178,9 +179,8 @@ class TeacherTask(pl.LightningModule):
         answers = centred(targets.cls, self.dino.center[0], now.teacher_temp)
         terms = self.losses(targets, predictions, hidden, now.teacher_temp)
         loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
-        figures = {"loss": loss.detach()} | {f"loss_{name}": term.detach() for name, (_, term) in terms.items()}
-        self.log_dict({**figures, "teacher_information": information(answers)}, logger=False)
-        return loss
+        figures = {"loss": loss} | {f"loss_{name}": term for name, (_, term) in terms.items()}
+        return step_figures(self, {**figures, "teacher_information": information(answers)})
 
     def interval_metrics(self) -> dict[str, float]:
         """What the schedules said at the last step: Lightning would send such numbers to the device, and wait."""
