@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from semmae.levels import in_rgb
 
-_LOT = 2**15
+_LOT = 2**15  # systems solved together
 _EPS = 1e-4  # of the guided filter, for colours from 0 to 1: 1e-3 and 1e-2 gave coarser borders
 
 

@@ -1,5 +1,6 @@
 """Shards at addresses: the same images as on the disk, through copies in bounded room; what fails is one line."""
 
+import errno
 import functools
 import io
 import os
@@ -184,6 +185,22 @@ def test_copies_that_are_made_at_once_keep_to_their_room_too(
     assert len(most) == 6 and max(most) <= 2.5 * size
     assert 1 <= sum(path.exists() for path in copies) <= 2
     assert all(path.suffix in (".tar", ".lock") for path in cache.iterdir())
+
+
+def test_a_disk_too_full_to_announce_a_copy_is_no_fault_of_the_shard(
+    cache: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [shard] = shard_places.remote_shards(f"{memory}/train-0.tar")[1]
+
+    def full(*given: Any, **named: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", str(given[0]))
+
+    plain = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode: (full if PART in path.name else plain)(path, *mode))
+    with pytest.raises(DiskError):
+        shard_places.copied(shard)
+    monkeypatch.undo()
+    assert [path.suffix for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_room_that_a_killed_process_had_announced_is_free_again(

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from semmae.data.checked import cache_folder
 from semmae.data.workers import in_threads
 from semmae.errors import DiskError, UserError, escaped, listed, reason
-from semmae.files import PART, make_folder, name_beside, remove, sweep_beside, whole
+from semmae.files import PART, explained, make_folder, name_beside, remove, sweep_beside, whole
 from semmae.names import braced, bytes_shown, on_disk, shown
 
 _SUFFIX, _ANNOUNCED = ".tar", ".room"  # of copies, and of files as long as a copy will be that is being made
@@ -177,7 +177,7 @@ def _room_for(path: Path, shard: Shard) -> Iterator[None]:
         while True:
             with _locked(path.parent / "room.lock"):
                 if _make_room(path.parent, shard):
-                    with length.open("wb") as file:
+                    with explained(length), length.open("wb") as file:
                         file.truncate(shard.size)  # which takes no room on the disk
                     break
             time.sleep(_WAIT)

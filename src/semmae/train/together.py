@@ -95,7 +95,6 @@ class Alarm:
 
     def __init__(self, store: Any) -> None:
         self._store, self._lock = own_connection(store), threading.Lock()
-        self._failed = False
         threading.Thread(target=self._look, daemon=True, name="semmae-alarm").start()
 
     def tell(self, error: Exception) -> None:
