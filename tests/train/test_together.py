@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,39 @@ def test_who_hangs_in_a_collective_is_ended_and_the_fault_is_told_once(
     processes = met(tmp_path, work)
     assert [process.ended(60) for process in processes] == [2, 0], [each.output for each in processes]
     assert [each.output.count("semmae: photos/7.jpg: not readable") for each in processes] == [1, 0]
+
+
+def test_collectives_of_the_device_are_ended_by_all_at_once(
+    soon: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or NCCL's watchdogs kill the others; without a GPU: who ends them has waited for the one that hears last."""
+    monkeypatch.setattr(together, "_waits_on_device", lambda: True)
+    monkeypatch.setattr(together, "_GRACE", 5.0)
+
+    def work(rank: int) -> None:
+        def abort() -> None:
+            (tmp_path / f"aborted-{rank}").write_text(f"heard by all: {(tmp_path / 'heard').exists()}")
+            time.sleep(100)  # as it does in some versions of NCCL: the process must end all the same
+
+        together._abort = abort
+        if rank == 1:
+            at_once = together.Alarm.word
+
+            def word(alarm: together.Alarm) -> dict[str, Any] | None:
+                found = at_once(alarm)
+                if found is not None and threading.current_thread().name == "semmae-alarm":
+                    time.sleep(1.5)
+                    (tmp_path / "heard").touch()
+                return found
+
+            together.Alarm.word = word  # type: ignore[method-assign]
+        listen()
+        tell(UserError("photos/7.jpg: not readable"))
+        time.sleep(100)
+
+    processes = met(tmp_path, work)
+    assert [process.ended(60) for process in processes] == [2, 0], [each.output for each in processes]
+    assert [(tmp_path / f"aborted-{rank}").read_text() for rank in range(2)] == ["heard by all: True"] * 2
 
 
 def test_a_fault_of_a_loaders_process_is_told_without_its_traceback(soon: None, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from semmae.run.signals import Interrupted
 
 PATIENCE = timedelta(days=7)  # that processes wait for each other
 TIMEOUT = timedelta(minutes=10)  # that a collective of the device may take
-_KEY = "semmae/failed"
+_KEY, _HEARD = "semmae/failed", "semmae/heard"
 _LOOK, _GRACE, _GRACE_OF_FIRST = 1.0, 5.0, 30.0  # seconds
 _KINDS: dict[str, type[Exception]] = {"user": UserError, "disk": DiskError, "other": RuntimeError}
 
@@ -95,6 +95,7 @@ class Alarm:
 
     def __init__(self, store: Any) -> None:
         self._store, self._lock = own_connection(store), threading.Lock()
+        self.aborted = threading.Event()  # the collectives of the device are, with those of all other processes
         threading.Thread(target=self._look, daemon=True, name="semmae-alarm").start()
 
     def tell(self, error: Exception) -> None:
@@ -119,16 +120,39 @@ class Alarm:
     def _look(self) -> None:
         while (word := self.word()) is None:
             time.sleep(_LOOK)
-        if distributed.is_initialized() and distributed.get_backend() == "nccl":
-            # Or what the device computes would wait for the lost process, and with it all that asks for results.
-            with contextlib.suppress(Exception):
-                distributed.distributed_c10d._abort_process_group()
+        if _waits_on_device():
+            self._abort_with_others()
         time.sleep(_GRACE_OF_FIRST if is_rank_zero() else _GRACE)
         if is_rank_zero():
             error = _error_of(word)
             write(sys.stderr, f"semmae: {error}\n")
             os._exit(2 if isinstance(error, UserError) else 1)
         os._exit(0)  # another code, and Lightning would kill the first process before that reports
+
+    def _abort_with_others(self) -> None:
+        """End the collectives of the device; without it all that asks for results would wait for the lost process.
+
+        All processes do so at once: where one ends them alone, NCCL's watchdogs in the others take it for an error of
+        the network and kill them, the first one before it has reported.
+        """
+        with self._lock, contextlib.suppress(RuntimeError):
+            self._store.add(_HEARD, 1)
+            end = time.monotonic() + _GRACE
+            while self._store.add(_HEARD, 0) < distributed.get_world_size() and time.monotonic() < end:
+                time.sleep(0.02)
+        aborting = threading.Thread(target=_abort, daemon=True, name="semmae-abort")  # it hangs in some NCCL versions
+        aborting.start()
+        aborting.join(_GRACE)
+        self.aborted.set()
+
+
+def _waits_on_device() -> bool:
+    return distributed.is_initialized() and distributed.get_backend() == "nccl"
+
+
+def _abort() -> None:
+    with contextlib.suppress(Exception):
+        distributed.distributed_c10d._abort_process_group()
 
 
 _alarm: tuple[Any, Alarm] | None = None  # the group of all, and theirs
@@ -163,6 +187,8 @@ def explained(error: Exception) -> BaseException:
         time.sleep(0.3)
     tell(error)
     if not is_rank_zero():
+        if _waits_on_device():
+            _alarm[1].aborted.wait(_LOOK + 2 * _GRACE)  # its end, too, would be an error of the network to the others
         return SystemExit(0)
     return error if word is None or word["rank"] == 0 else _error_of(word)
 
