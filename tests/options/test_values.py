@@ -198,6 +198,8 @@ def test_only_a_mask_function_is_taken_as_a_function() -> None:
                 *(("batch_size", 8), ("num_heads", 4), ("num_parts", 3), ("sample", 5)),
             )
         ),
+        ("parts", {"export_size": "image"}, {}),
+        ("parts", {"quality_images": 10}, {}),
         ("teacher", {"num_heads": 4}, {}),
         ("teacher", {"local_size": 32}, {}),
         ("teacher", {"mask_ratio": 0.4}, {"ibot": 0.0}),

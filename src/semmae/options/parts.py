@@ -69,7 +69,7 @@ in whole patches. More shows finer parts, and takes longer."""
     """Measure the labels of the run in --out again; train and label nothing."""
     export_png: Path | None = option(None, writes=True, on_resume="more")
     """Folder to write the labels to as well: one PNG with a palette an image, under its name."""
-    export_size: PngSize = option("grid", on_resume="more")
+    export_size: PngSize = option("grid", on_resume="more", beside=("export_png",))
     """Pixels of these PNGs: the stored cells, or the image's own, by nearest neighbour."""
 
 
@@ -111,7 +111,9 @@ class PartsOptions(PartsRecipe, PresetOptions, LabelOptions):
     keypoints: Path | None = option(None, reads="file", on_resume="more", group="measuring")
     """CSV of true keypoints to measure against: columns image, part, x, y (pixels) and, if need be, visible; or \
     CUB's parts/part_locs.txt."""
-    quality_images: int = option(2000, low=1, high=MOST, on_resume="more", group="measuring")
+    quality_images: int = option(
+        2000, low=1, high=MOST, on_resume="more", group="measuring", beside=("masks", "keypoints")
+    )
     """Images with true parts that are measured at most, drawn by the seed."""
 
 
