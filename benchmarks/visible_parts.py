@@ -4,12 +4,14 @@
 
 Prints a table, one line a way to mask: what share of the patches of objects (all but the background) is visible, in how
 many images none, and of how many labels any patch is; on average over all images, seen whole, and draws. Seconds.
+`--name street` keeps the figures in results/visible_parts_street.json.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from torch import Tensor
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=14, help="patches a side of an image")
     parser.add_argument("--ratio", type=float, default=0.75)
     parser.add_argument("--draws", type=int, default=50, help="masks of each image")
+    parser.add_argument("--name", help="of the images, to keep the figures")
     options = parser.parse_args()
     store = PartStore.open(options.parts)
     once = torch.stack([crop_parts(labels, WHOLE, options.side) for labels in store.labels])
@@ -41,9 +44,16 @@ def main() -> None:
     present = (part_counts(once, store.num_labels) > 0).sum(1).double().mean()
     print(f"{store.images} images, {background:.1%} background, {present:.1f} of {store.num_labels} labels an image\n")
     print("| | of objects visible | objects with no visible patch | labels with a visible patch |\n|---|---|---|---|")
-    for name, how in WAYS.items():
-        visible, none, labels = left_visible(parts, store.num_labels, options.ratio, how)
+    found = {name: left_visible(parts, store.num_labels, options.ratio, how) for name, how in WAYS.items()}
+    for name, (visible, none, labels) in found.items():
         print(f"| {name} | {visible:.1%} | {none:.1%} | {labels:.1f} |")
+    if options.name:
+        ways = {
+            name.strip("`"): {"objects_visible": visible, "objects_without": none, "labels_visible": labels}
+            for name, (visible, none, labels) in found.items()
+        }
+        images = {"images": store.images, "background": float(background), "labels": float(present)}
+        harness.write_results("visible_parts", {**images, "ways": ways}, f"visible_parts_{options.name}")
 
 
 def left_visible(parts: Tensor, num_labels: int, ratio: float, how: dict[str, Any]) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pieces
 
-from semmae.reporting.comparison import difference, draw, summary, tables, verdict
+from semmae.reporting.comparison import difference, draw, interval, summary, tables, verdict
 
 README = Path(__file__).parents[1] / "README.md"
 PAGE = README.with_name("docs") / "evidence.md"
@@ -35,6 +35,7 @@ TABLES = {
     "tiny-imagenet": Table("tiny_imagenet"),
     "tiny-imagenet-tokens": Table("tiny_imagenet", target="tokens"),
     "tiny-imagenet-tokens-masks": Table("tiny_imagenet", target="tokens", base="tokens-random"),
+    "tiny-imagenet-gpu": Table("tiny_imagenet_gpu"),
     "street-fashion": Table("street_fashion"),
     "street-fashion-upernet": Table("street_fashion", UPERNET),
 }
@@ -97,8 +98,9 @@ def _in_short(row: dict[str, Any], figure: str) -> str:
     found, seeds = difference(row, figure), f"{row['seeds']} seed" + "s" * (row["seeds"] > 1)
     if found is None:
         return f"{row[figure]:.1f} ({seeds})"
-    interval = "" if found.low is None else f", {found.low:.1f} to {found.high:.1f}"
-    return f"{row[figure]:.1f}: {found.mean:+.1f} ({seeds}{interval})"
+    if found.low is not None and found.high is not None:
+        seeds = f"{seeds}, {interval(found.low, found.high)}"
+    return f"{row[figure]:.1f}: {found.mean:+z.1f} ({seeds})"
 
 
 def runs_of(rows: Sequence[dict[str, Any]], table: Table) -> list[dict[str, Any]]:

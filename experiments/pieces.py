@@ -19,10 +19,12 @@ from typing import Any
 
 import yaml
 
+from semmae.files import write_text
+
 RECORD = "comparison.json"  # of a run that is measured
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
-_OTHERS = ("segment_miou", "upernet_miou")  # where they were measured
+_OTHERS = ("segment_miou", "upernet_miou", "parts_nmi")  # where they were measured
 _KEPT = ("masking", "variant", "parts", "target", "seed", "knn_top1", "probe_top1", "finetune_top1")
 
 
@@ -127,14 +129,15 @@ def write(name: str, rows: Iterable[Row], asked: argparse.Namespace, parser: arg
     kept = [
         {"name": row["name"], **{key: row.get(key) for key in _KEPT},
          **{key: row[key] for key in _OTHERS if key in row}, "minutes": row["minutes"]["total"],
-         "command": _placeless(row["command"], asked.work), "machine": row["machine"]}
+         "stages": row["minutes"], "command": _placeless(row["command"], asked.work), "machine": row["machine"]}
         for row in rows
     ]  # fmt: skip
     runs = {(row["name"], row["seed"]): row for row in [*written(name), *kept]}
     lines = ",\n".join(f"  {json.dumps(runs[run])}" for run in sorted(runs))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(
-        f'{{\n "command": {json.dumps(_placeless(command, asked.work))},\n "rows": [\n{lines}\n ]\n}}\n'
+    write_text(  # whole or not at all: lines of other machines are in it
+        RESULTS / f"{name}.json",
+        f'{{\n "command": {json.dumps(_placeless(command, asked.work))},\n "rows": [\n{lines}\n ]\n}}\n',
     )
 
 

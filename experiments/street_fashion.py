@@ -7,7 +7,8 @@ linear head and UPerNet learn from 604 photos and are measured on 200, by mIoU, 
 row of experiment A that is to be tried beside random and semantic. Hardly any training at all stands beside them, by
 the linear head and one seed.
 
-Budget: 9 runs of some 13 minutes of two slow cores, two hours in all; `--minutes 9` a piece.
+Budget: 9 runs of some 13 minutes of two slow cores, two hours in all; `--minutes 9` a piece. Found: random masks 22 %
+mIoU by the linear head and 37 % by UPerNet, all rows within 0.3 points of it (docs/evidence.md).
 """
 
 import json

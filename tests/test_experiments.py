@@ -1,16 +1,22 @@
 """The experiments: their rows are such as `semmae compare` takes, and they go on where they were stopped."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from semmae import MaskContext
 from semmae.cli.arguments import parse
+from semmae.evaluation.paired import paired_difference
 from semmae.options.compare import CompareOptions
+from semmae.reporting.comparison import interval
+from semmae.verbs.measures import recipe
 from semmae.verbs.rows import rows_of
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -46,6 +52,26 @@ def test_rows_are_such_as_compare_takes(name: str, tmp_path: Path) -> None:
 
     assert parsed is not None
     assert [row.name for row in rows_of(parsed[0])] == [row["name"].replace(" ", "-") for row in rows]
+
+
+def test_recipes_of_fine_tuning_are_such_as_compare_takes(tmp_path: Path) -> None:
+    import tiny_imagenet
+
+    for text, epochs in ((tiny_imagenet.FINETUNE, 4), (tiny_imagenet.FINETUNE_GPU, 50)):
+        (tmp_path / "recipe.yaml").write_text(text)
+        assert recipe(str(tmp_path / "recipe.yaml"), "finetune")["epochs"] == epochs
+
+
+def test_kept_objects_hides_the_share_and_leaves_more_of_objects_visible() -> None:
+    """Of equal parts of object and background, by weights 3 and 1: more than twice as much, not three times."""
+    import kept
+
+    parts = torch.tensor([0, 1, 0, 2] * 16).expand(200, -1)
+    context = MaskContext((200, 64), 0.75, 0.0, torch.Generator().manual_seed(0), parts=parts)
+    hidden = kept.objects(context)
+    assert hidden.dtype == torch.bool and hidden.sum(1).eq(48).all()
+    objects, background = (float((~hidden)[parts.gt(0) == kind].float().mean()) for kind in (True, False))
+    assert 2 * background < objects < 3 * background
 
 
 @pytest.mark.slow
@@ -137,6 +163,33 @@ def test_tables_say_what_the_rows_hold() -> None:
         assert f"semantic is ahead of {base} by {points} points" in said and len(table) == lines
     page = evidence.with_lines("a\n<!-- x -->\nold\n<!-- end -->\nb <!-- end -->", "x", ["new"])
     assert page == "a\n<!-- x -->\n\nnew\n\n<!-- end -->\nb <!-- end -->"
+
+
+def test_intervals_in_the_text_are_of_the_results() -> None:
+    """Whatever the prose of evidence gives as (a to b) is the interval of two rows, by all seeds or those from 2 on."""
+    import evidence
+
+    known = set()
+    for table in ("true_parts", "tiny_imagenet", "street_fashion"):
+        runs = evidence.pieces.written(table)
+        for first in (0, 2):
+            figures: dict[tuple[str, str], dict[int, float]] = {}
+            for run in runs:
+                for figure in ("finetune_top1", "probe_top1", "knn_top1", "segment_miou", "upernet_miou"):
+                    if run["seed"] >= first and run.get(figure) is not None:
+                        figures.setdefault((run["name"], figure), {})[run["seed"]] = run[figure]
+            for (one, figure), values in figures.items():
+                for (other, same), reference in figures.items():
+                    if same == figure and one != other:
+                        found = paired_difference(values, reference)
+                        if found is not None and found.low is not None and found.high is not None:
+                            known.add(interval(found.low, found.high))
+    readme = evidence.README.read_text()
+    prose = readme[readme.index("**State of the evidence.**") : readme.index("## Try it")]
+    tabled = re.sub(r"<!-- [a-z-]+ -->.*?<!-- end -->", "", evidence.PAGE.read_text(), flags=re.DOTALL)
+    said = re.findall(r"(-?\d+\.\d) to (-?\d+\.\d)", " ".join(f"{prose} {tabled}".split()))
+    assert said
+    assert [f"{low} to {high}" for low, high in said if f"{low} to {high}" not in known] == []
 
 
 def test_pages_show_what_the_results_are() -> None:

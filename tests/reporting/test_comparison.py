@@ -72,6 +72,26 @@ def test_equal_differences_are_not_beyond_chance() -> None:
         assert "5 equal pairs" in tables(found)[0].rows[1][3]
 
 
+def test_figures_are_rounded_once_and_zero_has_no_minus() -> None:
+    """36.44996 is 36.4: rounded to three digits on the way it would be 36.5."""
+    found = summary(runs(random=[36.44992, 36.45], semantic=[36.40, 36.46]))
+    cells = {line[0]: line for line in tables(found)[0].rows}
+    assert cells["random"][2] == "36.4" and cells["semantic"][3].startswith("+0.0 (")
+    said = str(verdict(found))
+    assert "+0.0 points" in said and "-0.0" not in said
+
+
+def test_a_row_of_equal_differences_hides_no_other() -> None:
+    """Which is behind, though nothing is known of the one that is as good to the digit."""
+    said = str(verdict(summary(runs(random=RANDOM, same=RANDOM, block=above(-1, -2, -1, -2, -1)))))
+    assert said.startswith("random is ahead of") and "block" in said and "same" in said and "1.4 points" in said
+
+
+def test_random_is_not_called_ahead_of_rows_that_are_not_judged() -> None:
+    said = str(verdict(summary(runs(random=RANDOM, block=above(-1, -2, -1, -2, -1), high=[70.0, 72.0]))))
+    assert "all others" not in said and "random is ahead" in said and "One row has fewer seeds" in said
+
+
 def test_pairs_are_of_the_same_seed_alone() -> None:
     found = summary(runs(random=RANDOM, semantic=[51.0, 53.0]))
     assert found[1]["seeds"] == 2 and found[1]["probe_top1_difference"]["pairs"] == 2

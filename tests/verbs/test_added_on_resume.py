@@ -106,6 +106,20 @@ ADDED = {
         lambda at: {"measure": "knn,probe", "grid": at.wrote("one.yaml", "- {masking: random}\n")},
         lambda out: "probe_top1" in tiny.results(out)["runs"][0],
     ),
+    ("compare", "finetune_recipe"): Added(
+        lambda at: {
+            "measure": "finetune", "grid": at.wrote("one.yaml", "- {masking: random}\n"),
+            "finetune_recipe": at.wrote("few.yaml", "{epochs: 1, batch_size: 8, augment: none, val_every: 0}\n"),
+        },
+        lambda out: "finetune_top1" in tiny.results(out)["runs"][0],
+    ),
+    ("compare", "segment_recipe"): Added(
+        lambda at: {
+            "measure": "segment", "masks": at.data / "masks", "grid": at.wrote("one.yaml", "- {masking: random}\n"),
+            "segment_recipe": at.wrote("few.yaml", "{head: linear, steps: 2, val_steps: 2, batch_size: 8}\n"),
+        },
+        lambda out: "segment_miou" in tiny.results(out)["runs"][0],
+    ),
     ("compare", "masks"): Added(
         lambda at: {"masks": at.data / "masks"}, lambda out: "parts_nmi" in tiny.results(out)["runs"][1]
     ),

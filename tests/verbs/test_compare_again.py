@@ -57,13 +57,13 @@ def rows(path: Path, text: str) -> Path:
 def test_measures_of_other_images_are_added(drawn: Path, tmp_path: Path) -> None:
     """Of classes first and of pixels then: what was measured stays, and alone it would be the same."""
     few = rows(tmp_path / "few.yaml", "{head: linear, steps: 2, val_steps: 2, batch_size: 8}\n")
-    given: dict[str, Any] = {"maskings": "random", "masks": drawn / "masks", "segment_recipe": few}
+    given: dict[str, Any] = {"maskings": "random", "masks": drawn / "masks"}
     compare(drawn, tmp_path / "out", **given)
     before = tiny.results(tmp_path / "out")["runs"][0]
-    compare(drawn, tmp_path / "out", resume=True, **given | {"measure": "knn,segment"})
+    compare(drawn, tmp_path / "out", resume=True, **given | {"measure": "knn,segment", "segment_recipe": few})
     after = tiny.results(tmp_path / "out")["runs"][0]
     assert after["knn_top1"] == before["knn_top1"] and after["measured"] == ["knn", "segment"]
-    compare(drawn, tmp_path / "alone", **given | {"measure": "segment"})
+    compare(drawn, tmp_path / "alone", **given | {"measure": "segment", "segment_recipe": few})
     assert after["segment_miou"] == tiny.results(tmp_path / "alone")["runs"][0]["segment_miou"]
 
 

@@ -53,6 +53,9 @@ def test_a_grid_is_multiplied_out(tmp_path: Path) -> None:
         ("- {masking: random, seed: 3}", ("seed", "alike")),
         ("- {masking: random, channels: 5}", ("channels", "alike")),
         ("- {name: a/b}", ("'a/b'",)),
+        (f"- {{name: {'漢' * 90}, masking: random}}", ("200 bytes",)),
+        ("- {name: block, mask_ratio: 0.5}", ("name block", "semantic", "masking")),
+        ("- {masking: random, batch_size: 8, accumulate: 3}", ("random", "--batch-size 8", "--accumulate 3")),
         ("- {gamma: []}", ("gamma", "[]")),
         ("masking: random", ("rows",)),
         ("[]", ("rows",)),
@@ -62,3 +65,30 @@ def test_a_wrong_grid_is_refused(grid: str, facts: tuple[str, ...], tmp_path: Pa
     (tmp_path / "grid.yaml").write_text(grid)
     with refused(*facts):
         rows(tmp_path / "out", grid=tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize(
+    ("maskings", "given", "fact"),
+    [
+        ("random,block", {"gamma": 3.0}, "--gamma 3"),
+        ("random,intra", {"keep_background": True}, "--keep-background"),
+        ("random", {"hints": 1}, "--hints 1"),
+        ("random,semantic", {"attention_hint": 0.1}, "--attention-hint"),
+        ("random,colour", {"parts": Path("labels")}, "--parts labels"),
+    ],
+)
+def test_an_option_that_no_row_reads_is_refused(
+    maskings: str, given: dict[str, Any], fact: str, tmp_path: Path
+) -> None:
+    with refused(fact):
+        rows(tmp_path / "out", maskings=maskings, **given)
+    every = dict.fromkeys([*maskings.split(","), "semantic", "attention"])
+    rows(tmp_path / "out", maskings=",".join(every), **given)
+    rows(tmp_path / "out", maskings=maskings, resume=True, **given)
+
+
+def test_an_option_that_all_rows_set_themselves_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("- {masking: random, blr: [1e-3, 2e-3]}\n")
+    with refused("blr"):
+        rows(tmp_path / "out", grid=tmp_path / "grid.yaml", blr=1e-2)
+    rows(tmp_path / "out", grid=tmp_path / "grid.yaml", maskings="random", blr=1e-2)

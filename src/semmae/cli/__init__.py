@@ -111,7 +111,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     def stopped(signum: int) -> int:
         from semmae.run.config import is_begun
 
-        again = command(verb, out=out, resume=True)
+        again = command(verb, out=out, resume=True, part=getattr(options, "part", None))
         return _stopped(f"resume with: {again}" if is_begun(out) else "nothing was written", signum)
 
     try:

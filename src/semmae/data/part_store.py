@@ -151,6 +151,11 @@ class PartStore:
         return {name: self._meta[name] for name in _FIELDS if name.endswith("_digest")}
 
     @property
+    def labels_digest(self) -> str:
+        """Of all labels of a complete store: SHA-256, in hexadecimal."""
+        return str(self._meta["arrays"]["parts.npy"])
+
+    @property
     def complete(self) -> bool:
         return bool(self._meta["complete"])
 

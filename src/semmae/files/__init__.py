@@ -12,6 +12,7 @@ Notable here:
 
 from semmae.files.reading import (
     Fields as Fields,
+    file_digest as file_digest,
     open_regular as open_regular,
     parse_json as parse_json,
     read_bytes as read_bytes,

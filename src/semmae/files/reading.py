@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import math
@@ -9,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from semmae.errors import UserError, reason
 from semmae.names import shown
@@ -30,13 +31,22 @@ def read_bytes(path: Path | str, most: int | None = None) -> bytes:
         return file.read()  # asked for `most`, it would set so much memory aside first
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> io.BufferedReader:
     """A regular file, open to read; OSError where it is none, such as a FIFO, a device or a folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
     return open(descriptor, "rb")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256, in hexadecimal, of a regular file's bytes."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check the path, or restore it") from error
 
 
 def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:

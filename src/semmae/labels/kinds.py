@@ -3,6 +3,7 @@
 Each function labels all images of a set in a store of its own, which is read as those that were learned are.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from semmae.data.segmentation import read_annotation
 from semmae.errors import UserError
 from semmae.evaluation.baselines import fit_baselines
 from semmae.evaluation.quality import UNJUDGED, find_annotations, fixed_grid, sample
+from semmae.files import file_digest
 from semmae.labels.labelling import label_images, labelling_job
 from semmae.models.parts import images_to_fit
 from semmae.models.vit import Encoder
@@ -86,6 +88,7 @@ def annotated_parts(out: Path, images: ImageSet, masks: Path, *, grid: int) -> P
     """
     found = find_annotations(images.names, masks)
     check_all_annotated(images, masks, found)
+    extra = {"annotations_digest": annotations_digest(images, masks)}
     cells = np.empty((len(images), grid, grid), np.uint8)
     with Progress(len(found), "annotations", "true parts") as progress:
         for row, path in found.items():
@@ -96,7 +99,15 @@ def annotated_parts(out: Path, images: ImageSet, masks: Path, *, grid: int) -> P
         cells[cells == UNJUDGED] = 0
     values = np.union1d(values[values < UNJUDGED] if (values % UNJUDGED).any() else values, [0])
     names = ["background", *(f"part {value}" for value in values[1:])]
-    return _written(out, images, names, np.searchsorted(values, cells).astype(np.uint8))
+    return _written(out, images, names, np.searchsorted(values, cells).astype(np.uint8), extra=extra)
+
+
+def annotations_digest(images: ImageSet, masks: Path) -> str:
+    """SHA-256, in hexadecimal, of the annotations of these images, in their order; wherever they lie."""
+    digest = hashlib.sha256()
+    for row, path in find_annotations(images.names, masks).items():
+        digest.update(f"{row} {file_digest(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def check_all_annotated(images: ImageSet, masks: Path, found: dict[int, Path]) -> None:

@@ -50,9 +50,9 @@ measured on the second."""
     measure: str = option("auto", several=True, on_resume="more")
     """What to measure: knn, probe, finetune, segment (a linear head), parts (clusters of the encoder's tokens); auto: \
 knn and probe where images have classes, else segment."""
-    finetune_recipe: str | None = option(None)
+    finetune_recipe: str | None = option(None, on_resume="more")
     """Recipe of fine-tuning: a preset of semmae finetune, or a YAML file of its options."""
-    segment_recipe: str | None = option(None)
+    segment_recipe: str | None = option(None, on_resume="more")
     """Recipe of segmentation: a preset of semmae segment, or a YAML file of its options; default: a linear head, 500 \
 steps."""
     val_share: float = option(VAL_SHARE, low=0.01, high=0.99)

@@ -9,8 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from semmae.errors import listed
 from semmae.evaluation.paired import Difference, paired_difference
-from semmae.files import Fields, write_bytes, write_json, write_text
+from semmae.files import Fields, remove, write_bytes, write_json, write_text
 from semmae.options.compare import MEASURES, PART_KINDS
 from semmae.reporting.page import Record, Table, called, duration
 from semmae.reporting.results import protocol_lines
@@ -23,6 +24,7 @@ _STAGES = ("teacher", "tokens", *PART_KINDS, "pretrain", *MEASURES)  # in the or
 _FACTS = ("name", "masking", "variant", "parts", "target")
 _NUMBER = (int, float)
 _DIFFERENCE = {"mean": _NUMBER, "low": (*_NUMBER, type(None)), "high": (*_NUMBER, type(None)), "pairs": int}
+_NAMED = 10  # rows that a verdict names
 CHANCE = (
     "Each interval is of one row by itself: of twenty rows that are no better or worse than the first, one is expected "
     "to lie beyond chance."
@@ -34,6 +36,8 @@ def check_record(run: Fields) -> None:
     for name, kind in {"masking": str, "variant": str, "target": str, "seed": int, "measured": list}.items():
         run.need(name, kind)
     run.need("parts", (str, type(None)))
+    for name in run.content["measured"]:
+        Fields(run.path, {"measured": name}).need("measured", str)
     _check_figures(run)
 
 
@@ -74,10 +78,10 @@ def summary(runs: Sequence[Record]) -> list[dict[str, Any]]:
             values = _by_seed(own, figure)
             if not values:
                 continue
-            row[figure] = round(mean(values.values()), 3)
+            row[figure] = mean(values.values())
             found = paired_difference(values, _by_seed(by_name[first], figure)) if name != first else None
             if found is not None and figure in COMPARED:
-                row[f"{figure}_difference"] = _rounded(found)
+                row[f"{figure}_difference"] = found._asdict()
         stages = [stage for stage in own[0]["minutes"]]
         row["minutes"] = {stage: round(mean(run["minutes"].get(stage, 0.0) for run in own), 3) for stage in stages}
         rows.append(row)
@@ -86,10 +90,6 @@ def summary(runs: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _by_seed(runs: Sequence[Record], figure: str) -> dict[int, float]:
     return {run["seed"]: run[figure] for run in runs if figure in run}
-
-
-def _rounded(found: Difference) -> dict[str, Any]:
-    return {name: value if value is None else round(value, 3) for name, value in found._asdict().items()}
 
 
 def difference(row: Record, figure: str) -> Difference | None:
@@ -116,33 +116,45 @@ def verdict(rows: Sequence[Record]) -> str | None:
     judged = [each for each in known if each[0].pairs == pairs]
     left = len(known) - len(judged)
     also = "" if not left else " One row has fewer seeds." if left == 1 else f" {left} rows have fewer seeds."
-    return _judged(judged, rows[0]["name"], figure) + also
+    return _judged(judged, rows[0]["name"], figure, f"all {'others' if not left else 'with as many seeds'}") + also
 
 
-def _judged(known: Sequence[tuple[Difference, str]], first: str, figure: str) -> str:
+def _judged(known: Sequence[tuple[Difference, str]], first: str, figure: str, rest: str) -> str:
+    """`rest`: what the rows that are judged are called."""
+    equal = [other for found, other in known if found.low is None]
+    tested = [each for each in known if each[0].low is not None]
+    if tested and equal:
+        alike = f" The pairs of {listed(equal, _NAMED)} differ all alike, which says nothing of chance."
+        return _judged(tested, first, figure, "the others") + alike
     best, name = max(known, key=lambda each: each[0].mean)
     ahead = [each for each in known if each[0].low is not None and each[0].low > 0]
     behind = [each for each in known if each[0].high is not None and each[0].high < 0]
     if ahead:
         best, name = max(ahead, key=lambda each: each[0].mean)
         others = [other for _, other in ahead if other != name]
-        also = f"; ahead of it too: {', '.join(others)}" if others else ""
+        also = f"; ahead of it too: {listed(others, _NAMED)}" if others else ""
         return f"{name} is ahead of {first} by {_points(best, figure)}{also}."
     if len(behind) == len(known):
-        return f"{first} is ahead of all others; nearest to it is {name}, behind by {_points(_turned(best), figure)}."
+        return f"{first} is ahead of {rest}; nearest to it is {name}, behind by {_points(_turned(best), figure)}."
     if best.low is None:
         points = f"{abs(best.mean):.1f} points of {called(figure).removesuffix(' %')}"
         where = f"{points} {'above' if best.mean > 0 else 'below'}" if round(best.mean, 1) else "level with"
         known_by = "one pair" if best.pairs == 1 else f"{best.pairs} equal differences"
         return f"With {known_by} nothing is known of chance: {name}, the best of the others, is {where} {first}."
-    lost = f"; behind it: {', '.join(other for _, other in behind)}" if behind else ""
+    lost = f"; behind it: {listed((other for _, other in behind), _NAMED)}" if behind else ""
     return f"No row is ahead of {first} beyond chance: {name} comes next, with {_points(best, figure, '+')}{lost}."
 
 
 def _points(found: Difference, figure: str, sign: str = "") -> str:
-    interval = "" if found.low is None else f"{found.low:.1f} to {found.high:.1f}, "
     what = called(figure).removesuffix(" %")
-    return f"{found.mean:{sign}.1f} points of {what} ({interval}{found.pairs} paired seeds)"
+    seeds = f"{found.pairs} paired seeds"
+    about = seeds if found.low is None or found.high is None else f"{interval(found.low, found.high)}, {seeds}"
+    return f"{found.mean:{sign}z.1f} points of {what} ({about})"
+
+
+def interval(low: float, high: float) -> str:
+    """The two ends as they are shown; rounded once, here and where means are."""
+    return f"{low:z.1f} to {high:z.1f}"
 
 
 def _turned(found: Difference) -> Difference:
@@ -166,7 +178,7 @@ def tables(rows: Sequence[Record]) -> list[Table]:
         for figure in figures:
             cells.append(f"{row[figure]:.1f}" if figure in row else "–")
             if figure in COMPARED and len(rows) > 1:
-                cells.append(_cell(difference(row, figure)))
+                cells.append(_cell(difference(row, figure), row["seeds"]))
         lines.append((*cells, duration(row["minutes"]["total"])))
     stages = [stage for stage in _STAGES if any(stage in row["minutes"] for row in rows)]
     spent = [
@@ -179,19 +191,31 @@ def tables(rows: Sequence[Record]) -> list[Table]:
     ]
 
 
-def _cell(found: Difference | None) -> str:
+def _cell(found: Difference | None, seeds: int) -> str:
     if found is None:
         return "–"
-    if found.low is None:
-        return f"{found.mean:+.1f} ({'one pair' if found.pairs == 1 else f'{found.pairs} equal pairs'})"
-    return f"{found.mean:+.1f} ({found.low:.1f} to {found.high:.1f})"
+    if found.low is None or found.high is None:
+        return f"{found.mean:+z.1f} ({'one pair' if found.pairs == 1 else f'{found.pairs} equal pairs'})"
+    pairs = f", {found.pairs} pairs" if found.pairs != seeds else ""
+    return f"{found.mean:+z.1f} ({interval(found.low, found.high)}{pairs})"
 
 
-def write_end(out: Path, runs: Sequence[Record], protocol: Mapping[str, Any]) -> None:
-    """Write results.json, results.md, whose first table is what a verb shows at its end, and comparison.png."""
+def write_end(
+    out: Path, runs: Sequence[Record], protocol: Mapping[str, Any], files: Mapping[str, str] | None = None
+) -> None:
+    """Write results.json, results.md, whose first table is what a verb shows at its end, and comparison.png.
+
+    `files`: digests of the files that said what to compare, by option.
+    """
     rows = summary(runs)
     said = verdict(rows)
-    content = {"protocol": dict(protocol), "verdict": said, "rows": rows, "runs": list(runs)}
+    content = {
+        "protocol": dict(protocol),
+        "verdict": said,
+        "rows": rows,
+        "runs": list(runs),
+        "files": {**(files or {})},
+    }
     write_json(out / "results.json", content)
     lines = [
         line for table in tables(rows) for line in [*([table.title, ""] if table.title else []), *_markdown(table), ""]
@@ -220,6 +244,7 @@ def draw(path: Path, rows: Sequence[Record], runs: Sequence[Record]) -> None:
     """A PNG: of each figure the differences to the first row, of every seed, their means and intervals."""
     figures = [figure for figure in COMPARED if any(difference(row, figure) for row in rows)]
     if not figures:
+        remove(path)  # that of an earlier end, of other rows
         return
     picture = Figure(figsize=(2.2 + 3.4 * len(figures), 1.3 + 0.36 * len(rows)), dpi=110, layout="constrained")
     for number, (figure, axes) in enumerate(

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from semmae.errors import UserError, listed
-from semmae.files import Fields, read_json
+from semmae.files import Fields, file_digest, read_json
 from semmae.options import VERBS, Verb
-from semmae.options.fields import Reads, options_of, with_facts
+from semmae.options.fields import Reads, options_of, verb_of, with_facts
 from semmae.options.shared import RunOptions
 from semmae.run.config import CONFIG, UNFINISHED, began_alike, is_object, readable_value, saved_options
 from semmae.run.places import existing, newest
@@ -71,21 +71,37 @@ def check_known_again(options: RunOptions) -> None:
 
 
 def _asks_for_more(options: RunOptions) -> bool:
-    """Whether labels or figures of a finished run are to be made again, or rows of a file were added."""
+    """Whether labels or figures of a finished run are to be made again, or a comparison is no more what it was."""
     if any(getattr(options, name) for name in with_facts(type(options), continues=True) if name != "resume"):
         return True
-    results = options.out / "results.json"
-    files = [getattr(options, name) for name in with_facts(type(options), reads="rows")]
-    return results.is_file() and any(
-        file is not None and file.is_file() and file.stat().st_mtime > results.stat().st_mtime for file in files
-    )
+    many = VERBS[verb_of(type(options))].many
+    return bool(many) and not _holds_all(options, many)
+
+
+def _holds_all(options: RunOptions, many: str) -> bool:
+    """Whether the end of a comparison is of the files that say what is compared as they are now, and of runs that lie
+    there, with as many seeds; another process may have written it meanwhile, of others.
+    """
+    results = _fields(options.out / "results.json")
+    runs = [Fields(results.path, {"run": run}).need("run", dict) for run in results.get("runs", list, [])]
+    places = [options.out / many / str(run.get("name")) / f"seed-{run.get('seed')}" for run in runs]
+    if len({run.get("seed") for run in runs}) != getattr(options, "seeds", 0):
+        return False
+    alike = results.get("files", dict, {}) == what_is_compared(options)
+    return alike and all((place / "comparison.json").is_file() for place in places)
+
+
+def what_is_compared(options: RunOptions) -> dict[str, str]:
+    """Digests of the files that say what a comparison is of, by the options that name them."""
+    named = {name: getattr(options, name) for name in ("grid", "finetune_recipe", "segment_recipe")}
+    return {name: file_digest(Path(file)) for name, file in named.items() if file is not None and Path(file).is_file()}
 
 
 def _made_of(options: RunOptions) -> Iterator[Path]:
     """The files and folders that a run is made of: images, annotations, and of other runs their weights and labels."""
     for name, option in options_of(type(options)).items():
         value, reads = getattr(options, name), option.facts.reads
-        if reads in (None, "file") or not isinstance(value, str | Path) or option.is_word(value):
+        if reads in (None, "file", "rows") or not isinstance(value, str | Path) or option.is_word(value):
             continue
         for root in existing(value):
             if reads not in _INSIDE:

@@ -176,7 +176,7 @@ def _is_folder(path: Path) -> bool:
 @contextmanager
 def turn(out: Path, task: str) -> Iterator[None]:
     """A task that the processes which share a run's folder do one after the other."""
-    place = out / _TURNS / task
+    place, said = out / _TURNS / task, False
     with ExitStack() as stack:
         for folder in (place.parent, place):
             stack.callback(_remove_empty, folder)
@@ -185,6 +185,9 @@ def turn(out: Path, task: str) -> Iterator[None]:
                 stack.enter_context(locked(place))
                 break
             except AtWork:
+                if not said:
+                    _log.info("%s: another process is at work for all (%s); waiting for it", out, task)
+                said = True
                 time.sleep(_WAIT)
         yield
 

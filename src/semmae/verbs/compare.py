@@ -14,9 +14,9 @@ import functools
 import json
 import logging
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -26,43 +26,45 @@ from semmae.data.sources import splits_of
 from semmae.data.splits import TRAIN, side_by_side
 from semmae.data.token_store import FILE
 from semmae.errors import UserError
-from semmae.files import Fields, discard, read_json, remove, write_json, write_text
+from semmae.files import discard, read_json, remove, write_json, write_text
 from semmae.names import user_path
-from semmae.options.compare import CompareOptions, share_of
-from semmae.options.fields import flag, is_given, options_of, shared
+from semmae.options.compare import MEASURES, CompareOptions, share_of
+from semmae.options.fields import is_given, options_of, shared
 from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions
-from semmae.options.shared import OWN_TEACHER
-from semmae.options.values import as_given, check_given
-from semmae.reporting.comparison import check_record, write_end
+from semmae.options.values import check_given
+from semmae.reporting.comparison import write_end
 from semmae.reporting.page import FIGURES
 from semmae.reporting.run_page import write_report
-from semmae.run.config import CONFIG, kept_values, saved_options
+from semmae.run.finished import what_is_compared
 from semmae.run.folder import claimed, run_folder, turn
 from semmae.shell import command
 from semmae.train.batches import Training
 from semmae.verbs.channels import as_asked
+from semmae.verbs.jobs import (
+    RECORD,
+    Job,
+    check_same_options,
+    jobs_of,
+    record_of,
+    records,
+    relocate,
+    run_options,
+    say_left_out,
+    unfinished,
+)
 from semmae.verbs.measures import Measures, check_measures, open_measures
 from semmae.verbs.pretrain import TOKENS, load_init, train_autoencoder
-from semmae.verbs.rows import Row, rows_of
+from semmae.verbs.rows import Row, check_images, rows_of
 from semmae.verbs.shared_stages import Stages, open_stages
 
 _log = logging.getLogger("semmae")
 
-RECORD = "comparison.json"  # in the folder of a run: what was found of it
 # What first weights, crops and budget depend on: rows that set it themselves have them alike no more.
 _ALIKE = {
     *("model", "image_size", "patch_size", "statistics", "init", "decoder_width", "decoder_depth", "decoder_heads"),
     *("crop_scale", "epochs", "batch_size", "accumulate", "target", "token_subset"),
 }
-
-
-class Job(NamedTuple):
-    """A run: a row, and the seed that it is trained with."""
-
-    row: Row
-    seed: int
-    out: Path
 
 
 def compare(options: CompareOptions) -> Path:
@@ -76,15 +78,16 @@ def compare(options: CompareOptions) -> Path:
     shared(Training, options).check()
     images, own = training_images(both)
     options.check_images(len(images))
+    check_images(rows, options, len(images))
     stages, own = open_stages(own, rows, images)
     with as_asked():
         measures = open_measures(both)
     jobs = jobs_of(options, rows)
     check_same_options(own, jobs, stages)
+    stages.check_begun((job.row, job.out) for job in jobs)
     measures.check_begun(job.out for job in jobs)
     with run_folder(dataclasses.replace(options, teacher=own.teacher), lambda: not unfinished(jobs, measures.names)):
         mine = jobs[index::count]
-        stages.check_begun(job.out for job in jobs)
         stages.make([job.row for job in unfinished(mine, measures.names)])
         for number, job in enumerate(mine, 1):
             if unfinished([job], measures.names):
@@ -96,10 +99,12 @@ def compare(options: CompareOptions) -> Path:
             _log.info("%d of %d runs are not there yet: other parts make them", len(left), len(jobs))
         else:
             check_same_options(own, jobs, stages)  # those that others have made meanwhile too
+            stages.check_begun((job.row, job.out) for job in jobs)
             note_quality(jobs, rows, stages)
             gather(options.out, jobs)
             stages.discard_tokens()
-            write_end(options.out, records(jobs), about(own, rows, images, measures))
+            say_left_out(options.out, jobs)
+            write_end(options.out, records(jobs), about(own, rows, images, measures), what_is_compared(options))
             write_report(options.out)
     return options.out
 
@@ -144,31 +149,6 @@ def check_seeds(options: CompareOptions) -> None:
         )
 
 
-def jobs_of(options: CompareOptions, rows: Iterable[Row]) -> list[Job]:
-    """All runs, a seed after the other, so that pairs are whole early."""
-    seeds = range(options.seed, options.seed + options.seeds)
-    return [Job(row, seed, options.out / "runs" / row.name / f"seed-{seed}") for seed in seeds for row in rows]
-
-
-def unfinished(jobs: Iterable[Job], names: Sequence[str]) -> list[Job]:
-    """The runs of which not everything is known yet that is to be measured."""
-    return [job for job in jobs if not {*names} <= {*_record(job).get("measured", ())}]
-
-
-def records(jobs: Iterable[Job]) -> list[dict[str, Any]]:
-    """What was found of the runs that are finished."""
-    return [found for job in jobs if (found := _record(job))]
-
-
-def _record(job: Job) -> dict[str, Any]:
-    path = job.out / RECORD
-    if not path.is_file():
-        return {}
-    found = read_json(path)
-    check_record(Fields(path, found))
-    return found
-
-
 def gather(out: Path, jobs: Iterable[Job]) -> None:
     """Write results.jsonl anew, a line a finished run; one process at a time."""
     with turn(out, "gathering"):
@@ -179,7 +159,7 @@ def note_quality(jobs: Iterable[Job], rows: Iterable[Row], stages: Stages) -> No
     """Write how good part labels are into what was found of runs that were finished without --masks, or with others."""
     quality = {row.name: stages.quality(row) for row in rows}
     for job in jobs:
-        record, found = _record(job), quality[job.row.name]
+        record, found = record_of(job), quality[job.row.name]
         if not found.items() <= record.items():
             write_json(job.out / RECORD, record | found)
 
@@ -187,45 +167,19 @@ def note_quality(jobs: Iterable[Job], rows: Iterable[Row], stages: Stages) -> No
 # A run
 
 
-def run_options(options: CompareOptions, job: Job, stages: Stages) -> PretrainOptions:
-    """Options of pretrain for a run, whose folder may hold its beginning."""
-    if options.teacher == OWN_TEACHER:
-        options = dataclasses.replace(options, teacher=str(options.out / "teacher"))
-    own = job.row.options(options, job.out, job.seed, stages.folder(job.row))
-    return dataclasses.replace(own, resume=(job.out / CONFIG).is_file())
-
-
-def check_same_options(options: CompareOptions, jobs: Iterable[Job], stages: Stages) -> None:
-    """Refuse runs, of whatever share, that were made with other options than their rows have now.
-
-    Where things lie does not matter.
-    """
-    for job in jobs:
-        if (job.out / CONFIG).is_file() or (job.out / RECORD).is_file():
-            _check_same_options(options, job, stages)
-
-
-def _check_same_options(options: CompareOptions, job: Job, stages: Stages) -> None:
-    every, was = options_of(PretrainOptions), saved_options(job.out)
-    if not was:
-        raise UserError(
-            f"row {job.row.name}: {job.out / CONFIG} is missing, which says how the run was made; restore it, or "
-            "remove the folder, and the run is made anew"
-        )
-    for name, value in kept_values(run_options(options, job, stages)).items():
-        if name not in every or every[name].facts.on_resume != "same" or every[name].facts.reads:
-            continue
-        if was.get(name) == value:
-            continue
-        raise UserError(
-            f"row {job.row.name}: {flag(name)} {as_given(value)}: {job.out} was made with {as_given(was.get(name))}; "
-            "name the row anew, or use another --out"
-        )
-
-
 def make_run(options: CompareOptions, job: Job, stages: Stages, measures: Measures) -> None:
     """Train, measure, and write what was found; gone on with after a stop."""
-    with claimed(run_options(options, job, stages)) as own:
+    try:
+        _make_run(options, job, stages, measures)
+    except UserError as error:
+        raise UserError(f"row {job.row.name}, seed {job.seed}: {error}") from error
+
+
+def _make_run(options: CompareOptions, job: Job, stages: Stages, measures: Measures) -> None:
+    given = run_options(options, job, stages)
+    if given.resume:
+        relocate(job, given)
+    with claimed(given) as own:
         with run_folder(own):
             record = _trained_and_measured(own, job, stages, measures)
         # Last of all: a run that has it is not opened again, and what marks it as unfinished must be gone.
@@ -241,10 +195,11 @@ def _trained_and_measured(own: PretrainOptions, job: Job, stages: Stages, measur
             stages.give_tokens(job.row, own.out)
         train_autoencoder(own, stages.images, stages.store(job.row), load_init(own, teacher), teacher)
     figures, minutes = measures.run(own.out, job.seed)
+    measured = [name for name in MEASURES if name in {*measures.names, *record_of(job).get("measured", ())}]
     spent = {
         **stages.minutes(job.row),
         "pretrain": read_json(own.out / "summary.json").get("minutes", 0.0),
-        **{name: minutes[name] for name in measures.names},
+        **{name: minutes[name] for name in measured if name in minutes},
     }
     record = {
         **described_row(job.row, own.target),
@@ -252,7 +207,7 @@ def _trained_and_measured(own: PretrainOptions, job: Job, stages: Stages, measur
         **{name: round(value, 3) for name, value in figures.items() if name in FIGURES and value is not None},
         **stages.quality(job.row),
         "minutes": {**spent, "total": round(sum(spent.values()), 3)},
-        "measured": list(measures.names),
+        "measured": measured,
         "command": _command(own),
         "machine": machine(),
     }
@@ -287,7 +242,7 @@ def _has_effect(own: PretrainOptions, name: str) -> bool:
         check_given(own, [name])
     except UserError:
         return False
-    return isinstance(getattr(own, name), str | int | float | Path)
+    return isinstance(getattr(own, name), str | int | float | Path | tuple)
 
 
 @functools.cache

@@ -8,7 +8,6 @@ Notable here:
 
 import copy
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from typing import Any
 
 from semmae.errors import UserError, listed
 from semmae.evaluation.classifier import crop_share
-from semmae.files import Fields, check_replaceable, read_json, whole_folder, write_json, write_text
+from semmae.files import Fields, check_replaceable, file_digest, read_json, whole_folder, write_json, write_text
 from semmae.formats import folders as checkpoint
 from semmae.formats.form import Subject, encoder_of
 from semmae.formats.hub import CARD, FILES, check_hub_name, push_to_hub
@@ -73,7 +72,7 @@ def _exported(options: ExportOptions) -> Path:
     check = functools.partial(_check_there, options) if options.overwrite else None
     with whole_folder(options.out, check) as folder:
         facts = write_form(options.to, subject, folder)
-        files = {path.name: _file_digest(path) for path in sorted(folder.iterdir())}
+        files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
         write_json(folder / ABOUT, {**asked, "semmae": version("semmae"), **facts, "files": files})
         write_text(folder / CARD, write_card(card))
     made = [str(path) for path in sorted(options.out.iterdir())]
@@ -145,15 +144,7 @@ def _check_there(options: ExportOptions, there: Path) -> None:
 def _damaged(out: Path, there: Mapping[str, Any]) -> list[str]:
     """The files of an export that are gone or have other bytes; one that lists none proves nothing."""
     files = Fields(out / ABOUT, there).get("files", dict, {ABOUT: ""})
-    return [name for name, wanted in files.items() if _file_digest(out / name) != wanted]
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256, in hexadecimal, of a file's bytes; empty where there is no such file."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return [name for name, wanted in files.items() if not (out / name).is_file() or file_digest(out / name) != wanted]
 
 
 def _open_subject(options: ExportOptions, ratio: float) -> Subject:

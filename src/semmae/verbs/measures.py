@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from semmae.data.classes import TrainVal
 from semmae.data.kept import KeptImages
-from semmae.errors import UserError
+from semmae.errors import UserError, listed
 from semmae.evaluation.classifier import usual_crop
 from semmae.evaluation.features import open_encoder
 from semmae.evaluation.parts import pixel_truth
@@ -28,7 +28,7 @@ from semmae.names import user_path
 from semmae.objects import described
 from semmae.options.compare import MEASURES, CompareOptions
 from semmae.options.evaluate import EvaluateOptions
-from semmae.options.fields import shared
+from semmae.options.fields import options_of, shared
 from semmae.options.finetune import FinetuneOptions, FinetuneRecipe
 from semmae.options.presets import preset_options
 from semmae.options.probe import ProbeRecipe
@@ -47,22 +47,11 @@ _log = logging.getLogger("semmae")
 
 FOLDER = "measured"  # in the folder of a run
 _OF_CLASSES, _OF_PIXELS = {"knn", "probe", "finetune"}, {"segment", "parts"}
-# Of a recipe's file, what is another verb's to say: which encoder, which data, where.
-_OURS = {
-    "encoder",
-    "data",
-    "out",
-    "config",
-    "resume",
-    "overwrite",
-    "seed",
-    "limit",
-    "workers",
-    "precision",
-    "logger",
-    "check",
-}
-_OURS |= {"callbacks", "devices", "nodes", "gradients", "untrained", "eval_only", "val_share", "num_heads"}
+# Of a recipe's file, what is another verb's to say: where things are, and what the comparison has itself.
+_PLACES = {"encoder", "data", "out", "config", "resume", "overwrite", "workers", "logger", "check", "callbacks"}
+_SHARED = {"seed", "limit", "precision", "devices", "nodes", "gradients", "val_share", "num_heads"}
+_OURS = _PLACES | _SHARED | {"untrained", "eval_only"}
+_KINDS = {"finetune": FinetuneOptions, "segment": SegmentOptions}
 
 
 class Measures(NamedTuple):
@@ -154,7 +143,7 @@ def open_measures(options: CompareOptions) -> Measures:
     segment = SegmentOptions(**trained, **given)
     check_finetune(tuning)
     segment_verb.protocol_of(segment, 0).check_settings()
-    names = tuple(options.measure.split(","))
+    names = tuple(dict.fromkeys(options.measure.split(",")))
     if names == ("auto",):
         classes = open_class_data(evaluate, options.channels)
         names = ("segment",) if classes is None else ("knn", "probe")
@@ -170,6 +159,11 @@ def open_measures(options: CompareOptions) -> Measures:
             "%s: no class has two training images to choose the probe's rate on: none is measured", described(data)
         )
         names = tuple(name for name in names if name != "probe")
+        if not names:
+            raise UserError(
+                f"--measure {options.measure}: no class has two training images to choose the probe's rate on; give "
+                "another measure beside it, or more images"
+            )
     pixels = parts = None
     if _OF_PIXELS & {*names}:
         if evaluate.masks is None:
@@ -192,23 +186,40 @@ def check_measures(options: CompareOptions) -> None:
     for name in options.measure.split(","):
         if options.measure != "auto":
             check_choice("measure", name, MEASURES)
-    recipe(options.finetune_recipe, "finetune")
-    recipe(options.segment_recipe, "segment")
+    for verb, given in (("finetune", options.finetune_recipe), ("segment", options.segment_recipe)):
+        unread = options.measure != "auto" and verb not in options.measure.split(",") and not options.resume
+        if given is not None and unread:
+            raise UserError(f"--{verb}-recipe {given}: has an effect only with --measure {verb}; leave it out")
+        _say_left_out(given, verb)
+
+
+def _say_left_out(given: str | None, verb: str) -> None:
+    """Say which options in a recipe's file the comparison has itself, where they are others there than by default."""
+    if given is None or not given.endswith((".yaml", ".yml")):
+        return
+    every = options_of(_KINDS[verb])
+    found = {name: value for name, value in _read(given, verb).items() if name in _OURS - _PLACES}
+    names = [name for name, value in found.items() if value != every[name].default]
+    if names:
+        _log.warning("--%s-recipe %s: not taken from there: %s", verb, given, listed(sorted(names), len(names)))
 
 
 def recipe(given: str | None, verb: str) -> dict[str, Any]:
     """Options of a verb by the name of a preset, or from a YAML file: what encoder and data it is for is left out."""
     if given is None:
         return {}
-    kind = {"finetune": FinetuneOptions, "segment": SegmentOptions}[verb]
     if not given.endswith((".yaml", ".yml")):
         return preset_options(verb, given, f"--{verb}-recipe") | {"preset": given}
-    try:
-        found = read_config(user_path(given, f"--{verb}-recipe"), kind)
-    except UserError as error:
-        raise UserError(f"--{verb}-recipe {error}") from error
+    found = _read(given, verb)
     found = {**preset_options(verb, found.get("preset")), **found}
     return {name: value for name, value in found.items() if name not in _OURS}
+
+
+def _read(given: str, verb: str) -> dict[str, Any]:
+    try:
+        return read_config(user_path(given, f"--{verb}-recipe"), _KINDS[verb])
+    except UserError as error:
+        raise UserError(f"--{verb}-recipe {error}") from error
 
 
 @contextmanager

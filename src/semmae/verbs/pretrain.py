@@ -329,6 +329,10 @@ def train_autoencoder(
     facts |= colour_facts(mae.encoder.spec)
     if teacher is not None:
         facts["teacher_digest"] = digest(teacher)
+    if store is not None:
+        facts["parts_digest"] = store.labels_digest
+    if init is not None:
+        facts["init_digest"] = digest(init.encoder)
     with summarised(options.out, "pretrain", images, **facts) as summary:
         loader = training.loader(dataset, rate)
         how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip, static=True)

@@ -12,7 +12,7 @@ are five rows: random, and ours-parts=learned-gamma=1 to ours-parts=kmeans-gamma
 import itertools
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from typing import Any
 from semmae.errors import UserError, near_only
 from semmae.names import shown, user_path
 from semmae.options.compare import PART_KINDS, CompareOptions
-from semmae.options.fields import options_of, shared
+from semmae.options.fields import flag, is_given, options_of, shared
 from semmae.options.maskings import MASKINGS
+from semmae.options.presets import preset_options
 from semmae.options.pretrain import PretrainOptions
 from semmae.options.shared import AUTO_TEACHER
 from semmae.options.values import check_choice, check_fitting, check_given, check_value, converted
@@ -29,6 +30,7 @@ from semmae.verbs.pretrain import check_recipe
 
 _USUAL = ("random", "semantic")
 _NAME = re.compile(r"[^\W_][\w.=+,-]{0,99}")
+_LONGEST = 200  # bytes of a name, which is a folder's: most disks take 255
 _MOST = 1000  # rows: lists multiply, and each is checked and trained
 # Of a whole comparison: what images are read, and what stages are made once.
 _OF_STAGES = ("teacher_epochs", "parts_epochs", "parts_preset", "num_parts")
@@ -98,8 +100,48 @@ def rows_of(options: CompareOptions) -> list[Row]:
     folders = [unicodedata.normalize("NFKC", row.name).casefold() for row in rows]
     twice = next((row.name for row, folder in zip(rows, folders, strict=True) if folders.count(folder) > 1), None)
     if twice is not None:
-        raise UserError(f"two rows are called {shown(twice)}, or differ in case alone; give one of them another name")
-    return [_checked(row, options) for row in rows]
+        remedy = "give it once" if options.grid is None else "give one of them another name"
+        raise UserError(f"two rows are called {shown(twice)}, or differ in case alone; {remedy}")
+    rows = [_checked(row, options) for row in rows]
+    if options.config is None and not options.resume:  # what a file says is let pass, as everywhere
+        _check_effects(rows, options)
+    return rows
+
+
+def check_images(rows: Iterable[Row], options: CompareOptions, images: int) -> None:
+    """Refuse a row that makes more batches of a step than there are images."""
+    for row in rows:
+        try:
+            row.options(options, options.out, options.seed, None).check_images(images)
+        except UserError as error:
+            raise UserError(f"row {row.name}: {error}") from error
+
+
+def _check_effects(rows: Sequence[Row], options: CompareOptions) -> None:
+    """Refuse an option beside the rows that has no effect in any of them; what a preset says is let pass."""
+    recipe = preset_options("pretrain", options.preset)
+    for name in options_of(CompareOptions).keys() & {*ROW_OPTIONS} - {*recipe, "parts"}:
+        if not is_given(options, name):
+            continue
+        faults = [_without_effect(name, row, options) for row in rows]
+        if all(faults):
+            raise UserError(faults[0])
+    if options.parts is not None and not any(
+        row.kind or row.given.get("target", options.target) == "tokens" for row in rows
+    ):
+        raise UserError(f"--parts {options.parts}: no row reads parts; leave it out, or give a row that does")
+
+
+def _without_effect(name: str, row: Row, options: CompareOptions) -> str:
+    """Why an option beside the rows has no effect in this one, said of all of them; empty where it has one."""
+    if name in row.given:
+        return f"{flag(name)}: row {row.name}, and so all others, has a {name} of its own; leave one of the two out"
+    made = row.options(options, options.out, options.seed, None if row.parts is None else Path("parts"))
+    try:
+        check_given(made, [name])
+    except UserError as error:
+        return f"row {row.name}, and so all others: {error}"
+    return ""
 
 
 def _grid_rows(path: Path) -> Iterator[Row]:
@@ -140,6 +182,8 @@ def _row(values: Mapping[str, Any], lists: Collection[str] = ()) -> Row:
             check_value(every[name], given[name])
     if ":" not in masking:
         check_choice("masking", masking, MASKINGS)
+    if "masking" not in values and values.get("name") in {*MASKINGS} - {masking}:
+        raise UserError(f"name {values['name']}: is only a name, and the row would mask by {masking}; give masking too")
     if parts is not None and parts not in PART_KINDS:
         folder = user_path(parts, "--parts") if isinstance(parts, str) else None
         if folder is None or not folder.is_dir():
@@ -148,9 +192,10 @@ def _row(values: Mapping[str, Any], lists: Collection[str] = ()) -> Row:
     own = [name for name in values if name != "name"] if "name" not in values else lists
     named = [name for name in own if "name" in values or name != "masking"]
     label = "-".join([base, *(f"{name}={_worded(values[name])}" for name in named)])
-    if not _NAME.fullmatch(label):
+    if not _NAME.fullmatch(label) or len(label.encode()) > _LONGEST:
         raise UserError(
-            f"name {shown(label)}: must be letters, digits and - _ . = + , and no more than 100; give a name"
+            f"name {shown(label)}: must be letters, digits and - _ . = + , no more than 100, and {_LONGEST} bytes; "
+            "give another name"
         )
     variant = {name: value for name, value in given.items() if name not in ("masking", "target")}
     return Row(label, given, parts, variant)
@@ -165,11 +210,12 @@ def _checked(row: Row, options: CompareOptions) -> Row:
     """The row with the parts that it reads; refused where it contradicts itself, or they lack what it reads."""
     try:
         made = row.options(options, options.out / "runs" / row.name, options.seed, None)
-        if row.parts is None and made.needs:
+        if row.parts is None and made.learns_parts:  # one's own mask function, too, gets some beside a named teacher
             row = replace(row, parts="learned")
         made = replace(made, parts=None if row.parts is None else Path("parts"))
         check_fitting(made)
         check_given(made, [name for name in row.given if name != "masking"])
+        made.check_division()
         check_recipe(made)
         if row.parts in ("grid", "annotations") and "attention" in made.needs:
             raise UserError(f"parts {row.parts}: hold no attention, which it reads; use learned, kmeans or shuffled")

@@ -16,10 +16,10 @@ from semmae.evaluation.parts import Truth, read_truth, score
 from semmae.files import discard, make_folder
 from semmae.formats.folders import digest
 from semmae.formats.open import load_encoder
-from semmae.labels.kinds import annotated_parts, cluster_parts, grid_parts, shuffled_parts
+from semmae.labels.kinds import annotated_parts, annotations_digest, cluster_parts, grid_parts, shuffled_parts
 from semmae.labels.labelling import teacher_of
 from semmae.models.vit import Encoder
-from semmae.names import user_path
+from semmae.names import short, user_path
 from semmae.options.compare import CompareOptions
 from semmae.options.fields import shared
 from semmae.options.pretrain import PretrainOptions
@@ -64,11 +64,33 @@ class Stages:
         self.base, self.images, self.given, self.teacher, self.truth = base, images, given, teacher, truth
         self._labels = base.out / "labels"
 
-    def check_begun(self, runs: Iterable[Path]) -> None:
-        """Refuse to go on with runs that were begun with other images, or learned from another teacher."""
+    def check_begun(self, runs: Iterable[tuple[Row, Path]]) -> None:
+        """Refuse to go on with runs that were begun with other images, learned from another teacher, or masked by
+        other part labels; and with true parts of other annotations.
+        """
         known = {} if self.teacher is None else {"teacher_digest": digest(self.teacher)}
-        for run in runs:
-            check_same_inputs(run, self.images, **known)
+        labels: dict[str | None, dict[str, str]] = {}
+        for row, run in runs:
+            if row.parts not in labels:
+                labels[row.parts] = self._digest_of_labels(row)
+            check_same_inputs(run, self.images, **known, **labels[row.parts])
+
+    def _digest_of_labels(self, row: Row) -> dict[str, str]:
+        """Of the part labels of a row, if they are there already."""
+        folder = self.folder(row)
+        if folder is None or (row.kind is not None and not _is_labelled(folder)):
+            return {}
+        store = self.store(row)
+        assert store is not None, "it has parts"
+        if row.kind == "annotations":
+            assert self.base.masks is not None, "rows of annotations without were refused"
+            was, now = store.extra.get("annotations_digest"), annotations_digest(self.images, self.base.masks)
+            if was is not None and was != now:
+                raise UserError(
+                    f"--masks {self.base.masks}: the true parts in {folder} were read from others ({short(was)}, now "
+                    f"{short(now)}); give those, or use another --out"
+                )
+        return {"parts_digest": store.labels_digest}
 
     def make(self, rows: Sequence[Row]) -> None:
         """Whatever these rows read."""
