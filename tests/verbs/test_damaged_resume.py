@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from refusals import check_refusal
+from refusals import check_refusal, refused
 
 import semmae
 from semmae.cli import run
+from semmae.data.manifest import open_images
+from semmae.labels.kinds import grid_parts
+from semmae.models.vit import EncoderSpec
 
 LAST = Path("checkpoints", "last.ckpt")
 
@@ -97,3 +100,30 @@ def test_the_undamaged_one_goes_on(stopped: Path, tmp_path: Path) -> None:
     changed(copy.deepcopy)(out / LAST)
     assert run(["pretrain", "--out", str(out), "--resume"]) == 0
     assert tiny.metrics(out)[-1]["epoch"] == tiny.EPOCHS - 1
+
+
+@pytest.mark.parametrize("name", ["parts", "init"])
+def test_a_run_does_not_go_on_with_other_labels_or_first_weights(name: str, creatures: Path, tmp_path: Path) -> None:
+    """At the same place by now: the half that is there would have been trained by something else."""
+    place, out = tmp_path / "given", tmp_path / "out"
+    images = open_images(creatures / "images", workers=0)
+    spec = EncoderSpec.named("vit_mini", tiny.SIZE["image_size"], tiny.SIZE["patch_size"])
+
+    def make(number: int) -> None:
+        if name == "parts":
+            grid_parts(place, images, labels=4, grid=8 + number)
+        else:
+            tiny.new_encoder(place, spec, seed=number)
+
+    make(0)
+    how = {"masking": "semantic" if name == "parts" else "random", name: place, "epochs": tiny.EPOCHS}
+    with tiny.interrupted("pretrain", step=6):
+        semmae.pretrain(data=creatures / "images", out=out, **how, **tiny.TRAIN, **tiny.SIZE)
+    shutil.rmtree(place)
+    make(1)
+    with refused(out, name):
+        semmae.pretrain(out=out, resume=True)
+    shutil.rmtree(place)
+    make(0)
+    semmae.pretrain(out=out, resume=True)
+    assert (out / "encoder").is_dir() and not (out / ".unfinished").exists()
