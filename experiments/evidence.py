@@ -15,7 +15,7 @@ from semmae.reporting.comparison import difference, draw, interval, summary, tab
 README = Path(__file__).parents[1] / "README.md"
 PAGE = README.with_name("docs") / "evidence.md"
 UPERNET = "upernet_miou"
-PICTURES = ("true-parts", "tiny-imagenet", "street-fashion")  # tables that have one
+PICTURES = ("true-parts", "tiny-imagenet", "tiny-imagenet-tokens", "street-fashion")  # tables that have one
 
 
 class Table(NamedTuple):

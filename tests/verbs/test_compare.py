@@ -30,6 +30,7 @@ from semmae.options.compare import PART_KINDS, share_of
 from semmae.options.pretrain import PretrainOptions
 from semmae.run.folder import foreign_files, turn
 from semmae.train.summary import summarised
+from semmae.verbs.rows import Row
 from semmae.verbs.shared_stages import Stages
 
 FEW: dict[str, Any] = {
@@ -77,9 +78,10 @@ def test_runs_that_learned_from_another_teacher_are_not_gone_on_with(drawn: Path
     with summarised(run, "pretrain", images, teacher_digest=digest(first)):
         pass
     stages = [Stages(PretrainOptions(data="", out=tmp_path), images, None, teacher, None) for teacher in (first, other)]
-    stages[0].check_begun([run, tmp_path / "not begun"])
+    row = Row("a", {"masking": "random"})
+    stages[0].check_begun([(row, run), (row, tmp_path / "not begun")])
     with refused(run, "begun with teacher ", digest(other)[:6], "restore"):
-        stages[1].check_begun([tmp_path / "not begun", run])
+        stages[1].check_begun([(row, tmp_path / "not begun"), (row, run)])
 
 
 # Pairs
@@ -191,14 +193,10 @@ def test_whoever_finds_all_runs_there_writes_the_end(drawn: Path, whole: Path, t
     assert figures(out) == figures(whole) and (out / "report.html").is_file() and (out / "comparison.png").is_file()
 
 
-def test_more_seeds_and_measures_leave_what_is_there(drawn: Path, whole: Path, tmp_path: Path) -> None:
+def test_more_seeds_leave_what_is_there(drawn: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     before = (out / "runs/random/seed-0/encoder/model.safetensors").stat().st_mtime_ns
-    (tmp_path / "few.yaml").write_text("{epochs: 1, batch_size: 8, augment: none, val_every: 0}\n")
-    given: dict[str, Any] = {"measure": ["knn", "probe", "finetune"]}
-    with refused("--finetune-recipe"):  # a recipe is of all figures
-        compare(drawn, out, resume=True, finetune_recipe=tmp_path / "few.yaml", **given)
     compare(drawn, out, resume=True, seeds=3)
     assert figures(out)[:4] == figures(whole) and len(figures(out)) == 6
     assert (out / "runs/random/seed-0/encoder/model.safetensors").stat().st_mtime_ns == before
