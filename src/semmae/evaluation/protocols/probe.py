@@ -68,7 +68,9 @@ class Probe(Protocol[TrainVal]):
         )
         if self.recipe.lr is None and trained.rate in (RATES[0], RATES[-1]):
             end = "lowest" if trained.rate == RATES[0] else "highest"
-            _log.info("the rate chosen, %s, is the %s tried: one beyond may be better (probe --lr)", trained.rate, end)
+            _log.info(
+                "the rate chosen, %s, is the %s tried: one beyond may be better (semmae probe --lr)", trained.rate, end
+            )
         return trained
 
     @property
