@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -320,19 +321,7 @@ def train_autoencoder(
         KeptImages.of(images), options.image_size, scale=scale, seed=options.seed, parts=store, side=side,
         attention=attention, tokens=tokens, cells=cells,
     )  # fmt: skip
-    facts = {
-        "epochs": options.epochs,
-        "image_size": options.image_size,
-        "model": options.model,
-        "masking": options.masking,
-    }
-    facts |= colour_facts(mae.encoder.spec)
-    if teacher is not None:
-        facts["teacher_digest"] = digest(teacher)
-    if store is not None:
-        facts["parts_digest"] = store.labels_digest
-    if init is not None:
-        facts["init_digest"] = digest(init.encoder)
+    facts = facts_of_run(options, mae, store, init, teacher)
     with summarised(options.out, "pretrain", images, **facts) as summary:
         loader = training.loader(dataset, rate)
         how = FitOptions(training, options.out, "pretrain", options.epochs, options.clip, static=True)
@@ -359,6 +348,25 @@ def train_autoencoder(
             draw_masks(options.out / "pictures", images, store, mae, recipe)
             if tokens is not None:
                 tokens.remove()
+
+
+def facts_of_run(
+    options: PretrainOptions,
+    mae: MaskedAutoencoder,
+    store: PartStore | None,
+    init: MaskedAutoencoder | None,
+    teacher: Encoder | None,
+) -> dict[str, Any]:
+    """For summary.json: what is trained, and digests of what by; a run that goes on must have the same ones."""
+    facts = {name: getattr(options, name) for name in ("epochs", "image_size", "model", "masking")}
+    facts |= colour_facts(mae.encoder.spec)
+    if teacher is not None:
+        facts["teacher_digest"] = digest(teacher)
+    if store is not None:
+        facts["parts_digest"] = store.labels_digest
+    if init is not None:
+        facts["init_digest"] = digest(init.encoder)
+    return facts
 
 
 def image_tokens(options: PretrainOptions, images: ImageSet, teacher: Encoder, stored: TokenStore | None) -> Tensor:
