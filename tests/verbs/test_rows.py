@@ -14,6 +14,18 @@ def rows(out: Path, **given: Any) -> list[Any]:
     return rows_of(CompareOptions(data="d", out=out, **given))
 
 
+def test_height_and_width_are_a_list_among_sizes(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        "- {masking: random, image_size: [[64, 48], 32]}\n- {name: ours, image_size: [[32, 64]]}"
+    )
+    found = rows(tmp_path / "out", grid=tmp_path / "grid.yaml", patch_size=8)
+    assert [(row.name, row.given["image_size"]) for row in found] == [
+        ("random-image_size=64x48", (64, 48)),
+        ("random-image_size=32", 32),
+        ("ours-image_size=32x64", (32, 64)),
+    ]
+
+
 def test_a_grid_is_multiplied_out(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(
         "- {masking: random}\n- {name: ours, gamma: [1, 2.5], parts: [learned, grid], blr: 1e-3}\n"

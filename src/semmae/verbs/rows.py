@@ -6,7 +6,8 @@
       parts: [learned, kmeans]
       gamma: [1, 2]
 
-are five rows: random, and ours-parts=learned-gamma=1 to ours-parts=kmeans-gamma=2.
+are five rows: random, and ours-parts=learned-gamma=1 to ours-parts=kmeans-gamma=2. Height and width are a list in that
+list: `image_size: [[64, 48]]`.
 """
 
 import itertools
@@ -203,6 +204,8 @@ def _row(values: Mapping[str, Any], lists: Collection[str] = ()) -> Row:
 
 def _worded(value: Any) -> str:
     """A value as it stands in the name of a row."""
+    if isinstance(value, list | tuple):  # height and width
+        return "x".join(map(str, value))
     return Path(value).name if isinstance(value, str) and "/" in value else str(value)
 
 
