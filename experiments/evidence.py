@@ -32,7 +32,8 @@ class Table(NamedTuple):
 TABLES = {
     "true-parts": Table("true_parts"),
     "true-parts-kinds": Table("true_parts", base="semantic-background", names="semantic-background-|colour"),
-    "tiny-imagenet": Table("tiny_imagenet"),
+    "tiny-imagenet": Table("tiny_imagenet", names="(?!.*-epochs)"),
+    "tiny-imagenet-longer": Table("tiny_imagenet", base="random-40-epochs", names=".*-40-epochs"),
     "tiny-imagenet-tokens": Table("tiny_imagenet", target="tokens"),
     "tiny-imagenet-tokens-masks": Table("tiny_imagenet", target="tokens", base="tokens-random"),
     "tiny-imagenet-gpu": Table("tiny_imagenet_gpu"),

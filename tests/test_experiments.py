@@ -42,7 +42,8 @@ def test_rows_are_such_as_compare_takes(name: str, tmp_path: Path) -> None:
         rows += getattr(module, each, [])
     rows += [module.KEPT] if hasattr(module, "KEPT") else []
     rows += [row for row in (module.RANDOM, module.SEMANTIC) if row.get("name") not in {own["name"] for own in rows}]
-    rows += [module.of_tokens(row) for row in rows] if hasattr(module, "of_tokens") else []
+    for other in ("of_tokens", "longer"):
+        rows += [getattr(module, other)(row) for row in rows] if hasattr(module, other) else []
     rows = [{"name": "as it is", **row} if "name" not in row else row for row in rows]
     grid = tmp_path / "rows.yaml"
     grid.write_text(yaml.safe_dump([{**row, "name": row["name"].replace(" ", "-")} for row in rows]))
