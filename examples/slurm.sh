@@ -11,8 +11,8 @@
 #SBATCH --gpus-per-task=1
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00
-# Five minutes before the end every task is told: it ends its step, keeps it, and stops with code 138.
-#SBATCH --signal=USR1@300
+# Five minutes before the end this script is told (B:), and tells every task: it ends its step, keeps it, and stops.
+#SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -29,11 +29,21 @@ if [ "$SLURM_NNODES" -gt 1 ] && [ -z "$GLOO_SOCKET_IFNAME" ]; then
     export GLOO_SOCKET_IFNAME
 fi
 
+told=
+trap 'told=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1 # the tasks, not this script
+
 # One task that fails ends all. Since Slurm 22.05 srun has to be told again how many cores a task has.
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    semmae "$@" --nodes "$SLURM_NNODES" --devices "$SLURM_NTASKS_PER_NODE"
+    semmae "$@" --nodes "$SLURM_NNODES" --devices "$SLURM_NTASKS_PER_NODE" &
+wait $!
 code=$?
-if [ "$code" -eq 138 ]; then # 128 + SIGUSR1: the same command resumes
+while kill -0 $! 2> /dev/null; do # the signal has ended the waiting alone
+    wait $!
+    code=$?
+done
+# 138 is 128 + SIGUSR1: the same command resumes. Where the first task is the first to end with it, srun ends the others,
+# and its own code is that of the signal by which it did.
+if [ "$code" -eq 138 ] || { [ -n "$told" ] && [ "$code" -gt 128 ]; }; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -48,9 +48,10 @@ GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
-# Its second step takes until Slurm has told all tasks, in the first start of the job; each says what it sees.
+# Its second step takes until Slurm has told the script, and that all tasks, in the first start of the job; each says
+# what it sees. The second task takes longer to end than the first, whose code makes srun end what is left.
 STEPS = """
-import os, subprocess, sys, time
+import atexit, os, subprocess, sys, time
 from semmae.cli import main
 from semmae.run.signals import STOPPING
 from semmae.train.meter import Meter
@@ -67,11 +68,13 @@ def start(meter, trainer, *rest):
     real(meter, trainer, *rest)
     if trainer.global_step == 1 and "SLURM_RESTART_COUNT" not in os.environ and not seen:
         if trainer.global_rank == 0:
-            subprocess.run(["scancel", "--signal=USR1", os.environ["SLURM_JOB_ID"]], check=True)
+            subprocess.run(["scancel", "--batch", "--signal=USR1", os.environ["SLURM_JOB_ID"]], check=True)
         while not seen:
             time.sleep(0.05)
 
 Signals._receive, Meter.on_train_batch_start = receive, start
+if os.environ["SLURM_PROCID"] == "1" and "SLURM_RESTART_COUNT" not in os.environ:
+    atexit.register(time.sleep, 60)
 print("task", os.environ["SLURM_PROCID"], "sees", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 main()

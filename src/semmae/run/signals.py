@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# By the last one Slurm may say that the time of a job is nearly over (`sbatch --signal=USR1@120`).
+# By the last one Slurm may say that the time of a job is nearly over (`sbatch --signal`).
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
