@@ -71,16 +71,7 @@ def test_collectives_of_the_device_are_ended_by_all_at_once(
 
         together._abort = abort
         if rank == 1:
-            at_once = together.Alarm.word
-
-            def word(alarm: together.Alarm) -> dict[str, Any] | None:
-                found = at_once(alarm)
-                if found is not None and threading.current_thread().name == "semmae-alarm":
-                    time.sleep(1.5)
-                    (tmp_path / "heard").touch()
-                return found
-
-            together.Alarm.word = word  # type: ignore[method-assign]
+            hear_late(tmp_path / "heard")
         listen()
         tell(UserError("photos/7.jpg: not readable"))
         time.sleep(100)
@@ -88,6 +79,43 @@ def test_collectives_of_the_device_are_ended_by_all_at_once(
     processes = met(tmp_path, work)
     assert [process.ended(60) for process in processes] == [2, 0], [each.output for each in processes]
     assert [(tmp_path / f"aborted-{rank}").read_text() for rank in range(2)] == ["heard by all: True"] * 2
+
+
+def test_the_first_process_ends_by_its_fault_when_the_others_have_heard_of_it(
+    soon: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With it ends the store, and they would wait in a collective of the device until that gives up."""
+    monkeypatch.setattr(together, "_waits_on_device", lambda: True)
+    monkeypatch.setattr(together, "_GRACE", 5.0)
+    monkeypatch.setattr(together, "_abort", lambda: None)
+
+    def work(rank: int) -> int:
+        if rank == 1:
+            hear_late(tmp_path / "heard")
+        listen()
+        if rank == 1:
+            time.sleep(100)
+        fault = UserError("photos/7.jpg: not readable")
+        tell(fault)
+        return 3 if together.explained(fault) is fault and (tmp_path / "heard").exists() else 4
+
+    first, other = met(tmp_path, work)
+    assert first.ended(60) == 3, first.output
+    assert other.ended(60) == 0, other.output
+
+
+def hear_late(mark: Path) -> None:
+    """From here on this process learns a while later that another one has failed, and leaves a file when it does."""
+    at_once = together.Alarm.word
+
+    def word(alarm: together.Alarm) -> dict[str, Any] | None:
+        found = at_once(alarm)
+        if found is not None and threading.current_thread().name == "semmae-alarm":
+            time.sleep(1.5)
+            mark.touch()
+        return found
+
+    together.Alarm.word = word  # type: ignore[method-assign]
 
 
 def test_a_fault_of_a_loaders_process_is_told_without_its_traceback(soon: None, tmp_path: Path) -> None:

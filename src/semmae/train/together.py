@@ -95,6 +95,8 @@ class Alarm:
 
     def __init__(self, store: Any) -> None:
         self._store, self._lock = own_connection(store), threading.Lock()
+        self._processes = distributed.get_world_size()
+        self.on_device = _waits_on_device()  # asked for now: when collectives are ended, nothing knows it any more
         self.aborted = threading.Event()  # the collectives of the device are, with those of all other processes
         threading.Thread(target=self._look, daemon=True, name="semmae-alarm").start()
 
@@ -120,7 +122,7 @@ class Alarm:
     def _look(self) -> None:
         while (word := self.word()) is None:
             time.sleep(_LOOK)
-        if _waits_on_device():
+        if self.on_device:
             self._abort_with_others()
         time.sleep(_GRACE_OF_FIRST if is_rank_zero() else _GRACE)
         if is_rank_zero():
@@ -138,7 +140,7 @@ class Alarm:
         with self._lock, contextlib.suppress(RuntimeError):
             self._store.add(_HEARD, 1)
             end = time.monotonic() + _GRACE
-            while self._store.add(_HEARD, 0) < distributed.get_world_size() and time.monotonic() < end:
+            while self._store.add(_HEARD, 0) < self._processes and time.monotonic() < end:
                 time.sleep(0.02)
         aborting = threading.Thread(target=_abort, daemon=True, name="semmae-abort")  # it hangs in some NCCL versions
         aborting.start()
@@ -147,7 +149,7 @@ class Alarm:
 
 
 def _waits_on_device() -> bool:
-    return distributed.is_initialized() and distributed.get_backend() == "nccl"
+    return distributed.get_backend() == "nccl"
 
 
 def _abort() -> None:
@@ -186,9 +188,11 @@ def explained(error: Exception) -> BaseException:
             break
         time.sleep(0.3)
     tell(error)
+    if _alarm[1].on_device:
+        # Its end would be an error of the network to the others; and the end of the first one that of the word, without
+        # which they would hang in a collective.
+        _alarm[1].aborted.wait(_LOOK + 2 * _GRACE)
     if not is_rank_zero():
-        if _waits_on_device():
-            _alarm[1].aborted.wait(_LOOK + 2 * _GRACE)  # its end, too, would be an error of the network to the others
         return SystemExit(0)
     return error if word is None or word["rank"] == 0 else _error_of(word)
 
