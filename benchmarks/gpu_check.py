@@ -43,22 +43,27 @@ class Section(NamedTuple):
     seconds: int  # its share of 560; what it takes on an H100 or H200, as calculated, most of it for compiling
 
 
-# In the order in which they run: what nothing but a GPU can show comes first.
+# In the order in which they run: what nothing but a GPU can show comes first. Of `steps` six are compiled, half a
+# minute each; what later sections compile of the same shapes they find in torch's cache.
 SECTIONS = {
-    "facts": Section("gpu_steps:facts", 10),
+    "facts": Section("gpu_steps:facts", 5),
     "products": Section("gpu_steps:products", 10),
     "losses": Section("gpu_steps:losses", 25),
     "waits": Section("gpu_waits:waits", 40),
-    "steps": Section("gpu_steps:steps", 140),
-    "sharing": Section("gpu_steps:sharing", 55),
-    "command": Section("gpu_runs:command", 120),
+    "steps": Section("gpu_steps:steps", 190),
+    "sharing": Section("gpu_steps:sharing", 45),
+    "command": Section("gpu_runs:command", 105),
     "loading": Section("gpu_runs:loading", 30),
-    "checkpointing": Section("gpu_steps:checkpointing", 35),
+    "checkpointing": Section("gpu_steps:checkpointing", 20),
     "profile": Section("gpu_steps:profile", 15),
     "neighbours": Section("gpu_runs:neighbours", 10),
     "labelling": Section("gpu_runs:labelling", 15),
     "peers": Section("gpu_steps:peers", 50),
 }
+# What the package and these sections import at once; an image with PyTorch in it may lack some.
+_NEEDED = (
+    "torch", "torchvision", "timm", "pytorch_lightning", "lightly", "segmentation_models_pytorch", "platformdirs",
+)  # fmt: skip
 _END = 20  # seconds in which a process that is killed ends; longer only where its driver hangs
 
 
@@ -76,6 +81,8 @@ def main() -> int:
     if path.exists():
         parser.error(f"--out {options.out}: holds gpu_check.json of an earlier run, which stays; give another folder")
     _find_package()
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        parser.error(f"{', '.join(missing)}: not installed, and most sections would fail; install what semmae requires")
     options.out.mkdir(parents=True, exist_ok=True)
     report, left = Report(path), list(dict.fromkeys(options.only))
     end = time.monotonic() + options.seconds

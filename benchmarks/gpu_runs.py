@@ -96,20 +96,24 @@ def command(sizes: Sizes, folder: Path) -> Figures:
         **{name: first[name] for name in ("code", "begun_s", "ended_s")},
     }
     again = interrupted(["--resume"], out, sizes.stops[1], afresh)
-    numbers = [line["step"] for line in again["lines"]]
     before = next(line["loss"] for line in reversed(again["lines"]) if line["step"] <= sizes.stops[0])
     yield {
         "resumed": True,
-        "misplaced": misplaced(numbers),
+        "misplaced": misplaced(first["lines"], again["lines"]),
         "loss_before": before,
         "loss_after": again["lines"][-1]["loss"],
         **{name: again[name] for name in ("code", "begun_s", "ended_s")},
     }
 
 
-def misplaced(steps: list[int]) -> int:
-    """Reports that do not follow on the one before them: two intervals at most, for one is cut off by SIGTERM."""
-    return sum(not 0 < after - before <= 2 * LOG_EVERY for before, after in pairwise([0, *steps]))
+def misplaced(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
+    """Reports that resuming has lost or made anew, and those that do not follow on the one before them.
+
+    That is two intervals at most, for one is cut off by SIGTERM.
+    """
+    steps = [line["step"] for line in after]
+    follow = [0 < step - last <= 2 * LOG_EVERY for last, step in pairwise([0, *steps])]
+    return sum(line not in after for line in before) + follow.count(False)
 
 
 def most_workers(sizes: Sizes) -> int:

@@ -161,19 +161,20 @@ def drawn(sizes: Sizes, batch: int) -> tuple[Tensor, Tensor]:
 def steps(sizes: Sizes, _: Path) -> Figures:
     """Images a second of steps without a loader: of ViT-B at three batches, of the larger ones, `--residual bf16`.
 
-    Each is compiled anew, which takes longer than the steps do. So what matters most comes first.
+    Each is compiled anew, which takes longer than the steps do. So what matters most comes first, and what is not
+    compiled before what would have to wait for it.
     """
     (first, *batches), (best, *ways) = sizes.batches, sizes.compiled
     for compiling in sizes.compiled:
         yield rate(sizes, sizes.model, first, compiling)
+    for compiling in ways:
+        for batch in batches:
+            yield rate(sizes, sizes.model, batch, compiling)
     for model in sizes.larger:
         yield rate(sizes, model, sizes.larger_batch, best)
     for batch in batches:
         yield rate(sizes, sizes.model, batch, best)
     yield rate(sizes, sizes.model, first, best, bf16_residual=True)
-    for compiling in ways:
-        for batch in batches:
-            yield rate(sizes, sizes.model, batch, compiling)
 
 
 def rate(sizes: Sizes, model: str, batch: int, compiling: bool, **ways: bool) -> dict[str, Any]:

@@ -155,6 +155,17 @@ def test_a_section_for_which_no_time_is_left_is_named_and_nothing_of_an_earlier_
     assert refused.value.code == 2 and (tmp_path / "gpu_check.json").read_bytes() == before
 
 
+def test_a_machine_that_lacks_a_package_is_refused_before_its_time_is_spent(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = script("gpu_check")
+    found = check.find_spec
+    monkeypatch.setattr(check, "find_spec", lambda name: None if name == "lightly" else found(name))
+    with pytest.raises(SystemExit) as refused:
+        gpu_lines(capsys, tmp_path / "out", "facts")
+    assert refused.value.code == 2 and "lightly" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_losses_that_differ_are_found_and_decide_how_the_script_ends(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,5 +368,13 @@ def test_what_a_stopped_process_has_begun_is_made_again_and_what_is_whole_is_kep
     ("steps", "wrong"),
     [([10, 20, 28, 38, 51], 0), ([10, 20, 20, 30], 1), ([10, 20, 10, 20], 1), ([10, 20, 50], 1), ([40, 50], 1)],
 )
-def test_reports_that_were_lost_doubled_or_out_of_order_are_counted(steps: list[int], wrong: int) -> None:
-    assert script("gpu_runs").misplaced(steps) == wrong
+def test_reports_that_were_doubled_or_out_of_order_are_counted(steps: list[int], wrong: int) -> None:
+    lines = [{"step": step} for step in steps]
+    assert script("gpu_runs").misplaced(lines[:2], lines) == wrong
+
+
+def test_a_run_that_resuming_began_anew_has_lost_its_reports() -> None:
+    """All over again they follow on each other, in a run that has kept nothing."""
+    before, anew = ([{"step": step, "images_per_s": rate} for step in (10, 20, 30)] for rate in (5.0, 6.0))
+    runs = script("gpu_runs")
+    assert [runs.misplaced(before[:2], each) for each in (before, anew, before[:1] + anew[1:])] == [0, 2, 1]
