@@ -59,6 +59,7 @@ class Server(SimpleHTTPRequestHandler):
 
     asked: list[str] = []
     failing: dict[str, int] = {}  # path → how many times more it fails
+    pause = 0.0  # seconds, in the middle of what is sent
 
     def do_GET(self) -> None:
         Server.asked.append(self.path)
@@ -70,7 +71,7 @@ class Server(SimpleHTTPRequestHandler):
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if not found or not path.is_file():
-            return super().do_GET()
+            return self.send_slowly(path.read_bytes()) if Server.pause and path.is_file() else super().do_GET()
         content = path.read_bytes()
         first, last = int(found[1]), int(found[2] or len(content) - 1)
         part = content[first : last + 1]
@@ -80,6 +81,15 @@ class Server(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(part)
         return None
+
+    def send_slowly(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        for half in (content[: len(content) // 2], content[len(content) // 2 :]):
+            self.wfile.write(half)
+            self.wfile.flush()
+            time.sleep(Server.pause)
 
     def do_HEAD(self) -> None:
         return self.send_error(403) if self.path.startswith("/secret/") else super().do_HEAD()
@@ -91,7 +101,7 @@ class Server(SimpleHTTPRequestHandler):
 @pytest.fixture
 def address(shards: Path) -> Iterator[str]:
     """A server of the shards, on this machine."""
-    Server.asked, Server.failing = [], {}
+    Server.asked, Server.failing, Server.pause = [], {}, 0.0
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=shards))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -138,6 +148,30 @@ def test_processes_that_load_share_the_copies(address: str, cache: Path) -> None
     assert sorted(rows) == sorted(list(range(9)) * 2)
     assert sorted(Server.asked) == ["/train-0.tar", "/train-1.tar", "/val-0.tar"]
     assert len(list(cache.glob("*.tar"))) == 3
+
+
+def test_a_shard_may_take_longer_than_the_client_of_http_would_wait(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aiohttp = pytest.importorskip("aiohttp.client")
+    monkeypatch.setattr(aiohttp, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.3))  # in place of five minutes
+    fsspec.get_filesystem_class("http").clear_instance_cache()
+    Server.pause = 0.5
+    assert len(open_source(f"{address}/train-0.tar")) == 3
+    assert Server.asked.count("/train-0.tar") == 1
+
+
+def test_the_system_is_not_asked_for_a_whole_copy_for_every_image(
+    memory: str, cache: Path, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(f"{memory}/train-0.tar")
+    asked: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _file, _from, _size, advice: asked.append(advice), raising=False)
+    assert [source.read(row % 3) for row in range(30)] == [jpeg(row % 3) for row in range(30)]
+    assert not asked  # it has just been written
+    os.utime(next(cache.glob("*.tar")), (0, 0))
+    assert [source.read(row % 3) for row in range(30)] == [jpeg(row % 3) for row in range(30)]
+    assert len(asked) == 1
 
 
 def test_copies_keep_to_their_room(address: str, cache: Path, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch) -> None:

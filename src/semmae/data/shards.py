@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from semmae.data.endings import UNDECODED, ending
 from semmae.data.folders import first_folders, folder_classes
 from semmae.data.parquet import classes_of
 from semmae.data.shard_index import Members, members_of
-from semmae.data.shard_places import Shard, copied, named, read_beside
+from semmae.data.shard_places import Shard, copied, named, read_ahead, read_beside
 from semmae.data.splits import TRAIN, VAL, are_splits, pick_split
 from semmae.errors import UserError
 from semmae.files import open_regular, read_bytes
@@ -32,7 +31,6 @@ SHARD = ".tar"
 CLASSES = "classes.json"
 _SPLIT = re.compile(rf"(?:^|[-_./])({'|'.join(sorted(TRAIN + VAL, key=len, reverse=True))})(?![a-z])")
 _OPEN = 128  # shards that a process keeps open
-_READ_AHEAD = 2**30  # bytes of a shard that is read in one go
 _AGAIN = 3  # tries to open a copy, which may be removed at any time
 
 
@@ -102,11 +100,8 @@ class _Opened:
             if stat.st_size != shard.size or (not shard.remote and stat.st_mtime_ns != shard.stamp):
                 raise OSError(errno.ESTALE, f"{shard.name} was changed since this began")
             self._descriptor = os.dup(file.fileno())
-        if stat.st_size <= _READ_AHEAD and hasattr(os, "posix_fadvise"):  # not on macOS
-            # All of it into the system's cache, in the background: a disk that seeks reads it a hundred times as fast
-            # as its images one by one, and images of an open shard are wanted one after the other.
-            with suppress(OSError):
-                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        if not shard.remote:  # copies are opened for every image
+            read_ahead(self._descriptor, stat.st_size)
 
     def read(self, offset: int, size: int) -> bytes:
         """Without a place in the file of its own, which threads and forked processes would share."""
