@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from refusals import refused
 
+from semmae.data import headers
 from semmae.data.colour import GLOBAL_CHANCES, changes_of, draw_changes, recoloured, shift_colours
 from semmae.data.decode import decode, upright_size
 from semmae.data.endings import sort_files
@@ -20,9 +21,9 @@ from semmae.data.transform import ImageTransform
 from semmae.levels import in_rgb, levels
 
 
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **how: str) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind)
+    image.save(file, kind, **how)
     return file.getvalue()
 
 
@@ -92,6 +93,52 @@ def test_tiff_of_many_channels() -> None:
             decode(file.getvalue(), channels=4)
         with pytest.raises(ValueError, match="TIFF"):
             decode(file.getvalue()[:-700], channels=5)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_of_other_channels_is_turned_upright_like_any_other(orientation: int) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 11, 5), np.uint8)
+    tag = [(274, "H", 1, orientation, True)]
+    raws = []
+    for channels, kind in ((3, "rgb"), (4, "rgb"), (5, "minisblack")):
+        file = io.BytesIO()
+        tifffile.imwrite(file, pixels[..., :channels], photometric=kind, planarconfig="contig", extratags=tag)
+        raws.append(file.getvalue())
+    upright = decode(raws[0]).int() * 257
+    for raw, channels in zip(raws[1:], (4, 5), strict=True):
+        image = decode(raw, channels=channels)
+        assert torch.equal(image[:3].int(), upright)
+        assert upright_size(raw) == tuple(image.shape[1:])
+
+
+def test_tiff_packed_in_a_way_that_tifffile_alone_cannot_undo(monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 11, 4), np.uint8)
+    raw = encoded(Image.fromarray(pixels, "CMYK"), "TIFF", compression="tiff_lzw")
+    assert np.array_equal(decode(raw, channels=4).permute(1, 2, 0).numpy(), pixels.astype(np.uint16) * 257)
+
+    def asarray(_: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    for kind, channels in (("minisblack", 5), ("rgb", 4)):  # Pillow opens the second one, in 8 bits
+        file = io.BytesIO()
+        tifffile.imwrite(file, np.zeros((8, 11, channels), np.uint16), photometric=kind, planarconfig="contig")
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="pip install imagecodecs"):
+            patch.setattr(tifffile.TiffPageSeries, "asarray", asarray)
+            decode(file.getvalue(), channels=channels)
+
+
+def test_what_takes_too_much_memory_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.zeros((8, 11, 5), np.uint8)
+    tifffile.imwrite(file := io.BytesIO(), pixels, photometric="minisblack", planarconfig="contig")
+    for raw in (file.getvalue(), array(pixels)):
+        monkeypatch.setattr(headers, "_MOST_MEMORY", 2 * pixels.size)
+        assert decode(raw, channels=5).shape == (5, 8, 11)
+        monkeypatch.setattr(headers, "_MOST_MEMORY", 2 * pixels.size - 1)
+        with pytest.raises(ValueError, match=f"{2 * pixels.size} bytes .* limit {2 * pixels.size - 1}"):
+            decode(raw, channels=5)
 
 
 def test_arrays_beside_pictures_are_none(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from semmae.data import deep
-from semmae.data.deep import NPY, OWN
+from semmae.data.deep import NPY, OWN, TURNED
 from semmae.data.headers import MOST_PIXELS, PNG, check_memory, check_png, check_size, grey_bits, jpeg_header
 from semmae.data.wide_png import decode_wide_png, is_wide_png, wide_png_channels
 from semmae.errors import reason
@@ -81,7 +81,6 @@ _REDUCED_FROM = 256 * 1024  # bytes; a smaller file is decoded whole: reading it
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 _INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION_ENTRY = {"little": b"\x12\x01\x03\0", "big": b"\x01\x12\0\x03"}  # tag 0x0112, of the type SHORT
-_TURNED = 5  # orientations from 5 on swap height and width
 _FLIPS = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # once they are swapped
 
 
@@ -121,10 +120,13 @@ def _decode_deep(raw: bytes, channels: int) -> Tensor:
     if is_wide_png(raw):
         pixels, exif = decode_wide_png(raw, channels)
         return _upright(deep.planes_of(pixels, channels), exif)
-    is_tiff = deep.needs_tifffile(raw, channels)
-    if is_tiff and deep.HAS_TIFFFILE:
-        return deep.decode_tiff(raw, channels)
-    with _naming_tifffile(is_tiff), _opened(raw) as opened:
+    remedy = deep.TIFF_REMEDY if deep.needs_tifffile(raw, channels) else None
+    if remedy and deep.HAS_TIFFFILE:
+        try:
+            return _turned(*deep.decode_tiff(raw, channels))
+        except deep.UnknownCompression as error:  # Pillow unpacks more kinds, and refuses what it does not keep whole
+            remedy = str(error)
+    with _naming(remedy), _opened(raw) as opened:
         return _deep_tensor(opened, channels)
 
 
@@ -143,7 +145,8 @@ def own_channels(raw: bytes) -> int:
     bands = deep.tiff_channels(raw)
     if bands is not None:
         return bands
-    with _naming_tifffile(deep.needs_tifffile(raw, OWN)), _opened(raw) as opened:
+    remedy = deep.TIFF_REMEDY if deep.needs_tifffile(raw, OWN) and not deep.HAS_TIFFFILE else None
+    with _naming(remedy), _opened(raw) as opened:
         return picture_channels(opened)
 
 
@@ -155,13 +158,13 @@ def picture_channels(image: Image.Image) -> int:
 
 
 @contextmanager
-def _naming_tifffile(is_tiff: bool) -> Iterator[None]:
-    """Where Pillow takes a TIFF for no image, what reads it."""
+def _naming(remedy: str | None) -> Iterator[None]:
+    """Where Pillow takes a TIFF for no image, or does not keep all of it, what reads it."""
     try:
         yield
     except ValueError as error:
-        if is_tiff and str(error) == _NO_IMAGE:
-            raise ValueError(deep.TIFF_REMEDY) from error
+        if remedy and str(error) in (_NO_IMAGE, deep.WIDE_TIFF_REMEDY):
+            raise ValueError(remedy) from error
         raise
 
 
@@ -202,7 +205,7 @@ def upright_size(raw: bytes) -> tuple[int, int]:
             if found is None:
                 raise
             return found
-    return (width, height) if _orientation(exif) >= _TURNED else (height, width)
+    return (width, height) if _orientation(exif) >= TURNED else (height, width)
 
 
 @functools.cache
@@ -354,8 +357,11 @@ def _orientation(exif: bytes) -> int:
 
 def _upright(image: Tensor, exif: bytes) -> Tensor:
     """An image (…, H, W) turned and mirrored as its EXIF block says."""
-    orientation = _orientation(exif)
-    if orientation >= _TURNED:
+    return _turned(image, _orientation(exif))
+
+
+def _turned(image: Tensor, orientation: int) -> Tensor:
+    if orientation >= TURNED:
         image = image.transpose(-2, -1)
     return image.flip(_FLIPS[orientation]) if orientation in _FLIPS else image
 

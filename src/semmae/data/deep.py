@@ -24,15 +24,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from semmae.data.headers import check_size
+from semmae.data.headers import check_memory, check_size
 from semmae.errors import reason
 
 NPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 OWN = 0  # asked for in place of a number of channels: those in which most is read of an image, see `own_count`
 _MOST_CHANNELS = 4096
+TURNED = 5  # EXIF's orientations from 5 on swap height and width
+_ORIENTATION = 274  # the tag of a TIFF
 HAS_TIFFFILE = find_spec("tifffile") is not None
 TIFF_REMEDY = 'a TIFF that Pillow does not read: pip install "semmae[tiff]"'
+CODEC_REMEDY = "a TIFF packed in a way that needs another package: pip install imagecodecs"
 WIDE_TIFF_REMEDY = 'a TIFF of 16 bits a channel, of which Pillow keeps 8: pip install "semmae[tiff]"'
 _OTHER_CHANNELS = re.compile(r"(\d+) channels?, not \d+")  # what `_check_channels` says
 
@@ -56,10 +59,15 @@ def needs_tifffile(raw: bytes, channels: int) -> bool:
     return channels not in (1, 3) and raw.startswith(TIFF)
 
 
-def decode_tiff(raw: bytes, channels: int) -> Tensor:
-    """uint16 (C, H, W) of a TIFF, by tifffile. ValueError where it cannot be read."""
+class UnknownCompression(ValueError):
+    """A TIFF is packed in a way for which tifffile needs a package that is not here."""
+
+
+def decode_tiff(raw: bytes, channels: int) -> tuple[Tensor, int]:
+    """uint16 (C, H, W) of a TIFF as it lies, by tifffile, and its orientation. ValueError where it cannot be read."""
     with _tiff(raw) as series:
         shape, axes, dtype = series.shape, series.axes, series.dtype
+        orientation = _orientation(series)
     if dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a TIFF of {dtype}; save it as uint8 or uint16")
     bands = _bands(shape, axes)
@@ -67,11 +75,12 @@ def decode_tiff(raw: bytes, channels: int) -> Tensor:
         raise ValueError(f"a TIFF of {shape}, and no image (height, width[, channels])"[:120])
     _check_channels(bands, channels)
     check_size(shape[axes.index("Y")] * shape[axes.index("X")])
+    check_memory(2 * math.prod(shape))
     with _tiff(raw) as series:  # again: what is wrong with the pixels is damage, which what is above is not
         array = series.asarray()
     if array.ndim == 3:
         array = np.moveaxis(array, next(i for i, axis in enumerate(axes) if axis not in "YX"), -1)
-    return planes_of(array, channels)
+    return planes_of(array, channels), orientation
 
 
 def own_count(channels: int, bits: int) -> int:
@@ -92,7 +101,7 @@ def tiff_channels(raw: bytes) -> int | None:
 
 
 def tiff_size(raw: bytes) -> tuple[int, int] | None:
-    """Height and width of a TIFF by tifffile; None as of `tiff_channels`, and where it holds no image.
+    """Height and width of a TIFF, upright, by tifffile; None as of `tiff_channels`, and where it holds no image.
 
     ValueError where it has too many pixels.
     """
@@ -107,9 +116,16 @@ def _tiff_shape(raw: bytes) -> tuple[int, int, int] | None:
     """Channels, 0 where it is no image, height and width of a TIFF; None where there is none, or no tifffile."""
     if needs_tifffile(raw, OWN) and HAS_TIFFFILE:
         with suppress(ValueError), _tiff(raw) as series:
-            shape, axes = series.shape, series.axes
-            return _bands(shape, axes), shape[axes.index("Y")], shape[axes.index("X")]
+            shape, axes, turned = series.shape, series.axes, _orientation(series) >= TURNED
+            height, width = (shape[axes.index(axis)] for axis in ("XY" if turned else "YX"))
+            return _bands(shape, axes), height, width
     return None
+
+
+def _orientation(series: Any) -> int:
+    """1 to 8, as EXIF defines it; 1, upright, of anything else."""
+    found = series.keyframe.tags.valueof(_ORIENTATION)
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _bands(shape: tuple[int, ...], axes: str) -> int:
@@ -127,6 +143,8 @@ def _tiff(raw: bytes) -> Iterator[Any]:
         with TiffFile(io.BytesIO(raw)) as file:
             yield file.series[0]
     except Exception as error:  # of a foreign reader on damaged bytes: any
+        if isinstance(error, ImportError) or "imagecodecs" in str(error):
+            raise UnknownCompression(CODEC_REMEDY) from error
         raise ValueError(str(error) if "TIFF" in str(error) else f"a damaged TIFF ({reason(error)})"[:200]) from error
 
 
@@ -172,6 +190,7 @@ def _header(raw: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and shape[2] > _MOST_CHANNELS):
         raise ValueError(f"an array of {shape}, and no image (height, width[, channels])"[:120])
     check_size(shape[0] * shape[1])
+    check_memory(2 * math.prod(shape))
     if len(raw) < file.tell() + math.prod(shape) * dtype.itemsize:
         raise ValueError("truncated")
     return shape, dtype
