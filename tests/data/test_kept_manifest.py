@@ -1,10 +1,13 @@
 """The list of images that one process makes for all; and how closely images are looked at before the start."""
 
+import io
 import os
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from refusals import refused
@@ -69,6 +72,38 @@ def test_tables_are_opened_by_each(tmp_path: Path, write_table: Write, as_rank: 
     write_table(tmp_path / "t.parquet", 4, label=list("abca"))
     with refused("t.parquet#4", "first process"):
         opened(out, table)
+
+
+def test_shards_at_an_address_are_copied_by_no_other_process_before_the_start(
+    tmp_path: Path, jpeg: Callable[[int], bytes], as_rank: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = fsspec.filesystem("memory")
+    for split, rows in (("train", range(6)), ("val", range(6, 9))):
+        with tarfile.open(fileobj=(content := io.BytesIO()), mode="w") as tar:
+            for row in rows:
+                for name, raw in ((f"{row}.jpg", jpeg(row)), (f"{row}.cls", b"01"[row % 2 :][:1])):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(raw)
+                    tar.addfile(member, io.BytesIO(raw))
+        files.pipe(f"/kept/{split}-0.tar", content.getvalue())
+    (out := tmp_path / "run").mkdir()
+
+    def both_splits() -> list[ImageSet]:
+        with pytest.MonkeyPatch.context() as patch, sharing(out, 1, 2):
+            patch.setattr(ranks, "_start", "this")
+            return [open_images("memory://kept/", split=split) for split in ("train", "val")]
+
+    monkeypatch.setenv("SEMMAE_CACHE", str(tmp_path / "of the first machine"))
+    as_rank(0)
+    first = both_splits()
+    monkeypatch.setenv("SEMMAE_CACHE", str(elsewhere := tmp_path / "of another"))
+    as_rank(1)
+    second = both_splits()
+    assert not list(elsewhere.rglob("*.tar"))
+    assert [images.manifest for images in second] == [images.manifest for images in first]
+    assert all(torch.equal(first[1].read(row), second[1].read(row)) for row in range(3))
+    assert len(list(elsewhere.rglob("*.tar"))) == 1  # that of what was read
+    files.rm("/kept", recursive=True)
 
 
 def test_other_files_than_those_of_the_first_process_are_refused(

@@ -15,7 +15,8 @@ Notable here:
 - nothing is ever unpacked; a name that is absolute or holds `..` is refused all the same;
 - a tar that ends without its mark of the end was cut off, or is damaged there, and is refused; so is one with more
   behind that mark than writers of tar files put there: another tar, or room that a copy made for what never came;
-- the file of the index holds every shard of a folder that was ever looked at; one that was changed is read anew.
+- the file of the index holds every shard of a folder that was ever looked at; one that was changed is read anew;
+- of several processes of a run the first one reads the headers, and the others take its index.
 """
 
 import json
@@ -40,6 +41,7 @@ from semmae.errors import DiskError, UserError, reason
 from semmae.files import open_regular, whole
 from semmae.names import shown
 from semmae.progress import Progress
+from semmae.run.ranks import is_rank_zero, shared_folder
 
 _FORM = 2  # of the file; one of another number is made anew
 _BLOCK = 512  # bytes: tar files are made of such blocks
@@ -69,10 +71,17 @@ class Members:
 
 
 def members_of(shards: Sequence[Shard], key: str) -> list[Members]:
-    """The images of each shard; shards that are not known as they are now are read, and kept under the key."""
-    folder = cache_folder("index")
-    file = None if folder is None else cache_file(folder, f"shards\0{key}")
-    known = {} if file is None else _read_index(file)
+    """The images of each shard; shards that are not known as they are now are read, and kept under the key.
+
+    Of several processes the first one keeps them for all: on another machine they would have to be read, and those at
+    addresses be copied, once more.
+    """
+    folder, together = cache_folder("index"), shared_folder()
+    own, shared = (None if each is None else cache_file(each, f"shards\0{key}") for each in (folder, together))
+    known: dict[Shard, Members] = {}
+    for file in (shared, own):
+        if file is not None and not known.keys() >= set(shards):
+            known |= _read_index(file)
     unknown = [shard for shard in shards if shard not in known]
     passed = Counter[str]()
     try:
@@ -82,8 +91,10 @@ def members_of(shards: Sequence[Shard], key: str) -> list[Members]:
     finally:  # also where one is refused: the others are not read again
         places, current = {shard.place for shard in shards}, set(shards)
         kept = {each: known[each] for each in known if each.place not in places or each in current}
-        if file is not None and kept and unknown:
-            _write_index(file, kept)
+        if own is not None and kept and unknown:
+            _write_index(own, kept)
+    if shared is not None and is_rank_zero():
+        _write_index(shared, kept)
     if passed:
         level = logging.WARNING if _LINKS in passed else logging.INFO  # they may be meant as images
         _log.log(level, "%s: passed over in its shards: %s", named(key), counted(passed))
