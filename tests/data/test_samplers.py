@@ -12,7 +12,7 @@ Shards = tuple[np.ndarray, np.ndarray]
 def tar_shards() -> Shards:
     """Shards of some 100 images each, ten of them a window."""
     shards = np.sort(np.random.default_rng(0).integers(0, SHARDS, IMAGES))
-    return shards, np.full(IMAGES, 10 * WINDOW // IMAGES)
+    return shards, np.full(IMAGES, WINDOW // 10)
 
 
 def steps_of(ranks: int, epoch: int, shards: Shards | None, done: int = 0) -> list[list[list[tuple[int, int]]]]:

@@ -428,7 +428,7 @@ def test_more_shards_than_are_kept_open(shards: Path, jpeg: Jpeg, monkeypatch: p
 
 
 def test_images_are_shuffled_by_shard_and_window() -> None:
-    shards, sizes = np.repeat(np.arange(20), 10), np.full(200, 100)
+    shards, sizes = np.repeat(np.arange(20), 10), np.full(200, 1000)
     order = by_window(shards, sizes, np.random.default_rng(0), window=4000)
     assert sorted(order.tolist()) == list(range(200))
     windows = [sorted(set(shards[order[start : start + 40]].tolist())) for start in range(0, 200, 40)]
@@ -441,7 +441,7 @@ def test_images_are_shuffled_by_shard_and_window() -> None:
 
 
 def test_where_all_fit_into_a_window_the_order_is_that_of_files() -> None:
-    shards, sizes = np.repeat(np.arange(20), 10), np.full(200, 100)
+    shards, sizes = np.repeat(np.arange(20), 10), np.full(200, 1000)
     of_files, of_shards = EpochSampler(200, 3), EpochSampler(200, 3, shards=(shards, sizes))
     assert list(of_files) == list(of_shards)
 
@@ -454,7 +454,7 @@ def small_window(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_window")
 def test_the_order_goes_on_where_it_stopped_and_on_other_ranks() -> None:
-    shards, sizes = np.repeat(np.arange(20), 10), np.full(200, 100)
+    shards, sizes = np.repeat(np.arange(20), 10), np.full(200, 1000)
 
     def sampler(ranks: int, rank: int) -> EpochSampler:
         made = EpochSampler(200, 3, num_replicas=ranks, rank=rank, shards=(shards, sizes))
@@ -468,6 +468,23 @@ def test_the_order_goes_on_where_it_stopped_and_on_other_ranks() -> None:
     assert list(resumed) == whole[77:]
     pairs = zip(sampler(2, 0), sampler(2, 1), strict=True)
     assert [each for pair in pairs for each in pair] == whole
+
+
+def test_few_images_of_many_shards_are_taken_by_shard_too(
+    tmp_path: Path, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in range(6):
+        members = {f"{row}.jpg": jpeg(row) for row in range(20 * shard, 20 * shard + 20)}
+        write_tar(tmp_path / "shards" / f"shards-{shard}.tar", members)
+    images = open_images(tmp_path / "shards", limit=30).select(range(28))
+    assert images.shards is not None
+    numbers, sizes = images.shards
+    monkeypatch.setattr(by_window, "__defaults__", (2 * int(sizes.max()),))
+    assert images.manifest.sizes.sum() < 2 * sizes.min()  # these alone would fit into a window
+    shown = numbers[[row for _, row in EpochSampler(len(images), 3, shards=images.shards)]]
+    last = {shard: place for place, shard in enumerate(shown.tolist())}
+    opened = [sum(last[shard] >= place for shard in set(shown[: place + 1].tolist())) for place in range(len(shown))]
+    assert set(numbers.tolist()) == set(range(6)) and max(opened) <= 3
 
 
 # Braces

@@ -27,7 +27,7 @@ from semmae.data.deep import other_channels
 from semmae.data.endings import UNDECODED, counted, ending
 from semmae.data.items import ItemSource
 from semmae.data.kept_manifest import check_same, read_kept, write_kept
-from semmae.data.selection import Selection, Source
+from semmae.data.selection import InShards, Selection, Source
 from semmae.data.sources import open_source
 from semmae.data.workers import in_threads
 from semmae.errors import UserError, listed, reason
@@ -119,9 +119,9 @@ class ImageSet:
         return self.manifest.digest
 
     @property
-    def shards(self) -> npt.NDArray[np.int64] | None:
-        """Which tar file each row lies in, (N,); None where the images lie in none."""
-        return None if self.source.shards is None else self.source.shards[self.positions]
+    def shards(self) -> InShards | None:
+        """Which tar file each row lies in; None where the images lie in none."""
+        return None if self.source.shards is None else self.source.shards.take(self.positions)
 
     def select(self, rows: Rows) -> "ImageSet":
         return ImageSet(

@@ -21,8 +21,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     With `multiple`, what each rank takes of an optimiser step, an epoch is whole steps: rows beyond are left out, and
     which rows make a step does not depend on the number of ranks.
     With `classes`, of each row, every class comes equally often (`balanced_rows`); a row that comes again in an epoch
-    does so under another number of the epoch, and thus with another crop. With `shards`, the tar file and the bytes of
-    each row, rows come in the order of `by_window`.
+    does so under another number of the epoch, and thus with another crop. With `shards`, the tar file of each
+    row and the bytes of that file, rows come in the order of `by_window`.
     """
 
     def __init__(
@@ -100,15 +100,15 @@ def by_window(shards: Numbers, sizes: Numbers, rng: np.random.Generator, window:
 
     Args:
         shards: which one each row lies in, (N,).
-        sizes: bytes of each row, (N,).
+        sizes: bytes of that shard, (N,): also where few of its images are among the rows, it is read or copied whole.
         rng: what the order is drawn by; it depends on nothing else.
         window: bytes.
     """
     rows = rng.permutation(len(shards))
-    if sizes.sum() <= window:
+    _, first, own = np.unique(shards, return_index=True, return_inverse=True)
+    of_shard = sizes[first]
+    if of_shard.sum() <= window:
         return rows
-    _, own = np.unique(shards, return_inverse=True)
-    of_shard = np.bincount(own, weights=sizes)
     order = rng.permutation(len(of_shard))
     number = np.empty(len(order), dtype=np.int64)  # of the window of each shard
     number[order] = (np.cumsum(of_shard[order]) - of_shard[order]) // window

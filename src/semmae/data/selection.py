@@ -1,7 +1,7 @@
 """What every source of images has, and some rows of one."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,24 @@ class Source(Protocol):
     class_remedy: str  # how images of this kind are given classes, where there is no such note
 
     @property
-    def shards(self) -> npt.NDArray[np.int64] | None:
-        """Which tar file each image lies in, (N,); None where the images lie in none."""
+    def shards(self) -> "InShards | None":
+        """None where the images lie in no tar files."""
 
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> bytes | Tensor: ...
+
+
+class InShards(NamedTuple):
+    """Which tar file each image lies in."""
+
+    numbers: npt.NDArray[np.int64]  # (N,)
+    sizes: npt.NDArray[np.int64]  # (N,): bytes of all images in that file, whichever of them are asked for
+
+    def take(self, rows: Rows) -> "InShards":
+        """Of these rows."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return InShards(self.numbers[chosen], self.sizes[chosen])
 
 
 class Selection:
@@ -41,7 +53,7 @@ class Selection:
         self.names = source.names.take(self._rows)
         self.labels = None if source.labels is None else source.labels.take(self._rows)
         self.sizes, self.modified = source.sizes[self._rows], source.modified[self._rows]
-        self.shards = None if source.shards is None else source.shards[self._rows]
+        self.shards = None if source.shards is None else source.shards.take(self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from semmae.data.compact import Labels, Names
 from semmae.data.decode import MOST_BYTES
 from semmae.data.endings import UNDECODED, ending
 from semmae.data.folders import first_folders, folder_classes
 from semmae.data.parquet import classes_of
+from semmae.data.selection import InShards
 from semmae.data.shard_index import Members, members_of
 from semmae.data.shard_places import Shard, copied, named, read_ahead, read_beside
 from semmae.data.splits import TRAIN, VAL, are_splits, pick_split
@@ -53,10 +53,11 @@ class ShardSource:
         counts = [len(each.rows) for each in members]
         rows = np.concatenate([each.rows for each in members])
         self.names = _names(shards, members)
-        self.shards: npt.NDArray[np.int64] | None = np.repeat(np.arange(len(shards)), counts)
         self.modified = np.repeat(np.array([shard.stamp for shard in shards], dtype=np.int64), counts)
         self._offsets, self.sizes = rows[:, 0].copy(), rows[:, 1].copy()
-        self._places, self._shard = list(shards), self.shards
+        self._places, self._shard = list(shards), np.repeat(np.arange(len(shards)), counts)
+        images = [int(each.rows[:, 1].sum()) for each in members]
+        self.shards: InShards | None = InShards(self._shard, np.repeat(np.array(images, dtype=np.int64), counts))
         self._opened: dict[int, _Opened] = {}
 
     def __len__(self) -> int:

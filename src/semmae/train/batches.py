@@ -91,10 +91,8 @@ class Training(LoggerOptions, Batching, PrecisionOptions, StrategyOptions, Worke
         images = len(dataset)
         self.check_images(images)
         size = self.images_of_a_step(images, rate)
-        shards = dataset.images.shards
-        by_shard = None if shards is None else (shards, dataset.images.manifest.sizes)
         multiple = size // self.processes
-        sampler = EpochSampler(images, self.seed, multiple=multiple, classes=classes, shards=by_shard)
+        sampler = EpochSampler(images, self.seed, multiple=multiple, classes=classes, shards=dataset.images.shards)
         return make_loader(
             dataset, size // self.batches, sampler=sampler, workers=self.num_workers, drop_last=True,
             sharing=self.devices,
