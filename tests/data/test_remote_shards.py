@@ -21,6 +21,7 @@ from refusals import refused
 from torch.utils.data import DataLoader
 
 from semmae.data import shard_places
+from semmae.data.augment import LabelledCrops
 from semmae.data.loaders import CropDataset, make_loader
 from semmae.data.manifest import open_images
 from semmae.data.sources import has_split, open_source, split_names
@@ -150,6 +151,29 @@ def test_processes_that_load_share_the_copies(address: str, cache: Path) -> None
     assert len(list(cache.glob("*.tar"))) == 3
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_shard_is_copied_ahead_of_its_images(address: str, cache: Path, labelled: bool) -> None:
+    """By the process that loads an image of another one, which is as without; what fails is left to a reader."""
+    images = open_images(f"{address}/", workers=1)
+    for path in cache.glob("*.tar"):
+        path.unlink()
+    Server.asked.clear()
+    dataset = LabelledCrops(images, [0] * len(images), 16) if labelled else CropDataset(images, 16)
+    keys = [(0, 0, 3), (0, 1, 0), (0, 2)]  # the second is there
+    loader: DataLoader[dict[str, Any]] = make_loader(dataset, 3, sampler=keys, workers=1)
+    [batch] = list(loader)
+    assert batch["images"].equal(next(iter(make_loader(dataset, 3, sampler=[0, 1, 2])))["images"])
+    ended_at = time.monotonic() + 60
+    while len(list(cache.glob("*.tar"))) < 2 and time.monotonic() < ended_at:
+        time.sleep(0.05)
+    assert sorted(Server.asked) == ["/train-0.tar", "/train-1.tar"]
+    Server.failing["/val-0.tar"] = 3
+    assert dataset[(0, 0, 6)]["row"] == 0
+    while Server.failing["/val-0.tar"] and time.monotonic() < ended_at:
+        time.sleep(0.05)
+    assert dataset[(0, 6)]["row"] == 6 and Server.asked.count("/val-0.tar") == 4
+
+
 def test_a_shard_may_take_longer_than_the_client_of_http_would_wait(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,8 +268,11 @@ def test_room_that_a_killed_process_had_announced_is_free_again(
     process = Forked(lambda: 0)
     process.ended(60)
     cache.mkdir(parents=True)
-    with (cache / f".{'0' * 32}.room.{process.process.pid}{PART}").open("wb") as file:
-        file.truncate(10 * shard.size)
+    announced, half = (cache / f".{'0' * 32}.{of}.{process.process.pid}{PART}" for of in ("room", "tar"))
+    for path in (announced, half):
+        with path.open("wb") as file:
+            file.truncate(10 * shard.size)
+    os.utime(half, (time.time() - 7200,) * 2)  # it may be another machine's, and grow
     monkeypatch.setattr(shard_places, "_room", lambda: 2.5 * shard.size)
     assert shard_places.copied(shard).stat().st_size == shard.size
     assert not list(cache.glob(".*"))

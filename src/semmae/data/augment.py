@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from semmae.data.crop import crop_image, least_side, random_crop
 from semmae.data.loaders import picture_bytes
 from semmae.data.manifest import ImageSet
-from semmae.data.samplers import Key, epoch_and_row
+from semmae.data.samplers import Key, epoch_and_row, row_ahead
 from semmae.errors import UserError
 from semmae.names import shown
 from semmae.sizes import Size, sides
@@ -68,6 +68,8 @@ class LabelledCrops(Dataset[dict[str, Any]]):
         return picture_bytes(self.size, self.images.channels)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
+        if (ahead := row_ahead(key)) is not None:
+            self.images.copy_soon(ahead)
         epoch, row = epoch_and_row(key)
         rng = np.random.default_rng((self.seed, epoch, row))
         image = self.images.read(row, least_side(self.size, self.scale[0]))

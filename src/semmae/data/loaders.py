@@ -33,7 +33,7 @@ from semmae.data.crop import (
 )
 from semmae.data.manifest import ImageSet
 from semmae.data.part_store import PartStore
-from semmae.data.samplers import Key, epoch_and_row
+from semmae.data.samplers import Key, epoch_and_row, row_ahead
 from semmae.data.token_store import TokenStore
 from semmae.data.workers import LOADERS, plan, start_worker
 from semmae.levels import as_pixels, levels, of_channels
@@ -120,6 +120,9 @@ class CropDataset(Dataset[dict[str, Any]]):
         Each kind of work is done for all in one go. In turns, they drive each other's code and tables out of the
         processor's cache: generators and labels then take several times as long, decoding a tenth longer.
         """
+        for ahead in map(row_ahead, keys):
+            if ahead is not None:
+                self.images.copy_soon(ahead)
         places = [epoch_and_row(key) for key in keys]
         rngs = [np.random.default_rng((self.seed, *place)) for place in places]
         pictures = self._pictures([row for _, row in places], rngs)

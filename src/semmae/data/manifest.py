@@ -123,6 +123,11 @@ class ImageSet:
         """Which tar file each row lies in; None where the images lie in none."""
         return None if self.source.shards is None else self.source.shards.take(self.positions)
 
+    def copy_soon(self, row: int) -> None:
+        """Have the tar file of a row copied in the background, where it lies at an address."""
+        if self.source.shards is not None:
+            self.source.shards.copy_soon(int(self.positions[row]))
+
     def select(self, rows: Rows) -> "ImageSet":
         return ImageSet(
             self.source, self.manifest.select(rows), self.positions[np.asarray(rows, dtype=np.int64)], self.channels

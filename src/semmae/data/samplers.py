@@ -8,21 +8,22 @@ import torch.distributed
 from torch.utils.data import Sampler
 
 from semmae.data.balance import balanced_rows
+from semmae.data.selection import InShards
 
 Numbers = npt.NDArray[np.int64]
-Key = int | tuple[int, int]  # a row, or (epoch, row)
+Key = int | tuple[int, ...]  # a row, (epoch, row), or (epoch, row, `row_ahead`)
 _AGAIN = 2**32  # epochs that lie between a row and the same row when it comes again in one
 WINDOW = 2**32  # bytes of tar shards whose images are shuffled together: what stays in memory, or is copied, at a time
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(Sampler[tuple[int, ...]]):
     """(epoch, row) for the rows of one epoch, dealt out to ranks; short ones get the first rows again.
 
     With `multiple`, what each rank takes of an optimiser step, an epoch is whole steps: rows beyond are left out, and
     which rows make a step does not depend on the number of ranks.
     With `classes`, of each row, every class comes equally often (`balanced_rows`); a row that comes again in an epoch
-    does so under another number of the epoch, and thus with another crop. With `shards`, the tar file of each
-    row and the bytes of that file, rows come in the order of `by_window`.
+    does so under another number of the epoch, and thus with another crop. With `shards` rows come in the order of
+    `by_window`, and where they lie at addresses some bring a `row_ahead` along.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         num_replicas: int | None = None,
         rank: int | None = None,
         classes: Sequence[int] | None = None,
-        shards: tuple[Numbers, Numbers] | None = None,
+        shards: InShards | None = None,
     ) -> None:
         if classes is not None and (len(classes) != length or not shuffle):
             raise ValueError(f"{length} rows, {len(classes)} classes; give one to each row, and shuffle them")
@@ -59,20 +60,47 @@ class EpochSampler(Sampler[tuple[int, int]]):
         epoch, rows = self._begin
         return rows if epoch == self.epoch else 0
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         replicas, rank = self._place()
         rows, epochs = np.arange(self.length), np.full(self.length, self.epoch)
-        rng = np.random.default_rng((self.seed, self.epoch))
+        rng, windows = np.random.default_rng((self.seed, self.epoch)), list[Numbers]()
         if self._classes is not None:
             rows, turns = balanced_rows(self._classes, rng)
             epochs = epochs + _AGAIN * turns
+        elif self.shuffle and self._shards is not None:
+            windows = by_window(self._shards.numbers, self._shards.sizes, rng)
+            rows = np.concatenate(windows)
         elif self.shuffle:
-            rows = rng.permutation(self.length) if self._shards is None else by_window(*self._shards, rng)
+            rows = rng.permutation(self.length)
         # np.resize repeats from the beginning
         dealt = np.resize(np.arange(self.length), len(self) * replicas)
         mine = dealt[rank::replicas][self.left_out :]
+        ahead = self._rows_ahead(windows, mine, rank / replicas)
         # One by one: a list of them would be millions of objects.
-        return ((int(epoch), int(row)) for epoch, row in zip(epochs[mine], rows[mine], strict=True))
+        keys = ((int(epoch), int(row)) for epoch, row in zip(epochs[mine], rows[mine], strict=True))
+        return ((*key, ahead[place]) if place in ahead else key for place, key in enumerate(keys))
+
+    def _rows_ahead(self, windows: Sequence[Numbers], mine: Numbers, turn: float) -> dict[int, int]:
+        """By places among this rank's rows: of each tar file of the next window one row, in the first half of a window.
+
+        So files at addresses are copied while the window before is shown, by whichever processes load these places.
+        `turn`, from 0 to 1: where in their order to begin, so that the ranks of a machine do not all ask for the same.
+        """
+        found: dict[int, int] = {}
+        if self._shards is None or not self._shards.are_remote:
+            return found
+        # Places rise, but where the first rows come again.
+        ends = np.searchsorted(np.maximum.accumulate(mine), np.cumsum([len(window) for window in windows]))
+        begin = 0
+        for window, end in zip(windows[1:], ends.tolist(), strict=False):
+            if end > begin:
+                _, first = np.unique(self._shards.numbers[window], return_index=True)
+                last = min(end, max((begin + end) // 2, begin + len(first)))
+                places = np.linspace(begin, last, len(first), endpoint=False).astype(np.int64)
+                rows = np.roll(window[first], -int(turn * len(first)))
+                found |= zip(places.tolist(), rows.tolist(), strict=True)
+            begin = end
+        return found
 
     def __len__(self) -> int:
         """Rows of a whole epoch, also where it is begun in the middle: schedules count by it."""
@@ -92,8 +120,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return replicas, rank
 
 
-def by_window(shards: Numbers, sizes: Numbers, rng: np.random.Generator, window: int = WINDOW) -> Numbers:
-    """An order of rows by which few tar shards are read at a time: int64 (N,).
+def by_window(shards: Numbers, sizes: Numbers, rng: np.random.Generator, window: int = WINDOW) -> list[Numbers]:
+    """An order of rows by which few tar shards are read at a time: the rows of each window, int64, N of them in all.
 
     Whole shards in an order that is drawn, cut into windows of so many bytes, and the rows of each window shuffled.
     Where all fit into one, any order is as likely, and the same as without shards.
@@ -108,11 +136,13 @@ def by_window(shards: Numbers, sizes: Numbers, rng: np.random.Generator, window:
     _, first, own = np.unique(shards, return_index=True, return_inverse=True)
     of_shard = sizes[first]
     if of_shard.sum() <= window:
-        return rows
+        return [rows]
     order = rng.permutation(len(of_shard))
     number = np.empty(len(order), dtype=np.int64)  # of the window of each shard
     number[order] = (np.cumsum(of_shard[order]) - of_shard[order]) // window
-    return rows[np.argsort(number[own[rows]], kind="stable")]
+    of_row = number[own[rows]]
+    sorting = np.argsort(of_row, kind="stable")
+    return np.split(rows[sorting], np.flatnonzero(np.diff(of_row[sorting])) + 1)
 
 
 class StepSampler(EpochSampler):
@@ -151,4 +181,9 @@ class StepSampler(EpochSampler):
 
 def epoch_and_row(key: Key) -> tuple[int, int]:
     """What a key of a sampler means; rows alone are of epoch 0."""
-    return key if isinstance(key, tuple) else (0, key)
+    return (key[0], key[1]) if isinstance(key, tuple) else (0, key)
+
+
+def row_ahead(key: Key) -> int | None:
+    """A row whose tar file will soon be read from, and is to be copied meanwhile; of most keys none."""
+    return key[2] if isinstance(key, tuple) and len(key) > 2 else None

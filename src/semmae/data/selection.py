@@ -1,5 +1,6 @@
 """What every source of images has, and some rows of one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from semmae.data.compact import Labels, Names, Rows
+from semmae.data.shard_places import Shard, copied_soon
 
 
 class Source(Protocol):
@@ -36,11 +38,23 @@ class InShards(NamedTuple):
 
     numbers: npt.NDArray[np.int64]  # (N,)
     sizes: npt.NDArray[np.int64]  # (N,): bytes of all images in that file, whichever of them are asked for
+    places: Sequence[Shard]  # these files
 
     def take(self, rows: Rows) -> "InShards":
         """Of these rows."""
         chosen = np.asarray(rows, dtype=np.int64)
-        return InShards(self.numbers[chosen], self.sizes[chosen])
+        return InShards(self.numbers[chosen], self.sizes[chosen], self.places)
+
+    @property
+    def are_remote(self) -> bool:
+        """Whether any of these files lies at an address."""
+        return any(shard.remote for shard in self.places)
+
+    def copy_soon(self, row: int) -> None:
+        """Have the file of a row copied in the background, where it lies at an address."""
+        shard = self.places[int(self.numbers[row])]
+        if shard.remote:
+            copied_soon(shard)
 
 
 class Selection:

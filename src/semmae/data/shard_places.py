@@ -1,8 +1,8 @@
 """Where tar shards lie: on a disk, or at addresses that fsspec reads, of which copies are kept in bounded room.
 
 Notable here:
-- a shard at an address is copied whole when one of its images is first asked for: trainings take images by shard and
-  window, and no store answers thousands of small requests a second;
+- a shard at an address is copied whole when one of its images is first asked for, or in the background before that:
+  trainings take images by shard and window, and no store answers thousands of small requests a second;
 - processes of one machine share the copies: one of them copies, the others wait for it;
 - where the room is used up, those go first that were read least recently; a copy has its room before it is begun, so
   that as many as are made at once do not take more.
@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ _USUAL_ROOM, _LEAST_ROOM = 64.0, 16.0  # GB; a training reads from up to three w
 _TRIES, _PAUSE = 3, 2.0  # of copying a shard; seconds before the second, twice as many before the third
 _WAIT = 0.2  # seconds, for room that copies of others have taken
 _FRESH = 60  # seconds for which a copy counts as read just now
+_LEFT = 3600  # seconds after which what is being copied, and grew no more, is a killed process's
 _ASKED = 16  # shards whose sizes are asked for at a time
 _SILENCE = 60.0  # seconds in which a server has to send something; what it sends may take as long as it likes
 _READ_AHEAD = 2**30  # bytes of a shard that is read in one go
@@ -144,6 +146,18 @@ def copied(shard: Shard) -> Path:
     return path
 
 
+def copied_soon(shard: Shard) -> None:
+    """Begin a copy in the background. What fails is left to whoever will read from it, and says so."""
+    threading.Thread(target=_copied_in_silence, args=(shard,), daemon=True, name="semmae-copy").start()
+
+
+def _copied_in_silence(shard: Shard) -> None:
+    try:
+        copied(shard)
+    except Exception as error:
+        _log.debug("%s: not copied ahead (%s)", shard.place, reason(error))
+
+
 def read_ahead(descriptor: int, size: int) -> None:
     """All of a shard into the system's cache, in the background, unless it is a large one.
 
@@ -203,7 +217,7 @@ def _room_for(path: Path, shard: Shard) -> Iterator[None]:
 
 def _make_room(folder: Path, shard: Shard) -> bool:
     """Remove copies that were not read for longest, until another one fits in; False where others are being made."""
-    _sweep_announced(folder)
+    _sweep_left(folder)
     copies, written, announced = [], dict[str, int](), dict[str, int]()  # bytes by the name of the shard
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process removes too
@@ -229,12 +243,16 @@ def _make_room(folder: Path, shard: Shard) -> bool:
     return True
 
 
-def _sweep_announced(folder: Path) -> None:
-    """Remove what killed processes have announced."""
-    for entry in folder.glob(f".*{_ANNOUNCED}.*{PART}"):
+def _sweep_left(folder: Path) -> None:
+    """Remove what killed processes have announced, and half copies: a training ends while others are being made."""
+    for entry in folder.glob(f".*{PART}"):
         name, process = entry.name.removesuffix(PART).removeprefix(".").rsplit(".", 1)
-        if process != str(os.getpid()):
-            sweep_beside(folder / name)
+        with suppress(FileNotFoundError):  # another process ends it
+            # A copy may be another machine's, where numbers of processes are others.
+            if process != str(os.getpid()) and (
+                name.endswith(_ANNOUNCED) or time.time() - entry.stat().st_mtime > _LEFT
+            ):
+                sweep_beside(folder / name)
 
 
 def _room() -> float:

@@ -57,7 +57,9 @@ class ShardSource:
         self._offsets, self.sizes = rows[:, 0].copy(), rows[:, 1].copy()
         self._places, self._shard = list(shards), np.repeat(np.arange(len(shards)), counts)
         images = [int(each.rows[:, 1].sum()) for each in members]
-        self.shards: InShards | None = InShards(self._shard, np.repeat(np.array(images, dtype=np.int64), counts))
+        self.shards: InShards | None = InShards(
+            self._shard, np.repeat(np.array(images, dtype=np.int64), counts), self._places
+        )
         self._opened: dict[int, _Opened] = {}
 
     def __len__(self) -> int:
