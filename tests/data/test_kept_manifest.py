@@ -16,6 +16,7 @@ from semmae.data import folders, manifest as module
 from semmae.data.decode import decode
 from semmae.data.manifest import ImageSet, open_images
 from semmae.run import ranks
+from semmae.run.folder import foreign_files
 from semmae.run.ranks import SHARED, made, sharing, wait_for
 
 Write = Callable[..., Path]
@@ -103,6 +104,7 @@ def test_shards_at_an_address_are_copied_by_no_other_process_before_the_start(
     assert [images.manifest for images in second] == [images.manifest for images in first]
     assert all(torch.equal(first[1].read(row), second[1].read(row)) for row in range(3))
     assert len(list(elsewhere.rglob("*.tar"))) == 1  # that of what was read
+    assert foreign_files(out) == []  # --overwrite may delete what is shared
     files.rm("/kept", recursive=True)
 
 

@@ -40,7 +40,7 @@ _NOTHING = {UNFINISHED, _LOCK, SHARED, _TURNS}
 # All that runs leave in their folder, which is what --overwrite may delete: patterns of files, those of every run and
 # those of the verbs, folders of loggers with whatever lies in them, and runs within the run.
 _FILES = {
-    UNFINISHED, _LOCK, f"{_TURNS}/*/{_LOCK}", f"{SHARED}/*.npz", f"{SHARED}/*.alive", f"{SHARED}/*.made",
+    UNFINISHED, _LOCK, f"{_TURNS}/*/{_LOCK}", f"{SHARED}/*.np[yz]", f"{SHARED}/*.alive", f"{SHARED}/*.made",
     f"{SHARED}/*.json", CONFIG,
     "train.log", "summary.json", "skipped.csv", "metrics.jsonl", "report.html", "loggers.json",
     "checkpoints/last.ckpt", "checkpoints/last.ckpt/*",
