@@ -41,6 +41,9 @@ _READ_AHEAD = 2**30  # bytes of a shard that is read in one go
 _VERSIONS = ("etag", "contentmd5", "md5hash", "md5", "blobid", "lastmodified", "updated", "mtime", "created")
 
 _log = logging.getLogger("semmae")
+# By path. What two threads copy at once has one name beside its place, and a file system may have no locks of its own.
+_of_threads: dict[str, threading.Lock] = {}
+os.register_at_fork(after_in_child=_of_threads.clear)  # a thread that holds one is not there
 
 
 class Shard(NamedTuple):
@@ -127,9 +130,7 @@ def copied(shard: Shard) -> Path:
 
     OSError where it cannot be fetched, or was changed since; DiskError where there is no room.
     """
-    folder = cache_folder("shards")
-    if folder is None:
-        raise UserError("SEMMAE_CACHE: is no path, and copies of remote shards are kept there; give another, or none")
+    folder = _folder()
     name = hashlib.sha256(on_disk(f"{shard.place}\0{shard.size}\0{shard.stamp}")).hexdigest()[:32]
     path = folder / f"{name}{_SUFFIX}"
     if not _is_whole(path, shard):
@@ -146,16 +147,36 @@ def copied(shard: Shard) -> Path:
     return path
 
 
+def _folder() -> Path:
+    """Where the copies are, made or not."""
+    folder = cache_folder("shards")
+    if folder is None:
+        raise UserError("SEMMAE_CACHE: is no path, and copies of remote shards are kept there; give another, or none")
+    return folder
+
+
 def copied_soon(shard: Shard) -> None:
-    """Begin a copy in the background. What fails is left to whoever will read from it, and says so."""
-    threading.Thread(target=_copied_in_silence, args=(shard,), daemon=True, name="semmae-copy").start()
+    """Begin a copy in the background, where there is room. What fails is left to whoever will read from it."""
+    with suppress(RuntimeError):  # the system begins no more threads
+        threading.Thread(target=_copied_in_silence, args=(shard,), daemon=True, name="semmae-copy").start()
 
 
 def _copied_in_silence(shard: Shard) -> None:
     try:
-        copied(shard)
+        if _is_room_ahead(shard):
+            copied(shard)
     except Exception as error:
         _log.debug("%s: not copied ahead (%s)", shard.place, reason(error))
+
+
+def _is_room_ahead(shard: Shard) -> bool:
+    """Whether three windows fit beside each other: with less, a copy would take the place of one that is being read."""
+    make_folder(folder := _folder())
+    room = shutil.disk_usage(folder).free
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process removes too
+            room += 512 * path.stat().st_blocks  # what is announced has none
+    return min(_room(), room) >= max(_LEAST_ROOM * 1e9, 3 * shard.size)
 
 
 def read_ahead(descriptor: int, size: int) -> None:
@@ -270,10 +291,14 @@ def _room() -> float:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Wait until no other process, nor any thread of this one, holds the lock."""
-    with path.open("a") as file:
-        with suppress(OSError):  # a file system without locks: then two may copy the same
+    with _of_threads.setdefault(str(path), threading.Lock()), path.open("a") as file:
+        with suppress(OSError):  # a file system without locks: then two processes may copy the same
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:  # what was forked meanwhile has the file open, too
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _matching(pattern: str, data: str) -> list[str]:
