@@ -36,11 +36,11 @@ trap 'told=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1 # the tasks, not thi
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     semmae "$@" --nodes "$SLURM_NNODES" --devices "$SLURM_NTASKS_PER_NODE" &
 wait $!
-code=$?
 while kill -0 $! 2> /dev/null; do # the signal has ended the waiting alone
     wait $!
-    code=$?
 done
+wait $! # once more for the code of srun: that of waiting which the signal has ended is 138, too
+code=$?
 # 138 is 128 + SIGUSR1: the same command resumes. Where the first task is the first to end with it, srun ends the others,
 # and its own code is that of the signal by which it did.
 if [ "$code" -eq 138 ] || { [ -n "$told" ] && [ "$code" -gt 128 ]; }; then
