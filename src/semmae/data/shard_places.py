@@ -171,7 +171,8 @@ def _copied_in_silence(shard: Shard) -> None:
 
 def _is_room_ahead(shard: Shard) -> bool:
     """Whether three windows fit beside each other: with less, a copy would take the place of one that is being read."""
-    make_folder(folder := _folder())
+    folder = _folder()
+    make_folder(folder)
     room = shutil.disk_usage(folder).free
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process removes too
