@@ -99,6 +99,8 @@ def _in_short(row: dict[str, Any], figure: str) -> str:
     found, seeds = difference(row, figure), f"{row['seeds']} seed" + "s" * (row["seeds"] > 1)
     if found is None:
         return f"{row[figure]:.1f} ({seeds})"
+    if found.pairs != row["seeds"]:
+        seeds += f" of which {found.pairs} in pairs"
     if found.low is not None and found.high is not None:
         seeds = f"{seeds}, {interval(found.low, found.high)}"
     return f"{row[figure]:.1f}: {found.mean:+z.1f} ({seeds})"

@@ -203,3 +203,6 @@ def test_pages_show_what_the_results_are() -> None:
     shown = evidence._in_short({"seeds": 2, "probe_top1": 50.04, "probe_top1_difference": dict(
         mean=1.26, low=-0.5, high=3.0, pairs=2)}, "probe_top1")  # fmt: skip
     assert shown == "50.0: +1.3 (2 seeds, -0.5 to 3.0)"
+    shown = evidence._in_short({"seeds": 5, "probe_top1": 50.04, "probe_top1_difference": dict(
+        mean=1.26, low=-0.5, high=3.0, pairs=2)}, "probe_top1")  # fmt: skip
+    assert shown == "50.0: +1.3 (5 seeds of which 2 in pairs, -0.5 to 3.0)"
