@@ -163,7 +163,9 @@ def _naming(remedy: str | None) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if remedy and str(error) in (_NO_IMAGE, deep.WIDE_TIFF_REMEDY):
+        # What Pillow would cut says by itself that tifffile reads it; not where that is here, and lacks a codec.
+        known = (_NO_IMAGE,) if remedy == deep.TIFF_REMEDY else (_NO_IMAGE, deep.WIDE_TIFF_REMEDY)
+        if remedy and str(error) in known:
             raise ValueError(remedy) from error
         raise
 
