@@ -11,7 +11,7 @@ Budget: 43 runs of 30 to 45 minutes of one slow core and two of 80, fifteen hour
 With `--gpu` it is not known: none was at hand.
 Aim: the best row by parts 1.4 points of fine-tuning above random, its interval above 0, five paired seeds. Found:
 random masks 28.4 %, all others that predict pixels within a point of it but attention and colour, which are behind;
-34 % where tokens are predicted, by any masks; four times the epochs tell masks no better apart (docs/evidence.md).
+34 % where tokens are predicted, by any masks; four times the epochs show no large gain (docs/evidence.md).
 
 1. random, the best of A and semantic, with pixels and with the teacher's tokens as the target, with five seeds;
 2. attention, colour, the best of A by k-means, it and random with another ratio, hardly any training at all, with two;
