@@ -268,7 +268,9 @@ def _make_room(folder: Path, shard: Shard) -> bool:
 def _sweep_left(folder: Path) -> None:
     """Remove what killed processes have announced, and half copies: a training ends while others are being made."""
     for entry in folder.glob(f".*{PART}"):
-        name, process = entry.name.removesuffix(PART).removeprefix(".").rsplit(".", 1)
+        name, _, process = entry.name.removesuffix(PART).removeprefix(".").rpartition(".")
+        if not name.endswith((_ANNOUNCED, _SUFFIX)):
+            continue  # none of ours
         with suppress(FileNotFoundError):  # another process ends it
             # A copy may be another machine's, where numbers of processes are others.
             if process != str(os.getpid()) and (
