@@ -32,15 +32,20 @@ fi
 told=
 trap 'told=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1 # the tasks, not this script
 
-# One task that fails ends all. Since Slurm 22.05 srun has to be told again how many cores a task has.
-srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    semmae "$@" --nodes "$SLURM_NNODES" --devices "$SLURM_NTASKS_PER_NODE" &
-wait $!
-while kill -0 $! 2> /dev/null; do # the signal has ended the waiting alone
+# One task that fails ends all. Since Slurm 22.05 srun has to be told again how many cores a task has. Its code goes by a
+# file: where the signal and srun's end meet, that of waiting is the signal's, or lost.
+ended=$(mktemp)
+{
+    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+        semmae "$@" --nodes "$SLURM_NNODES" --devices "$SLURM_NTASKS_PER_NODE"
+    echo $? > "$ended"
+} &
+while kill -0 $! 2> /dev/null; do # the signal ends the waiting alone
     wait $!
 done
-wait $! # once more for the code of srun: that of waiting which the signal has ended is 138, too
-code=$?
+code=$(cat "$ended")
+code=${code:-1} # what was killed itself has written none
+rm "$ended"
 # 138 is 128 + SIGUSR1: the same command resumes. Where the first task is the first to end with it, srun ends the others,
 # and its own code is that of the signal by which it did.
 if [ "$code" -eq 138 ] || { [ -n "$told" ] && [ "$code" -gt 128 ]; }; then
