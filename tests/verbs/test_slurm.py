@@ -132,6 +132,7 @@ def submitted(slurm: Path, program: str, arguments: list[str], log: Path) -> str
     def is_over() -> bool:
         found = said("scontrol", "show", "job", job)
         if "Reason=BeginTime" in found:  # what is queued again waits for two minutes
+            time.sleep(5)  # in the second in which its first start was ended, a node refuses to start it
             said("scontrol", "update", f"JobId={job}", "StartTime=now")
         return any(f"JobState={end}" in found for end in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"))
 
