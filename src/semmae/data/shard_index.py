@@ -16,7 +16,8 @@ Notable here:
 - a tar that ends without its mark of the end was cut off, or is damaged there, and is refused; so is one with more
   behind that mark than writers of tar files put there: another tar, or room that a copy made for what never came;
 - the file of the index holds every shard of a folder that was ever looked at; one that was changed is read anew;
-- of several processes of a run the first one reads the headers, and the others take its index.
+- of several processes of a run the first one reads the headers, and the others take its index;
+- headers are read by Python, which uses one core for all threads: many are read by processes.
 """
 
 import json
@@ -31,12 +32,13 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from semmae.cores import usable_cores
 from semmae.data.checked import cache_file, cache_folder
 from semmae.data.compact import Names
 from semmae.data.decode import SUFFIXES
 from semmae.data.endings import ARRAY, UNDECODED, counted, ending
 from semmae.data.shard_places import Shard, copied, named
-from semmae.data.workers import in_threads
+from semmae.data.workers import in_processes
 from semmae.errors import DiskError, UserError, reason
 from semmae.files import open_regular, whole
 from semmae.names import shown
@@ -52,7 +54,11 @@ _RECORD, _RECORDS = 20 * _BLOCK, tuple(_BLOCK * 2**power for power in range(5, 1
 _MOST_LABEL = 2**20  # bytes of a member that holds a label
 _PREFERRED = (".jpg", ".jpeg", ".png", ".webp")
 _LABELS = (".cls", ".json")
-_THREADS = 4  # that read shards at the same time
+_THREADS = 4  # that read shards at the same time; of processes as many at least, because disks of a network answer
+# several as fast as one
+_MOST = 16  # processes
+_WORTH = 20_000  # headers that are worth a process: a second of reading, where its start takes a tenth
+_SAMPLE = 100  # headers by which all are estimated
 _LINKS = "links or devices"  # among endings, what is no file
 _COLUMNS = 3  # of a row: offset, bytes, number of its label or -1
 
@@ -103,9 +109,30 @@ def members_of(shards: Sequence[Shard], key: str) -> list[Members]:
 
 def _all_read(shards: Sequence[Shard]) -> Iterator[tuple[Members, Counter[str]]]:
     with Progress(len(shards), "shards", "indexing") as progress:
-        for members in in_threads(_read_shard, shards, _THREADS):
+        for members in in_processes(_read_shard, shards, _processes(shards), _THREADS):
             yield members
             progress.update()
+
+
+def _processes(shards: Sequence[Shard]) -> int:
+    """How many are worth their start; fewer than 2: threads do it.
+
+    So they do for shards at addresses, which wait for their copies more than for a core.
+    """
+    cores = usable_cores()
+    if len(shards) < 2 or cores < 2 or shards[0].remote:
+        return 0
+    return min(len(shards), max(_THREADS, min(cores, _MOST)), _headers_about(shards) // _WORTH)
+
+
+def _headers_about(shards: Sequence[Shard]) -> int:
+    """How many headers the shards hold, if all are as dense as the beginning of the first; 0 where that is no tar."""
+    try:
+        with open_regular(Path(shards[0].place)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            count = sum(tar.next() is not None for _ in range(_SAMPLE))
+            return count * sum(shard.size for shard in shards) // max(_BLOCK, tar.offset)
+    except Exception:  # of any kind, as a damaged header raises them: reading finds out, and says so
+        return 0
 
 
 def _read_shard(shard: Shard) -> tuple[Members, Counter[str]]:
