@@ -263,6 +263,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "lightning_cost": (*TINY, "--rounds", "1", "--steps", "2"),
     "labelling": ("--images", "4", "--rounds", "1", "--workers", "0"),
     "startup": ("--rounds", "1", "--only", "an unknown verb"),
+    "shard_index": ("--shards", "2", "--images", "50", "--rounds", "1"),
 }
 
 
