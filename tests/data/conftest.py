@@ -1,14 +1,18 @@
-"""Small real image files and Parquet tables."""
+"""Small real image files, Parquet tables and tar shards."""
 
 import io
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from semmae.data import shard_places
 
 WriteImages = Callable[..., Path]
 
@@ -56,3 +60,37 @@ def write_table() -> WriteImages:
         return path
 
     return write
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies are kept; a shard that cannot be fetched is asked for again at once."""
+    monkeypatch.setenv("SEMMAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shard_places, "_PAUSE", 0.0)
+    return tmp_path / "cache" / "shards"
+
+
+@pytest.fixture
+def shards(tmp_path: Path, jpeg: Callable[[int], bytes], cache: Path) -> Path:
+    """Two shards to train on and one to measure on, three images each."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for number, name in enumerate(("train-0", "train-1", "val-0")):
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for row in range(3 * number, 3 * number + 3):
+                for ending, content in (("jpg", jpeg(row)), ("cls", str(row % 2).encode())):
+                    member = tarfile.TarInfo(f"{row}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    (folder / "classes.json").write_text('["cat", "dog"]')
+    return folder
+
+
+@pytest.fixture
+def memory(shards: Path) -> Iterator[str]:
+    """The shards in fsspec's file system in memory."""
+    files = fsspec.filesystem("memory")
+    for path in shards.iterdir():
+        files.pipe(f"/bucket/{path.name}", path.read_bytes())
+    yield "memory://bucket"
+    files.rm("/bucket", recursive=True)

@@ -2,10 +2,8 @@
 
 import errno
 import functools
-import io
 import os
 import re
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,30 +27,6 @@ from semmae.errors import DiskError
 from semmae.files import PART
 
 Jpeg = Callable[[int], bytes]
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where copies are kept; a shard that cannot be fetched is asked for again at once."""
-    monkeypatch.setenv("SEMMAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(shard_places, "_PAUSE", 0.0)
-    return tmp_path / "cache" / "shards"
-
-
-@pytest.fixture
-def shards(tmp_path: Path, jpeg: Jpeg, cache: Path) -> Path:
-    """Two shards to train on and one to measure on, three images each."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    for number, name in enumerate(("train-0", "train-1", "val-0")):
-        with tarfile.open(folder / f"{name}.tar", "w") as tar:
-            for row in range(3 * number, 3 * number + 3):
-                for ending, content in (("jpg", jpeg(row)), ("cls", str(row % 2).encode())):
-                    member = tarfile.TarInfo(f"{row}.{ending}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    (folder / "classes.json").write_text('["cat", "dog"]')
-    return folder
 
 
 class Server(SimpleHTTPRequestHandler):
@@ -107,16 +81,6 @@ def address(shards: Path) -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-@pytest.fixture
-def memory(shards: Path) -> Iterator[str]:
-    """The shards in fsspec's file system in memory."""
-    files = fsspec.filesystem("memory")
-    for path in shards.iterdir():
-        files.pipe(f"/bucket/{path.name}", path.read_bytes())
-    yield "memory://bucket"
-    files.rm("/bucket", recursive=True)
 
 
 @pytest.fixture(params=["address", "memory"])
@@ -356,30 +320,3 @@ def test_shards_that_change_are_read_anew_and_not_under_a_run(memory: str, cache
     files.pipe("/bucket/train-1.tar", files.cat("/bucket/val-0.tar") + bytes(512))
     with pytest.raises(OSError, match="was changed"):
         source.read(3)
-
-
-def test_s3_by_a_server_that_behaves_like_it(shards: Path, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where moto and s3fs are installed; both are heavy, so that no extra brings them."""
-    server = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    running.start()
-    try:
-        host, port = running.get_host_and_port()
-        for name, value in {"KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}.items():
-            monkeypatch.setenv(f"AWS_{'ACCESS_' if name == 'KEY_ID' else ''}{name}", value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        files = s3fs.S3FileSystem()
-        files.mkdir("photos")
-        for path in shards.iterdir():
-            files.pipe(f"photos/{path.name}", path.read_bytes())
-        there = open_source("s3://photos/")
-        assert [there.read(row) for row in range(9)] == [jpeg(row) for row in range(9)]
-        assert open_images("s3://photos/train-{0..1}.tar").labels == ["cat", "dog"] * 3
-        with refused("s3://photos/train-{0..2}.tar", "train-2.tar of 3", "missing"):
-            open_source("s3://photos/train-{0..2}.tar")
-        with refused("s3://other/a.tar"):
-            open_source("s3://other/a.tar")
-    finally:
-        running.stop()

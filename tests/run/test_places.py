@@ -52,6 +52,20 @@ def refuse_place(desk: Path, creatures: Path, refuse: tiny.Refuse) -> Callable[.
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_an_address(
+    verb: str, desk: Path, creatures: Path, refuse: tiny.Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which a path would make a folder called `s3:`."""
+    monkeypatch.chdir(desk)
+    known = {"DATA": str(creatures / "images"), "RUN": "run", "NEW": "new"}
+    given = [known.get(word, word) for word in VERBS[verb].split()]
+    where = f"s3://bucket/out{SUFFIX.get(verb, '')}"
+    refuse([verb, *given, *([] if given[-1] == "--export-png" else ["--out"]), where], desk, where, "address")
+    (desk / "s3:").mkdir()
+    check_place("--out", Path(where))  # a folder of that name
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_file_in_the_way(verb: str, desk: Path, refuse_place: Callable[..., str]) -> None:
     refuse_place(verb, "file/deep/out", f"{desk / 'file'} is a file")
 

@@ -37,7 +37,8 @@ from semmae.data.checked import cache_file, cache_folder
 from semmae.data.compact import Names
 from semmae.data.decode import SUFFIXES
 from semmae.data.endings import ARRAY, UNDECODED, counted, ending
-from semmae.data.shard_places import Shard, copied, named
+from semmae.data.shard_places import Shard, copied
+from semmae.data.stores import named
 from semmae.data.workers import in_processes
 from semmae.errors import DiskError, UserError, reason
 from semmae.files import open_regular, whole

@@ -8,6 +8,7 @@ Notable here:
   that as many as are made at once do not take more.
 """
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -19,11 +20,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from semmae.data.checked import cache_folder
+from semmae.data.stores import facts_of, file_system, list_anew, matching, named, said
 from semmae.data.workers import in_threads
-from semmae.errors import DiskError, UserError, escaped, listed, reason
+from semmae.errors import DiskError, UserError, listed, reason
 from semmae.files import PART, explained, make_folder, name_beside, remove, sweep_beside, whole
 from semmae.names import braced, bytes_shown, on_disk, shown
 
@@ -35,15 +37,16 @@ _WAIT = 0.2  # seconds, for room that copies of others have taken
 _FRESH = 60  # seconds for which a copy counts as read just now
 _LEFT = 3600  # seconds after which what is being copied, and grew no more, is a killed process's
 _ASKED = 16  # shards whose sizes are asked for at a time
-_SILENCE = 60.0  # seconds in which a server has to send something; what it sends may take as long as it likes
 _READ_AHEAD = 2**30  # bytes of a shard that is read in one go
-# What stores say of a file that is another when its content is, in the letters that are left of the names.
-_VERSIONS = ("etag", "contentmd5", "md5hash", "md5", "blobid", "lastmodified", "updated", "mtime", "created")
 
 _log = logging.getLogger("semmae")
 # By path. What two threads copy at once has one name beside its place, and a file system may have no locks of its own.
 _of_threads: dict[str, threading.Lock] = {}
 os.register_at_fork(after_in_child=_of_threads.clear)  # a thread that holds one is not there
+
+
+class _ChangedError(OSError):
+    """A shard is another one, and will be: nothing is gained by trying again."""
 
 
 class Shard(NamedTuple):
@@ -74,12 +77,6 @@ def local_shards(root: Path, names: Sequence[str], data: str) -> list[Shard]:
     return shards
 
 
-def named(place: str) -> str:
-    """A path or an address as a message shows it: its end is what distinguishes shards."""
-    place = escaped(place)
-    return place if len(place) <= 255 else f"{place[:77]}…{place[-77:]}"
-
-
 def names_shards(data: str) -> bool:
     """Whether an address is of shards: of one, of many by braces or `*`, or, by a slash at its end, of their folder."""
     return data.endswith(("/", _SUFFIX))
@@ -87,8 +84,9 @@ def names_shards(data: str) -> bool:
 
 def remote_addresses(data: str) -> tuple[str, list[str]]:
     """The folder around all shards that an address means, and each one's own, there or not."""
+    list_anew(data)
     patterns = [f"{data}*{_SUFFIX}"] if data.endswith("/") else braced(data)
-    addresses = [address for pattern in patterns for address in _matching(pattern, data)]
+    addresses = [address for pattern in patterns for address in matching(pattern, data)]
     return _common_folder(addresses), addresses
 
 
@@ -97,7 +95,7 @@ def remote_shards(data: str) -> tuple[str, list[Shard]]:
     root, addresses = remote_addresses(data)
     missing: list[str] = []
     shards: list[Shard] = []
-    for address, facts in zip(addresses, in_threads(_facts, addresses, _ASKED), strict=True):
+    for address, facts in zip(addresses, in_threads(facts_of, addresses, _ASKED), strict=True):
         if facts is None:
             missing.append(address[len(root) :])
         else:
@@ -111,18 +109,6 @@ def remote_shards(data: str) -> tuple[str, list[Shard]]:
             f"addresses; set {_ROOM} to more, or write smaller shards with semmae pack"
         )
     return root, shards
-
-
-def read_beside(root: str, name: str) -> bytes | None:
-    """The bytes of a small file in the folder of remote shards; None where there is none."""
-    try:
-        files, path = _file_system(root + name)
-        content: bytes = files.cat_file(path)
-    except (FileNotFoundError, PermissionError):  # a store may say either, where its files are not to be listed
-        return None
-    except Exception as error:  # stores, networks and their libraries have no common type
-        raise _unreadable(root + name, error) from error
-    return content
 
 
 def copied(shard: Shard) -> Path:
@@ -202,15 +188,18 @@ def _fetch(shard: Shard, path: Path) -> None:
     for last in (False,) * (_TRIES - 1) + (True,):
         try:
             with whole(path) as beside:
-                files, inside = _file_system(shard.place)
+                files, inside = file_system(shard.place)
                 files.get_file(inside, str(beside))
                 size = beside.stat().st_size
+                # Asked for behind it: of a large file stores send parts, which may be of two versions.
+                if said(shard.place, anew=True) != (shard.size, shard.stamp):
+                    raise _ChangedError(errno.ESTALE, f"{named(shard.place)} was changed since this began")
                 if size != shard.size:
-                    raise OSError(f"{size} bytes, where {shard.size} were announced; it was changed, or is cut off")
+                    raise OSError(f"{size} bytes, where {shard.size} were announced; it is cut off")
             return
-        except (DiskError, UserError):
+        except (DiskError, UserError, _ChangedError):
             raise
-        except Exception as error:  # as in `read_beside`
+        except Exception as error:  # stores, networks and their libraries have no common type
             if last:
                 raise OSError(f"{named(shard.place)} cannot be fetched: {reason(error, 200)}") from error
             _log.debug("%s: once more (%s)", shard.place, reason(error))
@@ -302,66 +291,6 @@ def _locked(path: Path) -> Iterator[None]:
         finally:  # what was forked meanwhile has the file open, too
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _matching(pattern: str, data: str) -> list[str]:
-    """The addresses that a pattern stands for, in their order; without `*` it is one itself, there or not."""
-    if "*" not in pattern:
-        return [pattern]
-    try:
-        files, inside = _file_system(pattern)
-        found = [str(files.unstrip_protocol(path)) for path in sorted(files.glob(inside))]
-    except Exception as error:
-        raise _unreadable(data, error) from error
-    if not found:
-        remedy = "check the address, and your rights there"
-        raise UserError(f"{named(data)}: no tar shards found at this address; {remedy}")
-    return found
-
-
-def _facts(address: str) -> tuple[int, int] | None:
-    """Size, and a number that is another one when the content is; None where there is no such file."""
-    try:
-        files, inside = _file_system(address)
-        found = files.info(inside)
-    except Exception as error:
-        # Over HTTP everything that fails is "not found", and why is said behind it.
-        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
-        if cause is None or getattr(cause, "status", None) in (404, 410):
-            return None
-        raise _unreadable(address, cause) from error
-    size = found.get("size")
-    if not isinstance(size, int):
-        raise UserError(f"{named(address)}: does not say how many bytes it holds; download it and give its folder")
-    known = {"".join(filter(str.isalnum, name)).lower(): value for name, value in found.items()}
-    version = "\0".join(str(known[name]) for name in _VERSIONS if name in known)
-    return size, int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "little", signed=True)
-
-
-def _file_system(address: str) -> tuple[Any, str]:
-    """What reads an address, and what the address is called there. Asked for anew: none outlives a fork."""
-    import fsspec
-
-    settings = {"get_client": _patient_client} if address.startswith(("http://", "https://")) else {}
-    files, inside = fsspec.core.url_to_fs(address, **settings)
-    return files, inside
-
-
-async def _patient_client(**given: Any) -> Any:
-    """Of a server, for files of any size: by itself it gives one up after five minutes, however much has come."""
-    from aiohttp import ClientSession, ClientTimeout
-
-    timeout = ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
-    return ClientSession(**{"timeout": timeout, **given})
-
-
-def _unreadable(address: str, error: BaseException) -> UserError:
-    remedy = "check the address, the network, and your rights there"
-    if isinstance(error, ImportError):
-        remedy = 'pip install "semmae[remote]", for s3:// and gs:// also s3fs and gcsfs'
-    elif isinstance(error, ValueError) and "rotocol" in str(error):
-        remedy = "give one of s3://, gs://, hf://, https://"
-    return UserError(f"{named(address)}: cannot be read: {reason(error, 200)}; {remedy}")
 
 
 def _common_folder(addresses: Sequence[str]) -> str:

@@ -22,8 +22,9 @@ from semmae.data.folders import first_folders, folder_classes
 from semmae.data.parquet import classes_of
 from semmae.data.selection import InShards
 from semmae.data.shard_index import Members, members_of
-from semmae.data.shard_places import Shard, copied, named, read_ahead, read_beside
+from semmae.data.shard_places import Shard, copied, read_ahead
 from semmae.data.splits import TRAIN, VAL, are_splits, pick_split
+from semmae.data.stores import named, read_beside
 from semmae.errors import UserError
 from semmae.files import open_regular, read_bytes
 

@@ -12,6 +12,7 @@ from semmae.names import braced, has_braces, on_disk, readable, user_path
 
 # What an option that names something to read may begin with, where that is no path: `timm:NAME`, `hf:NAME`, a URL.
 _NO_PATH = re.compile(r"^(timm|hf):|^[a-z][a-z0-9+.-]*://", re.I)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # with which an address begins: of a drive there is one letter
 
 
 def check_place(option: str, folder: Path, given: Path | None = None) -> None:
@@ -19,6 +20,12 @@ def check_place(option: str, folder: Path, given: Path | None = None) -> None:
 
     `given`: what the option was given, where that is no folder but something in it.
     """
+    scheme = (given or folder).parts[:1]
+    if scheme and _SCHEME.fullmatch(scheme[0]) and not os.path.lexists(scheme[0]):
+        address = str(given or folder).replace("/", "//", 1)  # of which a path has one
+        raise UserError(
+            f"{option} {address}: an address, and only disks are written to; give a folder, and copy it there"
+        )
     if option == "--out" and not _is_utf8(place := str(given or folder)):
         raise UserError(f"--out {readable(place)}: is no UTF-8, and weights cannot be read from there; choose another")
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
