@@ -87,6 +87,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/masking.py
 	$(BIN)/python benchmarks/loading.py $(if $(IMAGES),--images "$(IMAGES)")
+	$(BIN)/python benchmarks/remote_shards.py
 	$(BIN)/python benchmarks/lightning_cost.py
 	$(BIN)/python benchmarks/labelling.py
 	$(BIN)/python benchmarks/startup.py

@@ -20,7 +20,9 @@ import scaling
 from contestants import KINDS
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ("step", "step_profile", "memory", "masking", "loading", "lightning_cost", "startup", "residual")
+BENCHMARKS = (
+    "step", "step_profile", "memory", "masking", "loading", "remote_shards", "lightning_cost", "startup", "residual",
+)  # fmt: skip
 VARIANTS = ("loading_packed", "loading_views")  # of these
 VIEWS = ("crops_2", "crops_2_8")
 PEERS = ("transformers", "lightly")
@@ -289,6 +291,12 @@ def gpu_hours(results: Results) -> str:
     return f"{min(hours):.0f} to {max(hours):.0f}"
 
 
+def of_remote_shards(results: Results, ratio: str) -> str:
+    """A ratio of an epoch's times where copying a window takes half as long as showing it, and nine tenths."""
+    ratios = {case["share"]: case["ratios"][ratio] for case in results["remote_shards"]["cases"]}
+    return " and ".join(f"{ratios[share]:.2f}" for share in (0.5, 0.9))
+
+
 def residual_table(results: Results) -> str:
     """Losses in float32, with products in bf16, and with what blocks add to in bf16 as well."""
     losses: dict[str, dict[str, list[float]]] = results["residual"]["losses"]
@@ -317,6 +325,8 @@ FIGURES: dict[str, Callable[[Results], str]] = {
         100 * r["loading_packed"]["bytes_an_image"]["packed"] / r["loading_packed"]["bytes_an_image"]["files"]
     ),
     "loads-views": lambda r: " and ".join(f"{views['ours']:.0f}" for views in map(r["loading_views"].get, VIEWS)),
+    "copied-ahead": lambda r: of_remote_shards(r, "without"),
+    "copied-best": lambda r: of_remote_shards(r, "of_best"),
     "parameters": lambda r: f"{scaling.parameters() / 1e6:.1f} M",
     "gradients": lambda r: f"{scaling.GRADIENT_BYTES['float32'] * scaling.parameters() / 1e6:.0f} MB",
     "products": lambda r: "{:.0f} %".format(

@@ -260,6 +260,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "memory": (*TINY, "--steps", "1"),
     "masking": ("--images", "8", "--rounds", "1", "--step-seconds", "1"),
     "loading": ("--rounds", "1", "--workers", "0"),
+    "remote_shards": ("--rounds", "1", "--scale", "0.05"),
     "lightning_cost": (*TINY, "--rounds", "1", "--steps", "2"),
     "labelling": ("--images", "4", "--rounds", "1", "--workers", "0"),
     "startup": ("--rounds", "1", "--only", "an unknown verb"),
