@@ -26,8 +26,7 @@ _MIXING = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_
 # What it does not even take a single number of the CPU for; of others it does.
 _STRICT = {"mm", "addmm", "bmm", "baddbmm", "cat", "stack", "gather", "scatter", "index_select", "convolution"}
 
-
-_REAL_TO = Tensor.to
+_REAL_TO = Tensor.to  # before it is replaced
 
 
 class OnGPU(Tensor):

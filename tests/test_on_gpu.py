@@ -36,14 +36,16 @@ Array = npt.NDArray[Any]
     ],
 )
 def test_what_a_gpu_refuses_is_refused(wrong: Callable[[Tensor], object]) -> None:
+    before = torch.cuda.is_available(), Tensor.to, torch.Generator
     with on_gpu():
+        assert torch.cuda.is_available()
         x = torch.ones(3, 4, device="cuda")
         assert x.device == x.to("cuda").device == (2 * x).sum().device == CUDA
         assert x[torch.tensor([0, 1])].device == (x + torch.ones(())).device == CUDA
         assert not x.cpu().is_cuda and x.cpu().numpy().shape == (3, 4)
         with pytest.raises((RuntimeError, TypeError)):
             wrong(x)
-    assert torch.tensor([1]).numpy() == 1 and not isinstance(torch.Generator().device, Tensor)
+    assert (torch.cuda.is_available(), Tensor.to, torch.Generator) == before
 
 
 def trained(name: str, out: Path) -> list[dict[str, Any]]:
@@ -69,7 +71,7 @@ def test_every_task_trains_there_and_goes_on_with_the_losses_of_the_cpu(name: st
 
 
 def whole_way(out: Path, creatures: Path, encoder: Path) -> None:
-    """Every verb that computes with a network; of trainings one with parts and one for a teacher's tokens."""
+    """Verbs that train, measure or embed; parts are learned on the way, and one training is for a teacher's tokens."""
     images, masks = creatures / "images", creatures / "masks"
     common: dict[str, Any] = {"data": images, "workers": 0, "precision": "float32"}
     few: dict[str, Any] = {**common, "batch_size": tiny.BATCH, "logger": "none"}
@@ -79,6 +81,7 @@ def whole_way(out: Path, creatures: Path, encoder: Path) -> None:
     semmae.pretrain(out=out / "tokens", teacher=encoder, target="tokens", masking="random", **new)
     own: dict[str, Any] = {"encoder": out / "parts", "untrained": False}
     semmae.evaluate(out=out / "evaluate", steps=2, **own, **common)
+    semmae.knn(out=out / "knn", **own, **common)
     semmae.probe(out=out / "probe", epochs=1, **own, **few)
     semmae.finetune(out=out / "finetune", epochs=1, augment="none", **own, **few)
     segmented = {**few, "data": creatures, "head": "linear", "steps": 2, "val_steps": 1, "pictures": 0}
@@ -96,7 +99,7 @@ def found_by(out: Path) -> tuple[dict[str, Any], Array, Array]:
 
 
 @pytest.mark.slow
-def test_every_verb_finds_there_what_it_finds_on_the_cpu(creatures: Path, encoder: Path, tmp_path: Path) -> None:
+def test_verbs_find_there_what_they_find_on_the_cpu(creatures: Path, encoder: Path, tmp_path: Path) -> None:
     whole_way(tmp_path / "cpu", creatures, encoder)
     with on_gpu():
         whole_way(tmp_path / "gpu", creatures, encoder)
